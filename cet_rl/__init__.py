@@ -1,0 +1,42 @@
+"""Cascading eligibility traces: learning when credit arrives late.
+
+The names below are imported on first use, so that `import cet_rl` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cet_rl.timing import CreditTiming as CreditTiming
+    from cet_rl.traces import CET as CET
+    from cet_rl.traces import ET as ET
+    from cet_rl.traces import LTPLTD as LTPLTD
+    from cet_rl.traces import Legendre as Legendre
+    from cet_rl.traces import PerfectMemory as PerfectMemory
+    from cet_rl.traces import SharpCET as SharpCET
+
+try:
+    __version__ = version("cet-rl")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "CreditTiming": "cet_rl.timing",
+    "CET": "cet_rl.traces",
+    "ET": "cet_rl.traces",
+    "LTPLTD": "cet_rl.traces",
+    "Legendre": "cet_rl.traces",
+    "PerfectMemory": "cet_rl.traces",
+    "SharpCET": "cet_rl.traces",
+}
+
+__all__ = ["CET", "ET", "LTPLTD", "CreditTiming", "Legendre", "PerfectMemory", "SharpCET", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'cet_rl' has no attribute {name!r}")
