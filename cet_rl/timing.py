@@ -1,0 +1,88 @@
+"""Seconds to steps: when the credit signal reaches each layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
+RELATIVE_TOLERANCE = 1e-9
+
+BEHAVIOURAL_STEP = 0.2
+"""Seconds one simulation step stands for at behavioural time scales (paper, section 4)."""
+
+RETROGRADE_STEP = 0.3
+"""Seconds one simulation step stands for with retrograde signals in RL (paper, section 4.2)."""
+
+
+def whole_steps(delay: float, step_duration: float) -> int:
+    """The delay in whole steps, D = T / Δt.
+
+    Args:
+        delay: T, in seconds.
+        step_duration: Δt, in seconds.
+
+    Raises:
+        ValueError: if the delay is negative, not finite, or no whole number of steps; the message names the
+            two nearest valid delays.
+    """
+    if not math.isfinite(step_duration) or step_duration <= 0:
+        raise ValueError(f"step duration must be a positive number of seconds, got {step_duration:g}")
+    if not math.isfinite(delay) or delay < 0:
+        raise ValueError(f"delay must be zero or a positive, finite number of seconds, got {delay:g}")
+    exact = delay / step_duration
+    nearest = round(exact)
+    if abs(exact - nearest) > RELATIVE_TOLERANCE * max(exact, 1.0):
+        below, above = math.floor(exact), math.ceil(exact)
+        raise ValueError(
+            f"a delay of {delay:g} s is no whole number of {step_duration:g} s steps; "
+            f"the nearest valid delays are {below * step_duration:g} s and {above * step_duration:g} s"
+        )
+    return nearest
+
+
+@dataclass(frozen=True)
+class CreditTiming:
+    """When credit arrives, in seconds, for a network of `layers` layers.
+
+    Uniform (behavioural time scale): the signal reaches every layer after `delay` (paper, section 4.1).
+    Stacked (retrograde signalling): each layer passes it on after another `delay`, so that the output layer
+    waits 0, the layer before it `delay`, the one before that twice `delay` (section 4.2, Fig. 6).
+
+    Attributes:
+        delay: T, in seconds.
+        step_duration: Δt, in seconds: the time one simulation step stands for.
+        stacked: whether delays add up from the output layer down.
+        layers: number of layers, input side first.
+
+    Raises:
+        ValueError: see `whole_steps`; also if `layers` is not at least 1.
+    """
+
+    delay: float = 0.0
+    step_duration: float = BEHAVIOURAL_STEP
+    stacked: bool = False
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        whole_steps(self.delay, self.step_duration)
+
+    @property
+    def delay_steps(self) -> int:
+        """D: the delay of one layer (stacked) or of all of them (uniform), in steps."""
+        return whole_steps(self.delay, self.step_duration)
+
+    @property
+    def layer_delays(self) -> tuple[int, ...]:
+        """Delay of each layer in steps, the layer next to the input first."""
+        steps = self.delay_steps
+        if self.stacked:
+            return tuple(steps * (self.layers - 1 - layer) for layer in range(self.layers))
+        return (steps,) * self.layers
+
+    @property
+    def longest_delay(self) -> int:
+        """Steps until the last layer to hear of an event has heard of it."""
+        return max(self.layer_delays)

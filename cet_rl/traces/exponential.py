@@ -1,0 +1,93 @@
+"""The traces that cascades compete with: the classical one, and the difference of two."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps
+
+
+@dataclass(frozen=True)
+class ET(Trace):
+    """Classical eligibility trace (paper, Eq. 2): one state that decays, largest at lag 0.
+
+    In unit-gain form y_t = β y_{t-1} + (1 - β) h_t, so g_ℓ = (1 - β) βˡ before scaling.
+
+    Attributes:
+        decay: β in (0, 1), per step; β = exp(-αΔt).
+        normalization: see `Trace`.
+    """
+
+    decay: float
+    normalization: Normalization = "area"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay must lie strictly between 0 and 1, got {self.decay:g}")
+
+    @classmethod
+    def from_delay(cls, delay_steps: int, normalization: Normalization = "area") -> ET:
+        """The trace with rate α = 1/T (paper, section 3): β = exp(-1/D)."""
+        check_delay_steps(delay_steps, "ET")
+        return cls(math.exp(-1 / delay_steps), normalization)
+
+    @property
+    def states(self) -> int:
+        """One."""
+        return 1
+
+    def _unscaled_kernel(self, length: int) -> FloatArray:
+        return (1 - self.decay) * self.decay ** np.arange(length, dtype=np.float64)
+
+    def transition(self) -> Transition:
+        """(M, K, C) of the one state."""
+        return Transition(np.array([[self.decay]]), np.array([1 - self.decay]), np.array([1 / self.scale]))
+
+
+@dataclass(frozen=True)
+class LTPLTD(Trace):
+    """Difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016; paper, section 3).
+
+    g(t) = exp(-γ_P t) - exp(-γ_D t), integrated over each step. In continuous time it peaks at
+    T = ln(γ_D / γ_P) / (γ_D - γ_P).
+
+    Attributes:
+        delay_steps: D ≥ 1, where the continuous kernel peaks, in steps.
+        ratio: γ_D / γ_P > 1.
+        normalization: see `Trace`.
+    """
+
+    delay_steps: int
+    ratio: float = 2.0
+    normalization: Normalization = "area"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_delay_steps(self.delay_steps, "LTPLTD")
+        if not (math.isfinite(self.ratio) and self.ratio > 1):
+            raise ValueError(f"ratio of the two rates must be finite and above 1, got {self.ratio:g}")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(γ_P, γ_D) per step."""
+        potentiation = math.log(self.ratio) / ((self.ratio - 1) * self.delay_steps)
+        return potentiation, self.ratio * potentiation
+
+    @property
+    def states(self) -> int:
+        """Two."""
+        return 2
+
+    def _unscaled_kernel(self, length: int) -> FloatArray:
+        lags = np.arange(length, dtype=np.float64)
+        slow, fast = (-math.expm1(-rate) / rate * np.exp(-rate * lags) for rate in self.rates)
+        return slow - fast
+
+    def transition(self) -> Transition:
+        """(M, K, C): two independent unit-gain states, read with opposite signs."""
+        rates = np.array(self.rates)
+        return Transition(np.diag(np.exp(-rates)), -np.expm1(-rates), np.array([1.0, -1.0]) / rates / self.scale)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cet_rl import CreditTiming
+from cet_rl.timing import RETROGRADE_STEP, whole_steps
+
+
+@given(steps=st.integers(0, 10_000), step_ms=st.sampled_from([200, 300, 50, 7]))
+def test_whole_delays_are_exact(steps, step_ms):
+    assert whole_steps(steps * step_ms / 1000, step_ms / 1000) == steps
+
+
+def test_delays_of_the_paper():
+    assert [whole_steps(T, 0.2) for T in (1.2, 2, 4, 8, 32, 64, 128)] == [6, 10, 20, 40, 160, 320, 640]
+
+
+def test_uniform_and_stacked_layers():
+    assert CreditTiming(8.0).layer_delays == (40, 40, 40)
+    retrograde = CreditTiming(120.0, RETROGRADE_STEP, stacked=True)
+    assert retrograde.layer_delays == (800, 400, 0)
+    assert retrograde.longest_delay == 800
+    assert CreditTiming(layers=2).layer_delays == (0, 0)
+
+
+def test_a_fraction_of_a_step_names_the_nearest_valid_delays():
+    with pytest.raises(ValueError, match=r"nearest valid delays are 1\.2 s and 1\.4 s"):
+        CreditTiming(1.3)
+
+
+@pytest.mark.parametrize("delay", [-0.2, float("inf"), float("nan")])
+def test_impossible_delays(delay):
+    with pytest.raises(ValueError, match="delay must be"):
+        CreditTiming(delay)
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
+def test_impossible_steps(step):
+    with pytest.raises(ValueError, match="step duration"):
+        CreditTiming(1.0, step)
