@@ -1,0 +1,103 @@
+"""The constants an executor needs of a trace, computed once in float64 and kept in the layer's type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cet_rl.traces.base import FloatArray, Trace, Transition
+
+
+@dataclass(frozen=True)
+class ChunkConstants:
+    """The closed form of T steps (see `cet_rl.credit.chunk`).
+
+    Attributes:
+        toeplitz: g_{u-s} at [s, u], zero for u < s; shape (T, T).
+        readout: q_u = C M^{u+1}, shape (T, n).
+        absorb: (M^{T-1-s} K)_k at [k, s], shape (n, T).
+        carry: M^T, shape (n, n).
+    """
+
+    toeplitz: Tensor
+    readout: Tensor
+    absorb: Tensor
+    carry: Tensor
+
+
+def correlation_matrix(kernel: FloatArray, rows: int, columns: int) -> FloatArray:
+    """g_{u-s} at [s, u] for s = columns - rows … columns - 1 and u = 0 … columns - 1; zero outside the kernel.
+
+    Multiplying by it turns the credit that arrives at each u into the credit due to each event s ≤ u; s < 0 are
+    events of earlier chunks.
+    """
+    lag = np.arange(columns)[None, :] - (np.arange(rows)[:, None] + columns - rows)
+    return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
+
+
+@dataclass
+class StateConstants:
+    """(M, K, C) of a trace with states, and the closed forms derived from it, one for each chunk length met."""
+
+    transition: Transition
+    dtype: torch.dtype
+    device: torch.device
+    _chunks: dict[int, ChunkConstants] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.M = self._tensor(self.transition.M)
+        self.K = self._tensor(self.transition.K)
+        self.C = self._tensor(self.transition.C)
+
+    def _tensor(self, array: FloatArray) -> Tensor:
+        return torch.from_numpy(array.copy()).to(self.device, self.dtype)
+
+    def chunk(self, steps: int) -> ChunkConstants:
+        """The closed form of `steps` steps."""
+        if steps not in self._chunks:
+            M, K, C = self.transition.M, self.transition.K, self.transition.C
+            responses = np.empty((steps, len(K)))  # M^ℓ K
+            readout = np.empty((steps, len(K)))  # C M^{ℓ+1}
+            power, response, read = np.eye(len(K)), K, C
+            for lag in range(steps):
+                read = read @ M
+                responses[lag], readout[lag] = response, read
+                power, response = power @ M, M @ response
+            self._chunks[steps] = ChunkConstants(
+                toeplitz=self._tensor(correlation_matrix(responses @ C, steps, steps)),
+                readout=self._tensor(readout),
+                absorb=self._tensor(responses[::-1].T),
+                carry=self._tensor(power),
+            )
+        return self._chunks[steps]
+
+
+@dataclass
+class HistoryConstants:
+    """The kernel of a trace over its support [first, last), and its correlation matrix per chunk length.
+
+    Attributes:
+        first: the first lag of the support; the layer delays (f', x) by it before anything else.
+        past: L = last - first - 1, how many earlier steps still matter.
+    """
+
+    trace: Trace
+    dtype: torch.dtype
+    device: torch.device
+    _matrices: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.first, last = self.trace.support
+        self.past = last - self.first - 1
+        self._kernel = self.trace.kernel(last)[self.first :].numpy()
+        self.kernel = torch.from_numpy(self._kernel).to(self.device, self.dtype)
+
+    def correlation(self, steps: int) -> Tensor:
+        """g_{first+u-s} at [s, u], s = -L … steps - 1; shape (L + steps, steps)."""
+        if steps not in self._matrices:
+            matrix = correlation_matrix(self._kernel, self.past + steps, steps)
+            self._matrices[steps] = torch.from_numpy(matrix).to(self.device, self.dtype)
+        return self._matrices[steps]

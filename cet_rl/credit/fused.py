@@ -1,0 +1,102 @@
+"""Every synapse walks the chunk with its states at hand: the definition as one compiled loop on a CPU.
+
+The loop takes a row of synapses through all T steps, so that its states stay in cache for the whole chunk, and
+within a step handles one synapse after the other, n states and all, in vector registers. For that the number of
+states must be known when it is compiled, so its source is written per trace: the definition of
+`cet_rl.credit.step`, spelled out for n states, zeros of M and C left out. It is the executor for rollouts of a
+few steps and for one γλ per weight, which breaks the collapse of sums that the closed form rests on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from cet_rl.credit.constants import StateConstants
+from cet_rl.credit.signals import Decay, Signals, SynapseState
+
+_TEMPLATE = """
+def walk(coefficients, K, states, eligibility, pre, derivative, error, td_error, start, decay, gradient):
+    steps, envs, n_in = pre.shape
+    one = eligibility.dtype.type(1)  # a plain 1 would promote float32 to float64
+    {coefficients}
+    for env in range(envs):
+        for unit in range(error.shape[2]):
+            e, row, rates = eligibility[env, unit], gradient[unit], decay[unit]
+            {rows}
+            for t in range(steps):
+                x, active = pre[t, env], derivative[t, env, unit]
+                keep, delta, eta = one - start[t, env], error[t, env, unit], td_error[t, env]
+                {gains}
+                for j in range(n_in):
+                    {before}
+                    {after}
+                    {store}
+                    c = {output}
+                    e_j = keep * rates[j] * e[j] + delta * c
+                    e[j] = e_j
+                    row[j] += eta * e_j
+"""
+
+
+Pattern = tuple[tuple[int, ...], ...]
+"""For each entry of [M; C], which of the distinct coefficients it is; -1 for a zero."""
+
+
+def _source(pattern: Pattern) -> str:
+    order = len(pattern) - 1
+    each = range(order)
+
+    def weighted(row: tuple[int, ...], names: str) -> list[str]:
+        return [f"m{index} * {names}{source}" for source, index in enumerate(row) if index >= 0]
+
+    lines = {
+        "coefficients": [f"m{i} = coefficients[{i}]" for i in range(max(map(max, pattern)) + 1)],
+        "rows": [f"s{k} = states[env, unit, {k}]" for k in each],
+        "gains": [f"k{k} = K[{k}] * active" for k in each],
+        "before": [f"old{k} = s{k}[j]" for k in each],
+        "after": [f"new{k} = " + " + ".join([f"k{k} * x[j]", *weighted(pattern[k], "old")]) for k in each],
+        "store": [f"s{k}[j] = new{k}" for k in each],
+        "output": [" + ".join(weighted(pattern[order], "new"))],
+    }
+    return _TEMPLATE.format(**{name: "; ".join(statements) for name, statements in lines.items()})
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: Pattern) -> Callable[..., None]:
+    namespace: dict[str, Any] = {}
+    exec(compile(_source(pattern), f"<fused loop for {len(pattern) - 1} states>", "exec"), namespace)
+    # Contraction to fused multiply-adds only: NaN must stay NaN and sums keep their order.
+    walk: Callable[..., None] = numba.njit(nogil=True, fastmath={"contract"})(namespace["walk"])
+    return walk
+
+
+def _distinct(constants: StateConstants) -> tuple[Pattern, np.ndarray[Any, Any]]:
+    # Equal coefficients share a register: a cascade has n of them among its n² entries of M.
+    table = torch.cat([constants.M, constants.C[None]]).numpy()
+    values = np.unique(table[table != 0])
+    index = np.where(table == 0, -1, np.searchsorted(values, table))
+    return tuple(tuple(int(i) for i in row) for row in index), values
+
+
+def fused(constants: StateConstants, state: SynapseState, signals: Signals, decay: Decay) -> Tensor:
+    """Run T steps on a CPU. Same arguments and result as `step`; one γλ, or one per weight."""
+    assert state.states is not None
+    gradient = torch.zeros_like(state.eligibility[0])
+    rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
+    inputs = (signals.pre, signals.derivative, signals.error, signals.td_error, signals.start)
+    pattern, values = _distinct(constants)
+    _compiled(pattern)(
+        values,
+        *(t.numpy() for t in (constants.K, state.states, state.eligibility)),
+        *(t.contiguous().numpy() for t in inputs),
+        rates.numpy(),
+        gradient.numpy(),
+    )
+    return gradient

@@ -1,0 +1,62 @@
+"""The definition of credit assignment at a synapse, one step at a time: the reference all executors equal.
+
+For every synapse, every environment and every step,
+
+    S ← M S + K f' x        c = C · S        e ← γλ (1 - s) e + δ c        ΔW += η e
+
+with δ, η and s already delayed to when they arrive at this layer. The cascade S is not reset at episode ends:
+credit for the last D steps is still on its way. The RL trace e is cut where the (delayed) next episode starts,
+before that episode's first contribution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cet_rl.credit.constants import HistoryConstants, StateConstants
+from cet_rl.credit.signals import Decay, Signals, SynapseState
+
+
+def step(
+    constants: StateConstants | HistoryConstants, state: SynapseState, signals: Signals, decay: Decay
+) -> Tensor:
+    """Run the definition over T steps.
+
+    Args:
+        constants: of the layer's trace; which kind decides whether synapses hold states or their past.
+        state: carried over; updated.
+        signals: T steps of inputs; T = 1 is an update after every step.
+        decay: γλ, one number or one per weight.
+
+    Returns:
+        ΔW summed over steps and environments, shape (n_out, n_in).
+    """
+    total = torch.zeros_like(state.eligibility[0])
+    for pre, derivative, error, td_error, start in zip(
+        signals.pre, signals.derivative, signals.error, signals.td_error, signals.start, strict=True
+    ):
+        if isinstance(constants, StateConstants):
+            output = _advance_states(constants, state, pre, derivative)
+        else:
+            output = _advance_history(constants, state, pre, derivative)
+        kept = decay * (1 - start)[:, None, None] * state.eligibility
+        state.eligibility = kept + error[:, :, None] * output
+        total += (td_error[:, None, None] * state.eligibility).sum(0)
+    return total
+
+
+def _advance_states(constants: StateConstants, state: SynapseState, pre: Tensor, derivative: Tensor) -> Tensor:
+    assert state.states is not None
+    hebbian = derivative[:, :, None] * pre[:, None, :]
+    state.states = constants.M @ state.states + constants.K[:, None] * hebbian[:, :, None, :]
+    return torch.einsum("k,eokj->eoj", constants.C, state.states)
+
+
+def _advance_history(constants: HistoryConstants, state: SynapseState, pre: Tensor, derivative: Tensor) -> Tensor:
+    assert state.past_pre is not None
+    assert state.past_derivative is not None
+    pres = torch.cat([state.past_pre, pre[None]])
+    derivatives = torch.cat([state.past_derivative, derivative[None]])
+    state.past_pre, state.past_derivative = pres[1:], derivatives[1:]
+    return torch.einsum("l,leo,lej->eoj", constants.kernel.flip(0), derivatives, pres)

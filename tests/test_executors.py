@@ -1,0 +1,213 @@
+"""Every executor against the definition, in float64, over random shapes, delays, chunkings and episode ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
+from cet_rl.credit import Synapses
+
+NORMALIZATIONS = st.sampled_from(["area", "peak"])
+ORDERS = st.integers(2, 6)
+DELAYS = st.integers(1, 12)
+TRACES = st.one_of(
+    st.none(),
+    st.builds(CET, ORDERS, DELAYS, NORMALIZATIONS),
+    st.builds(SharpCET, ORDERS, DELAYS, NORMALIZATIONS),
+    st.builds(Legendre, ORDERS, DELAYS, NORMALIZATIONS),
+    st.builds(ET, st.floats(0.05, 0.95), NORMALIZATIONS),
+    st.builds(LTPLTD, DELAYS, st.floats(1.5, 4), NORMALIZATIONS),
+    st.builds(PerfectMemory, st.integers(0, 12)),
+)
+
+
+@st.composite
+def problems(draw):
+    """A layer and several chunks of signals for it."""
+    return {
+        "n_in": draw(st.integers(1, 4)),
+        "n_out": draw(st.integers(1, 3)),
+        "num_envs": draw(st.integers(1, 3)),
+        "trace": draw(TRACES),
+        "delay_steps": draw(st.integers(0, 15)),
+        "chunks": draw(st.lists(st.integers(1, 20), min_size=1, max_size=5)),
+        "decay": draw(st.sampled_from([0.0, 0.5, 0.94])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def signals(problem, steps, generator):
+    """Random activity with ReLU derivatives, episode starts, and steps that are no transition."""
+    envs, n_in, n_out = problem["num_envs"], problem["n_in"], problem["n_out"]
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    valid = (torch.rand(steps, envs, generator=generator) > 0.1).double()
+    derivative = (normal(steps, envs, n_out) > 0).double() * valid[..., None]
+    error = normal(steps, envs, n_out) * valid[..., None]
+    start = (torch.rand(steps, envs, generator=generator) < 0.15).double()
+    return normal(steps, envs, n_in), derivative, error, normal(steps, envs) * valid, start
+
+
+def layer(problem, executor, decay=None):
+    return Synapses(
+        problem["n_in"],
+        problem["n_out"],
+        problem["trace"],
+        delay_steps=problem["delay_steps"],
+        decay=problem["decay"] if decay is None else decay,
+        num_envs=problem["num_envs"],
+        rollout=problem["chunks"][0],
+        executor=executor,
+        dtype=torch.float64,
+    )
+
+
+def updates(problem, executor, decay=None):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    synapses = layer(problem, executor, decay)
+    return [synapses(*signals(problem, steps, generator)) for steps in problem["chunks"]], synapses
+
+
+def assert_same(found, expected):
+    for chunk, (a, b) in enumerate(zip(found, expected, strict=True)):
+        scale = max(1.0, b.abs().max().item())
+        assert torch.isfinite(a).all()
+        assert (a - b).abs().max().item() <= 1e-10 * scale, f"chunk {chunk}"
+
+
+@pytest.mark.parametrize("executor", ["auto", "chunk", "fused", "history"])
+@given(problem=problems())
+def test_executor_equals_the_definition(executor, problem):
+    expected, reference = updates(problem, "step")
+    found, synapses = updates(problem, executor)
+    assert_same(found, expected)
+    if problem["decay"]:  # without one, nothing of e is carried over
+        assert_same([synapses.eligibility], [reference.eligibility])
+    if synapses.states is not None and reference.states is not None:
+        assert_same([synapses.states], [reference.states])
+
+
+@pytest.mark.parametrize("executor", ["auto", "fused"])
+@given(problem=problems())
+def test_one_decay_per_weight_equals_the_definition(executor, problem):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    decay = torch.rand(problem["n_out"], problem["n_in"], generator=generator, dtype=torch.float64)
+    expected, _ = updates(problem, "step", decay)
+    found, _ = updates(problem, executor, decay)
+    assert_same(found, expected)
+
+
+@given(problem=problems(), executor=st.sampled_from(["step", "chunk", "history"]))
+def test_chunk_boundaries_do_not_matter(problem, executor):
+    """One long chunk gives the update of many short ones."""
+    generator = torch.Generator().manual_seed(problem["seed"])
+    parts = [signals(problem, steps, generator) for steps in problem["chunks"]]
+    apart, together = layer(problem, executor), layer(problem, executor)
+    total = sum(apart(*part) for part in parts)
+    assert_same([together(*(torch.cat(kind) for kind in zip(*parts, strict=True)))], [total])
+    if problem["decay"]:
+        assert_same([together.eligibility], [apart.eligibility])
+
+
+def brute_force(problem, parts):
+    """The definition once more, from its formulas and the kernel alone, without any state."""
+    pre, derivative, error, td_error, start = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    total, envs = td_error.shape
+    D = problem["delay_steps"]
+    trace = problem["trace"]
+    kernel = torch.ones(1, dtype=torch.float64) if trace is None else trace.kernel(total)
+    gradient = torch.zeros(problem["n_out"], problem["n_in"], dtype=torch.float64)
+    for env in range(envs):
+        e = torch.zeros_like(gradient)
+        for t in range(D, total):
+            c = sum(
+                kernel[lag] * torch.outer(derivative[t - lag, env], pre[t - lag, env])
+                for lag in range(min(t + 1, len(kernel)))
+            )
+            e = problem["decay"] * (1 - start[t - D, env]) * e + error[t - D, env][:, None] * c
+            gradient += td_error[t - D, env] * e
+    return gradient
+
+
+@given(problem=problems())
+def test_the_definition_equals_its_formula(problem):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    parts = [signals(problem, steps, generator) for steps in problem["chunks"]]
+    synapses = layer(problem, "step")
+    assert_same([sum(synapses(*part) for part in parts)], [brute_force(problem, parts)])
+
+
+@given(problem=problems())
+def test_saved_state_continues_exactly(problem):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    parts = [signals(problem, steps, generator) for steps in problem["chunks"] * 2]
+    whole = layer(problem, "auto")
+    expected = [whole(*part) for part in parts]
+    first, second = layer(problem, "auto"), layer(problem, "auto")
+    half = len(problem["chunks"])
+    found = [first(*part) for part in parts[:half]]
+    second.load_state_dict(first.state_dict())
+    found += [second(*part) for part in parts[half:]]
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@given(problem=problems())
+def test_perfect_memory_is_the_undelayed_update_shifted(problem):
+    """The update after D + T steps with perfect memory is the one after T steps without a delay."""
+    D = problem["delay_steps"]
+    generator = torch.Generator().manual_seed(problem["seed"])
+    parts = [signals(problem, steps, generator) for steps in problem["chunks"]]
+    undelayed = layer({**problem, "trace": None, "delay_steps": 0}, "auto")
+    expected = sum(undelayed(*part) for part in parts)
+    delayed = layer({**problem, "trace": PerfectMemory(D)}, "auto")
+    found = sum(delayed(*part) for part in parts)
+    if D:
+        silent = [torch.zeros_like(signal) for signal in signals(problem, D, generator)]
+        found = found + delayed(*silent)
+    assert_same([found], [expected])
+    if problem["decay"]:
+        assert_same([delayed.eligibility], [undelayed.eligibility])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delay_steps": -1}, "negative"),
+        ({"decay": 1.0}, r"\[0, 1\)"),
+        ({"decay": float("nan")}, r"\[0, 1\)"),
+        ({"num_envs": 0}, "num_envs"),
+        ({"executor": "magic"}, "magic"),
+        ({"decay": torch.full((2, 3), 0.5)}, "shape"),
+        ({"decay": torch.full((3, 2), 0.5), "executor": "chunk"}, "closed form"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Synapses(2, 3, **options)
+
+
+def test_mismatched_signals_are_named():
+    synapses = Synapses(2, 3)
+    ones = torch.ones
+    with pytest.raises(ValueError, match="error has shape"):
+        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 2), ones(4, 1), ones(4, 1))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history"])
+@given(problem=problems())
+def test_cuda_equals_cpu(executor, problem):
+    expected, _ = updates(problem, "step")
+    generator = torch.Generator().manual_seed(problem["seed"])
+    synapses = layer(problem, executor).cuda()
+    found = [
+        synapses(*(signal.cuda() for signal in signals(problem, steps, generator))).cpu()
+        for steps in problem["chunks"]
+    ]
+    assert_same(found, expected)
