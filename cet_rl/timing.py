@@ -8,6 +8,9 @@ from dataclasses import dataclass
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
 RELATIVE_TOLERANCE = 1e-9
 
+LONGEST_DELAY = 1_000_000
+"""Steps beyond which a delay is refused: more than two days of 0.2 s steps."""
+
 BEHAVIOURAL_STEP = 0.2
 """Seconds one simulation step stands for at behavioural time scales (paper, section 4)."""
 
@@ -31,6 +34,8 @@ def whole_steps(delay: float, step_duration: float) -> int:
     if not math.isfinite(delay) or delay < 0:
         raise ValueError(f"delay must be zero or a positive, finite number of seconds, got {delay:g}")
     exact = delay / step_duration
+    if not exact < LONGEST_DELAY:
+        raise ValueError(f"a delay of {delay:g} s is more than {LONGEST_DELAY:,} steps of {step_duration:g} s")
     nearest = round(exact)
     if abs(exact - nearest) > RELATIVE_TOLERANCE * max(exact, 1.0):
         below, above = math.floor(exact), math.ceil(exact)

@@ -59,7 +59,7 @@ def layer(problem, executor, decay=None):
         problem["n_out"],
         problem["trace"],
         delay_steps=problem["delay_steps"],
-        decay=problem["decay"] if decay is None else decay,
+        gamma_lam=problem["decay"] if decay is None else decay,
         num_envs=problem["num_envs"],
         rollout=problem["chunks"][0],
         executor=executor,
@@ -179,12 +179,12 @@ def test_perfect_memory_is_the_undelayed_update_shifted(problem):
     ("options", "message"),
     [
         ({"delay_steps": -1}, "negative"),
-        ({"decay": 1.0}, r"\[0, 1\)"),
-        ({"decay": float("nan")}, r"\[0, 1\)"),
+        ({"gamma_lam": 1.0}, r"\[0, 1\)"),
+        ({"gamma_lam": float("nan")}, r"\[0, 1\)"),
         ({"num_envs": 0}, "num_envs"),
         ({"executor": "magic"}, "magic"),
-        ({"decay": torch.full((2, 3), 0.5)}, "shape"),
-        ({"decay": torch.full((3, 2), 0.5), "executor": "chunk"}, "closed form"),
+        ({"gamma_lam": torch.full((2, 3), 0.5)}, "shape"),
+        ({"gamma_lam": torch.full((3, 2), 0.5), "executor": "chunk"}, "closed form"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -196,7 +196,17 @@ def test_mismatched_signals_are_named():
     synapses = Synapses(2, 3)
     ones = torch.ones
     with pytest.raises(ValueError, match="error has shape"):
-        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 2), ones(4, 1), ones(4, 1))
+        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(5, 1, 3), ones(4, 1), ones(4, 1))
+    with pytest.raises(ValueError, match=r"expected pre of shape \(T, 1, 2\)"):
+        synapses(ones(4, 1, 5), ones(4, 1, 3), ones(4, 1, 3), ones(4, 1), ones(4, 1))
+    with pytest.raises(ValueError, match=r"computes in torch\.float32"):
+        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 3).double(), ones(4, 1), ones(4, 1))
+
+
+def test_the_delay_is_the_trace_s_unless_said_otherwise():
+    assert Synapses(2, 3, CET(5, 40)).delay_steps == 40
+    assert Synapses(2, 3, CET(5, 40), delay_steps=20).delay_steps == 20
+    assert Synapses(2, 3, ET(0.9)).delay_steps == Synapses(2, 3).delay_steps == 0
 
 
 @pytest.mark.cuda

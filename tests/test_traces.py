@@ -224,7 +224,9 @@ def test_float32_stays_close_over_100_000_steps(trace, tolerance):
     [
         (lambda: CET(1, 10), "order of at least 2"),
         (lambda: CET(5, 0), "at least 1 whole step"),
-        (lambda: CET(5, 1.5), "whole step"),
+        (lambda: CET(5, 1.5), "whole number"),
+        (lambda: CET(5.5, 10), "whole number"),
+        (lambda: CET(5, float("inf")), "whole number"),
         (lambda: CET(5, 10, "sum"), "'area' or 'peak'"),
         (lambda: SharpCET(1, 10), "SharpCET needs an order"),
         (lambda: Legendre(4, -1), "Legendre needs a delay"),

@@ -13,13 +13,20 @@ _WORTH_ONEDNN = 1 << 20
 """Multiply-adds below which building a oneDNN primitive costs more than it saves."""
 
 
+# glibc gives freed memory back to the system beyond a threshold that follows the largest block ever freed, and
+# taking it again costs a page fault every 4 kB: a third of the time of an update. One large block, never touched,
+# raises the threshold to its limit of 64 MB.
+_untouched = torch.empty(31 << 20, dtype=torch.uint8)
+del _untouched
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` without a graph; two matrices, or batches of them that broadcast.
 
     On a CPU, large float32 matrices go to oneDNN, which generates code for the processor it runs on: with one
-    thread on an AMD EPYC it reaches 230 GFLOP/s where torch's MKL and numpy's OpenBLAS, which take that
-    processor for an older one, reach 105 and 120 (`benchmarks/blas.py`). Batches of small matrices go to numpy,
-    which calls BLAS once for each at half of torch's cost.
+    thread on an AMD EPYC it reaches 230 GFLOP/s where `torch.mm`, whose MKL takes that processor for an older one,
+    reaches 105 (`benchmarks/blas.py`). Batches of small matrices go to numpy, which calls BLAS once for each at
+    half of torch's cost.
     """
     if a.device.type != "cpu":
         return torch.matmul(a, b)
@@ -28,7 +35,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
             product: Tensor = _ONEDNN(_dense(a), _dense(b).T, None, "none", [], "")
             return product
         return a @ b
-    return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
+    with np.errstate(over="ignore", invalid="ignore"):  # as torch does; the learner checks its gradients
+        return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
 
 
 def _dense(matrix: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from cet_rl.credit.blas import matmul
 from cet_rl.credit.constants import StateConstants
 from cet_rl.credit.signals import Signals, SynapseState, lambda_sums
 
+_BLOCK = 1 << 18
+"""Floats of the largest matrix of a block: one megabyte, so that all of them fit a core's own cache."""
+
 
 def sum_weights(signals: Signals, decay: float) -> tuple[Tensor, Tensor | None]:
     """(A, B) of the module's formulas, each (T, E); B is None where γλ = 0 leaves no trace to carry."""
@@ -65,20 +68,34 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     if B is not None:
         gradient += decay_eligibility(state, signals, decay, A, B)
 
-    # All that is left is linear in x and in S⁰. For each unit the rows of `total` are its n states, its part of
-    # ΔW and its part of e.
-    rows = order + weighted.shape[1]
-    from_inputs = p.new_empty(n_out, rows, steps)
-    from_states = p.new_empty(n_out, rows, order)
-    from_states[:, :order] = closed.carry
+    # Units are taken in blocks that stay in a CPU's cache from one product to the next.
+    on_cpu = p.device.type == "cpu"
+    block = max(1, min(n_out, _BLOCK // (order * max(n_in, steps)))) if on_cpu else n_out
+    operators = p.new_empty(n_out, order + weighted.shape[1], order)
+    operators[:, :order] = closed.carry
+    # Of the factors of a step's Hebbian term, the one with fewer entries takes the weights M^{T-1-s} K.
+    inputs_take_weights = n_in <= n_out
+    gated = p.new_empty((steps, order, n_in) if inputs_take_weights else (n_out, order, steps))
     for env in range(envs):
-        torch.mul(derivative[env, :, None], closed.absorb, out=from_inputs[:, :order])
-        from_inputs[:, order:] = p[env].transpose(0, 1)
-        from_states[:, order:] = reads[env].transpose(0, 1)
-        total = matmul(from_inputs.view(-1, steps), signals.pre[:, env]).view(n_out, rows, n_in)
-        total += matmul(from_states, state.states[env])
-        state.states[env] = total[:, :order]
-        gradient += total[:, order]
+        pre = signals.pre[:, env].contiguous()
+        if inputs_take_weights:
+            torch.mul(pre[:, None], closed.absorb.T[:, :, None], out=gated)
+        else:
+            torch.mul(derivative[env][:, None], closed.absorb, out=gated)
+        outer = matmul(p[env].view(-1, steps), pre).view(-1, n_out, n_in)
+        operators[:, order:] = reads[env].transpose(0, 1)
+        for first in range(0, n_out, block):
+            units = slice(first, min(first + block, n_out))
+            if inputs_take_weights:
+                absorbed = matmul(derivative[env, units], gated.view(steps, -1))
+            else:
+                absorbed = matmul(gated[units].view(-1, steps), pre)
+            states = state.states[env, units]
+            # For each unit: its n states carried over, then what they add to its ΔW and e.
+            from_states = matmul(operators[units], states)
+            torch.add(absorbed.view(states.shape), from_states[:, :order], out=states)
+            outer[:, units] += from_states[:, order:].transpose(0, 1)
+        gradient += outer[0]
         if B is not None:
-            state.eligibility[env] += total[:, order + 1]
+            state.eligibility[env] += outer[1]
     return gradient

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cet_rl.traces.base import FloatArray, Trace, Transition
+
+CHUNK_LENGTHS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ def correlation_matrix(kernel: FloatArray, rows: int, columns: int) -> FloatArra
     return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
 
 
+def _forget_oldest(cache: dict[int, Any]) -> None:
+    # A loop whose chunks have ever new lengths would collect a T × T matrix for each.
+    if len(cache) >= CHUNK_LENGTHS_KEPT:
+        del cache[next(iter(cache))]
+
+
 @dataclass
 class StateConstants:
     """(M, K, C) of a trace with states, and the closed forms derived from it, one for each chunk length met."""
@@ -51,6 +60,7 @@ class StateConstants:
         self.M = self._tensor(self.transition.M)
         self.K = self._tensor(self.transition.K)
         self.C = self._tensor(self.transition.C)
+        self.couplings = int(np.count_nonzero(self.transition.M))
 
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array.copy()).to(self.device, self.dtype)
@@ -66,6 +76,7 @@ class StateConstants:
                 read = read @ M
                 responses[lag], readout[lag] = response, read
                 power, response = power @ M, M @ response
+            _forget_oldest(self._chunks)
             self._chunks[steps] = ChunkConstants(
                 toeplitz=self._tensor(correlation_matrix(responses @ C, steps, steps)),
                 readout=self._tensor(readout),
@@ -98,6 +109,7 @@ class HistoryConstants:
     def correlation(self, steps: int) -> Tensor:
         """g_{first+u-s} at [s, u], s = -L … steps - 1; shape (L + steps, steps)."""
         if steps not in self._matrices:
+            _forget_oldest(self._matrices)
             matrix = correlation_matrix(self._kernel, self.past + steps, steps)
             self._matrices[steps] = torch.from_numpy(matrix).to(self.device, self.dtype)
         return self._matrices[steps]

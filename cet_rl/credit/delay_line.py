@@ -33,8 +33,7 @@ class DelayLine(nn.Module):
         if self.steps == 0:
             return signal
         if steps >= self.steps:
-            waiting = torch.cat([self.line[self._position :], self.line[: self._position]])
-            out = torch.cat([waiting, signal[: steps - self.steps]])
+            out = torch.cat([self.contents(), signal[: steps - self.steps]])
             self.line.copy_(signal[steps - self.steps :])
             self._position = 0
             return out
@@ -45,6 +44,10 @@ class DelayLine(nn.Module):
         self.line[: steps - first] = signal[first:]
         self._position = (self._position + steps) % self.steps
         return out
+
+    def contents(self) -> Tensor:
+        """What is on its way, oldest first; shape (D, *shape)."""
+        return torch.cat([self.line[self._position :], self.line[: self._position]])
 
     def get_extra_state(self) -> Tensor:
         """The ring's position, as a tensor so that every saved value is one."""

@@ -16,27 +16,26 @@ from cet_rl.traces.base import Trace, Transition
 
 Executor = Literal["auto", "step", "chunk", "fused", "history"]
 
-SHORT_CHUNK = 8
-"""Up to this many steps, one pass over the states is cheaper than preparing matrix products."""
+MANY_STATES = 1 << 24
+"""State variables of a layer, all environments counted, from which on memory traffic dominates its products."""
+
+SHORT_CHUNK = 700
+"""Up to this many steps × couplings between states, one pass over them beats preparing matrix products."""
 
 IMPULSE = Transition(np.zeros((1, 1)), np.ones(1), np.ones(1))
 """No memory at all as a state space, for executors that want states: the state is the step's input."""
 
 
-def uses_history(
-    trace: Trace, executor: Executor, *, n_in: int, n_out: int, rollout: int, per_weight: bool
-) -> bool:
+def uses_history(trace: Trace, executor: Executor, *, synapses: int, rollout: int, per_weight: bool) -> bool:
     """Whether a layer keeps its factored past (f', x) instead of states at every synapse.
 
-    A delay line always does, unless one γλ per weight rules its closed form out. Other traces do where their
-    states would take more memory than the layer's past, by a wide margin, and the kernel is short enough for
-    the longer products to pay.
+    A delay line always does, unless one γλ per weight rules its closed form out. Other traces do where a layer
+    would have more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
 
     Args:
         trace: of the layer.
         executor: what was asked for.
-        n_in: presynaptic units.
-        n_out: postsynaptic units.
+        synapses: of the layer, all environments counted.
         rollout: steps of a usual chunk.
         per_weight: whether every weight has a γλ of its own.
     """
@@ -49,10 +48,8 @@ def uses_history(
     if executor == "step":
         return False
     first, last = trace.support
-    past = last - first - 1
-    states, remembered = trace.states * n_in * n_out, past * (n_in + n_out)
-    products, longer_products = trace.states + 2, 2 * (rollout + past) / rollout
-    return states > 16 * remembered and longer_products < products
+    longer_products = 2 * (rollout + last - first - 1) / rollout
+    return trace.states * synapses > MANY_STATES and longer_products < trace.states + 2
 
 
 def run(
@@ -70,7 +67,7 @@ def run(
         return history(constants, state, signals, decay)
     on_cpu = signals.pre.device.type == "cpu"
     per_weight = isinstance(decay, torch.Tensor)
-    wants_fused = per_weight or len(signals.pre) <= SHORT_CHUNK
+    wants_fused = per_weight or len(signals.pre) * constants.couplings <= SHORT_CHUNK
     if executor == "fused" or (executor == "auto" and wants_fused and on_cpu):
         # Imported here: numba takes a second to load and many runs never need it.
         from cet_rl.credit.fused import fused

@@ -25,8 +25,9 @@ class Synapses(nn.Module):
         n_in: presynaptic units.
         n_out: postsynaptic units.
         trace: the synaptic trace that bridges the delay; None for none.
-        delay_steps: D ≥ 0, how late δ, η and episode starts arrive, in steps.
-        decay: γλ of the RL eligibility trace, in [0, 1); or one per weight, shape (n_out, n_in).
+        delay_steps: D ≥ 0, how late δ, η and episode starts arrive, in steps; None for the delay the trace is
+            made for, or none.
+        gamma_lam: γλ, the decay of the RL eligibility trace, in [0, 1); or one per weight, shape (n_out, n_in).
         num_envs: E, environments that share the weights.
         rollout: steps of a usual chunk; only guides the choice of executor.
         executor: "auto", or one by name: "step" (the definition), "chunk" (closed form), "fused" (compiled
@@ -49,8 +50,8 @@ class Synapses(nn.Module):
         n_out: int,
         trace: Trace | None = None,
         *,
-        delay_steps: int = 0,
-        decay: Decay = 0.0,
+        delay_steps: int | None = None,
+        gamma_lam: Decay = 0.0,
         num_envs: int = 1,
         rollout: int = 1,
         executor: Executor = "auto",
@@ -60,24 +61,30 @@ class Synapses(nn.Module):
         for name, count in {"n_in": n_in, "n_out": n_out, "num_envs": num_envs, "rollout": rollout}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
+        if delay_steps is None:
+            delay_steps = int(getattr(trace, "delay_steps", 0))
         if delay_steps < 0:
             raise ValueError(f"delay_steps must not be negative, got {delay_steps}")
         if executor not in get_args(Executor):
             raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
-        per_weight = isinstance(decay, Tensor)
-        if isinstance(decay, Tensor) and decay.shape != (n_out, n_in):
-            raise ValueError(f"decay per weight must have shape {(n_out, n_in)}, got {tuple(decay.shape)}")
-        if not bool(torch.all((torch.as_tensor(decay) >= 0) & (torch.as_tensor(decay) < 1))):
-            raise ValueError(f"decay (γλ) must lie in [0, 1), got {decay}")
+        per_weight = isinstance(gamma_lam, Tensor)
+        if isinstance(gamma_lam, Tensor) and gamma_lam.shape != (n_out, n_in):
+            found = tuple(gamma_lam.shape)
+            raise ValueError(f"gamma_lam per weight must have shape {(n_out, n_in)}, got {found}")
+        values = torch.as_tensor(gamma_lam)
+        if not bool(((values >= 0) & (values < 1)).all()):
+            raise ValueError(f"gamma_lam must lie in [0, 1), got {gamma_lam}")
         if per_weight and executor in ("chunk", "history"):
-            raise ValueError(f"one decay per weight breaks the closed form of {executor!r}: use 'fused' or 'step'")
+            raise ValueError(
+                f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'"
+            )
 
         self.trace = trace or PerfectMemory(0)
         self.delay_steps = delay_steps
         self.executor: Executor = executor
-        self.shared_decay = None if isinstance(decay, Tensor) else float(decay)
+        self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
         self._factored = uses_history(
-            self.trace, executor, n_in=n_in, n_out=n_out, rollout=rollout, per_weight=per_weight
+            self.trace, executor, synapses=num_envs * n_out * n_in, rollout=rollout, per_weight=per_weight
         )
         self._constants: StateConstants | HistoryConstants | None = None
 
@@ -101,7 +108,7 @@ class Synapses(nn.Module):
         }
         for name, shape in shapes.items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
-        self.register_buffer("decay_per_weight", decay.to(dtype) if isinstance(decay, Tensor) else None)
+        self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
 
     @property
     def constants(self) -> StateConstants | HistoryConstants:
@@ -129,8 +136,19 @@ class Synapses(nn.Module):
             ΔW = Σ η e over the chunk's steps and environments, shape (n_out, n_in). It points uphill.
 
         Raises:
-            ValueError: if shapes disagree.
+            ValueError: if shapes or types disagree with each other or with the layer's.
         """
+        envs, n_out, n_in = self.eligibility.shape
+        if pre.ndim != 3 or error.ndim != 3 or (pre.shape[1:], error.shape[2]) != ((envs, n_in), n_out):
+            raise ValueError(
+                f"expected pre of shape (T, {envs}, {n_in}) and error of shape (T, {envs}, {n_out}), "
+                f"got {tuple(pre.shape)} and {tuple(error.shape)}"
+            )
+        types = {t.dtype for t in (pre, derivative, error, td_error, start)}
+        if types != {self.eligibility.dtype}:
+            raise ValueError(
+                f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
+            )
         signals = Signals(pre, derivative, error, td_error, start)
         signals = Signals(
             self.pre_line(signals.pre),

@@ -11,11 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from numbers import Integral
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 Normalization = Literal["area", "peak"]
 FloatArray = npt.NDArray[np.float64]
@@ -87,6 +90,8 @@ class Trace(ABC):
         """
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
+        import torch  # a second to load, and configurations are read without it
+
         return torch.from_numpy(self._unscaled_kernel(length) / self.scale)
 
     @property
@@ -124,8 +129,15 @@ def _scale(trace: Trace) -> float:
     return float(np.abs(kernel).sum() if trace.normalization == "area" else kernel.max())
 
 
+def check_whole(number: object, name: str) -> None:
+    """Raise ValueError unless `number` is an integer, of Python's kind or numpy's."""
+    if not isinstance(number, Integral):
+        raise ValueError(f"{name} must be a whole number, got {number!r}")
+
+
 def check_order(order: int, kind: str) -> None:
     """Raise ValueError unless `order` can be the number of states of a trace with a peak."""
+    check_whole(order, f"order of {kind}")
     if order < 2:
         raise ValueError(
             f"{kind} needs an order of at least 2, got {order}; one state is the classical trace, ET (--trace et)"
@@ -134,7 +146,8 @@ def check_order(order: int, kind: str) -> None:
 
 def check_delay_steps(delay_steps: int, kind: str, *, at_least: int = 1) -> None:
     """Raise ValueError unless `delay_steps` is a whole number no smaller than `at_least`."""
-    if delay_steps != int(delay_steps) or delay_steps < at_least:
+    check_whole(delay_steps, f"delay_steps of {kind}")
+    if delay_steps < at_least:
         raise ValueError(
             f"{kind} needs a delay of at least {at_least} whole step{'s' * (at_least != 1)}, got {delay_steps}"
         )
