@@ -1,0 +1,37 @@
+"""Activations with the derivative a synapse needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """f, and f' from the pre-activation z and f(z).
+
+    Attributes:
+        function: f on tensors.
+        numpy_function: f on arrays.
+        derivative: f'(z), given z and f(z).
+        binary: whether f' is 0 or 1 everywhere, so that f'² = f'.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    numpy_function: Callable[[Any], Any]
+    derivative: Callable[[Tensor, Tensor], Tensor]
+    binary: bool
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(torch.relu, lambda z: np.maximum(z, 0), lambda z, y: (z > 0).to(z.dtype), True),
+    "identity": Activation(lambda z: z, lambda z: z, lambda z, y: torch.ones_like(z), True),
+    "tanh": Activation(torch.tanh, np.tanh, lambda z, y: 1 - y * y, False),
+    "sigmoid": Activation(torch.sigmoid, lambda z: 1 / (1 + np.exp(-z)), lambda z, y: y * (1 - y), False),
+}
+"""Activations by name."""
