@@ -1,0 +1,226 @@
+"""Vector environments for training and evaluation, in the shape Stable-Baselines3 expects."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from cet_rl.envs.clock import StepClock
+from cet_rl.timing import BEHAVIOURAL_STEP
+
+Vectorization = Literal["each", "numpy"]
+EnvBuilder = Callable[..., gym.Env[Any, Any]]
+
+
+def make_env(
+    task: str | EnvBuilder,
+    step_duration: float = BEHAVIOURAL_STEP,
+    *,
+    max_episode_steps: int | None = None,
+    wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    **kwargs: Any,
+) -> Monitor:
+    """One environment with a clock, its episodes' returns and lengths recorded.
+
+    Args:
+        task: a Gymnasium id, or a function that returns a new environment.
+        step_duration: seconds a step stands for.
+        max_episode_steps: where to cut an episode off; None for the environment's own limit.
+        wrappers: further wrappers, innermost first.
+        **kwargs: for the environment.
+
+    Raises:
+        ValueError: for an id that is not registered, with the nearest that are.
+    """
+    if callable(task):
+        env = task(**kwargs)
+        if max_episode_steps is not None:
+            env = gym.wrappers.TimeLimit(env, max_episode_steps)
+    else:
+        find_task(task)
+        try:
+            env = gym.make(task, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
+        except (ImportError, gym.error.DependencyNotInstalled) as error:
+            raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
+    for wrapper in wrappers:
+        env = wrapper(env)
+    return Monitor(StepClock(env, step_duration))
+
+
+def make_vec_env(
+    task: str | EnvBuilder,
+    num_envs: int = 1,
+    seed: int | None = None,
+    step_duration: float = BEHAVIOURAL_STEP,
+    *,
+    vectorization: Vectorization = "each",
+    max_episode_steps: int | None = None,
+    wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    **kwargs: Any,
+) -> VecEnv:
+    """Several environments side by side.
+
+    Both forms tell a termination (`terminal_observation`, no more to come) from a time limit
+    (`TimeLimit.truncated`, to be bootstrapped), and start the next episode by themselves: "each" within the step
+    that ended the last, "numpy" in a step of its own, which an agent must not learn from (`GymnasiumVecEnv`).
+
+    Args:
+        task: a Gymnasium id, or a function that returns a new environment.
+        num_envs: how many.
+        seed: of the first; the others follow on it.
+        step_duration: seconds a step stands for.
+        vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
+            environment's own vectorised form where it has one (CartPole has), faster from some ten environments on.
+        max_episode_steps: where to cut an episode off; None for the environment's own limit.
+        wrappers: further wrappers for each environment, innermost first.
+        **kwargs: for the environment.
+
+    Raises:
+        ValueError: for an unknown id, fewer than one environment, or a vectorised form that does not exist.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    spec = None if callable(task) else find_task(task)
+    if vectorization == "each":
+        wrappers = tuple(wrappers)
+
+        def build() -> gym.Env[Any, Any]:
+            return make_env(
+                task, step_duration, max_episode_steps=max_episode_steps, wrappers=wrappers, **kwargs
+            )
+
+        env: VecEnv = DummyVecEnv([build] * num_envs)
+    elif vectorization == "numpy":
+        if spec is None or spec.vector_entry_point is None:
+            raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
+        if tuple(wrappers):
+            raise ValueError("wrappers of single environments need vectorization='each'")
+        if max_episode_steps is not None:
+            kwargs["max_episode_steps"] = max_episode_steps
+        vector = gym.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        env = GymnasiumVecEnv(vector, step_duration)
+    else:
+        raise ValueError(f"vectorization must be 'each' or 'numpy', got {vectorization!r}")
+    env.seed(seed)
+    return env
+
+
+def find_task(task: str) -> EnvSpec:
+    """What is registered under a Gymnasium id; as there, "module:Id-v0" imports the module first.
+
+    Raises:
+        ValueError: if nothing is, naming the nearest ids.
+    """
+    module, colon, name = task.rpartition(":")
+    try:
+        if colon:
+            importlib.import_module(module)
+        return gym.spec(name)
+    except (ImportError, ValueError, TypeError) as error:
+        raise ValueError(f"environment {task!r}: cannot import {module!r} ({error})") from None
+    except gym.error.Error:
+        near = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.65)
+        if not near:  # the right name with a wrong version or in another case
+            stem = name.split("-v")[0].lower()
+            near = [known for known in gym.registry if known.split("-v")[0].lower() == stem]
+        hint = (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else "`cet-rl list envs` shows what is ready to use; module:Id-v0 imports a module that registers one"
+        )
+        raise ValueError(f"unknown environment {task!r}: {hint}") from None
+
+
+class GymnasiumVecEnv(VecEnv):
+    """A Gymnasium vector environment as a Stable-Baselines3 one, whichever way it resets itself.
+
+    Episodes are recorded as `Monitor` does. Where the environment resets in the step *after* an episode's end
+    (`AutoresetMode.NEXT_STEP`), that step is no transition: its action is ignored and its reward zero. `resetting`
+    says of which environments the coming step is one, and `CETActorCritic` lets time pass there without learning.
+
+    Args:
+        env: any `gymnasium.vector.VectorEnv` that resets itself.
+        step_duration: seconds a step stands for.
+
+    Attributes:
+        resetting: (num_envs,) bool, live.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
+        self._next_step = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP) == AutoresetMode.NEXT_STEP
+        if env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
+            raise ValueError("the vector environment must reset itself: its autoreset mode is 'disabled'")
+        self.env, self.step_duration = env, step_duration
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.resetting = np.zeros(self.num_envs, bool)
+        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
+        self._began = time.time()
+
+    def reset(self) -> VecEnvObs:
+        """Start all episodes anew."""
+        # One seed for all: a vectorised environment has one generator, a list of them numbers its own on.
+        observations, _ = self.env.reset(seed=self._seeds[0])
+        self._reset_seeds()
+        self.resetting[:], self._returns[:], self._lengths[:] = False, 0, 0
+        return np.array(observations)
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Remember the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step of each environment."""
+        observations, rewards, terminated, truncated, info = self.env.step(self._actions)
+        dones = terminated | truncated
+        real = ~self.resetting
+        self._returns += np.where(real, rewards, 0)
+        self._lengths += real
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for index in np.flatnonzero(dones):
+            final = observations[index] if self._next_step else info["final_obs"][index]
+            infos[index] = {
+                "terminal_observation": np.array(final),
+                "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
+                "episode": {
+                    "r": float(self._returns[index]),
+                    "l": int(self._lengths[index]),
+                    "t": round(time.time() - self._began, 6),
+                },
+            }
+        self._returns[dones], self._lengths[dones] = 0, 0
+        if self._next_step:
+            self.resetting[:] = dones
+        return np.array(observations), np.asarray(rewards, np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of this object or of the vector environment, once for each index."""
+        owner = self if attr_name == "step_duration" else self.env
+        return [getattr(owner, attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Not possible: the environments are one object."""
+        raise NotImplementedError("attributes of a vectorised environment cannot be set one by one")
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Not possible: the environments are one object."""
+        raise NotImplementedError("methods of a vectorised environment cannot be called one by one")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+        """Monitored, as far as episodes' returns go; wrapped in nothing else."""
+        return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
