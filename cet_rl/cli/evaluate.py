@@ -1,0 +1,61 @@
+"""`cet-rl eval`: what a run has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from cet_rl.cli.options import parse
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """What to evaluate, and how."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run folder, as `cet-rl train` leaves it."""
+    episodes: int = 100
+    """Deterministic episodes."""
+    seed: int | None = None
+    """Of the evaluation's environments. Default: follows from the run's."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must lie in [0, 2^32), got {self.seed}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    parsed = parse(
+        EvalArguments,
+        arguments,
+        prog="cet-rl eval",
+        description="Play the policy of a run's last checkpoint without exploring, and print its mean return.",
+    )
+    from cet_rl.config import RLConfig, parse_config, read_text
+    from cet_rl.runs import RunFolder
+    from cet_rl.training import evaluate, resolve, set_threads
+
+    folder = RunFolder(parsed.run)
+    if not folder.config_file.is_file():
+        raise ValueError(f"{folder.path} is no run folder: it has no config.yaml")
+    if not folder.checkpoint_file.is_file():
+        raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
+    source = str(folder.config_file)
+    values = parse_config(read_text(folder.config_file, source), source)
+    if "task" not in values:
+        raise ValueError(f"{source} is damaged: it names no task")
+    config = resolve(RLConfig(**{**values, "device": "auto"}))
+    assert config.threads is not None
+    set_threads(config.threads)
+    from cet_rl.agents import CETActorCritic
+
+    agent = CETActorCritic.load(folder.checkpoint_file, device=config.device)
+    mean, deviation = evaluate(agent, config, parsed.episodes, parsed.seed)
+    print(f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {parsed.episodes} episodes")
+    return 0

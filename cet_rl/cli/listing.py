@@ -1,0 +1,67 @@
+"""`cet-rl list`: what there is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _agents() -> dict[str, str]:
+    return {"cet": "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)"}
+
+
+def _envs() -> dict[str, str]:
+    from cet_rl.envs.catalogue import READY
+
+    return READY
+
+
+def _traces() -> dict[str, str]:
+    from cet_rl.traces.registry import TRACES
+
+    return {name: kind.summary for name, kind in TRACES.items()}
+
+
+def _configs() -> dict[str, str]:
+    from cet_rl.config import package_configs
+
+    first_lines = {
+        name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()
+    }
+    return {name: line.lstrip("# ") for name, line in sorted(first_lines.items())}
+
+
+SHELVES: dict[str, Callable[[], dict[str, str]]] = {
+    "agents": _agents,
+    "envs": _envs,
+    "traces": _traces,
+    "configs": _configs,
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nShow what there is; everything without an argument.")
+        return 0
+    for name in arguments:
+        if name not in SHELVES:
+            near = difflib.get_close_matches(name, SHELVES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(SHELVES)}"
+            raise ValueError(f"nothing to list under {name!r}; {hint}")
+    console = Console()
+    for name in arguments or SHELVES:
+        table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
+        for entry, summary in SHELVES[name]().items():
+            table.add_row(f"[bold]{entry}[/bold]", summary)
+        console.print(table)
+        if name == "envs":
+            console.print(
+                "Any other Gymnasium id whose actions are discrete and whose observations are vectors works"
+            )
+            console.print("as well; module:Id-v0 imports the module that registers it.")
+        console.print()
+    return 0

@@ -1,0 +1,202 @@
+"""Run folders: what a run leaves behind, and how a folder says what became of it.
+
+config.yaml     everything resolved, enough to repeat the run
+events.out.…    TensorBoard
+metrics.csv     the same numbers, a row each time they are logged
+checkpoint/     agent.zip: tensors and JSON
+summary.json    at the end: status, speed, metrics, versions
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Status = Literal["finished", "interrupted", "failed"]
+
+_VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
+
+
+class RunFolder:
+    """A folder for one run.
+
+    Args:
+        path: of the folder itself.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.summary_file = self.path / "summary.json"
+        self.metrics_file = self.path / "metrics.csv"
+        self.checkpoint_file = self.path / "checkpoint" / "agent.zip"
+
+    @property
+    def status(self) -> str | None:
+        """What the summary says: finished, interrupted or failed; None without a readable one."""
+        try:
+            return str(json.loads(self.summary_file.read_text(encoding="utf-8"))["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
+        """Take the folder for a run of `config`, overwriting nothing.
+
+        Args:
+            config: resolved, as it goes into config.yaml.
+            resume: whether an earlier run of the same configuration may be there.
+
+        Returns:
+            "fresh" for a new run, "resumed" if there is a checkpoint to go on from, "finished" if there is
+            nothing left to do.
+
+        Raises:
+            ValueError: if the folder holds something else, or a run without `resume`, or one of another
+                configuration.
+            OSError: if it cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run folder {self.path} is a file")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not self.config_file.is_file():
+                raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
+            self._refuse_other(config)
+            if not resume:
+                state = "a finished run" if self.status == "finished" else "an unfinished run"
+                hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
+                raise ValueError(f"{self.path} already holds {state}: {hint}")
+            if self.status == "finished":
+                return "finished"
+        try:
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
+        if self.checkpoint_file.exists():
+            return "resumed"
+        for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
+            leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
+        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        return "fresh"
+
+    def _refuse_other(self, config: Mapping[str, Any]) -> None:
+        try:
+            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            keys = [key for key in {**saved, **config} if key not in ("device", "threads")]
+            differing = [key for key in keys if saved.get(key) != config.get(key)]
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
+            raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
+        if differing:
+            changes = ", ".join(f"{key} {saved.get(key)!r} there, {config.get(key)!r} here" for key in differing)
+            raise ValueError(
+                f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
+            )
+
+    def write_summary(
+        self,
+        *,
+        task: str,
+        agent: str,
+        seed: int,
+        status: Status,
+        steps: int,
+        wall_seconds: float,
+        steps_per_second: float | None,
+        metrics: Mapping[str, float | int | None],
+        error: str | None = None,
+    ) -> None:
+        """Write summary.json. Numbers that are not finite become null."""
+        summary: dict[str, Any] = {
+            "task": task,
+            "agent": agent,
+            "seed": seed,
+            "status": status,
+            "steps": steps,
+            "wall_seconds": round(wall_seconds, 3),
+            "steps_per_second": steps_per_second and round(steps_per_second, 1),
+            "metrics": {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()},
+            "versions": versions(),
+        }
+        if error is not None:
+            summary["error"] = error
+        write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONS_OF:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one stroke: readers see the old text or the new, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MetricsTable:
+    """metrics.csv: a row each time numbers are logged; columns come as they are first seen.
+
+    Args:
+        path: of the file; earlier rows are kept as far as they go.
+        last_step: rows logged later than this are dropped, as a run that is resumed logs them again.
+    """
+
+    STEP = "time/total_timesteps"
+
+    def __init__(self, path: Path, last_step: int = 0) -> None:
+        self.path = path
+        self._columns: list[str] = [self.STEP]
+        self._rows: list[dict[str, Any]] = []
+        if path.is_file():
+            try:
+                with open(path, newline="", encoding="utf-8") as stream:
+                    reader = csv.DictReader(stream)
+                    whole = [row for row in reader if None not in row and (row.get(self.STEP) or "").isdigit()]
+                self._columns = list(reader.fieldnames or self._columns)
+                self._rows = [row for row in whole if int(row[self.STEP]) <= last_step]
+            except (csv.Error, UnicodeDecodeError):
+                raise ValueError(f"{path} is damaged: move it away to go on without it") from None
+        self._rewrite()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row."""
+        self._rows.append(dict(row))
+        unseen = [name for name in row if name not in self._columns]
+        if unseen:
+            self._columns += sorted(unseen)
+            self._rewrite()
+        else:
+            with open(self.path, "a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self.path, text.getvalue())

@@ -1,0 +1,294 @@
+"""A reinforcement-learning run from configuration to summary."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import LinearSchedule
+from threadpoolctl import threadpool_limits
+
+from cet_rl.agents import CETActorCritic
+from cet_rl.callbacks import Checkpointing, Interruption, LiveDisplay, TableWriter, recent_return
+from cet_rl.config import RLConfig
+from cet_rl.envs import find_task, make_vec_env
+from cet_rl.plots import kernel_figure
+from cet_rl.runs import MetricsTable, RunFolder, Status
+from cet_rl.traces.registry import TRACES
+
+AGENT = "cet"
+LOG_EVERY = 10_000
+"""Samples between two logged points."""
+CHECKPOINT_EVERY = 100_000
+"""Samples between two checkpoints."""
+EVALUATION_SEED_OFFSET = 1_000_003
+"""Added to a run's seed for its evaluation episodes, so that they are none it has learned from."""
+
+
+def resolve(config: RLConfig) -> RLConfig:
+    """The configuration with nothing left to choose: trace and order, device and threads of this machine.
+
+    Raises:
+        ValueError: for a device that is not there, or a thread count in the environment that is none.
+    """
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {config.device!r}")
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = ("cuda" if available else "cpu") if config.device == "auto" else config.device
+    threads = config.threads
+    if threads is None:
+        named = os.environ.get("OMP_NUM_THREADS", "1")
+        if not named.isdigit() or int(named) < 1:
+            raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
+        threads = int(named)
+    trace = config.trace_config
+    order = trace.states if TRACES[trace.kind].takes_order else config.order
+    return replace(config, trace=trace.kind, order=order, device=device, threads=threads)
+
+
+def set_threads(threads: int) -> None:
+    """Bound the threads of torch and of the BLAS under numpy; on networks this small one is best."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
+
+
+def build_agent(config: RLConfig) -> CETActorCritic:
+    """The agent of a configuration, with its training environments."""
+    env = make_vec_env(config.task, config.num_envs, config.seed, config.step_duration)
+    return CETActorCritic(
+        "MlpPolicy",
+        env,
+        delay=config.delay,
+        order=config.order,
+        trace=config.trace,
+        normalization=config.normalization,
+        decay=config.decay,
+        stacked=config.stacked,
+        learning_rate=LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
+        n_steps=config.n_steps,
+        gamma=config.gamma,
+        lam=config.lam,
+        random_lam=config.random_lam,
+        ent_coef=config.entropy_coef,
+        vf_coef=config.value_coef,
+        max_grad_norm=config.max_grad_norm,
+        error_at=config.error_at,
+        alignment=config.alignment,
+        policy_kwargs={"net_arch": list(config.hidden), "activation": config.activation},
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def train(
+    config: RLConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+) -> Status:
+    """Run a configuration in a run folder: learn, evaluate, summarise.
+
+    Args:
+        config: what to run.
+        run_dir: the run folder itself; None for `runs/<task>-<label>-<seed>`.
+        resume: go on from the checkpoint of an interrupted run; without one, start afresh.
+        quiet: print nothing.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        ValueError, OSError: for what cannot be, before any work is lost.
+        FloatingPointError: if an environment gives a number that is not finite; the summary says "failed".
+    """
+    config = resolve(config)
+    assert config.threads is not None
+    set_threads(config.threads)
+    # Everything that can be refused is refused before the folder is touched.
+    agent = build_agent(config)
+    task = re.sub(r"[/:]", "-", config.task)
+    folder = RunFolder(run_dir or Path("runs") / f"{task}-{config.label}-{config.seed}")
+    state = folder.claim(config.as_data(), resume=resume)
+    say = _silent if quiet else _say
+    if state == "finished":
+        say(f"{folder.path} is finished; its results are in {folder.summary_file}")
+        return "finished"
+    if state == "resumed":
+        env = agent.get_env()
+        assert env is not None
+        agent = CETActorCritic.load(folder.checkpoint_file, env, device=config.device)
+        say(f"resuming at {agent.num_timesteps:,} samples; environments start fresh episodes")
+    say(f"run folder {folder.path}")
+    return _Run(config, folder, agent, quiet=quiet).go()
+
+
+class _Run:
+    """One go at a run: from wherever the agent stands to the summary."""
+
+    def __init__(self, config: RLConfig, folder: RunFolder, agent: CETActorCritic, *, quiet: bool) -> None:
+        self.config, self.folder, self.agent, self.quiet = config, folder, agent, quiet
+        self.interruption = Interruption()
+        self.checkpointing = Checkpointing(folder.checkpoint_file, CHECKPOINT_EVERY, self.interruption)
+        self.display = LiveDisplay(config.total_steps)
+        self.began = time.monotonic()
+        self.learning_seconds = 0.0
+        self.steps_before = agent.num_timesteps
+
+    def go(self) -> Status:
+        writers = [
+            TensorBoardOutputFormat(str(self.folder.path)),
+            TableWriter(MetricsTable(self.folder.metrics_file, self.steps_before)),
+        ]
+        self.agent.set_logger(Logger(str(self.folder.path), writers))
+        try:
+            with self.interruption.watched():
+                return self._learn_and_evaluate()
+        except KeyboardInterrupt:
+            self._summarise("interrupted", {})
+            return "interrupted"
+        except Exception as error:
+            self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.display.close()
+            self.agent.logger.close()
+
+    def _learn_and_evaluate(self) -> Status:
+        self._describe()
+        left = self.config.total_steps - self.agent.num_timesteps
+        if left > 0:
+            callbacks: list[BaseCallback] = [self.checkpointing]
+            if not self.quiet:
+                callbacks.append(self.display)
+            per_update = self.config.n_steps * self.config.num_envs
+            began = time.monotonic()
+            try:
+                self.agent.learn(
+                    left,
+                    callbacks,
+                    log_interval=max(1, round(LOG_EVERY / per_update)),
+                    reset_num_timesteps=self.steps_before == 0,
+                )
+            finally:
+                self.learning_seconds = time.monotonic() - began
+        train_return = {"train_return_mean": recent_return(self.agent)}
+        if self.checkpointing.stopped:
+            return self._interrupted(train_return)
+        self.checkpointing.model = self.agent
+        self.checkpointing.save()
+        try:
+            mean, deviation = evaluate(self.agent, self.config, stop=self.interruption)
+        except KeyboardInterrupt:
+            return self._interrupted(train_return)
+        self.agent.logger.record("eval/mean_reward", mean)
+        self.agent.logger.dump(self.agent.num_timesteps)
+        found = {
+            "eval_return_mean": mean,
+            "eval_return_std": deviation,
+            "eval_episodes": self.config.eval_episodes,
+        }
+        self._summarise("finished", {**found, **train_return})
+        recent = train_return["train_return_mean"]
+        self._say(
+            f"evaluation: {mean:.1f} ± {deviation:.1f} over {self.config.eval_episodes} episodes"
+            + (f"; last 100 training episodes: {recent:.1f}" if recent is not None else "")
+            + (f"; {self._speed():,.0f} samples/s" if self.learning_seconds else "")
+        )
+        self._say(f"curves: tensorboard --logdir {self.folder.path}")
+        return "finished"
+
+    def _interrupted(self, metrics: dict[str, Any]) -> Status:
+        self._summarise("interrupted", metrics)
+        self._say(f"interrupted at {self.checkpointing.steps_saved:,} samples; go on with --resume")
+        return "interrupted"
+
+    def _describe(self) -> None:
+        """Hyper-parameters and kernels for TensorBoard."""
+        logger = self.agent.logger
+        parameters = {
+            key: value if isinstance(value, (int, float, str, bool)) else str(value)
+            for key, value in self.config.as_data().items()
+        }
+        metrics: dict[str, float] = {"rollout/ep_rew_mean": 0, "eval/mean_reward": 0}
+        logger.record("hparams", HParam(parameters, metrics), exclude=("csv",))
+        timing = self.agent.timing
+        traces = [self.agent.learner_config.trace.build(delay) for delay in timing.layer_delays]
+        if any(traces):
+            figure = kernel_figure(traces, timing.layer_delays, timing.step_duration)
+            logger.record("credit/kernel", Figure(figure, close=True), exclude=("csv",))
+        logger.dump(self.agent.num_timesteps)
+
+    def _speed(self) -> float | None:
+        made = self.agent.num_timesteps - self.steps_before
+        return made / self.learning_seconds if self.learning_seconds else None
+
+    def _summarise(self, status: Status, metrics: dict[str, Any], error: str | None = None) -> None:
+        saved = self.checkpointing.steps_saved if status == "interrupted" else None
+        self.folder.write_summary(
+            task=self.config.task,
+            agent=AGENT,
+            seed=self.config.seed,
+            status=status,
+            steps=self.agent.num_timesteps if saved is None else saved,
+            wall_seconds=time.monotonic() - self.began,
+            steps_per_second=self._speed(),
+            metrics=metrics,
+            error=error,
+        )
+
+    def _say(self, text: str) -> None:
+        self.display.close()
+        if not self.quiet:
+            _say(text)
+
+
+def evaluate(
+    agent: CETActorCritic,
+    config: RLConfig,
+    episodes: int | None = None,
+    seed: int | None = None,
+    stop: Interruption | None = None,
+) -> tuple[float, float]:
+    """Mean and standard deviation of the return over deterministic episodes on environments of their own.
+
+    Args:
+        agent: to evaluate.
+        config: of its run.
+        episodes: how many; None for the configuration's number.
+        seed: of the environments; None for one that follows from the run's.
+        stop: asked before every step.
+
+    Raises:
+        KeyboardInterrupt: if `stop` says so.
+    """
+
+    def check(*_: object) -> None:
+        if stop is not None and stop.wanted:
+            raise KeyboardInterrupt
+
+    episodes = episodes or config.eval_episodes
+    seed = config.seed + EVALUATION_SEED_OFFSET if seed is None else seed
+    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
+    env = make_vec_env(config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap)
+    returns, _ = evaluate_policy(
+        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
+    )
+    env.close()
+    return float(np.mean(returns)), float(np.std(returns))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    pass

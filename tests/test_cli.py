@@ -1,0 +1,425 @@
+"""The command line as a subprocess, and what it leaves behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cet_rl.agents import CETActorCritic
+
+QUICK = ["--total-steps", "30000", "--hidden", "16", "16", "--eval-episodes", "5"]
+ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def cet_rl(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "cet_rl", *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def assert_refused(result, *words):
+    """Exit code 2 and one line that holds the words."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("cet-rl: error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was let finish, in the default folder."""
+    cwd = tmp_path_factory.mktemp("finished")
+    result = cet_rl("train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return cwd, cwd / "runs" / "CartPole-v1-cet5-8s-0", result
+
+
+def test_a_run_leaves_what_it_should(finished):
+    _, folder, result = finished
+    assert {"config.yaml", "metrics.csv", "checkpoint", "summary.json"} <= {p.name for p in folder.iterdir()}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == [
+        "task",
+        "agent",
+        "seed",
+        "status",
+        "steps",
+        "wall_seconds",
+        "steps_per_second",
+        "metrics",
+        "versions",
+    ]
+    assert (summary["task"], summary["agent"], summary["seed"]) == ("CartPole-v1", "cet", 0)
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 30208
+    assert list(summary["metrics"]) == [
+        "eval_return_mean",
+        "eval_return_std",
+        "eval_episodes",
+        "train_return_mean",
+    ]
+    assert 8 < summary["metrics"]["eval_return_mean"] <= 500
+    assert summary["metrics"]["eval_episodes"] == 5
+    assert summary["steps_per_second"] > 100
+    for piece in ("run folder", "samples/s", "return", "s left", "evaluation:", "tensorboard --logdir"):
+        assert piece in result.stderr
+
+
+def test_the_configuration_is_resolved_and_repeats_the_run(finished, tmp_path):
+    cwd, folder, _ = finished
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["trace"] == "cet"
+    assert config["device"] in ("cpu", "cuda")
+    assert config["threads"] >= 1
+    again = cet_rl(
+        "train", "--config", folder / "config.yaml", "--run-dir", tmp_path / "again", "--quiet", cwd=cwd
+    )
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    first, second = (json.loads((f / "summary.json").read_text()) for f in (folder, tmp_path / "again"))
+    assert first["metrics"] == second["metrics"]
+    timeless = [
+        [{k: v for k, v in row.items() if "time" not in k or "total" in k} for row in rows(f)]
+        for f in (folder, tmp_path / "again")
+    ]
+    assert timeless[0] == timeless[1]
+    assert len(timeless[0]) >= 3
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_tensorboard_reads_it(finished):
+    _, folder, _ = finished
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = events.Tags()
+    assert {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "time/fps",
+        "train/learning_rate",
+        "train/value_loss",
+        "train/entropy_loss",
+        "train/explained_variance",
+        "credit/alignment/0",
+        "credit/alignment/1",
+        "credit/alignment/2",
+        "eval/mean_reward",
+    } <= set(tags["scalars"])
+    for layer in range(3):
+        assert all(-1 <= point.value <= 1 for point in events.Scalars(f"credit/alignment/{layer}"))
+    logged = {int(float(row["time/total_timesteps"])): row["rollout/ep_rew_mean"] for row in rows(folder)}
+    for point in events.Scalars("rollout/ep_rew_mean"):
+        assert float(logged[point.step]) == pytest.approx(point.value)
+    image = events.Images("credit/kernel")[0].encoded_image_string
+    assert image.startswith(b"\x89PNG")
+    parameters = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"delay" in parameters
+    assert b"order" in parameters
+    rates = [point.value for point in events.Scalars("train/learning_rate")]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_checkpoint_is_an_agent(finished):
+    _, folder, _ = finished
+    agent = CETActorCritic.load(folder / "checkpoint" / "agent.zip")
+    assert agent.num_timesteps == 30208
+
+
+def test_eval(finished):
+    cwd, folder, _ = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    result = cet_rl("eval", folder, "--episodes", 5, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    mean, deviation = map(float, re.search(r"return ([\d.]+) ± ([\d.]+) over 5 episodes", result.stdout).groups())
+    assert mean == pytest.approx(summary["metrics"]["eval_return_mean"], abs=0.051)
+    assert deviation == pytest.approx(summary["metrics"]["eval_return_std"], abs=0.051)
+    others = {cet_rl("eval", folder, "--episodes", 30, "--seed", seed, cwd=cwd).stdout for seed in (1, 1, 2)}
+    assert len(others) == 2
+
+
+def test_a_finished_run_is_never_overwritten(finished):
+    cwd, folder, _ = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK]
+    assert_refused(cet_rl(*command, cwd=cwd), "already holds a finished run")
+    assert_refused(cet_rl(*command, "--lam", "0.9", cwd=cwd), "lam 0.95 there, 0.9 here", "another --run-dir")
+    assert cet_rl(*command, "--resume", cwd=cwd).returncode == 0
+    assert_refused(cet_rl(*command, "--resume", "--lr", "1e-3", cwd=cwd), "lr 0.0005 there, 0.001 here")
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupted(folder, number, total=400_000):
+    command = [sys.executable, "-m", "cet_rl", "train", "CartPole-v1", "--delay", "2", "--run-dir", str(folder)]
+    command += ["--total-steps", str(total), "--hidden", "8", "--eval-episodes", "5"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (folder / "metrics.csv").exists() or len(rows(folder)) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on(tmp_path, number):
+    folder = tmp_path / "run"
+    code, err = interrupted(folder, number)
+    assert code == 130
+    assert "Traceback" not in err
+    assert "--resume" in err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    saved = CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps
+    assert 0 < summary["steps"] == saved < 400_000
+    command = ["train", "CartPole-v1", "--delay", 2, "--run-dir", folder, "--total-steps", 400_000]
+    command += ["--hidden", 8, "--eval-episodes", 5]
+    assert_refused(cet_rl(*command, cwd=tmp_path), "unfinished run", "--resume")
+    result = cet_rl("train", "--run-dir", folder, "--resume", cwd=tmp_path)  # the folder knows the rest
+    assert result.returncode == 0, result.stderr
+    assert f"resuming at {saved:,}" in result.stderr
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    steps = [int(float(row["time/total_timesteps"])) for row in rows(folder)]
+    assert steps == sorted(steps)
+    assert steps[-1] >= 400_000
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+    command = [sys.executable, "-m", "cet_rl", "train", "MountainCar-v0", "--run-dir", "run", "--hidden", "8"]
+    command += ["--total-steps", "600", "--eval-episodes", "100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run" / "checkpoint" / "agent.zip").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted at 1,024 samples" in err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_resume_starts_afresh_where_there_is_nothing_to_resume(tmp_path):
+    (tmp_path / "empty").mkdir()
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    reference = cet_rl("train", "CartPole-v1", *QUICK, "--run-dir", tmp_path / "reference", cwd=tmp_path)
+    assert reference.returncode == 0
+    (killed / "config.yaml").write_text((tmp_path / "reference" / "config.yaml").read_text())
+    (killed / "metrics.csv").write_text("time/total_timesteps\n10\n")
+    for folder in ("missing", "empty", "killed"):
+        result = cet_rl("train", "CartPole-v1", *QUICK, "--resume", "--run-dir", tmp_path / folder, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert int(float(rows(tmp_path / folder)[0]["time/total_timesteps"])) > 10
+
+
+def test_resuming_from_a_broken_checkpoint_is_refused(finished, tmp_path):
+    _, folder, _ = finished
+    broken = tmp_path / "broken"
+    (broken / "checkpoint").mkdir(parents=True)
+    (broken / "config.yaml").write_text((folder / "config.yaml").read_text())
+    (broken / "checkpoint" / "agent.zip").write_bytes(b"no zip at all")
+    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK, "--run-dir", broken, "--resume"]
+    assert_refused(cet_rl(*command, cwd=tmp_path), "agent.zip is damaged")
+    assert (broken / "checkpoint" / "agent.zip").read_bytes() == b"no zip at all"
+
+
+def test_a_live_display_in_a_terminal(tmp_path):
+    """Progress, return, speed and time left, drawn on a pseudo-terminal."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "cet_rl", "train", "CartPole-v1", *QUICK, "--run-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait(60) == 0
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
+    assert re.search(r"learning .*\d+/30000 return [\d.]+ [\d,]+ samples/s \d+:\d+:\d+", text)
+
+
+def test_configuration_files_and_precedence(tmp_path):
+    (tmp_path / "mine.yaml").write_text("task: CartPole-v1\ndelay: 1\norder: 3\nlr: 1e-3\ntotal_steps: 2000\n")
+    command = ["train", "--config", "mine.yaml", "--order", 4, "--hidden", 8, "--eval-episodes", 1]
+    result = cet_rl(*command, "--run-dir", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["delay"], config["order"], config["lr"], config["num_envs"]) == (1.0, 4, 1e-3, 4)
+    assert_refused(cet_rl("train", "Acrobot-v1", "--config", "mine.yaml", cwd=tmp_path), "is for task CartPole-v1")
+    named = cet_rl("train", "--config", "cartpole-8s", *QUICK, "--run-dir", "named", cwd=tmp_path)
+    assert named.returncode == 0, named.stderr
+    assert yaml.safe_load((tmp_path / "named" / "config.yaml").read_text())["delay"] == 8.0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("delay: 8\nordr: 5\n", ["unknown key 'ordr'", "did you mean 'order'"]),
+        ("delay: soon\n", ["delay must be of type float", "'soon'"]),
+        ("order: 2.5\n", ["order must be of type int"]),
+        ("stacked: 1\n", ["stacked must be of type bool"]),
+        ("normalization: sum\n", ["one of area, peak"]),
+        ("random_lam: [0.5]\n", ["list of 2"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("a: [\n", ["no valid YAML"]),
+        ("order: 5\n", ["belong to a delay"]),
+    ],
+)
+def test_bad_configuration_files(tmp_path, text, words):
+    (tmp_path / "bad.yaml").write_text(text)
+    assert_refused(cet_rl("train", "CartPole-v1", "--config", "bad.yaml", cwd=tmp_path), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+REFUSALS = [
+    ("CartPol-v1", ["unknown environment", "did you mean CartPole-v1"]),
+    ("Pendulum-v1", ["discrete actions"]),
+    ("CartPole-v1 --delay -1", ["delay must be zero or a positive"]),
+    ("CartPole-v1 --delay inf", ["finite"]),
+    ("CartPole-v1 --delay nan", ["finite"]),
+    ("CartPole-v1 --delay 8.1", ["8 s and 8.2 s"]),
+    ("CartPole-v1 --delay 8 --total-steps 100", ["longest delay is 40 steps", "only 25"]),
+    ("CartPole-v1 --delay 120 --stacked --step-ms 300 --total-steps 3000", ["longest delay is 800 steps"]),
+    ("CartPole-v1 --delay 8 --order 0", ["order must be at least 1"]),
+    ("CartPole-v1 --delay 8 --order five", ["--order", "five"]),
+    ("CartPole-v1 --delay 8 --trace sharp --order 1", ["at least 2"]),
+    ("CartPole-v1 --lr 0", ["--lr must be positive"]),
+    ("CartPole-v1 --lr nan", ["--lr must be positive"]),
+    ("CartPole-v1 --delay 8 --trace et --decay 1", ["between 0 and 1"]),
+    ("CartPole-v1 --delay 8 --trace et --decay 0", ["between 0 and 1"]),
+    ("CartPole-v1 --delay 8 --trace et --order 5", ["order 5 has no meaning for trace 'et'"]),
+    ("CartPole-v1 --delay 8 --trace cet --decay 0.9", ["only 'et' takes one"]),
+    ("CartPole-v1 --delay 8 --trace cat", ["unknown trace 'cat'"]),
+    ("CartPole-v1 --delay 8 --trace none", ["without delay"]),
+    ("CartPole-v1 --trace cet", ["bridges a delay"]),
+    ("CartPole-v1 --order 3", ["give a delay"]),
+    ("CartPole-v1 --total-steps 0", ["--total-steps must be at least 1"]),
+    ("CartPole-v1 --num-envs -3", ["--num-envs must be at least 1"]),
+    ("CartPole-v1 --n-steps 0", ["--n-steps must be at least 1"]),
+    ("CartPole-v1 --eval-episodes 0", ["--eval-episodes must be at least 1"]),
+    ("CartPole-v1 --threads 0", ["--threads must be at least 1"]),
+    ("CartPole-v1 --seed -1", ["--seed"]),
+    ("CartPole-v1 --step-ms 0", ["step duration"]),
+    ("CartPole-v1 --random-lam 0.9 0.1", ["random_lam"]),
+    ("CartPole-v1 --lam 2", ["lam must lie in"]),
+    ("CartPole-v1 --device tpu", ["--device must be auto, cpu or cuda"]),
+    ("CartPole-v1 --max-grad-norm inf", ["max_grad_norm must be positive and finite"]),
+    ("CartPole-v1 --hidden 100000000000", ["--hidden"]),
+    ("CartPole-v1 --threads 99999999999", ["--threads"]),
+    ("CartPole-v1 --total-steps 1" + 40 * "0", ["--total-steps is too large"]),
+    ("CartPole-v1 --delay 1e308 --step-ms 1e-5", ["more than 1,000,000 steps"]),
+    ("Ant-v5", ["not installed"]),
+    ("phys2d/CartPole-v1", ["not installed"]),
+    (":CartPole-v1", ["cannot import"]),
+    ("no_such_module:CartPole-v1", ["cannot import 'no_such_module'"]),
+    ("CartPole-v1 --config a --config b", ["once"]),
+    ("CartPole-v1 --activation tanh", ["error_at='activation'"]),
+    ("CartPole-v1 --normalization sum", ["'area', 'peak'"]),
+    ("CartPole-v1 --ordr 5", ["--ordr", "did you mean --order"]),
+    ("", ["TASK"]),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
+def test_bad_input_is_refused_in_one_line(line, words, tmp_path, capsys, monkeypatch):
+    """In this process, for speed; `test_bad_configuration_files` and others cross the process boundary."""
+    from cet_rl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    code = main(["train", *line.split()])
+    assert_refused(subprocess.CompletedProcess([], code, "", capsys.readouterr().err), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"delay: \xff\xfe")
+    assert_refused(cet_rl("train", "CartPole-v1", "--config", "bad.yaml", cwd=tmp_path), "bad.yaml is no UTF-8")
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    assert_refused(cet_rl("train", "CartPole-v1", "--config", "deep.yaml", cwd=tmp_path), "deep.yaml")
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    train = ["train", "CartPole-v1", *QUICK, "--run-dir"]
+    assert_refused(cet_rl(*train, "file", cwd=tmp_path), "is a file")
+    assert_refused(cet_rl(*train, "full", cwd=tmp_path), "no run folder")
+    assert_refused(cet_rl(*train, "full", "--resume", cwd=tmp_path), "no run folder")
+    assert_refused(cet_rl(*train, "/proc/nowhere", cwd=tmp_path), "cannot write to run folder")
+    assert_refused(cet_rl("eval", "full", cwd=tmp_path), "no run folder")
+    assert_refused(cet_rl("eval", "missing", cwd=tmp_path), "no run folder")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_an_environment_that_misbehaves_ends_the_run_cleanly(tmp_path):
+    (tmp_path / "broken_env.py").write_text(
+        "import gymnasium as gym\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Broken(CartPoleEnv):\n    count = 0\n"
+        "    def step(self, action):\n        *head, info = super().step(action)\n        self.count += 1\n"
+        "        head[1] = float('nan') if self.count == 500 else head[1]\n        return (*head, info)\n"
+        "gym.register('Broken-v0', Broken, max_episode_steps=100)\n"
+    )
+    result = cet_rl("train", "broken_env:Broken-v0", *QUICK, "--run-dir", "run", "--quiet", cwd=tmp_path)
+    assert_refused(result, "reward that is not finite at its step 499")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "not finite" in summary["error"]
+
+
+def test_help_version_and_list(tmp_path):
+    assert cet_rl("--version", cwd=tmp_path).stdout.startswith("cet-rl 0.")
+    assert "cet-rl train CartPole-v1 --delay 8 --order 5" in cet_rl("--help", cwd=tmp_path).stdout
+    shown = cet_rl("train", "--help", cwd=tmp_path).stdout
+    for option in ("--delay", "--order", "--trace", "--stacked", "--random-lam", "--run-dir", "--resume", "TASK"):
+        assert option in shown
+    listed = cet_rl("list", cwd=tmp_path).stdout
+    for entry in ("CartPole-v1", "LunarLander-v3", "legendre", "sharp", "cartpole-8s", "cet"):
+        assert entry in listed
+    assert "ltp-ltd" in cet_rl("list", "traces", cwd=tmp_path).stdout
+    assert_refused(cet_rl("list", "trace", cwd=tmp_path), "did you mean traces")
+    assert_refused(cet_rl("trian", cwd=tmp_path), "did you mean train")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed):
+    """The promise of the README, for each of three seeds."""
+    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, "--seed", seed, "--run-dir", "run", "--quiet"]
+    result = cet_rl(*command, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+    assert metrics["eval_episodes"] == 100
+    assert metrics["eval_return_mean"] >= 475
+    assert metrics["train_return_mean"] >= 450
