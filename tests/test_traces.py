@@ -15,7 +15,7 @@ from scipy.linalg import expm, solve_discrete_lyapunov
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
 from cet_rl.traces.sharp import RIDGE
 
-GRID = [(order, delay) for order in (2, 3, 5, 8, 10, 12) for delay in (1, 2, 7, 40, 160, 1000)]
+GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
 PEAKED = [CET, SharpCET, Legendre]
 
 
