@@ -29,7 +29,7 @@ def cet_rl(*arguments, cwd, **options):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
         check=False,
         **options,
     )
