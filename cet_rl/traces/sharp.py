@@ -73,11 +73,13 @@ def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArr
     return M, K
 
 
+@dataclass(frozen=True)
 class _SharpReadout(Trace):
     """What the two kinds share: everything but the dynamics."""
 
     order: int
     delay_steps: int
+    normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,10 +117,6 @@ class SharpCET(_SharpReadout):
         normalization: see `Trace`.
     """
 
-    order: int
-    delay_steps: int
-    normalization: Normalization = "area"
-
     @property
     def rate(self) -> float:
         """a = αΔt, per step."""
@@ -139,10 +137,6 @@ class Legendre(_SharpReadout):
         delay_steps: D ≥ 1.
         normalization: see `Trace`.
     """
-
-    order: int
-    delay_steps: int
-    normalization: Normalization = "area"
 
     @property
     def window(self) -> float:
