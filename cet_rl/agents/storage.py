@@ -65,7 +65,9 @@ def check_data(name: str, value: object) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be saved as data: {error}; use numbers, strings, lists and dicts") from None
+        raise ValueError(
+            f"{name} cannot be saved as data: {error}; use numbers, strings, lists and dicts"
+        ) from None
 
 
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
@@ -182,5 +184,3 @@ def with_suffix(file: str | os.PathLike[str]) -> Path:
     """The path with ".zip" added unless it has it, as Stable-Baselines3 does."""
     path = Path(file)
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
-
-

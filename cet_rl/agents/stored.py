@@ -150,7 +150,10 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         self.set_parameters(saved, exact_match=True, device=self.device)
         progress = data["progress"]
         self.num_timesteps, self._n_updates = progress["num_timesteps"], progress["n_updates"]
-        self._total_timesteps, self._current_progress_remaining = progress["total_timesteps"], progress["remaining"]
+        self._total_timesteps, self._current_progress_remaining = (
+            progress["total_timesteps"],
+            progress["remaining"],
+        )
         self.ep_info_buffer = deque(progress["episodes"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
 

@@ -17,7 +17,8 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     Args:
         env: any environment.
-        step_duration: Δt in seconds: 0.2 for behavioural time scales, 0.3 for retrograde signals (paper, section 4).
+        step_duration: Δt in seconds: 0.2 for behavioural time scales, 0.3 for retrograde signals
+            (paper, section 4).
 
     Raises:
         ValueError: unless `step_duration` is positive and finite.
@@ -35,7 +36,9 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         """Seconds since the episode began."""
         return self._steps * self.step_duration
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Start an episode at time zero."""
         self._steps = 0
         return self.env.reset(seed=seed, options=options)

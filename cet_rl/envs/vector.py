@@ -82,7 +82,7 @@ def make_vec_env(
         seed: of the first; the others follow on it.
         step_duration: seconds a step stands for.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form where it has one (CartPole has), faster from some ten environments on.
+            environment's own vectorised form where it has one (CartPole has), faster from ten or so of them on.
         max_episode_steps: where to cut an episode off; None for the environment's own limit.
         wrappers: further wrappers for each environment, innermost first.
         **kwargs: for the environment.
@@ -97,9 +97,7 @@ def make_vec_env(
         wrappers = tuple(wrappers)
 
         def build() -> gym.Env[Any, Any]:
-            return make_env(
-                task, step_duration, max_episode_steps=max_episode_steps, wrappers=wrappers, **kwargs
-            )
+            return make_env(task, step_duration, max_episode_steps=max_episode_steps, wrappers=wrappers, **kwargs)
 
         env: VecEnv = DummyVecEnv([build] * num_envs)
     elif vectorization == "numpy":
@@ -221,6 +219,8 @@ class GymnasiumVecEnv(VecEnv):
         """Not possible: the environments are one object."""
         raise NotImplementedError("methods of a vectorised environment cannot be called one by one")
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """Monitored, as far as episodes' returns go; wrapped in nothing else."""
         return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
