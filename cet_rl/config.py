@@ -95,8 +95,7 @@ class RLConfig:
                 raise ValueError(f"{_flag(name)} must be at least 1, got {value}")
             if value is not None and value > 10**12:
                 raise ValueError(f"{_flag(name)} is too large")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie in [0, 2^32), got {self.seed}")
+        check_seed(self.seed)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"--lr must be positive and finite, got {self.lr:g}")
         if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
@@ -104,12 +103,7 @@ class RLConfig:
         if self.threads is not None and self.threads > 1024:
             raise ValueError(f"--threads must be at most 1024, got {self.threads}")
         _ = self.trace_config
-        longest = self.timing.longest_delay
-        if longest >= self.total_steps / self.num_envs:
-            raise ValueError(
-                f"the longest delay is {longest} steps, but each of {self.num_envs} environments makes only "
-                f"{self.total_steps // self.num_envs}: raise --total-steps or shorten --delay"
-            )
+        self.timing.check_run(self.total_steps, self.num_envs)
 
     @property
     def step_duration(self) -> float:
@@ -149,6 +143,12 @@ class RLConfig:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
 
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless numpy, torch and Gymnasium can all be seeded with it."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -173,10 +173,10 @@ def read_config(source: str) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"known names: {', '.join(sorted(known))}"
             raise ValueError(f"there is no configuration file {source!r} and none of that name; {hint}")
         path = known[source]
-    return parse_config(read_text(path, source), source)
+    return parse_config(_read_text(path, source), source)
 
 
-def read_text(path: Traversable, source: str) -> str:
+def _read_text(path: Traversable, source: str) -> str:
     """The text of a file; ValueError that names it if it is none."""
     try:
         return path.read_text(encoding="utf-8")
@@ -187,7 +187,7 @@ def read_text(path: Traversable, source: str) -> str:
 def tuned_defaults(task: str) -> dict[str, Any]:
     """The tuned defaults of a task; empty if there are none."""
     path = resources.files("cet_rl") / "configs" / "tuned" / f"{task.replace('/', '-')}.yaml"
-    return parse_config(path.read_text(encoding="utf-8"), path.name) if path.is_file() else {}
+    return parse_config(_read_text(path, path.name), path.name) if path.is_file() else {}
 
 
 def parse_config(text: str, source: str) -> dict[str, Any]:

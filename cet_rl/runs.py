@@ -22,6 +22,8 @@ from typing import Any, Literal
 
 import yaml
 
+from cet_rl.files import replacing
+
 Status = Literal["finished", "interrupted", "failed"]
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
@@ -146,16 +148,9 @@ def versions() -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one stroke: readers see the old text or the new, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replace a text file in one stroke."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
 
 
 class MetricsTable:

@@ -87,6 +87,14 @@ class CreditTiming:
             return tuple(steps * (self.layers - 1 - layer) for layer in range(self.layers))
         return (steps,) * self.layers
 
+    def check_run(self, samples: int, num_envs: int) -> None:
+        """Raise ValueError if a run of `samples`, all environments counted, ends before all layers have credit."""
+        if self.longest_delay >= samples / num_envs:
+            raise ValueError(
+                f"the longest delay is {self.longest_delay} steps, but each of {num_envs} environments makes only "
+                f"{samples // num_envs} in this run: learn for longer (--total-steps) or use a shorter delay"
+            )
+
     @property
     def longest_delay(self) -> int:
         """Steps until the last layer to hear of an event has heard of it."""

@@ -196,11 +196,7 @@ class CETActorCritic(StoredAlgorithm):
                 are then those of the last update.
         """
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
-        if self.timing.longest_delay >= total / self.n_envs:
-            raise ValueError(
-                f"the longest delay is {self.timing.longest_delay} steps, but each of {self.n_envs} environments "
-                f"makes only {total // self.n_envs} in this run: learn for longer or use a shorter delay"
-            )
+        self.timing.check_run(total, self.n_envs)
         self._statistics_every = log_interval or sys.maxsize
         self._updates_at_start = self._n_updates
         return super().learn(
@@ -235,7 +231,8 @@ class CETActorCritic(StoredAlgorithm):
             features = recording.features[step]
             policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
             recording.starts[step] = self._last_episode_starts
-            recording.valid[step] = 1 if resetting is None else ~resetting
+            if resetting is not None:
+                recording.valid[step] = ~resetting
             logits = numpy_actor(features) if numpy_actor else self._logits(features)
             actions = recording.actions[step] = (logits + noise[step]).argmax(-1)
             new_obs, rewards, dones, infos = env.step(actions + first_action)

@@ -41,12 +41,9 @@ class CETPolicy(BasePolicy):
         net_arch: Sequence[int] = (256, 256),
         activation: str = "relu",
         split_observations: bool | None = None,
-        use_sde: bool = False,
     ) -> None:
         super().__init__(observation_space, action_space, normalize_images=False)
         vectors, actions = check_spaces(observation_space, action_space)
-        if use_sde:
-            raise ValueError("state-dependent exploration needs continuous actions")
         if not all(isinstance(width, int) and width >= 1 for width in net_arch):
             raise ValueError(f"net_arch must list the widths of the hidden layers, got {net_arch!r}")
         self.net_arch, self.activation = list(net_arch), activation

@@ -27,7 +27,8 @@ class Recording:
         self.finals: list[tuple[int, int, npt.NDArray[np.float32]]] = []
 
     def begin(self) -> None:
-        """Forget the ends of episodes of the last rollout; every other entry is overwritten."""
+        """Forget what the last rollout marked; every other entry is overwritten."""
+        self.valid[:] = 1
         self.terminated[:] = 0
         self.truncated[:] = 0
         self.finals.clear()

@@ -15,6 +15,8 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import Tensor
 
+from cet_rl.files import replacing
+
 FORMAT = "cet-rl agent"
 VERSION = 1
 
@@ -136,15 +138,8 @@ def write(file: File, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         return
     path = with_suffix(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            _write_archive(stream, data, tensors)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as stream:
+        _write_archive(stream, data, tensors)
 
 
 def _write_archive(stream: IO[bytes], data: dict[str, Any], tensors: dict[str, Tensor]) -> None:

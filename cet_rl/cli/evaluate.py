@@ -9,6 +9,8 @@ from typing import Annotated
 import tyro
 
 from cet_rl.cli.options import parse
+from cet_rl.config import RLConfig, check_seed, read_config
+from cet_rl.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class EvalArguments:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
-        if self.seed is not None and not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie in [0, 2^32), got {self.seed}")
+        if self.seed is not None:
+            check_seed(self.seed)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -37,8 +39,6 @@ def run(arguments: Sequence[str]) -> int:
         prog="cet-rl eval",
         description="Play the policy of a run's last checkpoint without exploring, and print its mean return.",
     )
-    from cet_rl.config import RLConfig, parse_config, read_text
-    from cet_rl.runs import RunFolder
     from cet_rl.training import evaluate, resolve, set_threads
 
     folder = RunFolder(parsed.run)
@@ -46,10 +46,9 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"{folder.path} is no run folder: it has no config.yaml")
     if not folder.checkpoint_file.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
-    source = str(folder.config_file)
-    values = parse_config(read_text(folder.config_file, source), source)
+    values = read_config(str(folder.config_file))
     if "task" not in values:
-        raise ValueError(f"{source} is damaged: it names no task")
+        raise ValueError(f"{folder.config_file} is damaged: it names no task")
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)

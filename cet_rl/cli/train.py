@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
 from cet_rl.config import RLConfig, read_config, tuned_defaults
 from cet_rl.runs import RunFolder
@@ -47,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 
     options = parsed.run
     status = train(parsed.learning, options.run_dir, resume=options.resume, quiet=options.quiet)
-    return 0 if status == "finished" else 130
+    return 0 if status == "finished" else EXIT_INTERRUPTED
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
