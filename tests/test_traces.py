@@ -13,6 +13,7 @@ from scipy.integrate import quad
 from scipy.linalg import expm, solve_discrete_lyapunov
 
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
+from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.sharp import RIDGE
 
 GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
@@ -241,3 +242,35 @@ def test_float32_stays_close_over_100_000_steps(trace, tolerance):
 def test_bad_traces_are_named(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_official_discretisation_drives_the_first_stage_only():
+    """What avecplezir/CET does; for four stages at a rate of 1.8 a step its input vector is [.834, 0, 0, 0]."""
+    trace = CET(4, 5, "area", "official")  # rate 3/5
+    transition = trace.transition()
+    np.testing.assert_allclose(transition.K, [1 - np.exp(-0.6), 0, 0, 0], rtol=1e-14)
+    np.testing.assert_array_equal(transition.M, CET(4, 5).transition().M)
+    assert CET(4, 5).transition().K[1] > 0.1
+    entering = 1 - np.exp(-1.8)
+    assert entering == pytest.approx(0.834, abs=1e-3)
+
+
+@pytest.mark.parametrize("order", [2, 3, 5, 10])
+@pytest.mark.parametrize("delay_steps", [1, 7, 40, 800])
+@pytest.mark.parametrize("normalization", ["area", "peak"])
+def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, delay_steps, normalization):
+    trace = CET(order, delay_steps, normalization, "official")
+    length = trace.support[1]
+    kernel = trace.kernel(length).numpy()
+    np.testing.assert_allclose(trace.transition().kernel(length), kernel, atol=1e-12 * kernel.max())
+    assert kernel.argmax() == delay_steps
+    assert kernel.max() == pytest.approx(1) if normalization == "peak" else kernel.sum() == pytest.approx(1)
+
+
+def test_an_unknown_discretisation_is_refused():
+    with pytest.raises(ValueError, match="discretization must be one of exact, official"):
+        CET(4, 5, "area", "approximate")
+    with pytest.raises(ValueError, match="only a cascade"):
+        TraceConfig("legendre", 4, discretization="official")
+    with pytest.raises(ValueError, match="only a cascade"):
+        TraceConfig("cet", 1, discretization="official")

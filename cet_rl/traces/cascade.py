@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
-from scipy.special import gammainc, gammaincc, gammaln
+from scipy.special import gammainc, gammaincc, gammaln, xlogy
 
 from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
+
+Discretization = Literal["exact", "official"]
+
+
+def check_discretization(name: str) -> None:
+    """Raise ValueError unless `name` is a `Discretization`."""
+    if name not in get_args(Discretization):
+        raise ValueError(f"discretization must be one of {', '.join(get_args(Discretization))}, got {name!r}")
 
 
 def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]:
@@ -43,20 +52,27 @@ class CET(Trace):
     Its kernel g_ℓ = P(n, a(ℓ+1)) - P(n, aℓ) with a = (n-1)/D is largest at lag D, and sums to one before
     scaling (paper, Eqs. 4-8).
 
+    With the "official" discretisation the integral of Eq. 8 enters through its first row in the place of its first
+    column, as in the authors' published code: a step's input reaches the first stage only, and
+    g_ℓ = P(1, a) e^{-aℓ} (aℓ)^{n-1} / (n-1)!. It peaks at D as well. For studies of parity.
+
     Attributes:
         order: n ≥ 2.
         delay_steps: D ≥ 1, the delay in steps.
         normalization: see `Trace`.
+        discretization: "exact" or "official".
     """
 
     order: int
     delay_steps: int
     normalization: Normalization = "area"
+    discretization: Discretization = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_order(self.order, "CET")
         check_delay_steps(self.delay_steps, "CET")
+        check_discretization(self.discretization)
 
     @property
     def rate(self) -> float:
@@ -69,6 +85,11 @@ class CET(Trace):
         return self.order
 
     def _unscaled_kernel(self, length: int) -> FloatArray:
+        if self.discretization == "official":
+            lags, stage = np.arange(length), self.order - 1
+            exponent = xlogy(stage, self.rate * lags) - self.rate * lags - gammaln(self.order)
+            kernel: FloatArray = gammainc(1, self.rate) * np.exp(exponent)
+            return kernel
         edges = self.rate * np.arange(length + 1)
         # Past its middle P is close to one and a difference of P's loses digits; one of Q = 1 - P does not.
         left, right = edges[:-1], edges[1:]
@@ -79,6 +100,8 @@ class CET(Trace):
     def transition(self) -> Transition:
         """(M, K, C) of the cascade; C reads the last stage."""
         M, K = cascade_transition(self.order, self.rate)
+        if self.discretization == "official":
+            K[1:] = 0
         C = np.zeros(self.order)
         C[-1] = 1 / self.scale
         return Transition(M, K, C)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cet_rl.traces.base import Normalization, Trace, check_order, check_whole
-from cet_rl.traces.cascade import CET
+from cet_rl.traces.cascade import CET, Discretization, check_discretization
 from cet_rl.traces.exponential import ET, LTPLTD
 from cet_rl.traces.perfect import PerfectMemory
 from cet_rl.traces.sharp import Legendre, SharpCET
@@ -40,7 +40,7 @@ def _classical(config: TraceConfig, delay_steps: int) -> ET:
 def _cascade(config: TraceConfig, delay_steps: int) -> Trace:
     if config.states == 1:  # a cascade of one stage is the classical trace
         return _classical(config, delay_steps)
-    return CET(config.states, delay_steps, config.normalization)
+    return CET(config.states, delay_steps, config.normalization, config.discretization)
 
 
 TRACES: dict[str, TraceKind] = {
@@ -83,6 +83,7 @@ class TraceConfig:
             classical trace.
         decay: per-step decay β in (0, 1) of the classical trace; None for exp(-1/D) (paper, section 3).
         normalization: "area" or "peak", see `Trace`.
+        discretization: of a cascade, "exact" or "official", see `CET`.
 
     Raises:
         ValueError: for a kind, order, decay or normalisation that cannot be, or an option of another kind.
@@ -92,6 +93,7 @@ class TraceConfig:
     order: int | None = None
     decay: float | None = None
     normalization: Normalization = "peak"
+    discretization: Discretization = "exact"
 
     def __post_init__(self) -> None:
         if self.kind not in TRACES:
@@ -110,6 +112,12 @@ class TraceConfig:
                 raise ValueError(f"decay has no meaning for trace {self.kind!r}: only 'et' takes one")
             if not 0 < self.decay < 1:
                 raise ValueError(f"decay must lie strictly between 0 and 1, got {self.decay:g}")
+        if self.discretization != "exact" and (self.kind != "cet" or classical):
+            raise ValueError(
+                f"discretization {self.discretization!r} has no meaning for trace {self.kind!r}: only a cascade "
+                "of order 2 or more has a choice"
+            )
+        check_discretization(self.discretization)
         if self.kind != "none":
             ET(0.5, self.normalization)  # refuses an unknown normalisation
 
@@ -123,6 +131,7 @@ class TraceConfig:
         normalization: Normalization = "peak",
         *,
         stacked: bool = False,
+        discretization: Discretization = "exact",
     ) -> TraceConfig:
         """The trace of a run whose credit arrives `delay` seconds late: a cascade unless told otherwise.
 
@@ -147,6 +156,7 @@ class TraceConfig:
             None if order is None else int(order),
             None if decay is None else float(decay),
             normalization,
+            discretization,
         )
 
     @property
@@ -163,4 +173,5 @@ class TraceConfig:
         """Short name for folders and legends: cet5, et, et0.99, perfect."""
         if self.kind == "et" or (self.kind == "cet" and self.order == 1):
             return "et" if self.decay is None else f"et{self.decay:g}"
-        return f"{self.kind}{self.states}" if TRACES[self.kind].takes_order else self.kind
+        name = self.kind if self.discretization == "exact" else f"{self.discretization}-{self.kind}"
+        return f"{name}{self.states}" if TRACES[self.kind].takes_order else name
