@@ -221,3 +221,25 @@ def test_cuda_equals_cpu(executor, problem):
         for steps in problem["chunks"]
     ]
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("per_weight", [False, True])
+def test_fused_gives_the_same_numbers_on_any_number_of_threads(per_weight):
+    generator = torch.Generator().manual_seed(0)
+    gamma_lam = torch.rand(7, 5, generator=generator) if per_weight else 0.9
+    signals = [
+        torch.randn(11, 3, 5, generator=generator),
+        torch.rand(11, 3, 7, generator=generator),
+        torch.randn(11, 3, 7, generator=generator),
+        torch.randn(11, 3, generator=generator),
+        (torch.rand(11, 3, generator=generator) < 0.1).float(),
+    ]
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        layer = Synapses(5, 7, CET(4, 6), gamma_lam=gamma_lam, num_envs=3, executor="fused")
+        gradients = [layer(*signals) for _ in range(2)]
+        found.append([*gradients, layer.states, layer.eligibility])
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

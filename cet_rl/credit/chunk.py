@@ -39,12 +39,12 @@ def decay_eligibility(state: SynapseState, signals: Signals, decay: float, A: Te
     """Add what e⁰ contributes to ΔW, and shrink it to its share of the new e.
 
     Returns:
-        γλ(1 - s_0) Σ_env A_0 e⁰, shape (n_out, n_in).
+        γλ(1 - s_0) Σ_env A_0 e⁰, of the weight's shape.
     """
     kept = decay * (1 - signals.start[0])
-    envs, n_out, n_in = state.eligibility.shape
-    gain = matmul((kept * A[0])[None], state.eligibility.view(envs, -1)).view(n_out, n_in)
-    state.eligibility *= (kept * B[0])[:, None, None]
+    each = state.eligibility.view(len(kept), -1)
+    gain = matmul((kept * A[0])[None], each).view(state.eligibility.shape[1:])
+    each *= (kept * B[0])[:, None]
     return gain
 
 

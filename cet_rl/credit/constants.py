@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cet_rl.credit.geometry import Geometry
 from cet_rl.traces.base import FloatArray, Trace, Transition
 
 CHUNK_LENGTHS_KEPT = 4
@@ -39,6 +40,19 @@ def correlation_matrix(kernel: FloatArray, rows: int, columns: int) -> FloatArra
     """
     lag = np.arange(columns)[None, :] - (np.arange(rows)[:, None] + columns - rows)
     return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
+
+
+def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
+    """Lags [first, last) outside of which a kernel holds less of its area than `dtype` can tell from none.
+
+    In float32 that is about two thirds of the support in float64, and so of what a factored past costs.
+    """
+    first, last = trace.support
+    magnitude = trace.kernel(last).abs().numpy()
+    outside = torch.finfo(dtype).eps / 10 * magnitude.sum()
+    begin = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
+    end = last - int(np.searchsorted(np.cumsum(magnitude[::-1]), outside, side="right"))
+    return max(first, begin), min(last, end)
 
 
 def _forget_oldest(cache: dict[int, Any]) -> None:
@@ -88,22 +102,25 @@ class StateConstants:
 
 @dataclass
 class HistoryConstants:
-    """The kernel of a trace over its support [first, last), and its correlation matrix per chunk length.
+    """The kernel of a trace over its support, its correlation matrix per chunk length, and the layer's geometry.
 
     Attributes:
-        first: the first lag of the support; the layer delays (f', x) by it before anything else.
+        support: lags [first, last); the layer delays (f', x) by the first before anything else.
+        geometry: how the layer sums its outer products.
         past: L = last - first - 1, how many earlier steps still matter.
     """
 
     trace: Trace
     dtype: torch.dtype
     device: torch.device
+    support: tuple[int, int]
+    geometry: Geometry
     _matrices: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.first, last = self.trace.support
-        self.past = last - self.first - 1
-        self._kernel = self.trace.kernel(last)[self.first :].numpy()
+        first, last = self.support
+        self.past = last - first - 1
+        self._kernel = self.trace.kernel(last)[first:].numpy()
         self.kernel = torch.from_numpy(self._kernel).to(self.device, self.dtype)
 
     def correlation(self, steps: int) -> Tensor:

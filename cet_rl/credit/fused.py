@@ -5,12 +5,17 @@ within a step handles one synapse after the other, n states and all, in vector r
 states must be known when it is compiled, so its source is written per trace: the definition of
 `cet_rl.credit.step`, spelled out for n states, zeros of M and C left out. It is the executor for rollouts of a
 few steps and for one γλ per weight, which breaks the collapse of sums that the closed form rests on.
+
+Postsynaptic units have nothing to do with each other, so torch's threads share them; the numbers are the same for
+any number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -22,12 +27,14 @@ from cet_rl.credit.constants import StateConstants
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 _TEMPLATE = """
-def walk(coefficients, K, states, eligibility, pre, derivative, error, td_error, start, decay, gradient):
+def walk(
+    first, last, coefficients, K, states, eligibility, pre, derivative, error, td_error, start, decay, gradient
+):
     steps, envs, n_in = pre.shape
     one = eligibility.dtype.type(1)  # a plain 1 would promote float32 to float64
     {coefficients}
     for env in range(envs):
-        for unit in range(error.shape[2]):
+        for unit in range(first, last):
             e, row, rates = eligibility[env, unit], gradient[unit], decay[unit]
             {rows}
             for t in range(steps):
@@ -92,11 +99,30 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
     rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
     inputs = (signals.pre, signals.derivative, signals.error, signals.td_error, signals.start)
     pattern, values = _distinct(constants)
-    _compiled(pattern)(
+    walk = partial(
+        _walk,
+        _compiled(pattern),
         values,
         *(t.numpy() for t in (constants.K, state.states, state.eligibility)),
         *(t.contiguous().numpy() for t in inputs),
         rates.numpy(),
         gradient.numpy(),
     )
+    units = gradient.shape[0]
+    workers = min(torch.get_num_threads(), units)
+    bounds = [units * worker // workers for worker in range(workers + 1)]
+    if workers == 1:
+        walk((0, units))
+    else:  # the loop holds no lock of Python's
+        list(_pool(torch.get_num_threads()).map(walk, pairwise(bounds)))
     return gradient
+
+
+def _walk(loop: Callable[..., None], *arrays: Any) -> None:
+    *others, (first, last) = arrays
+    loop(first, last, *others)
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="cet-rl")

@@ -6,7 +6,8 @@ A kernel that vanishes after L lags needs (f', x) of the last L steps and nothin
 
 Exact for a delay line (perfect memory, no trace at all), and to rounding for every other kernel. Its cost in
 time and memory grows with the kernel's support, but not with the number of states nor, in memory, with the
-number of synapses.
+number of synapses. For a convolution, whose outer products are sums over positions too, f', x and δ are maps and
+p_s of a position is that of its own f' and δ: the sum over s is one gradient of convolution weights.
 """
 
 from __future__ import annotations
@@ -14,35 +15,61 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cet_rl.credit.blas import matmul, outer_sum, outer_sums
+from cet_rl.credit.blas import matmul
 from cet_rl.credit.chunk import decay_eligibility, sum_weights
 from cet_rl.credit.constants import HistoryConstants
+from cet_rl.credit.geometry import Dense
 from cet_rl.credit.signals import Signals, SynapseState
+
+_BLOCK = 1 << 20
+"""Floats of a convolution's postsynaptic maps taken at once on a CPU: four megabytes, which stay in its cache."""
+
+_BLOCK_ON_DEVICE = 1 << 24
+"""The same elsewhere, where only memory counts."""
 
 
 def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Tensor:
     """Run T steps at once. Same arguments and result as `step`, with one `decay` for all weights."""
     assert state.past_pre is not None
     assert state.past_derivative is not None
-    steps, pre, derivative = len(signals.pre), signals.pre, signals.derivative
-    if constants.past:
-        pre = torch.cat([state.past_pre, pre])
-        derivative = torch.cat([state.past_derivative, derivative])
-
-        state.past_pre, state.past_derivative = pre[-constants.past :], derivative[-constants.past :]
-
-    def due(weights: Tensor) -> Tensor:
-        weighted = weights[..., None] * signals.error
-        if constants.past:
-            correlated = matmul(constants.correlation(steps), weighted.view(steps, -1))
-            return derivative * correlated.view(derivative.shape)
-        return constants.kernel * derivative * weighted
+    steps, num_envs, n_post = signals.error.shape
+    geometry, total = constants.geometry, constants.past + steps
 
     A, B = sum_weights(signals, decay)
-    gradient = outer_sum(due(A), pre)
-    if B is not None:
-        gradient += decay_eligibility(state, signals, decay, A, B)
-        state.eligibility += outer_sums(due(B), pre)
-    else:
+    gradient = torch.zeros_like(state.eligibility[0])
+    if B is None:
         state.eligibility.zero_()
+    else:
+        gradient += decay_eligibility(state, signals, decay, A, B)
+
+    # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
+    at_once, rows_at_once = num_envs, total
+    if not isinstance(geometry, Dense):
+        limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
+        at_once = max(1, limit // (total * n_post))
+        rows_at_once = max(1, limit // (min(at_once, num_envs) * n_post))
+    for first in range(0, num_envs, at_once):
+        envs = slice(first, first + at_once)
+        pre, derivative, error = signals.pre[:, envs], signals.derivative[:, envs], signals.error[:, envs]
+        if constants.past:
+            pre = torch.cat([state.past_pre[:, envs], pre])
+            derivative = torch.cat([state.past_derivative[:, envs], derivative])
+            state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
+        to_gradient = A[:, envs, None] * error
+        to_eligibility = None if B is None else B[:, envs, None] * error
+        for row in range(0, total, rows_at_once):
+            rows = slice(row, row + rows_at_once)
+            x, active = geometry.pre(pre[rows]), derivative[rows]
+            gradient += geometry.outer_sum(geometry.post(active * _due(constants, to_gradient, rows)), x)
+            if to_eligibility is not None:
+                p = geometry.post(active * _due(constants, to_eligibility, rows))
+                state.eligibility[envs] += geometry.outer_sums(p, x)
     return gradient
+
+
+def _due(constants: HistoryConstants, weighted: Tensor, rows: slice) -> Tensor:
+    """Σ_u g_{u-s} weighted_u for some of the s = -L … T-1, shape (S, E, n_post); weighted (T, E, n_post)."""
+    if not constants.past:
+        return constants.kernel * weighted[rows]
+    matrix = constants.correlation(len(weighted))[rows]
+    return matmul(matrix, weighted.flatten(1)).view(len(matrix), *weighted.shape[1:])

@@ -19,7 +19,7 @@ class Signals:
     A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0.
 
     Attributes:
-        pre: x, shape (T, E, n_in).
+        pre: x, shape (T, E, n_in). Units may have more axes than one, until they are flattened.
         derivative: f'(W x), shape (T, E, n_out).
         error: δ, shape (T, E, n_out).
         td_error: η, shape (T, E).
@@ -33,11 +33,11 @@ class Signals:
     start: Tensor
 
     def __post_init__(self) -> None:
-        steps, envs, _ = self.pre.shape
-        n_out = self.derivative.shape[2]
+        steps, envs = self.pre.shape[:2]
+        post = self.derivative.shape[2:]
         for name, shape in {
-            "derivative": (steps, envs, n_out),
-            "error": (steps, envs, n_out),
+            "derivative": (steps, envs, *post),
+            "error": (steps, envs, *post),
             "td_error": (steps, envs),
             "start": (steps, envs),
         }.items():
@@ -51,10 +51,10 @@ class SynapseState:
     """What the synapses of one layer carry over, zero at the start. Executors replace or overwrite its tensors.
 
     A layer has either `states`, one cascade per synapse, or the pair `past_pre`, `past_derivative`, the factors
-    of its Hebbian term for as long as the kernel reaches back.
+    of its Hebbian term for as long as the kernel reaches back, flat (`Geometry.flatten`).
 
     Attributes:
-        eligibility: e, shape (E, n_out, n_in); of no meaning where γλ = 0.
+        eligibility: e, shape (E, *weight_shape), (E, n_out, n_in) if dense; of no meaning where γλ = 0.
         states: S, shape (E, n_out, n, n_in).
         past_pre: x of the last L steps, oldest first, shape (L, E, n_in).
         past_derivative: f' of the last L steps, shape (L, E, n_out).
@@ -67,7 +67,7 @@ class SynapseState:
 
 
 Decay = float | Tensor
-"""γλ: one number, or one per weight, shape (n_out, n_in)."""
+"""γλ: one number, or one per weight, shape (n_out, n_in), a convolution's (C_out, C_in, k, k)."""
 
 
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:

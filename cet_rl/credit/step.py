@@ -6,7 +6,8 @@ For every synapse, every environment and every step,
 
 with δ, η and s already delayed to when they arrive at this layer. The cascade S is not reset at episode ends:
 credit for the last D steps is still on its way. The RL trace e is cut where the (delayed) next episode starts,
-before that episode's first contribution.
+before that episode's first contribution. Where positions share a weight, as those of a convolution do, δ c is
+the sum over them: everything from there on is linear.
 """
 
 from __future__ import annotations
@@ -30,33 +31,41 @@ def step(
         decay: γλ, one number or one per weight.
 
     Returns:
-        ΔW summed over steps and environments, shape (n_out, n_in).
+        ΔW summed over steps and environments, of the weight's shape.
     """
     total = torch.zeros_like(state.eligibility[0])
     for pre, derivative, error, td_error, start in zip(
         signals.pre, signals.derivative, signals.error, signals.td_error, signals.start, strict=True
     ):
         if isinstance(constants, StateConstants):
-            output = _advance_states(constants, state, pre, derivative)
+            credited = _advance_states(constants, state, pre, derivative, error)
         else:
-            output = _advance_history(constants, state, pre, derivative)
-        kept = decay * (1 - start)[:, None, None] * state.eligibility
-        state.eligibility = kept + error[:, :, None] * output
-        total += (td_error[:, None, None] * state.eligibility).sum(0)
+            credited = _advance_history(constants, state, pre, derivative, error)
+        axes = (-1, *(1 for _ in total.shape))
+        state.eligibility = decay * (1 - start).view(axes) * state.eligibility + credited
+        total += (td_error.view(axes) * state.eligibility).sum(0)
     return total
 
 
-def _advance_states(constants: StateConstants, state: SynapseState, pre: Tensor, derivative: Tensor) -> Tensor:
+def _advance_states(
+    constants: StateConstants, state: SynapseState, pre: Tensor, derivative: Tensor, error: Tensor
+) -> Tensor:
+    """One step of S; δ c, shape (E, n_out, n_in)."""
     assert state.states is not None
     hebbian = derivative[:, :, None] * pre[:, None, :]
     state.states = constants.M @ state.states + constants.K[:, None] * hebbian[:, :, None, :]
-    return torch.einsum("k,eokj->eoj", constants.C, state.states)
+    return error[:, :, None] * torch.einsum("k,eokj->eoj", constants.C, state.states)
 
 
-def _advance_history(constants: HistoryConstants, state: SynapseState, pre: Tensor, derivative: Tensor) -> Tensor:
+def _advance_history(
+    constants: HistoryConstants, state: SynapseState, pre: Tensor, derivative: Tensor, error: Tensor
+) -> Tensor:
+    """One step of the past; δ c = Σ_l g_l δ f'_{t-l} x_{t-l}, shape (E, *weight_shape)."""
     assert state.past_pre is not None
     assert state.past_derivative is not None
     pres = torch.cat([state.past_pre, pre[None]])
     derivatives = torch.cat([state.past_derivative, derivative[None]])
     state.past_pre, state.past_derivative = pres[1:], derivatives[1:]
-    return torch.einsum("l,leo,lej->eoj", constants.kernel.flip(0), derivatives, pres)
+    weighted = constants.kernel.flip(0)[:, None, None] * derivatives * error
+    geometry = constants.geometry
+    return geometry.outer_sums(geometry.post(weighted), geometry.pre(pres))

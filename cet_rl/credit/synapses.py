@@ -7,32 +7,40 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from cet_rl.credit.constants import HistoryConstants, StateConstants
+from cet_rl.credit.constants import HistoryConstants, StateConstants, visible_support
 from cet_rl.credit.delay_line import DelayLine
 from cet_rl.credit.executors import IMPULSE, Executor, run, uses_history
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, layer_geometry
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 from cet_rl.traces.base import Trace
 from cet_rl.traces.perfect import PerfectMemory
 
 
 class Synapses(nn.Module):
-    """Delayed credit assignment for the weights of one layer, y = f(W x).
+    """Delayed credit assignment for the weights of one layer, y = f(W x), dense or a convolution.
 
     Feed it what happens as it happens; it delays the credit signals, keeps the traces, and returns the update
     that the credit arriving in this chunk causes. Everything it carries is in `state_dict`.
 
+    A dense layer is given by `n_in` and `n_out`, any layer by `geometry`:
+    `Synapses(geometry=Convolution(6, 16, 3, in_size=(10, 10)), trace=CET(5, 10))`. The signals of a convolution
+    are maps, x (T, E, C_in, H, W), f' and δ (T, E, C_out, H', W'). It keeps the maps of the kernel's support, in
+    memory and in `state_dict`; in float32 that ends where float32 no longer sees the kernel.
+
     Args:
-        n_in: presynaptic units.
-        n_out: postsynaptic units.
+        n_in: presynaptic units of a dense layer.
+        n_out: postsynaptic units of a dense layer.
         trace: the synaptic trace that bridges the delay; None for none.
         delay_steps: D ≥ 0, how late δ, η and episode starts arrive, in steps; None for the delay the trace is
             made for, or none.
-        gamma_lam: γλ, the decay of the RL eligibility trace, in [0, 1); or one per weight, shape (n_out, n_in).
+        gamma_lam: γλ, the decay of the RL eligibility trace, in [0, 1); or one per weight, of the weight's
+            shape, (n_out, n_in). A convolution with one per weight runs the definition, which is slow.
         num_envs: E, environments that share the weights.
         rollout: steps of a usual chunk; only guides the choice of executor.
         executor: "auto", or one by name: "step" (the definition), "chunk" (closed form), "fused" (compiled
-            loop, CPU) or "history" (closed form over the factored past).
+            loop, on CPU and CUDA) or "history" (closed form over the factored past).
         dtype: of states and signals.
+        geometry: of the layer, in the place of `n_in` and `n_out`.
 
     Raises:
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
@@ -46,8 +54,8 @@ class Synapses(nn.Module):
 
     def __init__(
         self,
-        n_in: int,
-        n_out: int,
+        n_in: int | None = None,
+        n_out: int | None = None,
         trace: Trace | None = None,
         *,
         delay_steps: int | None = None,
@@ -56,9 +64,11 @@ class Synapses(nn.Module):
         rollout: int = 1,
         executor: Executor = "auto",
         dtype: torch.dtype = torch.float32,
+        geometry: Geometry | None = None,
     ) -> None:
         super().__init__()
-        for name, count in {"n_in": n_in, "n_out": n_out, "num_envs": num_envs, "rollout": rollout}.items():
+        self.geometry = geometry = layer_geometry(n_in, n_out, geometry)
+        for name, count in {"num_envs": num_envs, "rollout": rollout}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if delay_steps is None:
@@ -68,12 +78,14 @@ class Synapses(nn.Module):
         if executor not in get_args(Executor):
             raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
         per_weight = isinstance(gamma_lam, Tensor)
-        if isinstance(gamma_lam, Tensor) and gamma_lam.shape != (n_out, n_in):
+        if isinstance(gamma_lam, Tensor) and gamma_lam.shape != geometry.weight_shape:
             found = tuple(gamma_lam.shape)
-            raise ValueError(f"gamma_lam per weight must have shape {(n_out, n_in)}, got {found}")
+            raise ValueError(f"gamma_lam per weight must have shape {geometry.weight_shape}, got {found}")
         values = torch.as_tensor(gamma_lam)
         if not bool(((values >= 0) & (values < 1)).all()):
             raise ValueError(f"gamma_lam must lie in [0, 1), got {gamma_lam}")
+        if isinstance(geometry, Convolution) and executor in ("chunk", "fused"):
+            raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
         if per_weight and executor in ("chunk", "history"):
             raise ValueError(
                 f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'"
@@ -84,27 +96,30 @@ class Synapses(nn.Module):
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
         self._factored = uses_history(
-            self.trace, executor, synapses=num_envs * n_out * n_in, rollout=rollout, per_weight=per_weight
+            self.trace, geometry, executor, num_envs=num_envs, rollout=rollout, per_weight=per_weight
         )
+        dense = isinstance(geometry, Dense)
+        self._support = self.trace.support if dense else visible_support(self.trace, dtype)
         self._constants: StateConstants | HistoryConstants | None = None
 
-        self.error_line = DelayLine(delay_steps, (num_envs, n_out), dtype=dtype)
+        n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
+        self.error_line = DelayLine(delay_steps, (num_envs, n_post), dtype=dtype)
         self.td_error_line = DelayLine(delay_steps, (num_envs,), dtype=dtype)
         self.start_line = DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
 
         # A kernel that is silent at first, as a delay line is, lets the layer's inputs wait outside.
         transition = self.trace.transition()
-        onset = self.trace.support[0] if self._factored or transition is None else 0
-        self.pre_line = DelayLine(onset, (num_envs, n_in), dtype=dtype)
-        self.derivative_line = DelayLine(onset, (num_envs, n_out), dtype=dtype)
+        onset = self._support[0] if self._factored or transition is None else 0
+        self.pre_line = DelayLine(onset, (num_envs, n_pre), dtype=dtype)
+        self.derivative_line = DelayLine(onset, (num_envs, n_post), dtype=dtype)
 
-        past = self.trace.support[1] - onset - 1
+        past = self._support[1] - onset - 1
         order = len((transition or IMPULSE).K)
         shapes: dict[str, tuple[int, ...] | None] = {
-            "eligibility": (num_envs, n_out, n_in),
-            "states": None if self._factored else (num_envs, n_out, order, n_in),
-            "past_pre": (past, num_envs, n_in) if self._factored else None,
-            "past_derivative": (past, num_envs, n_out) if self._factored else None,
+            "eligibility": (num_envs, *weight_shape),
+            "states": None if self._factored else (num_envs, n_post, order, n_pre),
+            "past_pre": (past, num_envs, n_pre) if self._factored else None,
+            "past_derivative": (past, num_envs, n_post) if self._factored else None,
         }
         for name, shape in shapes.items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
@@ -116,7 +131,7 @@ class Synapses(nn.Module):
         dtype, device = self.eligibility.dtype, self.eligibility.device
         if self._constants is None or (self._constants.dtype, self._constants.device) != (dtype, device):
             if self._factored:
-                self._constants = HistoryConstants(self.trace, dtype, device)
+                self._constants = HistoryConstants(self.trace, dtype, device, self._support, self.geometry)
             else:
                 self._constants = StateConstants(self.trace.transition() or IMPULSE, dtype, device)
         return self._constants
@@ -126,22 +141,23 @@ class Synapses(nn.Module):
         """Advance by T steps.
 
         Args:
-            pre: x_t, shape (T, E, n_in).
-            derivative: f'(W x_t), shape (T, E, n_out).
-            error: δ_t, due to what happened at t: it is delayed here. Shape (T, E, n_out).
+            pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
+            derivative: f'(W x_t), shape (T, E, n_out); of a convolution (T, E, C_out, H', W').
+            error: δ_t, due to what happened at t: it is delayed here. Shaped like `derivative`.
             td_error: η_t, shape (T, E); delayed here.
             start: 1 where step t opens an episode, shape (T, E); delayed here.
 
         Returns:
-            ΔW = Σ η e over the chunk's steps and environments, shape (n_out, n_in). It points uphill.
+            ΔW = Σ η e over the chunk's steps and environments, of the weight's shape. It points uphill.
 
         Raises:
             ValueError: if shapes or types disagree with each other or with the layer's.
         """
-        envs, n_out, n_in = self.eligibility.shape
-        if pre.ndim != 3 or error.ndim != 3 or (pre.shape[1:], error.shape[2]) != ((envs, n_in), n_out):
+        geometry, envs = self.geometry, len(self.eligibility)
+        if (pre.shape[1:], error.shape[2:]) != ((envs, *geometry.pre_shape), geometry.post_shape):
+            expected = [", ".join(map(str, ("T", envs, *s))) for s in (geometry.pre_shape, geometry.post_shape)]
             raise ValueError(
-                f"expected pre of shape (T, {envs}, {n_in}) and error of shape (T, {envs}, {n_out}), "
+                f"expected pre of shape ({expected[0]}) and error of shape ({expected[1]}), "
                 f"got {tuple(pre.shape)} and {tuple(error.shape)}"
             )
         types = {t.dtype for t in (pre, derivative, error, td_error, start)}
@@ -151,9 +167,9 @@ class Synapses(nn.Module):
             )
         signals = Signals(pre, derivative, error, td_error, start)
         signals = Signals(
-            self.pre_line(signals.pre),
-            self.derivative_line(signals.derivative),
-            self.error_line(signals.error),
+            self.pre_line(geometry.flatten(signals.pre)),
+            self.derivative_line(geometry.flatten(signals.derivative)),
+            self.error_line(geometry.flatten(signals.error)),
             self.td_error_line(signals.td_error),
             self.start_line(signals.start),
         )

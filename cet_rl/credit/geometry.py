@@ -1,0 +1,309 @@
+"""Which synapses of a layer share a weight: dense, where none do, and convolution, where all positions do.
+
+A position of a convolution's output acts like one more environment: it has inputs of its own, the patch under the
+kernel, and shares the weights, η and the episode starts. So the Hebbian term of a weight, and everything linear
+in it, is a sum over positions, and all that the credit assignment needs to know of a layer's geometry is how to
+sum post ⊗ pre over them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from cet_rl.credit import blas
+from cet_rl.traces.base import check_whole
+
+_LARGEST_UNFOLDED = 64 << 20
+"""Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
+
+
+class Geometry(ABC):
+    """The shapes of one layer, what its weight does to signals, and the sum of its outer products.
+
+    "Flat" signals have their units in one last axis, in the order that makes the products fastest.
+    """
+
+    @property
+    @abstractmethod
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the layer's weight, as torch has it."""
+
+    @property
+    @abstractmethod
+    def pre_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's input x."""
+
+    @property
+    @abstractmethod
+    def post_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's f' and δ."""
+
+    @property
+    def n_pre(self) -> int:
+        """Presynaptic units."""
+        return prod(self.pre_shape)
+
+    @property
+    def n_post(self) -> int:
+        """Postsynaptic units, positions counted."""
+        return prod(self.post_shape)
+
+    @abstractmethod
+    def flatten(self, signal: Tensor) -> Tensor:
+        """(..., *pre_shape) to (..., n_pre), or (..., *post_shape) to (..., n_post)."""
+
+    @abstractmethod
+    def pre(self, flat: Tensor) -> Tensor:
+        """(..., n_pre) to (..., *pre_shape): undoes `flatten`."""
+
+    @abstractmethod
+    def post(self, flat: Tensor) -> Tensor:
+        """(..., n_post) to (..., *post_shape): undoes `flatten`."""
+
+    @abstractmethod
+    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """z = W x without a graph: (N, *pre_shape) to (N, *post_shape)."""
+
+    @abstractmethod
+    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
+        """Wᵀ error, the adjoint of `drive`: (N, *post_shape) to (N, *pre_shape)."""
+
+    @abstractmethod
+    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
+        """Σ post ⊗ pre over all leading axes: (..., *post_shape) and (..., *pre_shape) to weight_shape."""
+
+    @abstractmethod
+    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
+        """The sum for each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape)."""
+
+    @abstractmethod
+    def unfold(self, pre: Tensor) -> Tensor:
+        """Each position's inputs as a dense layer would have them.
+
+        (..., *pre_shape) to (..., positions, inputs), with positions in the order of `post_shape` and inputs in
+        that of `weight_shape`.
+        """
+
+
+@dataclass(frozen=True)
+class Dense(Geometry):
+    """Every input meets every unit once, z = W x.
+
+    Attributes:
+        n_in: presynaptic units.
+        n_out: postsynaptic units.
+
+    Raises:
+        ValueError: for counts below one.
+    """
+
+    n_in: int
+    n_out: int
+
+    def __post_init__(self) -> None:
+        _check_counts(n_in=self.n_in, n_out=self.n_out)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(n_out, n_in)."""
+        return self.n_out, self.n_in
+
+    @property
+    def pre_shape(self) -> tuple[int, ...]:
+        """(n_in,)."""
+        return (self.n_in,)
+
+    @property
+    def post_shape(self) -> tuple[int, ...]:
+        """(n_out,)."""
+        return (self.n_out,)
+
+    def flatten(self, signal: Tensor) -> Tensor:
+        """Nothing to do."""
+        return signal
+
+    def pre(self, flat: Tensor) -> Tensor:
+        """Nothing to do."""
+        return flat
+
+    def post(self, flat: Tensor) -> Tensor:
+        """Nothing to do."""
+        return flat
+
+    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """(N, n_in) to (N, n_out)."""
+        return blas.matmul(pre, weight.T)
+
+    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
+        """(N, n_out) to (N, n_in)."""
+        return blas.matmul(error, weight)
+
+    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
+        """(..., n_out) and (..., n_in) to (n_out, n_in)."""
+        return blas.outer_sum(post, pre)
+
+    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
+        """(S, E, n_out) and (S, E, n_in) to (E, n_out, n_in)."""
+        return blas.outer_sums(post, pre)
+
+    def unfold(self, pre: Tensor) -> Tensor:
+        """(..., n_in) to (..., 1, n_in)."""
+        return pre[..., None, :]
+
+
+@dataclass(frozen=True)
+class Convolution(Geometry):
+    """A kernel moves over a map, z = conv2d(x, W): what `torch.nn.Conv2d` computes without a bias.
+
+    Flat maps have the channels of a position side by side: the layout in which a CPU computes the gradient of the
+    weights fastest, well ahead of a matrix product over unfolded patches. Maps that are in torch's `channels_last`
+    format already are flattened without a copy. On CUDA, float32 products are as exact as `torch.backends.cudnn`
+    is told to be, and by default it may use TF32.
+
+    Attributes:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: of both sides.
+        in_size: (H, W) of the input.
+        stride: between positions, along both sides.
+        padding: zeros on every side.
+
+    Raises:
+        ValueError: for counts below one, negative padding, an `in_size` that is no pair, or a kernel larger than
+            the padded input.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: int
+    in_size: tuple[int, int]
+    stride: int = 1
+    padding: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            height, width = self.in_size
+        except (TypeError, ValueError):
+            raise ValueError(f"in_size must be (height, width), got {self.in_size!r}") from None
+        _check_counts(
+            in_channels=self.in_channels,
+            out_channels=self.out_channels,
+            kernel_size=self.kernel_size,
+            height=height,
+            width=width,
+            stride=self.stride,
+        )
+        check_whole(self.padding, "padding")
+        if self.padding < 0:
+            raise ValueError(f"padding must not be negative, got {self.padding}")
+        if self.kernel_size > min(height, width) + 2 * self.padding:
+            raise ValueError(
+                f"a kernel of size {self.kernel_size} does not fit an input of {height} × {width} "
+                f"with padding {self.padding}"
+            )
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(C_out, C_in, k, k)."""
+        return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
+
+    @property
+    def pre_shape(self) -> tuple[int, ...]:
+        """(C_in, H, W)."""
+        return self.in_channels, *self.in_size
+
+    @property
+    def post_shape(self) -> tuple[int, ...]:
+        """(C_out, H', W')."""
+        return self.out_channels, *(
+            (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in self.in_size
+        )
+
+    def flatten(self, signal: Tensor) -> Tensor:
+        """(..., C, H, W) to (..., H · W · C)."""
+        return signal.movedim(-3, -1).flatten(-3)
+
+    def pre(self, flat: Tensor) -> Tensor:
+        """(..., H · W · C_in) to (..., C_in, H, W), in `channels_last` format."""
+        return _maps(flat, self.pre_shape)
+
+    def post(self, flat: Tensor) -> Tensor:
+        """(..., H' · W' · C_out) to (..., C_out, H', W'), in `channels_last` format."""
+        return _maps(flat, self.post_shape)
+
+    @torch.no_grad()
+    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H', W'), both in `channels_last` format."""
+        pre = pre.contiguous(memory_format=torch.channels_last)
+        return functional.conv2d(pre, weight, stride=self.stride, padding=self.padding)
+
+    @torch.no_grad()
+    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
+        """(N, C_out, H', W') to (N, C_in, H, W), both in `channels_last` format."""
+        error = error.contiguous(memory_format=torch.channels_last)
+        shape = (len(error), *self.pre_shape)
+        return conv2d_input(shape, weight, error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
+
+    @torch.no_grad()
+    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
+        """Over positions and all leading axes: (..., C_out, H', W'), (..., C_in, H, W) to (C_out, C_in, k, k)."""
+        post, pre = post.reshape(-1, *self.post_shape), pre.reshape(-1, *self.pre_shape)
+        total = torch.zeros(self.weight_shape, dtype=post.dtype, device=post.device)
+        unfolded = prod(self.post_shape[1:]) * prod(self.weight_shape[1:]) * pre.element_size()
+        block = max(1, _LARGEST_UNFOLDED // unfolded)
+        for p, x in zip(torch.split(post, block), torch.split(pre, block), strict=True):
+            total += conv2d_weight(  # type: ignore[no-untyped-call]
+                x.contiguous(memory_format=torch.channels_last),
+                self.weight_shape,
+                p.contiguous(memory_format=torch.channels_last),
+                stride=self.stride,
+                padding=self.padding,
+            )
+        return total
+
+    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
+        """(S, E, C_out, H', W') and (S, E, C_in, H, W) to (E, C_out, C_in, k, k).
+
+        One call for each environment is faster than one grouped convolution for all of them.
+        """
+        pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
+        return torch.stack([self.outer_sum(p, x) for p, x in pairs])
+
+    def unfold(self, pre: Tensor) -> Tensor:
+        """(..., C_in, H, W) to (..., H' · W', C_in · k · k)."""
+        patches = functional.unfold(
+            pre.reshape(-1, *self.pre_shape), self.kernel_size, padding=self.padding, stride=self.stride
+        )
+        return patches.mT.reshape(*pre.shape[:-3], *patches.mT.shape[1:])
+
+
+def _maps(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+    channels, height, width = shape
+    return flat.view(*flat.shape[:-1], height, width, channels).movedim(-1, -3)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        check_whole(count, name)
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def layer_geometry(n_in: int | None, n_out: int | None, geometry: Geometry | None) -> Geometry:
+    """The geometry given, or the dense one of `n_in` and `n_out`.
+
+    Raises:
+        ValueError: unless it is one or the other.
+    """
+    if geometry is None and n_in is not None and n_out is not None:
+        return Dense(n_in, n_out)
+    if geometry is not None and n_in is None and n_out is None:
+        return geometry
+    raise ValueError("a layer needs either n_in and n_out, or geometry, and not both")
