@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.delay_line import DelayLine
+from cet_rl.credit.geometry import Geometry, layer_geometry
+from cet_rl.credit.signals import Decay
 from cet_rl.credit.synapses import Synapses
 
 NEGLIGIBLE = 1e-4
 """Share of an event's eligibility below which the true gradient leaves it out."""
+
+NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
+"""The same where every weight has its own γλ and most forget faster: their replay is the dearest."""
 
 LONGEST_REACH = 1000
 """Steps that are recorded at most on top of the delay and the rollout, however slowly eligibility decays."""
@@ -25,33 +30,45 @@ class AlignmentProbe(nn.Module):
     replays them without a delay or a trace. Recording is a copy; the replay runs only when asked for.
 
     Args:
-        n_in: presynaptic units.
-        n_out: postsynaptic units.
+        n_in: presynaptic units of a dense layer.
+        n_out: postsynaptic units of a dense layer.
         delay_steps: D of the layer.
-        gamma_lam: γλ; events older than ln(1e-4)/ln(γλ), or 1000, steps before the chunk are left out.
+        gamma_lam: γλ, one number or one per weight.
+        slowest: the largest γλ there can be; events older than ln(1e-4)/ln(slowest), with one γλ per weight
+            ln(1e-2)/ln(slowest), or 1000, steps before the chunk are left out. None for the largest there is.
         num_envs: environments.
         rollout: T, steps of a chunk.
         dtype: of the signals.
+        geometry: of the layer, in the place of `n_in` and `n_out`.
     """
+
+    decay_per_weight: Tensor | None
 
     def __init__(
         self,
-        n_in: int,
-        n_out: int,
+        n_in: int | None = None,
+        n_out: int | None = None,
         *,
         delay_steps: int,
-        gamma_lam: float,
+        gamma_lam: Decay,
+        slowest: float | None = None,
         num_envs: int,
         rollout: int,
         dtype: torch.dtype = torch.float32,
+        geometry: Geometry | None = None,
     ) -> None:
         super().__init__()
-        reach = math.ceil(math.log(NEGLIGIBLE) / math.log(gamma_lam)) if gamma_lam > 0 else 0
+        self.geometry = layer_geometry(n_in, n_out, geometry)
+        slowest = float(torch.as_tensor(gamma_lam).max()) if slowest is None else slowest
+        negligible = NEGLIGIBLE_TO_THE_SLOWEST if isinstance(gamma_lam, Tensor) else NEGLIGIBLE
+        reach = math.ceil(math.log(negligible) / math.log(slowest)) if slowest > 0 else 0
         reach = min(reach, LONGEST_REACH)
-        self.delay_steps, self.gamma_lam = delay_steps, gamma_lam
+        self.delay_steps, self.shared_decay = delay_steps, None if isinstance(gamma_lam, Tensor) else gamma_lam
+        self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
         recorded = reach + rollout + delay_steps
+        pre, post = self.geometry.pre_shape, self.geometry.post_shape
         self.lines = nn.ModuleList(
-            DelayLine(recorded, (num_envs, *shape), dtype=dtype) for shape in ((n_in,), (n_out,), (n_out,), (), ())
+            DelayLine(recorded, (num_envs, *shape), dtype=dtype) for shape in (pre, post, post, (), ())
         )
 
     def record(self, *signals: Tensor) -> None:
@@ -65,9 +82,11 @@ class AlignmentProbe(nn.Module):
         pre, derivative, error, td_error, start = (r[: len(r) - self.delay_steps] for r in recorded)
         td_error = td_error.clone()
         td_error[:-steps] = 0  # earlier updates have made use of these
-        synapses = Synapses(
-            pre.shape[2], error.shape[2], gamma_lam=self.gamma_lam, num_envs=pre.shape[1], dtype=pre.dtype
-        ).to(pre.device)
+        decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
+        assert decay is not None
+        synapses = Synapses(geometry=self.geometry, gamma_lam=decay, num_envs=pre.shape[1], dtype=pre.dtype).to(
+            pre.device
+        )
         return synapses(pre, derivative, error, td_error, start)
 
     def cosine(self, update: Tensor, steps: int) -> Tensor:

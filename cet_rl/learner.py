@@ -19,11 +19,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from cet_rl import categorical
 from cet_rl.alignment import AlignmentProbe
 from cet_rl.credit import Synapses, lambda_sums
-from cet_rl.credit.blas import outer_sum
-from cet_rl.networks import Activity, Actor, Critic
+from cet_rl.distributions import DiagonalGaussian
+from cet_rl.hyperparameters import check_hyperparameters
+from cet_rl.networks import Actor
 from cet_rl.timing import CreditTiming
 from cet_rl.traces.registry import TraceConfig
 
@@ -36,7 +36,7 @@ class Rollout:
 
     Attributes:
         observations: s_t as the networks see them, (T, E, n).
-        actions: a_t counted from zero, (T, E), int64.
+        actions: a_t, (T, E, *action_shape) as the actor's distribution counts them: from zero, int64, or reals.
         rewards: r_t, (T, E).
         starts: 1 where s_t is the first of an episode, (T, E).
         terminated: 1 where the episode ended at t for good, (T, E).
@@ -86,23 +86,7 @@ class LearnerConfig:
     alignment: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in {"gamma": self.gamma, "lam": self.lam}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
-        highest = self.lam
-        if self.random_lam is not None:
-            low, highest = self.random_lam
-            if not 0 <= low <= highest <= 1:
-                raise ValueError(
-                    f"random_lam must be two numbers with 0 <= low <= high <= 1, got {self.random_lam}"
-                )
-        if self.gamma * max(highest, self.lam) >= 1:
-            raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
-        for name, value in {"entropy_coef": self.entropy_coef, "value_coef": self.value_coef}.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be finite and not negative, got {value:g}")
-        if not 0 < self.max_grad_norm < float("inf"):
-            raise ValueError(f"max_grad_norm must be positive and finite, got {self.max_grad_norm:g}")
+        check_hyperparameters(self)
         if self.error_at not in get_args(ErrorAt):
             raise ValueError(f"error_at must be one of {', '.join(get_args(ErrorAt))}, got {self.error_at!r}")
 
@@ -112,7 +96,7 @@ class ActorCriticLearner(nn.Module):
 
     Args:
         actor: its weights are updated through the synapses.
-        critic: trained by backpropagation.
+        critic: trained by backpropagation; observations (N, n) to values (N,).
         timing: when credit reaches each of the actor's layers.
         config: see `LearnerConfig`.
         num_envs: E.
@@ -123,7 +107,7 @@ class ActorCriticLearner(nn.Module):
     def __init__(
         self,
         actor: Actor,
-        critic: Critic,
+        critic: nn.Module,
         timing: CreditTiming,
         config: LearnerConfig,
         *,
@@ -141,27 +125,41 @@ class ActorCriticLearner(nn.Module):
             )
         self.actor, self.critic, self.config = actor, critic, config
         self.synapses, self.probes = nn.ModuleList(), nn.ModuleDict()
-        for layer, ((n_in, n_out), delay) in enumerate(zip(actor.shapes, timing.layer_delays, strict=True)):
+        # What the distribution has of its own, such as log σ, is at the output layer and waits as that does.
+        own = list(actor.head.own_weights)
+        self.names = [*map(str, range(timing.layers)), *own]
+        delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(own)]
+        for name, geometry, delay in zip(self.names, actor.geometries, delays, strict=True):
             gamma_lam: float | Tensor = config.gamma * config.lam
             if config.random_lam is not None:
                 low, high = config.random_lam
-                gamma_lam = config.gamma * (low + (high - low) * torch.rand(n_out, n_in, generator=generator))
+                gamma_lam = config.gamma * (
+                    low + (high - low) * torch.rand(geometry.weight_shape, generator=generator)
+                )
             trace = config.trace.build(delay)
             self.synapses.append(
                 Synapses(
-                    n_in, n_out, trace, delay_steps=delay, gamma_lam=gamma_lam, num_envs=num_envs, rollout=rollout
-                )
-            )
-            # Without a delay the update is the true gradient; with λ per weight there is no such thing.
-            if config.alignment and delay and config.random_lam is None:
-                self.probes[str(layer)] = AlignmentProbe(
-                    n_in,
-                    n_out,
+                    geometry=geometry,
+                    trace=trace,
                     delay_steps=delay,
-                    gamma_lam=config.gamma * config.lam,
+                    gamma_lam=gamma_lam,
                     num_envs=num_envs,
                     rollout=rollout,
                 )
+            )
+            # Without a delay and along true derivatives, as at the output, the update is the true gradient.
+            misled = actor.feedback != "backprop" and len(self.synapses) < timing.layers
+            if config.alignment and (delay or misled):
+                self.probes[name] = AlignmentProbe(
+                    geometry=geometry,
+                    delay_steps=delay,
+                    gamma_lam=gamma_lam,
+                    slowest=config.gamma * (config.lam if config.random_lam is None else config.random_lam[1]),
+                    num_envs=num_envs,
+                    rollout=rollout,
+                )
+
+        self._replays_truth = bool(self.probes) and actor.feedback != "backprop"
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         """What one optimiser is to update: actor and critic."""
@@ -196,14 +194,7 @@ class ActorCriticLearner(nn.Module):
         self.critic.zero_grad(set_to_none=True)
         (self.config.value_coef * value_loss).backward()  # type: ignore[no-untyped-call]
 
-        activity = self.actor.activity(observations)
-        each_entropy, entropy_gradient = categorical.entropy(activity.output)
-        score = categorical.score(activity.output, rollout.actions.flatten())
-        if rollout.valid is not None:
-            mask = rollout.valid.flatten()[:, None]
-            score, entropy_gradient = score * mask, entropy_gradient * mask
-        updates = self._assign_credit(rollout, activity, score, td_error)
-        self._set_actor_gradient(activity, updates, entropy_gradient, samples)
+        entropies, updates = self._assign_credit(rollout, observations, td_error)
 
         norm = nn.utils.clip_grad_norm_(list(self.trained_parameters()), self.config.max_grad_norm)
         if not torch.isfinite(norm):
@@ -212,13 +203,15 @@ class ActorCriticLearner(nn.Module):
             return {}
         found = {
             "train/value_loss": value_loss.item(),
-            "train/entropy_loss": -each_entropy.mean().item(),
+            "train/entropy_loss": -entropies.mean().item(),
             "train/gradient_norm": norm.item(),
             "train/explained_variance": _explained_variance(values.detach(), returns),
         }
-        for layer, probe in self.probes.items():
+        if isinstance(self.actor.head, DiagonalGaussian):
+            found["train/std"] = self.actor.head.std.mean().item()
+        for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
-            found[f"credit/alignment/{layer}"] = probe.cosine(updates[int(layer)], steps).item()
+            found[f"credit/alignment/{name}"] = probe.cosine(updates[name], steps).item()
         return found
 
     def _td_errors(self, rollout: Rollout, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -236,43 +229,49 @@ class ActorCriticLearner(nn.Module):
         return values, td_error
 
     def _assign_credit(
-        self, rollout: Rollout, activity: Activity, score: Tensor, td_error: Tensor
-    ) -> list[Tensor]:
-        """Feed each layer's synapses; ΔW of each layer, uphill, summed over steps and environments."""
-        shape = rollout.rewards.shape
-        errors = self.actor.backpropagate(activity, score)
-        updates = []
-        for layer, (pre, derivative, error) in enumerate(
-            zip(activity.pre, activity.derivative, errors, strict=True)
-        ):
-            if self.config.error_at == "preactivation":
-                error = error * derivative
-            if rollout.valid is not None:
-                derivative = derivative * rollout.valid.flatten()[:, None]
-            signals = (
-                *(signal.view(*shape, -1) for signal in (pre, derivative, error)),
-                td_error,
-                rollout.starts,
-            )
+        self, rollout: Rollout, observations: Tensor, td_error: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Feed the synapses and set the actor's gradients.
+
+        Returns:
+            The entropy of each sample, (T · E,), and ΔW of each layer by name, uphill, summed over steps and
+            environments.
+        """
+        actor, shape = self.actor, rollout.rewards.shape
+        activity = actor.activity(observations)
+        scores = actor.head.scores(activity.output, rollout.actions.flatten(0, 1))
+        entropies, entropy_gradients = actor.head.entropy(activity.output)
+        valid = None if rollout.valid is None else rollout.valid.flatten()[:, None]
+        if valid is not None:  # a step that is none has no credit and leaves no memory
+            scores = [score * valid for score in scores]
+            entropy_gradients = [gradient * valid for gradient in entropy_gradients]
+        errors = actor.assign(activity, scores)
+        bonuses = actor.assign(activity, entropy_gradients)
+        true_errors = actor.assign(activity, scores, "backprop") if self._replays_truth else None
+
+        updates = {}
+        for layer, (name, weight) in enumerate(zip(self.names, actor.synaptic_weights, strict=True)):
+            pre, derivative = activity.pre[layer], activity.derivative[layer]
+            remembered = derivative if valid is None else derivative * valid.view(-1, *[1] * (derivative.ndim - 1))
+            gate = derivative if self.config.error_at == "preactivation" else 1.0
+
+            def chunk(signal: Tensor) -> Tensor:
+                return signal.view(*shape, *signal.shape[1:])
+
+            signals = [chunk(pre), chunk(remembered), chunk(errors[layer] * gate), td_error, rollout.starts]
             synapses = self.synapses[layer]
             assert isinstance(synapses, Synapses)
-            updates.append(synapses(*signals))
-            if str(layer) in self.probes:
-                probe = self.probes[str(layer)]
+            updates[name] = synapses(*signals)
+            if name in self.probes:
+                if true_errors is not None:
+                    signals[2] = chunk(true_errors[layer] * gate)
+                probe = self.probes[name]
                 assert isinstance(probe, AlignmentProbe)
                 probe.record(*signals)
-        return updates
-
-    def _set_actor_gradient(
-        self, activity: Activity, updates: list[Tensor], entropy_gradient: Tensor, samples: int
-    ) -> None:
-        entropy_errors = self.actor.backpropagate(activity, entropy_gradient)
-        for weight, update, error, derivative, pre in zip(
-            self.actor.weights, updates, entropy_errors, activity.derivative, activity.pre, strict=True
-        ):
             # The entropy bonus is the policy's own affair and waits for nothing.
-            bonus = outer_sum(error * derivative, pre)
-            weight.grad = (update + self.config.entropy_coef * bonus) / -samples
+            bonus = actor.geometries[layer].outer_sum(bonuses[layer] * derivative, pre)
+            weight.grad = (updates[name] + self.config.entropy_coef * bonus) / -len(observations)
+        return entropies, updates
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:

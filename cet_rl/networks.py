@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cet_rl.activations import ACTIVATIONS
 from cet_rl.credit.blas import matmul
+from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.distributions import Distribution
+
+Feedback = Literal["backprop", "fa", "dfa"]
+"""How credit reaches a hidden layer: "backprop" through the transposed forward weights (weight transport), "fa"
+through fixed random matrices from layer to layer (feedback alignment, Lillicrap et al. 2016), "dfa" through fixed
+random matrices straight from the output (direct feedback alignment, Nøkland 2016)."""
 
 
 def split_signs(observation: Tensor) -> Tensor:
@@ -20,13 +30,19 @@ def split_signs(observation: Tensor) -> Tensor:
     return torch.cat([observation.clamp(min=0), (-observation).clamp(min=0)], dim=-1)
 
 
+CHANNELS = (16, 32, 32)
+"""Of the three convolutions of a network that looks at maps (paper, App. C); kernels are 3 × 3, zero padding 1."""
+
+
 @dataclass
 class Activity:
     """What a forward pass of N samples leaves at each layer, input side first.
 
+    What the distribution over actions has of its own follows as layers with a constant input of one.
+
     Attributes:
-        pre: x, each (N, n_in).
-        derivative: f'(W x), each (N, n_out); ones at the output.
+        pre: x, each (N, *pre_shape).
+        derivative: f'(W x), each (N, *post_shape); ones at the output.
         output: of the last layer, (N, n_out).
     """
 
@@ -39,69 +55,120 @@ class Actor(nn.Module):
     """Layers without biases, orthogonally initialised with gain √2 (paper's RL actor); linear output.
 
     Args:
-        n_in: inputs.
-        n_out: outputs.
-        hidden: width of each hidden layer.
+        shape: of one observation as the network sees it: (n,), or (channels, height, width).
+        head: what the outputs mean.
+        hidden: width of each dense hidden layer.
         activation: of the hidden layers, a key of `ACTIVATIONS`.
+        feedback: how credit reaches hidden layers, see `Feedback`.
+        channels: of convolutions before the dense layers, which need maps to look at; empty for none: maps are
+            flattened.
     """
 
     def __init__(
-        self, n_in: int, n_out: int, hidden: Sequence[int] = (256, 256), activation: str = "relu"
+        self,
+        shape: Sequence[int],
+        head: Distribution,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        feedback: Feedback = "backprop",
+        channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}: choose from {', '.join(ACTIVATIONS)}")
-        self.activation = ACTIVATIONS[activation]
-        sizes = [n_in, *hidden, n_out]
-        self.weights = nn.ParameterList(
-            nn.init.orthogonal_(torch.empty(after, before), gain=2**0.5) for before, after in pairwise(sizes)
-        )
+        if feedback not in get_args(Feedback):
+            raise ValueError(f"feedback must be one of {', '.join(get_args(Feedback))}, got {feedback!r}")
+        self.activation, self.feedback, self.head = ACTIVATIONS[activation], feedback, head
+        layers: list[Geometry] = []
+        if channels:
+            before, *size = shape
+            layers += [
+                Convolution(n_in, n_out, 3, (size[0], size[1]), padding=1)
+                for n_in, n_out in pairwise([before, *channels])
+            ]
+        flat = layers[-1].n_post if layers else prod(shape)
+        layers += [Dense(n_in, n_out) for n_in, n_out in pairwise([flat, *hidden, head.num_outputs])]
+        self.layers = layers
+        self.weights = nn.ParameterList(_orthogonal(layer.weight_shape) for layer in layers)
+        for number, (layer, above) in enumerate(pairwise(layers)):
+            if feedback == "fa":
+                self.register_buffer(f"feedback_{number}", _orthogonal(above.weight_shape))
+            elif feedback == "dfa":
+                self.register_buffer(f"feedback_{number}", _orthogonal((head.num_outputs, layer.n_post)))
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(n_in, n_out) of each layer."""
-        return [(weight.shape[1], weight.shape[0]) for weight in self.weights]
+    def synaptic_weights(self) -> list[nn.Parameter]:
+        """All parameters: the layers' weights, input side first, then the distribution's own, (A, 1) each."""
+        return [*self.weights, *self.head.own_weights.values()]
+
+    @property
+    def geometries(self) -> list[Geometry]:
+        """Of each of `synaptic_weights`."""
+        return [*self.layers, *[Dense(1, self.head.num_outputs)] * len(self.head.own_weights)]
 
     def forward(self, observation: Tensor) -> Tensor:
-        """(N, n_in) to (N, n_out), differentiable."""
-        x = observation
-        for weight in self.weights[:-1]:
-            x = self.activation.function(x @ weight.T)
-        output: Tensor = x @ self.weights[-1].T
-        return output
+        """(..., n) to (..., n_out), differentiable."""
+        x = observation.reshape(-1, *self.layers[0].pre_shape)
+        for layer, weight in zip(self.layers, self.weights, strict=True):
+            if isinstance(layer, Convolution):
+                z = functional.conv2d(x, weight, padding=layer.padding)
+            else:
+                z = x.flatten(1) @ weight.T
+            x = z if layer is self.layers[-1] else self.activation.function(z)
+        return x.view(*observation.shape[:-1], -1)
 
-    def numpy_forward(self) -> NumpyForward:
-        """The same function on numpy arrays, for acting on a CPU: see `NumpyForward`."""
-        return NumpyForward(self)
+    def numpy_forward(self) -> NumpyForward | None:
+        """The same function on numpy arrays, for acting on a CPU (`NumpyForward`); None with convolutions."""
+        return NumpyForward(self) if all(isinstance(layer, Dense) for layer in self.layers) else None
 
     @torch.no_grad()
     def activity(self, observation: Tensor) -> Activity:
-        """The forward pass with everything the synapses need; no graph."""
-        pre, derivative = [observation], []
-        for weight in self.weights[:-1]:
-            z = matmul(pre[-1], weight.detach().T)
+        """The forward pass with everything the synapses need; (N, n), no graph."""
+        pre, derivative = [], []
+        x = observation
+        for layer, weight in zip(self.layers, self.weights, strict=True):
+            pre.append(x.reshape(-1, *layer.pre_shape))
+            z = layer.drive(weight.detach(), pre[-1])
+            if layer is self.layers[-1]:
+                break
             x = self.activation.function(z)
             derivative.append(self.activation.derivative(z, x))
-            pre.append(x)
-        output = matmul(pre[-1], self.weights[-1].detach().T)
-        derivative.append(torch.ones_like(output))
-        return Activity(pre, derivative, output)
+        pre += [z.new_ones(len(z), 1)] * len(self.head.own_weights)
+        derivative += [torch.ones_like(z)] * (len(pre) - len(derivative))
+        return Activity(pre, derivative, z)
 
     @torch.no_grad()
-    def backpropagate(self, activity: Activity, gradient: Tensor) -> list[Tensor]:
-        """Derivatives with respect to each layer's output, given those with respect to the network's.
+    def assign(
+        self, activity: Activity, gradients: list[Tensor], feedback: Feedback | None = None
+    ) -> list[Tensor]:
+        """The error of each of `synaptic_weights`, with respect to what it gives out.
 
         Args:
             activity: of the N samples.
-            gradient: (N, n_out).
+            gradients: with respect to the network's output, (N, n_out), and to the distribution's own weights.
+            feedback: the route; None for the actor's own. "backprop" gives the true derivatives.
 
         Returns:
-            For each layer, input side first, (N, its n_out). With respect to pre-activations: times f'.
+            For each, (N, *its post_shape). With respect to pre-activations: times f'.
         """
-        errors = [gradient]
-        for weight, derivative in zip(reversed(self.weights[1:]), reversed(activity.derivative[1:]), strict=True):
-            errors.append(matmul(errors[-1] * derivative, weight.detach()))
-        return errors[::-1]
+        feedback = feedback or self.feedback
+        output, *own = gradients
+        errors = [output]
+        for number in reversed(range(len(self.layers) - 1)):
+            layer, above = self.layers[number], self.layers[number + 1]
+            if feedback == "dfa":
+                error = matmul(output, self.get_buffer(f"feedback_{number}"))
+            else:
+                route = (
+                    self.weights[number + 1] if feedback == "backprop" else self.get_buffer(f"feedback_{number}")
+                )
+                error = above.pull(route.detach(), errors[-1] * activity.derivative[number + 1])
+            errors.append(error.reshape(-1, *layer.post_shape))
+        return [*errors[::-1], *own]
+
+
+def _orthogonal(shape: Sequence[int]) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(*shape), gain=2**0.5)
 
 
 class NumpyForward:
@@ -133,4 +200,32 @@ class Critic(nn.Sequential):
     def forward(self, observation: Tensor) -> Tensor:
         """(..., n_in) to (...)."""
         values: Tensor = super().forward(observation)  # type: ignore[no-untyped-call]
+        return values.squeeze(-1)
+
+
+class ConvCritic(nn.Module):
+    """State values of maps: three convolutions and two dense layers, all ReLU (paper, App. C).
+
+    Torch's default initialisation.
+
+    Args:
+        shape: of one observation, (channels, height, width).
+        channels: of the convolutions.
+        hidden: units of the dense layer.
+    """
+
+    def __init__(self, shape: Sequence[int], channels: Sequence[int] = CHANNELS, hidden: int = 512) -> None:
+        super().__init__()
+        self.shape = shape
+        layers: list[nn.Module] = []
+        for before, after in pairwise([shape[0], *channels]):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+        flat = channels[-1] * shape[1] * shape[2]
+        self.layers = nn.Sequential(
+            *layers, nn.Flatten(), nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """(N, channels · height · width) to (N,)."""
+        values: Tensor = self.layers(observation.view(-1, *self.shape))
         return values.squeeze(-1)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from cet_rl.distributions import Categorical
 from cet_rl.learner import ActorCriticLearner, LearnerConfig, Rollout
 from cet_rl.networks import Actor, Critic
 from cet_rl.timing import CreditTiming
@@ -19,7 +20,7 @@ def learner(delay=0.0, envs=2, rollout=16, activation="relu", **options):
     torch.manual_seed(0)
     options.setdefault("max_grad_norm", 1e9)
     return ActorCriticLearner(
-        Actor(N_IN, ACTIONS, (8, 6), activation),
+        Actor((N_IN,), Categorical(ACTIONS), (8, 6), activation),
         Critic(N_IN, (8,)),
         CreditTiming(delay),
         LearnerConfig(**options),
@@ -243,7 +244,7 @@ def test_alignment_is_one_for_perfect_memory_and_less_for_a_cascade():
 
 def test_stacked_delays_have_no_probe_where_nothing_waits():
     net = ActorCriticLearner(
-        Actor(N_IN, ACTIONS, (8, 6)),
+        Actor((N_IN,), Categorical(ACTIONS), (8, 6)),
         Critic(N_IN),
         CreditTiming(0.4, stacked=True),
         LearnerConfig(),

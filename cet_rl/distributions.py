@@ -1,0 +1,143 @@
+"""What the actor's outputs mean: a distribution over actions, its derivatives written out.
+
+The policy gradient enters the synapses as ∂ log π(a) / ∂ outputs, so a distribution says what that is instead of
+leaving it to a graph. Shapes: N samples, A outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+Array = npt.NDArray[Any]
+
+
+class Distribution(nn.Module, ABC):
+    """Over the actions of one sample.
+
+    Attributes:
+        num_outputs: A.
+        action_shape: of one action as the learner counts it.
+        action_dtype: of the same.
+    """
+
+    num_outputs: int
+    action_shape: tuple[int, ...]
+    action_dtype: type[np.generic]
+
+    @property
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """Parameters that do not look at the state, by name: synapses from a constant input of one, (A, 1)."""
+        return {}
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
+        """∂ log π(a) / ∂ outputs, then with respect to each of the own weights; each (N, A).
+
+        Args:
+            outputs: (N, A).
+            actions: (N, *action_shape).
+        """
+
+    @abstractmethod
+    def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """H of each sample, (N,), and its derivatives as in `scores`."""
+
+    @abstractmethod
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
+        """All the randomness that `sample` needs for `shape` samples: (*shape, A), float32."""
+
+    @abstractmethod
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """Actions; (N, A) and (N, A) to (N, *action_shape)."""
+
+
+class Categorical(Distribution):
+    """One of A actions, counted from zero; the outputs are logits.
+
+    Args:
+        num_actions: A.
+    """
+
+    action_shape = ()
+    action_dtype = np.int64
+
+    def __init__(self, num_actions: int) -> None:
+        super().__init__()
+        self.num_outputs = num_actions
+
+    def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
+        """onehot(a) - π."""
+        gradient = -torch.softmax(outputs, dim=-1)
+        gradient[torch.arange(len(actions), device=actions.device), actions] += 1
+        return [gradient]
+
+    def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """H = -Σ π log π and ∂H / ∂ logits = -π (log π + H)."""
+        log_probabilities = torch.log_softmax(outputs, dim=-1)
+        probabilities = log_probabilities.exp()
+        each = -(probabilities * log_probabilities).sum(-1)
+        return each, [-probabilities * (log_probabilities + each[:, None])]
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
+        """Gumbel's: `argmax(logits + noise)` is a sample."""
+        noise = -torch.empty((*shape, self.num_outputs)).exponential_(generator=generator).log_()
+        return noise.numpy()
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """(N, A) to (N,)."""
+        actions: Array = (outputs + noise).argmax(-1)
+        return actions
+
+
+class DiagonalGaussian(Distribution):
+    """A real numbers; the outputs are their means, and log σ is a parameter that does not look at the state.
+
+    log σ learns like a bias: a synapse whose input is always one.
+
+    Args:
+        num_actions: A.
+        log_std: log σ to begin with.
+    """
+
+    action_dtype = np.float32
+
+    def __init__(self, num_actions: int, log_std: float = 0.0) -> None:
+        super().__init__()
+        self.num_outputs, self.action_shape = num_actions, (num_actions,)
+        self.log_std = nn.Parameter(torch.full((num_actions, 1), log_std))
+
+    @property
+    def own_weights(self) -> dict[str, nn.Parameter]:
+        """log σ."""
+        return {"log_std": self.log_std}
+
+    @property
+    def std(self) -> Tensor:
+        """σ, (A,)."""
+        return self.log_std.detach().squeeze(1).exp()
+
+    def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
+        """(a - μ) / σ², and with respect to log σ, ((a - μ) / σ)² - 1."""
+        away = (actions - outputs) / self.std
+        return [away / self.std, away**2 - 1]
+
+    def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """H = Σ log σ + A/2 · log 2πe, of which the means are no part."""
+        each = self.log_std.detach().sum() + self.num_outputs / 2 * math.log(2 * math.pi * math.e)
+        return each.expand(len(outputs)), [torch.zeros_like(outputs), torch.ones_like(outputs)]
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
+        """Standard normal."""
+        return torch.randn((*shape, self.num_outputs), generator=generator).numpy()
+
+    def sample(self, outputs: Array, noise: Array) -> Array:
+        """μ + σ · noise, not yet clipped to what the environment allows."""
+        actions: Array = outputs + self.std.cpu().numpy() * noise
+        return actions
