@@ -8,32 +8,166 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from cet_rl.agents import CETActorCritic
-from cet_rl.envs import READY, GymnasiumVecEnv, PositiveNegativeSplit, StepClock, make_env, make_vec_env
+from cet_rl.envs import (
+    DelayedCredit,
+    DelayedReward,
+    GymnasiumVecEnv,
+    PositiveNegativeSplit,
+    StepClock,
+    make_env,
+    make_vec_env,
+    ready,
+)
+
+WRAPPERS = {
+    "clock": StepClock,
+    "split": PositiveNegativeSplit,
+    "credit": lambda env: DelayedCredit(env, delay=2.0, stacked=True),
+    "reward": lambda env: DelayedReward(env, delay=2.0),
+}
+
+RECOMMENDATIONS = (  # of the checkers, about bounds and types that are the environment's own
+    ".*A Box observation space m.*",
+    ".*different from the unwrapped version.*",
+    ".*symmetric and normalized.*",
+    ".*is an image but its `dtype`.*",
+    ".*not in .0, 255.*",
+    ".*Treating image space as channels-.*",
+    ".*the minimal resolution for an image.*",
+)
 
 
-@pytest.mark.parametrize("task", READY)
-@pytest.mark.parametrize("wrapper", [StepClock, PositiveNegativeSplit])
+@pytest.mark.parametrize("task", ready())
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_checkers_accept_wrapped_environments(task, wrapper):
-    envs = [wrapper(gym.make(task)) for _ in range(2)]  # outside: SWIG's import breaks when it may not warn
+    # Made outside: SWIG's import breaks when it may not warn.
+    envs = [WRAPPERS[wrapper](gym.make(task)) for _ in range(2)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        for message in RECOMMENDATIONS:
+            warnings.filterwarnings("ignore", message=message)
         sb3_check(envs[0], skip_render_check=True)
-        # The bounds are the environment's own; a number that is never negative has a constant negative part.
-        warnings.filterwarnings("ignore", message=".*A Box observation space m.*")
-        warnings.filterwarnings("ignore", message=".*different from the unwrapped version.*")
         gymnasium_check(envs[1], skip_render_check=True, skip_close_check=True)
 
 
-@pytest.mark.parametrize("task", READY)
+@pytest.mark.parametrize("task", ready())
 def test_ready_environments_run_with_the_agent(task):
     model = CETActorCritic("MlpPolicy", make_vec_env(task, 2, 0), delay=1.0, n_steps=32, seed=0)
     model.learn(256)
     assert all(torch.isfinite(weight).all() for weight in model.policy.actor.weights)
+
+
+def test_minatar_shows_maps_and_is_repeatable():
+    import minatar.gym
+
+    minatar.gym.register_envs()  # its own form of the same ids, which must not win
+    envs = [make_env("MinAtar/SpaceInvaders-v1") for _ in range(2)]
+    raw = minatar.gym.BaseEnv("space_invaders", use_minimal_action_set=True)
+    observation = raw.reset(seed=3)[0]
+    raw.game.last_action = 0
+    shown = [env.reset(seed=3)[0] for env in envs]
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        np.testing.assert_array_equal(shown[0], observation.transpose(2, 0, 1))
+        assert shown[0].dtype == np.float32
+        np.testing.assert_array_equal(shown[0], shown[1])
+        action = int(generator.integers(4))
+        observation, reward, done, *_ = raw.step(action)
+        steps = [env.step(action) for env in envs]
+        shown = [step[0] for step in steps]
+        assert type(steps[0][1]) is float
+        assert steps[0][1:3] == (reward, done)
+        if done:
+            break
+    # An episode does not depend on how the last one ended.
+    again = [env.reset(seed=3)[0] for env in envs[:1]]
+    assert envs[0].unwrapped.game.last_action == 0
+    np.testing.assert_array_equal(again[0], raw.reset(seed=3)[0].transpose(2, 0, 1))
+
+
+class Counting(gym.Env):
+    """Earns 1, 2, 3, … and ends after `length` steps, for good or by a cut."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length, cut=False):
+        self.length, self.cut = length, cut
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.step_number = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.step_number += 1
+        ends = self.step_number == self.length
+        return np.zeros(1, np.float32), float(self.step_number), ends and not self.cut, ends and self.cut, {}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_rewards_arrive_late_and_none_is_lost(cut):
+    def episode(env):
+        env.reset()
+        rewards = []
+        while True:
+            _, reward, terminated, truncated, _ = env.step(0)
+            rewards.append(reward)
+            if terminated or truncated:
+                return rewards
+
+    late = DelayedReward(Counting(5, cut), delay=0.4)
+    assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]
+    assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nothing carries over
+    late.reset()
+    late.step(0)
+    assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nor from an episode that was given up
+    assert episode(DelayedReward(Counting(3, cut), delay=2.0)) == [0, 0, 6]  # shorter than the delay
+    assert episode(DelayedReward(Counting(3, cut), delay=0.0)) == [1, 2, 3]
+    with pytest.raises(ValueError, match="no whole number"):
+        DelayedReward(Counting(3), delay=0.3)
+
+
+def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
+    seen = []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            seen.append(float(self.locals["rewards"][0]))
+            return True
+
+    env = make_vec_env(lambda: Counting(5), 1, wrappers=[lambda env: DelayedReward(env, delay=0.4)])
+    model = A2C("MlpPolicy", env, device="cpu")
+    model.learn(10, callback=Watch())
+    assert seen == [0, 0, 1, 2, 12] * 2
+    assert [info["r"] for info in model.ep_info_buffer] == [15, 15]
+
+
+def test_the_agent_takes_its_delays_from_the_environment():
+    env = DelayedCredit(gym.make("CartPole-v1"), delay=120, step_duration=0.3, stacked=True)
+    model = CETActorCritic("MlpPolicy", env, order=10)
+    assert model.timing.layer_delays == (800, 400, 0)
+    for build in (
+        lambda **o: make_vec_env("CartPole-v1", 2, **o),
+        lambda **o: make_vec_env("CartPole-v1", 2, vectorization="numpy", **o),
+    ):
+        model = CETActorCritic("MlpPolicy", build(delay=8.0))
+        assert model.timing.layer_delays == (40, 40, 40)
+        assert model.learner_config.trace.kind == "cet"
+        assert CETActorCritic("MlpPolicy", build(), delay=4.0).timing.layer_delays == (20, 20, 20)
+        with pytest.raises(ValueError, match="agent's credit is 4 s late, the environment says 8 s"):
+            CETActorCritic("MlpPolicy", build(delay=8.0), delay=4.0)
+        with pytest.raises(ValueError, match=r"4 s late, the environment says 8 s, stacked"):
+            CETActorCritic("MlpPolicy", build(), delay=4.0).set_env(build(delay=8.0, stacked=True))
+    assert CETActorCritic("MlpPolicy", make_vec_env("CartPole-v1", 1, delay=0.0)).timing.delay_steps == 0
+    with pytest.raises(ValueError, match="no whole number"):
+        DelayedCredit(gym.make("CartPole-v1"), delay=0.3)
 
 
 def test_the_clock_counts_and_leaves_physics_alone():

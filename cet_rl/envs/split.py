@@ -11,12 +11,14 @@ from gymnasium import spaces
 
 
 class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Doubles a vector observation: its positive part, then its negative part, both non-negative (paper, App. C).
+    """Doubles an observation: its positive part, then its negative part, both non-negative (paper, App. C).
+
+    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels.
 
     `CETActorCritic` splits its inputs itself, and leaves non-negative ones as they are; this is for other agents.
 
     Args:
-        env: an environment whose observations are a `Box` of vectors.
+        env: an environment whose observations are a `Box` of vectors or maps.
 
     Raises:
         ValueError: for other observations.
@@ -26,12 +28,14 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], gym.utils.Rec
         gym.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         space = env.observation_space
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"only a Box of vectors can be split by sign, this environment shows {space}")
+        if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 3):
+            raise ValueError(f"only a Box of vectors or maps can be split by sign, this environment shows {space}")
+        if np.issubdtype(space.dtype, np.unsignedinteger):
+            raise ValueError(f"observations of type {space.dtype} are never negative: nothing to split by sign")
         low = np.concatenate([np.maximum(space.low, 0), np.maximum(-space.high, 0)])
         high = np.concatenate([np.maximum(space.high, 0), np.maximum(-space.low, 0)])
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
     def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(n,) to (2n,)."""
+        """(n, …) to (2n, …)."""
         return np.concatenate([np.maximum(observation, 0), np.maximum(-observation, 0)])

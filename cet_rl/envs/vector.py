@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -17,8 +16,10 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from cet_rl.envs.clock import StepClock
-from cet_rl.timing import BEHAVIOURAL_STEP
+from cet_rl.envs.catalogue import register_minatar
+from cet_rl.envs.clock import DelayedCredit, StepClock
+from cet_rl.plugins import import_named, load_plugins
+from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 
 Vectorization = Literal["each", "numpy"]
 EnvBuilder = Callable[..., gym.Env[Any, Any]]
@@ -26,8 +27,10 @@ EnvBuilder = Callable[..., gym.Env[Any, Any]]
 
 def make_env(
     task: str | EnvBuilder,
-    step_duration: float = BEHAVIOURAL_STEP,
+    step_duration: float | None = None,
     *,
+    delay: float | None = None,
+    stacked: bool = False,
     max_episode_steps: int | None = None,
     wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
     **kwargs: Any,
@@ -36,7 +39,9 @@ def make_env(
 
     Args:
         task: a Gymnasium id, or a function that returns a new environment.
-        step_duration: seconds a step stands for.
+        step_duration: seconds a step stands for; None for what the environment's own clock says, or 0.2.
+        delay: seconds until credit reaches an agent that asks (`DelayedCredit`); None to leave it to the agent.
+        stacked: whether that delay adds up from the output layer down.
         max_episode_steps: where to cut an episode off; None for the environment's own limit.
         wrappers: further wrappers, innermost first.
         **kwargs: for the environment.
@@ -54,17 +59,21 @@ def make_env(
             env = gym.make(task, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
-    for wrapper in wrappers:
+    if step_duration is not None or not env.has_wrapper_attr("step_duration"):
+        env = StepClock(env, BEHAVIOURAL_STEP if step_duration is None else step_duration)
+    for wrapper in wrappers:  # outside the clock, which they may ask
         env = wrapper(env)
-    return Monitor(StepClock(env, step_duration))
+    return Monitor(env if delay is None else DelayedCredit(env, delay, stacked=stacked))
 
 
 def make_vec_env(
     task: str | EnvBuilder,
     num_envs: int = 1,
     seed: int | None = None,
-    step_duration: float = BEHAVIOURAL_STEP,
+    step_duration: float | None = None,
     *,
+    delay: float | None = None,
+    stacked: bool = False,
     vectorization: Vectorization = "each",
     max_episode_steps: int | None = None,
     wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
@@ -80,7 +89,9 @@ def make_vec_env(
         task: a Gymnasium id, or a function that returns a new environment.
         num_envs: how many.
         seed: of the first; the others follow on it.
-        step_duration: seconds a step stands for.
+        step_duration: seconds a step stands for; None for what the environment's own clock says, or 0.2.
+        delay: seconds until credit reaches an agent that asks (`DelayedCredit`); None to leave it to the agent.
+        stacked: whether that delay adds up from the output layer down.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
             environment's own vectorised form where it has one (CartPole has), faster from ten or so of them on.
         max_episode_steps: where to cut an episode off; None for the environment's own limit.
@@ -97,7 +108,15 @@ def make_vec_env(
         wrappers = tuple(wrappers)
 
         def build() -> gym.Env[Any, Any]:
-            return make_env(task, step_duration, max_episode_steps=max_episode_steps, wrappers=wrappers, **kwargs)
+            return make_env(
+                task,
+                step_duration,
+                delay=delay,
+                stacked=stacked,
+                max_episode_steps=max_episode_steps,
+                wrappers=wrappers,
+                **kwargs,
+            )
 
         env: VecEnv = DummyVecEnv([build] * num_envs)
     elif vectorization == "numpy":
@@ -108,7 +127,10 @@ def make_vec_env(
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         vector = gym.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        step_duration = BEHAVIOURAL_STEP if step_duration is None else step_duration
         env = GymnasiumVecEnv(vector, step_duration)
+        if delay is not None:
+            env.credit_timing = CreditTiming(delay, step_duration, stacked)
     else:
         raise ValueError(f"vectorization must be 'each' or 'numpy', got {vectorization!r}")
     env.seed(seed)
@@ -122,12 +144,12 @@ def find_task(task: str) -> EnvSpec:
         ValueError: if nothing is, naming the nearest ids.
     """
     module, colon, name = task.rpartition(":")
+    load_plugins()
+    register_minatar()
     try:
         if colon:
-            importlib.import_module(module)
+            import_named(module, f"environment {task!r}")
         return gym.spec(name)
-    except (ImportError, ValueError, TypeError) as error:
-        raise ValueError(f"environment {task!r}: cannot import {module!r} ({error})") from None
     except gym.error.Error:
         near = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.65)
         if not near:  # the right name with a wrong version or in another case
@@ -154,6 +176,7 @@ class GymnasiumVecEnv(VecEnv):
 
     Attributes:
         resetting: (num_envs,) bool, live.
+        credit_timing: as `DelayedCredit` has it; None to leave it to the agent.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
@@ -161,6 +184,7 @@ class GymnasiumVecEnv(VecEnv):
         if env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
             raise ValueError("the vector environment must reset itself: its autoreset mode is 'disabled'")
         self.env, self.step_duration = env, step_duration
+        self.credit_timing: CreditTiming | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.resetting = np.zeros(self.num_envs, bool)
         self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
@@ -208,7 +232,7 @@ class GymnasiumVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of this object or of the vector environment, once for each index."""
-        owner = self if attr_name == "step_duration" else self.env
+        owner = self if attr_name in ("step_duration", "credit_timing") else self.env
         return [getattr(owner, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

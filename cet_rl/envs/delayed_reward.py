@@ -1,0 +1,52 @@
+"""Rewards that really arrive late, to test any agent under a delay."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import gymnasium as gym
+
+from cet_rl.envs.clock import clock_of
+from cet_rl.timing import whole_steps
+
+
+class DelayedReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Hands out each reward `delay` seconds after it was earned.
+
+    What is outstanding when an episode ends, by termination or truncation, is handed out with its last step, so
+    that an episode's return stays what it was. (`CETActorCritic(delay=…)` models a credit signal that is late
+    inside the agent, and does not need this.)
+
+    Args:
+        env: any environment; a time limit belongs inside.
+        delay: in seconds.
+        step_duration: seconds a step stands for; None for what a clock inside says, or 0.2.
+
+    Raises:
+        ValueError: if the delay is negative or no whole number of steps.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], delay: float, step_duration: float | None = None) -> None:
+        step_duration = clock_of(env) if step_duration is None else step_duration
+        gym.utils.RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration)
+        super().__init__(env)
+        self.delay_steps = whole_steps(delay, step_duration)
+        self._outstanding: deque[float] = deque()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; nothing is owed from the last."""
+        self._outstanding = deque([0.0] * self.delay_steps)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step later, with the reward of `delay_steps` steps before."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._outstanding.append(float(reward))
+        arriving = self._outstanding.popleft()
+        if terminated or truncated:
+            arriving += sum(self._outstanding)
+            self._outstanding.clear()
+        return observation, arriving, terminated, truncated, info

@@ -1,0 +1,50 @@
+"""The five MinAtar games (Young & Tian 2019) in the shape networks and environment checkers want."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from minatar.gym import BaseEnv
+
+
+class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
+    """A MinAtar game whose observations are float32 maps, channels first, and whose rewards are plain floats.
+
+    MinAtar itself shows bool arrays of shape (10, 10, channels) and rewards of numpy's integer type, which
+    neither networks nor environment checkers take.
+
+    Args:
+        game: asterix, breakout, freeway, seaquest or space_invaders.
+        use_minimal_action_set: only the actions that do something in this game ("-v1"), or all six ("-v0").
+        render_mode: None, "human", "array" or "rgb_array".
+        **kwargs: for `minatar.Environment`: `sticky_action_prob` (0.1 there), `difficulty_ramping` (True there).
+    """
+
+    def __init__(
+        self, game: str, use_minimal_action_set: bool = True, render_mode: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(game, render_mode, use_minimal_action_set=use_minimal_action_set, **kwargs)
+        height, width, channels = self.game.state_shape()
+        self.observation_space = spaces.Box(0.0, 1.0, (channels, height, width), np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Start an episode; shape (channels, 10, 10)."""
+        gym.Env.reset(self, seed=seed)
+        self.game.last_action = 0  # MinAtar would let a sticky action stick across episodes
+        observation, info = super().reset(seed, options)
+        return _maps(observation), info
+
+    def step(self, action: int) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One frame later. There is no time limit."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        return _maps(observation), float(reward), bool(terminated), truncated, info
+
+
+def _maps(observation: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    return observation.transpose(2, 0, 1).astype(np.float32, order="C")
