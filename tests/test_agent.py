@@ -429,12 +429,12 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
     assert torch.isfinite(weights(model)).all()
 
 
-class Image(Constant):
-    observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+class Matrix(Constant):
+    observation_space = spaces.Box(0, 1, (3, 3), np.float32)
 
 
-class Continuous(Constant):
-    action_space = spaces.Box(-1, 1, (2,))
+class TwoChoices(Constant):
+    action_space = spaces.MultiDiscrete([2, 2])
 
 
 @pytest.mark.parametrize(
@@ -471,10 +471,10 @@ def test_bad_options_are_named(options, message):
 
 
 def test_bad_environments_are_named():
-    with pytest.raises(ValueError, match="convolutional network"):
-        CETActorCritic("MlpPolicy", Image())
-    with pytest.raises(ValueError, match="discrete actions"):
-        CETActorCritic("MlpPolicy", Continuous())
+    with pytest.raises(ValueError, match=r"must be vectors, or maps .* not of shape \(3, 3\)"):
+        CETActorCritic("MlpPolicy", Matrix())
+    with pytest.raises(ValueError, match="discrete actions or a Box of real vectors"):
+        CETActorCritic("MlpPolicy", TwoChoices())
 
 
 def test_a_delay_longer_than_the_run_is_refused():

@@ -16,13 +16,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from cet_rl.agents import storage
-from cet_rl.agents.policy import CETPolicy, check_spaces
+from cet_rl.agents.policy import CETPolicy
 from cet_rl.agents.recording import Recording
 from cet_rl.agents.stored import StoredAlgorithm
-from cet_rl.categorical import gumbel
 from cet_rl.learner import ActorCriticLearner, ErrorAt, LearnerConfig
 from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.traces.base import Normalization
+from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig
 
 
@@ -35,14 +35,18 @@ class CETActorCritic(StoredAlgorithm):
 
     Args:
         policy: "MlpPolicy", or a subclass of `CETPolicy`.
-        env: a Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`; discrete actions, vectors to see.
-        delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
+        env: a Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`; what it may show and take is said by
+            `CETPolicy`.
+        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None for what the
+            environment says (`cet_rl.envs.DelayedCredit`), or none.
         order: number of trace states (cet, sharp, legendre); None for 5; 1 is the classical trace.
         trace: "cet", "sharp", "legendre", "et", "ltp-ltd", "perfect" or "none"; None for "cet", or for "none"
             without a delay.
         normalization: of the trace's kernel, "peak" or "area".
         decay: β of the classical trace per step; None for exp(-1/D).
-        stacked: whether delays add up from the output layer down (retrograde signalling).
+        stacked: whether delays add up from the output layer down (retrograde signalling); None for what the
+            environment says, or not.
+        discretization: of a cascade, "exact" or "official", see `cet_rl.CET`.
         step_duration: seconds one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 where it has none.
         learning_rate: of Adam, for actor and critic: a number, `ConstantSchedule` or `LinearSchedule`. The
@@ -57,7 +61,8 @@ class CETActorCritic(StoredAlgorithm):
         error_at: "preactivation" or "activation", see `LearnerConfig`.
         alignment: whether to log `credit/alignment/<layer>`.
         stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device: as in Stable-Baselines3;
-            `policy_kwargs` takes `net_arch`, `activation` and `split_observations` of `CETPolicy`.
+            `policy_kwargs` takes `net_arch`, `activation`, `feedback`, `actor`, `critic`, `split_observations` and
+            `log_std` of `CETPolicy`.
 
     Raises:
         ValueError: naming the option that cannot be and what would be right.
@@ -72,12 +77,13 @@ class CETActorCritic(StoredAlgorithm):
         self,
         policy: str | type[CETPolicy],
         env: GymEnv | str | None,
-        delay: float = 0.0,
+        delay: float | None = None,
         order: int | None = None,
         trace: str | None = None,
         normalization: Normalization = "peak",
         decay: float | None = None,
-        stacked: bool = False,
+        stacked: bool | None = None,
+        discretization: Discretization = "exact",
         step_duration: float | None = None,
         learning_rate: float | Schedule = LinearSchedule(5e-4, 0.0, 1.0),  # noqa: B008 - stateless
         n_steps: int = 128,
@@ -101,18 +107,6 @@ class CETActorCritic(StoredAlgorithm):
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         storage.check_rate(learning_rate)
-        self.learner_config = LearnerConfig(
-            trace=TraceConfig.for_delay(delay, trace, order, decay, normalization, stacked=stacked),
-            gamma=float(gamma),
-            lam=float(lam),
-            random_lam=None if random_lam is None else (float(random_lam[0]), float(random_lam[1])),
-            entropy_coef=float(ent_coef),
-            value_coef=float(vf_coef),
-            max_grad_norm=float(max_grad_norm),
-            error_at=error_at,
-            alignment=bool(alignment),
-        )
-        self.delay, self.stacked = float(delay), bool(stacked)
         super().__init__(
             policy=policy,  # type: ignore[arg-type]
             env=env,  # type: ignore[arg-type]
@@ -133,16 +127,42 @@ class CETActorCritic(StoredAlgorithm):
             device=device,
             _init_setup_model=False,
         )
-        if step_duration is None:
-            step_duration = BEHAVIOURAL_STEP if self.env is None else _clock_of(self.env)
-        self.step_duration = float(step_duration)
+        told = None if self.env is None else _attribute(self.env, "credit_timing")
+        self.delay = float(delay if delay is not None else told.delay if told else 0.0)
+        self.stacked = bool(stacked if stacked is not None else told.stacked if told else False)
+        if step_duration is None and self.env is not None:
+            step_duration = _attribute(self.env, "step_duration")
+        self.step_duration = float(BEHAVIOURAL_STEP if step_duration is None else step_duration)
         CreditTiming(self.delay, self.step_duration)  # refuses what is no whole number of steps
+        self.learner_config = LearnerConfig(
+            trace=TraceConfig.for_delay(
+                self.delay,
+                trace,
+                order,
+                decay,
+                normalization,
+                stacked=self.stacked,
+                discretization=discretization,
+            ),
+            gamma=float(gamma),
+            lam=float(lam),
+            random_lam=_pair(random_lam),
+            entropy_coef=float(ent_coef),
+            value_coef=float(vf_coef),
+            max_grad_norm=float(max_grad_norm),
+            error_at=error_at,
+            alignment=bool(alignment),
+        )
+        if self.env is not None:
+            self.check_environment()
         storage.check_data("the agent's arguments", self.constructor_arguments())  # rather now than after learning
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
-        check_spaces(self.observation_space, self.action_space)
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            # Normalised observations can be negative, whatever the space says.
+            self.policy_kwargs = {"split_observations": True, **self.policy_kwargs}
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         # The agent's own stream, so that nothing else that draws numbers can change its actions.
@@ -157,6 +177,7 @@ class CETActorCritic(StoredAlgorithm):
             )
         except TypeError as error:
             raise ValueError(f"policy_kwargs {self.policy_kwargs} do not fit the policy: {error}") from None
+        self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
         self.timing = CreditTiming(
             self.delay, self.step_duration, stacked=self.stacked, layers=len(self.policy.actor.weights)
         )
@@ -171,11 +192,9 @@ class CETActorCritic(StoredAlgorithm):
         )
         self.policy.to(self.device)
         self.learner.to(self.device)
-        self.optimizer = torch.optim.Adam(
-            list(self.learner.trained_parameters()), lr=self.lr_schedule(1), eps=1e-5, fused=True
-        )
+        self._make_optimizer()
         self.rollout_buffer = None  # type: ignore[assignment]  # the recording takes its place
-        self._recording = Recording(self.n_steps, self.n_envs, self.policy.num_features)
+        self._recording = Recording(self.n_steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -219,9 +238,9 @@ class CETActorCritic(StoredAlgorithm):
         assert self._last_obs is not None
         assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
-        recording, policy, first_action = self._recording, self.policy, self.policy.first_action
+        recording, policy, head = self._recording, self.policy, self.policy.actor.head
         recording.begin()
-        noise = gumbel((n_rollout_steps, env.num_envs, policy.num_actions), self.generator).numpy()
+        noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
         on_cpu = self.device.type == "cpu"
         numpy_actor = policy.actor.numpy_forward() if on_cpu else None
         resetting = getattr(env, "resetting", None)  # see cet_rl.envs.GymnasiumVecEnv
@@ -233,9 +252,9 @@ class CETActorCritic(StoredAlgorithm):
             recording.starts[step] = self._last_episode_starts
             if resetting is not None:
                 recording.valid[step] = ~resetting
-            logits = numpy_actor(features) if numpy_actor else self._logits(features)
-            actions = recording.actions[step] = (logits + noise[step]).argmax(-1)
-            new_obs, rewards, dones, infos = env.step(actions + first_action)
+            outputs = numpy_actor(features) if numpy_actor else self._outputs(features)
+            actions = recording.actions[step] = head.sample(outputs, noise[step])
+            new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -254,10 +273,10 @@ class CETActorCritic(StoredAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _logits(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _outputs(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         with torch.no_grad():
-            logits = self.policy.actor(torch.from_numpy(features).to(self.device))
-        result: np.ndarray[Any, np.dtype[np.float32]] = logits.cpu().numpy()
+            outputs = self.policy.actor(torch.from_numpy(features).to(self.device))
+        result: np.ndarray[Any, np.dtype[np.float32]] = outputs.cpu().numpy()
         return result
 
     def _record_ends(self, step: int, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
@@ -265,9 +284,9 @@ class CETActorCritic(StoredAlgorithm):
         for env in np.flatnonzero(dones):
             if infos[env].get("TimeLimit.truncated", False):
                 recording.truncated[step, env] = 1
-                final = np.zeros(recording.features.shape[2], np.float32)
-                self.policy.write_features(np.asarray(infos[env]["terminal_observation"]), final)
-                recording.finals.append((step, int(env), final))
+                final = np.zeros((1, recording.features.shape[2]), np.float32)
+                self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final)
+                recording.finals.append((step, int(env), final[0]))
             else:
                 recording.terminated[step, env] = 1
 
@@ -286,13 +305,60 @@ class CETActorCritic(StoredAlgorithm):
                 self.logger.record(name, value)
 
     def check_environment(self) -> None:
-        """Raise ValueError if the environment's clock is not the one the delays were counted with."""
+        """Raise ValueError if the environment's clock or delays are not those that the agent counts with."""
         assert self.env is not None
-        if self.env.has_attr("step_duration") and _clock_of(self.env) != self.step_duration:
+        clock = _attribute(self.env, "step_duration")
+        if clock is not None and clock != self.step_duration:
             raise ValueError(
                 f"the agent counts its delays in steps of {self.step_duration:g} s, "
-                f"the environment's clock says {_clock_of(self.env):g} s"
+                f"the environment's clock says {clock:g} s"
             )
+        told = _attribute(self.env, "credit_timing")
+        if told is not None and told.step_duration != self.step_duration:
+            raise ValueError(
+                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost clock "
+                f"says {self.step_duration:g} s: give it one clock (step_duration)"
+            )
+        if told is not None and (told.delay, told.stacked) != (self.delay, self.stacked):
+            agent, environment = (f"{t.delay:g} s{', stacked' * t.stacked}" for t in (self, told))
+            raise ValueError(
+                f"the agent's credit is {agent} late, the environment says {environment}: leave the agent's delay "
+                "out to take the environment's"
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on learning in another environment with the same spaces, clock and number; traces carry over.
+
+        Raises:
+            ValueError: if it does not fit.
+        """
+        before = self.env, self._vec_normalize_env
+        super().set_env(env, force_reset)
+        try:
+            self.check_environment()
+            normalized = self._vec_normalize_env
+            if normalized and normalized.norm_obs and before[1] is None and not self.policy.splits:
+                raise ValueError(
+                    "VecNormalize makes observations negative, and this agent was made for some that cannot be: "
+                    "make it with VecNormalize, or with policy_kwargs={'split_observations': True}"
+                )
+        except ValueError:
+            self.env, self._vec_normalize_env = before
+            raise
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move networks, traces, lines and optimiser to another device."""
+        self.device = torch.device(device)
+        optimizer = self.optimizer.state_dict()
+        self.policy.to(self.device)
+        self.learner.to(self.device)
+        self._make_optimizer()
+        self.optimizer.load_state_dict(optimizer)
+        return self
+
+    def _make_optimizer(self) -> None:
+        parameters = list(self.learner.trained_parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
 
     @property
     def synapses(self) -> torch.nn.ModuleList:
@@ -323,6 +389,7 @@ class CETActorCritic(StoredAlgorithm):
             "normalization": trace["normalization"],
             "decay": trace["decay"],
             "stacked": self.stacked,
+            "discretization": trace["discretization"],
             "step_duration": self.step_duration,
             "learning_rate": storage.schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,
@@ -335,6 +402,16 @@ class CETActorCritic(StoredAlgorithm):
         }
 
 
-def _clock_of(env: VecEnv) -> float:
-    """Seconds a step of the environment stands for, by its own clock if it has one."""
-    return float(env.get_attr("step_duration")[0]) if env.has_attr("step_duration") else BEHAVIOURAL_STEP
+def _pair(random_lam: Any) -> tuple[float, float] | None:
+    if random_lam is None:
+        return None
+    try:
+        low, high = map(float, random_lam)
+    except (TypeError, ValueError):
+        raise ValueError(f"random_lam must be two numbers, low and high, got {random_lam!r}") from None
+    return low, high
+
+
+def _attribute(env: VecEnv, name: str) -> Any:
+    """What the first environment's wrappers say under `name`; None if nothing."""
+    return env.get_attr(name)[0] if env.has_attr(name) else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from cet_rl.distributions import Distribution
 from cet_rl.learner import Rollout
 
 
@@ -14,14 +17,14 @@ class Recording:
 
     Attributes:
         features: what the networks see at each step and after the last, (T + 1, E, n), float32.
-        actions: counted from zero, (T, E).
+        actions: as the learner counts them, (T, E, *action_shape).
         rewards, starts, terminated, truncated, valid: (T, E), float32.
         finals: (step, environment, features) of each episode that was cut off.
     """
 
-    def __init__(self, steps: int, envs: int, features: int) -> None:
+    def __init__(self, steps: int, envs: int, features: int, head: Distribution) -> None:
         self.features = np.zeros((steps + 1, envs, features), np.float32)
-        self.actions = np.zeros((steps, envs), np.int64)
+        self.actions: npt.NDArray[Any] = np.zeros((steps, envs, *head.action_shape), head.action_dtype)
         self.rewards, self.starts, self.terminated, self.truncated = np.zeros((4, steps, envs), np.float32)
         self.valid = np.ones((steps, envs), np.float32)
         self.finals: list[tuple[int, int, npt.NDArray[np.float32]]] = []

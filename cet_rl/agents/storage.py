@@ -125,6 +125,18 @@ def unflatten(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any
     return tree
 
 
+def as_state_dicts(saved: dict[str, Any]) -> dict[str, Any]:
+    """State dicts as torch wants them: its optimisers number parameters and have betas as a tuple, JSON cannot."""
+    for state_dict in saved.values():
+        if "param_groups" in state_dict:
+            states = state_dict.get("state", {})
+            state_dict["state"] = {int(index): state for index, state in states.items()}
+            for group in state_dict["param_groups"]:
+                if "betas" in group:
+                    group["betas"] = tuple(group["betas"])
+    return saved
+
+
 def write(file: File, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write an agent file; a file on disk is replaced in one stroke or not at all.
 

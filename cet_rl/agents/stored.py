@@ -136,7 +136,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         return model
 
     def _restore(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        saved = _as_state_dicts(storage.unflatten(tensors, data["rest"]))
+        saved = storage.as_state_dicts(storage.unflatten(tensors, data["rest"]))
         if self.n_envs != data["n_envs"]:
             warnings.warn(
                 f"saved with {data['n_envs']} environments, loaded with {self.n_envs}: traces start empty",
@@ -175,15 +175,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """
         if not isinstance(load_path_or_dict, dict):
             data, tensors = storage.read(load_path_or_dict)
-            load_path_or_dict = _as_state_dicts(storage.unflatten(tensors, data["rest"]))
+            load_path_or_dict = storage.as_state_dicts(storage.unflatten(tensors, data["rest"]))
             load_path_or_dict.pop("generator")
         super().set_parameters(load_path_or_dict, exact_match, device)
-
-
-def _as_state_dicts(saved: dict[str, Any]) -> dict[str, Any]:
-    # torch numbers an optimiser's parameters and wants its betas as a tuple; JSON knows neither.
-    optimizer = saved["optimizer"]
-    optimizer["state"] = {int(index): state for index, state in optimizer.get("state", {}).items()}
-    for group in optimizer["param_groups"]:
-        group["betas"] = tuple(group["betas"])
-    return saved

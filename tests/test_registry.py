@@ -1,0 +1,249 @@
+"""Agents and environments by name: ours, others', third parties'."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from importlib.metadata import EntryPoint
+
+import gymnasium as gym
+import pytest
+from stable_baselines3 import A2C, DQN, PPO
+
+from cet_rl import plugins
+from cet_rl.activations import ACTIVATIONS
+from cet_rl.agents import CETActorCritic, registry
+from cet_rl.agents.kinds import ACTIVATIONS as TORCH_ACTIVATIONS
+from cet_rl.agents.registry import agents, find_agent, register_agent
+from cet_rl.callbacks import Checkpointing
+from cet_rl.config import RLConfig, tuned_defaults
+from cet_rl.envs import catalogue, make_env, ready, register_env
+from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.training import resolve, train
+
+QUICK = {"total_steps": 600, "hidden": (8,), "n_steps": 32, "num_envs": 2, "eval_episodes": 2, "device": "cpu"}
+
+
+class Ours(CETActorCritic):
+    """A derived agent, found as test_registry:Ours."""
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
+
+
+@pytest.fixture
+def _clean():
+    before = dict(registry._AGENTS), dict(catalogue._READY)
+    yield
+    registry._AGENTS.clear()
+    registry._AGENTS.update(before[0])
+    for task in set(catalogue._READY) - set(before[1]):
+        gym.registry.pop(task, None)
+    catalogue._READY.clear()
+    catalogue._READY.update(before[1])
+    plugins._loaded = True
+
+
+@pytest.mark.parametrize(
+    ("name", "algorithm"),
+    [
+        ("cet", CETActorCritic),
+        ("sb3:a2c", A2C),
+        ("sb3:ppo", PPO),
+        ("stable_baselines3:DQN", DQN),
+        ("a_module:Ours", Ours),
+    ],
+)
+def test_each_agent_runs_through_the_same_door(tmp_path, name, algorithm):
+    """Trains, is saved without a pickle, comes back from its folder with the same policy, and can go on."""
+    config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
+    assert train(config, tmp_path / "run", quiet=True) == "finished"
+    kind, file = find_agent(name), tmp_path / "run" / "checkpoint" / "agent.zip"
+    agent = kind.restore(config, file, True)
+    assert type(agent) is algorithm
+    assert agent.num_timesteps >= 600
+    first = agent.get_env().reset()
+    again = kind.restore(config, file, False)
+    assert (agent.predict(first, deterministic=True)[0] == again.predict(first, deterministic=True)[0]).all()
+    late = agent.get_env().env_is_wrapped(DelayedReward)[0]
+    assert late != kind.delays_credit  # those who cannot bridge a delay meet it in the environment
+    if kind.delays_credit:
+        assert agent.timing.layer_delays == (5, 5)
+
+
+def test_a_foreign_agent_follows_the_configuration():
+    config = resolve(RLConfig("CartPole-v1", agent="sb3:a2c", lr=1e-3, gamma=0.9, lam=0.8, **QUICK))
+    agent = find_agent("sb3:a2c").build(config)
+    assert (agent.gamma, agent.gae_lambda, agent.n_steps, agent.n_envs) == (0.9, 0.8, 32, 2)
+    assert agent.lr_schedule(1) == 1e-3
+    assert agent.lr_schedule(0) == 0
+    assert agent.policy.net_arch == [8]
+    assert type(agent.policy.optimizer).__name__ == "Adam"
+
+
+def test_what_does_not_apply_is_refused():
+    for option in (
+        {"order": 5},
+        {"trace": "cet"},
+        {"stacked": True},
+        {"random_lam": (0.1, 0.9)},
+        {"feedback": "fa"},
+    ):
+        with pytest.raises(ValueError, match=f"--{next(iter(option)).replace('_', '-')} has no meaning for agent"):
+            resolve(RLConfig("CartPole-v1", agent="sb3:ppo", delay=2.0, **option))
+
+
+def test_the_tuned_defaults_of_a_task_do_not_stand_in_the_way():
+    config = RLConfig(agent="sb3:a2c", **tuned_defaults("LunarLander-v3"))
+    assert config.normalization == "area"
+    assert resolve(config).normalization == "peak"
+    assert resolve(config).total_steps == 2_000_000
+    with pytest.raises(ValueError, match="--normalization has no meaning"):
+        resolve(RLConfig("CartPole-v1", agent="sb3:a2c", normalization="area"))
+
+
+def test_labels_name_the_agent():
+    def label(**options):
+        return resolve(RLConfig("CartPole-v1", **options)).label
+
+    assert label(agent="sb3:a2c") == "sb3-a2c"
+    assert label(agent="sb3:a2c", delay=8.0) == "sb3-a2c-8s"
+    assert label(agent="a_module:Ours", delay=8.0, order=3) == "a_module-Ours-cet3-8s"
+    assert label(delay=8.0) == "cet5-8s"
+    assert label(delay=120.0, stacked=True, step_ms=300.0) == "cet5-120s-stacked"
+    assert label(delay=8.0, discretization="official") == "official-cet5-8s"
+    assert label(delay=8.0, feedback="dfa", random_lam=(0.1, 0.9)) == "cet5-dfa-random-lam-8s"
+    assert label(actor="conv") == "none-conv"
+    assert label() == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sb3:a3c", r"unknown agent 'sb3:a3c'; did you mean sb3:a2c"),
+        ("cat", r"unknown agent 'cat'; did you mean cet"),
+        ("json:loads", "no Stable-Baselines3 algorithm"),
+        ("no_such_module:Agent", "No module named 'no_such_module'"),
+        ("a_module:Nothing", "no attribute 'Nothing'"),
+        ("a_broken_module:Agent", r"cannot import 'a_broken_module' \(ZeroDivisionError: division by zero\)"),
+        (":A", "cannot import ''"),
+    ],
+)
+def test_unknown_agents_are_named(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a user's own modules are found
+    (tmp_path / "a_broken_module.py").write_text("1 / 0\n")
+    with pytest.raises(ValueError, match=message):
+        find_agent(name)
+
+
+def test_tianshou_missing_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tianshou", None)
+    with pytest.raises(ValueError, match=r'pip install "cet-rl\[tianshou\]"'):
+        find_agent("tianshou:a2c")
+
+
+@pytest.mark.usefixtures("_clean")
+def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
+    (tmp_path / "a_plugin.py").write_text(
+        textwrap.dedent("""
+        from cet_rl.agents import register_agent
+        from cet_rl.envs import register_env
+
+
+        def register():
+            from cet_rl.agents.registry import agents
+            from cet_rl.agents.kinds import kind_of
+
+            assert "cet" in agents()  # looks things up itself
+            from stable_baselines3 import PPO
+
+            register_agent("mine:ppo", "of mine", lambda: kind_of(PPO, "mine:ppo"))
+            register_env(
+                "Mine/CartPole-v0", "of mine", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=50
+            )
+
+
+        def broken():
+            raise RuntimeError("not today")
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = [
+        EntryPoint("mine", "a_plugin:register", plugins.GROUP),
+        EntryPoint("hers", "a_plugin:broken", plugins.GROUP),
+    ]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == plugins.GROUP else [])
+    monkeypatch.setattr(plugins, "_loaded", False)
+    with pytest.warns(UserWarning, match=r"plugin hers \(a_plugin:broken\) does not load: not today"):
+        assert agents()["mine:ppo"] == "of mine"
+    assert ready()["Mine/CartPole-v0"] == "of mine"
+    config = resolve(RLConfig("Mine/CartPole-v0", agent="mine:ppo", **QUICK))
+    assert train(config, tmp_path / "run", quiet=True) == "finished"
+    assert make_env("Mine/CartPole-v0").spec.max_episode_steps == 50
+
+
+@pytest.mark.usefixtures("_clean")
+def test_names_are_given_once():
+    with pytest.raises(ValueError, match="agent 'cet' is registered already"):
+        register_agent("cet", "", lambda: None)
+    with pytest.raises(ValueError, match="environment 'CartPole-v1' is registered already"):
+        register_env("CartPole-v1", "")
+
+
+@pytest.mark.parametrize("name", ["cet", "sb3:a2c", "sb3:ppo", "tianshou:a2c"])
+def test_an_interrupted_agent_goes_on(tmp_path, monkeypatch, name):
+    """Stopped as by a signal, and taken up again: counters and episodes continue to the end."""
+    config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
+    ask = Checkpointing._on_rollout_start
+
+    def stop_in_the_middle(self):
+        self.interruption.wanted = self.model.num_timesteps >= 300
+        ask(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointing, "_on_rollout_start", stop_in_the_middle)
+        assert train(config, tmp_path / "run", quiet=True) == "interrupted"
+    assert train(config, tmp_path / "run", resume=True, quiet=True) == "finished"
+    agent = find_agent(name).restore(config, tmp_path / "run" / "checkpoint" / "agent.zip", False)
+    assert agent.num_timesteps >= 600
+
+
+def test_off_policy_agents_keep_what_means_something_else_there():
+    config = resolve(RLConfig("CartPole-v1", agent="stable_baselines3:DQN", delay=1.0, **QUICK))
+    agent = find_agent(config.agent).build(config)
+    assert agent.n_steps == 1
+    assert agent.gamma == config.gamma
+
+
+def test_every_agent_takes_the_activation():
+    assert set(ACTIVATIONS) == set(TORCH_ACTIVATIONS)
+    for name in ("sb3:a2c", "tianshou:a2c"):
+        config = resolve(RLConfig("CartPole-v1", agent=name, activation="tanh", **QUICK))
+        modules = find_agent(name).build(config).policy.modules()
+        assert any(type(module).__name__ == "Tanh" for module in modules)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "options", "message"),
+    [
+        ("CartPole-v1", "stable_baselines3:SAC", {}, "cannot be made for CartPole-v1"),
+        ("Pendulum-v1", "stable_baselines3:DQN", {}, "cannot be made for Pendulum-v1"),
+        ("Blackjack-v1", "sb3:a2c", {}, "cannot be made for Blackjack-v1"),
+        ("CartPole-v1", "sb3:ppo", {"num_envs": 1, "n_steps": 1}, "cannot be made for CartPole-v1"),
+        ("CartPole-v1", "stable_baselines3.common.base_class:BaseAlgorithm", {}, "cannot be made"),
+    ],
+)
+def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, message, tmp_path):
+    config = RLConfig(task, agent=name, **{**QUICK, **options})
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"])
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_hyperparameters_are_checked_for_every_agent(name, value):
+    with pytest.raises(ValueError, match=name):
+        RLConfig("CartPole-v1", agent="sb3:ppo", **{name: value})

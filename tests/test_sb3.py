@@ -1,0 +1,277 @@
+"""Stable-Baselines3 in depth: what its users have around an agent works around ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+
+from cet_rl.agents import CETActorCritic
+from cet_rl.envs import DelayedCredit, DelayedReward, StepClock, make_vec_env
+
+OPTIONS = {"n_steps": 16, "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
+
+
+def make(env, **options):
+    return CETActorCritic("MlpPolicy", env, **{"delay": 1.0, "order": 3, **OPTIONS, **options})
+
+
+class Remember(BaseCallback):
+    """The learner's state after so many calls."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls, self.state = calls, {}
+
+    def _on_step(self):
+        if self.n_calls == self.calls:
+            self.state = {name: tensor.clone() for name, tensor in self.model.learner.state_dict().items()}
+        return True
+
+
+def test_checkpoints_with_everything_come_back_in_a_fresh_process(tmp_path):
+    """Random λ, traces, lines and VecNormalize's statistics: the evaluation is the same to the last digit."""
+    env = VecNormalize(make_vec_env("CartPole-v1", 2, 0))
+    model = make(env, random_lam=(0.1, 0.9))
+    checkpoints = CheckpointCallback(200, str(tmp_path), name_prefix="cet", save_vecnormalize=True)
+    remember = Remember(200)
+    model.learn(400, callback=[checkpoints, remember])
+    checkpoint, statistics = tmp_path / "cet_400_steps.zip", tmp_path / "cet_vecnormalize_400_steps.pkl"
+
+    loaded = CETActorCritic.load(checkpoint, device="cpu")
+    for name, tensor in remember.state.items():
+        assert torch.equal(loaded.learner.state_dict()[name], tensor), name
+    evaluation = VecNormalize.load(str(statistics), make_vec_env("CartPole-v1", 2, 7))
+    evaluation.training = evaluation.norm_reward = False
+    expected = evaluate_policy(loaded, evaluation, 6, return_episode_rewards=True)
+    sums = [float(tensor.double().sum()) for tensor in remember.state.values()]
+    code = f"""
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from cet_rl.agents import CETActorCritic
+from cet_rl.envs import make_vec_env
+torch.set_num_threads(1)
+env = VecNormalize.load({str(statistics)!r}, make_vec_env("CartPole-v1", 2, 7))
+env.training = env.norm_reward = False
+model = CETActorCritic.load({str(checkpoint)!r}, device="cpu")
+print(evaluate_policy(model, env, 6, return_episode_rewards=True))
+print([float(t.double().sum()) for t in model.learner.state_dict().values()])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    printed, carried = result.stdout.strip().splitlines()[-2:]
+    assert printed == str(expected)
+    assert carried == str(sums)
+
+
+def test_normalised_observations_are_split_though_the_space_is_not_negative():
+    class Positive(gym.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.observation_space = gym.spaces.Box(0, 10, (4,), np.float32)
+
+        def observation(self, observation):
+            return np.clip(observation + 5, 0, 10).astype(np.float32)
+
+    env = make_vec_env("CartPole-v1", 2, 0, wrappers=[Positive])
+    assert not make(env).policy.splits
+    model = make(VecNormalize(env))
+    assert model.policy.splits
+    assert make(VecNormalize(env, norm_obs=False)).policy.splits is False
+    model.learn(64)
+
+
+def test_the_split_that_was_chosen_is_kept_in_the_file(tmp_path):
+    env = VecNormalize(make_vec_env("MinAtar/Breakout-v1", 2, 0))
+    model = make(env, policy_kwargs={"net_arch": [8], "critic": "mlp"})
+    model.learn(32)
+    model.save(tmp_path / "agent")
+    loaded = CETActorCritic.load(tmp_path / "agent")
+    assert loaded.policy.splits
+    observation = env.reset()
+    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
+def test_frame_stacks(task):
+    order = "first" if task.startswith("MinAtar") else None
+    env = VecFrameStack(make_vec_env(task, 2, 0), 3, channels_order=order)
+    model = make(env)
+    model.learn(64)
+    assert model.predict(env.reset())[0].shape == (2,)
+    assert model.observation_space.shape[0] in (12, 4 * 3)
+
+
+def test_eval_callback_keeps_the_best_and_syncs_statistics(tmp_path):
+    env = VecNormalize(make_vec_env("CartPole-v1", 2, 0))
+    evaluation = VecNormalize(make_vec_env("CartPole-v1", 2, 9), training=False, norm_reward=False)
+    callback = EvalCallback(
+        evaluation, eval_freq=96, n_eval_episodes=3, best_model_save_path=str(tmp_path), log_path=str(tmp_path)
+    )
+    model = make(env)
+    model.learn(384, callback=callback)
+    np.testing.assert_array_equal(evaluation.obs_rms.mean, env.obs_rms.mean)
+    results = np.load(tmp_path / "evaluations.npz")
+    assert results["results"].shape == (2, 3)
+    best = CETActorCritic.load(tmp_path / "best_model", device="cpu")
+    assert best.num_timesteps in (192, 384)
+
+
+def test_set_env_goes_on_learning_with_its_traces():
+    model = make(make_vec_env("CartPole-v1", 2, 0))
+    model.learn(64)
+    states = [synapses.states.clone() for synapses in model.synapses]
+    model.set_env(make_vec_env("CartPole-v1", 2, 5))
+    assert all(torch.equal(s.states, before) for s, before in zip(model.synapses, states, strict=True))
+    model.learn(64, reset_num_timesteps=False)
+    assert model.num_timesteps == 128
+    for env, message in (
+        (make_vec_env("CartPole-v1", 3, 0), "number of environments"),
+        (make_vec_env("Acrobot-v1", 2, 0), "[Oo]bservation spaces do not match"),
+        (make_vec_env("CartPole-v1", 2, 0, step_duration=0.3), "the environment's clock says 0.3 s"),
+    ):
+        with pytest.raises((ValueError, AssertionError), match=message):
+            model.set_env(env)
+    model.learn(32, reset_num_timesteps=False)  # and is none the worse for the refusals
+
+
+def test_normalisation_cannot_be_put_around_an_agent_that_does_not_split():
+    model = make(make_vec_env("MinAtar/Breakout-v1", 2, 0), policy_kwargs={"net_arch": [8], "critic": "mlp"})
+    env = VecNormalize(make_vec_env("MinAtar/Breakout-v1", 2, 0))
+    with pytest.raises(ValueError, match="VecNormalize makes observations negative"):
+        model.set_env(env)
+    make(env, policy_kwargs={"net_arch": [8], "critic": "mlp", "split_observations": False}).learn(32)
+
+
+def test_lambdas_drawn_without_a_seed_come_back(tmp_path):
+    """Another process draws others: recordings must have room for any of them, and the probes the saved ones."""
+    model = make(make_vec_env("CartPole-v1", 2, 0), random_lam=(0.1, 0.99), seed=None)
+    model.learn(64)
+    model.save(tmp_path / "agent")
+    loaded = CETActorCritic.load(tmp_path / "agent", make_vec_env("CartPole-v1", 2, 0))
+    for name, tensor in model.learner.state_dict().items():
+        assert torch.equal(loaded.learner.state_dict()[name], tensor), name
+    assert torch.equal(loaded.probes["0"].decay_per_weight, loaded.synapses[0].decay_per_weight)
+    assert torch.equal(loaded.probes["0"].decay_per_weight, model.synapses[0].decay_per_weight)
+
+
+def test_a_delay_that_travels_keeps_its_clock():
+    def build():
+        return DelayedCredit(gym.make("CartPole-v1"), delay=120, step_duration=0.3, stacked=True)
+
+    assert make(make_vec_env(build, 2), delay=None).timing.layer_delays == (400, 0)
+    with pytest.raises(ValueError, match="one clock"):
+        make(make_vec_env(build, 2, step_duration=0.2), delay=None)
+    again = gym.make(build().spec)
+    assert again.get_wrapper_attr("credit_timing") == build().credit_timing
+    late = DelayedReward(StepClock(gym.make("CartPole-v1"), 0.3), delay=6)
+    assert late.delay_steps == 20
+
+
+@pytest.mark.parametrize("random_lam", [0.5, (0.1, 0.2, 0.3), ("a", "b")])
+def test_random_lam_is_a_pair(random_lam):
+    with pytest.raises(ValueError, match="random_lam must be two numbers"):
+        make(make_vec_env("CartPole-v1", 2, 0), random_lam=random_lam)
+
+
+def test_an_explicit_clock_that_contradicts_the_environment_is_refused():
+    with pytest.raises(ValueError, match=r"steps of 0\.3 s, the environment's clock says 0\.2 s"):
+        make(make_vec_env("CartPole-v1", 2, 0), delay=1.2, step_duration=0.3)
+
+
+def check_move(model, device):
+    model.learn(64)
+    before = {name: tensor.clone().cpu() for name, tensor in model.learner.state_dict().items()}
+    moments = model.optimizer.state_dict()["state"][0]["exp_avg"].clone().cpu()
+    assert model.to(device) is model
+    assert {tensor.device.type for tensor in model.learner.state_dict().values() if tensor.ndim} == {device}
+    for name, tensor in model.learner.state_dict().items():
+        assert torch.equal(tensor.cpu(), before[name])
+    assert torch.equal(model.optimizer.state_dict()["state"][0]["exp_avg"].cpu(), moments)
+    model.learn(64, reset_num_timesteps=False)
+    assert any(not torch.equal(model.learner.state_dict()[name].cpu(), before[name]) for name in before)
+
+
+def test_moving_keeps_everything():
+    check_move(make(make_vec_env("CartPole-v1", 2, 0)), "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("options", [{}, {"random_lam": (0.1, 0.9)}, {"trace": "perfect", "order": None}], ids=str)
+def test_moving_to_cuda(options):
+    model = make(make_vec_env("CartPole-v1", 2, 0), **options)
+    check_move(model, "cuda")
+    check_move(model, "cpu")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("CartPole-v1", {}),
+        ("CartPole-v1", {"random_lam": (0.1, 0.9)}),
+        ("CartPole-v1", {"stacked": True}),
+        ("Pendulum-v1", {}),
+        ("MinAtar/Breakout-v1", {}),
+        ("MinAtar/Breakout-v1", {"policy_kwargs": {"net_arch": [16], "actor": "conv"}}),
+    ],
+    ids=str,
+)
+def test_cuda_learns_as_the_cpu_does(task, options):
+    """The same rollout gives the same gradients; the agents' own streams draw the same actions at first."""
+    models = [make(make_vec_env(task, 2, 0), **{**options, "device": device}) for device in ("cpu", "cuda")]
+    for model in models:
+        model.learn(32)
+    pairs = zip(*(model.policy.parameters() for model in models), strict=True)
+    assert all(torch.allclose(a, b.cpu(), atol=1e-4) for a, b in pairs)
+
+
+def test_parameters_hold_all_that_learns():
+    model = make(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2))
+    model.learn(64)
+    parameters = model.get_parameters()
+    assert set(parameters) == {"policy", "synapses", "probes", "optimizer"}
+    assert "actor.head.log_std" in parameters["policy"]
+    other = make(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2), seed=5)
+    other.set_parameters(parameters)
+    observation = model.get_env().reset()
+    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, other)))
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("Pendulum-v1", {}),
+        ("LunarLanderContinuous-v3", {"trace": "legendre"}),
+        ("MinAtar/Breakout-v1", {"policy_kwargs": {"net_arch": [16], "actor": "conv"}}),
+        ("MinAtar/Breakout-v1", {"policy_kwargs": {"net_arch": [16], "critic": "mlp", "feedback": "dfa"}}),
+        ("CartPole-v1", {"discretization": "official", "policy_kwargs": {"feedback": "fa"}}),
+        ("CartPole-v1", {"random_lam": (0.1, 0.9)}),
+    ],
+    ids=str,
+)
+def test_every_shape_of_agent_learns_and_comes_back(tmp_path, task, options):
+    model = make(make_vec_env(task, 2, 0), **options)
+    model.learn(96)
+    model.save(tmp_path / "agent")
+    loaded = CETActorCritic.load(tmp_path / "agent", make_vec_env(task, 2, 3))
+    for name, tensor in model.learner.state_dict().items():
+        assert torch.equal(loaded.learner.state_dict()[name], tensor), name
+    observation = model.get_env().reset()
+    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
+    loaded.learn(32, reset_num_timesteps=False)
+    actions, *_ = loaded.predict(observation)
+    assert all(loaded.action_space.contains(action) for action in actions)
+    with torch.no_grad():
+        drawn, values, log_probabilities = loaded.policy(torch.as_tensor(observation))
+        again = loaded.policy.evaluate_actions(torch.as_tensor(observation), drawn)
+    assert values.shape == log_probabilities.shape == (2,)
+    torch.testing.assert_close(again[1], log_probabilities)
