@@ -1,0 +1,619 @@
+"""The two faces towards Tianshou: our agent in its shape, and its A2C in the shape of Stable-Baselines3."""
+
+from __future__ import annotations
+
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+pytest.importorskip("tianshou")
+
+from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear, TorchOptimizerFactory
+from tianshou.data import Batch, Collector, ReplayBuffer, VectorReplayBuffer
+from tianshou.env import DummyVectorEnv
+from tianshou.trainer import OnPolicyTrainerParams
+from tianshou.utils import TensorboardLogger
+from tianshou.utils.torch_utils import policy_within_training_step
+
+from cet_rl.agents import CETActorCritic, storage
+from cet_rl.agents.tianshou import CETTianshou, CETTianshouPolicy
+from cet_rl.agents.tianshou_baselines import TianshouA2C
+from cet_rl.envs import make_env, make_vec_env
+
+STEPS, ENVS = 16, 3
+
+
+def make(env=None, num_envs=ENVS, n_steps=STEPS, networks=None, **options):
+    env = env or gym.make("CartPole-v1")
+    policy = CETTianshouPolicy(env.observation_space, env.action_space, net_arch=[16, 16], **(networks or {}))
+    options = {"delay": 1.0, "order": 5, **options}
+    torch.manual_seed(0)  # what is drawn next is the λ of each weight, if at all
+    return CETTianshou(policy=policy, num_envs=num_envs, n_steps=n_steps, **options)
+
+
+def update(algorithm, buffer):
+    with policy_within_training_step(algorithm.policy):
+        stats = algorithm.update(buffer, batch_size=None, repeat=1)
+    buffer.reset(keep_statistics=True)
+    return stats
+
+
+class Twins(BaseCallback):
+    """Gives the transitions that one face learns from to the other, and compares their gradients."""
+
+    def __init__(self, algorithm):
+        super().__init__()
+        self.algorithm, self.buffer = algorithm, VectorReplayBuffer(STEPS * ENVS, ENVS)
+        self.compared, self.terminations, self.truncations = 0, 0, 0
+
+    def _on_rollout_start(self):
+        self.compare()
+        self.seen = self.model._last_obs.copy()
+
+    def _on_step(self):
+        found = self.locals
+        following, truncated = found["new_obs"].copy(), np.zeros(ENVS, bool)
+        for env in np.flatnonzero(found["dones"]):
+            following[env] = found["infos"][env]["terminal_observation"]
+            truncated[env] = found["infos"][env]["TimeLimit.truncated"]
+        terminated = found["dones"] & ~truncated
+        self.buffer.add(
+            Batch(
+                obs=self.seen,
+                act=found["actions"],
+                rew=found["rewards"],
+                terminated=terminated,
+                truncated=truncated,
+                obs_next=following,
+                info={},
+            )
+        )
+        self.terminations += terminated.sum()
+        self.truncations += truncated.sum()
+        self.seen = found["new_obs"].copy()
+        return True
+
+    def _on_rollout_end(self):
+        update(self.algorithm, self.buffer)
+
+    def _on_training_end(self):
+        self.compare()
+
+    def compare(self):
+        ours, theirs = self.model.policy, self.algorithm.policy.networks
+        for (name, first), second in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            if first.grad is None:
+                assert second.grad is None
+                continue
+            torch.testing.assert_close(first.grad, second.grad, rtol=1e-6, atol=1e-6, msg=name)
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+            self.compared += 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"order": 5},
+        {"order": 3, "stacked": True},
+        {"trace": "perfect", "order": None},
+        {"random_lam": (0.1, 0.9)},
+        {"order": 5, "task": "Pendulum-v1"},
+    ],
+    ids=str,
+)
+def test_both_faces_have_the_same_gradient(options):
+    options = {"delay": 1.0, "order": 5, "n_steps": STEPS, **options}
+    task = options.pop("task", "CartPole-v1")
+    env = make_vec_env(task, ENVS, seed=0, max_episode_steps=12)
+    model = CETActorCritic(
+        "MlpPolicy", env, seed=0, learning_rate=1e-3, policy_kwargs={"net_arch": [16, 16]}, **options
+    )
+    adam = TorchOptimizerFactory(torch.optim.Adam, lr=1e-3, eps=1e-5, fused=True)
+    algorithm = make(gym.make(task), optim=adam, **options)
+    algorithm.policy.networks.load_state_dict(model.policy.state_dict())
+
+    twins = Twins(algorithm)
+    model.learn(6 * STEPS * ENVS, callback=twins)
+    assert twins.compared == 6 * len(list(model.policy.parameters()))
+    assert twins.truncations
+    assert twins.terminations or task == "Pendulum-v1"
+    for (name, ours), theirs in zip(
+        model.learner.state_dict().items(), algorithm.learner.state_dict().values(), strict=True
+    ):
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+
+
+class Script(gym.Env):
+    """Shows (its number, the episode, the step); terminates in even episodes, is cut off in odd ones."""
+
+    observation_space = spaces.Box(0, 100, (3,), np.float32)
+    action_space = spaces.Discrete(2, start=5)
+
+    def __init__(self, number):
+        self.number, self.episode = number, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.step_count = self.episode + 1, 0
+        return self.observation, {}
+
+    @property
+    def observation(self):
+        return np.array([self.number, self.episode, self.step_count], np.float32)
+
+    def step(self, action):
+        assert action in (5, 6)
+        reward = float(self.number + 10 * self.step_count + (action - 5) * 100)
+        self.step_count += 1
+        done = self.step_count == 3 + self.number
+        return self.observation, reward, done and self.episode % 2 == 0, done and self.episode % 2 == 1, {}
+
+
+def collections(monkeypatch, between=lambda collector: None, count=3):
+    """The rollouts that a learner gets from real collections of scripted environments."""
+    algorithm = make(Script(0), n_steps=4, num_envs=2)
+    seen = []
+    accumulate = algorithm.learner.accumulate
+
+    def watch(rollout, *, statistics):
+        seen.append(copy.deepcopy(rollout))
+        return accumulate(rollout, statistics=statistics)
+
+    monkeypatch.setattr(algorithm.learner, "accumulate", watch)
+    envs = DummyVectorEnv([lambda: Script(0), lambda: Script(1)])
+    collector = Collector(algorithm, envs, VectorReplayBuffer(100, 2))
+    collector.reset()
+    for _ in range(count):
+        collector.collect(n_step=8)
+        update(algorithm, collector.buffer)
+        between(collector)
+    return seen
+
+
+def test_collections_become_rollouts(monkeypatch):
+    rollouts = collections(monkeypatch)
+    all_steps = {
+        name: torch.cat([getattr(rollout, name) for rollout in rollouts])
+        for name in ("observations", "rewards", "starts", "terminated", "truncated", "actions")
+    }
+    # Environment 0 has episodes of 3 steps, environment 1 of 4.
+    steps = torch.tensor([[0, 1, 2] * 4, [0, 1, 2, 3] * 3]).T
+    episodes = torch.tensor([[t // 3 for t in range(12)], [t // 4 for t in range(12)]]).T
+    numbers = torch.tensor([[0, 1]] * 12)
+    expected = torch.stack([numbers, episodes, steps], -1)
+    torch.testing.assert_close(all_steps["observations"].long(), expected)
+    torch.testing.assert_close(all_steps["starts"], (steps == 0).float())
+    last = steps == torch.tensor([2, 3])
+    torch.testing.assert_close(all_steps["terminated"], (last & (episodes % 2 == 0)).float())
+    torch.testing.assert_close(all_steps["truncated"], (last & (episodes % 2 == 1)).float())
+    assert set(all_steps["actions"].flatten().tolist()) == {0, 1}
+    torch.testing.assert_close(all_steps["rewards"], (numbers + 10 * steps + 100 * all_steps["actions"]).float())
+    # What follows the last step is the next episode's first observation only after it has been reset.
+    assert rollouts[0].last_observations.tolist() == [[0, 1, 1], [1, 0, 4]]
+    # Truncated at t = 5 in environment 0 (second collection), t = 7 in environment 1, and t = 11 in environment 0.
+    assert [r.final_observations.tolist() for r in rollouts] == [[], [[0, 1, 3], [1, 1, 4]], [[0, 3, 3]]]
+    assert all(rollout.valid is None for rollout in rollouts)
+
+
+def test_a_reset_of_the_collector_starts_an_episode(monkeypatch):
+    rollouts = collections(monkeypatch, between=lambda collector: collector.reset_env(), count=2)
+    assert rollouts[0].starts[0].tolist() == [1, 1]
+    assert rollouts[1].starts[0].tolist() == [1, 1]
+    rollouts = collections(monkeypatch, count=2)
+    assert rollouts[1].starts[0].tolist() == [0, 1]  # environment 1 ended with the collection
+
+
+def test_trains_logs_and_goes_on_from_what_was_saved(tmp_path):
+    torch.manual_seed(0)
+    epochs, samples, collected = 2, 2000, STEPS * ENVS
+    rate = AdamOptimizerFactory(lr=1e-3, eps=1e-5).with_lr_scheduler_factory(
+        LRSchedulerFactoryLinear(epochs, samples, collected)
+    )
+    algorithm = make(optim=rate)
+    envs = DummyVectorEnv([lambda: gym.make("CartPole-v1")] * ENVS)
+    envs.seed(0)
+    collector = Collector(algorithm, envs, VectorReplayBuffer(collected, ENVS))
+    before = copy.deepcopy(algorithm.policy.state_dict())
+    logger = TensorboardLogger(SummaryWriter(str(tmp_path)), training_interval=1, update_interval=1)
+    params = OnPolicyTrainerParams(
+        training_collector=collector,
+        max_epochs=epochs,
+        epoch_num_steps=samples,
+        collection_step_num_env_steps=collected,
+        batch_size=None,
+        logger=logger,
+        show_progress=False,
+        verbose=False,
+    )
+    info = algorithm.run_training(params)
+    logger.finalize()
+    assert info.train_step == epochs * -(-samples // collected) * collected
+    assert any(not torch.equal(before[key], value) for key, value in algorithm.policy.state_dict().items())
+    assert algorithm.lr_schedulers[0].get_last_lr()[0] == pytest.approx(0)
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    tags = events.Tags()["scalars"]
+    for tag in ("train/value_loss", "train/entropy_loss", "train/gradient_norm"):
+        assert f"update/{tag}" in tags
+        assert f"update/smoothed_loss/{tag}" in tags
+    for layer in range(3):
+        values = [event.value for event in events.Scalars(f"update/credit/alignment/{layer}")]
+        assert len(values) > 50
+        assert np.isfinite(values).all()
+        assert max(np.abs(values)) <= 1.0001
+
+    torch.save(algorithm.state_dict(), tmp_path / "agent.pt")
+    other = make()
+    other.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+    assert any(synapses.eligibility.any() for synapses in other.learner.synapses)
+    for ours, theirs in zip(algorithm.learner.buffers(), other.learner.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    observations = Batch(obs=np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), info={})
+    for agent in (algorithm, other):
+        agent.policy.deterministic_eval = True
+    assert torch.equal(algorithm.policy(observations).act, other.policy(observations).act)
+    actor = make(networks={"deterministic_eval": True}).policy
+    actor.load_state_dict(algorithm.policy.state_dict())
+    assert torch.equal(algorithm.policy(observations).act, actor(observations).act)
+    torch.manual_seed(1)
+    collector.collect(n_step=collected)
+    buffer = copy.deepcopy(collector.buffer)
+    first, second = update(algorithm, collector.buffer), update(other, buffer)
+    assert first.get_loss_stats_dict() == second.get_loss_stats_dict()
+
+
+def test_acts_like_any_policy_of_tianshou():
+    algorithm = make(Script(0), networks={"deterministic_eval": True})
+    policy = algorithm.policy
+    observation = np.ones(3, np.float32)
+    assert policy.compute_action(observation) in (5, 6)
+    assert policy.map_action(np.array([0, 1])).tolist() == [5, 6]
+    assert policy.map_action_inverse(np.array([5, 6])).tolist() == [0, 1]
+    batch = Batch(obs=np.tile(observation, (200, 1)), info={})
+    assert len(set(policy(batch).act.tolist())) == 1
+    with policy_within_training_step(policy):
+        assert set(policy(batch).act.tolist()) == {0, 1}
+
+    pendulum = gym.make("Pendulum-v1")
+    policy = make(pendulum).policy
+    action = policy.compute_action(pendulum.observation_space.sample())
+    assert pendulum.action_space.contains(action)
+    assert policy.map_action(np.array([[-9.0], [9.0]])).tolist() == [[-2], [2]]
+
+
+def filled(envs=ENVS, steps=STEPS, room=STEPS, **options):
+    """A buffer with so many steps of so many environments."""
+    buffer = VectorReplayBuffer(room * envs, envs, **options)
+    for step in range(steps):
+        buffer.add(
+            Batch(
+                obs=np.full((envs, 4), step, np.float32),
+                act=np.zeros(envs, int),
+                rew=np.ones(envs),
+                terminated=np.zeros(envs, bool),
+                truncated=np.zeros(envs, bool),
+                obs_next=np.full((envs, 4), step + 1, np.float32),
+                info={},
+            )
+        )
+    return buffer
+
+
+@pytest.mark.parametrize(
+    ("buffer", "message"),
+    [
+        (lambda: filled(envs=2), "from 2 environments, the algorithm was made for num_envs=3"),
+        (lambda: filled(envs=4), "from 4 environments"),
+        (lambda: filled(steps=15), "must be n_steps=16 steps of each environment, 48 in all, got 15, 15, 15"),
+        (lambda: filled(steps=17, room=32), "got 17, 17, 17"),
+        (lambda: filled(steps=32, room=8), "got 8, 8, 8"),
+        (lambda: filled(steps=20), "room for 16 steps"),
+        (lambda: filled(ignore_obs_next=True), "must keep obs and obs_next"),
+        (lambda: filled(stack_num=2), "no stack_num"),
+        (lambda: filled(envs=1, steps=48, room=48), "from 1 environments"),
+    ],
+)
+def test_refuses_what_is_no_collection(buffer, message):
+    algorithm = make()
+    with pytest.raises(ValueError, match=message):
+        update(algorithm, buffer())
+    assert not any(synapses.eligibility.any() for synapses in algorithm.learner.synapses)
+
+
+def test_refuses_minibatches_and_repetitions():
+    algorithm = make()
+    with policy_within_training_step(algorithm.policy):
+        with pytest.raises(ValueError, match="batch_size must be None, got 8"):
+            algorithm.update(filled(), batch_size=8, repeat=1)
+        with pytest.raises(ValueError, match="update_step_num_repetitions must be 1, got 2"):
+            algorithm.update(filled(), batch_size=None, repeat=2)
+
+
+def test_a_trainer_that_does_not_fit_is_refused_before_anything_is_collected():
+    algorithm = make(delay=20.0)
+    envs = DummyVectorEnv([lambda: gym.make("CartPole-v1")] * ENVS)
+    fitting = {
+        "training_collector": Collector(algorithm, envs),
+        "max_epochs": 1,
+        "epoch_num_steps": 4800,
+        "collection_step_num_env_steps": STEPS * ENVS,
+        "batch_size": None,
+    }
+    algorithm.create_trainer(OnPolicyTrainerParams(**fitting))
+    for change, message in [
+        ({"batch_size": 64}, "batch_size must be None"),
+        ({"update_step_num_repetitions": 3}, "must be 1, got 3"),
+        ({"collection_step_num_env_steps": 50}, "16 × 3 = 48, got 50"),
+        ({"collection_step_num_env_steps": None, "collection_step_num_episodes": 5}, "got None"),
+        ({"epoch_num_steps": 300}, "longest delay is 100 steps"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            algorithm.create_trainer(OnPolicyTrainerParams(**{**fitting, **change}))
+
+
+def test_one_environment_needs_no_vector_buffer():
+    algorithm = make(num_envs=1)
+    collector = Collector(algorithm, DummyVectorEnv([lambda: gym.make("CartPole-v1")]), ReplayBuffer(STEPS))
+    collector.reset()
+    collector.collect(n_step=STEPS)
+    assert np.isfinite(update(algorithm, collector.buffer).train["value_loss"])
+
+
+def test_refuses_numbers_that_are_not_finite():
+    algorithm = make()
+    buffer = filled()
+    buffer.rew[STEPS + 3] = np.inf
+    weights = copy.deepcopy(algorithm.policy.state_dict())
+    with pytest.raises(FloatingPointError, match="environment 1 gave a reward that is not finite at its step 3"):
+        update(algorithm, buffer)
+    assert all(torch.equal(weights[key], value) for key, value in algorithm.policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "message"),
+    [
+        (spaces.MultiDiscrete([2, 2]), {}, "needs discrete actions or a Box"),
+        (spaces.Discrete(2), {"n_steps": 0}, "n_steps must be at least 1"),
+        (spaces.Discrete(2), {"num_envs": 0}, "num_envs must be at least 1"),
+        (spaces.Discrete(2), {"delay": 0.9}, "no whole number"),
+        (spaces.Discrete(2), {"networks": {"activation": "tanh"}}, "error_at='activation'"),
+    ],
+)
+def test_refuses_bad_arguments(space, options, message):
+    env = gym.make("CartPole-v1")
+    env.action_space = space
+    with pytest.raises(ValueError, match=message):
+        make(env, **options)
+
+
+def a2c(task="CartPole-v1", num_envs=2, seed=0, max_episode_steps=None, **options):
+    options = {"n_steps": 8, "hidden": (16, 16), "lr": 1e-3, **options}
+    return TianshouA2C(lambda: make_env(task, max_episode_steps=max_episode_steps), num_envs, seed=seed, **options)
+
+
+class Journal(BaseCallback):
+    """Writes down what happens, and stops after so many steps."""
+
+    def __init__(self, stop_after=None):
+        super().__init__()
+        self.lines, self.stop_after = [], stop_after
+
+    def _on_training_start(self):
+        self.lines.append("training starts")
+
+    def _on_rollout_start(self):
+        self.lines.append(f"rollout starts at {self.model.num_timesteps}")
+
+    def _on_step(self):
+        assert self.locals["rewards"].shape == self.locals["dones"].shape == (self.model.n_envs,)
+        return self.n_calls != self.stop_after
+
+    def _on_rollout_end(self):
+        self.lines.append(f"rollout ends at {self.model.num_timesteps}")
+
+    def _on_training_end(self):
+        self.lines.append("training ends")
+
+
+class Numbers(KVWriter):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        self.points = {}
+
+    def write(self, key_values, key_excluded, step=0):
+        self.points[step] = dict(key_values)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.slow
+def test_a2c_learns_cartpole():
+    model = a2c(num_envs=4, n_steps=16, hidden=(64, 64)).learn(60_000)
+    assert len(model.ep_info_buffer) == 100
+    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) > 50  # at random: 22
+    mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 5, seed=9), n_eval_episodes=20)
+    assert mean > 50
+
+
+def test_a2c_keeps_the_callback_protocol():
+    model, journal = a2c(), Journal()
+    assert model.learn(32, [journal]) is model
+    expected = ["rollout starts at 0", "rollout ends at 16", "rollout starts at 16", "rollout ends at 32"]
+    assert journal.lines == ["training starts", *expected, "training ends"]
+    model.learn(16, journal, reset_num_timesteps=False)
+    assert journal.lines[-3:] == ["rollout starts at 32", "rollout ends at 48", "training ends"]
+    assert journal.model.get_env() is model.env
+    model.learn(16, lambda locals_, globals_: True)
+    assert model.num_timesteps == 16
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_a2c_takes_callbacks_of_stable_baselines():
+    evaluation = EvalCallback(make_vec_env("CartPole-v1", 1), eval_freq=10, n_eval_episodes=2, verbose=0)
+    with pytest.warns(UserWarning, match="not of the same type"):
+        a2c().learn(64, [evaluation, StopTrainingOnMaxEpisodes(100)], progress_bar=True)
+    assert evaluation.last_mean_reward >= 8
+
+
+def test_a2c_stops_when_a_callback_asks():
+    model, journal = a2c(), Journal(stop_after=11)
+    model.learn(1000, journal)
+    assert model.num_timesteps == 22
+    assert journal.lines[-2:] == ["rollout starts at 16", "training ends"]
+    model.learn(1000 - 22, reset_num_timesteps=False)
+    assert 1000 <= model.num_timesteps < 1016
+
+
+def test_a2c_logs_under_the_usual_names():
+    model, numbers = a2c(lr=1e-3), Numbers()
+    model.set_logger(Logger(None, [numbers]))
+    model.learn(800, log_interval=10)
+    assert list(numbers.points) == [160, 320, 480, 640, 800]
+    point = numbers.points[800]
+    for name in (
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "time/fps",
+        "train/value_loss",
+        "train/policy_loss",
+    ):
+        assert np.isfinite(point[name])
+    assert -np.log(2) <= point["train/entropy_loss"] < 0
+    rates = [point["train/learning_rate"] for point in numbers.points.values()]
+    np.testing.assert_allclose(rates, 1e-3 * np.array([0.8, 0.6, 0.4, 0.2, 0]), atol=1e-12)
+    model.learn(160, log_interval=10, reset_num_timesteps=False)  # five sixths are over when this one ends
+    assert numbers.points[960]["train/learning_rate"] == pytest.approx(0)
+    model.learn(160, log_interval=5)
+    assert numbers.points[80]["train/learning_rate"] == pytest.approx(1e-3 / 2)
+
+    steady, numbers = a2c(lr=1e-3, anneal_lr=False), Numbers()
+    steady.set_logger(Logger(None, [numbers]))
+    steady.learn(80, log_interval=5)
+    assert numbers.points[80]["train/learning_rate"] == 1e-3
+
+
+def test_a2c_records_whole_episodes_across_collections():
+    """CartPole pays one a step, so that returns are lengths; collections are shorter than episodes here."""
+    model = a2c(n_steps=3, max_episode_steps=20)
+    model.learn(900)
+    episodes = list(model.ep_info_buffer)
+    assert all(episode["r"] == episode["l"] for episode in episodes)
+    assert max(episode["l"] for episode in episodes) == 20
+    assert min(episode["l"] for episode in episodes) >= 8
+    assert sum(episode["l"] for episode in episodes) > 900 - 2 * 20
+
+
+def test_a2c_same_seed_same_numbers():
+    def run(seed):
+        model = a2c(seed=seed).learn(400)
+        return torch.cat([p.detach().flatten() for p in model.algorithm.parameters()]), list(model.ep_info_buffer)
+
+    (first, episodes), (second, again), (other, _) = run(3), run(3), run(4)
+    assert torch.equal(first, second)
+    assert episodes == again
+    assert not torch.equal(first, other)
+
+
+def test_a2c_predicts_like_any_model():
+    model = a2c()
+    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    actions, state = model.predict(observations, deterministic=True)
+    assert state is None
+    assert actions.shape == (200,)
+    for row in range(3):
+        action, _ = model.predict(observations[row], deterministic=True)
+        assert action.item() == actions[row]
+    same = np.tile(observations[:1], (200, 1))
+    assert len(set(model.predict(same, deterministic=True)[0])) == 1
+    assert len(set(model.predict(same)[0])) == 2
+    with pytest.raises(ValueError, match="shape"):
+        model.predict(observations[:, :3])
+    mean, deviation = evaluate_policy(model, make_vec_env("CartPole-v1", 3, seed=1), n_eval_episodes=6)
+    assert mean >= 8
+    assert np.isfinite(deviation)
+
+
+def test_a2c_parameters_survive_as_tensors_and_json():
+    model = a2c().learn(400)
+    tensors, rest = storage.flatten(model.get_parameters())
+    rest = storage.check_data("the rest", rest)
+    other = a2c(seed=1)
+    other.set_parameters(storage.as_state_dicts(storage.unflatten(tensors, rest)))
+    for (name, ours), theirs in zip(
+        model.algorithm.state_dict().items(), other.algorithm.state_dict().values(), strict=True
+    ):
+        if isinstance(ours, torch.Tensor):
+            assert torch.equal(ours, theirs), name
+    (ours,), (theirs,) = (agent.algorithm.state_dict()["_optimizers"] for agent in (model, other))
+    assert ours["param_groups"] == theirs["param_groups"]
+    for index, state in ours["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, theirs["state"][index][name])
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    first, second = (agent.predict(observations, deterministic=True)[0] for agent in (model, other))
+    np.testing.assert_array_equal(first, second)
+
+    with pytest.raises(ValueError, match="must be policy, critic, optimizer, got policy"):
+        other.set_parameters({"policy": model.policy.state_dict()})
+    other.set_parameters({"policy": model.policy.state_dict()}, exact_match=False)
+    with pytest.raises(ValueError, match="got nonsense"):
+        other.set_parameters({"nonsense": {}}, exact_match=False)
+
+
+def test_a2c_takes_reals_and_actions_that_start_anywhere():
+    pendulum = a2c("Pendulum-v1")
+    pendulum.learn(64)
+    actions, _ = pendulum.predict(np.ones((100, 3), np.float32))
+    assert actions.shape == (100, 1)
+    assert np.abs(actions).max() <= 2
+    assert np.abs(actions).max() > 1
+
+    class Reals(Script):
+        action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+        def step(self, action):
+            assert action.shape == (2,)
+            return super().step(5)
+
+    TianshouA2C(lambda: Reals(0), 2, n_steps=4, hidden=(8,)).learn(16)
+    model = TianshouA2C(lambda: Script(0), 2, n_steps=4, hidden=(8,), seed=0).learn(16)
+    assert set(model.predict(np.ones((100, 3), np.float32))[0]) == {5, 6}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be at least 1"),
+        ({"n_steps": 0}, "n_steps must be at least 1"),
+        ({"gamma": 1.1}, "gamma must lie in"),
+        ({"lam": -0.1}, "lam must lie in"),
+        ({"lr": 0.0}, "learning rate must be positive"),
+    ],
+)
+def test_a2c_refuses_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        a2c(**options)
+
+
+def test_a2c_refuses_spaces_it_cannot_take():
+    def build(**spaces_):
+        env = Script(0)
+        for name, space in spaces_.items():
+            setattr(env, name, space)
+        return env
+
+    with pytest.raises(ValueError, match="discrete actions or a Box of vectors"):
+        TianshouA2C(lambda: build(action_space=spaces.MultiBinary(3)), 1)
+    with pytest.raises(ValueError, match="Box"):
+        TianshouA2C(lambda: build(observation_space=spaces.Discrete(3)), 1)
