@@ -1,0 +1,216 @@
+"""The paper's hyper-parameters as data, against cells read from its tables by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cet_rl import paper
+from cet_rl.config import RLConfig
+from cet_rl.paper import paper_cell, paper_tables
+from cet_rl.traces.registry import DEFAULT_ORDER
+
+SPACE_INVADERS = "MinAtar/SpaceInvaders-v1"
+TABLES = {table.name: table for table in paper_tables()}
+
+SHARED = {
+    "gamma": 0.99,
+    "entropy_coef": 0.01,
+    "max_grad_norm": 0.5,
+    "hidden": (256, 256),
+    "activation": "relu",
+}
+"""The "Common" block of Table 5, and the networks of appendix C."""
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("CartPole-v1-behavioural", 31),
+        ("CartPole-v1-retrograde", 4),
+        ("LunarLander-v3-behavioural", 31),
+        ("LunarLander-v3-retrograde", 4),
+        ("MinAtar-SpaceInvaders-behavioural", 21),
+    ],
+)
+def test_number_of_rows(name, rows):
+    table = TABLES[name]
+    assert len(table.rows) == rows
+    assert len({(row.delay, row.order) for row in table.rows}) == rows
+    assert table.stacked == name.endswith("retrograde")
+
+
+def test_every_table_is_tested():
+    assert len(TABLES) == 5
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [(table, row) for table in TABLES.values() for row in table.rows],
+    ids=lambda item: getattr(item, "name", None) or f"{item.delay:g}s-{item.order}",
+)
+def test_every_row_is_a_configuration_that_is_found(table, row):
+    for task in table.tasks:
+        values, line = paper_cell(task, delay=row.delay, order=row.order, stacked=table.stacked)
+        assert values == {"task": task, **row.values}
+        assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
+        config = RLConfig(**values)
+        assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)  # what the paper chose from
+        assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
+        assert config.timing.step_duration == (0.3 if table.stacked else 0.2)
+        assert (config.decay is not None) == (row.order == 1)
+        assert config.decay in (None, 0.5, 0.7, 0.9, 0.99)
+        assert {name: values[name] for name in SHARED} == SHARED
+
+
+BEHAVIOURAL = [
+    # task, delay, order, learning rate, decay, normalisation: first and last rows, and some between
+    ("CartPole-v1", 0, None, 9e-4, None, "peak"),
+    ("CartPole-v1", 2, 1, 5e-4, 0.5, "peak"),
+    ("CartPole-v1", 4, 1, 5e-4, 0.9, "peak"),
+    ("CartPole-v1", 4, 5, 2.5e-4, None, "peak"),
+    ("CartPole-v1", 4, 8, 2.5e-4, None, "peak"),
+    ("CartPole-v1", 4, 10, 5e-4, None, "peak"),
+    ("CartPole-v1", 32, 1, 1e-4, 0.99, "peak"),
+    ("CartPole-v1", 32, 10, 1e-4, None, "peak"),
+    ("CartPole-v1", 64, 5, 9e-4, None, "peak"),
+    ("CartPole-v1", 64, 10, 5e-4, None, "peak"),
+    ("CartPole-v1", 128, 1, 5e-4, 0.5, "peak"),
+    ("CartPole-v1", 128, 2, 1e-4, None, "peak"),
+    ("CartPole-v1", 128, 10, 2.5e-4, None, "peak"),
+    ("LunarLander-v3", 0, None, 5e-4, None, "area"),
+    ("LunarLander-v3", 2, 1, 9e-4, 0.99, "peak"),
+    ("LunarLander-v3", 4, 10, 9e-4, None, "area"),
+    ("LunarLander-v3", 8, 8, 9e-4, None, "area"),
+    ("LunarLander-v3", 8, 10, 5e-4, None, "area"),
+    ("LunarLander-v3", 32, 8, 5e-4, None, "area"),
+    ("LunarLander-v3", 32, 10, 2.5e-4, None, "area"),
+    ("LunarLander-v3", 64, 10, 5e-4, None, "area"),
+    ("LunarLander-v3", 128, 1, 5e-4, 0.7, "peak"),
+    ("LunarLander-v3", 128, 10, 9e-4, None, "area"),
+    (SPACE_INVADERS, 0, None, 9e-4, None, "peak"),
+    (SPACE_INVADERS, 1.2, 1, 2.5e-4, 0.9, "peak"),
+    (SPACE_INVADERS, 1.2, 2, 9e-4, None, "peak"),
+    (SPACE_INVADERS, 1.2, 10, 9e-4, None, "peak"),
+    (SPACE_INVADERS, 2, 1, 9e-4, 0.99, "peak"),
+    (SPACE_INVADERS, 4, 5, 9e-4, None, "peak"),
+    (SPACE_INVADERS, 8, 1, 5e-4, 0.99, "peak"),
+    (SPACE_INVADERS, 8, 8, 2.5e-4, None, "peak"),
+    (SPACE_INVADERS, 8, 10, 5e-4, None, "peak"),
+]
+RETROGRADE = [
+    ("CartPole-v1", 120, 1, 1e-4, 0.9, "peak"),
+    ("CartPole-v1", 120, 2, 1e-4, None, "peak"),
+    ("CartPole-v1", 120, 5, 1e-4, None, "peak"),
+    ("CartPole-v1", 120, 10, 2.5e-4, None, "peak"),
+    ("LunarLander-v3", 120, 1, 2.5e-4, 0.5, "peak"),
+    ("LunarLander-v3", 120, 2, 5e-4, None, "area"),
+    ("LunarLander-v3", 120, 5, 2.5e-4, None, "area"),
+    ("LunarLander-v3", 120, 10, 5e-4, None, "peak"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stacked", "cell"), [(False, cell) for cell in BEHAVIOURAL] + [(True, cell) for cell in RETROGRADE]
+)
+def test_cells_read_from_the_paper(stacked, cell):
+    task, delay, order, lr, decay, normalization = cell
+    values, _ = paper_cell(task, delay=delay, order=order, stacked=stacked)
+    assert (values["lr"], values.get("decay"), values["normalization"]) == (lr, decay, normalization)
+    assert values.get("delay", 0) == delay
+    assert values.get("order") == order
+    assert values.get("stacked", False) == stacked
+
+
+@pytest.mark.parametrize(
+    ("task", "total_steps", "num_envs", "n_steps", "lam", "random_lam", "anneal_lr"),
+    [
+        ("CartPole-v1", 5_000_000, 4, 128, 0.95, None, True),
+        ("LunarLander-v3", 5_000_000, 4, 128, 0.95, None, False),
+        (SPACE_INVADERS, 10_000_000, 32, 32, None, (0.1, 0.99), False),
+        ("MinAtar/SpaceInvaders-v0", 10_000_000, 32, 32, None, (0.1, 0.99), False),
+    ],
+)
+def test_what_the_rows_of_an_environment_share(task, total_steps, num_envs, n_steps, lam, random_lam, anneal_lr):
+    for table in (table for table in TABLES.values() if task in table.tasks):
+        for values in (row.values for row in table.rows):
+            assert (values["total_steps"], values["num_envs"], values["n_steps"]) == (
+                total_steps,
+                num_envs,
+                n_steps,
+            )
+            assert (values.get("lam"), values.get("random_lam")) == (lam, random_lam)
+            assert values["anneal_lr"] is anneal_lr
+
+
+def test_what_is_asked_for_in_other_words():
+    def cell(**asked):
+        return paper_cell("CartPole-v1", **asked)
+
+    assert cell() == cell(delay=0.0, trace="none")
+    assert cell(delay=8) == cell(delay=8, order=DEFAULT_ORDER, trace="cet")
+    assert cell(delay=8 * (1 + 1e-12), order=2) == cell(delay=8, order=2)
+    values, line = cell(delay=8, trace="et")
+    assert values == {**cell(delay=8, order=1)[0], "trace": "et"}
+    assert cell(delay=8, order=1, trace="et") == (values, line)
+    assert RLConfig(**values).label == "et0.99-8s"
+
+
+def test_the_line_that_says_which_row_it_is():
+    assert (
+        paper_cell("LunarLander-v3", delay=32, order=8)[1]
+        == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
+    )
+    assert paper_cell("CartPole-v1")[1] == "paper, Table 6: CartPole-v1, no delay, backprop: lr 9e-4"
+    assert (
+        paper_cell("CartPole-v1", delay=120, order=1, stacked=True)[1]
+        == "paper, Table 7: CartPole-v1, 120 s a layer, classical trace, decay 0.9: lr 1e-4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "words"),
+    [
+        ("CartPole-v1", {"delay": 16}, ["16 s and order 5", "2, 4, 8, 32, 64 and 128 s", "1, 2, 5, 8 and 10"]),
+        ("CartPole-v1", {"delay": 8, "order": 3}, ["8 s and order 3", "1, 2, 5, 8 and 10", "backprop"]),
+        ("CartPole-v1", {"delay": 8 * (1 + 1e-8)}, ["Tables 5 and 6 of the paper have no row"]),
+        ("CartPole-v1", {"delay": float("nan")}, ["no row"]),
+        ("CartPole-v1", {"delay": 8, "stacked": True}, ["a delay of 120 s with orders 1, 2, 5 and 10"]),
+        ("CartPole-v1", {"stacked": True}, ["Tables 5 and 7", "no delay", "a delay of 120 s"]),
+        ("CartPole-v1", {"delay": 120, "order": 8, "stacked": True}, ["order 8", "1, 2, 5 and 10"]),
+        (SPACE_INVADERS, {"delay": 32}, ["1.2, 2, 4 and 8 s"]),
+        (SPACE_INVADERS, {"delay": 120, "stacked": True}, ["retrograde", "CartPole-v1, LunarLander-v3"]),
+        ("LunarLander-v2", {"delay": 8}, ["no table for LunarLander-v2", "LunarLander-v3", SPACE_INVADERS]),
+        ("CartPole-v1", {"order": 5}, ["give a delay"]),
+        ("CartPole-v1", {"delay": 8, "trace": "none"}, ["without delay"]),
+        ("CartPole-v1", {"delay": 8, "trace": "et", "order": 5}, ["no meaning for trace 'et'"]),
+        ("CartPole-v1", {"delay": 8, "trace": "cat"}, ["unknown trace"]),
+        *(
+            ("CartPole-v1", {"delay": 8, "trace": kind}, [f"trace '{kind}'", "cet, et", "leave out --config"])
+            for kind in ("sharp", "legendre", "perfect", "ltp-ltd")
+        ),
+    ],
+)
+def test_what_the_paper_does_not_have_is_refused(task, asked, words):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        paper_cell(task, **asked)
+    for word in words:
+        assert word in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_key_that_is_none_is_refused_with_its_place():
+    data = {"source": "s", "table": 6, "tasks": ["A-v0"], "common": {"gamma": 0.9}, "rows": [{"rate": 1}]}
+    with pytest.raises(ValueError, match=r"paper/mine\.yaml, row 1: unknown key 'rate'"):
+        paper._read(yaml.safe_dump(data), "mine")
+
+
+def test_looking_up_a_cell_does_not_import_torch():
+    code = (
+        "import sys; from cet_rl.paper import paper_cell; "
+        "paper_cell('CartPole-v1', delay=8); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

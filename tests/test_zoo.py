@@ -1,0 +1,213 @@
+"""RL Baselines3 Zoo trains the agent by name. In processes of its own: the zoo changes Gymnasium's time limit."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+
+from cet_rl import zoo
+from cet_rl.agents import CETActorCritic
+from cet_rl.config import RLConfig, read_config, tuned_defaults
+from cet_rl.paper import paper_cell
+
+needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
+HYPERPARAMETERS = yaml.safe_load((resources.files("cet_rl") / "configs/zoo/cet.yaml").read_text(encoding="utf-8"))
+SMALL = "policy_kwargs:{'net_arch':[8,8]}"
+
+
+def run_zoo(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "cet_rl.zoo", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def succeeded(*arguments, cwd):
+    result = run_zoo(*arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def schedule_of(agent):
+    rate = agent.learning_rate
+    return rate.value_schedule if isinstance(rate, FloatSchedule) else rate
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """CartPole with the hyper-parameters of the package, evaluated and checkpointed on the way."""
+    cwd = tmp_path_factory.mktemp("zoo")
+    options = ["-n", 4000, "--eval-freq", 2000, "--eval-episodes", 2, "--save-freq", 2000, "--seed", 3]
+    out = succeeded("train", "--algo", "cet", "--env", "CartPole-v1", *options, cwd=cwd)
+    return cwd, cwd / "logs" / "cet" / "CartPole-v1_1", out
+
+
+@needs_zoo
+def test_training_leaves_what_the_zoo_leaves(trained):
+    _, folder, out = trained
+    assert "configs/zoo/cet.yaml" in out
+    assert "'lin_5e-4'" in out
+    assert out.count("Eval num_timesteps=") == 2
+    names = {path.name for path in folder.iterdir()}
+    assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz", "rl_model_4000_steps.zip"} <= names
+    assert np.load(folder / "evaluations.npz")["results"].shape == (2, 2)
+    assert yaml.unsafe_load((folder / "CartPole-v1" / "config.yml").read_text())["delay"] == 8.0
+
+
+@needs_zoo
+def test_what_it_saves_is_our_own_file(trained):
+    _, folder, _ = trained
+    for name, steps in (("CartPole-v1", 4096), ("rl_model_4000_steps", 4000)):
+        agent = CETActorCritic.load(folder / name)
+        assert agent.num_timesteps == steps
+        assert (agent.delay, agent.step_duration, agent.n_envs, agent.seed) == (8.0, 0.2, 4, 3)
+        assert (agent.learner_config.trace.kind, agent.learner_config.trace.order) == ("cet", 5)
+        rate = schedule_of(agent)
+        assert isinstance(rate, LinearSchedule)
+        assert (rate.start, rate.end, rate.end_fraction) == (5e-4, 0.0, 1.0)
+
+
+@needs_zoo
+@pytest.mark.parametrize("which", [(), ("--load-checkpoint", "2000")])
+def test_enjoy_plays_what_was_trained(trained, which):
+    cwd, folder, _ = trained
+    options = ["-f", "logs", "-n", 200, "--no-render", *which]
+    out = succeeded("enjoy", "--algo", "cet", "--env", "CartPole-v1", *options, cwd=cwd)
+    assert f"Loading {folder.relative_to(cwd)}" in out
+    assert "Mean reward: " in out
+
+
+@needs_zoo
+@pytest.mark.slow
+def test_normalised_training_its_continuation_and_a_file_of_ones_own(tmp_path):
+    mine = {"n_envs": 2, "n_timesteps": 600, "policy": "MlpPolicy", "delay": 0.4, "order": 2, "normalize": True}
+    mine |= {"learning_rate": 1e-3, "n_steps": 16, "policy_kwargs": {"net_arch": [8, 8]}}
+    (tmp_path / "mine.yml").write_text(yaml.safe_dump({"CartPole-v1": mine}))
+    train = ["train", "--env", "CartPole-v1", "-conf", "mine.yml", "--eval-freq", 200, "--eval-episodes", 1]
+    succeeded(*train, cwd=tmp_path)
+    folder = tmp_path / "logs" / "cet" / "CartPole-v1_1"
+    agent = CETActorCritic.load(folder / "CartPole-v1")
+    rate = schedule_of(agent)
+    assert (rate.val if isinstance(rate, ConstantSchedule) else rate) == 1e-3
+    assert (folder / "CartPole-v1" / "vecnormalize.pkl").is_file()
+    options = ["-f", "logs", "-n", 100, "--no-render", "--load-best"]
+    assert "Loading running average" in succeeded("enjoy", "--env", "CartPole-v1", *options, cwd=tmp_path)
+    out = succeeded(*train, "-i", folder / "CartPole-v1.zip", cwd=tmp_path)
+    assert "Loading pretrained agent" in out
+    assert "Loading saved VecNormalize stats" in out
+    again = CETActorCritic.load(tmp_path / "logs" / "cet" / "CartPole-v1_2" / "CartPole-v1")
+    assert again._n_updates > agent._n_updates
+
+
+@needs_zoo
+@pytest.mark.slow
+def test_hyperparameter_search_on_an_environment_of_ours(tmp_path):
+    options = ["-optimize", "--n-trials", 1, "-n", 1000, "--n-evaluations", 1, "--eval-episodes", 1]
+    options += ["--no-optim-plots", "-params", SMALL]
+    out = succeeded("train", "--env", "MinAtar/Breakout-v1", *options, cwd=tmp_path)
+    assert "Using 'default' hyperparameters" in out
+    for name in ("learning_rate", "ent_coef", "lam", "n_steps", "normalization"):
+        assert f"    {name}: " in out.split("Params:")[1]
+
+
+@needs_zoo
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--env", "CartPole-v1", "-params", "delay:8.1"], ["8 s and 8.2 s"]),
+        (["--env", "CartPol-v1"], ["CartPol-v1 not found", "CartPole-v1"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(options, words, tmp_path):
+    result = run_zoo("train", *options, "-n", 5000, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("cet-rl: error: ")
+    for word in words:
+        assert word in last
+
+
+def test_without_the_zoo_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rl_zoo3", None)
+    with pytest.raises(ImportError, match=r'pip install "cet-rl\[zoo\]"'):
+        zoo.register()
+    assert zoo.main(["train", "--env", "CartPole-v1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        'cet-rl: error: RL Baselines3 Zoo is not installed: pip install "cet-rl[zoo]"'
+    ]
+
+
+def test_usage(capsys):
+    assert zoo.main(["--help"]) == 0
+    assert "python -m cet_rl.zoo enjoy" in capsys.readouterr().out
+    assert zoo.main([]) == 2
+    assert zoo.main(["trian"]) == 2
+    assert "choose from train, enjoy" in capsys.readouterr().err
+
+
+def test_what_was_asked_for_wins_over_the_defaults(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with zoo._defaults("train", ["--env", "CartPole-v1"]) as defaults:
+        assert defaults[:3] == ["--algo", "cet", "--conf-file"]
+    with zoo._defaults("enjoy", ["--algo", "cet"]) as defaults:
+        assert defaults == ["--algo", "cet"]
+    for other in (["--algo", "ppo"], ["--algo=ppo", "-conf", "x.yml"]):
+        with zoo._defaults("train", other) as defaults:
+            assert defaults == []
+
+
+@pytest.mark.parametrize("task", HYPERPARAMETERS)
+def test_hyperparameters_are_arguments_of_the_agent(task):
+    values = dict(HYPERPARAMETERS[task])
+    known = inspect.signature(CETActorCritic).parameters
+    assert set(values) - {"n_envs", "n_timesteps", "normalize"} <= set(known)
+    assert values["policy"] == "MlpPolicy"
+
+
+def as_the_zoo_says(config):
+    return {
+        "n_envs": config.num_envs,
+        "n_timesteps": config.total_steps,
+        "policy": "MlpPolicy",
+        "delay": config.delay,
+        "order": config.order,
+        "normalization": config.normalization,
+        "learning_rate": config.lr,
+        "n_steps": config.n_steps,
+        "gamma": config.gamma,
+        "lam": config.lam,
+        "ent_coef": config.entropy_coef,
+        "vf_coef": config.value_coef,
+        "max_grad_norm": config.max_grad_norm,
+    }
+
+
+def test_cartpole_is_that_of_the_command_line():
+    config = RLConfig(**{**tuned_defaults("CartPole-v1"), **read_config("cartpole-8s")})
+    wanted = as_the_zoo_says(config)
+    rate = HYPERPARAMETERS["CartPole-v1"]["learning_rate"]
+    assert {**HYPERPARAMETERS["CartPole-v1"], "learning_rate": float(rate.removeprefix("lin_"))} == wanted
+    assert config.anneal_lr == rate.startswith("lin_")
+
+
+def test_lunar_lander_is_that_of_the_paper():
+    config = RLConfig(**paper_cell("LunarLander-v3", delay=8, order=5)[0])
+    assert HYPERPARAMETERS["LunarLander-v3"] == as_the_zoo_says(config)
+    assert not config.anneal_lr
