@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
@@ -49,14 +50,17 @@ class Checkpointing(BaseCallback):
     A checkpoint is taken before a rollout begins, when nothing is half done.
 
     Args:
-        file: where to save; replaced in one stroke.
+        save: writes an agent to a file, in one stroke.
+        file: where to.
         every: samples between checkpoints.
         interruption: says when to stop.
     """
 
-    def __init__(self, file: Path, every: int, interruption: Interruption) -> None:
+    def __init__(
+        self, save: Callable[[BaseAlgorithm, Path], None], file: Path, every: int, interruption: Interruption
+    ) -> None:
         super().__init__()
-        self.file, self.every, self.interruption = file, every, interruption
+        self._write, self.file, self.every, self.interruption = save, file, every, interruption
         self.stopped = False
         self.steps_saved: int | None = None
         self._next = 0
@@ -71,7 +75,7 @@ class Checkpointing(BaseCallback):
 
     def save(self) -> None:
         """Save the agent as it is now."""
-        self.model.save(self.file)
+        self._write(self.model, self.file)
         self.steps_saved = self.model.num_timesteps
         self._next = self.model.num_timesteps + self.every
 

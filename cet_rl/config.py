@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,9 +21,13 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
+from cet_rl.hyperparameters import check_hyperparameters
 from cet_rl.timing import CreditTiming
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TraceConfig
+
+CONVOLUTIONS = 3
+"""Of a convolutional actor: `cet_rl.networks.CHANNELS`, which need not be imported for this."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,11 @@ class RLConfig:
     # Everything that is needed to repeat a run; ValueError for values that cannot be or do not fit together.
     task: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
     """Gymnasium id, such as CartPole-v1; module:Id-v0 imports the module that registers it."""
+    agent: str = "cet"
+    """A name that `cet-rl list agents` shows, or module:Class."""
     delay: float = 0.0
-    """Seconds until credit reaches the actor's synapses. 0: no delay."""
+    """Seconds until credit reaches the actor's synapses; for agents without synaptic traces, until the environment
+    hands out rewards. 0: no delay."""
     order: int | None = None
     """States of a trace (cet, sharp, legendre). Default 5; 1 is the classical trace."""
     trace: str | None = None
@@ -52,6 +60,10 @@ class RLConfig:
     """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
     error_at: Literal["preactivation", "activation"] = "preactivation"
     """What hidden layers' errors are derivatives with respect to."""
+    feedback: Literal["backprop", "fa", "dfa"] = "backprop"
+    """How credit reaches hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
+    discretization: Literal["exact", "official"] = "exact"
+    """Of a cascade: Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
     gamma: float = 0.99
     """Discount."""
     lr: float = 5e-4
@@ -65,7 +77,11 @@ class RLConfig:
     max_grad_norm: float = 0.5
     """Joint norm that the gradients are clipped to."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of actor and critic."""
+    """Widths of the dense hidden layers of the actor, and of a dense critic."""
+    actor: Literal["mlp", "conv"] = "mlp"
+    """Dense (maps are flattened) or with three convolutions first, for maps (MinAtar)."""
+    critic: Literal["auto", "mlp", "conv"] = "auto"
+    """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
     """Of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
     total_steps: int = 1_000_000
@@ -96,6 +112,7 @@ class RLConfig:
             if value is not None and value > 10**12:
                 raise ValueError(f"{_flag(name)} is too large")
         check_seed(self.seed)
+        check_hyperparameters(self)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"--lr must be positive and finite, got {self.lr:g}")
         if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
@@ -113,22 +130,32 @@ class RLConfig:
     @property
     def timing(self) -> CreditTiming:
         """When credit reaches each of the actor's layers."""
-        return CreditTiming(self.delay, self.step_duration, self.stacked, layers=len(self.hidden) + 1)
+        layers = len(self.hidden) + 1 + (CONVOLUTIONS if self.actor == "conv" else 0)
+        return CreditTiming(self.delay, self.step_duration, self.stacked, layers)
 
     @property
     def trace_config(self) -> TraceConfig:
         """Kind, order, decay and normalisation of the trace, the kind's default filled in."""
         return TraceConfig.for_delay(
-            self.delay, self.trace, self.order, self.decay, self.normalization, stacked=self.stacked
+            self.delay,
+            self.trace,
+            self.order,
+            self.decay,
+            self.normalization,
+            stacked=self.stacked,
+            discretization=self.discretization,
         )
 
     @property
     def label(self) -> str:
-        """Short name of the arm for folders and legends: cet5-8s, none, legendre10-120s-stacked."""
-        arm = self.trace_config.label
-        if not self.delay:
-            return arm
-        return f"{arm}-{self.delay:g}s" + ("-stacked" if self.stacked else "")
+        """Short name of the arm for folders and legends: cet5-8s, none, legendre10-120s-stacked, sb3-a2c-8s."""
+        parts = [] if self.agent == "cet" else [re.sub(r"\W+", "-", self.agent)]
+        if self.agent == "cet" or self.trace is not None:
+            parts.append(self.trace_config.label)
+        parts += [self.feedback] * (self.feedback != "backprop")
+        parts += ["random-lam"] * (self.random_lam is not None) + ["conv"] * (self.actor == "conv")
+        parts += [f"{self.delay:g}s"] * bool(self.delay) + ["stacked"] * self.stacked
+        return "-".join(parts)
 
     @classmethod
     def unchecked(cls, values: Mapping[str, Any]) -> RLConfig:
@@ -185,9 +212,13 @@ def _read_text(path: Traversable, source: str) -> str:
 
 
 def tuned_defaults(task: str) -> dict[str, Any]:
-    """The tuned defaults of a task; empty if there are none."""
-    path = resources.files("cet_rl") / "configs" / "tuned" / f"{task.replace('/', '-')}.yaml"
-    return parse_config(_read_text(path, path.name), path.name) if path.is_file() else {}
+    """The tuned defaults of a task, or of its namespace (MinAtar/…); empty if there are none."""
+    folder = resources.files("cet_rl") / "configs" / "tuned"
+    for name in (task.replace("/", "-"), task.split("/")[0]):
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return parse_config(_read_text(path, path.name), path.name)
+    return {}
 
 
 def parse_config(text: str, source: str) -> dict[str, Any]:

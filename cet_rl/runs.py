@@ -179,10 +179,14 @@ class MetricsTable:
         self._rewrite()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
-        self._rows.append(dict(row))
+        """Append a row, or complete the last one if it is of the same step."""
+        same_step = bool(self._rows) and str(self._rows[-1][self.STEP]) == str(row[self.STEP])
+        if same_step:
+            self._rows[-1].update(row)
+        else:
+            self._rows.append(dict(row))
         unseen = [name for name in row if name not in self._columns]
-        if unseen:
+        if unseen or same_step:
             self._columns += sorted(unseen)
             self._rewrite()
         else:

@@ -6,29 +6,47 @@ import os
 import re
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import LinearSchedule
 from threadpoolctl import threadpool_limits
 
-from cet_rl.agents import CETActorCritic
+from cet_rl.agents import AgentKind, CETActorCritic
+from cet_rl.agents.registry import find_agent
 from cet_rl.callbacks import Checkpointing, Interruption, LiveDisplay, TableWriter, recent_return
-from cet_rl.config import RLConfig
+from cet_rl.config import RLConfig, tuned_defaults
 from cet_rl.envs import find_task, make_vec_env
 from cet_rl.plots import kernel_figure
 from cet_rl.runs import MetricsTable, RunFolder, Status
 from cet_rl.traces.registry import TRACES
 
-AGENT = "cet"
+OF_TRACED_AGENTS = (
+    "order",
+    "trace",
+    "stacked",
+    "decay",
+    "normalization",
+    "random_lam",
+    "error_at",
+    "feedback",
+    "discretization",
+    "actor",
+    "critic",
+    "alignment",
+)
+"""Options that only our own kind of agent can follow."""
+
 LOG_EVERY = 10_000
-"""Samples between two logged points."""
+"""Samples between two logged points of a long run."""
+LEAST_POINTS = 50
+"""Logged in a short one."""
 CHECKPOINT_EVERY = 100_000
 """Samples between two checkpoints."""
 EVALUATION_SEED_OFFSET = 1_000_003
@@ -53,43 +71,37 @@ def resolve(config: RLConfig) -> RLConfig:
         if not named.isdigit() or int(named) < 1:
             raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
         threads = int(named)
+    config = replace(config, device=device, threads=threads)
+    if not find_agent(config.agent).delays_credit:
+        return _without_traces(config)
     trace = config.trace_config
     order = trace.states if TRACES[trace.kind].takes_order else config.order
-    return replace(config, trace=trace.kind, order=order, device=device, threads=threads)
+    return replace(config, trace=trace.kind, order=order)
+
+
+def _without_traces(config: RLConfig) -> RLConfig:
+    """The configuration of an agent that has no synaptic traces.
+
+    Raises:
+        ValueError: if an option of theirs is set to something else than what the task's tuned defaults say.
+    """
+    tuned = tuned_defaults(config.task)
+    defaults: dict[str, Any] = {
+        item.name: item.default for item in fields(RLConfig) if item.name in OF_TRACED_AGENTS
+    }
+    for name, default in defaults.items():
+        if getattr(config, name) not in (default, tuned.get(name, default)):
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no meaning for agent {config.agent}, which has no synaptic "
+                "traces: leave it out"
+            )
+    return replace(config, **defaults)
 
 
 def set_threads(threads: int) -> None:
     """Bound the threads of torch and of the BLAS under numpy; on networks this small one is best."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-
-
-def build_agent(config: RLConfig) -> CETActorCritic:
-    """The agent of a configuration, with its training environments."""
-    env = make_vec_env(config.task, config.num_envs, config.seed, config.step_duration)
-    return CETActorCritic(
-        "MlpPolicy",
-        env,
-        delay=config.delay,
-        order=config.order,
-        trace=config.trace,
-        normalization=config.normalization,
-        decay=config.decay,
-        stacked=config.stacked,
-        learning_rate=LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
-        n_steps=config.n_steps,
-        gamma=config.gamma,
-        lam=config.lam,
-        random_lam=config.random_lam,
-        ent_coef=config.entropy_coef,
-        vf_coef=config.value_coef,
-        max_grad_norm=config.max_grad_norm,
-        error_at=config.error_at,
-        alignment=config.alignment,
-        policy_kwargs={"net_arch": list(config.hidden), "activation": config.activation},
-        seed=config.seed,
-        device=config.device,
-    )
 
 
 def train(
@@ -114,7 +126,8 @@ def train(
     assert config.threads is not None
     set_threads(config.threads)
     # Everything that can be refused is refused before the folder is touched.
-    agent = build_agent(config)
+    kind = find_agent(config.agent)
+    agent = kind.build(config)
     task = re.sub(r"[/:]", "-", config.task)
     folder = RunFolder(run_dir or Path("runs") / f"{task}-{config.label}-{config.seed}")
     state = folder.claim(config.as_data(), resume=resume)
@@ -123,21 +136,23 @@ def train(
         say(f"{folder.path} is finished; its results are in {folder.summary_file}")
         return "finished"
     if state == "resumed":
-        env = agent.get_env()
-        assert env is not None
-        agent = CETActorCritic.load(folder.checkpoint_file, env, device=config.device)
+        agent = kind.restore(config, folder.checkpoint_file, True)
         say(f"resuming at {agent.num_timesteps:,} samples; environments start fresh episodes")
     say(f"run folder {folder.path}")
-    return _Run(config, folder, agent, quiet=quiet).go()
+    if config.delay and not kind.delays_credit:
+        say(f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment")
+    return _Run(config, folder, kind, agent, quiet=quiet).go()
 
 
 class _Run:
     """One go at a run: from wherever the agent stands to the summary."""
 
-    def __init__(self, config: RLConfig, folder: RunFolder, agent: CETActorCritic, *, quiet: bool) -> None:
+    def __init__(
+        self, config: RLConfig, folder: RunFolder, kind: AgentKind, agent: BaseAlgorithm, *, quiet: bool
+    ) -> None:
         self.config, self.folder, self.agent, self.quiet = config, folder, agent, quiet
         self.interruption = Interruption()
-        self.checkpointing = Checkpointing(folder.checkpoint_file, CHECKPOINT_EVERY, self.interruption)
+        self.checkpointing = Checkpointing(kind.save, folder.checkpoint_file, CHECKPOINT_EVERY, self.interruption)
         self.display = LiveDisplay(config.total_steps)
         self.began = time.monotonic()
         self.learning_seconds = 0.0
@@ -175,7 +190,9 @@ class _Run:
                 self.agent.learn(
                     left,
                     callbacks,
-                    log_interval=max(1, round(LOG_EVERY / per_update)),
+                    log_interval=max(
+                        1, round(min(LOG_EVERY, self.config.total_steps / LEAST_POINTS) / per_update)
+                    ),
                     reset_num_timesteps=self.steps_before == 0,
                 )
             finally:
@@ -220,9 +237,9 @@ class _Run:
         }
         metrics: dict[str, float] = {"rollout/ep_rew_mean": 0, "eval/mean_reward": 0}
         logger.record("hparams", HParam(parameters, metrics), exclude=("csv",))
-        timing = self.agent.timing
-        traces = [self.agent.learner_config.trace.build(delay) for delay in timing.layer_delays]
-        if any(traces):
+        if isinstance(self.agent, CETActorCritic) and self.config.delay:
+            timing = self.agent.timing
+            traces = [self.agent.learner_config.trace.build(delay) for delay in timing.layer_delays]
             figure = kernel_figure(traces, timing.layer_delays, timing.step_duration)
             logger.record("credit/kernel", Figure(figure, close=True), exclude=("csv",))
         logger.dump(self.agent.num_timesteps)
@@ -235,7 +252,7 @@ class _Run:
         saved = self.checkpointing.steps_saved if status == "interrupted" else None
         self.folder.write_summary(
             task=self.config.task,
-            agent=AGENT,
+            agent=self.config.agent,
             seed=self.config.seed,
             status=status,
             steps=self.agent.num_timesteps if saved is None else saved,
@@ -252,7 +269,7 @@ class _Run:
 
 
 def evaluate(
-    agent: CETActorCritic,
+    agent: BaseAlgorithm,
     config: RLConfig,
     episodes: int | None = None,
     seed: int | None = None,

@@ -303,7 +303,7 @@ def test_bad_configuration_files(tmp_path, text, words):
 
 REFUSALS = [
     ("CartPol-v1", ["unknown environment", "did you mean CartPole-v1"]),
-    ("Pendulum-v1", ["discrete actions"]),
+    ("Blackjack-v1", ["Box of vectors or maps"]),
     ("CartPole-v1 --delay -1", ["delay must be zero or a positive"]),
     ("CartPole-v1 --delay inf", ["finite"]),
     ("CartPole-v1 --delay nan", ["finite"]),
@@ -343,6 +343,19 @@ REFUSALS = [
     (":CartPole-v1", ["cannot import"]),
     ("no_such_module:CartPole-v1", ["cannot import 'no_such_module'"]),
     ("CartPole-v1 --config a --config b", ["once"]),
+    ("CartPole-v1 --delay 8 --agent sb3:a2c --order 5", ["--order has no meaning for agent sb3:a2c"]),
+    ("CartPole-v1 --agent sb3:a3c", ["did you mean sb3:a2c"]),
+    ("CartPole-v1 --agent json:loads", ["no Stable-Baselines3 algorithm"]),
+    ("CartPole-v1 --agent no_module:Agent", ["No module named"]),
+    ("CartPole-v1 --actor conv", ["convolutional actor", "--actor mlp"]),
+    ("CartPole-v1 --critic conv", ["convolutional critic", "--critic mlp"]),
+    ("CartPole-v1 --feedback up", ["--feedback"]),
+    ("CartPole-v1 --discretization official", ["only a cascade of order 2 or more"]),
+    ("CartPole-v1 --delay 8 --trace legendre --discretization official", ["only a cascade"]),
+    ("CartPole-v1 --delay 3 --config paper", ["no row for CartPole-v1", "2, 4, 8, 32, 64 and 128 s"]),
+    ("Acrobot-v1 --delay 2 --config paper", ["no table for Acrobot-v1"]),
+    ("CartPole-v1 --delay 2 --trace legendre --config paper", ["no hyper-parameters for trace 'legendre'"]),
+    ("CartPole-v1 --agent sb3:ppo --config paper", ["--config paper is for the paper's agent"]),
     ("CartPole-v1 --activation tanh", ["error_at='activation'"]),
     ("CartPole-v1 --normalization sum", ["'area', 'peak'"]),
     ("CartPole-v1 --ordr 5", ["--ordr", "did you mean --order"]),
@@ -423,3 +436,41 @@ def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed):
     assert metrics["eval_episodes"] == 100
     assert metrics["eval_return_mean"] >= 475
     assert metrics["train_return_mean"] >= 450
+
+
+def test_the_paper_s_row_is_found_named_and_overridden(tmp_path):
+    options = ["--config", "paper", "--gamma", "0.9", "--total-steps", "2000", "--eval-episodes", "1"]
+    result = cet_rl("train", "LunarLander-v3", "--delay", 32, "--order", 8, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.splitlines()[0] == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
+    config = yaml.safe_load((tmp_path / "runs" / "LunarLander-v3-cet8-32s-0" / "config.yaml").read_text())
+    paper = {"lr": 5e-4, "normalization": "area", "anneal_lr": False}
+    assert {key: config[key] for key in paper} == paper
+    assert (config["gamma"], config["total_steps"]) == (0.9, 2000)  # options over the row
+
+
+def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
+    """Trained, interrupted by nothing, evaluated and evaluated again from its folder by name."""
+    arguments = ["CartPole-v1", "--delay", "8", "--agent", "sb3:a2c", "--total-steps", "12000", "--n-steps", "16"]
+    result = cet_rl("train", *arguments, "--eval-episodes", "5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "rewards arrive 8 s late" in result.stderr
+    folder = tmp_path / "runs" / "CartPole-v1-sb3-a2c-8s-0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["agent"] == "sb3:a2c"
+    assert set(summary["metrics"]) == {"eval_return_mean", "eval_return_std", "eval_episodes", "train_return_mean"}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"rollout/ep_rew_mean", "train/value_loss", "time/fps"} <= set(events.Tags()["scalars"])
+    again = cet_rl("eval", folder, "--episodes", 5, "--agent", "stable_baselines3:A2C", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"return {summary['metrics']['eval_return_mean']:.1f}" in again.stdout
+    finished = cet_rl("train", *arguments, "--eval-episodes", "5", "--resume", cwd=tmp_path)
+    assert finished.returncode == 0
+    assert "is finished" in finished.stderr
+
+
+def test_agents_and_environments_are_listed():
+    listed = cet_rl("list", "agents", "envs", "configs", cwd=".").stdout
+    for name in ("cet", "sb3:a2c", "sb3:ppo", "tianshou:a2c", "MinAtar/SpaceInvaders-v1", "Pendulum-v1", "paper"):
+        assert name in listed

@@ -21,6 +21,8 @@ class EvalArguments:
     """Run folder, as `cet-rl train` leaves it."""
     episodes: int = 100
     """Deterministic episodes."""
+    agent: str | None = None
+    """The agent, if the run's configuration names one that is called otherwise now; as for `cet-rl train`."""
     seed: int | None = None
     """Of the evaluation's environments. Default: follows from the run's."""
 
@@ -49,12 +51,14 @@ def run(arguments: Sequence[str]) -> int:
     values = read_config(str(folder.config_file))
     if "task" not in values:
         raise ValueError(f"{folder.config_file} is damaged: it names no task")
+    if parsed.agent is not None:
+        values["agent"] = parsed.agent
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)
-    from cet_rl.agents import CETActorCritic
+    from cet_rl.agents.registry import find_agent
 
-    agent = CETActorCritic.load(folder.checkpoint_file, device=config.device)
+    agent = find_agent(config.agent).restore(config, folder.checkpoint_file, False)
     mean, deviation = evaluate(agent, config, parsed.episodes, parsed.seed)
     print(f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {parsed.episodes} episodes")
     return 0

@@ -10,13 +10,15 @@ from rich.table import Table
 
 
 def _agents() -> dict[str, str]:
-    return {"cet": "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)"}
+    from cet_rl.agents.registry import agents
+
+    return agents()
 
 
 def _envs() -> dict[str, str]:
-    from cet_rl.envs.catalogue import READY
+    from cet_rl.envs.catalogue import ready
 
-    return READY
+    return ready()
 
 
 def _traces() -> dict[str, str]:
@@ -31,7 +33,8 @@ def _configs() -> dict[str, str]:
     first_lines = {
         name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()
     }
-    return {name: line.lstrip("# ") for name, line in sorted(first_lines.items())}
+    named = {name: line.lstrip("# ") for name, line in sorted(first_lines.items())}
+    return {**named, "paper": "the row of the paper's Tables 5 to 7 for the task, delay and order that are given"}
 
 
 SHELVES: dict[str, Callable[[], dict[str, str]]] = {
@@ -60,8 +63,8 @@ def run(arguments: Sequence[str]) -> int:
         console.print(table)
         if name == "envs":
             console.print(
-                "Any other Gymnasium id whose actions are discrete and whose observations are vectors works"
+                "Any other Gymnasium id works as well, if observations are vectors or maps (channels first) and "
+                "actions discrete or a Box of vectors; module:Id-v0 imports the module that registers it."
             )
-            console.print("as well; module:Id-v0 imports the module that registers it.")
         console.print()
     return 0

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import tyro
 
 from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
 from cet_rl.config import RLConfig, read_config, tuned_defaults
+from cet_rl.paper import paper_cell
 from cet_rl.runs import RunFolder
+
+PAPER = "paper"
+"""The configuration that stands for the row of the paper's tables that fits task, delay and order."""
 
 DESCRIPTION = (
     "Learn a task whose credit arrives late. Writes a run folder: config.yaml, TensorBoard events, metrics.csv, "
@@ -23,7 +29,8 @@ class RunOptions:
     """Where the run lives, and how much it says."""
 
     config: str | None = None
-    """Configuration file, or the name of one that comes with the package: see `cet-rl list configs`."""
+    """Configuration file, the name of one that comes with the package (`cet-rl list configs`), or paper: the
+    paper's hyper-parameters for this task, delay and order."""
     run_dir: str | None = None
     """The run folder itself. Default runs/TASK-LABEL-SEED."""
     resume: bool = False
@@ -38,6 +45,7 @@ class TrainArguments:
 
     learning: tyro.conf.OmitArgPrefixes[RLConfig]
     run: tyro.conf.OmitArgPrefixes[RunOptions]
+    note: tyro.conf.Suppress[str] = ""  # what the user should know of where the values come from
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,6 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.training import train
 
     options = parsed.run
+    if parsed.note and not options.quiet:
+        print(parsed.note, file=sys.stderr)
     status = train(parsed.learning, options.run_dir, resume=options.resume, quiet=options.quiet)
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
@@ -64,6 +74,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if named is None and folder and "--resume" in arguments:
         saved = RunFolder(folder).config_file
         named = str(saved) if saved.is_file() else None
+    if named == PAPER and not Path(PAPER).is_file():
+        return _paper(arguments)
     from_file = read_config(named) if named is not None else {}
     task = arguments[0] if arguments and not arguments[0].startswith("-") else from_file.get("task")
     parsed = _parse(arguments, task, from_file)
@@ -74,9 +86,22 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     return parsed
 
 
+def _paper(arguments: Sequence[str]) -> TrainArguments:
+    """Arguments over the row of the paper's tables that they name; the tuned defaults have no part in it."""
+    asked = _parse(arguments, None, {}).learning
+    if asked.agent != "cet":
+        raise ValueError(
+            f"--config paper is for the paper's agent, not for {asked.agent}: leave out one of the two"
+        )
+    cell, note = paper_cell(
+        asked.task, delay=asked.delay, order=asked.order, stacked=asked.stacked, trace=asked.trace
+    )
+    return replace(_parse(arguments, None, cell), note=note)
+
+
 def _parse(arguments: Sequence[str], task: str | None, from_file: dict[str, object]) -> TrainArguments:
     tuned = tuned_defaults(task) if task else {}
-    values = {**tuned, **from_file, "task": task or tyro.MISSING_NONPROP}
+    values = {**tuned, "task": task or tyro.MISSING_NONPROP, **from_file}
     return parse(
         TrainArguments,
         arguments,
