@@ -250,7 +250,8 @@ class ActorCriticLearner(nn.Module):
         true_errors = actor.assign(activity, scores, "backprop") if self._replays_truth else None
 
         updates = {}
-        for layer, (name, weight) in enumerate(zip(self.names, actor.synaptic_weights, strict=True)):
+        layers = zip(self.names, actor.synaptic_weights, actor.geometries, strict=True)
+        for layer, (name, weight, geometry) in enumerate(layers):
             pre, derivative = activity.pre[layer], activity.derivative[layer]
             remembered = derivative if valid is None else derivative * valid.view(-1, *[1] * (derivative.ndim - 1))
             gate = derivative if self.config.error_at == "preactivation" else 1.0
@@ -269,7 +270,7 @@ class ActorCriticLearner(nn.Module):
                 assert isinstance(probe, AlignmentProbe)
                 probe.record(*signals)
             # The entropy bonus is the policy's own affair and waits for nothing.
-            bonus = actor.geometries[layer].outer_sum(bonuses[layer] * derivative, pre)
+            bonus = geometry.outer_sum(bonuses[layer] * derivative, pre)
             weight.grad = (updates[name] + self.config.entropy_coef * bonus) / -len(observations)
         return entropies, updates
 

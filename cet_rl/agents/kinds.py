@@ -157,7 +157,7 @@ def _common(config: RLConfig) -> dict[str, Any]:
 def _late_rewards(config: RLConfig) -> list[Any]:
     if not config.delay:
         return []
-    return [partial(DelayedReward, delay=config.delay, step_duration=config.step_duration)]
+    return [partial(DelayedReward, delay=config.delay)]  # in steps of the clock that `make_env` puts inside
 
 
 def _late_rewards_env(config: RLConfig) -> gym.Env[Any, Any]:
@@ -167,10 +167,12 @@ def _late_rewards_env(config: RLConfig) -> gym.Env[Any, Any]:
 def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:
     """Networks, optimisers and progress as tensors and JSON; such algorithms' own `save` pickles."""
     tensors, rest = storage.flatten(agent.get_parameters())
-    episodes = [{key: float(info[key]) for key in ("r", "l")} for info in (agent.ep_info_buffer or [])]
     data = {
         "algorithm": type(agent).__name__,
-        "progress": {"num_timesteps": agent.num_timesteps, "episodes": episodes},
+        "progress": {
+            "num_timesteps": agent.num_timesteps,
+            "episodes": storage.episodes_to_data(agent.ep_info_buffer),
+        },
         "rest": storage.check_data("the optimiser's settings", rest),
     }
     storage.write(file, data, tensors)

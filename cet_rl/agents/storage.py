@@ -6,6 +6,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -70,6 +71,11 @@ def check_data(name: str, value: object) -> Any:
         raise ValueError(
             f"{name} cannot be saved as data: {error}; use numbers, strings, lists and dicts"
         ) from None
+
+
+def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str, float]]:
+    """Return "r" and length "l" of recent episodes, without the time they took."""
+    return [{key: float(episode[key]) for key in ("r", "l")} for episode in episodes or ()]
 
 
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:

@@ -55,7 +55,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: exclude and include have no meaning")
-        episodes = [{key: float(info[key]) for key in ("r", "l")} for info in (self.ep_info_buffer or [])]
         data = {
             "cet_rl": __version__,
             "algorithm": type(self).__name__,
@@ -69,7 +68,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 "n_updates": self._n_updates,
                 "total_timesteps": self._total_timesteps,
                 "remaining": self._current_progress_remaining,
-                "episodes": episodes,
+                "episodes": storage.episodes_to_data(self.ep_info_buffer),
             },
         }
         tree = {**self.get_parameters(), "generator": {"state": self.generator.get_state()}}
