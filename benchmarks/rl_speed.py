@@ -27,8 +27,8 @@ from cet_rl.agents import CETActorCritic
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
 from cet_rl.learner import ActorCriticLearner
+from cet_rl.machine import set_threads
 from cet_rl.networks import NumpyForward
-from cet_rl.training import set_threads
 
 NUM_ENVS, N_STEPS = 4, 128
 BASELINE = "SB3 A2C"

@@ -1,7 +1,8 @@
-"""The hyper-parameters of the paper's reinforcement-learning experiments (Tables 5 to 7), looked up by cell.
+"""The hyper-parameters of the paper's experiments (Tables 1 to 7), looked up by cell.
 
-`configs/paper` has a file for each environment and time scale: what all of its runs share (Table 5), and a row for
-each order and delay (Tables 6 and 7). They are asked for by name (`--config paper`) and replace nothing.
+`configs/paper` has a file for each task and time scale: what all of its runs share (for environments, Table 5),
+and a row for each order and delay (Tables 1 to 4, 6 and 7). They are asked for by name (`--config paper`) and
+replace nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from cet_rl.config import parse_config
+from cet_rl.families import family_of
+from cet_rl.run_config import check_values
 from cet_rl.timing import RELATIVE_TOLERANCE
 from cet_rl.traces.registry import TraceConfig
 
@@ -27,7 +29,7 @@ class PaperRow:
     """One row of a table.
 
     Attributes:
-        values: keys and values of `RLConfig`, those that all rows share included; no task.
+        values: keys and values of a configuration, those that all rows share included; no task.
     """
 
     values: dict[str, Any]
@@ -46,23 +48,26 @@ class PaperRow:
     def describe(self) -> str:
         """The row in a few words: "32 s, CET order 8: lr 5e-4"."""
         rate = f"lr {_short(self.values['lr'])}"
+        if "weight_decay" in self.values:
+            rate += f", weight decay {_short(self.values['weight_decay'])}"
         if self.order is None:
             return f"no delay, backprop: {rate}"
         wait = f"{self.delay:g} s" + (" a layer" if self.values.get("stacked") else "")
         if self.order == 1:
-            return f"{wait}, classical trace, decay {self.values['decay']:g}: {rate}"
+            decay = f", decay {self.values['decay']:g}" if "decay" in self.values else ""
+            return f"{wait}, classical trace{decay}: {rate}"
         return f"{wait}, CET order {self.order}: {rate}"
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """What the paper says about one environment at one time scale.
+    """What the paper says about one task at one time scale.
 
     Attributes:
         name: of the file.
-        source: where its values are from: "Tables 5 and 6 of the paper".
+        source: where its values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
         table: number of the table that has the rows.
-        tasks: Gymnasium ids it holds for.
+        tasks: it holds for, all of one family.
         stacked: whether its time scale is that of retrograde signalling.
         rows: in the paper's sequence.
     """
@@ -94,7 +99,8 @@ def paper_tables() -> tuple[PaperTable, ...]:
     """All tables, by name.
 
     Raises:
-        ValueError: for a file with a key or value that `RLConfig` does not have, naming file, row and key.
+        ValueError: for a file with a key or value that configurations of its tasks do not have, naming file, row
+            and key.
     """
     folder = resources.files("cet_rl") / "configs" / "paper"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
@@ -107,14 +113,14 @@ def paper_cell(
     """The paper's hyper-parameters for one run.
 
     Args:
-        task: Gymnasium id.
+        task: Gymnasium id or data set.
         delay: T, in seconds; 0 for the paper's baseline, backpropagation without delay.
         order: number of trace states; None for 5; 1 is the classical trace.
         stacked: True for the time scale of retrograde signalling, else the behavioural one.
         trace: None, "cet", "et" (order 1), or "none" without a delay.
 
     Returns:
-        Keys and values of `RLConfig`, and a line that says which row they are:
+        Keys and values of a configuration, and a line that says which row they are:
         "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4".
 
     Raises:
@@ -131,7 +137,9 @@ def paper_cell(
     row = table.find(delay, states)
     if row is None:
         asked = f"a delay of {delay:g} s and order {states}" if delay else "no delay"
-        raise ValueError(f"{table.source} have no row for {task} with {asked}: they have {table.describe_rows()}")
+        they, have = ("they", "have") if table.source.startswith("Tables ") else ("it", "has")
+        refusal = f"{table.source} {have} no row for {task} with {asked}"
+        raise ValueError(f"{refusal}: {they} {have} {table.describe_rows()}")
     values = {"task": task, **row.values}
     if trace == "et":
         values["trace"] = trace
@@ -150,22 +158,20 @@ def _table_of(task: str, stacked: bool) -> PaperTable:
 
 def _read(text: str, name: str) -> PaperTable:
     data = yaml.safe_load(text)
-    common = _checked(data["common"], f"paper/{name}.yaml, common")
+    kind = family_of(data["tasks"][0]).config()
+    common = check_values(data["common"], f"paper/{name}.yaml, common", kind)
     rows = []
     for number, cells in enumerate(data["rows"], start=1):
         named = {key: value for key, value in cells.items() if (key, value) != ("order", BACKPROP)}
-        rows.append(PaperRow({**common, **_checked(named, f"paper/{name}.yaml, row {number}")}))
+        rows.append(PaperRow({**common, **check_values(named, f"paper/{name}.yaml, row {number}", kind)}))
     stacked = bool(common.get("stacked", False))
     return PaperTable(name, data["source"], int(data["table"]), tuple(data["tasks"]), stacked, tuple(rows))
 
 
-def _checked(values: dict[str, Any], source: str) -> dict[str, Any]:
-    """The values as `RLConfig` has them. By way of text: one place knows the types of the keys."""
-    return parse_config(yaml.safe_dump(values, sort_keys=False), source)
-
-
 def _short(number: float) -> str:
-    """5e-4 for 0.0005."""
+    """5e-4 for 0.0005; 0 for nothing."""
+    if not number:
+        return "0"
     mantissa, exponent = f"{number:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cet_rl.config import RLConfig, read_config
-from cet_rl.runs import MetricsTable, RunFolder
+from cet_rl import families
+from cet_rl.runs import MetricsTable
 from cet_rl.traces.base import Trace
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
 
     Raises:
         FileNotFoundError: if there are no metrics yet.
-        ValueError: if its configuration is damaged.
+        ValueError: if it is no run folder, or its configuration is damaged.
     """
-    run = RunFolder(folder)
-    config = RLConfig(**read_config(str(run.config_file)))
+    family, run, values = families.read_run(folder)
+    config = family.config()(**values)
     with open(run.metrics_file, newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     names = rows[0].keys() if rows else ()

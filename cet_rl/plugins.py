@@ -1,12 +1,12 @@
-"""Third parties' agents and environments, found through the entry points of installed packages.
+"""Third parties' agents, environments and data sets, found through the entry points of installed packages.
 
 A package that brings some names a function in its `pyproject.toml`,
 
     [project.entry-points."cet_rl.plugins"]
     mine = "my_package.cet_rl_plugin:register"
 
-and calls `register_agent` and `register_env` there. The function runs once, before agents or environments are
-first looked up.
+and calls `register_agent`, `register_env` and `register_dataset` there. The function runs once, before any of
+these is first looked up.
 """
 
 from __future__ import annotations

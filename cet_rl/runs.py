@@ -3,7 +3,7 @@
 config.yaml     everything resolved, enough to repeat the run
 events.out.…    TensorBoard
 metrics.csv     the same numbers, a row each time they are logged
-checkpoint/     agent.zip: tensors and JSON
+checkpoint/     agent.zip (network.zip of data sets): tensors and JSON
 summary.json    at the end: status, speed, metrics, versions
 """
 
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,8 +24,12 @@ from typing import Any, Literal
 import yaml
 
 from cet_rl.files import replacing
+from cet_rl.run_config import RunConfig
 
 Status = Literal["finished", "interrupted", "failed"]
+
+_OF_THIS_MACHINE = ("device", "threads", "data_dir")
+"""Keys of a configuration that may change from one go at a run to the next."""
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -34,14 +39,15 @@ class RunFolder:
 
     Args:
         path: of the folder itself.
+        checkpoint: the checkpoint's file name.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.summary_file = self.path / "summary.json"
         self.metrics_file = self.path / "metrics.csv"
-        self.checkpoint_file = self.path / "checkpoint" / "agent.zip"
+        self.checkpoint_file = self.path / "checkpoint" / checkpoint
 
     @property
     def status(self) -> str | None:
@@ -50,6 +56,19 @@ class RunFolder:
             return str(json.loads(self.summary_file.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Raise ValueError for all that `claim` does, touching nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run folder {self.path} is a file")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            if not self.config_file.is_file():
+                raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
+            self._refuse_other(config)
+            if not resume:
+                state = "a finished run" if self.status == "finished" else "an unfinished run"
+                hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
+                raise ValueError(f"{self.path} already holds {state}: {hint}")
 
     def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
         """Take the folder for a run of `config`, overwriting nothing.
@@ -67,18 +86,9 @@ class RunFolder:
                 configuration.
             OSError: if it cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"run folder {self.path} is a file")
-        if self.path.is_dir() and any(self.path.iterdir()):
-            if not self.config_file.is_file():
-                raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
-            self._refuse_other(config)
-            if not resume:
-                state = "a finished run" if self.status == "finished" else "an unfinished run"
-                hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
-                raise ValueError(f"{self.path} already holds {state}: {hint}")
-            if self.status == "finished":
-                return "finished"
+        self.check(config, resume=resume)
+        if self.status == "finished":
+            return "finished"
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -96,7 +106,7 @@ class RunFolder:
     def _refuse_other(self, config: Mapping[str, Any]) -> None:
         try:
             saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            keys = [key for key in {**saved, **config} if key not in ("device", "threads")]
+            keys = [key for key in {**saved, **config} if key not in _OF_THIS_MACHINE]
             differing = [key for key in keys if saved.get(key) != config.get(key)]
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
             raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
@@ -134,6 +144,12 @@ class RunFolder:
         if error is not None:
             summary["error"] = error
         write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def default_path(config: RunConfig) -> Path:
+    """The folder of a run that is given none: runs/TASK-LABEL-SEED."""
+    task = re.sub(r"[/:]", "-", config.task)
+    return Path("runs") / f"{task}-{config.label}-{config.seed}"
 
 
 def versions() -> dict[str, str]:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
-from threadpoolctl import threadpool_limits
 
 from cet_rl.agents import AgentKind, CETActorCritic
 from cet_rl.agents.registry import find_agent
-from cet_rl.callbacks import Checkpointing, Interruption, LiveDisplay, TableWriter, recent_return
-from cet_rl.config import RLConfig, tuned_defaults
+from cet_rl.callbacks import Checkpointing, LiveDisplay, TableWriter, recent_return
+from cet_rl.config import RLConfig
 from cet_rl.envs import find_task, make_vec_env
+from cet_rl.interruption import Interruption
+from cet_rl.machine import on_this_machine, set_threads
 from cet_rl.plots import kernel_figure
-from cet_rl.runs import MetricsTable, RunFolder, Status
-from cet_rl.traces.registry import TRACES
+from cet_rl.run_config import flag, tuned_defaults
+from cet_rl.runs import MetricsTable, RunFolder, Status, default_path
+
+if TYPE_CHECKING:
+    from cet_rl.cli.evaluate import EvalArguments
 
 OF_TRACED_AGENTS = (
     "order",
@@ -49,6 +51,8 @@ LEAST_POINTS = 50
 """Logged in a short one."""
 CHECKPOINT_EVERY = 100_000
 """Samples between two checkpoints."""
+EVALUATION_EPISODES = 100
+"""That `cet-rl eval` plays unless told otherwise."""
 EVALUATION_SEED_OFFSET = 1_000_003
 """Added to a run's seed for its evaluation episodes, so that they are none it has learned from."""
 
@@ -59,24 +63,8 @@ def resolve(config: RLConfig) -> RLConfig:
     Raises:
         ValueError: for a device that is not there, or a thread count in the environment that is none.
     """
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu or cuda, got {config.device!r}")
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    device = ("cuda" if available else "cpu") if config.device == "auto" else config.device
-    threads = config.threads
-    if threads is None:
-        named = os.environ.get("OMP_NUM_THREADS", "1")
-        if not named.isdigit() or int(named) < 1:
-            raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
-        threads = int(named)
-    config = replace(config, device=device, threads=threads)
-    if not find_agent(config.agent).delays_credit:
-        return _without_traces(config)
-    trace = config.trace_config
-    order = trace.states if TRACES[trace.kind].takes_order else config.order
-    return replace(config, trace=trace.kind, order=order)
+    config = on_this_machine(config)
+    return config.with_trace() if find_agent(config.agent).delays_credit else _without_traces(config)
 
 
 def _without_traces(config: RLConfig) -> RLConfig:
@@ -85,23 +73,16 @@ def _without_traces(config: RLConfig) -> RLConfig:
     Raises:
         ValueError: if an option of theirs is set to something else than what the task's tuned defaults say.
     """
-    tuned = tuned_defaults(config.task)
+    tuned = tuned_defaults(config.task, RLConfig)
     defaults: dict[str, Any] = {
         item.name: item.default for item in fields(RLConfig) if item.name in OF_TRACED_AGENTS
     }
     for name, default in defaults.items():
         if getattr(config, name) not in (default, tuned.get(name, default)):
             raise ValueError(
-                f"--{name.replace('_', '-')} has no meaning for agent {config.agent}, which has no synaptic "
-                "traces: leave it out"
+                f"{flag(name)} has no meaning for agent {config.agent}, which has no synaptic traces: leave it out"
             )
     return replace(config, **defaults)
-
-
-def set_threads(threads: int) -> None:
-    """Bound the threads of torch and of the BLAS under numpy; on networks this small one is best."""
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
 
 
 def train(
@@ -111,7 +92,7 @@ def train(
 
     Args:
         config: what to run.
-        run_dir: the run folder itself; None for `runs/<task>-<label>-<seed>`.
+        run_dir: the run folder itself; None for that of `default_path`.
         resume: go on from the checkpoint of an interrupted run; without one, start afresh.
         quiet: print nothing.
 
@@ -128,8 +109,7 @@ def train(
     # Everything that can be refused is refused before the folder is touched.
     kind = find_agent(config.agent)
     agent = kind.build(config)
-    task = re.sub(r"[/:]", "-", config.task)
-    folder = RunFolder(run_dir or Path("runs") / f"{task}-{config.label}-{config.seed}")
+    folder = RunFolder(run_dir or default_path(config))
     state = folder.claim(config.as_data(), resume=resume)
     say = _silent if quiet else _say
     if state == "finished":
@@ -301,6 +281,28 @@ def evaluate(
     )
     env.close()
     return float(np.mean(returns)), float(np.std(returns))
+
+
+def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
+    """`cet-rl eval`: play the policy of a run's last checkpoint without exploring.
+
+    Args:
+        folder: of the run.
+        values: of its configuration.
+        options: of the command.
+
+    Returns:
+        The line that says what came out.
+    """
+    if options.agent is not None:
+        values = {**values, "agent": options.agent}
+    config = resolve(RLConfig(**{**values, "device": "auto"}))
+    assert config.threads is not None
+    set_threads(config.threads)
+    agent = find_agent(config.agent).restore(config, folder.checkpoint_file, False)
+    episodes = options.episodes or EVALUATION_EPISODES
+    mean, deviation = evaluate(agent, config, episodes, options.seed)
+    return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {episodes} episodes"
 
 
 def _say(text: str) -> None:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Self
 from stable_baselines3.common.utils import LinearSchedule
 
 from cet_rl import agents
-from cet_rl.agents.storage import File
 from cet_rl.cli import EXIT_BAD_INPUT, refuse
+from cet_rl.storage import File
 
 if TYPE_CHECKING:
     import optuna
@@ -146,7 +146,7 @@ def _defaults(command: str, options: Sequence[str]) -> Iterator[list[str]]:
         yield []
         return
     if "OMP_NUM_THREADS" not in os.environ:  # as `cet-rl train`: on networks this small one thread is best
-        from cet_rl.training import set_threads
+        from cet_rl.machine import set_threads
 
         set_threads(1)
     defaults = ["--algo", NAME]

@@ -155,6 +155,7 @@ def test_eval(finished):
     mean, deviation = map(float, re.search(r"return ([\d.]+) ± ([\d.]+) over 5 episodes", result.stdout).groups())
     assert mean == pytest.approx(summary["metrics"]["eval_return_mean"], abs=0.051)
     assert deviation == pytest.approx(summary["metrics"]["eval_return_std"], abs=0.051)
+    assert "over 100 episodes" in cet_rl("eval", folder, cwd=cwd).stdout
     others = {cet_rl("eval", folder, "--episodes", 30, "--seed", seed, cwd=cwd).stdout for seed in (1, 1, 2)}
     assert len(others) == 2
 
@@ -470,7 +471,9 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     assert "is finished" in finished.stderr
 
 
-def test_agents_and_environments_are_listed():
-    listed = cet_rl("list", "agents", "envs", "configs", cwd=".").stdout
+def test_agents_environments_and_data_sets_are_listed():
+    listed = cet_rl("list", "agents", "envs", "datasets", "configs", cwd=".").stdout
     for name in ("cet", "sb3:a2c", "sb3:ppo", "tianshou:a2c", "MinAtar/SpaceInvaders-v1", "Pendulum-v1", "paper"):
+        assert name in listed
+    for name in ("digits", "mnist", "cifar10"):
         assert name in listed

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from cet_rl import paper
+from cet_rl.cli.train import parse_arguments
 from cet_rl.config import RLConfig
+from cet_rl.families import RL, family_of
 from cet_rl.paper import paper_cell, paper_tables
 from cet_rl.traces.registry import DEFAULT_ORDER
 
@@ -34,6 +36,10 @@ SHARED = {
         ("LunarLander-v3-behavioural", 31),
         ("LunarLander-v3-retrograde", 4),
         ("MinAtar-SpaceInvaders-behavioural", 21),
+        ("cifar10-behavioural", 24),
+        ("cifar10-retrograde", 4),
+        ("mnist-behavioural", 24),
+        ("mnist-retrograde", 4),
     ],
 )
 def test_number_of_rows(name, rows):
@@ -44,26 +50,56 @@ def test_number_of_rows(name, rows):
 
 
 def test_every_table_is_tested():
-    assert len(TABLES) == 5
+    assert len(TABLES) == 9
+    assert sorted(table.table for table in TABLES.values()) == [1, 2, 3, 4, 6, 6, 6, 7, 7]
 
 
-@pytest.mark.parametrize(
-    ("table", "row"),
-    [(table, row) for table in TABLES.values() for row in table.rows],
-    ids=lambda item: getattr(item, "name", None) or f"{item.delay:g}s-{item.order}",
-)
+def rows_of(tables):
+    return pytest.mark.parametrize(
+        ("table", "row"),
+        [(table, row) for table in tables for row in table.rows],
+        ids=lambda item: getattr(item, "name", None) or f"{item.delay:g}s-{item.order}",
+    )
+
+
+@rows_of(TABLES.values())
 def test_every_row_is_a_configuration_that_is_found(table, row):
     for task in table.tasks:
         values, line = paper_cell(task, delay=row.delay, order=row.order, stacked=table.stacked)
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
-        config = RLConfig(**values)
-        assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)  # what the paper chose from
+        config = family_of(task).config()(**values)
         assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
-        assert config.timing.step_duration == (0.3 if table.stacked else 0.2)
-        assert (config.decay is not None) == (row.order == 1)
-        assert config.decay in (None, 0.5, 0.7, 0.9, 0.99)
-        assert {name: values[name] for name in SHARED} == SHARED
+        command = [task, "--config", "paper", "--delay", f"{row.delay:g}", *["--stacked"] * table.stacked]
+        parsed = parse_arguments([*command, *(["--order", str(row.order)] if row.order else [])])
+        assert (parsed.learning, parsed.note) == (config, line)
+
+
+@rows_of(table for table in TABLES.values() if family_of(table.tasks[0]) is RL)
+def test_every_row_of_an_environment(table, row):
+    config = RLConfig(table.tasks[0], **row.values)
+    assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)  # what the paper chose from
+    assert config.timing.step_duration == (0.3 if table.stacked else 0.2)
+    assert (config.decay is not None) == (row.order == 1)
+    assert config.decay in (None, 0.5, 0.7, 0.9, 0.99)
+    assert {name: row.values[name] for name in SHARED} == SHARED
+
+
+@rows_of(table for table in TABLES.values() if family_of(table.tasks[0]) is not RL)
+def test_every_row_of_a_data_set(table, row):
+    """What the rows of a time scale share, and what the paper chose from."""
+    values = row.values
+    assert values["weight_decay"] in (0, 1e-3, 1e-2, 1e-1)
+    assert values["normalization"] == "area"
+    assert values["step_ms"] == 200
+    long = table.name == "cifar10-retrograde"
+    assert values["total_steps"] == (1_562_500 if long else 20_000)
+    if table.stacked:
+        assert row.delay == 120
+        assert (values["batch_size"], values["salience"], values["warmup"]) == (1280, 0.0125, 0.2)
+    else:
+        assert row.delay in (0.2, 0.6, 1, 2, 4, 10)
+        assert (values["batch_size"], values.get("salience"), values["warmup"]) == (128, None, 0.1)
 
 
 BEHAVIOURAL = [
@@ -126,6 +162,37 @@ def test_cells_read_from_the_paper(stacked, cell):
 
 
 @pytest.mark.parametrize(
+    ("task", "delay", "order", "lr", "weight_decay"),
+    [  # first and last rows, and some between
+        ("cifar10", 0.2, 1, 1e-3, 1e-1),
+        ("cifar10", 0.6, 1, 1e-3, 1e-3),
+        ("cifar10", 1, 1, 1e-4, 0),
+        ("cifar10", 1, 2, 1e-3, 1e-2),
+        ("cifar10", 2, 10, 1e-3, 0),
+        ("cifar10", 4, 6, 1e-4, 1e-3),
+        ("cifar10", 10, 2, 1e-4, 1e-2),
+        ("cifar10", 10, 10, 1e-4, 1e-3),
+        ("mnist", 0.2, 1, 1e-3, 1e-1),
+        ("mnist", 0.2, 6, 1e-3, 1e-2),
+        ("mnist", 0.6, 10, 1e-3, 1e-3),
+        ("mnist", 2, 2, 1e-3, 1e-2),
+        ("mnist", 4, 6, 1e-3, 0),
+        ("mnist", 10, 1, 1e-4, 0),
+        ("mnist", 10, 2, 1e-4, 1e-2),
+        ("mnist", 10, 10, 1e-3, 1e-3),
+        ("cifar10", 120, 1, 1e-5, 1e-1),
+        ("cifar10", 120, 10, 5e-5, 1e-1),
+        ("mnist", 120, 1, 1e-4, 1e-3),
+        ("mnist", 120, 2, 1e-4, 1e-1),
+        ("mnist", 120, 10, 1e-4, 0),
+    ],
+)
+def test_cells_of_data_sets_read_from_the_paper(task, delay, order, lr, weight_decay):
+    values, _ = paper_cell(task, delay=delay, order=order, stacked=delay == 120)
+    assert (values["lr"], values["weight_decay"], values.get("decay")) == (lr, weight_decay, None)
+
+
+@pytest.mark.parametrize(
     ("task", "total_steps", "num_envs", "n_steps", "lam", "random_lam", "anneal_lr"),
     [
         ("CartPole-v1", 5_000_000, 4, 128, 0.95, None, True),
@@ -169,6 +236,14 @@ def test_the_line_that_says_which_row_it_is():
         paper_cell("CartPole-v1", delay=120, order=1, stacked=True)[1]
         == "paper, Table 7: CartPole-v1, 120 s a layer, classical trace, decay 0.9: lr 1e-4"
     )
+    assert (
+        paper_cell("mnist", delay=0.6, order=6)[1]
+        == "paper, Table 2: mnist, 0.6 s, CET order 6: lr 1e-3, weight decay 1e-1"
+    )
+    assert (
+        paper_cell("mnist", delay=10, order=1)[1]
+        == "paper, Table 2: mnist, 10 s, classical trace: lr 1e-4, weight decay 0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,6 +259,9 @@ def test_the_line_that_says_which_row_it_is():
         (SPACE_INVADERS, {"delay": 32}, ["1.2, 2, 4 and 8 s"]),
         (SPACE_INVADERS, {"delay": 120, "stacked": True}, ["retrograde", "CartPole-v1, LunarLander-v3"]),
         ("LunarLander-v2", {"delay": 8}, ["no table for LunarLander-v2", "LunarLander-v3", SPACE_INVADERS]),
+        ("mnist", {}, ["Table 2 of the paper has no row for mnist with no delay: it has", "1, 2, 6 and 10"]),
+        ("mnist", {"delay": 1}, ["order 5", "delays of 0.2, 0.6, 1, 2, 4 and 10 s"]),
+        ("digits", {"delay": 1, "order": 2}, ["no table for digits"]),
         ("CartPole-v1", {"order": 5}, ["give a delay"]),
         ("CartPole-v1", {"delay": 8, "trace": "none"}, ["without delay"]),
         ("CartPole-v1", {"delay": 8, "trace": "et", "order": 5}, ["no meaning for trace 'et'"]),
@@ -210,7 +288,7 @@ def test_a_key_that_is_none_is_refused_with_its_place():
 
 def test_looking_up_a_cell_does_not_import_torch():
     code = (
-        "import sys; from cet_rl.paper import paper_cell; "
+        "import sys; from cet_rl.paper import paper_cell; paper_cell('mnist', delay=1, order=2); "
         "paper_cell('CartPole-v1', delay=8); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

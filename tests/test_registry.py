@@ -16,9 +16,10 @@ from cet_rl.agents import CETActorCritic, registry
 from cet_rl.agents.kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.agents.registry import agents, find_agent, register_agent
 from cet_rl.callbacks import Checkpointing
-from cet_rl.config import RLConfig, tuned_defaults
+from cet_rl.config import RLConfig
 from cet_rl.envs import catalogue, make_env, ready, register_env
 from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.run_config import tuned_defaults
 from cet_rl.training import resolve, train
 
 QUICK = {"total_steps": 600, "hidden": (8,), "n_steps": 32, "num_envs": 2, "eval_episodes": 2, "device": "cpu"}
@@ -96,7 +97,7 @@ def test_what_does_not_apply_is_refused():
 
 
 def test_the_tuned_defaults_of_a_task_do_not_stand_in_the_way():
-    config = RLConfig(agent="sb3:a2c", **tuned_defaults("LunarLander-v3"))
+    config = RLConfig(agent="sb3:a2c", **tuned_defaults("LunarLander-v3", RLConfig))
     assert config.normalization == "area"
     assert resolve(config).normalization == "peak"
     assert resolve(config).total_steps == 2_000_000

@@ -24,7 +24,8 @@ from tianshou.trainer import OnPolicyTrainerParams
 from tianshou.utils import TensorboardLogger
 from tianshou.utils.torch_utils import policy_within_training_step
 
-from cet_rl.agents import CETActorCritic, storage
+from cet_rl import storage
+from cet_rl.agents import CETActorCritic
 from cet_rl.agents.tianshou import CETTianshou, CETTianshouPolicy
 from cet_rl.agents.tianshou_baselines import TianshouA2C
 from cet_rl.envs import make_env, make_vec_env

@@ -16,8 +16,9 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 
 from cet_rl import zoo
 from cet_rl.agents import CETActorCritic
-from cet_rl.config import RLConfig, read_config, tuned_defaults
+from cet_rl.config import RLConfig
 from cet_rl.paper import paper_cell
+from cet_rl.run_config import read_config, tuned_defaults
 
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
 HYPERPARAMETERS = yaml.safe_load((resources.files("cet_rl") / "configs/zoo/cet.yaml").read_text(encoding="utf-8"))
@@ -200,7 +201,7 @@ def as_the_zoo_says(config):
 
 
 def test_cartpole_is_that_of_the_command_line():
-    config = RLConfig(**{**tuned_defaults("CartPole-v1"), **read_config("cartpole-8s")})
+    config = RLConfig(**{**tuned_defaults("CartPole-v1", RLConfig), **read_config("cartpole-8s", RLConfig)})
     wanted = as_the_zoo_says(config)
     rate = HYPERPARAMETERS["CartPole-v1"]["learning_rate"]
     assert {**HYPERPARAMETERS["CartPole-v1"], "learning_rate": float(rate.removeprefix("lin_"))} == wanted

@@ -15,9 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents import storage
+from cet_rl import storage
 from cet_rl.agents.policy import CETPolicy
 from cet_rl.agents.recording import Recording
+from cet_rl.agents.storage import check_rate, schedule_to_data
 from cet_rl.agents.stored import StoredAlgorithm
 from cet_rl.learner import ActorCriticLearner, ErrorAt, LearnerConfig
 from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
@@ -106,7 +107,7 @@ class CETActorCritic(StoredAlgorithm):
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
-        storage.check_rate(learning_rate)
+        check_rate(learning_rate)
         super().__init__(
             policy=policy,  # type: ignore[arg-type]
             env=env,  # type: ignore[arg-type]
@@ -391,7 +392,7 @@ class CETActorCritic(StoredAlgorithm):
             "stacked": self.stacked,
             "discretization": trace["discretization"],
             "step_duration": self.step_duration,
-            "learning_rate": storage.schedule_to_data(self.learning_rate),
+            "learning_rate": schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,
             "ent_coef": config.pop("entropy_coef"),
             "vf_coef": config.pop("value_coef"),

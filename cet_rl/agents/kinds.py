@@ -16,9 +16,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents import storage
+from cet_rl import storage
 from cet_rl.agents.cet_actor_critic import CETActorCritic
 from cet_rl.agents.registry import AgentKind
+from cet_rl.agents.storage import episodes_to_data
 from cet_rl.config import RLConfig
 from cet_rl.envs import DelayedReward, make_env, make_vec_env
 
@@ -171,16 +172,16 @@ def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:
         "algorithm": type(agent).__name__,
         "progress": {
             "num_timesteps": agent.num_timesteps,
-            "episodes": storage.episodes_to_data(agent.ep_info_buffer),
+            "episodes": episodes_to_data(agent.ep_info_buffer),
         },
         "rest": storage.check_data("the optimiser's settings", rest),
     }
-    storage.write(file, data, tensors)
+    storage.write(file, data, tensors, what="agent")
 
 
 def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:
     """An agent made anew from its configuration, with the parameters of a file."""
-    data, tensors = storage.read(file)
+    data, tensors = storage.read(file, what="agent")
     agent: BaseAlgorithm = build(config)
     if data.get("algorithm") != type(agent).__name__:
         raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")

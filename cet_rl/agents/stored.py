@@ -15,12 +15,12 @@ from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from torch import Tensor
 
-from cet_rl import __version__
-from cet_rl.agents import storage
+from cet_rl import __version__, storage
+from cet_rl.agents.storage import episodes_to_data, schedule_from_data, space_from_data, space_to_data
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
-    """An algorithm whose files hold JSON and tensors only (`cet_rl.agents.storage`), never a pickle.
+    """An algorithm whose files hold JSON and tensors only (`cet_rl.storage`), never a pickle.
 
     What `get_parameters` returns is saved, with the state of `generator`, the constructor's arguments, the spaces
     and the counters.
@@ -60,21 +60,21 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             "algorithm": type(self).__name__,
             "policy": self.policy_class.__name__,
             "arguments": self.constructor_arguments(),
-            "observation_space": storage.space_to_data(self.observation_space),
-            "action_space": storage.space_to_data(self.action_space),
+            "observation_space": space_to_data(self.observation_space),
+            "action_space": space_to_data(self.action_space),
             "n_envs": self.n_envs,
             "progress": {
                 "num_timesteps": self.num_timesteps,
                 "n_updates": self._n_updates,
                 "total_timesteps": self._total_timesteps,
                 "remaining": self._current_progress_remaining,
-                "episodes": storage.episodes_to_data(self.ep_info_buffer),
+                "episodes": episodes_to_data(self.ep_info_buffer),
             },
         }
         tree = {**self.get_parameters(), "generator": {"state": self.generator.get_state()}}
         tensors, rest = storage.flatten(tree)
         data["rest"] = storage.check_data("the optimiser's settings", rest)
-        storage.write(path, data, tensors)
+        storage.write(path, data, tensors, what="agent")
 
     @classmethod
     def load(  # type: ignore[override]
@@ -106,17 +106,17 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         unknown = [name for name in kwargs if name not in known]
         if unknown:
             raise ValueError(f"load does not know {', '.join(unknown)}")
-        data, tensors = storage.read(path)
+        data, tensors = storage.read(path, what="agent")
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
             arguments = dict(data["arguments"])
-            arguments["learning_rate"] = storage.schedule_from_data(arguments["learning_rate"])
+            arguments["learning_rate"] = schedule_from_data(arguments["learning_rate"])
             model = cls(policy, None, device=device, _init_setup_model=False, **{**arguments, **kwargs})  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:
                 raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")
-            model.observation_space = storage.space_from_data(data["observation_space"])
-            model.action_space = storage.space_from_data(data["action_space"])
+            model.observation_space = space_from_data(data["observation_space"])
+            model.action_space = space_from_data(data["action_space"])
             model.n_envs = data["n_envs"]
             if env is not None:
                 model.env = cls._wrap_env(env, model.verbose)
@@ -173,7 +173,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             ValueError: if the file is damaged, or names do not match.
         """
         if not isinstance(load_path_or_dict, dict):
-            data, tensors = storage.read(load_path_or_dict)
+            data, tensors = storage.read(load_path_or_dict, what="agent")
             load_path_or_dict = storage.as_state_dicts(storage.unflatten(tensors, data["rest"]))
             load_path_or_dict.pop("generator")
         super().set_parameters(load_path_or_dict, exact_match, device)

@@ -13,9 +13,9 @@ from cet_rl import __version__
 USAGE = """\
 cet-rl: learning when credit arrives late
 
-  cet-rl train TASK [--delay S] [--order N] [--trace KIND] …   learn; every option: cet-rl train --help
+  cet-rl train TASK [--delay S] [--order N] [--trace KIND] …   learn; every option: cet-rl train TASK --help
   cet-rl eval RUN [--episodes N] [--seed N]                    evaluate what a run has learned
-  cet-rl list [agents|envs|traces|configs]                     show what there is
+  cet-rl list [agents|envs|datasets|traces|configs]            show what there is
   cet-rl --version
 
 Example: CartPole across an eight-second credit delay, five states a synapse

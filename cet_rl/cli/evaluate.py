@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import tyro
 
 from cet_rl.cli.options import parse
-from cet_rl.config import RLConfig, check_seed, read_config
-from cet_rl.runs import RunFolder
+from cet_rl.families import Family, read_run
+from cet_rl.run_config import check_seed, flag
 
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """What to evaluate, and how."""
+    """What to evaluate, and how. All but the run are for reinforcement learning."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
-    episodes: int = 100
-    """Deterministic episodes."""
+    episodes: int | None = None
+    """Deterministic episodes. Default 100."""
     agent: str | None = None
     """The agent, if the run's configuration names one that is called otherwise now; as for `cet-rl train`."""
     seed: int | None = None
     """Of the evaluation's environments. Default: follows from the run's."""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
+        if self.episodes is not None and self.episodes < 1:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
         if self.seed is not None:
             check_seed(self.seed)
+
+    def check_for(self, family: Family, task: str) -> None:
+        """Raise ValueError if an option was given that the family of the run's task has no use for."""
+        for name, value in asdict(self).items():
+            if name != "run" and value is not None and name not in family.evaluation_options:
+                raise ValueError(f"{flag(name)} does not apply to a run of {task} ({family.title}): leave it out")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,26 +45,12 @@ def run(arguments: Sequence[str]) -> int:
         EvalArguments,
         arguments,
         prog="cet-rl eval",
-        description="Play the policy of a run's last checkpoint without exploring, and print its mean return.",
+        description="Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on "
+        "images it has not learned from.",
     )
-    from cet_rl.training import evaluate, resolve, set_threads
-
-    folder = RunFolder(parsed.run)
-    if not folder.config_file.is_file():
-        raise ValueError(f"{folder.path} is no run folder: it has no config.yaml")
+    family, folder, values = read_run(parsed.run)
+    parsed.check_for(family, values["task"])
     if not folder.checkpoint_file.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
-    values = read_config(str(folder.config_file))
-    if "task" not in values:
-        raise ValueError(f"{folder.config_file} is damaged: it names no task")
-    if parsed.agent is not None:
-        values["agent"] = parsed.agent
-    config = resolve(RLConfig(**{**values, "device": "auto"}))
-    assert config.threads is not None
-    set_threads(config.threads)
-    from cet_rl.agents.registry import find_agent
-
-    agent = find_agent(config.agent).restore(config, folder.checkpoint_file, False)
-    mean, deviation = evaluate(agent, config, parsed.episodes, parsed.seed)
-    print(f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {parsed.episodes} episodes")
+    print(family.evaluate_run(folder, values, parsed))
     return 0

@@ -21,6 +21,12 @@ def _envs() -> dict[str, str]:
     return ready()
 
 
+def _datasets() -> dict[str, str]:
+    from cet_rl.families import VISION
+
+    return dict(VISION.tasks())
+
+
 def _traces() -> dict[str, str]:
     from cet_rl.traces.registry import TRACES
 
@@ -28,18 +34,19 @@ def _traces() -> dict[str, str]:
 
 
 def _configs() -> dict[str, str]:
-    from cet_rl.config import package_configs
+    from cet_rl.run_config import package_configs
 
     first_lines = {
         name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()
     }
     named = {name: line.lstrip("# ") for name, line in sorted(first_lines.items())}
-    return {**named, "paper": "the row of the paper's Tables 5 to 7 for the task, delay and order that are given"}
+    return {**named, "paper": "the row of the paper's tables for the task, delay and order that are given"}
 
 
 SHELVES: dict[str, Callable[[], dict[str, str]]] = {
     "agents": _agents,
     "envs": _envs,
+    "datasets": _datasets,
     "traces": _traces,
     "configs": _configs,
 }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import tyro
 
 from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
-from cet_rl.config import RLConfig, read_config, tuned_defaults
+from cet_rl.config import RLConfig
+from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_tasks
 from cet_rl.paper import paper_cell
+from cet_rl.run_config import RunConfig, check_values, flag, read_mapping, tuned_defaults
 from cet_rl.runs import RunFolder
 
 PAPER = "paper"
@@ -22,6 +26,8 @@ DESCRIPTION = (
     "Learn a task whose credit arrives late. Writes a run folder: config.yaml, TensorBoard events, metrics.csv, "
     "checkpoint/ and, at the end, summary.json. The defaults shown are those of the task, if one is given."
 )
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class TrainArguments:
-    """All of the command's arguments."""
+class TrainArguments(Generic[C]):
+    """All of the command's arguments; C is the class of configurations of the task's family."""
 
-    learning: tyro.conf.OmitArgPrefixes[RLConfig]
+    learning: tyro.conf.OmitArgPrefixes[C]
     run: tyro.conf.OmitArgPrefixes[RunOptions]
     note: tyro.conf.Suppress[str] = ""  # what the user should know of where the values come from
 
@@ -51,17 +57,16 @@ class TrainArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command; its exit status."""
     parsed = parse_arguments(arguments)
-    # Imported late: torch and Stable-Baselines3 take seconds; `--help` and a misspelt option should not.
-    from cet_rl.training import train
-
     options = parsed.run
     if parsed.note and not options.quiet:
         print(parsed.note, file=sys.stderr)
+    # What trains is imported here at the earliest: it takes seconds; `--help` and a misspelt option should not.
+    train = family_of(parsed.learning.task).train
     status = train(parsed.learning, options.run_dir, resume=options.resume, quiet=options.quiet)
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
 
-def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
+def parse_arguments(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     """Arguments over configuration file over the task's tuned defaults.
 
     Raises:
@@ -76,39 +81,98 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
         named = str(saved) if saved.is_file() else None
     if named == PAPER and not Path(PAPER).is_file():
         return _paper(arguments)
-    from_file = read_config(named) if named is not None else {}
-    task = arguments[0] if arguments and not arguments[0].startswith("-") else from_file.get("task")
-    parsed = _parse(arguments, task, from_file)
+    file = read_mapping(named) if named is not None else {}
+    task = _task_among(arguments) or file.get("task")
+    parsed = _over_defaults(arguments, task, file, str(named))
     if parsed.learning.task != task:  # the task came after the options
-        parsed = _parse(arguments, parsed.learning.task, from_file)
-    if from_file.get("task", parsed.learning.task) != parsed.learning.task:
-        raise ValueError(f"{named} is for task {from_file['task']}, not for {parsed.learning.task}")
+        parsed = _over_defaults(arguments, parsed.learning.task, file, str(named))
     return parsed
 
 
-def _paper(arguments: Sequence[str]) -> TrainArguments:
+def _over_defaults(
+    arguments: Sequence[str], task: str | None, file: Mapping[str, Any], name: str
+) -> TrainArguments[RunConfig]:
+    """Arguments over what the file holds, over the tuned defaults of the task as far as it is known."""
+    if file.get("task", task) != task:
+        raise ValueError(f"{name} is for task {file['task']}, not for {task}")
+    kind = _family(task).config()
+    tuned = tuned_defaults(task, kind) if task else {}
+    return _parse(arguments, kind, task, {**tuned, **check_values(file, name, kind)})
+
+
+def _paper(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     """Arguments over the row of the paper's tables that they name; the tuned defaults have no part in it."""
-    asked = _parse(arguments, None, {}).learning
-    if asked.agent != "cet":
+    task = _task_among(arguments)
+    family = _family(task)
+    # What is asked for may not fit together before the row's values are under it.
+    asked = _parse(arguments, _unchecked(family.config()), task, {}).learning
+    if isinstance(asked, RLConfig) and asked.agent != "cet":
         raise ValueError(
             f"--config paper is for the paper's agent, not for {asked.agent}: leave out one of the two"
         )
     cell, note = paper_cell(
         asked.task, delay=asked.delay, order=asked.order, stacked=asked.stacked, trace=asked.trace
     )
-    return replace(_parse(arguments, None, cell), note=note)
+    return replace(_parse(arguments, family.config(), task, cell), note=note)
 
 
-def _parse(arguments: Sequence[str], task: str | None, from_file: dict[str, object]) -> TrainArguments:
-    tuned = tuned_defaults(task) if task else {}
-    values = {**tuned, "task": task or tyro.MISSING_NONPROP, **from_file}
-    return parse(
-        TrainArguments,
+def _unchecked(kind: type[RunConfig]) -> type[RunConfig]:
+    """The same class with no check of its values."""
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__post_init__": lambda self: None})
+
+
+def _parse(
+    arguments: Sequence[str], kind: type[RunConfig], task: str | None, values: Mapping[str, Any]
+) -> TrainArguments[RunConfig]:
+    """Arguments over values, as far as they are given."""
+    _refuse_foreign_options(arguments, kind, task)
+    default = kind.unchecked({"task": task or tyro.MISSING_NONPROP, **values})
+    parsed: TrainArguments[RunConfig] = parse(
+        TrainArguments[kind],  # type: ignore[valid-type]
         arguments,
         prog="cet-rl train",
-        description=DESCRIPTION,
-        default=TrainArguments(RLConfig.unchecked(values), RunOptions()),
+        description=DESCRIPTION if task else DESCRIPTION + _other_options(),
+        default=TrainArguments(default, RunOptions()),
     )
+    return parsed
+
+
+def _other_options() -> str:
+    """Where the options of tasks are that are known by name."""
+    named = [family for family in FAMILIES if family.tasks()]
+    return "".join(f" Options of {f.describe()}: cet-rl train {next(iter(f.tasks()))} --help." for f in named)
+
+
+def _family(task: str | None) -> Family:
+    if task is not None:
+        check_spelling(task)
+    return family_of(task)
+
+
+def _task_among(arguments: Sequence[str]) -> str | None:
+    """The task, if it comes first or is one that is known by name: which options there are depends on it."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    known = named_tasks()
+    for option, word in pairwise(arguments):
+        if word in known and option not in ("--config", "--run-dir"):
+            return word
+    return None
+
+
+def _refuse_foreign_options(arguments: Sequence[str], kind: type[RunConfig], task: str | None) -> None:
+    """Raise ValueError, saying so, for an option that only other families have."""
+    own = {"help", *(item.name for options in (kind, RunOptions) for item in fields(options))}
+    subject = task or "environments"
+    for argument in arguments:
+        name = argument[2:].split("=")[0].replace("-", "_").removeprefix("no_")
+        if not argument.startswith("--") or name in own:
+            continue
+        for other in FAMILIES:
+            if name in {item.name for item in fields(other.config())}:
+                raise ValueError(
+                    f"{flag(name)} does not apply to {subject}: it is an option of {other.describe()}"
+                )
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

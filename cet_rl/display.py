@@ -1,0 +1,67 @@
+"""How far a run has come, on stderr: a bar in a terminal, a line every tenth elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Display:
+    """Progress, one number that says how well it goes, speed and time left.
+
+    Args:
+        total: steps of the whole run.
+        unit: what a step is: "samples", "updates".
+        shows: name of the number: "return", "loss".
+        digits: after its point.
+    """
+
+    def __init__(self, total: int, *, unit: str, shows: str, digits: int) -> None:
+        self.total, self.unit, self.shows, self.digits = total, unit, shows, digits
+        self._shown = 0.0
+        self._bar: Progress | None = None
+
+    def start(self, first: int) -> None:
+        """Begin at a step."""
+        self._began, self._first = time.monotonic(), first
+        self._next_line = first + self.total / 10
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn(f"{self.shows} {{task.fields[number]}}"),
+                TextColumn(f"{{task.fields[speed]:,.0f}} {self.unit}/s"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("learning", total=self.total, number="-", speed=0.0)
+            self._bar.start()
+
+    def update(self, step: int, number: float | None) -> None:
+        """Show where the run is, if it is time to."""
+        now = time.monotonic()
+        speed = (step - self._first) / max(now - self._began, 1e-9)
+        shown = "-" if number is None else f"{number:.{self.digits}f}"
+        made = min(step, self.total)
+        if self._bar is not None:
+            if now - self._shown > 0.1 or step >= self.total:
+                self._shown = now
+                self._bar.update(self._task, completed=made, number=shown, speed=speed)
+        elif step >= self._next_line:
+            self._next_line += self.total / 10
+            print(
+                f"{made:>12,} of {self.total:,} {self.unit}   {self.shows} {shown:>7}   {speed:,.0f} {self.unit}/s"
+                f"   {(self.total - made) / speed:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Leave the terminal as it should be, however the run ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
