@@ -19,19 +19,37 @@ class Activation:
         function: f on tensors.
         numpy_function: f on arrays.
         derivative: f'(z), given z and f(z).
+        gate: f'(z) ⊙ signal, given the signal and f(z), in one pass.
         binary: whether f' is 0 or 1 everywhere, so that f'² = f'.
     """
 
     function: Callable[[Tensor], Tensor]
     numpy_function: Callable[[Any], Any]
     derivative: Callable[[Tensor, Tensor], Tensor]
+    gate: Callable[[Tensor, Tensor], Tensor]
     binary: bool
 
 
+_aten = torch.ops.aten
+
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, lambda z: np.maximum(z, 0), lambda z, y: (z > 0).to(z.dtype), True),
-    "identity": Activation(lambda z: z, lambda z: z, lambda z, y: torch.ones_like(z), True),
-    "tanh": Activation(torch.tanh, np.tanh, lambda z, y: 1 - y * y, False),
-    "sigmoid": Activation(torch.sigmoid, lambda z: 1 / (1 + np.exp(-z)), lambda z, y: y * (1 - y), False),
+    "relu": Activation(
+        torch.relu,
+        lambda z: np.maximum(z, 0),
+        lambda z, y: y.sign(),  # of max(z, 0): one pass, where a comparison and a conversion are two
+        lambda signal, y: _aten.threshold_backward(signal, y, 0),
+        True,
+    ),
+    "identity": Activation(
+        lambda z: z, lambda z: z, lambda z, y: torch.ones_like(z), lambda signal, y: signal, True
+    ),
+    "tanh": Activation(torch.tanh, np.tanh, lambda z, y: 1 - y * y, _aten.tanh_backward, False),
+    "sigmoid": Activation(
+        torch.sigmoid,
+        lambda z: 1 / (1 + np.exp(-z)),
+        lambda z, y: y * (1 - y),
+        _aten.sigmoid_backward,
+        False,
+    ),
 }
 """Activations by name."""

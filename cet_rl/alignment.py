@@ -74,7 +74,8 @@ class AlignmentProbe(nn.Module):
     def record(self, *signals: Tensor) -> None:
         """Remember a chunk: the arguments of `Synapses`."""
         for line, signal in zip(self.lines, signals, strict=True):
-            line(signal)
+            assert isinstance(line, DelayLine)
+            line.push(signal)
 
     def true_gradient(self, steps: int) -> Tensor:
         """ΔW without delay or trace, of the events whose credit arrived in the last `steps` steps."""

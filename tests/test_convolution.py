@@ -32,6 +32,7 @@ def geometries(draw):
         in_size=(draw(st.integers(3, 5)), draw(st.integers(3, 5))),
         stride=draw(st.integers(1, 2)),
         padding=draw(st.integers(0, 1)),
+        bias=draw(st.booleans()),
     )
 
 
@@ -203,7 +204,8 @@ def test_without_delay_or_trace_it_is_the_gradient_of_the_weights(problem):
     shape = problem["geometry"]
     for pre, derivative, error, td_error, start in parts:
         weight = torch.zeros(shape.weight_shape, dtype=torch.float64, requires_grad=True)
-        z = conv2d(pre.flatten(0, 1), weight, stride=shape.stride, padding=shape.padding).view(error.shape)
+        kernels, bias = shape.split(weight)
+        z = conv2d(pre.flatten(0, 1), kernels, bias, stride=shape.stride, padding=shape.padding).view(error.shape)
         objective = (td_error[..., None, None, None] * error * derivative * z).sum()
         (expected,) = torch.autograd.grad(objective, weight)
         assert_same([synapses(pre, derivative, error, td_error, start)], [expected])
@@ -254,24 +256,26 @@ def test_patches_times_the_weight_are_the_convolution(shape, seed):
     generator = torch.Generator().manual_seed(seed)
     pre = torch.randn(2, 3, *shape.pre_shape, generator=generator, dtype=torch.float64)
     weight = torch.randn(shape.weight_shape, generator=generator, dtype=torch.float64)
-    expected = conv2d(pre.flatten(0, 1), weight, stride=shape.stride, padding=shape.padding)
+    kernels, bias = shape.split(weight)
+    expected = conv2d(pre.flatten(0, 1), kernels, bias, stride=shape.stride, padding=shape.padding)
     assert shape.post_shape == expected.shape[1:]
     found = (shape.unfold(pre) @ weight.flatten(1).T).mT.reshape(expected.shape)
     assert_same([found], [expected])
 
 
-@given(shape=st.one_of(geometries(), st.builds(Dense, st.integers(1, 4), st.integers(1, 4))))
+@given(shape=st.one_of(geometries(), st.builds(Dense, st.integers(1, 4), st.integers(1, 4), st.booleans())))
 def test_sums_of_outer_products(shape):
     generator = torch.Generator().manual_seed(0)
     pre = torch.randn(4, 3, *shape.pre_shape, generator=generator, dtype=torch.float64)
     post = torch.randn(4, 3, *shape.post_shape, generator=generator, dtype=torch.float64)
-    assert torch.equal(shape.pre(shape.flatten(pre)), pre)
-    assert torch.equal(shape.post(shape.flatten(post)), post)
-    sums = shape.outer_sums(post, pre)
+    given_pre = shape.pre(shape.flatten_pre(pre))
+    assert torch.equal(given_pre[..., : shape.pre_shape[-1]], pre)
+    assert torch.equal(shape.post(shape.flatten_post(post)), post)
+    sums = shape.outer_sums(post, given_pre)
     channels = shape.weight_shape[0]
     by_position = post.reshape(4, 3, channels, -1)
-    expected = torch.einsum("seop,sepi->eoi", by_position, shape.unfold(pre)).view(3, *shape.weight_shape)
-    assert_same([sums, shape.outer_sum(post, pre)], [expected, expected.sum(0)])
+    expected = torch.einsum("seop,sepi->eoi", by_position, shape.unfold(given_pre)).view(3, *shape.weight_shape)
+    assert_same([sums, shape.outer_sum(post, given_pre)], [expected, expected.sum(0)])
 
 
 @given(problem=problems())

@@ -28,7 +28,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     reaches 105 (`benchmarks/blas.py`). Batches of small matrices go to numpy, which calls BLAS once for each at
     half of torch's cost.
     """
-    if a.device.type != "cpu":
+    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):  # numpy has no bfloat16
         return torch.matmul(a, b)
     if a.ndim == b.ndim == 2 and a.shape[0] * a.shape[1] * b.shape[1] >= _WORTH_ONEDNN:
         if _ONEDNN is not None and a.dtype == torch.float32:

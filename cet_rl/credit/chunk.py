@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cet_rl.credit.blas import matmul
-from cet_rl.credit.constants import StateConstants
+from cet_rl.credit.constants import ChunkConstants, StateConstants
 from cet_rl.credit.signals import Signals, SynapseState, lambda_sums
 
 _BLOCK = 1 << 18
@@ -64,10 +64,14 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     p = derivative[:, None] * due
     reads = matmul(weighted.view(-1, steps), closed.readout).view(*weighted.shape[:3], order)
 
-    gradient = torch.zeros_like(state.eligibility[0])
-    if B is not None:
-        gradient += decay_eligibility(state, signals, decay, A, B)
+    if B is None:
+        parts = [
+            _without_eligibility(state, closed, derivative[env], p[env, 0], reads[env, 0], signals, env)
+            for env in range(envs)
+        ]
+        return parts[0] if envs == 1 else torch.stack(parts).sum(0)
 
+    gradient = decay_eligibility(state, signals, decay, A, B)
     # Units are taken in blocks that stay in a CPU's cache from one product to the next.
     on_cpu = p.device.type == "cpu"
     block = max(1, min(n_out, _BLOCK // (order * max(n_in, steps)))) if on_cpu else n_out
@@ -96,6 +100,39 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
             torch.add(absorbed.view(states.shape), from_states[:, :order], out=states)
             outer[:, units] += from_states[:, order:].transpose(0, 1)
         gradient += outer[0]
-        if B is not None:
-            state.eligibility[env] += outer[1]
+        state.eligibility[env] += outer[1]
     return gradient
+
+
+def _without_eligibility(
+    state: SynapseState,
+    closed: ChunkConstants,
+    derivative: Tensor,
+    p: Tensor,
+    reads: Tensor,
+    signals: Signals,
+    env: int,
+) -> Tensor:
+    """One environment's ΔW where γλ = 0, and its new states, in two products for all of it.
+
+    Args:
+        state: of the layer.
+        closed: the constants of T steps.
+        derivative: f', (n_out, T).
+        p: as in the module's formulas, (n_out, T).
+        reads: Σ_u A_u q_{u,k} δ_u, (n_out, n).
+        signals: of all environments.
+        env: which one.
+    """
+    assert state.states is not None
+    n_out, steps = p.shape
+    order = reads.shape[1]
+    factors = p.new_empty(n_out, 1 + order, steps)
+    factors[:, 0] = p
+    torch.mul(derivative[:, None], closed.absorb, out=factors[:, 1:])
+    new = (factors.view(-1, steps) @ signals.pre[:, env]).view(n_out, 1 + order, -1)
+    operators = p.new_empty(n_out, 1 + order, order)
+    operators[:, 0], operators[:, 1:] = reads, closed.carry
+    new.baddbmm_(operators, state.states[env])
+    state.states[env] = new[:, 1:]
+    return new[:, 0]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cet_rl.credit.correlation import Correlation, correlation_matrix
 from cet_rl.credit.geometry import Geometry
 from cet_rl.traces.base import FloatArray, Trace, Transition
 
@@ -32,31 +33,21 @@ class ChunkConstants:
     carry: Tensor
 
 
-def correlation_matrix(kernel: FloatArray, rows: int, columns: int) -> FloatArray:
-    """g_{u-s} at [s, u] for s = columns - rows … columns - 1 and u = 0 … columns - 1; zero outside the kernel.
-
-    Multiplying by it turns the credit that arrives at each u into the credit due to each event s ≤ u; s < 0 are
-    events of earlier chunks.
-    """
-    lag = np.arange(columns)[None, :] - (np.arange(rows)[:, None] + columns - rows)
-    return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
-
-
 def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
-    """Lags [first, last) outside of which a kernel holds less of its area than `dtype` can tell from none.
+    """Lags [first, last) outside of which a kernel holds less of its area than the rounding of `dtype`.
 
-    In float32 that is about two thirds of the support in float64, and so of what a factored past costs.
+    In float32 that is about 60 % of the support in float64, and so of what a factored past costs.
     """
     first, last = trace.support
     magnitude = trace.kernel(last).abs().numpy()
-    outside = torch.finfo(dtype).eps / 10 * magnitude.sum()
+    outside = torch.finfo(dtype).eps * magnitude.sum()
     begin = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
     end = last - int(np.searchsorted(np.cumsum(magnitude[::-1]), outside, side="right"))
     return max(first, begin), min(last, end)
 
 
-def _forget_oldest(cache: dict[int, Any]) -> None:
-    # A loop whose chunks have ever new lengths would collect a T × T matrix for each.
+def forget_oldest(cache: dict[Any, Any]) -> None:
+    """Make room in a cache: a loop whose chunks have ever new lengths would collect a T × T matrix for each."""
     if len(cache) >= CHUNK_LENGTHS_KEPT:
         del cache[next(iter(cache))]
 
@@ -90,9 +81,9 @@ class StateConstants:
                 read = read @ M
                 responses[lag], readout[lag] = response, read
                 power, response = power @ M, M @ response
-            _forget_oldest(self._chunks)
+            forget_oldest(self._chunks)
             self._chunks[steps] = ChunkConstants(
-                toeplitz=self._tensor(correlation_matrix(responses @ C, steps, steps)),
+                toeplitz=self._tensor(correlation_matrix(responses @ C, steps, steps, 0)),
                 readout=self._tensor(readout),
                 absorb=self._tensor(responses[::-1].T),
                 carry=self._tensor(power),
@@ -115,7 +106,7 @@ class HistoryConstants:
     device: torch.device
     support: tuple[int, int]
     geometry: Geometry
-    _matrices: dict[int, Tensor] = field(default_factory=dict)
+    _correlations: dict[int, Correlation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         first, last = self.support
@@ -123,10 +114,10 @@ class HistoryConstants:
         self._kernel = self.trace.kernel(last)[first:].numpy()
         self.kernel = torch.from_numpy(self._kernel).to(self.device, self.dtype)
 
-    def correlation(self, steps: int) -> Tensor:
+    def correlation(self, steps: int) -> Correlation:
         """g_{first+u-s} at [s, u], s = -L … steps - 1; shape (L + steps, steps)."""
-        if steps not in self._matrices:
-            _forget_oldest(self._matrices)
-            matrix = correlation_matrix(self._kernel, self.past + steps, steps)
-            self._matrices[steps] = torch.from_numpy(matrix).to(self.device, self.dtype)
-        return self._matrices[steps]
+        if steps not in self._correlations:
+            forget_oldest(self._correlations)
+            matrix = correlation_matrix(self._kernel, self.past + steps, steps, self.past)
+            self._correlations[steps] = Correlation(matrix, self.dtype, self.device)
+        return self._correlations[steps]

@@ -45,6 +45,15 @@ class DelayLine(nn.Module):
         self._position = (self._position + steps) % self.steps
         return out
 
+    def push(self, signal: Tensor) -> None:
+        """Push T steps, as `forward` does, and let go of what comes out."""
+        signal = signal[-self.steps :] if self.steps else signal[:0]
+        end = min(self._position + len(signal), self.steps)
+        first = end - self._position
+        self.line[self._position : end] = signal[:first]
+        self.line[: len(signal) - first] = signal[first:]
+        self._position = (self._position + len(signal)) % max(self.steps, 1)
+
     def contents(self) -> Tensor:
         """What is on its way, oldest first; shape (D, *shape)."""
         return torch.cat([self.line[self._position :], self.line[: self._position]])

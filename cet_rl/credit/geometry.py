@@ -24,11 +24,24 @@ _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
 
 
+_ALIGNED = 16
+"""Floats in 64 bytes."""
+
+_WORTH_ALIGNING = 64
+"""Inputs of a layer from which on."""
+
+
 class Geometry(ABC):
     """The shapes of one layer, what its weight does to signals, and the sum of its outer products.
 
     "Flat" signals have their units in one last axis, in the order that makes the products fastest.
+
+    A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` counts it in: weights
+    then come as (units, inputs and more), those of a unit side by side and its bias after them; `split` parts
+    them.
     """
+
+    bias: bool
 
     @property
     @abstractmethod
@@ -45,6 +58,13 @@ class Geometry(ABC):
     def post_shape(self) -> tuple[int, ...]:
         """Shape of one sample's f' and δ."""
 
+    @abstractmethod
+    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights of `weight_shape` to the weight and the bias, (units,), as torch's layers have them.
+
+        The bias is None for a geometry without.
+        """
+
     @property
     def n_pre(self) -> int:
         """Presynaptic units."""
@@ -56,16 +76,20 @@ class Geometry(ABC):
         return prod(self.post_shape)
 
     @abstractmethod
-    def flatten(self, signal: Tensor) -> Tensor:
-        """(..., *pre_shape) to (..., n_pre), or (..., *post_shape) to (..., n_post)."""
+    def flatten_pre(self, signal: Tensor) -> Tensor:
+        """(..., *pre_shape) to (..., n_pre)."""
+
+    @abstractmethod
+    def flatten_post(self, signal: Tensor) -> Tensor:
+        """(..., *post_shape) to (..., n_post)."""
 
     @abstractmethod
     def pre(self, flat: Tensor) -> Tensor:
-        """(..., n_pre) to (..., *pre_shape): undoes `flatten`."""
+        """(..., n_pre) to what `outer_sum` takes: (..., *pre_shape), or if dense and with a bias, as it is."""
 
     @abstractmethod
     def post(self, flat: Tensor) -> Tensor:
-        """(..., n_post) to (..., *post_shape): undoes `flatten`."""
+        """(..., n_post) to (..., *post_shape): undoes `flatten_post`."""
 
     @abstractmethod
     def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
@@ -99,6 +123,8 @@ class Dense(Geometry):
     Attributes:
         n_in: presynaptic units.
         n_out: postsynaptic units.
+        bias: whether units have a bias: an input more, always 1, that `flatten_pre` adds. Large layers get some
+            more that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
 
     Raises:
         ValueError: for counts below one.
@@ -106,14 +132,15 @@ class Dense(Geometry):
 
     n_in: int
     n_out: int
+    bias: bool = False
 
     def __post_init__(self) -> None:
         _check_counts(n_in=self.n_in, n_out=self.n_out)
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(n_out, n_in)."""
-        return self.n_out, self.n_in
+        """(n_out, n_pre)."""
+        return self.n_out, self.n_pre
 
     @property
     def pre_shape(self) -> tuple[int, ...]:
@@ -125,7 +152,24 @@ class Dense(Geometry):
         """(n_out,)."""
         return (self.n_out,)
 
-    def flatten(self, signal: Tensor) -> Tensor:
+    @property
+    def n_pre(self) -> int:
+        """Presynaptic units, those added for a bias among them."""
+        if not self.bias:
+            return self.n_in
+        aligned = _ALIGNED if self.n_in >= _WORTH_ALIGNING else 1
+        return -(-(self.n_in + 1) // aligned) * aligned
+
+    def flatten_pre(self, signal: Tensor) -> Tensor:
+        """(..., n_in) to (..., n_pre)."""
+        if not self.bias:
+            return signal
+        flat = signal.new_zeros(*signal.shape[:-1], self.n_pre)
+        flat[..., : self.n_in] = signal
+        flat[..., self.n_in] = 1
+        return flat
+
+    def flatten_post(self, signal: Tensor) -> Tensor:
         """Nothing to do."""
         return signal
 
@@ -157,6 +201,10 @@ class Dense(Geometry):
         """(..., n_in) to (..., 1, n_in)."""
         return pre[..., None, :]
 
+    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(n_out, n_pre) to (n_out, n_in) and (n_out,)."""
+        return (weights[:, : self.n_in], weights[:, self.n_in]) if self.bias else (weights, None)
+
 
 @dataclass(frozen=True)
 class Convolution(Geometry):
@@ -174,6 +222,7 @@ class Convolution(Geometry):
         in_size: (H, W) of the input.
         stride: between positions, along both sides.
         padding: zeros on every side.
+        bias: whether units have a bias, the same at all positions.
 
     Raises:
         ValueError: for counts below one, negative padding, an `in_size` that is no pair, or a kernel larger than
@@ -186,6 +235,7 @@ class Convolution(Geometry):
     in_size: tuple[int, int]
     stride: int = 1
     padding: int = 0
+    bias: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -211,7 +261,12 @@ class Convolution(Geometry):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(C_out, C_in, k, k)."""
+        """(C_out, C_in, k, k), with a bias (C_out, C_in · k · k + 1)."""
+        kernels = self._kernel_shape
+        return (kernels[0], prod(kernels[1:]) + 1) if self.bias else kernels
+
+    @property
+    def _kernel_shape(self) -> tuple[int, int, int, int]:
         return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
 
     @property
@@ -226,8 +281,12 @@ class Convolution(Geometry):
             (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in self.in_size
         )
 
-    def flatten(self, signal: Tensor) -> Tensor:
-        """(..., C, H, W) to (..., H · W · C)."""
+    def flatten_pre(self, signal: Tensor) -> Tensor:
+        """(..., C_in, H, W) to (..., H · W · C_in)."""
+        return signal.movedim(-3, -1).flatten(-3)
+
+    def flatten_post(self, signal: Tensor) -> Tensor:
+        """(..., C_out, H', W') to (..., H' · W' · C_out)."""
         return signal.movedim(-3, -1).flatten(-3)
 
     def pre(self, flat: Tensor) -> Tensor:
@@ -242,34 +301,35 @@ class Convolution(Geometry):
     def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W'), both in `channels_last` format."""
         pre = pre.contiguous(memory_format=torch.channels_last)
-        return functional.conv2d(pre, weight, stride=self.stride, padding=self.padding)
+        kernels, bias = self.split(weight)
+        return functional.conv2d(pre, kernels, bias, stride=self.stride, padding=self.padding)
 
     @torch.no_grad()
     def pull(self, weight: Tensor, error: Tensor) -> Tensor:
         """(N, C_out, H', W') to (N, C_in, H, W), both in `channels_last` format."""
         error = error.contiguous(memory_format=torch.channels_last)
         shape = (len(error), *self.pre_shape)
-        return conv2d_input(shape, weight, error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
+        return conv2d_input(shape, self.split(weight)[0], error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
     def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
         """Over positions and all leading axes: (..., C_out, H', W'), (..., C_in, H, W) to (C_out, C_in, k, k)."""
         post, pre = post.reshape(-1, *self.post_shape), pre.reshape(-1, *self.pre_shape)
-        total = torch.zeros(self.weight_shape, dtype=post.dtype, device=post.device)
-        unfolded = prod(self.post_shape[1:]) * prod(self.weight_shape[1:]) * pre.element_size()
+        total = torch.zeros(self._kernel_shape, dtype=post.dtype, device=post.device)
+        unfolded = prod(self.post_shape[1:]) * prod(self._kernel_shape[1:]) * pre.element_size()
         block = max(1, _LARGEST_UNFOLDED // unfolded)
         for p, x in zip(torch.split(post, block), torch.split(pre, block), strict=True):
             total += conv2d_weight(  # type: ignore[no-untyped-call]
                 x.contiguous(memory_format=torch.channels_last),
-                self.weight_shape,
+                self._kernel_shape,
                 p.contiguous(memory_format=torch.channels_last),
                 stride=self.stride,
                 padding=self.padding,
             )
-        return total
+        return torch.cat([total.flatten(1), post.sum((0, 2, 3))[:, None]], 1) if self.bias else total
 
     def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
-        """(S, E, C_out, H', W') and (S, E, C_in, H, W) to (E, C_out, C_in, k, k).
+        """(S, E, C_out, H', W') and (S, E, C_in, H, W) to (E, *weight_shape).
 
         One call for each environment is faster than one grouped convolution for all of them.
         """
@@ -277,11 +337,19 @@ class Convolution(Geometry):
         return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
     def unfold(self, pre: Tensor) -> Tensor:
-        """(..., C_in, H, W) to (..., H' · W', C_in · k · k)."""
+        """(..., C_in, H, W) to (..., H' · W', C_in · k · k), with a bias one more that is 1."""
         patches = functional.unfold(
             pre.reshape(-1, *self.pre_shape), self.kernel_size, padding=self.padding, stride=self.stride
-        )
-        return patches.mT.reshape(*pre.shape[:-3], *patches.mT.shape[1:])
+        ).mT
+        if self.bias:
+            patches = functional.pad(patches, (0, 1), value=1.0)
+        return patches.reshape(*pre.shape[:-3], *patches.shape[1:])
+
+    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(C_out, C_in · k · k + 1) to (C_out, C_in, k, k) and (C_out,)."""
+        if not self.bias:
+            return weights, None
+        return weights[:, :-1].view(self._kernel_shape), weights[:, -1]
 
 
 def _maps(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

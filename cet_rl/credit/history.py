@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cet_rl.credit.blas import matmul
 from cet_rl.credit.chunk import decay_eligibility, sum_weights
 from cet_rl.credit.constants import HistoryConstants
 from cet_rl.credit.geometry import Dense
@@ -36,34 +35,35 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
     geometry, total = constants.geometry, constants.past + steps
 
     A, B = sum_weights(signals, decay)
-    gradient = torch.zeros_like(state.eligibility[0])
-    if B is None:
-        state.eligibility.zero_()
-    else:
-        gradient += decay_eligibility(state, signals, decay, A, B)
+    gradient = None if B is None else decay_eligibility(state, signals, decay, A, B)
 
     # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
     at_once, rows_at_once = num_envs, total
     if not isinstance(geometry, Dense):
         limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
-        at_once = max(1, limit // (total * n_post))
-        rows_at_once = max(1, limit // (min(at_once, num_envs) * n_post))
+        at_once = min(num_envs, max(1, limit // (total * n_post)))
+        rows_at_once = max(1, limit // (at_once * n_post))
     for first in range(0, num_envs, at_once):
         envs = slice(first, first + at_once)
         pre, derivative, error = signals.pre[:, envs], signals.derivative[:, envs], signals.error[:, envs]
         if constants.past:
             pre = torch.cat([state.past_pre[:, envs], pre])
             derivative = torch.cat([state.past_derivative[:, envs], derivative])
-            state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
+            if at_once == num_envs:  # the new past is the end of what has just been put together
+                state.past_pre, state.past_derivative = pre[steps:], derivative[steps:]
+            else:
+                state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
         to_gradient = A[:, envs, None] * error
         to_eligibility = None if B is None else B[:, envs, None] * error
         for row in range(0, total, rows_at_once):
             rows = slice(row, row + rows_at_once)
             x, active = geometry.pre(pre[rows]), derivative[rows]
-            gradient += geometry.outer_sum(geometry.post(active * _due(constants, to_gradient, rows)), x)
+            part = geometry.outer_sum(geometry.post(active * _due(constants, to_gradient, rows)), x)
+            gradient = part if gradient is None else gradient.add_(part)
             if to_eligibility is not None:
                 p = geometry.post(active * _due(constants, to_eligibility, rows))
                 state.eligibility[envs] += geometry.outer_sums(p, x)
+    assert gradient is not None
     return gradient
 
 
@@ -71,5 +71,5 @@ def _due(constants: HistoryConstants, weighted: Tensor, rows: slice) -> Tensor:
     """Σ_u g_{u-s} weighted_u for some of the s = -L … T-1, shape (S, E, n_post); weighted (T, E, n_post)."""
     if not constants.past:
         return constants.kernel * weighted[rows]
-    matrix = constants.correlation(len(weighted))[rows]
-    return matmul(matrix, weighted.flatten(1)).view(len(matrix), *weighted.shape[1:])
+    due = constants.correlation(len(weighted))(weighted.flatten(1), rows.start, rows.stop)
+    return due.view(len(due), *weighted.shape[1:])

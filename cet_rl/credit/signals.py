@@ -51,7 +51,7 @@ class SynapseState:
     """What the synapses of one layer carry over, zero at the start. Executors replace or overwrite its tensors.
 
     A layer has either `states`, one cascade per synapse, or the pair `past_pre`, `past_derivative`, the factors
-    of its Hebbian term for as long as the kernel reaches back, flat (`Geometry.flatten`).
+    of its Hebbian term for as long as the kernel reaches back, flat (`Geometry.flatten_pre`, `flatten_post`).
 
     Attributes:
         eligibility: e, shape (E, *weight_shape), (E, n_out, n_in) if dense; of no meaning where γλ = 0.

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from cet_rl.credit.constants import HistoryConstants, StateConstants, visible_support
 from cet_rl.credit.delay_line import DelayLine
 from cet_rl.credit.executors import IMPULSE, Executor, run, uses_history
-from cet_rl.credit.geometry import Convolution, Dense, Geometry, layer_geometry
+from cet_rl.credit.geometry import Convolution, Geometry, layer_geometry
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 from cet_rl.traces.base import Trace
 from cet_rl.traces.perfect import PerfectMemory
+
+WORTH_WAITING = 16
+"""Silent lags of a kernel from which on a delay line is cheaper than keeping them in the past."""
 
 
 class Synapses(nn.Module):
@@ -98,8 +101,7 @@ class Synapses(nn.Module):
         self._factored = uses_history(
             self.trace, geometry, executor, num_envs=num_envs, rollout=rollout, per_weight=per_weight
         )
-        dense = isinstance(geometry, Dense)
-        self._support = self.trace.support if dense else visible_support(self.trace, dtype)
+        self._support = visible_support(self.trace, dtype)
         self._constants: StateConstants | HistoryConstants | None = None
 
         n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
@@ -107,9 +109,11 @@ class Synapses(nn.Module):
         self.td_error_line = DelayLine(delay_steps, (num_envs,), dtype=dtype)
         self.start_line = DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
 
-        # A kernel that is silent at first, as a delay line is, lets the layer's inputs wait outside.
+        # A kernel that is silent for long, as a delay line is, lets the layer's inputs wait outside.
         transition = self.trace.transition()
         onset = self._support[0] if self._factored or transition is None else 0
+        if transition is not None and onset < WORTH_WAITING:
+            self._support, onset = (0, self._support[1]), 0
         self.pre_line = DelayLine(onset, (num_envs, n_pre), dtype=dtype)
         self.derivative_line = DelayLine(onset, (num_envs, n_post), dtype=dtype)
 
@@ -167,9 +171,9 @@ class Synapses(nn.Module):
             )
         signals = Signals(pre, derivative, error, td_error, start)
         signals = Signals(
-            self.pre_line(geometry.flatten(signals.pre)),
-            self.derivative_line(geometry.flatten(signals.derivative)),
-            self.error_line(geometry.flatten(signals.error)),
+            self.pre_line(geometry.flatten_pre(signals.pre)),
+            self.derivative_line(geometry.flatten_post(signals.derivative)),
+            self.error_line(geometry.flatten_post(signals.error)),
             self.td_error_line(signals.td_error),
             self.start_line(signals.start),
         )
