@@ -1,0 +1,186 @@
+"""A model of ordinary layers, made to learn from late credit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.traces.base import Normalization, Trace
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.vision.layers import ErrorAt, Soma, TracedConv2d, TracedLayer, TracedLinear
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+
+
+def convert(
+    model: nn.Module,
+    trace: str | TraceConfig | None = None,
+    *,
+    delay: float = 0.0,
+    order: int | None = None,
+    decay: float | None = None,
+    normalization: Normalization | None = None,
+    step_duration: float = BEHAVIOURAL_STEP,
+    stacked: bool = False,
+    error_at: ErrorAt = "preactivation",
+    soma: Soma = "exact",
+    streaming: bool = False,
+    streams: int = 1,
+    record_alignment: bool = False,
+) -> nn.Module:
+    """A copy of a model in which every Linear and Conv2d is a traced layer with the same parameters.
+
+    Within an `nn.Sequential`, an activation that follows such a layer directly becomes part of it, as synapses
+    store f' x, and `nn.Identity` takes its place; names and the `state_dict` stay as they are. Where no known
+    activation follows directly, f' = 1. Without a delay nothing changes, bit for bit.
+
+    Args:
+        model: its Linear and Conv2d are found in the sequence in which they are defined, which should be that in
+            which they are used.
+        trace: of the synapses, a name that `cet-rl list traces` shows, or a `TraceConfig`, which has order, decay
+            and normalisation of its own; None for a cascade, or none without a delay.
+        delay: T, in seconds, until credit reaches a layer.
+        order: states of a trace; None for 5.
+        decay: per step, of the classical trace; None for exp(-1/D).
+        normalization: "area" or "peak"; None for area.
+        step_duration: seconds an image is seen.
+        stacked: add up delays from the output layer down (retrograde signalling).
+        error_at: see `TracedLinear`; so are the following.
+        soma: see `TracedLinear`.
+        streaming: see `TracedLinear`.
+        streams: see `TracedLinear`.
+        record_alignment: see `TracedLinear`.
+
+    Raises:
+        ValueError: if there is no such layer or one is used twice; for a convolution with groups, dilation, oblong
+            kernels or other than zero padding; for a delay that is no whole number of steps; or for what
+            `TracedLinear` refuses.
+    """
+    model = deepcopy(model)
+    found = model.named_modules(remove_duplicate=False)
+    layers = {name: layer for name, layer in found if isinstance(layer, nn.Linear | nn.Conv2d)}
+    names = list(layers)
+    if len(set(layers.values())) < len(names):
+        raise ValueError("a layer is used in two places of the model: its traces would mix what happens in both")
+    if not names:
+        raise ValueError("the model has no Linear or Conv2d layer to convert")
+    timing = CreditTiming(delay, step_duration, stacked, len(names))
+    if not isinstance(trace, TraceConfig):
+        trace = TraceConfig.for_delay(delay, trace, order, decay, normalization or "area", stacked=stacked)
+    elif (order, decay, normalization) != (None, None, None):
+        raise ValueError("a TraceConfig has order, decay and normalization of its own: leave these out")
+    options: dict[str, Any] = {
+        "error_at": error_at,
+        "soma": soma,
+        "streaming": streaming,
+        "streams": streams,
+        "record_alignment": record_alignment,
+    }
+    for name, delay_steps in zip(names, timing.layer_delays, strict=True):
+        parent = model.get_submodule(name.rpartition(".")[0])
+        child = name.rpartition(".")[2]
+        activation = _take_activation(parent, child)
+        traced = _traced(
+            model.get_submodule(name), name, trace.build(delay_steps), delay_steps, activation, options
+        )
+        if name:
+            setattr(parent, child, traced)
+        else:
+            model = traced
+    return model
+
+
+def prepare(model: nn.Module, in_shape: Sequence[int], batch: int, *, salient: bool = False) -> None:
+    """Make all that traced layers carry from batch to batch, so that a state can be loaded into it.
+
+    Args:
+        model: as `convert` returns it.
+        in_shape: of one image.
+        batch: images in a batch.
+        salient: whether images will have times of their own (`seen_at`).
+    """
+    shapes: dict[TracedLayer, tuple[int, ...]] = {}
+    layers = [layer for layer in model.modules() if isinstance(layer, TracedLayer)]
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda layer, inputs: shapes.__setitem__(layer, tuple(inputs[0].shape[1:]))
+        )
+        for layer in layers
+    ]
+    training = {module: module.training for module in model.modules()}
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(parameter.new_zeros(1, *in_shape))
+    finally:
+        for module, was in training.items():
+            module.training = was
+        for hook in hooks:
+            hook.remove()
+    for layer, shape in shapes.items():
+        layer.prepare(shape, batch, salient=salient)
+
+
+def _take_activation(parent: nn.Module, child: str) -> str:
+    """The activation that follows a child of an nn.Sequential, taken out of it."""
+    if not isinstance(parent, nn.Sequential):
+        return "identity"
+    keys = list(parent._modules)
+    position = keys.index(child) + 1
+    if position < len(keys):
+        following = parent[position]
+        if type(following) in _ACTIVATIONS:
+            parent[position] = nn.Identity().train(following.training)
+            return _ACTIVATIONS[type(following)]
+    return "identity"
+
+
+def _traced(
+    layer: nn.Module,
+    name: str,
+    trace: Trace | None,
+    delay_steps: int,
+    activation: str,
+    options: dict[str, Any],
+) -> TracedLayer:
+    if isinstance(layer, TracedLayer):
+        raise ValueError(f"layer {name!r} is traced already")
+    given: dict[str, Any] = {"trace": trace, "delay_steps": delay_steps, "activation": activation, **options}
+    new: TracedLinear | TracedConv2d
+    if isinstance(layer, nn.Linear):
+        new = TracedLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta", **given)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        padding = layer.padding
+        if isinstance(padding, str) and (padding == "valid" or layer.stride == (1, 1)):
+            padding = tuple((size - 1) // 2 if padding == "same" else 0 for size in layer.kernel_size)
+        even_same = layer.padding == "same" and any(size % 2 == 0 for size in layer.kernel_size)
+        square = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, padding))
+        if (
+            not square
+            or even_same
+            or layer.groups > 1
+            or set(layer.dilation) != {1}
+            or layer.padding_mode != "zeros"
+        ):
+            raise ValueError(
+                f"layer {name!r} is a convolution that synapses cannot follow: traced are square kernels, the "
+                "same stride and zero padding along both sides, no groups and no dilation"
+            )
+        new = TracedConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size[0],
+            layer.stride[0],
+            int(padding[0]),
+            layer.bias is not None,
+            device="meta",
+            **given,
+        )
+    new.weight, new.bias = layer.weight, layer.bias
+    return new.train(layer.training)

@@ -1,0 +1,332 @@
+"""Ordinary models made to learn from late credit: what changes, what must not, and what cannot be."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from vision_loop import Case, assert_same
+
+from cet_rl import CET, ET, Legendre, PerfectMemory
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.vision.conversion import convert
+from cet_rl.vision.layers import TracedConv2d, TracedLinear, traced_layers
+from cet_rl.vision.models import cnn, mlp
+
+
+def perceptron():
+    return mlp((1, 4, 4), 3, (7, 6), generator=torch.Generator().manual_seed(0))
+
+
+def convolutional():
+    return cnn((1, 8, 8), 3, (4, 5), 6, generator=torch.Generator().manual_seed(0))
+
+
+def normalised():
+    """Layers that remember batches, that draw random numbers, and activations of all kinds, some by themselves."""
+    torch.manual_seed(0)
+    features = nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding="same"),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 2, 2, bias=False),
+        nn.Tanh(),
+    )
+    head = nn.Sequential(
+        nn.Linear(64, 6), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)
+    )
+    return nn.Sequential(features, nn.Flatten(), head)
+
+
+MODELS = pytest.mark.parametrize(
+    ("build", "in_shape"), [(perceptron, (1, 4, 4)), (convolutional, (1, 8, 8)), (normalised, (1, 8, 8))]
+)
+LATE = {"delay": 0.4, "error_at": "activation"}
+
+
+def train(model, in_shape, steps=10):
+    """So many steps of AdamW: the gradients, the outputs and the state afterwards."""
+    torch.manual_seed(1)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    seen = []
+    for _ in range(steps):
+        images, labels = torch.randn(16, *in_shape), torch.randint(3, (16,))
+        outputs = model(images)
+        optimizer.zero_grad()
+        cross_entropy(outputs, labels).backward()
+        seen += [outputs, *(parameter.grad.clone() for parameter in model.parameters())]
+        optimizer.step()
+    return seen, model.state_dict()
+
+
+@MODELS
+def test_without_a_delay_nothing_changes(build, in_shape):
+    plain, converted = build(), convert(build())
+    assert not any(layer.traced for layer in traced_layers(converted).values())
+    assert len(traced_layers(converted)) == sum(
+        isinstance(each, nn.Linear | nn.Conv2d) for each in plain.modules()
+    )
+    (found, state), (expected, plain_state) = train(converted, in_shape), train(plain, in_shape)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert list(state) == list(plain_state)
+    assert all(torch.equal(state[name], plain_state[name]) for name in state)
+
+
+@MODELS
+def test_with_a_delay_only_gradients_change(build, in_shape):
+    plain, converted = build(), convert(build(), **LATE)
+    assert list(converted.state_dict()) == list(plain.state_dict())
+    x = torch.randn(16, *in_shape)
+    plain.load_state_dict(converted.state_dict())
+    assert torch.equal(converted.eval()(x), plain.eval()(x))
+    (found, _), (expected, _) = train(converted.train(), in_shape, 1), train(plain.train(), in_shape, 1)
+    assert torch.equal(found[0], expected[0])
+    for name, a, b in zip(dict(plain.named_parameters()), found[1:], expected[1:], strict=True):
+        if name.rpartition(".")[0] in traced_layers(converted):
+            assert not torch.equal(a, b)
+        else:  # of a normalisation: what is passed down is the true gradient
+            torch.testing.assert_close(a, b)
+
+
+@MODELS
+def test_the_model_given_stays_as_it_is(build, in_shape):
+    model, same = build(), build()
+    converted = convert(model, **LATE)
+    train(converted, in_shape)
+    assert not traced_layers(model)
+    assert repr(model) == repr(same)
+    for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@MODELS
+def test_copies_and_states_of_converted_models(build, in_shape):
+    model = convert(build(), **LATE)
+    copy = deepcopy(model)
+    expected, state = train(model, in_shape, 3)
+    found, _ = train(copy, in_shape, 3)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    other = convert(build(), **LATE)
+    other.load_state_dict(state)
+    expected, found = train(model, in_shape, 2)[0], train(other, in_shape, 2)[0]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_delays_add_up_from_the_output():
+    names = {"0.0": 12, "0.3": 9, "2.0": 6, "2.3": 3, "2.5": 0}
+    layers = traced_layers(convert(normalised(), delay=0.6, stacked=True, error_at="activation"))
+    assert {name: layer.delay_steps for name, layer in layers.items()} == names
+    assert [layer.trace for layer in layers.values()] == [*(CET(5, d) for d in (12, 9, 6, 3)), None]
+    assert [layer.traced for layer in layers.values()] == [True] * 4 + [False]
+    layers = traced_layers(convert(normalised(), "et", delay=0.6, error_at="activation"))
+    assert list(layers) == list(names)
+    assert {(layer.delay_steps, layer.trace) for layer in layers.values()} == {(3, ET.from_delay(3))}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, CET(5, 3)),
+        ({"trace": "cet", "order": 3, "normalization": "peak"}, CET(3, 3, "peak")),
+        ({"trace": "legendre", "order": 4}, Legendre(4, 3)),
+        ({"trace": "et", "decay": 0.7}, ET(0.7)),
+        ({"order": 1}, ET.from_delay(3)),
+        ({"trace": TraceConfig("perfect")}, PerfectMemory(3, "peak")),
+    ],
+)
+def test_traces_by_name(options, expected):
+    assert convert(nn.Linear(2, 3), delay=0.6, **options).trace == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trace": "best", "delay": 0.6}, "unknown trace 'best'"),
+        ({"trace": "cet"}, "trace 'cet' bridges a delay, and there is none"),
+        ({"order": 3}, "order, decay and stacked belong to a delay"),
+        ({"trace": "none", "delay": 0.6}, "leave the delay out, or choose a trace"),
+        ({"trace": "perfect", "order": 3, "delay": 0.6}, "order 3 has no meaning for trace 'perfect'"),
+        ({"trace": TraceConfig("cet"), "order": 3, "delay": 0.6}, "has order, decay and normalization of its own"),
+    ],
+)
+def test_traces_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Linear(2, 3), **options)
+
+
+def test_the_step_duration_counts():
+    [layer] = traced_layers(convert(nn.Linear(2, 3), delay=0.6, step_duration=0.3)).values()
+    assert layer.delay_steps == 2
+    with pytest.raises(ValueError, match=r"nearest valid delays are 0.4 s and 0.6 s"):
+        convert(nn.Linear(2, 3), delay=0.5)
+
+
+def test_activations_become_part_of_the_layer():
+    model = convert(normalised(), **LATE)
+    (convolution, *_), _, head = model
+    assert [layer.activation for layer in traced_layers(model).values()] == [
+        *("identity", "tanh", "sigmoid", "identity", "identity")
+    ]
+    assert convolution.activation == "identity"
+    assert [type(layer) for layer in model[0]] == [
+        TracedConv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+        TracedConv2d,
+        nn.Identity,
+    ]
+    kinds = [TracedLinear, nn.Identity, nn.Dropout, TracedLinear, nn.GELU, TracedLinear]
+    assert [type(layer) for layer in head] == kinds
+
+
+def test_only_within_a_sequence_does_an_activation_follow():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.activation, self.second = nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.second(self.activation(self.first(x)))
+
+    model = convert(Branches(), delay=0.2)
+    assert model.first.activation == "identity"
+    assert isinstance(model.activation, nn.Tanh)
+    assert isinstance(model.second, TracedLinear)
+
+
+def test_a_shared_activation_is_kept_where_it_is_needed():
+    relu = nn.ReLU(inplace=True)
+    model = convert(nn.Sequential(nn.Linear(2, 3), relu, nn.LayerNorm(3), relu, nn.Linear(3, 2), relu), delay=0.2)
+    kinds = [TracedLinear, nn.Identity, nn.LayerNorm, nn.ReLU, TracedLinear, nn.Identity]
+    assert [type(layer) for layer in model] == kinds
+    model(torch.randn(5, 2)).sum().backward()
+
+
+def test_one_layer_is_a_model():
+    for layer, kind in ((nn.Linear(2, 3), TracedLinear), (nn.Conv2d(2, 3, 3), TracedConv2d)):
+        assert isinstance(convert(layer), kind)
+
+
+@pytest.mark.parametrize("kind", ["cet", "perfect", "sharp"])
+@pytest.mark.parametrize("error_at", ["preactivation", "activation"])
+def test_every_layer_of_a_network_is_that_of_the_loop(kind, error_at):
+    """What is passed down is the true gradient, so that each layer's images and errors are those of torch."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    plain = plain.double()
+    model = convert(plain, TraceConfig(kind), delay=0.4, stacked=True, error_at=error_at)
+    signals = {}
+    for name in ("0", "3", "5"):
+        layer, after = plain[int(name)], plain[int(name) + 1] if name != "5" else plain[5]
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: signals.update({name: [inputs[0].detach()]}))
+        after.register_forward_hook(
+            lambda _, inputs, output, name=name: output.retain_grad() or watch(name, output)
+        )
+
+    def watch(name, output):
+        signals[name].append(output)
+
+    x, labels = torch.randn(9, 1, 4, 4, dtype=torch.float64), torch.arange(9) % 3
+    for network in (plain, model):
+        cross_entropy(network(x), labels).backward()
+    for name, layer in traced_layers(model).items():
+        case = Case(
+            *(layer.weight.shape[1::-1]),
+            layer.trace,
+            layer.delay_steps,
+            kernel_size=3 if name == "0" else None,
+            activation=layer.activation,
+            error_at=error_at,
+        )
+        case.plain.load_state_dict(plain[int(name)].state_dict())
+        seen, output = signals[name]
+        expected = case.split(case.gradients(seen, output.grad, 9).sum(0))
+        assert_same([layer.weight.grad, layer.bias.grad], expected)
+
+
+@pytest.mark.parametrize(("padding", "expected"), [("same", 1), ("valid", 0), (1, 1), ((2, 2), 2)])
+def test_paddings(padding, expected):
+    plain = nn.Conv2d(2, 3, 3, padding=padding)
+    traced = convert(plain, delay=0.2)
+    assert traced.padding == (expected, expected)
+    x = torch.randn(4, 2, 5, 5)
+    assert torch.equal(traced(x), plain(x))
+
+
+def test_strides():
+    plain = nn.Conv2d(2, 3, 3, stride=2, padding="valid", bias=False)
+    traced = convert(plain, delay=0.2)
+    assert (traced.stride, traced.padding, traced.bias) == ((2, 2), (0, 0), None)
+    x = torch.randn(4, 2, 6, 5)
+    assert torch.equal(traced(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"groups": 2},
+        {"dilation": 2},
+        {"kernel_size": (3, 1)},
+        {"kernel_size": (3, 5), "padding": "same"},
+        {"kernel_size": 2, "padding": "same"},
+        {"dilation": 2, "padding": "same"},
+        {"stride": (1, 2)},
+        {"padding": (0, 1)},
+        {"padding": 1, "padding_mode": "circular"},
+        {"padding": "same", "padding_mode": "reflect"},
+    ],
+)
+@pytest.mark.parametrize("late", [{}, {"delay": 0.2}])
+def test_convolutions_that_synapses_cannot_follow(options, late):
+    model = nn.Sequential(
+        nn.ReLU(), nn.Conv2d(**{"in_channels": 2, "out_channels": 4, "kernel_size": 3, **options})
+    )
+    with pytest.raises(ValueError, match="layer '1' is a convolution that synapses cannot follow"):
+        convert(model, **late)
+
+
+def test_models_that_cannot_be_converted():
+    with pytest.raises(ValueError, match="no Linear or Conv2d layer to convert"):
+        convert(nn.Sequential(nn.Flatten(), nn.ReLU()))
+    with pytest.raises(ValueError, match="layer '1' is traced already"):
+        convert(convert(perceptron()))
+    with pytest.raises(ValueError, match="tanh needs error_at='activation'"):
+        convert(normalised(), delay=0.4)
+    with pytest.raises(ValueError, match="soma='trace' remembers images"):
+        convert(perceptron(), delay=0.4, soma="trace", streaming=True)
+    with pytest.raises(ValueError, match="streams must be at least 1"):
+        convert(perceptron(), delay=0.4, streams=0)
+
+
+def test_frozen_layers_stay_frozen_and_modes_are_kept():
+    model = normalised()
+    model[0][0].requires_grad_(False)
+    model[2].eval()
+    converted = convert(model, **LATE)
+    assert [p.requires_grad for p in converted.parameters()] == [p.requires_grad for p in model.parameters()]
+    for old, new in zip(model.modules(), converted.modules(), strict=True):
+        assert isinstance(new, nn.Identity) or new.training == old.training
+
+
+def test_a_layer_in_two_places():
+    """It would have one trace for what happens in both."""
+    shared = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="used in two places"):
+        convert(nn.Sequential(shared, nn.ReLU(), shared), delay=0.2)
+
+
+def test_an_activation_in_place_after_a_layer():
+    """torch allows it after its own layers, which do not need their output."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.layer(x).relu_()
+
+    convert(Block(), delay=0.2)(torch.randn(4, 3)).sum().backward()

@@ -1,0 +1,383 @@
+"""Traced layers within one batch against a loop over images, and used as torch's own layers are."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from vision_loop import FUNCTIONS, Case, arrived, assert_same, cases, cosine, remember, use
+
+from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
+from cet_rl.vision import credit
+from cet_rl.vision.layers import TracedConv2d, TracedLinear, measured, seen_at
+
+DENSE = Case(n_in=3, n_out=4, trace=CET(3, 2), delay_steps=2)
+CONVOLUTION = Case(n_in=2, n_out=3, kernel_size=3, padding=1, trace=CET(3, 2), delay_steps=2)
+BOTH = pytest.mark.parametrize("case", [DENSE, CONVOLUTION], ids=["dense", "convolution"])
+
+
+def batches(case, extra=1, seed=0):
+    """A batch a little longer than the delay."""
+    return case.batch(case.delay_steps + extra, seed)
+
+
+def in_batch(case, x, grad, soma=None):
+    """Weight and bias gradients of the loop, when all is forgotten at the end of the batch."""
+    return case.split(case.gradients(x, grad, len(x) // case.streams, soma).sum(0))
+
+
+@given(case=cases(), extra=st.integers(1, 7))
+def test_gradients_are_those_of_the_loop_over_images(case, extra):
+    x, error = batches(case, extra)
+    parameters, down = use(case.layer(), x, error)
+    assert_same(parameters, in_batch(case, x, error))
+    assert_same([down], [case.backpropagate(x, error)[-1]])
+
+
+@pytest.mark.parametrize(
+    "trace", [CET(10, 8), SharpCET(10, 8), Legendre(10, 8), ET.from_delay(8), LTPLTD(8), PerfectMemory(8), None]
+)
+@BOTH
+def test_high_orders_and_long_batches(trace, case):
+    case = replace(case, trace=trace, delay_steps=8)
+    x, error = case.batch(60)
+    assert_same(use(case.layer(), x, error)[0], in_batch(case, x, error), 1e-10 * largest_readout(trace))
+
+
+def largest_readout(trace):
+    """How much a readout may magnify rounding errors of states that are of order one."""
+    return 1.0 if trace is None or not trace.states else max(1.0, abs(trace.transition().C).max())
+
+
+@given(case=cases(most_streams=1), columns=st.integers(1, 9))
+def test_units_filtered_in_parts(case, columns):
+    x, error = batches(case, 4)
+    expected = use(case.layer(), x, error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credit, "_COLUMNS", columns)
+        found = use(case.layer(), x, error)
+    assert_same(found[0], expected[0])
+
+
+def through_the_soma(case, x, error):
+    """f' of each image as its soma recalls it when the error arrives, a loop over time."""
+    steps, delay, trace = len(x) // case.streams, case.delay_steps, case.trace
+    area = None if trace is None else replace(trace, normalization="area")
+    derivative = case.derivative(x)
+    soma = torch.empty_like(derivative)
+    for stream in range(case.streams):
+        late = remember(area, range(steps), derivative[stream :: case.streams], steps + delay)
+        soma[stream :: case.streams] = torch.stack(late[delay:])
+    return soma
+
+
+@given(case=cases(), extra=st.integers(1, 5))
+def test_a_soma_that_remembers_through_the_trace(case, extra):
+    assume(case.trace is not None)
+    x, error = batches(case, extra)
+    soma = through_the_soma(case, x, error)
+    parameters, down = use(case.layer(soma="trace"), x, error)
+    assert_same(parameters, in_batch(case, x, error, soma))
+    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
+
+
+def test_a_soma_without_a_trace_knows_only_the_present():
+    case = replace(DENSE, trace=None, delay_steps=2)
+    x, error = batches(case, 3)
+    soma = through_the_soma(case, x, error)
+    assert_same(use(case.layer(soma="trace"), x, error)[0], in_batch(case, x, error, soma))
+
+
+@given(case=cases(), extra=st.integers(1, 5), matrix=st.booleans())
+def test_alignment_is_the_cosine_with_what_is_due(case, extra, matrix):
+    assume(case.trace is not None or case.delay_steps)
+    x, error = batches(case, extra)
+    steps = len(x) // case.streams
+    layer = case.layer()
+    if matrix:
+        layer.use_matrix(len(x))
+    with measured(layer):
+        parameters, _ = use(layer, x, error)
+    each = [case.images(x, error, stream) for stream in range(case.streams)]
+    truth = sum(arrived(case, images, range(steps), 0, steps) for images in each).flatten()
+    learned = parameters[0].flatten()
+    assert layer.alignment == pytest.approx(cosine(learned, truth), abs=1e-9, nan_ok=True)
+    layer.alignment = 2.0
+    use(layer, x, error)
+    assert layer.alignment == 2.0  # measured only where asked for
+
+
+@BOTH
+def test_alignment_is_with_the_true_gradient_whatever_the_soma(case):
+    case = replace(case, error_at="activation")
+    x, error = batches(case, 6)
+    layer = case.layer(soma="trace")
+    with measured(layer):
+        (weight, _), _ = use(layer, x, error)
+    truth = arrived(case, case.images(x, error), range(len(x)), 0, len(x))
+    assert layer.alignment == pytest.approx(cosine(weight, truth))
+
+
+@BOTH
+def test_alignment_of_nothing_is_nan(case):
+    x, error = batches(case, 2)
+    layer = case.layer()
+    with measured(layer):
+        use(layer, x, torch.zeros_like(error))
+    assert layer.alignment != layer.alignment
+    perfect = replace(case, trace=PerfectMemory(2)).layer()
+    with measured(perfect):
+        use(perfect, x, error)
+    assert perfect.alignment == pytest.approx(1)
+
+
+@BOTH
+@pytest.mark.parametrize("activation", list(FUNCTIONS))
+def test_derivatives_are_exact(case, activation):
+    """Numerically, without a delay, and with one of what is passed down."""
+    now = replace(case, trace=None, delay_steps=0, activation=activation)
+    x = now.batch(3)[0].requires_grad_()
+    layer = now.layer()
+    names, values = zip(*layer.named_parameters(), strict=True)
+    assert torch.autograd.gradcheck(
+        lambda x, *values: functional_call(layer, dict(zip(names, values, strict=True)), (x,)), (x, *values)
+    )
+    for soma in (None, PerfectMemory(0)):  # a trace of nothing but the present: still exact, but by our own code
+        assert torch.autograd.gradcheck(replace(now, trace=soma, error_at="activation").layer(), (x,))
+    late = replace(case, activation=activation, error_at="activation")
+    assert torch.autograd.gradcheck(late.layer(), (late.batch(4)[0].requires_grad_(),))
+
+
+@given(case=cases(), extra=st.integers(1, 5))
+def test_the_matrix_can_be_given(case, extra):
+    x, error = batches(case, extra)
+    expected = use(case.layer(), x, error)
+    layer = case.layer()
+    layer.use_matrix(len(x))
+    found = use(layer, x, error)
+    assert_same([*found[0], found[1]], [*expected[0], expected[1]])
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own images", "shared images"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@BOTH
+def test_many_layers_at_once(case, activation, shared):
+    """vmap over parameters and matrices: each network has its own trace and delay."""
+    case = replace(case, activation=activation, error_at="activation")
+    kinds = [(CET(3, 2), 2), (None, 1), (PerfectMemory(4), 4), (Legendre(4, 3), 3), (None, 0)]
+    each = [replace(case, trace=trace, delay_steps=delay, seed=seed) for seed, (trace, delay) in enumerate(kinds)]
+    x, error = (torch.stack(parts) for parts in zip(*[one.batch(7) for one in each], strict=True))
+    if shared:
+        x = x[:1].expand(len(each), *x.shape[1:])
+    layers = [one.layer() for one in each]
+    state = {
+        name: torch.stack([dict(layer.named_parameters())[name].detach() for layer in layers])
+        for name in ("weight", "bias")
+    }
+    matrices = torch.stack([layer._in_batch.matrix(7, x.dtype, x.device) for layer in layers])
+    model = deepcopy(layers[0])
+    model.matrix = matrices[0]
+
+    def loss(parameters, matrix, x, error):
+        return (functional_call(model, {**parameters, "matrix": matrix}, (x,)) * error).sum()
+
+    images, axis = (x[0], None) if shared else (x, 0)
+    found = vmap(grad(loss), in_dims=(0, 0, axis, 0))(state, matrices, images, error)
+    leaves = {name: value.requires_grad_() for name, value in state.items()}
+    vmap(loss, in_dims=(0, 0, axis, 0))(leaves, matrices, images, error).sum().backward()
+    for number, one in enumerate(each):
+        expected = in_batch(one, x[number], error[number])
+        assert_same([found[name][number] for name in found], expected)
+        assert_same([leaves[name].grad[number] for name in leaves], expected)
+
+
+@given(case=cases(), extra=st.integers(1, 4))
+def test_memory_formats_do_not_matter(case, extra):
+    assume(case.kernel_size is not None)
+    x, error = batches(case, extra)
+    expected = use(case.layer(), x, error)
+    last = torch.channels_last
+    for layer in (case.layer(), case.layer().to(memory_format=last)):
+        for a in (x, x.contiguous(memory_format=last)):
+            for b in (error, error.contiguous(memory_format=last)):
+                found = use(layer, a, b)
+                assert_same([*found[0], found[1]], [*expected[0], expected[1]])
+
+
+@BOTH
+@pytest.mark.parametrize("activation", ["relu", "identity", "tanh"])
+@pytest.mark.parametrize("columns", [1, credit._COLUMNS])
+def test_the_errors_that_come_in_stay_as_they_are(case, activation, columns, monkeypatch):
+    monkeypatch.setattr(credit, "_COLUMNS", columns)
+    case = replace(case, activation=activation, error_at="activation")
+    x, error = batches(case, 3)
+    before, expected = error.clone(), use(case.layer(), x, error)[0]
+    assert torch.equal(error, before)
+    layer = case.layer()
+    layer(x).backward(error[:1, :1].expand_as(error))  # one number in memory
+    other = case.layer()
+    other(x).backward(error[:1, :1].expand_as(error).contiguous())
+    assert_same([layer.weight.grad], [other.weight.grad])
+    assert not torch.equal(expected[0], layer.weight.grad)
+
+
+@pytest.mark.parametrize("mode", ["batch", "streaming", "salience", "both", "soma"])
+@pytest.mark.parametrize("seen_in", [torch.float32, torch.bfloat16])
+@BOTH
+def test_mixed_precision(case, mode, seen_in):
+    """Computed in less, but the gradients are of the parameters' type, and close."""
+    steps = 12
+    options = {"streaming": mode in ("streaming", "both"), "soma": "trace" if mode == "soma" else "exact"}
+    x, error = (signal.float() for signal in case.batch(steps))
+    x = x.to(seen_in)
+    results = []
+    for mixed in (False, True):
+        layer = case.layer(**options).float()
+        if mode in ("salience", "both"):
+            layer.moments = seen_moments(layer, steps)
+        leaf = (x if mixed else x.float()).clone().requires_grad_()
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                y = layer(leaf)
+            assert y.dtype == (torch.bfloat16 if mixed else torch.float32)
+            y.backward(error.to(y.dtype))
+        assert {p.grad.dtype for p in layer.parameters()} == {torch.float32}
+        assert leaf.grad.dtype == leaf.dtype
+        results.append([*(p.grad for p in layer.parameters()), leaf.grad.float()])
+    for exact, rounded in zip(*results, strict=True):
+        assert (exact - rounded).norm() <= 0.05 * exact.norm()
+
+
+def seen_moments(layer, steps):
+    """All of a stretch twice as long, every other step."""
+    with seen_at(layer, range(0, 2 * steps, 2), 2 * steps):
+        return layer.moments
+
+
+@BOTH
+def test_float32_is_close_to_float64(case):
+    x, error = case.batch(40)
+    expected = use(case.layer(), x, error)[0]
+    assert_same(use(case.layer().float(), x.float(), error.float())[0], expected, 1e-4)
+
+
+@BOTH
+def test_used_as_a_plain_layer(case):
+    """Frozen, without a graph, or without a delay, it is the layer of torch, whatever the length of a batch."""
+    plain = nn.Sequential(case.plain, nn.ReLU())
+    x, error = case.batch(1)
+    with torch.no_grad():
+        assert torch.equal(case.layer()(x), plain(x))
+    frozen = case.layer().requires_grad_(False)
+    leaf = x.clone().requires_grad_()
+    frozen(leaf).backward(error)
+    assert torch.equal(leaf.grad, case.backpropagate(x, error)[-1])
+    assert frozen.weight.grad is None
+    now = replace(case, trace=None, delay_steps=0)
+    assert not now.layer().traced
+    for found, expected in zip(use(now.layer(), x, error)[0], case.backpropagate(x, error), strict=False):
+        assert torch.equal(found, expected)
+
+
+@BOTH
+def test_only_what_is_wanted_gets_a_gradient(case):
+    x, error = batches(case, 3)
+    layer = case.layer()
+    layer.bias.requires_grad_(False)
+    layer(x).backward(error)
+    assert layer.bias.grad is None
+    assert_same([layer.weight.grad], in_batch(case, x, error)[:1])
+    layer(x).backward(error)  # and gradients add up
+    assert_same([layer.weight.grad], [2 * in_batch(case, x, error)[0]])
+
+
+@BOTH
+def test_copies_are_independent(case):
+    x, error = batches(case, 3)
+    layer = case.layer()
+    expected = use(layer, x, error)[0]
+    copy = deepcopy(layer)
+    layer.weight.data.zero_()
+    assert_same(use(copy, x, error)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "gelu"}, "activation must be one of relu, identity, tanh, sigmoid, got 'gelu'"),
+        ({"error_at": "soma"}, "error_at must be one of preactivation, activation, got 'soma'"),
+        ({"soma": "none"}, "soma must be one of exact, trace, got 'none'"),
+        ({"activation": "tanh"}, "tanh needs error_at='activation'"),
+        ({"activation": "sigmoid", "trace": None}, "sigmoid needs error_at='activation'"),
+        ({"soma": "trace", "streaming": True}, "soma='trace' remembers images that are seen after the batch"),
+        ({"delay_steps": -1}, "delay_steps must not be negative, got -1"),
+        ({"streams": 0}, "streams must be at least 1, got 0"),
+    ],
+)
+@BOTH
+def test_bad_options_are_named(case, options, message):
+    with pytest.raises(ValueError, match=message):
+        case.layer(**options)
+
+
+@BOTH
+def test_bad_batches_are_named(case):
+    layer = case.layer()
+    with pytest.raises(ValueError, match="credit comes 2 steps late, but a batch is only 2 steps long"):
+        layer(case.batch(2)[0])
+    two = replace(case, streams=2)
+    with pytest.raises(ValueError, match="a batch of 5 images does not part into 2 streams"):
+        two.layer()(case.batch(5)[0])
+    with pytest.raises(ValueError, match="a batch is only 2 steps long"):
+        two.layer()(case.batch(4)[0])
+    two.layer()(case.batch(6)[0])
+
+
+@pytest.mark.parametrize("kind", [TracedLinear, TracedConv2d])
+def test_the_delay_is_that_of_the_trace_unless_given(kind):
+    size = () if kind is TracedLinear else (1,)
+    assert kind(2, 3, *size, trace=CET(3, 4)).delay_steps == 4
+    assert kind(2, 3, *size, trace=CET(3, 4), delay_steps=1).delay_steps == 1
+    assert kind(2, 3, *size, trace=ET(0.5)).delay_steps == 0
+    assert kind(2, 3, *size).delay_steps == 0
+    assert kind(2, 3, *size, trace=PerfectMemory(0)).traced
+
+
+@settings(max_examples=10)
+@given(case=cases(most_streams=1), lengths=st.permutations([7, 8, 9, 10, 11, 12, 7, 9]))
+def test_batches_of_ever_new_lengths(case, lengths):
+    layer = case.layer()
+    for length in lengths:
+        x, error = case.batch(length, length)
+        assert_same(use(layer, x, error)[0], in_batch(case, x, error))
+
+
+def test_one_matrix_is_for_batches_of_its_size_only():
+    layer = TracedLinear(3, 4, trace=CET(3, 2))
+    layer.use_matrix(8)
+    for images, context in ((6, nullcontext()), (8, seen_at(layer, range(8), 8))):
+        with context, pytest.raises(ValueError, match="batches of 8 images"):
+            layer(torch.randn(images, 3))
+    with pytest.raises(ValueError, match="neither streams"):
+        TracedLinear(3, 4, trace=CET(3, 2), streaming=True).use_matrix(8)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": (3, 5)}, {"padding": "same"}, {"stride": (1, 2)}])
+def test_kernels_that_are_not_square_are_named(options):
+    with pytest.raises(ValueError, match="must be a whole number"):
+        TracedConv2d(3, 4, **{"kernel_size": 3, **options})
+
+
+def test_times_may_be_a_tensor():
+    layer = TracedLinear(3, 4, trace=CET(3, 2))
+    with seen_at(layer, torch.arange(5), 5):
+        layer(torch.randn(5, 3)).sum().backward()
+    with pytest.raises(ValueError, match="whole numbers"), seen_at(layer, [0.5, 1.5], 5):
+        pass

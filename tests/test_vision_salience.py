@@ -1,0 +1,241 @@
+"""Images at times of their own in a long stretch, against a loop over all of its steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+from vision_loop import Case, arrived, assert_same, cases, cosine, learn, remember, use
+
+from cet_rl import CET, PerfectMemory
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.vision.conversion import convert, prepare
+from cet_rl.vision.layers import measured, seen_at
+
+DENSE = Case(n_in=3, n_out=4, trace=CET(3, 7), delay_steps=7)
+CONVOLUTION = Case(n_in=2, n_out=3, kernel_size=3, padding=1, trace=CET(3, 7), delay_steps=7)
+BOTH = pytest.mark.parametrize("case", [DENSE, CONVOLUTION], ids=["dense", "convolution"])
+ALONE = cases(longest=20, most_streams=1)
+
+
+@st.composite
+def stretches(draw, most=1):
+    """(times of the images shown, length) of each of up to `most` stretches of time."""
+    found = []
+    for _ in range(draw(st.integers(1, most))):
+        steps = draw(st.integers(1, 15))
+        found.append((sorted(draw(st.sets(st.integers(0, steps - 1), min_size=1, max_size=6))), steps))
+    return found
+
+
+def show(layer, x, error, times, steps):
+    """The gradients of one stretch: of parameters, and of x."""
+    with seen_at(layer, times, steps):
+        return use(layer, x, error)
+
+
+def salient_images(case, shown):
+    """x and ∂L/∂y of all stretches, as lists, and times on one clock."""
+    batches = [case.batch(len(times), number) for number, (times, _) in enumerate(shown)]
+    ends = torch.tensor([steps for _, steps in shown]).cumsum(0).tolist()
+    clock = [time + end - steps for (times, steps), end in zip(shown, ends, strict=True) for time in times]
+    return batches, clock, ends
+
+
+def all_arrived(case, x, error, times, soma=None):
+    """Weight and bias gradients of the loop, run on until the last error has arrived."""
+    images, total = case.images(x, error, soma=soma), times[-1] + case.delay_steps + 1
+    return case.split(learn(case, images, times, total).sum(0))
+
+
+@given(case=ALONE, shown=stretches())
+def test_every_error_of_a_stretch_arrives(case, shown):
+    [(times, steps)] = shown
+    layer = case.layer()
+    for number in range(2):  # the second stretch knows nothing of the first
+        x, error = case.batch(len(times), number)
+        parameters, down = show(layer, x, error, times, steps)
+        assert_same(parameters, all_arrived(case, x, error, times))
+        assert_same([down], [case.backpropagate(x, error)[-1]])
+
+
+@given(case=ALONE, shown=stretches())
+def test_a_soma_that_remembers_through_the_trace(case, shown):
+    [(times, steps)] = shown
+    assume(case.trace is not None)
+    x, error = case.batch(len(times))
+    area, delay = replace(case.trace, normalization="area"), case.delay_steps
+    late = remember(area, times, case.derivative(x), times[-1] + delay + 1)
+    soma = torch.stack([late[time + delay] for time in times])
+    parameters, down = show(case.layer(soma="trace"), x, error, times, steps)
+    assert_same(parameters, all_arrived(case, x, error, times, soma))
+    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
+
+
+@given(case=ALONE, shown=stretches(most=6))
+def test_stretches_follow_each_other_while_streaming(case, shown):
+    batches, clock, ends = salient_images(case, shown)
+    x, error = (torch.cat(signals) for signals in zip(*batches, strict=True))
+    expected = torch.tensor_split(learn(case, case.images(x, error), clock, ends[-1]), ends[:-1])
+    layer = case.layer(streaming=True)
+    for (x, error), (times, steps), due in zip(batches, shown, expected, strict=True):
+        parameters, down = show(layer, x, error, times, steps)
+        assert_same(parameters, case.split(due.sum(0)))
+        assert_same([down], [case.backpropagate(x, error)[-1]])
+
+
+@given(case=ALONE, shown=stretches(most=5))
+def test_alignment_is_the_cosine_with_what_arrived(case, shown):
+    assume(case.trace is not None or case.delay_steps)
+    batches, clock, ends = salient_images(case, shown)
+    images = case.images(*(torch.cat(signals) for signals in zip(*batches, strict=True)))
+    layer, apart = case.layer(streaming=True), case.layer()
+    first = 0
+    for (x, error), (times, steps), last in zip(batches, shown, ends, strict=True):
+        with measured(layer), measured(apart):
+            (weight, *_), _ = show(layer, x, error, times, steps)
+            (of_stretch, *_), _ = show(apart, x, error, times, steps)
+        truth = arrived(case, images, clock, first, last)
+        assert layer.alignment == pytest.approx(cosine(weight, truth), abs=1e-9, nan_ok=True)
+        truth = arrived(case, case.images(x, error), times, 0, steps + case.delay_steps)
+        assert apart.alignment == pytest.approx(cosine(of_stretch, truth), abs=1e-9, nan_ok=True)
+        first = last
+
+
+@given(case=ALONE, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_when_all_is_salient_it_is_plain_streaming(case, lengths):
+    some, all_of_it = case.layer(streaming=True), case.layer(streaming=True)
+    for number, length in enumerate(lengths):
+        x, error = case.batch(length, number)
+        assert_same(show(some, x, error, range(length), length)[0], use(all_of_it, x, error)[0])
+
+
+@pytest.mark.parametrize("recalled", [0, 3, 7, 8, 12])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@BOTH
+def test_what_still_matters_is_kept(case, recalled, steps):
+    """A delay line tells of the last step that it reaches back to, whether errors come sooner or later."""
+    case = replace(case, trace=PerfectMemory(recalled))
+    x, error = case.batch(30)
+    each = torch.split(learn(case, case.images(x, error), range(30), 30), steps)
+    layer = case.layer(streaming=True)
+    for some, errors, due in zip(torch.split(x, steps), torch.split(error, steps), each, strict=True):
+        assert_same(show(layer, some, errors, range(steps), steps)[0], case.split(due.sum(0)))
+
+
+@given(case=ALONE, steps=st.integers(1, 10))
+def test_when_all_is_salient_a_batch_only_loses_what_is_late(case, steps):
+    """Errors of the last D images are zero: then the same arrives with salience and without."""
+    x, error = case.batch(steps + case.delay_steps)
+    error[steps:] = 0
+    assert_same(show(case.layer(), x, error, range(len(x)), len(x))[0], use(case.layer(), x, error)[0])
+
+
+def test_what_no_longer_matters_is_forgotten():
+    layer = replace(DENSE, trace=PerfectMemory(7)).layer(streaming=True)
+    for number in range(5):
+        show(layer, *DENSE.batch(2, number), [0, 9], 10)
+        assert layer.salient.times.tolist() == [-1]
+    show(layer, *DENSE.batch(2), [0, 1], 100)
+    assert not len(layer.salient.times)
+
+
+@BOTH
+def test_a_stretch_without_a_salient_image(case):
+    """Time passes, and earlier errors arrive."""
+    x, error = case.batch(3)
+    layer = case.layer(streaming=True)
+    found = [show(layer, x, error, [0, 2, 4], 5)[0]]
+    found += [show(layer, x[:0], error[:0], [], 4)[0] for _ in range(2)]
+    expected = torch.split(learn(case, case.images(x, error), [0, 2, 4], 13), [5, 4, 4])
+    for a, b in zip(found, expected, strict=True):
+        assert_same(a, case.split(b.sum(0)))
+    assert found[1][0].any()
+
+
+def network(**options):
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
+    return convert(nn.Sequential(*layers), TraceConfig("cet", 3), delay=1.4, streaming=True, **options)
+
+
+def train(model, numbers):
+    """A stretch of 6 steps with 1 to 3 images for each number; the gradients of all of them."""
+    found = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        times = torch.randperm(6, generator=generator)[: 1 + number % 3].sort().values.numpy()
+        x = torch.randn(len(times), 2, 4, 4, generator=generator)
+        model.zero_grad()
+        with seen_at(model, times, 6):
+            model(x).square().sum().backward()
+        found += [parameter.grad for parameter in model.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"stacked": True}])
+@pytest.mark.parametrize("seen_before", [0, 1, 5])
+def test_saved_and_loaded(options, seen_before):
+    whole, first, second = network(**options), network(**options), network(**options)
+    expected = train(whole, range(9))
+    found = train(first, range(seen_before))
+    for model in (first, second):
+        prepare(model, (2, 4, 4), 3, salient=True)
+    file = BytesIO()
+    torch.save(first.state_dict(), file)
+    train(first, range(3))
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    found += train(second, range(seen_before, 9))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_forward_pass_says_when():
+    """The backward pass may come after the block."""
+    x, error = DENSE.batch(3)
+    expected = show(DENSE.layer(), x, error, [1, 5, 6], 9)[0]
+    layer = DENSE.layer()
+    with seen_at(layer, [1, 5, 6], 9):
+        y = layer(x)
+    assert layer.moments is None
+    y.backward(error)
+    assert_same([layer.weight.grad, layer.bias.grad], expected)
+
+
+def test_an_error_within_the_block_ends_it():
+    layer = DENSE.layer()
+    with pytest.raises(KeyError), seen_at(layer, [1], 9):
+        raise KeyError
+    assert layer.moments is None
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0, 2, 2], "must be one increasing row"),
+        ([3, 2, 4], "must be one increasing row"),
+        ([[0, 1, 2]], "must be one increasing row"),
+        ([-1, 2, 4], r"must lie in \[0, 9\)"),
+        ([0, 2, 9], r"must lie in \[0, 9\)"),
+        ([0, 2], "3 images, but times for 2"),
+        ([0, 2, 3, 4], "3 images, but times for 4"),
+    ],
+)
+@BOTH
+def test_bad_times_are_named(case, times, message):
+    layer = case.layer()
+    with pytest.raises(ValueError, match=message), seen_at(layer, times, 9):
+        layer(case.batch(3)[0])
+    assert layer.moments is None
+
+
+@BOTH
+def test_salience_has_one_stream(case):
+    layer, x = replace(case, streams=2).layer(), case.batch(3)[0]
+    with seen_at(layer, [0, 2, 3], 9), pytest.raises(ValueError, match="of their own need streams=1"):
+        layer(x)

@@ -1,0 +1,290 @@
+"""Traces and errors that travel from batch to batch, against a loop that never forgets."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+from vision_loop import Case, arrived, assert_same, cases, cosine, use
+
+from cet_rl import CET, Legendre, PerfectMemory, SharpCET
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.vision import credit
+from cet_rl.vision.conversion import convert, prepare
+from cet_rl.vision.layers import measured
+
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5)
+
+# Few synapses keep states; many synapses, convolutions and delay lines keep the past of their factors.
+STATES = Case(n_in=4, n_out=3, trace=CET(5, 6), delay_steps=6)
+HISTORY = replace(STATES, n_in=60, n_out=50)
+CONVOLUTION = replace(STATES, n_in=2, kernel_size=3, padding=1)
+DELAY_LINE = replace(STATES, trace=PerfectMemory(6))
+FORMS = pytest.mark.parametrize(
+    "case",
+    [STATES, HISTORY, CONVOLUTION, DELAY_LINE],
+    ids=["states", "history", "convolution", "delay line"],
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _states_in_small_layers():
+    """Layers as small as these would else keep their past."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credit, "_SMALL_PAST", 0)
+        yield
+
+
+def parts(signal, lengths, streams=1):
+    """Batches of so many steps."""
+    return torch.split(signal, [length * streams for length in lengths])
+
+
+def in_turn(layer, x, error, lengths):
+    """The gradients of each batch, parameters and then x, in one list."""
+    streams = layer.streams
+    batches = zip(parts(x, lengths, streams), parts(error, lengths, streams), strict=True)
+    found = [use(layer, *batch) for batch in batches]
+    return [gradient for parameters, down in found for gradient in (*parameters, down)]
+
+
+def looped(case, x, error, lengths):
+    """The same from the loop, for what is passed down from the plain layer."""
+    learned = torch.split(case.gradients(x, error, sum(lengths)), lengths)
+    passed = parts(case.backpropagate(x, error)[-1], lengths, case.streams)
+    batches = zip(learned, passed, strict=True)
+    return [gradient for steps, down in batches for gradient in (*case.split(steps.sum(0)), down)]
+
+
+@given(case=cases(longest=10), lengths=LENGTHS)
+def test_batches_are_one_stretch_of_time(case, lengths):
+    x, error = case.batch(sum(lengths))
+    found = in_turn(case.layer(streaming=True), x, error, lengths)
+    assert_same(found, looped(case, x, error, lengths))
+
+
+@given(case=cases(longest=4), wide=st.tuples(st.integers(20, 40), st.integers(20, 40)), lengths=LENGTHS)
+def test_wide_layers_are_no_different(case, wide, lengths):
+    assume(case.kernel_size is None)
+    case = replace(case, n_in=wide[0], n_out=wide[1])
+    x, error = case.batch(sum(lengths))
+    found = in_turn(case.layer(streaming=True), x, error, lengths)
+    assert_same(found, looped(case, x, error, lengths))
+
+
+@FORMS
+def test_the_form_that_is_chosen(case):
+    layer = case.layer(streaming=True)
+    use(layer, *case.batch(3))
+    assert (layer.stream.synapses.states is not None) == (case is STATES)
+    assert (layer.stream.synapses.past_pre is None) == (case is STATES)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("delay_steps", [0, 5, 40])
+@FORMS
+def test_how_time_is_cut_into_batches_does_not_matter(case, delay_steps, streams):
+    case = replace(case, delay_steps=delay_steps, streams=streams)
+    x, error = case.batch(128)
+    whole = in_turn(case.layer(streaming=True), x, error, [128])[:2]
+    apart = in_turn(case.layer(streaming=True), x, error, [16] * 8)
+    assert_same([sum(apart[0::3]), sum(apart[1::3])], whole)
+    assert_same(whole, looped(case, x, error, [128])[:2])
+
+
+@pytest.mark.parametrize("trace", [SharpCET(8, 9), Legendre(8, 9), CET(8, 9, "peak")])
+def test_high_orders(trace):
+    for case in (STATES, CONVOLUTION):
+        case = replace(case, trace=trace, delay_steps=9)
+        x, error = case.batch(48)
+        found = in_turn(case.layer(streaming=True), x, error, [6] * 8)
+        assert_same(found, looped(case, x, error, [6] * 8), 1e-10 * max(1.0, abs(trace.transition().C).max()))
+
+
+@FORMS
+def test_longer_than_a_batch(case):
+    """Nothing arrives in the first batches; later each error does, once."""
+    case = replace(case, trace=PerfectMemory(9) if case is DELAY_LINE else case.trace, delay_steps=9)
+    x, error = case.batch(16)
+    found = in_turn(case.layer(streaming=True), x, error, [4] * 4)
+    assert not any(gradient.any() for gradient in (*found[0:2], *found[3:5]))
+    assert found[6].any()
+    assert_same(found, looped(case, x, error, [4] * 4))
+
+
+def test_a_delay_line_gives_backpropagation_of_earlier_batches():
+    case = replace(STATES, trace=PerfectMemory(8), delay_steps=8)
+    x, error = case.batch(16)
+    found = in_turn(case.layer(streaming=True), x, error, [4] * 4)
+    earlier = zip(parts(x, [4] * 4)[:2], parts(error, [4] * 4)[:2], strict=True)
+    assert_same([*found[6:8], *found[9:11]], [g for part in earlier for g in case.backpropagate(*part)[:2]])
+
+
+def network(streams=1, **options):
+    """A small network with layers of all forms, streaming."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 2)
+    )
+    trace = TraceConfig(options.pop("kind", "cet"))
+    return convert(model, trace, delay=1.0, streaming=True, streams=streams, **options)
+
+
+def learn(model, numbers, streams=1):
+    """Batches with these numbers; the gradients of all of them."""
+    found = []
+    for number in numbers:
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(3 * streams, 2, 4, 4, generator=generator)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        found += [parameter.grad for parameter in model.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["cet", "perfect", "legendre"])
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"record_alignment": True}, {"stacked": True}])
+def test_saved_and_loaded(kind, streams, options):
+    options = {"kind": kind, "streams": streams, **options}
+    whole, first, second = network(**options), network(**options), network(**options)
+    expected = learn(whole, range(8), streams)
+    found = learn(first, range(4), streams)
+    file = BytesIO()
+    torch.save(first.state_dict(), file)
+    learn(first, range(9), streams)
+    file.seek(0)
+    prepare(second, (2, 4, 4), 3 * streams)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    found += learn(second, range(4, 8), streams)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_preparing_changes_nothing():
+    """Neither what is learned, nor random numbers, nor the statistics of a normalisation."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 2))
+    one, other = (convert(nn.Sequential(*layers), delay=1.0, streaming=True) for _ in range(2))
+    state = torch.get_rng_state()
+    prepare(one, (2, 4, 4), 3)
+    assert one.training
+    assert one[3].training
+    assert torch.equal(torch.get_rng_state(), state)
+    prepare(one, (2, 4, 4), 3)  # a second time: nothing more
+    for _ in range(3):
+        results = []
+        for model in (one, other):
+            torch.manual_seed(1)
+            model.zero_grad()
+            model(torch.randn(3, 2, 4, 4)).square().sum().backward()
+            results.append([*(p.grad for p in model.parameters()), *model.state_dict().values()])
+        assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*results, strict=True))
+
+
+def test_preparing_a_model_of_another_type():
+    prepare(network().double(), (2, 4, 4), 3)
+
+
+def test_preparing_leaves_frozen_layers_as_they_are():
+    model = convert(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3)), delay=1.0, streaming=True)
+    model[0].eval()
+    prepare(model, (2, 4, 4), 3)
+    assert not model[0].training
+
+
+def test_copies_go_their_own_way():
+    model = network()
+    learn(model, range(3))
+    copy = deepcopy(model)
+    expected = learn(model, range(3, 6))
+    assert all(torch.equal(a, b) for a, b in zip(learn(copy, range(3, 6)), expected, strict=True))
+
+
+@FORMS
+def test_time_passes_with_errors_alone(case):
+    """A look without a graph, or one whose errors are never asked for, is no time for the traces."""
+    x, error = case.batch(8)
+    expected = in_turn(case.layer(streaming=True), x, error, [4, 4])
+    layer = case.layer(streaming=True)
+    found = in_turn(layer, x[:4], error[:4], [4])
+    with torch.no_grad():
+        layer(x[:3])
+    layer(x[:2])
+    found += in_turn(layer, x[4:], error[4:], [4])
+    assert_same(found, expected)
+
+
+@given(case=cases(longest=8), length=st.integers(1, 6), batches=st.integers(1, 4))
+def test_alignment_is_the_cosine_with_what_arrived(case, length, batches):
+    assume(case.trace is not None or case.delay_steps)
+    total = length * batches
+    x, error = case.batch(total)
+    layer = case.layer(streaming=True, record_alignment=True)
+    each = [case.images(x, error, stream) for stream in range(case.streams)]
+    for batch in range(batches):
+        first, last = batch * length, (batch + 1) * length
+        rows = slice(first * case.streams, last * case.streams)
+        with measured(layer):
+            (weight, *_), _ = use(layer, x[rows], error[rows])
+        truth = sum(arrived(case, images, range(total), first, last) for images in each)
+        assert layer.alignment == pytest.approx(cosine(weight, truth), abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("lengths", [[2, 9], [3, 1, 5]])
+def test_alignment_when_batches_grow(lengths):
+    case = replace(STATES, trace=PerfectMemory(1), delay_steps=1)
+    x, error = case.batch(sum(lengths))
+    layer = case.layer(streaming=True, record_alignment=True)
+    for part in zip(parts(x, lengths), parts(error, lengths), strict=True):
+        with measured(layer):
+            use(layer, *part)
+    assert layer.alignment == pytest.approx(1)
+
+
+@FORMS
+def test_alignment_needs_a_record(case):
+    layer = case.layer(streaming=True)
+    for number in range(4):
+        with measured(layer):
+            use(layer, *case.batch(4, number))
+    assert layer.alignment != layer.alignment
+
+
+@FORMS
+def test_shorter_batches_are_aligned_too(case):
+    case = replace(case, trace=PerfectMemory(3), delay_steps=3)
+    layer = case.layer(streaming=True, record_alignment=True)
+    for number, steps in enumerate([7, 3, 1, 5]):
+        with measured(layer):
+            use(layer, *case.batch(steps, number))
+        assert layer.alignment == pytest.approx(1)
+
+
+@FORMS
+def test_float32_is_close_to_float64(case):
+    x, error = case.batch(40)
+    expected = in_turn(case.layer(streaming=True), x, error, [8] * 5)
+    found = in_turn(case.layer(streaming=True).float(), x.float(), error.float(), [8] * 5)
+    assert_same(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 5])
+@FORMS
+def test_batches_that_do_not_part_into_streams_are_named(case, images):
+    layer = replace(case, streams=2).layer(streaming=True)
+    x, error = case.batch(images)
+    with pytest.raises(ValueError, match=f"a batch of {images} images does not part into 2 streams"):
+        layer(x).backward(error)
+
+
+@FORMS
+def test_batches_that_do_not_part_into_streams_are_named_before_any_work(case):
+    layer = replace(case, streams=2).layer(streaming=True)
+    with pytest.raises(ValueError, match="a batch of 5 images does not part into 2 streams"):
+        layer(case.batch(5)[0])
