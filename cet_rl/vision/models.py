@@ -1,0 +1,120 @@
+"""Plain networks for images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+SHAPE_AXES = 3
+"""Channels, height and width."""
+
+
+def mlp(
+    in_shape: Sequence[int],
+    classes: int,
+    hidden: Sequence[int] = (512, 512),
+    *,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """A multilayer perceptron with ReLU: Flatten, (Linear, ReLU) for each hidden layer, Linear.
+
+    Args:
+        in_shape: of one image, (C, H, W).
+        classes: number of outputs, at least 2.
+        hidden: units of each hidden layer, the input side first; may be empty.
+        generator: draws the parameters, see `initialise`; None for torch's global one.
+
+    Returns:
+        A network from (B, C, H, W) to logits (B, classes).
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+    _check(in_shape, classes, hidden)
+    sizes = (math.prod(in_shape), *hidden)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for n_in, n_out in zip(sizes, hidden, strict=False):
+        layers += [_linear(n_in, n_out, generator), nn.ReLU()]
+    return nn.Sequential(*layers, _linear(sizes[-1], classes, generator))
+
+
+def cnn(
+    in_shape: Sequence[int],
+    classes: int,
+    channels: Sequence[int] = (32, 64, 128),
+    hidden: int = 512,
+    *,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """The paper's convolutional network.
+
+    For each entry of `channels` a stage of Conv2d 3×3 (padding 1), ReLU, AvgPool2d(2) and
+    BatchNorm2d(affine=False), which halves height and width; then Flatten, Linear, ReLU, Linear.
+
+    Args:
+        in_shape: of one image, (C, H, W).
+        classes: number of outputs, at least 2.
+        channels: of each stage, the input side first.
+        hidden: units of the dense layer.
+        generator: draws the parameters, see `initialise`; None for torch's global one.
+
+    Returns:
+        A network from (B, C, H, W) to logits (B, classes).
+
+    Raises:
+        ValueError: if a size is not positive, or nothing of the image is left after the last stage.
+    """
+    _check(in_shape, classes, (*channels, hidden))
+    n_in, height, width = in_shape
+    smallest = 2 ** len(channels)
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"images of {height}×{width} pixels are too small for {len(channels)} stages that halve them: "
+            f"at least {smallest}×{smallest} are needed; use fewer channels=… or the mlp"
+        )
+    layers: list[nn.Module] = []
+    for n_out in channels:
+        # Made on "meta", because layers made on a real device draw from the global generator.
+        convolution = nn.Conv2d(n_in, n_out, kernel_size=3, padding=1, device="meta").to_empty(device="cpu")
+        layers += [initialise(convolution, generator), nn.ReLU()]
+        layers += [nn.AvgPool2d(2), nn.BatchNorm2d(n_out, affine=False)]
+        n_in, height, width = n_out, height // 2, width // 2
+    layers += [nn.Flatten(), _linear(n_in * height * width, hidden, generator), nn.ReLU()]
+    return nn.Sequential(*layers, _linear(hidden, classes, generator))
+
+
+MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
+"""Networks by name: each takes in_shape, classes, its own sizes and a generator."""
+
+
+@torch.no_grad()
+def initialise(layer: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+    """Draw the parameters of a Linear or Conv2d as the authors' code does; returns the same layer.
+
+    Weights are Xavier-uniform. Biases too, as matrices of shape (1, outputs): uniform in ±√(6 / (1 + outputs)).
+
+    Raises:
+        TypeError: if the layer is of another kind.
+    """
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        raise TypeError(f"can initialise Linear and Conv2d, not {type(layer).__name__}")
+    nn.init.xavier_uniform_(layer.weight, generator=generator)
+    if layer.bias is not None:
+        nn.init.xavier_uniform_(layer.bias.unsqueeze(0), generator=generator)
+    return layer
+
+
+def _linear(n_in: int, n_out: int, generator: torch.Generator | None) -> nn.Module:
+    return initialise(nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu"), generator)
+
+
+def _check(in_shape: Sequence[int], classes: int, widths: Sequence[int]) -> None:
+    if len(in_shape) != SHAPE_AXES or min(in_shape) < 1:
+        raise ValueError(f"in_shape must be (channels, height, width), all at least 1, got {tuple(in_shape)}")
+    if classes < 2:
+        raise ValueError(f"classes must be at least 2, got {classes}")
+    if any(width < 1 for width in widths):
+        raise ValueError(f"every layer needs at least one unit or channel, got {tuple(widths)}")

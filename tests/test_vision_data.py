@@ -1,0 +1,599 @@
+"""Images, their standardisation, errors of their files, batches and plain models."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import logging
+import math
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cet_rl.vision import data, hub
+from cet_rl.vision.batches import Batches
+from cet_rl.vision.catalogue import DATASETS
+from cet_rl.vision.data import ImageSet, load
+from cet_rl.vision.models import MODELS, cnn, mlp
+
+pa = pytest.importorskip("pyarrow", reason="needs the extra vision")
+pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra vision")
+Image = pytest.importorskip("PIL.Image", reason="needs the extra vision")
+
+SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
+
+
+def random_pixels(name: str, count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8)
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def columns(encoded: list[bytes | None], labels: list[Any], image: str = "image") -> Any:
+    return pa.table({image: [{"bytes": each, "path": None} for each in encoded], "label": labels})
+
+
+def write(folder: Path, split: str, table: Any, file: str | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (file or f"{split}.parquet")
+    pq.write_table(table, path)
+    return path
+
+
+def make(
+    folder: Path, name: str = "mnist", image: str = "image", train: int = 40, test: int = 10
+) -> dict[str, Any]:
+    """Random images in both files; returns their pixels."""
+    pixels = {"train": random_pixels(name, train, 1), "test": random_pixels(name, test, 2)}
+    for split, each in pixels.items():
+        write(folder, split, columns([encode(one) for one in each], [n % 10 for n in range(len(each))], image))
+    return pixels
+
+
+def refusal(name: str, folder: Path | str | None, kind: type[Exception] = ValueError, **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        load(name, folder, **options)
+    message = str(caught.value)
+    assert "\n" not in message.strip()
+    return message
+
+
+class TestDigits:
+    def test_sizes_and_types(self):
+        digits = load("digits")
+        assert len(digits.train) + len(digits.test) == 1797
+        assert digits.in_shape == (1, 8, 8)
+        assert digits.classes == 10
+        assert not digits.flips
+        assert digits.train.images.dtype == torch.float32
+        assert digits.train.labels.dtype == torch.int64
+
+    def test_split_is_fixed_and_stratified(self):
+        first, second = load("digits"), load("digits")
+        assert torch.equal(first.test.images, second.test.images)
+        train, test = (torch.bincount(each.labels, minlength=10) for each in (first.train, first.test))
+        assert ((test / (train + test) - 0.2).abs() < 0.005).all()
+
+    def test_standardised_with_training_images(self):
+        images = load("digits").train.images
+        assert images.mean().item() == pytest.approx(0.5, abs=1e-5)
+        assert images.std(correction=0).item() == pytest.approx(0.5, abs=1e-5)
+
+    def test_validation_leaves_the_test_images_alone(self):
+        digits, held = load("digits"), load("digits", validation=True)
+        assert len(held.test) == round(0.1 * len(digits.train))
+        assert len(held.train) + len(held.test) == len(digits.train)
+
+        def counted(*sets: ImageSet) -> list[tuple[int, ...]]:
+            whole = torch.cat([each.images for each in sets])
+            whole = ((whole - whole.min()) / (whole.max() - whole.min()) * 16).round()
+            return sorted(tuple(row) for row in whole.flatten(1).int().tolist())
+
+        assert counted(held.train, held.test) == counted(digits.train)
+
+    def test_takes_no_folder(self, tmp_path):
+        assert "--data-dir" in refusal("digits", tmp_path)
+
+    def test_without_scikit_learn(self, monkeypatch):
+        hide(monkeypatch, "sklearn")
+        assert "pip install 'cet-rl[vision]'" in refusal("digits", None)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+
+
+class TestFolders:
+    @pytest.mark.parametrize(
+        ("inside", "files"),
+        [
+            ("mnist", "{split}.parquet"),
+            (".", "{split}.parquet"),
+            ("mnist", "{split}-00000-of-00001.parquet"),
+            ("mnist/mnist", "{split}-00000-of-00001.parquet"),
+            ("mnist/plain_text", "{split}-00000-of-00001.parquet"),
+            ("plain_text", "{split}-00000-of-00001.parquet"),
+            ("data", "{split}-00000-of-00001.parquet"),
+        ],
+    )
+    def test_layouts(self, tmp_path, inside, files):
+        for split, count in (("train", 12), ("test", 5)):
+            encoded = [encode(each) for each in random_pixels("mnist", count)]
+            write(tmp_path / inside, split, columns(encoded, [0] * count), files.format(split=split))
+        loaded = load("mnist", tmp_path)
+        assert (len(loaded.train), len(loaded.test)) == (12, 5)
+
+    def test_shards_in_order(self, tmp_path):
+        pixels = random_pixels("mnist", 6)
+        encoded = [encode(each) for each in pixels]
+        write(tmp_path, "train", columns(encoded[4:], [4, 5]), "train-00001-of-00002.parquet")
+        write(tmp_path, "train", columns(encoded[:4], [0, 1, 2, 3]), "train-00000-of-00002.parquet")
+        write(tmp_path, "test", columns(encoded[:1], [0]))
+        assert load("mnist", tmp_path).train.labels.tolist() == [0, 1, 2, 3, 4, 5]
+
+    @pytest.mark.parametrize("image", ["image", "img"])
+    def test_mnist_values(self, tmp_path, image):
+        pixels = make(tmp_path / "mnist", image=image)
+        loaded = load("mnist", str(tmp_path))
+        mean, deviation = pixels["train"].mean(), pixels["train"].std()
+        for split, images in (("train", loaded.train), ("test", loaded.test)):
+            expected = (pixels[split][:, None] - mean) / deviation * 0.5 + 0.5
+            np.testing.assert_allclose(images.images.numpy(), expected, atol=1e-5)
+            assert images.labels.tolist() == [n % 10 for n in range(len(images))]
+        assert loaded.in_shape == (1, 28, 28)
+        assert not loaded.flips
+
+    def test_cifar10_values(self, tmp_path):
+        pixels = make(tmp_path / "cifar10", "cifar10", "img")
+        loaded = load("cifar10", tmp_path)
+        mean, deviation = pixels["train"].mean(), pixels["train"].std()
+        expected = (pixels["test"] - mean) / deviation * (0.2023, 0.1994, 0.2010) + (0.4914, 0.4822, 0.4465)
+        np.testing.assert_allclose(loaded.test.images.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+        assert loaded.test.images.is_contiguous()
+        assert loaded.in_shape == (3, 32, 32)
+        assert loaded.flips
+
+    def test_jpeg_and_plain_bytes(self, tmp_path):
+        pixels = np.full((28, 28), 7, np.uint8)
+        pixels[:14] = 200
+        table = pa.table({"image": [encode(pixels, "JPEG")] * 3, "label": pa.array([1, 2, 3], pa.uint8())})
+        write(tmp_path, "train", table)
+        write(tmp_path, "test", table)
+        assert load("mnist", tmp_path).train.labels.tolist() == [1, 2, 3]
+
+    def test_validation_does_not_read_the_test_file(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / "test.parquet").unlink()
+        first, second = (load("mnist", tmp_path, validation=True) for _ in range(2))
+        assert (len(first.train), len(first.test)) == (36, 4)
+        assert torch.equal(first.test.labels, second.test.labels)
+        assert first.train.images.mean().item() == pytest.approx(0.5, abs=1e-5)
+
+    def test_to_device(self, tmp_path):
+        make(tmp_path)
+        moved = load("mnist", tmp_path).to("meta")
+        assert moved.train.images.device.type == moved.test.labels.device.type == "meta"
+        assert moved.name == "mnist"
+
+    def test_silent(self, tmp_path, capfd):
+        make(tmp_path)
+        load("mnist", tmp_path)
+        assert capfd.readouterr() == ("", "")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("name", "hint"), [("minst", "mean mnist"), ("CIFAR-10", "mean cifar10"), ("xyz", "known are digits")]
+    )
+    def test_unknown_name(self, name, hint):
+        assert hint in refusal(name, None)
+
+    def test_no_folder(self, tmp_path):
+        message = refusal("mnist", tmp_path / "none", OSError)
+        assert "does not exist" in message
+        assert "mnist/train.parquet" in message
+        (tmp_path / "file").touch()
+        assert "is no folder" in refusal("mnist", tmp_path / "file", OSError)
+
+    def test_no_files(self, tmp_path):
+        message = refusal("mnist", tmp_path, OSError)
+        assert "train.parquet" in message
+        assert "test.parquet" in message
+        make(tmp_path)
+        (tmp_path / "test.parquet").unlink()
+        assert "no test.parquet" in refusal("mnist", tmp_path, OSError)
+
+    def test_missing_shard(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / "train.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
+        assert "1 of 2 files" in refusal("mnist", tmp_path, OSError)
+
+    @pytest.mark.parametrize("split", ["train", "test"])
+    @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+    def test_truncated_file(self, tmp_path, split, share):
+        make(tmp_path)
+        path = tmp_path / f"{split}.parquet"
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(share * len(whole))])
+        message = refusal("mnist", tmp_path)
+        assert str(path) in message
+        assert "damaged" in message
+
+    def test_corrupt_pages(self, tmp_path):
+        make(tmp_path)
+        path = tmp_path / "train.parquet"
+        content = bytearray(path.read_bytes())
+        content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+        path.write_bytes(content)
+        assert str(path) in refusal("mnist", tmp_path)
+
+    def test_other_file(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / "train.parquet").write_text("<html>not found</html>" * 100)
+        assert "no Parquet file" in refusal("mnist", tmp_path)
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+    def test_file_without_permission(self, tmp_path):
+        make(tmp_path)
+        (tmp_path / "train.parquet").chmod(0)
+        assert "Permission denied" in refusal("mnist", tmp_path, PermissionError)
+
+    def test_wrong_columns(self, tmp_path):
+        make(tmp_path)
+        write(tmp_path, "test", pa.table({"picture": [b""], "digit": [1]}))
+        message = refusal("mnist", tmp_path)
+        assert "picture, digit" in message
+        assert "image (or img) and label" in message
+
+    def test_wrong_column_types(self, tmp_path):
+        make(tmp_path)
+        good = encode(random_pixels("mnist", 1)[0])
+        write(tmp_path, "train", pa.table({"image": ["a.png"], "label": [1]}))
+        assert "column image is of type string" in refusal("mnist", tmp_path)
+        write(tmp_path, "train", columns([good], ["seven"]))
+        assert "column label is of type string" in refusal("mnist", tmp_path)
+        write(tmp_path, "train", columns([good], [1.0]))
+        assert "column label is of type double" in refusal("mnist", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("label", "hint"), [(10, "from 0 to 10"), (-1, "from -1 to 0"), (None, "row 1 has no label")]
+    )
+    def test_wrong_labels(self, tmp_path, label, hint):
+        make(tmp_path)
+        good = encode(random_pixels("mnist", 1)[0])
+        write(tmp_path, "test", columns([good, good], [0, label]))
+        assert hint in refusal("mnist", tmp_path)
+
+    def test_empty(self, tmp_path):
+        make(tmp_path)
+        write(tmp_path, "train", columns([b""], [1]).slice(0, 0))
+        assert "holds no images" in refusal("mnist", tmp_path)
+
+    def test_image_that_is_none(self, tmp_path):
+        make(tmp_path)
+        good = encode(random_pixels("mnist", 1)[0])
+        cases = {
+            b"": "row 2 cannot be decoded",
+            b"nonsense": "row 2 cannot be decoded",
+            good[: len(good) // 2]: "row 2 cannot be decoded",
+            encode(np.zeros((28, 28), np.uint8), "GIF"): "row 2 cannot be decoded",
+            encode(np.zeros((28, 27), np.uint8)): "row 2 has 27×28 pixels, 8-bit grey; needed are 28×28 pixels",
+            encode(np.zeros((28, 28, 3), np.uint8)): "row 2 has 28×28 pixels, 8-bit RGB",
+        }
+        for bad, hint in cases.items():
+            write(tmp_path, "train", columns([good, good, bad, good], [0, 1, 2, 3]))
+            assert hint in refusal("mnist", tmp_path)
+        write(tmp_path, "train", columns([good, None], [0, 1]))
+        assert "row 1 has no image" in refusal("mnist", tmp_path)
+
+    def test_another_data_set(self, tmp_path):
+        make(tmp_path, "mnist")
+        assert "needed are 32×32 pixels, 8-bit RGB" in refusal("cifar10", tmp_path)
+
+    def test_all_pixels_alike(self, tmp_path):
+        black = columns([encode(np.zeros((28, 28), np.uint8))] * 4, [0, 1, 2, 3])
+        write(tmp_path, "train", black)
+        write(tmp_path, "test", black)
+        assert "the same" in refusal("mnist", tmp_path)
+        assert "too few" in refusal("mnist", tmp_path, validation=True)
+
+    @pytest.mark.parametrize("package", ["pyarrow", "PIL"])
+    def test_without_the_extra(self, tmp_path, monkeypatch, package):
+        make(tmp_path)
+        hide(monkeypatch, package)
+        assert "pip install 'cet-rl[vision]'" in refusal("mnist", tmp_path)
+
+
+class TestHub:
+    """The hub's own code, on data it finds in the working directory or its cache; nothing is downloaded."""
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path, monkeypatch):
+        datasets = pytest.importorskip("datasets", reason="needs the extra vision")
+        (tmp_path / "cache").mkdir()
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.chdir(tmp_path)
+
+    def test_loads_quietly_and_restores_settings(self, tmp_path, monkeypatch, capfd):
+        import datasets
+        from huggingface_hub.utils import are_progress_bars_disabled
+
+        monkeypatch.setattr(hub, "hub_answers", lambda: True)
+        make(tmp_path / "ylecun" / "mnist")
+        level = logging.getLogger("datasets").level
+        loaded = load("mnist")
+        assert capfd.readouterr() == ("", "")
+        assert (len(loaded.train), len(loaded.test)) == (40, 10)
+        assert torch.equal(loaded.train.images, load("mnist", tmp_path / "ylecun" / "mnist").train.images)
+        assert not datasets.utils.are_progress_bars_disabled()
+        assert not are_progress_bars_disabled()
+        assert logging.getLogger("datasets").level == level
+        assert not datasets.config.HF_HUB_OFFLINE
+
+    def test_cache_serves_without_network(self, tmp_path, monkeypatch, capfd):
+        monkeypatch.setattr(hub, "hub_answers", lambda: False)
+        make(tmp_path / "uoft-cs" / "cifar10", "cifar10", "img")
+        load("cifar10")
+        (tmp_path / "uoft-cs").rename(tmp_path / "gone")
+        # As the library names what it has downloaded; the test above loaded it from a folder.
+        (tmp_path / "cache" / "cifar10").rename(tmp_path / "cache" / "uoft-cs___cifar10")
+        assert len(load("cifar10").test) == 10
+        assert capfd.readouterr() == ("", "")
+
+    def test_offline(self, monkeypatch, capfd):
+        import datasets
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        message = refusal("mnist", None, OSError)
+        assert "HF_HUB_OFFLINE is set" in message
+        assert "--data-dir DIR" in message
+        assert datasets.config.HF_HUB_OFFLINE
+        assert capfd.readouterr() == ("", "")
+
+    def test_hub_that_does_not_answer(self, monkeypatch):
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(5)
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            start = time.perf_counter()
+            message = refusal("cifar10", None, OSError)
+            assert time.perf_counter() - start < 10
+        assert "does not answer" in message
+        assert "--data-dir DIR" in message
+
+    def test_other_failures(self, monkeypatch):
+        import datasets
+
+        def fail(repository: str) -> None:
+            raise RuntimeError("no space left\nat all")
+
+        monkeypatch.setattr(hub, "hub_answers", lambda: True)
+        monkeypatch.setattr(datasets, "load_dataset", fail)
+        assert "no space left; without" in refusal("mnist", None, OSError)
+        monkeypatch.setattr(datasets, "load_dataset", lambda repository: {"training": None})
+        assert "ylecun/mnist (train) does not exist on the hub: there are training" in refusal("mnist", None)
+
+    def test_without_datasets(self, monkeypatch):
+        hide(monkeypatch, "datasets")
+        assert "pip install 'cet-rl[vision]'" in refusal("mnist", None)
+
+
+FULL = os.environ.get("CET_RL_DATA")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="CET_RL_DATA names no folder with the Parquet files of MNIST and CIFAR-10")
+@pytest.mark.parametrize(
+    ("name", "train", "shape"), [("mnist", 60_000, (1, 28, 28)), ("cifar10", 50_000, (3, 32, 32))]
+)
+def test_full_size(name, train, shape):
+    loaded = load(name, FULL)
+    assert (len(loaded.train), len(loaded.test), loaded.in_shape) == (train, 10_000, shape)
+    for each in (loaded.train, loaded.test):
+        counts = torch.bincount(each.labels, minlength=10)
+        assert counts.min() > 0.08 * len(each)
+        assert each.images.isfinite().all()
+        # The statistics of the two sets differ by a few thousandths.
+        spread = 0.5 if name == "mnist" else 0.2
+        assert each.images.std().item() == pytest.approx(spread, abs=0.01)
+    held = load(name, FULL, validation=True)
+    assert (len(held.train), len(held.test)) == (train * 9 // 10, train // 10)
+
+
+def numbered(count: int, shape: tuple[int, ...] = (1, 2, 3)) -> ImageSet:
+    """Images whose pixels name them: 100 × index + position."""
+    pixels = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    return ImageSet(100.0 * torch.arange(count).view(-1, 1, 1, 1) + pixels, torch.arange(count))
+
+
+def take(batches: Batches, count: int) -> list[tuple[Tensor, Tensor]]:
+    return [next(batches) for _ in range(count)]
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in pairs)
+
+
+class TestBatches:
+    def test_epochs(self):
+        images = numbered(11)
+        batches = Batches(images, 3, seed=4)
+        epochs = []
+        for _ in range(3):
+            drawn = take(batches, 3)  # the two left over are dropped
+            for x, y in drawn:
+                assert x.shape == (3, 1, 2, 3)
+                assert x.is_contiguous()
+                assert torch.equal(x, images.images[y])
+            epochs.append(torch.cat([y for _, y in drawn]).tolist())
+        assert all(len(set(epoch)) == 9 for epoch in epochs)
+        assert epochs[0] != epochs[1] != epochs[2]
+
+    def test_exact_epoch_uses_every_image(self):
+        y = torch.cat([y for _, y in take(Batches(numbered(12), 4), 3)])
+        assert sorted(y.tolist()) == list(range(12))
+
+    def test_seed_decides(self):
+        images = numbered(20)
+        assert same(take(Batches(images, 4, 1), 12), take(Batches(images, 4, 1), 12))
+        assert not same(take(Batches(images, 4, 1), 12), take(Batches(images, 4, 2), 12))
+
+    def test_global_generator_is_left_alone(self):
+        before = torch.get_rng_state()
+        take(Batches(numbered(20), 4, flips=True), 12)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_flips(self):
+        images = numbered(400)
+        batches = Batches(images, 400, seed=3, flips=True)
+        flipped = torch.empty(2, 400, dtype=torch.bool)
+        for epoch in range(2):
+            x, y = next(batches)
+            plain = images.images[y]
+            mirrored = (x == plain.flip(3)).flatten(1).all(1)
+            assert torch.equal(x[~mirrored], plain[~mirrored])
+            flipped[epoch, y] = mirrored
+        assert 0.4 < flipped.float().mean() < 0.6
+        assert 0.4 < (flipped[0] == flipped[1]).float().mean() < 0.6  # drawn anew each epoch
+
+    @pytest.mark.parametrize("flips", [False, True])
+    @pytest.mark.parametrize("done", [0, 1, 3, 5, 10])
+    def test_resumes_exactly(self, tmp_path, flips, done):
+        images = numbered(17)
+        batches = Batches(images, 5, seed=8, flips=flips)
+        take(batches, done)
+        torch.save(batches.state_dict(), tmp_path / "state.pt")
+        rest = take(batches, 20)
+        resumed = Batches(images, 5, seed=99, flips=flips)
+        take(resumed, 2)
+        resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert same(take(resumed, 20), rest)
+
+    def test_state_is_of_its_moment(self):
+        batches = Batches(numbered(17), 5, flips=True)
+        take(batches, 2)
+        state = batches.state_dict()
+        assert all(type(each) in (Tensor, int) for each in state.values())
+        first = take(batches, 10)
+        batches.load_state_dict(state)
+        assert same(take(batches, 10), first)
+
+    def test_foreign_states(self):
+        batches = Batches(numbered(17), 5)
+        next(batches)
+        good = batches.state_dict()
+        other, mirrored = Batches(numbered(18), 5), Batches(numbered(17), 5, flips=True)
+        next(other)
+        next(mirrored)
+        for bad in (
+            other.state_dict(),
+            mirrored.state_dict(),
+            {},
+            good | {"position": 18},
+            good | {"order": torch.zeros(17, dtype=torch.int64)},
+            good | {"generator": torch.zeros(3, dtype=torch.uint8)},
+        ):
+            with pytest.raises(ValueError, match="no state of a stream of batches from 17 images"):
+                batches.load_state_dict(bad)
+
+    @pytest.mark.parametrize("size", [0, -1, 18])
+    def test_batch_size(self, size):
+        with pytest.raises(ValueError, match=f"from 1 to 17, the size of the training set, got {size}"):
+            Batches(numbered(17), size)
+
+    @pytest.mark.cuda
+    def test_same_order_on_cuda(self):
+        images = numbered(40)
+        here = take(Batches(images, 16, 5, flips=True), 9)
+        there = take(Batches(images.to("cuda"), 16, 5, flips=True), 9)
+        assert there[0][0].is_cuda
+        assert same(here, [(x.cpu(), y.cpu()) for x, y in there])
+
+
+class TestModels:
+    def test_mlp(self):
+        model = mlp((1, 28, 28), 10)
+        assert [type(each).__name__ for each in model] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+        assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+        assert [each.out_features for each in mlp((3, 4, 4), 7, (9,)) if isinstance(each, nn.Linear)] == [9, 7]
+        assert mlp((3, 4, 4), 7, ())(torch.zeros(2, 3, 4, 4)).shape == (2, 7)
+
+    @pytest.mark.parametrize(
+        ("shape", "features"), [((1, 28, 28), 1152), ((3, 32, 32), 2048), ((1, 8, 8), 128), ((2, 17, 25), 768)]
+    )
+    def test_cnn(self, shape, features):
+        model = cnn(shape, 10)
+        stage = ["Conv2d", "ReLU", "AvgPool2d", "BatchNorm2d"]
+        assert [type(each).__name__ for each in model] == [*stage * 3, "Flatten", "Linear", "ReLU", "Linear"]
+        assert model[13].in_features == features
+        assert not any(each.affine for each in model if isinstance(each, nn.BatchNorm2d))
+        assert model(torch.randn(4, *shape)).shape == (4, 10)
+
+    def test_cnn_of_other_sizes(self):
+        model = cnn((1, 4, 4), 3, channels=(5, 6), hidden=7)
+        assert model(torch.randn(4, 1, 4, 4)).shape == (4, 3)
+
+    @pytest.mark.parametrize("kind", MODELS)
+    def test_initialisation(self, kind):
+        for layer in MODELS[kind]((3, 32, 32), 10, generator=torch.Generator().manual_seed(1)):
+            if not isinstance(layer, nn.Linear | nn.Conv2d):
+                continue
+            outputs, inputs, *kernel = layer.weight.shape
+            bound = math.sqrt(6 / ((inputs + outputs) * math.prod(kernel)))
+            assert 0.95 * bound < layer.weight.abs().max().item() <= bound
+            assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+            bound = math.sqrt(6 / (1 + outputs))
+            assert 0.5 * bound < layer.bias.abs().max().item() <= bound
+            assert layer.weight.requires_grad
+            assert layer.bias.requires_grad
+            assert layer.weight.device.type == "cpu"
+
+    @pytest.mark.parametrize("kind", MODELS)
+    def test_seeded_without_the_global_generator(self, kind):
+        before = torch.get_rng_state()
+        one, two, other = (
+            MODELS[kind]((1, 8, 8), 10, generator=torch.Generator().manual_seed(seed)).state_dict()
+            for seed in (1, 1, 2)
+        )
+        assert torch.equal(torch.get_rng_state(), before)
+        assert all(torch.equal(one[key], two[key]) for key in one)
+        assert not torch.equal(one["1.weight" if kind == "mlp" else "0.weight"], other[next(iter(other))])
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"7×30 pixels are too small for 3 stages.*at least 8×8"):
+            cnn((1, 7, 30), 10)
+        with pytest.raises(ValueError, match="in_shape must be"):
+            mlp((28, 28), 10)
+        with pytest.raises(ValueError, match="classes must be at least 2"):
+            mlp((1, 8, 8), 1)
+        with pytest.raises(ValueError, match="at least one unit"):
+            mlp((1, 8, 8), 10, (16, 0))
+        with pytest.raises(ValueError, match="at least one unit"):
+            cnn((1, 8, 8), 10, hidden=0)
+
+
+def test_catalogue():
+    assert set(DATASETS) == {"digits", *data.SOURCES}
