@@ -1,0 +1,234 @@
+"""A run in a folder, for learners of our own: learn, log, save, evaluate, summarise.
+
+Reinforcement learning goes through Stable-Baselines3's loop instead (`cet_rl.training`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from cet_rl.display import Display
+from cet_rl.interruption import Interruption
+from cet_rl.plots import kernel_figure
+from cet_rl.run_config import RunConfig
+from cet_rl.runs import MetricsTable, RunFolder, Status
+
+LEAST_POINTS = 50
+"""Logged in a run."""
+
+CHECKPOINTS = 10
+"""Taken in a run, interruptions apart."""
+
+
+class Learner(Protocol):
+    """What can be run.
+
+    Attributes:
+        step: how far it has come, in the unit of the configuration's `total_steps`.
+    """
+
+    step: int
+
+    def advance(self, *, measure: bool) -> Tensor:
+        """Learn a little; the loss. With `measure`, have `measurements` ready."""
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Of all losses since the last `take_loss`."""
+
+    def take_loss(self) -> float:
+        """Mean loss since this was last asked for."""
+
+    def measurements(self) -> Mapping[str, float]:
+        """What else to log, by TensorBoard tag; nan where there is nothing."""
+
+    def evaluate(self) -> Mapping[str, float]:
+        """How good it is, by the names that summary.json has."""
+
+    def save(self, file: Path) -> None:
+        """Write everything that going on takes, in one stroke."""
+
+
+class RunLog:
+    """Where numbers of a run go: TensorBoard and metrics.csv.
+
+    Args:
+        folder: of the run.
+        last_step: rows logged later than this are dropped, as a run that is resumed logs them again.
+    """
+
+    def __init__(self, folder: RunFolder, last_step: int = 0) -> None:
+        self._writer = SummaryWriter(str(folder.path), purge_step=last_step + 1 if last_step else None)
+        self._table = MetricsTable(folder.metrics_file, last_step)
+
+    def describe(self, config: RunConfig, score: str) -> None:
+        """Hyper-parameters and kernels for TensorBoard.
+
+        Args:
+            config: of the run.
+            score: the evaluation's name that says most.
+        """
+        parameters = {
+            key: value if isinstance(value, (int, float, str, bool)) else str(value)
+            for key, value in config.as_data().items()
+        }
+        writer: Any = self._writer.file_writer
+        for summary in hparams(parameters, {f"eval/{score}": 0.0}):  # type: ignore[no-untyped-call]
+            writer.add_summary(summary)
+        if config.delay:
+            delays = config.timing.layer_delays
+            traces = [config.trace_config.build(delay) for delay in delays]
+            self._writer.add_figure("credit/kernel", kernel_figure(traces, delays, config.step_duration))
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers by TensorBoard tag; those that are not finite are left out."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        for name, value in finite.items():
+            self._writer.add_scalar(name, value, step)
+        self._table.add({MetricsTable.STEP: step, **finite})
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._writer.close()
+
+
+class RunLoop:
+    """One go at a run: from wherever the learner stands to the summary.
+
+    Args:
+        config: resolved.
+        folder: claimed.
+        learner: at the step it goes on from.
+        agent: what learns, for the summary.
+        unit: of steps, in words: "updates".
+        score: the evaluation's name that says most: "test_accuracy".
+        quiet: print nothing.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        learner: Learner,
+        *,
+        agent: str,
+        unit: str,
+        score: str,
+        quiet: bool,
+    ) -> None:
+        self.config, self.folder, self.learner = config, folder, learner
+        self.agent, self.unit, self.score, self.quiet = agent, unit, score, quiet
+        self.interruption = Interruption()
+        self.display = Display(config.total_steps, unit=unit, shows="loss", digits=4)
+        self.began = time.monotonic()
+        self.learning_seconds = 0.0
+        self.steps_before = learner.step
+        self.steps_saved = learner.step
+
+    def go(self) -> Status:
+        """Run to the end, or until interrupted.
+
+        Raises:
+            FloatingPointError: if the loss is not finite any more; the summary says "failed".
+        """
+        self.log = RunLog(self.folder, self.steps_before)
+        try:
+            with self.interruption.watched():
+                return self._learn_and_evaluate()
+        except KeyboardInterrupt:
+            self._summarise("interrupted", {})
+            return "interrupted"
+        except Exception as error:
+            self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.display.close()
+            self.log.close()
+
+    def _learn_and_evaluate(self) -> Status:
+        self.log.describe(self.config, self.score)
+        if not self._learn():
+            self._save()
+            self._summarise("interrupted", {})
+            self._say(f"interrupted at {self.learner.step:,} {self.unit}; go on with --resume")
+            return "interrupted"
+        found = dict(self.learner.evaluate())
+        if not all(map(math.isfinite, found.values())):
+            raise self._diverged()
+        self._save()
+        self.log.add({f"eval/{name}": value for name, value in found.items()}, self.learner.step)
+        self._summarise("finished", found)
+        speed = f"; {self._speed():,.0f} {self.unit}/s" if self.learning_seconds else ""
+        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        self._say(shown + speed)
+        self._say(f"curves: tensorboard --logdir {self.folder.path}")
+        return "finished"
+
+    def _learn(self) -> bool:
+        """Learn to the end; False if interrupted before."""
+        learner, total = self.learner, self.config.total_steps
+        log_every, save_every = max(1, total // LEAST_POINTS), max(1, total // CHECKPOINTS)
+        if not self.quiet:
+            self.display.start(learner.step)
+        mean: float | None = None
+        while learner.step < total:
+            if self.interruption.wanted:
+                return False
+            began = time.monotonic()
+            due = (learner.step + 1) % log_every == 0 or learner.step + 1 == total
+            learner.advance(measure=due)
+            save = learner.step % save_every == 0 and learner.step < total
+            if (due or save) and not math.isfinite(float(learner.loss_sum)):
+                raise self._diverged()
+            mean = learner.take_loss() if due else mean
+            self.learning_seconds += time.monotonic() - began
+            if due:
+                values = {"train/loss": mean or 0.0, **learner.measurements(), "time/fps": self._speed() or 0.0}
+                self.log.add(values, learner.step)
+            if save:
+                self._save()
+            if not self.quiet:
+                self.display.update(learner.step, mean)
+        self.display.close()
+        return True
+
+    def _diverged(self) -> FloatingPointError:
+        return FloatingPointError(
+            f"the loss is not finite at {self.learner.step:,} {self.unit}: use a smaller --lr "
+            f"({self.config.lr:g} now)"
+        )
+
+    def _save(self) -> None:
+        self.learner.save(self.folder.checkpoint_file)
+        self.steps_saved = self.learner.step
+
+    def _speed(self) -> float | None:
+        made = self.learner.step - self.steps_before
+        return made / self.learning_seconds if self.learning_seconds else None
+
+    def _summarise(self, status: Status, metrics: Mapping[str, float], error: str | None = None) -> None:
+        self.folder.write_summary(
+            task=self.config.task,
+            agent=self.agent,
+            seed=self.config.seed,
+            status=status,
+            steps=self.steps_saved if status == "interrupted" else self.learner.step,
+            wall_seconds=time.monotonic() - self.began,
+            steps_per_second=self._speed(),
+            metrics=metrics,
+            error=error,
+        )
+
+    def _say(self, text: str) -> None:
+        self.display.close()
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)

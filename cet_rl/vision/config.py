@@ -1,0 +1,143 @@
+"""The configuration of an image classification run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cet_rl.run_config import RunConfig
+from cet_rl.traces.base import Normalization
+from cet_rl.vision.catalogue import DATASETS, Network, summaries
+
+HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
+"""Widths of the dense hidden layers unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class VisionConfig(RunConfig):
+    """What to learn, and how."""
+
+    delay: float = 0.0
+    """Seconds until credit reaches the synapses; an image is seen for --step-ms. 0: backpropagation."""
+    normalization: Normalization = "area"
+    """Scale of the trace's kernel: area one, or largest value one."""
+    step_ms: float = 200.0
+    """Milliseconds that one image is seen."""
+    lr: float = 1e-3
+    """Largest learning rate of AdamW."""
+    total_steps: int = 20_000
+    """Updates, one for each batch."""
+    model: Literal["auto", "mlp", "cnn"] = "auto"
+    """auto is an MLP for digits and MNIST, three convolutions for CIFAR-10."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the dense hidden layers. Default 512 512 for the MLP, 512 for the CNN."""
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Of the CNN's convolutions."""
+    batch_size: int = 128
+    """Images in a batch, which is a stretch of time: each image is one step."""
+    streams: int = 1
+    """Sequences side by side in a batch."""
+    streaming: bool = False
+    """Carry traces and errors from batch to batch; without, what arrives after a batch's end is lost."""
+    salience: float | None = None
+    """Share of a batch, the images with the largest losses, that leave traces and cause errors. Default: all."""
+    soma: Literal["exact", "trace"] = "exact"
+    """How f' of an image is remembered until its error comes: exactly, or through the trace itself."""
+    weight_decay: float = 1e-3
+    """Of AdamW."""
+    warmup: float = 0.1
+    """Share of the run in which the learning rate rises; it then falls to a tenth along a cosine."""
+    max_grad_norm: float = 0.5
+    """Norm that the gradient is clipped to."""
+    data_dir: str | None = None
+    """Folder with the data set's Parquet files. Default: the Hugging Face hub, or its cache."""
+    validation: bool = False
+    """Hold out a tenth of the training set and test on that, to choose hyper-parameters."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of activations; bf16 is for GPUs."""
+    compile: bool = False
+    """Compile the network with torch.compile; pays on GPUs in long runs."""
+
+    def __post_init__(self) -> None:
+        known = summaries()
+        if self.task not in known:
+            raise ValueError(f"unknown data set {self.task!r}: choose from {', '.join(known)}")
+        self.check_counts("batch_size", "streams")
+        for name, widths in {"--hidden": self.hidden or (), "--channels": self.channels}.items():
+            if any(width < 1 or width > 100_000 for width in widths):
+                raise ValueError(f"{name} must list widths from 1 to 100,000, got {widths}")
+        if self.network == "cnn" and len(self.widths) != 1:
+            raise ValueError(f"--hidden of a CNN is one width, got {self.widths}")
+        if self.network == "cnn" and not self.channels:
+            raise ValueError("--channels must list at least one width")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"--warmup must lie in [0, 1), got {self.warmup:g}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"--weight-decay must be zero or positive, got {self.weight_decay:g}")
+        if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
+            raise ValueError(f"--max-grad-norm must be positive, got {self.max_grad_norm:g}")
+        if self.salience is not None and not 0 < self.salience <= 1:
+            raise ValueError(f"--salience must lie in (0, 1], got {self.salience:g}")
+        super().__post_init__()
+        self._check_time()
+
+    def _check_time(self) -> None:
+        steps, rest = divmod(self.batch_size, self.streams)
+        longest = self.timing.longest_delay
+        if rest:
+            raise ValueError(f"a batch of {self.batch_size} images does not part into {self.streams} streams")
+        if self.salience is not None and self.streams > 1:
+            raise ValueError("--salience needs --streams 1")
+        if self.salience is not None and round(self.salience * self.batch_size) < 1:
+            raise ValueError(f"--salience {self.salience:g} leaves not one image of a batch of {self.batch_size}")
+        if self.soma == "trace" and self.streaming:
+            raise ValueError(
+                "--soma trace remembers images that are seen after the batch, which --streaming does not wait for"
+            )
+        if self.compile and (self.streaming or self.salience is not None or self.soma == "trace"):
+            raise ValueError(
+                "--compile gains nothing with --streaming, --salience and --soma trace, whose pasts are not "
+                "tensors of one shape: leave it out"
+            )
+        if self.soma == "trace" and not self.delay:
+            raise ValueError("--soma trace belongs to a delay, and there is none: give a delay")
+        if self.streaming and longest >= steps * self.total_steps:
+            raise ValueError(
+                f"the longest delay is {longest:,} steps, but the run is only {steps * self.total_steps:,} long: "
+                "learn for longer (--total-steps) or use a shorter delay"
+            )
+        if self.salience is None and not self.streaming and longest >= steps:
+            raise ValueError(
+                f"the longest delay is {longest:,} steps, but a batch is only {steps:,} long and forgets all at "
+                "its end: use a larger --batch-size, a shorter delay, or --streaming"
+            )
+
+    @property
+    def network(self) -> Network:
+        """mlp or cnn."""
+        return DATASETS[self.task].network if self.model == "auto" else self.model
+
+    @property
+    def held_out(self) -> str:
+        """What it is tested on, for names of metrics: test, or validation."""
+        return "validation" if self.validation else "test"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the dense hidden layers."""
+        return HIDDEN[self.network] if self.hidden is None else self.hidden
+
+    @property
+    def layers(self) -> int:
+        """With weights."""
+        return len(self.widths) + 1 + (len(self.channels) if self.network == "cnn" else 0)
+
+    @property
+    def arm(self) -> tuple[str, ...]:
+        """What learns, in words for `label`: cet5, streaming."""
+        parts = [self.trace_config.label]
+        parts += [self.network] * (self.network != DATASETS[self.task].network)
+        parts += ["streaming"] * self.streaming + ["salient"] * (self.salience is not None)
+        parts += ["soma"] * (self.soma != "exact")
+        return tuple(parts)

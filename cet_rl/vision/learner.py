@@ -1,0 +1,245 @@
+"""A network that learns to classify images from credit that comes late."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cet_rl import storage
+from cet_rl.vision.batches import Batches
+from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.conversion import convert, prepare
+from cet_rl.vision.data import ImageData
+from cet_rl.vision.layers import measured, seen_at, traced_layers
+from cet_rl.vision.models import MODELS
+
+LOWEST_RATE = 0.1
+"""What the learning rate falls to, as a share of its largest value (paper, App. C)."""
+
+EVALUATED_AT_ONCE = 1000
+"""Images of the test set in one forward pass."""
+
+
+def rate_at(step: int, total: int, warmup: float) -> float:
+    """Learning rate of an update, as a share of the largest: a linear rise, then a cosine down to a tenth.
+
+    Args:
+        step: of the update, from 0.
+        total: updates of the run.
+        warmup: share of the run in which the rate rises.
+    """
+    rise = int(total * warmup)
+    if step < rise:
+        return (step + 1) / rise
+    progress = (step - rise) / max(total - rise, 1)
+    return LOWEST_RATE + (1 - LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
+    """The configuration's network with traced layers, seeded, on the CPU.
+
+    Raises:
+        ValueError: if the images are too small for it.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    sizes: dict[str, Any] = {"hidden": config.widths}
+    if config.network == "cnn":
+        sizes = {"channels": config.channels, "hidden": config.widths[0]}
+    network: nn.Module = MODELS[config.network](data.in_shape, data.classes, **sizes, generator=generator)
+    return convert(
+        network,
+        config.trace_config,
+        delay=config.delay,
+        step_duration=config.step_duration,
+        stacked=config.stacked,
+        error_at=config.error_at,
+        soma=config.soma,
+        streaming=config.streaming,
+        streams=config.streams,
+        record_alignment=config.streaming and config.alignment,
+    )
+
+
+def _check_compiler(device: str) -> None:
+    """Raise ValueError where torch.compile does not work, before a run has begun."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of the compiler, the linker or torch itself
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"--compile does not work here ({reason}): leave it out") from error
+
+
+class ImageLearner:
+    """A network, its optimiser and its stream of batches.
+
+    Args:
+        config: resolved.
+        data: on the configuration's device.
+
+    Attributes:
+        step: updates made.
+        network: with traced layers.
+        loss_sum: of the updates since the last `take_loss`.
+        losses: how many these are.
+    """
+
+    def __init__(self, config: VisionConfig, data: ImageData) -> None:
+        self.config, self.data, self.step = config, data, 0
+        self.loss_sum, self.losses = torch.zeros((), device=config.device), 0
+        self._format = torch.channels_last if config.network == "cnn" else torch.contiguous_format
+        self.network = build_network(config, data).to(config.device, memory_format=self._format)  # type: ignore[call-overload]
+        self.batches = Batches(data.train, config.batch_size, config.seed, flips=data.flips)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        if config.streaming:
+            prepare(self.network, data.in_shape, config.batch_size, salient=config.salience is not None)
+        if config.device == "cuda" or config.compile:
+            self._use_matrices()
+        if config.compile:
+            _check_compiler(config.device)
+        self._compute = torch.compile(self.network) if config.compile else self.network
+
+    def _use_matrices(self) -> None:
+        """One product with the kernel's whole matrix: what a GPU and a compiler like best."""
+        if self.config.streaming or self.config.salience is not None or self.config.soma != "exact":
+            return
+        for layer in traced_layers(self.network).values():
+            if layer.traced:
+                layer.use_matrix(self.config.batch_size)
+
+    def advance(self, *, measure: bool = False) -> Tensor:
+        """Learn from one batch.
+
+        Args:
+            measure: whether to measure alignment, if the configuration wants that.
+
+        Returns:
+            The batch's mean loss before the update, of the salient images where salience selects.
+        """
+        config = self.config
+        measure = measure and config.alignment
+        x, y = next(self.batches)
+        x = x.contiguous(memory_format=self._format)
+        times: Tensor | None = None
+        if config.salience is not None:
+            times = self._salient(x, y)
+            x, y = x[times].contiguous(memory_format=self._format), y[times]
+        rate = config.lr * rate_at(self.step, config.total_steps, config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        with (
+            measured(self.network) if measure else nullcontext(),
+            nullcontext() if times is None else seen_at(self.network, times.cpu().numpy(), config.batch_size),
+        ):
+            loss = functional.cross_entropy(self._logits(x, whole=measure), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), config.max_grad_norm)
+        self.optimizer.step()
+        self.step += 1
+        self.loss_sum += loss.detach()
+        self.losses += 1
+        return loss.detach()
+
+    def take_loss(self) -> float:
+        """Mean of what `advance` has returned since this was last asked for; nan if nothing."""
+        mean = float(self.loss_sum) / self.losses if self.losses else math.nan
+        self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
+        return mean
+
+    @torch.no_grad()
+    def _salient(self, x: Tensor, y: Tensor) -> Tensor:
+        """Places in the batch of the images with the largest losses, increasing."""
+        assert self.config.salience is not None
+        count = round(self.config.salience * len(y))
+        losses = functional.cross_entropy(self._logits(x), y, reduction="none")
+        return losses.topk(count).indices.sort().values
+
+    def _logits(self, x: Tensor, *, whole: bool = False) -> Tensor:
+        half = self.config.precision == "bf16"
+        with torch.autocast(self.config.device, torch.bfloat16, enabled=half):
+            # What is compiled measures nothing.
+            logits: Tensor = self.network(x) if whole else self._compute(x)
+        return logits.float() if half else logits
+
+    def measurements(self) -> dict[str, float]:
+        """How well it does on the test set, learning rate, and each layer's alignment as last measured."""
+        accuracy, loss = self.test()
+        layers = enumerate(traced_layers(self.network).values())
+        held_out = self.config.held_out
+        return {
+            f"{held_out}/accuracy": accuracy,
+            f"{held_out}/loss": loss,
+            "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            **{f"credit/alignment/{number}": layer.alignment for number, layer in layers if layer.traced},
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy and mean loss on the test set, or on what is held out for validation."""
+        accuracy, loss = self.test()
+        held_out = self.config.held_out
+        return {f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss}
+
+    @torch.no_grad()
+    def test(self) -> tuple[float, float]:
+        """Share of test images classified right, and their mean loss."""
+        images, labels = self.data.test.images, self.data.test.labels
+        self.network.eval()
+        right, loss = 0.0, 0.0
+        try:
+            for x, y in zip(
+                torch.split(images, EVALUATED_AT_ONCE), torch.split(labels, EVALUATED_AT_ONCE), strict=True
+            ):
+                logits = self.network(x.contiguous(memory_format=self._format))
+                right += float((logits.argmax(1) == y).sum())
+                loss += float(functional.cross_entropy(logits, y, reduction="sum"))
+        finally:
+            self.network.train()
+        return right / len(labels), loss / len(labels)
+
+    def save(self, file: Path) -> None:
+        """Write everything that going on takes, in one stroke."""
+        tensors, rest = storage.flatten(
+            {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "batches": self.batches.state_dict(),
+                "loss": {"sum": self.loss_sum},
+            }
+        )
+        data = {
+            "step": self.step,
+            "losses": self.losses,
+            "rest": storage.check_data("the optimiser's settings", rest),
+        }
+        storage.write(file, data, tensors, what="network")
+
+    def load(self, file: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            ValueError, OSError: if the file cannot be read, or is of another network.
+        """
+        data, tensors = storage.read(file, what="network")
+        try:
+            saved = storage.as_state_dicts(storage.unflatten(tensors, data["rest"]))
+            self.network.load_state_dict(saved["network"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, state in self.optimizer.state.items():
+                # As the parameter lies in memory: the fused optimiser takes both as rows of numbers.
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = torch.empty_like(parameter).copy_(state[key])
+            self.batches.load_state_dict(saved["batches"])
+            self.loss_sum = saved["loss"]["sum"].to(self.loss_sum)
+            self.step, self.losses = int(data["step"]), int(data["losses"])
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} does not fit this configuration: {' '.join(str(error).split())[:200]}"
+            ) from None

@@ -1,0 +1,106 @@
+"""An image classification run from configuration to summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cet_rl.machine import on_this_machine, set_threads
+from cet_rl.run_loop import RunLoop
+from cet_rl.runs import RunFolder, Status, default_path
+from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.data import ImageData, load
+from cet_rl.vision.learner import ImageLearner
+
+if TYPE_CHECKING:
+    from cet_rl.cli.evaluate import EvalArguments
+
+CHECKPOINT = "network.zip"
+
+
+def resolve(config: VisionConfig) -> VisionConfig:
+    """The configuration with nothing left to choose: trace, network, device and threads of this machine.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    config = on_this_machine(config).with_trace()
+    data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().resolve())
+    return replace(config, model=config.network, hidden=config.widths, data_dir=data_dir)
+
+
+def load_data(config: VisionConfig) -> ImageData:
+    """The configuration's data on its device.
+
+    Raises:
+        ValueError, OSError: if there are none, or fewer images than one batch.
+    """
+    data = load(config.task, config.data_dir, validation=config.validation)
+    return data.to(config.device)
+
+
+def train(
+    config: VisionConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+) -> Status:
+    """Run a configuration in a run folder: learn, test, summarise.
+
+    Args:
+        config: what to run.
+        run_dir: the run folder itself; None for that of `default_path`.
+        resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
+            interruption; without one, start afresh.
+        quiet: print nothing.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        ValueError, OSError: for what cannot be, before any work is lost.
+        FloatingPointError: if the loss is not finite any more; the summary says "failed".
+    """
+    config = resolve(config)
+    assert config.threads is not None
+    set_threads(config.threads)
+    folder = RunFolder(run_dir or default_path(config), CHECKPOINT)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    # Everything that can be refused is refused before the folder is touched.
+    folder.check(config.as_data(), resume=resume)
+    if folder.status == "finished":
+        say(f"{folder.path} is finished; its results are in {folder.summary_file}")
+        return "finished"
+    learner = ImageLearner(config, load_data(config))
+    state = folder.claim(config.as_data(), resume=resume)
+    if state == "resumed":
+        learner.load(folder.checkpoint_file)
+        say(f"resuming at {learner.step:,} updates")
+    say(f"run folder {folder.path}")
+    score = f"{config.held_out}_accuracy"
+    return RunLoop(config, folder, learner, agent=config.network, unit="updates", score=score, quiet=quiet).go()
+
+
+def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
+    """`cet-rl eval`: test the network of a run's last checkpoint.
+
+    Args:
+        folder: of the run.
+        values: of its configuration.
+        options: of the command; none applies.
+
+    Returns:
+        The line that says what came out.
+    """
+    config = resolve(VisionConfig(**{**values, "device": "auto"}))
+    assert config.threads is not None
+    set_threads(config.threads)
+    learner = ImageLearner(config, load_data(config))
+    learner.load(folder.checkpoint_file)
+    accuracy, loss = learner.test()
+    images = f"{len(learner.data.test):,} {config.held_out} images"
+    return f"{config.task}: {accuracy:.2%} of {images} right, loss {loss:.4f}"

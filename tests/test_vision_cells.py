@@ -1,0 +1,396 @@
+"""Cells that learn side by side, against the same learners alone."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from cet_rl import storage
+from cet_rl.cli import main
+from cet_rl.vision.cells import MAY_DIFFER, CellBatch, check_cells, train_cells
+from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.data import ImageData, ImageSet, load
+from cet_rl.vision.learner import ImageLearner
+from cet_rl.vision.training import resolve, train
+
+SHAPES = {
+    "mlp": {"hidden": (16, 12)},
+    "cnn": {"model": "cnn", "channels": (3, 4), "hidden": (12,), "batch_size": 32},
+}
+DIFFERENCES = [
+    {"delay": 2.0, "order": 6},
+    {"lr": 1e-2, "weight_decay": 0.1, "seed": 3},  # no delay at all
+    {"delay": 0.6, "trace": "legendre", "order": 4, "lr": 5e-3, "stacked": True, "max_grad_norm": 0.2},
+    {"delay": 1.0, "trace": "et", "decay": 0.7, "normalization": "peak", "seed": 1, "weight_decay": 0.0},
+    {"delay": 1.2, "step_ms": 400.0, "order": 3, "discretization": "official", "warmup": 0.5, "lr": 2e-3},
+]
+SHAPED = pytest.mark.parametrize("shape", SHAPES)
+
+
+def as_double(data):
+    train, test = (ImageSet(part.images.double(), part.labels) for part in (data.train, data.test))
+    return ImageData(data.name, train, test)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def configs(shape, total=200, cells=DIFFERENCES):
+    return [
+        resolve(VisionConfig("digits", total_steps=total, device="cpu", **SHAPES[shape], **cell)) for cell in cells
+    ]
+
+
+def learners(found, data):
+    """In the precision of the data."""
+    made = [ImageLearner(config, data) for config in found]
+    for learner in made:
+        learner.network.to(data.train.images.dtype)
+    return made
+
+
+def alone(found, data, updates):
+    """Learners that took so many updates by themselves, and their losses, (updates, C)."""
+    made = learners(found, data)
+    losses = [torch.stack([learner.advance() for _ in range(updates)]) for learner in made]
+    return made, torch.stack(losses, 1)
+
+
+def distance(a, b):
+    """Largest difference of anything in two networks' states."""
+    first, second = a.network.state_dict(), b.network.state_dict()
+    assert first.keys() == second.keys()
+    return max((first[name].double() - second[name].double()).abs().max().item() for name in first)
+
+
+@SHAPED
+def test_every_cell_learns_what_it_learns_alone(digits, shape):
+    """In double precision the two ways differ in no more than rounding."""
+    data, found = as_double(digits), configs(shape)
+    solo, losses = alone(found, data, 200)
+    batch = CellBatch(learners(found, data))
+    together = torch.stack([batch.advance() for _ in range(200)])
+    assert together.shape == losses.shape == (200, 5)
+    assert (together - losses).abs().max() < 1e-9
+    batch.give_back()
+    for cell, learner in zip(batch.learners, solo, strict=True):
+        assert cell.step == learner.step == batch.step == 200
+        assert distance(cell, learner) < 1e-9
+    assert batch.test() == [pytest.approx(learner.test(), abs=1e-6) for learner in solo]
+    assert len({loss for _, loss in batch.test()}) == 5
+
+
+@SHAPED
+def test_in_single_precision(digits, shape):
+    found = configs(shape, total=20)
+    solo, losses = alone(found, digits, 20)
+    batch = CellBatch(learners(found, digits))
+    together = torch.stack([batch.advance() for _ in range(20)])
+    assert (together - losses).abs().max() < 1e-5
+    batch.give_back()
+    # Where a gradient is close to nothing, AdamW turns its rounding into a share of the learning rate, here 1e-2.
+    assert max(distance(*pair) for pair in zip(batch.learners, solo, strict=True)) < 3e-5
+
+
+def test_in_half_precision_they_learn(digits):
+    batch = CellBatch(learners([replace(c, precision="bf16", lr=1e-2) for c in configs("mlp", 60)], digits))
+    losses = torch.stack([batch.advance() for _ in range(60)])
+    assert losses.dtype == torch.float32
+    assert (losses[-5:].mean(0) < 0.9 * losses[:5].mean(0)).all()
+    assert all(value.dtype == torch.float32 for value in batch.parameters.values())
+
+
+@SHAPED
+def test_cells_and_learners_take_turns(digits, shape):
+    """Alone, together, alone: it makes no difference, also to the optimiser."""
+    data, found = as_double(digits), configs(shape, 60)
+    solo, _ = alone(found, data, 45)
+    turns, _ = alone(found, data, 15)
+    batch = CellBatch(turns)
+    assert batch.step == 15
+    for _ in range(15):
+        batch.advance()
+    assert all(learner.step == 15 for learner in turns)
+    batch.give_back()
+    for learner in turns:
+        assert learner.step == 30
+        for _ in range(15):
+            learner.advance()
+    assert max(distance(*pair) for pair in zip(turns, solo, strict=True)) < 1e-9
+
+
+@SHAPED
+def test_what_is_given_back_is_saved_and_goes_on(digits, shape, tmp_path):
+    found = configs(shape, 60)
+    batch = CellBatch(learners(found, digits))
+    for _ in range(10):
+        batch.advance()
+    batch.give_back()
+    for number, learner in enumerate(batch.learners):
+        learner.save(tmp_path / f"{number}.zip")
+    loaded = learners(found, digits)
+    for number, learner in enumerate(loaded):
+        learner.load(tmp_path / f"{number}.zip")
+        assert learner.step == 10
+        assert distance(learner, batch.learners[number]) == 0
+    again = CellBatch(loaded)
+    for _ in range(10):
+        assert torch.equal(again.advance(), batch.advance())
+    again.give_back()
+    batch.give_back()
+    assert max(distance(*pair) for pair in zip(again.learners, batch.learners, strict=True)) == 0
+
+
+def test_a_learner_that_is_given_back_measures_as_before(digits):
+    """Also the one that waits for nothing, which has no alignment to measure."""
+    solo, _ = alone(configs("mlp", 60), digits, 2)
+    batch = CellBatch(learners(configs("mlp", 60), digits))
+    batch.advance()
+    batch.give_back()
+    for cell, learner in zip(batch.learners, solo, strict=True):
+        cell.advance(measure=True)
+        assert cell.measurements().keys() == learner.measurements().keys()
+
+
+@SHAPED
+def test_testing_changes_nothing(digits, shape):
+    batch = CellBatch(learners(configs(shape, 60), digits))
+    for _ in range(10):
+        batch.advance()
+    before = {name: value.clone() for name, value in {**batch.parameters, **batch.buffers}.items()}
+    found = batch.test()
+    assert batch.test() == found
+    for name, value in {**batch.parameters, **batch.buffers}.items():
+        assert torch.equal(value, before[name])
+    assert all(module.training for module in batch._base.modules())
+    batch.give_back()
+    assert found == [pytest.approx(learner.test(), abs=1e-5) for learner in batch.learners]
+
+
+def test_one_cell_is_enough(digits):
+    found = configs("mlp", 20)[:1]
+    solo, _ = alone(found, digits, 5)
+    batch = CellBatch(learners(found, digits))
+    for _ in range(5):
+        batch.advance()
+    batch.give_back()
+    assert distance(batch.learners[0], solo[0]) < 1e-6
+
+
+def test_cells_at_different_steps_are_refused(digits):
+    pair = learners(configs("mlp", 20)[:2], digits)
+    pair[0].advance()
+    with pytest.raises(ValueError, match="cells must all be at the same step"):
+        CellBatch(pair)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"streaming": True},
+        {"salience": 0.5},
+        {"delay": 2.0, "soma": "trace"},
+    ],
+    ids=str,
+)
+def test_cells_with_a_past_of_their_own_are_refused(values):
+    config = VisionConfig("digits", **values)
+    with pytest.raises(ValueError, match=rf"cell {config.label}: .*train it alone"):
+        check_cells([config])
+
+
+OTHERWISE = {
+    "task": "mnist",
+    "order": 7,
+    "trace": "perfect",
+    "delay": 0.6,
+    "stacked": True,
+    "step_ms": 100.0,
+    "normalization": "peak",
+    "discretization": "official",
+    "decay": 0.5,
+    "error_at": "activation",
+    "lr": 0.5,
+    "total_steps": 9,
+    "seed": 9,
+    "device": "cuda",
+    "threads": 2,
+    "alignment": False,
+    "model": "cnn",
+    "hidden": (9,),
+    "channels": (9,),
+    "batch_size": 64,
+    "streams": 2,
+    "weight_decay": 0.5,
+    "warmup": 0.5,
+    "max_grad_norm": 9.0,
+    "data_dir": "elsewhere",
+    "validation": True,
+    "precision": "bf16",
+    "compile": True,
+}
+TOGETHER = {"trace": {"order": None}, "decay": {"trace": "et", "order": None}, "model": {"hidden": (9,)}}
+
+
+def test_every_field_is_tested():
+    names = {item.name for item in fields(VisionConfig)}
+    assert set(OTHERWISE) == names - {"streaming", "salience", "soma"}
+    assert names > MAY_DIFFER
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_in_what_cells_may_differ(name):
+    first = VisionConfig("digits", delay=2.0, order=6, hidden=(16,))
+    other = replace(first, **TOGETHER.get(name, {}), **{name: OTHERWISE[name]})
+    if name in MAY_DIFFER:
+        check_cells([first, other])
+        return
+    with pytest.raises(ValueError, match=r"cells of one batch must not differ in|leave compile out") as refusal:
+        check_cells([first, other])
+    assert "\n" not in str(refusal.value)
+    assert any(each in str(refusal.value) for each in (name, *TOGETHER.get(name, {})))
+
+
+def test_no_cells_are_refused():
+    with pytest.raises(ValueError, match="there are no cells to train"):
+        check_cells([])
+    with pytest.raises(ValueError, match="there are no cells to train"):
+        train_cells([])
+
+
+# Run folders.
+
+RUNS = [replace(config, device="auto", threads=None) for config in configs("mlp", 20)[:3]]
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of three runs that were trained together."""
+    root = tmp_path_factory.mktemp("cells")
+    return train_cells(RUNS, [root / str(number) for number in range(3)], quiet=True)
+
+
+def test_cells_leave_run_folders(folders, tmp_path, capsys):
+    for number, (config, folder) in enumerate(zip(RUNS, folders, strict=True)):
+        solo = tmp_path / str(number)
+        assert train(config, solo, quiet=True) == "finished"
+        assert (folder / "config.yaml").read_text() == (solo / "config.yaml").read_text()
+        found, expected = summary(folder), summary(solo)
+        assert list(found) == list(expected)
+        for key in ("task", "agent", "seed", "status", "steps", "versions"):
+            assert found[key] == expected[key]
+        assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-4)
+        pairs = list(zip(rows(folder), rows(solo), strict=True))
+        assert len(pairs) == 20
+        for here, there in pairs:
+            for name, value in here.items():
+                assert bool(value) == bool(there[name])
+                assert float(value or 0) == pytest.approx(float(there[name] or 0), abs=1e-4)
+        capsys.readouterr()
+        assert main(["eval", str(folder)]) == 0
+        assert f"{found['metrics']['test_accuracy']:.2%} of 359 test images right" in capsys.readouterr().out
+
+
+def test_finished_cells_are_left_alone(folders, tmp_path, capsys):
+    before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train_cells(RUNS, folders) == list(folders)
+    assert capsys.readouterr() == ("", "")
+    assert train_cells([*RUNS, replace(RUNS[0], seed=9)], [*folders, tmp_path / "new"], quiet=True)
+    assert before == {
+        path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()
+    }
+    assert summary(tmp_path / "new")["status"] == "finished"
+
+
+def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    paths = train_cells([replace(config, total_steps=2) for config in RUNS])
+    assert [str(path) for path in paths] == [
+        "runs/digits-cet6-2s-0",
+        "runs/digits-none-3",
+        "runs/digits-legendre4-0.6s-stacked-0",
+    ]
+    assert all(summary(path)["steps"] == 2 for path in paths)
+    said = capsys.readouterr()
+    assert "2 of 2 updates" in said.out + said.err
+    assert "mean accuracy 0." in said.out + said.err
+    assert train_cells([replace(config, total_steps=2) for config in RUNS], quiet=True) == paths
+    assert capsys.readouterr() == ("", "")
+
+
+def test_validation_has_names_of_its_own(tmp_path):
+    [path] = train_cells([replace(RUNS[0], validation=True, total_steps=2)], [tmp_path / "run"], quiet=True)
+    assert list(summary(path)["metrics"]) == ["validation_accuracy", "validation_loss"]
+    assert "validation/accuracy" in rows(path)[0]
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
+        train_cells(RUNS[:2], [tmp_path / "a", f"{tmp_path}/./a"], quiet=True)
+    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
+        train_cells([RUNS[0], replace(RUNS[0], lr=0.5)], quiet=True)  # the same by default
+    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
+        train_cells(RUNS, [tmp_path / "a", tmp_path / "b"], quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batch_size": 5000}, "from 1 to 1,438"),
+        ({"model": "cnn", "hidden": (8,), "channels": (4, 4, 4, 4)}, "too small for 4 stages"),
+        ({"data_dir": "nowhere"}, "digits comes with scikit-learn"),
+    ],
+    ids=["batch", "network", "data"],
+)
+def test_what_cannot_be_is_refused_before_any_folder_is_made(tmp_path, values, words):
+    with pytest.raises(ValueError, match=words):
+        train_cells([replace(config, **values) for config in RUNS[:2]], [tmp_path / "a", tmp_path / "b"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_run_is_refused_before_any_other_is_made(tmp_path):
+    train(replace(RUNS[0], total_steps=2), tmp_path / "other", quiet=True)
+    with pytest.raises(ValueError, match=r"another configuration \(.*total_steps 2 there, 20 here"):
+        train_cells(RUNS[:2], [tmp_path / "a", tmp_path / "other"], quiet=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_that_is_not_finite_is_no_success(tmp_path):
+    """Whether it is an error of the whole or not, the other cell is none the worse for it."""
+    paths = [tmp_path / "good", tmp_path / "bad"]
+    with contextlib.suppress(FloatingPointError):
+        train_cells([RUNS[0], replace(RUNS[0], lr=1e30)], paths, quiet=True)
+    assert summary(paths[1])["status"] == "failed"
+    assert summary(paths[0])["status"] == "finished"
+    _, tensors = storage.read(paths[0] / "checkpoint" / "network.zip", what="network")
+    assert all(value.isfinite().all() for value in tensors.values())
+
+
+def test_a_cell_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
+    """Or has none; the others finish."""
+    good = VisionConfig("digits", hidden=(16,), total_steps=60)
+    bad = replace(good, lr=1e30, weight_decay=0.0, seed=1)
+    folders = train_cells([good, bad], [tmp_path / "good", tmp_path / "bad"], quiet=True)
+    assert [summary(folder)["status"] for folder in folders] == ["finished", "failed"]
+    file = folders[1] / "checkpoint" / "network.zip"
+    if file.is_file():
+        tensors = storage.read(file, what="network")[1]
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())

@@ -1,0 +1,338 @@
+"""What an image classification run can be told: checks, names, the paper's rows and tuned defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from cet_rl.cli.train import parse_arguments
+from cet_rl.run_config import package_configs, parse_config, tuned_defaults
+from cet_rl.runs import default_path
+from cet_rl.vision.catalogue import DATASETS
+from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.learner import rate_at
+from cet_rl.vision.training import resolve
+
+NAN, INF = float("nan"), float("inf")
+
+REFUSALS = [
+    ({"task": "fashion"}, ["unknown data set 'fashion'", "digits, mnist, cifar10"]),
+    ({"task": "Digits"}, ["unknown data set 'Digits'"]),
+    # Salience.
+    ({"salience": 0.0}, ["--salience must lie in (0, 1], got 0"]),
+    ({"salience": -0.1}, ["--salience must lie in (0, 1], got -0.1"]),
+    ({"salience": 1.01}, ["--salience must lie in (0, 1], got 1.01"]),
+    ({"salience": NAN}, ["--salience must lie in (0, 1], got nan"]),
+    ({"salience": INF}, ["--salience must lie in (0, 1], got inf"]),
+    ({"salience": 0.003}, ["--salience 0.003 leaves not one image of a batch of 128"]),
+    ({"salience": 0.1, "batch_size": 4}, ["--salience 0.1 leaves not one image of a batch of 4"]),
+    ({"salience": 0.1, "streams": 2}, ["--salience needs --streams 1"]),
+    # Delays and batches.
+    ({"delay": 25.6}, ["longest delay is 128 steps", "a batch is only 128 long", "--batch-size", "--streaming"]),
+    ({"delay": 6.4, "streams": 4}, ["longest delay is 32 steps", "a batch is only 32 long"]),
+    ({"delay": 12.8, "stacked": True}, ["longest delay is 128 steps"]),
+    ({"delay": 2.0, "streaming": True, "total_steps": 1, "batch_size": 10}, ["10 steps", "only 10 long"]),
+    ({"delay": 200.0, "streaming": True, "total_steps": 7}, ["1,000 steps", "only 896 long", "--total-steps"]),
+    ({"delay": 200.0, "streaming": True, "streams": 4, "total_steps": 31}, ["only 992 long"]),
+    ({"streams": 3}, ["a batch of 128 images does not part into 3 streams"]),
+    ({"streams": 256}, ["does not part into 256 streams"]),
+    # The soma.
+    ({"soma": "trace", "delay": 2.0, "streaming": True}, ["--soma trace", "--streaming does not wait for"]),
+    ({"soma": "trace"}, ["--soma trace belongs to a delay"]),
+    # Widths.
+    ({"hidden": (32, 0)}, ["--hidden must list widths from 1 to 100,000", "(32, 0)"]),
+    ({"hidden": (-1,)}, ["--hidden must list widths"]),
+    ({"hidden": (100_001,)}, ["--hidden must list widths"]),
+    ({"channels": (8, 0)}, ["--channels must list widths", "(8, 0)"]),
+    ({"model": "cnn", "channels": ()}, ["--channels must list at least one width"]),
+    ({"model": "cnn", "hidden": (32, 32)}, ["--hidden of a CNN is one width, got (32, 32)"]),
+    ({"model": "cnn", "hidden": ()}, ["--hidden of a CNN is one width, got ()"]),
+    ({"task": "cifar10", "hidden": (32, 32)}, ["--hidden of a CNN is one width"]),
+    # Numbers.
+    ({"warmup": -0.1}, ["--warmup must lie in [0, 1), got -0.1"]),
+    ({"warmup": 1.0}, ["--warmup must lie in [0, 1), got 1"]),
+    ({"warmup": NAN}, ["--warmup must lie in [0, 1), got nan"]),
+    ({"weight_decay": -1e-3}, ["--weight-decay must be zero or positive, got -0.001"]),
+    ({"weight_decay": NAN}, ["--weight-decay must be zero or positive, got nan"]),
+    ({"weight_decay": INF}, ["--weight-decay must be zero or positive, got inf"]),
+    ({"max_grad_norm": 0.0}, ["--max-grad-norm must be positive, got 0"]),
+    ({"max_grad_norm": NAN}, ["--max-grad-norm must be positive, got nan"]),
+    ({"max_grad_norm": INF}, ["--max-grad-norm must be positive, got inf"]),
+    ({"lr": 0.0}, ["--lr must be positive and finite"]),
+    ({"lr": NAN}, ["--lr must be positive and finite"]),
+    ({"lr": INF}, ["--lr must be positive and finite"]),
+    ({"batch_size": 0}, ["--batch-size must be at least 1, got 0"]),
+    ({"streams": -1}, ["--streams must be at least 1, got -1"]),
+    ({"total_steps": 0}, ["--total-steps must be at least 1, got 0"]),
+    ({"total_steps": 10**13}, ["--total-steps is too large"]),
+    ({"threads": 0}, ["--threads must be at least 1"]),
+    ({"seed": -1}, ["--seed must lie in"]),
+    # What all families of tasks share.
+    ({"delay": 0.3}, ["0.3 s is no whole number of 0.2 s steps", "0.2 s and 0.4 s"]),
+    ({"delay": NAN}, ["delay must be zero or a positive"]),
+    ({"delay": INF}, ["delay must be zero or a positive"]),
+    ({"delay": -1.0}, ["delay must be zero or a positive"]),
+    ({"step_ms": 0.0}, ["step duration must be a positive"]),
+    ({"step_ms": NAN}, ["step duration must be a positive"]),
+    ({"order": 5}, ["belong to a delay"]),
+    ({"stacked": True}, ["belong to a delay"]),
+    ({"trace": "perfect"}, ["bridges a delay, and there is none"]),
+    ({"delay": 2.0, "trace": "none"}, ["backpropagation without delay"]),
+    ({"delay": 2.0, "trace": "cat"}, ["unknown trace 'cat'"]),
+    ({"delay": 2.0, "order": 0}, ["order must be at least 1"]),
+    ({"delay": 2.0, "trace": "et", "decay": 1.0}, ["strictly between 0 and 1"]),
+    ({"delay": 2.0, "normalization": "sum"}, ["area", "peak", "'sum'"]),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), REFUSALS, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_is_refused_in_one_clear_line(values, words):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        VisionConfig(**{"task": "digits", **values})
+    assert "\n" not in str(refusal.value)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"salience": 1.0},
+        {"salience": 0.004},  # one image of 128
+        {"salience": 0.1, "delay": 2.0, "soma": "trace"},
+        {"salience": 0.1, "delay": 40.0},  # longer than the batch: errors of salient images all arrive
+        {"salience": 0.1, "delay": 40.0, "streaming": True},
+        {"delay": 25.4},  # one error of a batch arrives
+        {"delay": 25.6, "streaming": True},
+        {"delay": 6.2, "streams": 4},
+        {"delay": 12.6, "stacked": True},
+        {"delay": 200.0, "streaming": True, "total_steps": 8},
+        {"delay": 2.0, "soma": "trace"},
+        {"streaming": True, "total_steps": 1},
+        {"streams": 128},
+        {"hidden": ()},
+        {"channels": ()},  # an MLP has none
+        {"model": "cnn", "hidden": (7,), "channels": (3,)},
+        {"warmup": 0.0, "weight_decay": 0.0},
+        {"warmup": 0.999, "weight_decay": 10.0, "max_grad_norm": 1e9},
+        {"batch_size": 1},
+    ],
+    ids=str,
+)
+def test_what_lies_just_within_is_not(values):
+    VisionConfig("digits", **values)
+
+
+@pytest.mark.parametrize("name", ["model", "precision", "soma"])
+def test_a_choice_that_is_none_is_refused_by_the_class_too(name):
+    """The command line and files know the choices; whoever makes a configuration in Python should be told."""
+    with pytest.raises(ValueError, match="cat"):
+        VisionConfig("digits", delay=2.0, **{name: "cat"})
+
+
+LABELS = [
+    ("digits", {}, "none"),
+    ("digits", {"delay": 2.0}, "cet5-2s"),
+    ("digits", {"delay": 2.0, "order": 1}, "et-2s"),
+    ("digits", {"delay": 0.6, "order": 6, "streaming": True}, "cet6-streaming-0.6s"),
+    ("digits", {"delay": 4.0, "trace": "legendre", "order": 10, "model": "cnn"}, "legendre10-cnn-4s"),
+    ("digits", {"delay": 2.0, "trace": "perfect", "soma": "trace"}, "perfect-soma-2s"),
+    ("cifar10", {}, "none"),
+    ("cifar10", {"model": "cnn", "delay": 2.0}, "cet5-2s"),
+    ("cifar10", {"model": "mlp", "delay": 2.0}, "cet5-mlp-2s"),
+    ("mnist", {"delay": 120.0, "stacked": True, "salience": 0.1}, "cet5-salient-120s-stacked"),
+    (
+        "cifar10",
+        {"model": "mlp", "delay": 2.0, "salience": 0.1, "streaming": True, "trace": "et", "decay": 0.9},
+        "et0.9-mlp-streaming-salient-2s",
+    ),
+]
+
+
+@pytest.mark.parametrize(("task", "values", "label"), LABELS, ids=[label for *_, label in LABELS])
+def test_labels(task, values, label):
+    config = VisionConfig(task, seed=3, **values)
+    assert config.label == label
+    assert str(default_path(config)) == f"runs/{task}-{label}-3"
+    assert resolve(config).label == label
+
+
+def test_labels_of_arms_differ():
+    assert len({label for _, _, label in LABELS}) == len(LABELS) - 2
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "network", "widths", "layers"),
+    [
+        ("digits", {}, "mlp", (512, 512), 3),
+        ("mnist", {}, "mlp", (512, 512), 3),
+        ("cifar10", {}, "cnn", (512,), 5),
+        ("digits", {"hidden": ()}, "mlp", (), 1),
+        ("digits", {"hidden": (4, 3, 2)}, "mlp", (4, 3, 2), 4),
+        ("mnist", {"model": "cnn", "channels": (8, 4)}, "cnn", (512,), 4),
+        ("cifar10", {"model": "mlp", "hidden": (9,)}, "mlp", (9,), 2),
+    ],
+)
+def test_networks_and_their_layers(task, values, network, widths, layers):
+    config = VisionConfig(task, **values)
+    assert (config.network, config.widths, config.layers) == (network, widths, layers)
+    resolved = resolve(config)
+    assert (resolved.model, resolved.hidden) == (network, widths)
+    assert resolve(resolved) == resolved
+
+
+def test_credit_reaches_every_layer_at_its_time():
+    uniform = VisionConfig("cifar10", delay=2.0)
+    assert uniform.timing.layer_delays == (10,) * 5
+    stacked = VisionConfig("cifar10", delay=2.0, stacked=True)
+    assert stacked.timing.layer_delays == (40, 30, 20, 10, 0)
+    assert replace(stacked, step_ms=400).timing.layer_delays == (20, 15, 10, 5, 0)
+
+
+def test_a_resolved_configuration_leaves_nothing_to_choose():
+    config = resolve(VisionConfig("digits", delay=2.0))
+    assert (config.trace, config.order, config.model, config.hidden) == ("cet", 5, "mlp", (512, 512))
+    assert config.device in ("cpu", "cuda")
+    assert config.threads >= 1
+    assert (resolve(VisionConfig("digits")).trace, resolve(VisionConfig("digits")).order) == ("none", None)
+    with pytest.raises(ValueError, match="--device must be auto, cpu or cuda, got 'tpu'"):
+        resolve(VisionConfig("digits", device="tpu"))
+
+
+PAPER_ROWS = [
+    # line, learning rate, weight decay, batch, salience, warm-up, updates: read from Tables 1 to 4
+    ("mnist --delay 0.2 --order 1", 1e-3, 1e-1, 128, None, 0.1, 20_000),
+    ("mnist --delay 2 --order 2", 1e-3, 1e-2, 128, None, 0.1, 20_000),
+    ("mnist --delay 10 --order 1", 1e-4, 0.0, 128, None, 0.1, 20_000),
+    ("mnist --delay 10 --order 10", 1e-3, 1e-3, 128, None, 0.1, 20_000),
+    ("cifar10 --delay 1 --order 1", 1e-4, 0.0, 128, None, 0.1, 20_000),
+    ("cifar10 --delay 10 --order 10", 1e-4, 1e-3, 128, None, 0.1, 20_000),
+    ("mnist --delay 120 --stacked --order 2", 1e-4, 1e-1, 1280, 0.0125, 0.2, 20_000),
+    ("mnist --delay 120 --stacked --order 10", 1e-4, 0.0, 1280, 0.0125, 0.2, 20_000),
+    ("cifar10 --delay 120 --stacked --order 1", 1e-5, 1e-1, 1280, 0.0125, 0.2, 1_562_500),
+    ("cifar10 --delay 120 --stacked --order 10", 5e-5, 1e-1, 1280, 0.0125, 0.2, 1_562_500),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "lr", "weight_decay", "batch", "salience", "warmup", "total"),
+    PAPER_ROWS,
+    ids=[line.replace(" ", "") for line, *_ in PAPER_ROWS],
+)
+def test_the_paper_s_rows(line, lr, weight_decay, batch, salience, warmup, total):
+    parsed = parse_arguments([*line.split(), "--config", "paper"])
+    config = parsed.learning
+    assert (config.lr, config.weight_decay, config.batch_size) == (lr, weight_decay, batch)
+    assert (config.salience, config.warmup, config.total_steps) == (salience, warmup, total)
+    assert (config.step_ms, config.normalization, config.max_grad_norm) == (200.0, "area", 0.5)
+    assert (config.model, config.hidden, config.streaming) == ("auto", None, False)
+    assert parsed.note.startswith("paper, Table ")
+    if salience:  # sixteen images of a batch, and delays of a layer add up
+        assert round(config.salience * config.batch_size) == 16
+        assert config.timing.layer_delays == tuple(600 * n for n in reversed(range(config.layers)))
+    else:
+        assert len(set(config.timing.layer_delays)) == 1
+
+
+def test_options_go_over_the_paper_s_row():
+    line = "mnist --delay 2 --order 10 --config paper --lr 5e-4 --hidden 64 --streaming"
+    config = parse_arguments(line.split()).learning
+    assert (config.lr, config.hidden, config.streaming, config.weight_decay) == (5e-4, (64,), True, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("mnist --delay 3 --order 6", "no row for mnist with a delay of 3 s"),
+        ("mnist", "no row for mnist with no delay"),
+        ("digits --delay 2 --order 6", "no table for digits"),
+        ("cifar10 --delay 10 --order 10 --trace legendre", "no hyper-parameters for trace 'legendre'"),
+    ],
+)
+def test_rows_that_the_paper_does_not_have(line, words):
+    with pytest.raises(ValueError, match=words):
+        parse_arguments([*line.split(), "--config", "paper"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("salence: 0.1", r"mine\.yaml: unknown key 'salence'; did you mean 'salience'\?"),
+        ("n_steps: 5", r"mine\.yaml: unknown key 'n_steps'"),
+        ("agent: cet", r"mine\.yaml: unknown key 'agent'"),
+        ("hidden: 64", r"mine\.yaml: hidden must be a list"),
+        ("hidden: [64, wide]", r"mine\.yaml: hidden must be of type int"),
+        ("salience: much", r"mine\.yaml: salience must be of type float"),
+        ("streaming: 1", r"mine\.yaml: streaming must be of type bool"),
+        ("model: rnn", r"mine\.yaml: model must be one of auto, mlp, cnn"),
+        ("soma: inexact", r"mine\.yaml: soma must be one of exact, trace"),
+        ("precision: float16", r"mine\.yaml: precision must be one of float32, bf16"),
+        ("batch_size: 12.5", r"mine\.yaml: batch_size must be of type int"),
+    ],
+)
+def test_files_with_something_else_in_them(text, words):
+    with pytest.raises(ValueError, match=words):
+        parse_config(text, "mine.yaml", VisionConfig)
+
+
+def test_a_file_s_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "task: digits\ndelay: 2\norder: 6\nhidden: [32]\nchannels: []\nsalience: 0.5\nlr: 1e-2\n"
+    )
+    config = parse_arguments(["--config", "mine.yaml", "--order", "4"]).learning
+    assert config == VisionConfig(
+        "digits", delay=2.0, order=4, hidden=(32,), channels=(), salience=0.5, lr=1e-2, total_steps=1000
+    )
+    with pytest.raises(ValueError, match=r"mine\.yaml is for task digits, not for mnist"):
+        parse_arguments(["mnist", "--config", "mine.yaml"])
+
+
+def test_tuned_defaults():
+    assert tuned_defaults("digits", VisionConfig) == {"total_steps": 1000}
+    assert parse_arguments(["digits"]).learning == VisionConfig("digits", total_steps=1000)
+    assert parse_arguments(["digits", "--total-steps", "9"]).learning.total_steps == 9
+    for task in set(DATASETS) - {"digits"}:
+        assert tuned_defaults(task, VisionConfig) == {}
+        assert parse_arguments([task]).learning == VisionConfig(task)
+
+
+def test_configurations_of_the_package_that_are_for_images():
+    """None yet but the paper's tables; whatever is added has to be one that can be run."""
+    for name, file in package_configs().items():
+        text = file.read_text(encoding="utf-8")
+        if any(f"task: {task}" in text for task in DATASETS):
+            VisionConfig(**parse_config(text, name, VisionConfig))
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(1000, 0.1), (50, 0.2), (7, 0.5), (20_000, 0.1), (1000, 0.999)])
+def test_the_learning_rate_rises_and_falls(total, warmup):
+    rates = [rate_at(step, total, warmup) for step in range(total + 1)]
+    rise = int(total * warmup)
+    assert rates[:rise] == [pytest.approx((step + 1) / rise, rel=1e-15) for step in range(rise)]
+    assert rates[rise - 1] == 1.0
+    assert rates[rise] == 1.0
+    for step in range(rise, total + 1):
+        angle = math.pi * (step - rise) / (total - rise)
+        assert rates[step] == pytest.approx(0.55 + 0.45 * math.cos(angle), rel=1e-14)
+    assert rates[total] == pytest.approx(0.1, rel=1e-14)
+    assert rates[:rise] == sorted(rates[:rise])
+    assert rates[rise:] == sorted(rates[rise:], reverse=True)
+    assert all(0 < rate <= 1 for rate in rates)
+    quarter = 0.6 * math.pi**2 / (total - rise) ** 2  # how far the last update is from the cosine's end
+    assert rates[total - 1] - 0.1 <= quarter
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1e-9])
+def test_no_warm_up(warmup):
+    rates = [rate_at(step, 100, warmup) for step in range(100)]
+    assert rates[0] == 1.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[50] == pytest.approx(0.55, rel=1e-14)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
+def test_a_run_of_one_update_has_the_full_rate(warmup):
+    assert rate_at(0, 1, warmup) == 1.0

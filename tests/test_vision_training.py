@@ -1,0 +1,890 @@
+"""Image classification: the learner against plain torch, run folders, interruptions, and how well it learns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.nn import functional
+
+from cet_rl import run_loop, storage
+from cet_rl.cli import main
+from cet_rl.cli.train import parse_arguments
+from cet_rl.traces.registry import TRACES
+from cet_rl.vision import learner as learner_module
+from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.data import ImageData, ImageSet, load
+from cet_rl.vision.layers import traced_layers
+from cet_rl.vision.learner import ImageLearner, rate_at
+from cet_rl.vision.models import cnn, mlp
+from cet_rl.vision.training import resolve, train
+
+STEP = "time/total_timesteps"
+CNN = {"model": "cnn", "channels": (4, 8), "hidden": (16,)}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def make(data, **values):
+    """A small learner on digits."""
+    options = {"hidden": (32,), "total_steps": 60, "device": "cpu", **values}
+    return ImageLearner(resolve(VisionConfig("digits", **options)), data)
+
+
+def parameters(learner):
+    """Copies of all parameters, by name."""
+    return {name: value.detach().clone() for name, value in learner.network.named_parameters()}
+
+
+def assert_same(found, expected):
+    """Dicts of tensors, bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+# The learner.
+
+
+def plain_loop(network, data, config):
+    """Backpropagation as anyone would write it: batches, schedule, clipping and AdamW."""
+    generator = torch.Generator().manual_seed(config.seed)
+    images, labels = data.train.images, data.train.labels
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    order, losses = torch.empty(0, dtype=torch.int64), []
+    rise = int(config.warmup * config.total_steps)
+    for step in range(config.total_steps):
+        if len(order) < config.batch_size:
+            order = torch.randperm(len(labels), generator=generator)
+        now, order = order[: config.batch_size], order[config.batch_size :]
+        share = (step + 1) / rise
+        if step >= rise:
+            share = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - rise) / (config.total_steps - rise)))
+        optimizer.param_groups[0]["lr"] = config.lr * share
+        x = images[now]
+        if config.network == "cnn":
+            x = x.contiguous(memory_format=torch.channels_last)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(network(x), labels[now])
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_without_a_delay_it_is_plain_backpropagation_bit_for_bit(digits, network):
+    values = CNN if network == "cnn" else {}
+    learner = make(digits, lr=1e-2, weight_decay=0.1, max_grad_norm=0.3, warmup=0.2, seed=5, **values)
+    config = learner.config
+    generator = torch.Generator().manual_seed(config.seed)
+    if network == "mlp":
+        plain = mlp((1, 8, 8), 10, (32,), generator=generator)
+    else:
+        plain = cnn((1, 8, 8), 10, (4, 8), 16, generator=generator).to(memory_format=torch.channels_last)
+    assert_same(learner.network.state_dict(), plain.state_dict())
+    assert config.total_steps * config.batch_size > 2 * len(digits.train)  # more than one epoch
+    losses = [learner.advance().item() for _ in range(config.total_steps)]
+    assert losses == plain_loop(plain, digits, config)
+    assert_same(learner.network.state_dict(), plain.state_dict())
+    assert learner.step == config.total_steps
+
+
+def test_the_gradient_is_clipped_and_weights_decay(digits):
+    """Each of them matters in the comparison above."""
+    plain, unclipped, undecayed = (
+        make(digits, lr=1e-2, weight_decay=decay, max_grad_norm=norm)
+        for decay, norm in [(0.1, 1e-4), (0.1, 1e9), (0.0, 1e-4)]
+    )
+    for learner in (plain, unclipped, undecayed):
+        for _ in range(5):
+            learner.advance()
+    norms = [
+        torch.stack([p.grad.norm() for p in each.network.parameters()]).norm().item()
+        for each in (plain, unclipped)
+    ]
+    assert norms[0] == pytest.approx(1e-4, rel=1e-3)
+    assert norms[1] > 0.1
+    first = [parameters(each)["1.weight"].norm().item() for each in (plain, undecayed)]
+    assert first[0] < first[1]
+
+
+def test_rate_of_each_update(digits):
+    learner = make(digits, lr=0.02, total_steps=10, warmup=0.3)
+    for step in range(10):
+        learner.advance()
+        rate = learner.optimizer.param_groups[0]["lr"]
+        assert rate == 0.02 * rate_at(step, 10, 0.3)
+    assert learner.measurements()["train/learning_rate"] == rate
+
+
+@pytest.mark.parametrize("options", [{}, {"delay": 2.0}, {"delay": 40.0, "streaming": True}, CNN], ids=str)
+def test_the_images_with_the_largest_losses_are_salient(digits, monkeypatch, options):
+    learner, twin = (make(digits, salience=0.1, **options) for _ in range(2))
+    seen = []
+    original = learner_module.seen_at
+
+    def spy(network, times, steps):
+        seen.append((times.tolist(), steps))
+        return original(network, times, steps)
+
+    monkeypatch.setattr(learner_module, "seen_at", spy)
+    for _ in range(5):
+        x, y = next(twin.batches)
+        if options == CNN:  # the same statistics of batches before, which are not learned
+            x = x.contiguous(memory_format=torch.channels_last)
+        twin.network.load_state_dict(learner.network.state_dict(), strict=False)
+        with torch.no_grad():
+            losses = functional.cross_entropy(twin.network(x), y, reduction="none")
+        loss = learner.advance()
+        times, steps = seen.pop()
+        assert not seen
+        assert steps == 128
+        assert len(times) == 13  # of 12.8
+        assert times == sorted(set(times))
+        assert set(times) == set(losses.argsort(descending=True)[:13].tolist())
+        if options != CNN:  # whose loss depends on what else is in the batch
+            assert loss.item() == pytest.approx(losses[times].mean().item(), rel=1e-6)
+
+
+def test_all_images_of_a_salient_batch_without_delay_are_a_plain_batch(digits):
+    plain, salient = make(digits), make(digits, salience=1.0)
+    for _ in range(20):
+        assert plain.advance().item() == pytest.approx(salient.advance().item(), rel=1e-6)
+    for name, value in parameters(plain).items():
+        assert torch.allclose(parameters(salient)[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"delay": 0.6, "order": 3}, {"delay": 0.6, **CNN}], ids=str)
+def test_half_precision_learns(digits, options):
+    learner = make(digits, precision="bf16", lr=1e-2, **options)
+    losses = [learner.advance() for _ in range(60)]
+    assert all(loss.dtype == torch.float32 for loss in losses)
+    assert all(value.dtype == torch.float32 for value in parameters(learner).values())
+    assert torch.stack(losses[-5:]).mean() < 0.7 * torch.stack(losses[:5]).mean()
+    assert learner.test()[0] > 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"salience": 0.5}], ids=str)
+def test_alignment_is_measured_only_when_asked_for(digits, options):
+    wanting = make(digits, delay=0.6, order=3, **options)
+    never = make(digits, delay=0.6, order=3, alignment=False, **options)
+
+    def aligned(learner):
+        found = learner.measurements()
+        return [found[f"credit/alignment/{layer}"] for layer in range(2)]
+
+    for learner, measure in [(wanting, False), (never, True), (never, False)]:
+        for _ in range(4):
+            learner.advance(measure=measure)
+        assert np.isnan(aligned(learner)).all()
+    wanting.advance(measure=True)
+    measured = aligned(wanting)
+    assert all(0.3 < value <= 1 for value in measured)
+    wanting.advance()
+    assert aligned(wanting) == measured
+    untraced = make(digits)
+    untraced.advance(measure=True)
+    assert not any("alignment" in name for name in untraced.measurements())
+
+
+def test_measuring_changes_nothing(digits):
+    measured, not_measured = (make(digits, delay=0.6, order=3) for _ in range(2))
+    for _ in range(10):
+        assert torch.equal(measured.advance(measure=True), not_measured.advance())
+    assert_same(parameters(measured), parameters(not_measured))
+
+
+def test_testing_leaves_the_network_as_it_is(digits):
+    learner = make(digits, delay=0.6, **CNN)
+    for _ in range(10):
+        learner.advance()
+    before = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    accuracy, loss = learner.test()
+    assert learner.test() == (accuracy, loss)
+    assert_same(learner.network.state_dict(), before)
+    assert all(module.training for module in learner.network.modules())
+    with torch.no_grad():
+        logits = learner.network.eval()(digits.test.images)
+    learner.network.train()
+    assert accuracy == (logits.argmax(1) == digits.test.labels).sum().item() / 359
+    assert loss == pytest.approx(functional.cross_entropy(logits, digits.test.labels).item(), rel=1e-5)
+    assert learner.evaluate() == {"test_accuracy": accuracy, "test_loss": loss}
+
+
+def test_testing_in_pieces(digits, monkeypatch):
+    learner = make(digits)
+    accuracy, loss = learner.test()
+    monkeypatch.setattr(learner_module, "EVALUATED_AT_ONCE", 100)
+    assert learner.test() == (accuracy, pytest.approx(loss, rel=1e-6))
+
+
+def test_training_goes_on_after_a_test_that_fails(digits):
+    learner = make(digits, **CNN)
+    broken = ImageSet(torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64))
+    learner.data = ImageData("digits", digits.train, broken)
+    with pytest.raises(RuntimeError):
+        learner.test()
+    assert all(module.training for module in learner.network.modules())
+
+
+def test_a_convolutional_network_learns_digits(digits):
+    learner = make(digits, delay=0.6, order=6, lr=1e-2, **CNN)
+    for _ in range(60):
+        learner.advance()
+    assert learner.test()[0] > 0.8
+
+
+# Runs through the command line.
+
+QUICK = ["train", "digits", "--hidden", "16"]
+
+
+def run(folder, *options, code=0):
+    """A run without a word."""
+    assert main([*QUICK, "--quiet", *map(str, options), "--run-dir", str(folder)]) == code
+    return folder
+
+
+def rows(folder):
+    """metrics.csv without what depends on time."""
+    with open(folder / "metrics.csv", newline="") as stream:
+        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(stream)]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def saved(folder):
+    """All tensors of the checkpoint."""
+    return storage.read(folder / "checkpoint" / "network.zip", what="network")[1]
+
+
+def network(folder):
+    return {name: value for name, value in saved(folder).items() if name.startswith("network/")}
+
+
+def refusal(capsys, *arguments):
+    """The line that a command is refused with."""
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 2
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert (out, len(lines)) == ("", 1), err
+    assert lines[0].startswith("cet-rl: error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was let finish."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return run(folder, "--delay", 2, "--order", 6, "--total-steps", 60)
+
+
+def test_a_run_folder(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names - {name for name in names if name.startswith("events.out.tfevents.")} == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoint",
+        "summary.json",
+    }
+    assert [path.name for path in (finished / "checkpoint").iterdir()] == ["network.zip"]
+    found = summary(finished)
+    assert list(found) == [
+        "task",
+        "agent",
+        "seed",
+        "status",
+        "steps",
+        "wall_seconds",
+        "steps_per_second",
+        "metrics",
+        "versions",
+    ]
+    assert (found["task"], found["agent"], found["seed"]) == ("digits", "mlp", 0)
+    assert (found["status"], found["steps"]) == ("finished", 60)
+    assert list(found["metrics"]) == ["test_accuracy", "test_loss"]
+    assert found["steps_per_second"] > 1
+    table = rows(finished)
+    assert [int(row[STEP]) for row in table] == list(range(1, 61))
+    assert float(table[-1]["eval/test_accuracy"]) == found["metrics"]["test_accuracy"]
+    assert table[-1]["eval/test_accuracy"] == table[-1]["test/accuracy"]
+    rates = [float(row["train/learning_rate"]) for row in table]
+    assert rates == [1e-3 * rate_at(step, 60, 0.1) for step in range(60)]
+
+
+def test_its_configuration_repeats_it_bit_for_bit(finished, tmp_path, capsys):
+    values = yaml.safe_load((finished / "config.yaml").read_text())
+    assert (values["trace"], values["order"], values["model"], values["hidden"]) == ("cet", 6, "mlp", [16])
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(finished / "config.yaml"), "--run-dir", str(again), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert rows(again) == rows(finished)
+    assert_same(saved(again), saved(finished))
+    assert summary(again)["metrics"] == summary(finished)["metrics"]
+    assert yaml.safe_load((again / "config.yaml").read_text()) == values
+
+
+def test_tensorboard_reads_it(finished):
+    events = EventAccumulator(str(finished), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {
+        "train/loss",
+        "train/learning_rate",
+        "test/accuracy",
+        "test/loss",
+        "time/fps",
+        "credit/alignment/0",
+        "credit/alignment/1",
+        "eval/test_accuracy",
+        "eval/test_loss",
+    }
+    assert "credit/alignment/2" not in tags
+    logged = {int(row[STEP]): row for row in rows(finished)}
+    for tag in tags - {"time/fps"}:
+        for point in events.Scalars(tag):
+            if logged.get(point.step, {}).get(tag):  # hyper-parameters are logged with a zero before
+                assert point.value == pytest.approx(float(logged[point.step][tag]), rel=1e-6)
+    assert len(events.Scalars("train/loss")) == 60
+    assert all(-1 <= point.value <= 1 for point in events.Scalars("credit/alignment/0"))
+    assert events.Images("credit/kernel")[0].encoded_image_string.startswith(b"\x89PNG")
+    parameters = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"batch_size" in parameters
+
+
+def test_eval_prints_what_the_summary_says(finished, capsys):
+    assert main(["eval", str(finished)]) == 0
+    metrics = summary(finished)["metrics"]
+    accuracy, loss = metrics["test_accuracy"], metrics["test_loss"]
+    assert capsys.readouterr().out == f"digits: {accuracy:.2%} of 359 test images right, loss {loss:.4f}\n"
+
+
+@pytest.mark.parametrize("option", ["--episodes", "--seed"])
+def test_eval_refuses_what_is_for_environments(finished, capsys, option):
+    assert f"{option} does not apply to a run of digits" in refusal(capsys, "eval", finished, option, 5)
+
+
+def test_a_finished_run_is_never_overwritten(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    command = [*QUICK, "--delay", 2, "--order", 6, "--total-steps", 60, "--run-dir", finished]
+    assert "already holds a finished run" in refusal(capsys, *command)
+    assert "order 6 there, 5 here" in refusal(capsys, *command, "--order", 5)
+    assert "lr 0.001 there, 0.1 here" in refusal(capsys, *command, "--resume", "--lr", 0.1)
+    assert main([*map(str, command), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_what_a_run_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*QUICK, "--total-steps", "5"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    folder = "runs/digits-none-0"
+    for piece in (f"run folder {folder}", "loss", "updates/s", "test accuracy 0.", f"--logdir {folder}"):
+        assert piece in err
+    run(tmp_path / "quiet", "--total-steps", 5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_validation_has_names_of_its_own(tmp_path, capsys):
+    folder = run(tmp_path / "run", "--total-steps", 5, "--validation")
+    assert list(summary(folder)["metrics"]) == ["validation_accuracy", "validation_loss"]
+    assert {"validation/accuracy", "validation/loss", "eval/validation_accuracy"} <= set(rows(folder)[-1])
+    assert not any(name.startswith(("test/", "eval/test")) for name in rows(folder)[-1])
+    assert main(["eval", str(folder)]) == 0
+    accuracy = summary(folder)["metrics"]["validation_accuracy"]
+    assert f"{accuracy:.2%} of 144 validation images right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRACES if kind != "none"])
+@pytest.mark.parametrize("options", [[], ["--streaming"], ["--salience", "0.5"]], ids=" ".join)
+def test_every_kind_of_trace_trains(digits, kind, options):
+    line = ["digits", "--hidden", "16", "--delay", "0.6", "--trace", kind, "--lr", "1e-2", "--total-steps", "60"]
+    learner = ImageLearner(resolve(parse_arguments([*line, *options]).learning), digits)
+    losses = [learner.advance(measure=step > 10).item() for step in range(60)]
+    assert np.isfinite(losses).all()
+    assert learner.test()[0] > 0.25
+    assert all(layer.alignment > 0 for layer in traced_layers(learner.network).values())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--delay", "0.6", "--stacked"],
+        ["--delay", "0.6", "--soma", "trace"],
+        ["--delay", "0.6", "--error-at", "activation", "--normalization", "peak"],
+        ["--delay", "0.6", "--discretization", "official"],
+        ["--delay", "0.6", "--streams", "4"],
+        ["--delay", "0.6", "--streams", "4", "--streaming"],
+        ["--delay", "0.6", "--precision", "bf16"],
+        ["--delay", "0.6", "--no-alignment"],
+        ["--model", "cnn", "--channels", "4", "6"],
+    ],
+    ids=" ".join,
+)
+def test_every_option_runs_and_is_evaluated(tmp_path, capsys, options):
+    folder = run(tmp_path / "run", *options, "--total-steps", 4)
+    accuracy = summary(folder)["metrics"]["test_accuracy"]
+    assert ("credit/alignment/0" in rows(folder)[0]) == ("0.6" in options and "--no-alignment" not in options)
+    assert main(["eval", str(folder)]) == 0
+    assert f"{accuracy:.2%} of 359" in capsys.readouterr().out
+
+
+def test_data_sets_are_listed(capsys):
+    assert main(["list", "datasets"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("digits", "mnist", "cifar10"):
+        assert name in listed
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("digits --n-steps 5", ["--n-steps does not apply to digits: it is an option of reinforcement learning"]),
+        ("digits --agent cet", ["--agent does not apply to digits"]),
+        ("mnist --gamma 0.9", ["--gamma does not apply to mnist"]),
+        ("CartPole-v1 --salience 0.1", ["--salience does not apply to CartPole-v1", "image classification"]),
+        ("CartPole-v1 --streaming", ["--streaming does not apply to CartPole-v1"]),
+        ("CartPole-v1 --data-dir x", ["--data-dir does not apply to CartPole-v1"]),
+        ("digit", ["did you mean digits"]),
+        ("digits --salence 0.1", ["--salence", "did you mean --salience"]),
+        ("digits --model rnn", ["--model", "rnn"]),
+        ("digits --hidden wide", ["--hidden", "wide"]),
+        ("digits --salience 2", ["--salience must lie in (0, 1]"]),
+        ("digits --delay 40", ["longest delay is 200 steps", "--streaming"]),
+        ("digits --data-dir there", ["digits comes with scikit-learn", "--data-dir"]),
+        ("mnist --data-dir there", ["there does not exist", "train.parquet"]),
+        ("digits --batch-size 5000", ["from 1 to 1,438", "5000"]),
+        ("digits --batch-size 1400 --validation", ["from 1 to 1,294"]),
+        ("digits --model cnn --channels 4 4 4 4", ["8×8 pixels are too small for 4 stages"]),
+        ("digits --device tpu", ["--device must be auto, cpu or cuda"]),
+        ("digits --config nowhere", ["no configuration file 'nowhere'"]),
+        ("digits --delay 2 --order 6 --config paper", ["no table for digits"]),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = refusal(capsys, "train", *line.split())
+    for word in words:
+        assert word in found
+    assert not list(tmp_path.iterdir())
+
+
+# Losses that are not finite.
+
+
+def test_a_learning_rate_beyond_all_bounds(tmp_path, capsys):
+    folder = tmp_path / "run"
+    found = refusal(capsys, *QUICK, "--lr", "1e30", "--total-steps", 60, "--quiet", "--run-dir", folder)
+    assert "the loss is not finite at " in found
+    assert "use a smaller --lr (1e+30 now)" in found
+    failed = summary(folder)
+    assert (failed["status"], failed["metrics"]) == ("failed", {})
+    assert failed["error"].startswith("FloatingPointError: the loss is not finite")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        train(VisionConfig("digits", hidden=(16,), lr=1e30, total_steps=60), tmp_path / "again", quiet=True)
+
+
+@pytest.mark.parametrize(("bad", "good"), [(26, 13), (39, 26)], ids=["logged", "between two logs"])
+def test_the_last_good_checkpoint_survives(tmp_path, monkeypatch, bad, good):
+    """A run of 130 updates logs every second and saves every thirteenth."""
+    original = ImageLearner.advance
+
+    def advance(self, **options):
+        if self.step + 1 == bad:
+            with torch.no_grad():
+                next(self.network.parameters()).fill_(float("nan"))
+        return original(self, **options)
+
+    monkeypatch.setattr(ImageLearner, "advance", advance)
+    folder = run(tmp_path / "run", "--delay", 0.6, "--total-steps", 130, code=2)
+    failed = summary(folder)
+    assert failed["status"] == "failed"
+    assert "not finite" in failed["error"]
+    data, tensors = storage.read(folder / "checkpoint" / "network.zip", what="network")
+    assert data["step"] == good
+    assert all(value.isfinite().all() for value in tensors.values())
+    monkeypatch.undo()
+    run(folder, "--delay", 0.6, "--total-steps", 130, "--resume")  # whatever the reason was, it is gone
+    whole = run(tmp_path / "whole", "--delay", 0.6, "--total-steps", 130)
+    assert_same(network(folder), network(whole))
+    assert summary(folder)["status"] == "finished"
+
+
+# Interruptions.
+
+WAYS = {
+    "plain": ["--delay", "0.6", "--order", "3"],
+    "backpropagation": [],
+    "streaming": ["--delay", "4", "--order", "3", "--streaming", "--batch-size", "16"],
+    "streaming and salient": ["--delay", "40", "--streaming", "--salience", "0.1"],
+    "streams": ["--delay", "4", "--trace", "perfect", "--streaming", "--streams", "4", "--batch-size", "64"],
+    "cnn": ["--delay", "0.6", "--model", "cnn", "--channels", "4", "6"],
+    "streaming cnn": [
+        "--delay",
+        "4",
+        "--model",
+        "cnn",
+        "--channels",
+        "3",
+        "4",
+        "--streaming",
+        "--batch-size",
+        "16",
+    ],
+}
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Sets the updates after which Ctrl-C is pressed, once each; with `twice`, the second press stops at once."""
+
+    def at(*steps, twice=False):
+        loops, waiting = [], set(steps)
+        begin, original = run_loop.RunLoop.__init__, ImageLearner.advance
+
+        def press(step):
+            if step in waiting:
+                waiting.remove(step)
+                loops[-1].interruption.wanted = True
+                if twice:
+                    raise KeyboardInterrupt
+
+        def init(self, *arguments, **options):
+            begin(self, *arguments, **options)
+            loops.append(self)
+            press(self.learner.step)
+
+        def advance(self, **options):
+            loss = original(self, **options)
+            press(self.step)
+            return loss
+
+        monkeypatch.setattr(run_loop.RunLoop, "__init__", init)
+        monkeypatch.setattr(run_loop.RunLog, "describe", lambda *given: None)  # figures take time
+        monkeypatch.setattr(ImageLearner, "advance", advance)
+
+    return at
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, capsys, interrupt, way):
+    """120 updates: a log every second, a checkpoint every twelfth."""
+    options = [*WAYS[way], "--total-steps", 120]
+    interrupt(2, 50, 118)
+    cut = run(tmp_path / "cut", *options, code=130)
+    assert (summary(cut)["status"], summary(cut)["steps"], summary(cut)["metrics"]) == ("interrupted", 2, {})
+    assert "already holds an unfinished run" in refusal(capsys, *QUICK, *options, "--run-dir", cut)
+    for code, steps in [(130, 50), (130, 118), (0, 120)]:
+        assert main(["train", "--run-dir", str(cut), "--resume", "--quiet"]) == code
+        assert summary(cut)["steps"] == steps
+    whole = run(tmp_path / "whole", *options)
+    assert rows(cut) == rows(whole)
+    assert_same(saved(cut), saved(whole))
+    assert summary(cut)["metrics"] == summary(whole)["metrics"]
+
+
+@pytest.mark.parametrize("way", ["plain", "streaming", "streaming and salient", "streaming cnn"])
+def test_an_interruption_before_the_first_update(tmp_path, interrupt, way):
+    options = [*WAYS[way], "--total-steps", 20]
+    interrupt(0)
+    cut = run(tmp_path / "cut", *options, code=130)
+    run(cut, *options, "--resume")
+    whole = run(tmp_path / "whole", *options)
+    assert rows(cut) == rows(whole)
+    assert_same(saved(cut), saved(whole))
+
+
+@pytest.mark.parametrize("way", ["plain", "streaming and salient"])
+def test_an_interruption_between_two_logs(tmp_path, interrupt, way):
+    """The mean loss that is logged next is still that of all updates since the last log."""
+    options = [*WAYS[way], "--total-steps", 250]  # logs every fifth
+    interrupt(103)
+    cut = run(tmp_path / "cut", *options, code=130)
+    run(cut, *options, "--resume")
+    whole = run(tmp_path / "whole", *options)
+    assert_same(saved(cut), saved(whole))
+    assert rows(cut) == rows(whole)
+
+
+@pytest.mark.parametrize("way", ["plain", "streaming"])
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(tmp_path, interrupt, way, capsys):
+    options = [*WAYS[way], "--total-steps", 120]
+    interrupt(53, twice=True)
+    cut = run(tmp_path / "cut", *options, code=130)
+    assert (summary(cut)["status"], summary(cut)["steps"]) == ("interrupted", 48)
+    assert main(["train", "--run-dir", str(cut), "--resume"]) == 0
+    assert "resuming at 48 updates" in capsys.readouterr().err
+    whole = run(tmp_path / "whole", *options)
+    assert rows(cut) == rows(whole)
+    assert_same(saved(cut), saved(whole))
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_starts_afresh(tmp_path, interrupt):
+    options = ["--delay", "0.6", "--total-steps", 120]
+    interrupt(5, twice=True)
+    cut = run(tmp_path / "cut", *options, code=130)
+    assert not list((cut / "checkpoint").iterdir())
+    run(cut, *options, "--resume")
+    assert rows(cut) == rows(run(tmp_path / "whole", *options))
+
+
+def test_an_interrupted_run_can_be_evaluated(tmp_path, capsys, interrupt, digits):
+    interrupt(9)
+    folder = run(tmp_path / "run", "--delay", "0.6", "--total-steps", 60, code=130)
+    assert main(["eval", str(folder)]) == 0
+    learner = make(digits, hidden=(16,), delay=0.6)
+    for _ in range(9):
+        learner.advance()
+    assert f"{learner.test()[0]:.2%} of 359 test images right" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+    folder = tmp_path / "cut"
+    options = ["--delay", "0.6", "--total-steps", "1000"]
+    command = [sys.executable, "-m", "cet_rl", *QUICK, *options, "--run-dir", str(folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").exists() or len(rows(folder)) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    steps = summary(folder)["steps"]
+    assert 40 <= steps < 1000
+    assert f"interrupted at {steps:,} updates; go on with --resume" in err
+    run(folder, *options, "--resume")
+    assert_same(saved(folder), saved(run(tmp_path / "whole", *options)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--delay", "0.8"], "delay 0.6 there, 0.8 here"),
+        (["--salience", "0.5"], "salience None there, 0.5 here"),
+        (["--batch-size", "64"], "batch_size 128 there, 64 here"),
+        (["--seed", "1"], "seed 0 there, 1 here"),
+        (["--hidden", "8"], "hidden [16] there, [8] here"),
+    ],
+)
+def test_resuming_another_configuration_is_refused(tmp_path, capsys, interrupt, options, words):
+    interrupt(3)
+    folder = run(tmp_path / "run", "--delay", "0.6", "--total-steps", 20, code=130)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    line = refusal(capsys, "train", "--run-dir", folder, "--resume", *options)
+    assert "another configuration" in line
+    assert words in line
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Booby:
+    """Tells of itself when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch unpickled",)
+
+
+def other_archive(**contents):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name.replace("_", "."), content)
+    return stream.getvalue()
+
+
+def as_bytes(data, tensors, what="network"):
+    stream = io.BytesIO()
+    storage.write(stream, data, tensors, what=what)
+    return stream.getvalue()
+
+
+def foreign_files(good, tmp_path, digits):
+    """What may lie in the place of a checkpoint, and what is said of it."""
+    data, tensors = storage.read(io.BytesIO(good), what="network")
+    stream = io.BytesIO()
+    torch.save({"network": Booby()}, stream)
+    wider, of_cnn, longer = (tmp_path / f"{name}.zip" for name in ("wider", "cnn", "longer"))
+    make(digits, hidden=(17,)).save(wider)
+    make(digits, **CNN).save(of_cnn)
+    make(digits, hidden=(16,)).save(longer)
+    fewer = {name: value for name, value in tensors.items() if name != "batches/order"}
+    return {
+        "nothing": (b"", "is damaged or no cet-rl network file"),
+        "text": (b"no zip at all", "is damaged or no cet-rl network file"),
+        "truncated": (good[: len(good) // 2], "is damaged or no cet-rl network file"),
+        "cut at the end": (good[:-1], "is damaged or no cet-rl network file"),
+        "flipped": (good[:4000] + bytes([good[4000] ^ 255]) + good[4001:], "is damaged or no cet-rl network file"),
+        "torch's": (stream.getvalue(), "is damaged or no cet-rl network file"),
+        "a pickle": (pickle.dumps(Booby()), "is damaged or no cet-rl network file"),
+        "pickled tensors": (
+            other_archive(network_json="{}", tensors_safetensors=pickle.dumps(Booby())),
+            "is damaged or no cet-rl network file",
+        ),
+        "an agent": (as_bytes({}, tensors, "agent"), "is damaged or no cet-rl network file"),
+        "from the future": (as_bytes({**data, "format_version": 2}, tensors), "has format version 2"),
+        "wider": (wider.read_bytes(), "does not fit this configuration"),
+        "a cnn": (of_cnn.read_bytes(), "does not fit this configuration"),
+        "no step": (as_bytes({"rest": data["rest"]}, tensors), "does not fit this configuration"),
+        "no optimiser": (
+            as_bytes({"step": 3, "rest": {}}, {k: v for k, v in tensors.items() if k.startswith("network/")}),
+            "does not fit this configuration",
+        ),
+        "no order of images": (as_bytes(data, fewer), "this is no state of a stream of batches"),
+        "not streaming": (longer.read_bytes(), "does not fit this configuration"),
+    }
+
+
+def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
+    tmp_path, capsys, interrupt, digits, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    interrupt(3)
+    options = ["--delay", "0.6", "--streaming", "--total-steps", 20]
+    folder = run(tmp_path / "run", *options, code=130)
+    checkpoint = folder / "checkpoint" / "network.zip"
+    good = checkpoint.read_bytes()
+    for name, (content, words) in foreign_files(good, tmp_path, digits).items():
+        checkpoint.write_bytes(content)
+        line = refusal(capsys, "train", "--run-dir", folder, "--resume", "--quiet")
+        assert words in line, name
+        assert words in refusal(capsys, "eval", folder), name
+        if "batches" not in words:
+            assert "network.zip" in line, name
+        assert checkpoint.read_bytes() == content
+    assert not (tmp_path / "unpickled").exists()
+
+    def unpickle(*arguments, **options):
+        raise AssertionError("unpickled")
+
+    for module, attribute in [(pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")]:
+        monkeypatch.setattr(module, attribute, unpickle)
+    checkpoint.write_bytes(good)
+    learner = make(digits, hidden=(16,), delay=0.6, streaming=True, total_steps=20)
+    learner.load(checkpoint)
+    assert learner.step == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", [0, 1, 11, 12], ids="at {}".format)
+def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
+    """Also between epochs of eleven batches, and before the first update."""
+    config = resolve(parse_arguments(["digits", "--hidden", "16", "--total-steps", "30", *WAYS[way]]).learning)
+    learner, other = (ImageLearner(config, digits) for _ in range(2))
+    for _ in range(step):
+        learner.advance(measure=True)
+    learner.save(tmp_path / "saved.zip")
+    other.load(tmp_path / "saved.zip")
+    assert other.step == step
+    other.save(tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").stat().st_size == (tmp_path / "saved.zip").stat().st_size
+    assert_same(*(storage.read(tmp_path / f"{name}.zip", what="network")[1] for name in ("again", "saved")))
+    for _ in range(3):
+        assert torch.equal(learner.advance(measure=True), other.advance(measure=True))
+    assert_same(other.network.state_dict(), learner.network.state_dict())
+    measured = [{k: v for k, v in each.measurements().items() if v == v} for each in (learner, other)]
+    assert measured[0] == measured[1]
+
+
+# How well it learns.
+
+
+def accuracy(data, line):
+    """On the test set, after a run by the command's arguments."""
+    config = resolve(replace(parse_arguments(line.split()).learning, alignment=False))
+    learner = ImageLearner(config, data.to(config.device))
+    for _ in range(config.total_steps):
+        learner.advance()
+    return learner.test()[0]
+
+
+@pytest.mark.slow
+def test_digits_are_learned_across_two_seconds(digits):
+    """With the tuned defaults; three seeds reach 97.2 to 97.8 %."""
+    assert accuracy(digits, "digits --delay 2 --order 6") >= 0.96
+
+
+@pytest.mark.slow
+def test_digits_are_learned_without_delay(digits):
+    """Three seeds reach 97.8 to 98.1 %."""
+    assert accuracy(digits, "digits") >= 0.97
+
+
+@pytest.mark.slow
+def test_ten_states_beat_one_across_twenty_images(digits):
+    """Three seeds: Legendre 92 to 94 %, the classical trace 57 to 71 %."""
+    budget = "digits --delay 4 --hidden 64 --total-steps 600"
+    legendre, classical = (
+        accuracy(digits, f"{budget} --trace {trace}") for trace in ("legendre --order 10", "et")
+    )
+    assert legendre > 0.88
+    assert legendre > classical + 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trace", "least"),
+    [("perfect", 0.88), ("legendre --order 10", 0.35)],  # three seeds: 93 to 95 %, 49 to 65 %
+    ids=["perfect", "legendre"],
+)
+def test_a_delay_longer_than_the_batch(digits, trace, least):
+    """Two hundred images, where a batch has 128."""
+    line = f"digits --delay 40 --trace {trace} --hidden 64 --total-steps 300"
+    with pytest.raises(ValueError, match="--streaming"):
+        parse_arguments(line.split())
+    assert accuracy(digits, f"{line} --streaming") > least
+
+
+FULL = os.environ.get("CET_RL_DATA")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FULL, reason="CET_RL_DATA names no folder with the Parquet files of MNIST")
+def test_mnist_is_learned_across_two_seconds(tmp_path):
+    """Only 300 updates; three seeds reach 82.8 to 85.6 %."""
+    folder = tmp_path / "run"
+    line = "train mnist --delay 2 --order 10 --total-steps 300 --hidden 128 --no-alignment --quiet"
+    assert main([*line.split(), "--data-dir", FULL, "--run-dir", str(folder)]) == 0
+    assert summary(folder)["metrics"]["test_accuracy"] >= 0.78
+
+
+def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path, capsys):
+    def compile_nothing(function):
+        def fail(*given):
+            raise RuntimeError("there is no compiler\nand a long story")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    monkeypatch.chdir(tmp_path)
+    assert "--compile does not work here (there is no compiler): leave it out" in refusal(
+        capsys, "train", "digits", "--compile"
+    )
+    assert not list(tmp_path.iterdir())
