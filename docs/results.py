@@ -162,15 +162,19 @@ def collect(name: str) -> None:
                     value = columns.get(f"{ALIGNMENT}{layer}", np.full(row + 1, np.nan))[row]
                     point[f"alignment_{layer}"] = f"{value:.3f}" if np.isfinite(value) else ""
                 points.append(point)
-    for path, rows in zip(files(name), (points, summaries), strict=True):
-        with open(path, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: (row["arm"], row["delay"], row["seed"])))
+    write(name, points, summaries)
 
 
 def files(name: str) -> tuple[Path, Path]:
     return DOCS / "data" / f"{name}.csv", DOCS / "data" / f"{name}-summary.csv"
+
+
+def write(name: str, *tables: list[dict[str, str]]) -> None:
+    for path, rows in zip(files(name), tables, strict=True):
+        with open(path, "w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: (row["arm"], row["delay"], row["seed"])))
 
 
 def read(name: str) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -241,21 +245,29 @@ def cell(summaries: list[dict[str, str]], arm: str, column: str, metric: str) ->
 
 
 def heatmap(study: Study, summaries: list[dict[str, str]]) -> plt.Figure:
-    values = np.full((len(study.arms), len(study.columns)), np.nan)
-    for row, arm in enumerate(study.arms):
-        for column, delay in enumerate(study.columns):
-            found = cell(summaries, arm, delay, "train_return_mean")
-            values[row, column] = mean(found) if found else np.nan
-    figure, axes = plt.subplots(
-        figsize=(1.6 + 1.2 * len(study.columns), 0.45 * len(study.arms) + 1.4), layout="constrained"
+    found = [[cell(summaries, arm, delay, "train_return_mean") for delay in study.columns] for arm in study.arms]
+    return draw_heatmap(
+        np.array([[mean(values) if values else np.nan for values in row] for row in found]),
+        [NAMES[arm][0] for arm in study.arms],
+        [f"{delay.removesuffix('s')} s" for delay in study.columns],
+        "training return at the end, mean of seeds",
     )
-    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0)
+
+
+def draw_heatmap(
+    values: np.ndarray, rows: list[str], columns: list[str], title: str, form: str = ".0f", least: float = 0.0
+) -> plt.Figure:
+    """Numbers in coloured cells; a dash where there is none."""
+    figure, axes = plt.subplots(figsize=(1.6 + 1.2 * len(columns), 0.45 * len(rows) + 1.4), layout="constrained")
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=least)
+    middle = least + 0.6 * (np.nanmax(values) - least)
     for (row, column), value in np.ndenumerate(values):
-        shade = "black" if value > 0.6 * np.nanmax(values) else "white"
-        axes.text(column, row, "–" if np.isnan(value) else f"{value:.0f}", ha="center", va="center", color=shade)
-    axes.set_xticks(range(len(study.columns)), [f"{delay.removesuffix('s')} s" for delay in study.columns])
-    axes.set_yticks(range(len(study.arms)), [NAMES[arm][0] for arm in study.arms])
-    axes.set_title("training return at the end, mean of seeds", fontsize=9)
+        shade = "black" if value > middle or np.isnan(value) else "white"
+        shown = "–" if np.isnan(value) else format(value, form)
+        axes.text(column, row, shown, ha="center", va="center", color=shade)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(title, fontsize=9)
     figure.colorbar(image)
     return figure
 
