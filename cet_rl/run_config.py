@@ -153,9 +153,15 @@ class RunConfig(ABC):
         """Plain data, as written to config.yaml."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
+    def as_hyperparameters(self) -> dict[str, bool | int | float | str]:
+        """What TensorBoard takes: what is neither a number nor text, as text."""
+        plain = (int, float, str, bool)
+        return {key: value if isinstance(value, plain) else str(value) for key, value in self.as_data().items()}
+
 
 @cache
 def _hints(kind: type[RunConfig]) -> dict[str, Any]:
+    """Types of the fields, without the annotations that are tyro's."""
     return typing.get_type_hints(kind)
 
 
@@ -258,7 +264,7 @@ def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig])
     Raises:
         ValueError: for a key that `kind` does not have, or a value of another type, naming the file.
     """
-    hints = typing.get_type_hints(kind)  # without the annotations that are tyro's
+    hints = _hints(kind)
     values = {}
     for key, value in mapping.items():
         if key not in hints:

@@ -77,12 +77,8 @@ class RunLog:
             config: of the run.
             score: the evaluation's name that says most.
         """
-        parameters = {
-            key: value if isinstance(value, (int, float, str, bool)) else str(value)
-            for key, value in config.as_data().items()
-        }
         writer: Any = self._writer.file_writer
-        for summary in hparams(parameters, {f"eval/{score}": 0.0}):  # type: ignore[no-untyped-call]
+        for summary in hparams(config.as_hyperparameters(), {f"eval/{score}": 0.0}):  # type: ignore[no-untyped-call]
             writer.add_summary(summary)
         if config.delay:
             delays = config.timing.layer_delays

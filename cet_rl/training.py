@@ -211,12 +211,8 @@ class _Run:
     def _describe(self) -> None:
         """Hyper-parameters and kernels for TensorBoard."""
         logger = self.agent.logger
-        parameters = {
-            key: value if isinstance(value, (int, float, str, bool)) else str(value)
-            for key, value in self.config.as_data().items()
-        }
         metrics: dict[str, float] = {"rollout/ep_rew_mean": 0, "eval/mean_reward": 0}
-        logger.record("hparams", HParam(parameters, metrics), exclude=("csv",))
+        logger.record("hparams", HParam(self.config.as_hyperparameters(), metrics), exclude=("csv",))
         if isinstance(self.agent, CETActorCritic) and self.config.delay:
             timing = self.agent.timing
             traces = [self.agent.learner_config.trace.build(delay) for delay in timing.layer_delays]

@@ -55,9 +55,9 @@ class Correlation:
     def __init__(self, matrix: FloatArray, dtype: torch.dtype, device: torch.device) -> None:
         self.matrix = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, dtype)
         band = matrix != 0
-        self._any = band.any(1)
-        self._first = np.where(self._any, band.argmax(1), band.shape[1])
-        self._last = np.where(self._any, band.shape[1] - band[:, ::-1].argmax(1), 0)
+        filled = band.any(1)
+        self._first = np.where(filled, band.argmax(1), band.shape[1])
+        self._last = np.where(filled, band.shape[1] - band[:, ::-1].argmax(1), 0)
         self._blocks: dict[tuple[int, int], list[tuple[int, int, int, Tensor]]] = {}
 
     def __call__(self, errors: Tensor, first: int = 0, last: int | None = None) -> Tensor:

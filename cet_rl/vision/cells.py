@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from cet_rl.families import VISION
 from cet_rl.interruption import Interruption
 from cet_rl.machine import set_threads
 from cet_rl.run_loop import CHECKPOINTS, LEAST_POINTS, RunLog
@@ -28,7 +29,7 @@ from cet_rl.runs import RunFolder, Status, default_path
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
-from cet_rl.vision.training import CHECKPOINT, load_data, resolve
+from cet_rl.vision.training import load_data, resolve
 
 MAY_DIFFER = frozenset(
     {
@@ -243,7 +244,7 @@ def train_cells(
     paths = [Path(folder) for folder in folders or map(default_path, configs)]
     if len(paths) != len(configs) or len(set(paths)) < len(configs):
         raise ValueError("every cell needs a folder of its own")
-    cells = [(config, RunFolder(path, CHECKPOINT)) for config, path in zip(configs, paths, strict=True)]
+    cells = [(config, RunFolder(path, VISION.checkpoint)) for config, path in zip(configs, paths, strict=True)]
     # Everything that can be refused is refused before a folder is touched.
     for config, folder in cells:
         folder.check(config.as_data(), resume=True)

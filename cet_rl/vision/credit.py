@@ -19,6 +19,7 @@ x = 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -48,8 +49,17 @@ _SMALL_PAST = 1 << 18
 """Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
 
 
+def steps_in(batch: int, streams: int) -> int:
+    """T of a batch; ValueError if it is no whole number."""
+    steps, rest = divmod(batch, streams)
+    if rest:
+        raise ValueError(f"a batch of {batch} images does not part into {streams} streams")
+    return steps
+
+
+@lru_cache(maxsize=256)
 def kernel_of(trace: Trace | None, dtype: torch.dtype) -> FloatArray:
-    """g_0 … as far as `dtype` can tell it from nothing, float64."""
+    """g_0 … as far as `dtype` can tell it from nothing, float64; not to be written to."""
     if trace is None:
         return np.ones(1)
     first, last = visible_support(trace, dtype)
@@ -114,9 +124,7 @@ class BatchCredit:
 
     def steps(self, batch: int) -> int:
         """T of a batch; ValueError if it is no whole number, or not one error of it would arrive."""
-        steps, rest = divmod(batch, self.streams)
-        if rest:
-            raise ValueError(f"a batch of {batch} images does not part into {self.streams} streams")
+        steps = steps_in(batch, self.streams)
         if steps <= self.delay_steps:
             raise ValueError(
                 f"credit comes {self.delay_steps} steps late, but a batch is only {steps} steps long and forgets "
@@ -193,25 +201,18 @@ class SalientCredit(nn.Module):
         super().__init__()
         self.trace, self.delay_steps, self.carry = trace, delay_steps, carry
         self._soma = soma
-        self._kernels: dict[Any, FloatArray] = {}
         self._arrived: tuple[Tensor, Tensor] | None = None
         if carry:
             self.register_buffer("times", torch.empty(0, dtype=torch.int64))
             for name in _KEPT:
                 self.register_buffer(name, torch.empty(0))
 
-    def _kernel(self, trace: Trace | None, dtype: torch.dtype) -> FloatArray:
-        key = (trace, dtype)
-        if key not in self._kernels:
-            self._kernels[key] = kernel_of(trace, dtype)
-        return self._kernels[key]
-
     def gate(self, error: Tensor, y: Tensor, activation: Activation, moments: Moments) -> Tensor:
         """f' ⊙ δ, with f' as the soma remembers it."""
         if not self._soma:
             return activation.gate(error, y)
         matrix = event_matrix(
-            self._kernel(_for_soma(self.trace), y.dtype), moments.times, moments.times + self.delay_steps
+            kernel_of(_for_soma(self.trace), y.dtype), moments.times, moments.times + self.delay_steps
         )
         derivative = _by_step(activation.derivative(y, y), len(y))
         return error * _like(torch.from_numpy(matrix).to(y).T @ derivative, y)
@@ -230,7 +231,7 @@ class SalientCredit(nn.Module):
         """What the stretch teaches the layer."""
         derivative = geometry.flatten_post(activation.derivative(y, y))
         error, x = geometry.flatten_post(error), geometry.flatten_pre(x)
-        kernel = self._kernel(self.trace, y.dtype)
+        kernel = kernel_of(self.trace, y.dtype)
         happened = moments.times
         if self.carry:
             x, derivative, error, happened = self._join(x, derivative, error, happened)
@@ -355,20 +356,19 @@ class StreamCredit(nn.Module):
 
     def gradients(self, activation: Activation, x: Tensor, y: Tensor, error: Tensor) -> Gradients:
         """What arrives while the batch is seen teaches the layer."""
-        steps, rest = divmod(len(x), self.streams)
-        if rest:
-            raise ValueError(f"a batch of {len(x)} images does not part into {self.streams} streams")
+        steps = steps_in(len(x), self.streams)
         dtype = self.synapses.eligibility.dtype
         signals = [
             signal.to(dtype).view(steps, self.streams, *signal.shape[1:])
             for signal in (x, activation.derivative(y, y), error)
         ]
         one = torch.ones(steps, self.streams, dtype=dtype, device=x.device)
+        signals += [one, torch.zeros_like(one)]  # η, and no episode ever starts
         if self.probe is not None:
             if steps > self._recorded:  # batches have grown
                 self.probe = self._make_probe(steps, self.probe).to(x.device)
-            self.probe.record(*signals, one, torch.zeros_like(one))
-        gradient = self.synapses(*signals, one, torch.zeros_like(one))
+            self.probe.record(*signals)
+        gradient = self.synapses(*signals)
         weight, bias = self.synapses.geometry.split(gradient)
         return weight, bias
 

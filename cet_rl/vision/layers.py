@@ -20,7 +20,7 @@ from cet_rl.activations import ACTIVATIONS
 from cet_rl.alignment import cosine
 from cet_rl.credit.geometry import Convolution, Dense, Geometry
 from cet_rl.traces.base import Trace, check_whole
-from cet_rl.vision.credit import BatchCredit, Gradients, Moments, SalientCredit, StreamCredit
+from cet_rl.vision.credit import BatchCredit, Gradients, Moments, SalientCredit, StreamCredit, steps_in
 
 ErrorAt = Literal["preactivation", "activation"]
 Soma = Literal["exact", "trace"]
@@ -189,8 +189,8 @@ class TracedLayer(nn.Module):
         if moments is None and not self.streaming:
             self._in_batch.steps(len(x))
             return
-        if moments is None and len(x) % self.streams:
-            raise ValueError(f"a batch of {len(x)} images does not part into {self.streams} streams")
+        if moments is None:
+            steps_in(len(x), self.streams)
         if moments is not None and len(moments.times) != len(x):
             raise ValueError(f"{len(x)} images, but times for {len(moments.times)}")
         if moments is not None and self.streams > 1:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cet_rl.families import VISION
 from cet_rl.machine import on_this_machine, set_threads
 from cet_rl.run_loop import RunLoop
 from cet_rl.runs import RunFolder, Status, default_path
@@ -17,8 +18,6 @@ from cet_rl.vision.learner import ImageLearner
 
 if TYPE_CHECKING:
     from cet_rl.cli.evaluate import EvalArguments
-
-CHECKPOINT = "network.zip"
 
 
 def resolve(config: VisionConfig) -> VisionConfig:
@@ -64,7 +63,7 @@ def train(
     config = resolve(config)
     assert config.threads is not None
     set_threads(config.threads)
-    folder = RunFolder(run_dir or default_path(config), CHECKPOINT)
+    folder = RunFolder(run_dir or default_path(config), VISION.checkpoint)
 
     def say(text: str) -> None:
         if not quiet:
