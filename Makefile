@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/cet-rl train CartPole-v1 --delay 8 --order 5 --resume
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
