@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter
+from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
 
 from cet_rl.display import Display
+from cet_rl.files import naming
 from cet_rl.interruption import Interruption
 from cet_rl.runs import MetricsTable
 
@@ -22,23 +23,24 @@ class Checkpointing(BaseCallback):
     A checkpoint is taken before a rollout begins, when nothing is half done.
 
     Args:
-        save: writes an agent to a file, in one stroke.
-        file: where to.
+        save: writes a checkpoint of an agent.
         every: samples between checkpoints.
         interruption: says when to stop.
     """
 
-    def __init__(
-        self, save: Callable[[BaseAlgorithm, Path], None], file: Path, every: int, interruption: Interruption
-    ) -> None:
+    def __init__(self, save: Callable[[BaseAlgorithm], None], every: int, interruption: Interruption) -> None:
         super().__init__()
-        self._write, self.file, self.every, self.interruption = save, file, every, interruption
+        self._write, self.every, self.interruption = save, every, interruption
         self.stopped = False
         self.steps_saved: int | None = None
         self._next = 0
 
     def _on_training_start(self) -> None:
-        self._next = self.model.num_timesteps + self.every
+        self._next = self._following()
+
+    def _following(self) -> int:
+        """The next multiple of the interval, so that a resumed run writes checkpoints where any run does."""
+        return self.model.num_timesteps - self.model.num_timesteps % self.every + self.every
 
     def _on_rollout_start(self) -> None:
         self.stopped = self.interruption.wanted
@@ -47,9 +49,9 @@ class Checkpointing(BaseCallback):
 
     def save(self) -> None:
         """Save the agent as it is now."""
-        self._write(self.model, self.file)
+        self._write(self.model)
         self.steps_saved = self.model.num_timesteps
-        self._next = self.model.num_timesteps + self.every
+        self._next = self._following()
 
     def _on_step(self) -> bool:
         return not self.stopped
@@ -87,6 +89,29 @@ class LiveDisplay(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+
+class EventWriter(TensorBoardOutputFormat):
+    """Writes what is logged for TensorBoard.
+
+    Args:
+        folder: of the run. A file there that cannot be written is an OSError that names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with naming(folder):
+            super().__init__(str(folder))
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """The numbers and figures of one step."""
+        with naming(self._folder):
+            super().write(key_values, key_excluded, step)
+
+    def close(self) -> None:
+        """Finish the file."""
+        with naming(self._folder):
+            super().close()
 
 
 class TableWriter(KVWriter):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cet_rl.hyperparameters import check_hyperparameters
-from cet_rl.run_config import RunConfig, Task
+from cet_rl.run_config import LayeredConfig, Task
 
 CONVOLUTIONS = 3
 """Of a convolutional actor: `cet_rl.networks.CHANNELS`, which need not be imported for this."""
 
 
 @dataclass(frozen=True)
-class RLConfig(RunConfig):
+class RLConfig(LayeredConfig):
     """What to learn, and how."""
 
     task: Task

@@ -26,6 +26,11 @@ from cet_rl.timing import CreditTiming
 from cet_rl.traces.base import Normalization, check_whole
 from cet_rl.traces.registry import TRACES, TraceConfig
 
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast, where libyaml is at hand
+
+_NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What PyYAML raises for text that is none, and for tags whose values are none."""
+
 Task = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
 """A task's name, as the command line takes it."""
 
@@ -51,8 +56,6 @@ class RunConfig(ABC):
     """Scale of the trace's kernel: largest value one, or area one."""
     decay: float | None = None
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
-    error_at: Literal["preactivation", "activation"] = "preactivation"
-    """What hidden layers' errors are derivatives with respect to."""
     discretization: Literal["exact", "official"] = "exact"
     """Of a cascade: Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
     lr: float = 5e-4
@@ -159,6 +162,14 @@ class RunConfig(ABC):
         return {key: value if isinstance(value, plain) else str(value) for key, value in self.as_data().items()}
 
 
+@dataclass(frozen=True)
+class LayeredConfig(RunConfig):
+    """What to learn with a network of layers, and how."""
+
+    error_at: Literal["preactivation", "activation"] = "preactivation"
+    """What hidden layers' errors are derivatives with respect to."""
+
+
 @cache
 def _hints(kind: type[RunConfig]) -> dict[str, Any]:
     """Types of the fields, without the annotations that are tyro's."""
@@ -246,8 +257,8 @@ def parse_config(text: str, source: str, kind: type[RunConfig]) -> dict[str, Any
 
 def _parse_mapping(text: str, source: str) -> Mapping[str, Any]:
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        data = yaml.load(text, Loader=_LOADER)
+    except _NO_YAML as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
         raise ValueError(f"{source} is no valid YAML{where}") from None

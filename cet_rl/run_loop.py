@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cet_rl.display import Display
+from cet_rl.events import purge_events
+from cet_rl.files import naming
 from cet_rl.interruption import Interruption
 from cet_rl.plots import kernel_figure
 from cet_rl.run_config import RunConfig
@@ -38,8 +41,11 @@ class Learner(Protocol):
 
     step: int
 
-    def advance(self, *, measure: bool) -> Tensor:
-        """Learn a little; the loss. With `measure`, have `measurements` ready."""
+    def advance(self, limit: int, *, measure: bool) -> Tensor:
+        """Learn a little, at least one step and not beyond `limit`; the loss.
+
+        With `measure`, have `measurements` ready when it comes to `limit`.
+        """
 
     @property
     def loss_sum(self) -> Tensor:
@@ -55,7 +61,7 @@ class Learner(Protocol):
         """How good it is, by the names that summary.json has."""
 
     def save(self, file: Path) -> None:
-        """Write everything that going on takes, in one stroke."""
+        """Write everything that going on takes with `cet_rl.storage.write`."""
 
 
 class RunLog:
@@ -63,20 +69,24 @@ class RunLog:
 
     Args:
         folder: of the run.
-        last_step: rows logged later than this are dropped, as a run that is resumed logs them again.
+        last_step: what was logged later than this is dropped, as a run that is resumed logs it again.
     """
 
     def __init__(self, folder: RunFolder, last_step: int = 0) -> None:
-        self._writer = SummaryWriter(str(folder.path), purge_step=last_step + 1 if last_step else None)
+        self._folder = folder.path
+        self._resumed = purge_events(folder.path, last_step)
+        self._writer = SummaryWriter(str(folder.path))
         self._table = MetricsTable(folder.metrics_file, last_step)
 
     def describe(self, config: RunConfig, score: str) -> None:
-        """Hyper-parameters and kernels for TensorBoard.
+        """Hyper-parameters and kernels for TensorBoard; nothing for a run that is resumed, which has them.
 
         Args:
             config: of the run.
             score: the evaluation's name that says most.
         """
+        if self._resumed:
+            return
         writer: Any = self._writer.file_writer
         for summary in hparams(config.as_hyperparameters(), {f"eval/{score}": 0.0}):  # type: ignore[no-untyped-call]
             writer.add_summary(summary)
@@ -88,13 +98,20 @@ class RunLog:
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by TensorBoard tag; those that are not finite are left out."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        for name, value in finite.items():
-            self._writer.add_scalar(name, value, step)
+        with naming(self._folder):
+            for name, value in finite.items():
+                self._writer.add_scalar(name, value, step)
         self._table.add({MetricsTable.STEP: step, **finite})
+
+    def flush(self) -> None:
+        """Hand everything to the system, which keeps it should this process be killed."""
+        with naming(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Finish the files."""
-        self._writer.close()
+        with naming(self._folder):
+            self._writer.close()
 
 
 class RunLoop:
@@ -135,6 +152,7 @@ class RunLoop:
 
         Raises:
             FloatingPointError: if the loss is not finite any more; the summary says "failed".
+            OSError: if a file cannot be written; the summary says "failed", if that can be.
         """
         self.log = RunLog(self.folder, self.steps_before)
         try:
@@ -144,11 +162,13 @@ class RunLoop:
             self._summarise("interrupted", {})
             return "interrupted"
         except Exception as error:
-            self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # what went wrong is what there is to tell
+                self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self.display.close()
-            self.log.close()
+            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
+                self.log.close()
 
     def _learn_and_evaluate(self) -> Status:
         self.log.describe(self.config, self.score)
@@ -180,8 +200,10 @@ class RunLoop:
             if self.interruption.wanted:
                 return False
             began = time.monotonic()
-            due = (learner.step + 1) % log_every == 0 or learner.step + 1 == total
-            learner.advance(measure=due)
+            log_at = min(learner.step - learner.step % log_every + log_every, total)
+            limit = min(log_at, learner.step - learner.step % save_every + save_every)
+            learner.advance(limit, measure=limit == log_at)
+            due = learner.step == log_at
             save = learner.step % save_every == 0 and learner.step < total
             if (due or save) and not math.isfinite(float(learner.loss_sum)):
                 raise self._diverged()
@@ -204,7 +226,8 @@ class RunLoop:
         )
 
     def _save(self) -> None:
-        self.learner.save(self.folder.checkpoint_file)
+        self.log.flush()
+        self.folder.save_checkpoint(self.learner.save)
         self.steps_saved = self.learner.step
 
     def _speed(self) -> float | None:

@@ -3,7 +3,7 @@
 config.yaml     everything resolved, enough to repeat the run
 events.out.…    TensorBoard
 metrics.csv     the same numbers, a row each time they are logged
-checkpoint/     agent.zip (network.zip of data sets): tensors and JSON
+checkpoint/     agent.zip (network.zip of data sets), and agent.previous.zip, the one before: tensors and JSON
 summary.json    at the end: status, speed, metrics, versions
 """
 
@@ -16,20 +16,27 @@ import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from cet_rl.files import replacing
+from cet_rl.files import naming, replacing, sync
 from cet_rl.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from cet_rl.checkpoints import Checkpoints
 
 Status = Literal["finished", "interrupted", "failed"]
 
 _OF_THIS_MACHINE = ("device", "threads", "data_dir")
 """Keys of a configuration that may change from one go at a run to the next."""
+
+EVALUATED = "eval/"
+"""What the numbers of the evaluation at the end of a run are called. One that goes on will find them again."""
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -40,6 +47,9 @@ class RunFolder:
     Args:
         path: of the folder itself.
         checkpoint: the checkpoint's file name.
+
+    Attributes:
+        checkpoints: the last two (`cet_rl.checkpoints.Checkpoints`).
     """
 
     def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
@@ -47,7 +57,49 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.summary_file = self.path / "summary.json"
         self.metrics_file = self.path / "metrics.csv"
-        self.checkpoint_file = self.path / "checkpoint" / checkpoint
+        self._checkpoint = self.path / "checkpoint" / checkpoint
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The last two."""
+        from cet_rl.checkpoints import Checkpoints  # torch takes a second
+
+        return Checkpoints(self._checkpoint)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The newest checkpoint that is good; without any, where the first will be.
+
+        Raises:
+            ValueError: if there are some and none is good, or the newest is from a newer version of this package.
+        """
+        if not self._checkpoint.parent.is_dir():
+            return self._checkpoint
+        return self.checkpoints.find(self._identity()) or self._checkpoint
+
+    def save_checkpoint(self, write: Callable[[Path], None], carried: object = None) -> None:
+        """Write a checkpoint, after everything that has been logged up to it.
+
+        Args:
+            write: writes what has been learned to a path, with `cet_rl.storage.write`.
+            carried: what else going on takes, as `cet_rl.plain` encodes it.
+
+        Raises:
+            OSError: if it cannot be written, naming the file; those that are there stay as they are.
+        """
+        for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
+            sync(file)
+        self.checkpoints.save(write, self._identity(), carried)
+
+    def _identity(self) -> dict[str, Any] | None:
+        """What config.yaml says that has to stay as it is; None if it cannot be read."""
+        try:
+            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            kept = {str(key): value for key, value in saved.items() if key not in _OF_THIS_MACHINE}
+            identity: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+            return identity
+        except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError):
+            return None
 
     @property
     def status(self) -> str | None:
@@ -89,6 +141,7 @@ class RunFolder:
         self.check(config, resume=resume)
         if self.status == "finished":
             return "finished"
+        checkpoint = self.checkpoint_file  # refused before anything is touched, if none is good
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -96,7 +149,9 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
-        if self.checkpoint_file.exists():
+        for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
+            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        if checkpoint.exists():
             return "resumed"
         for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
             leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
@@ -174,7 +229,8 @@ class MetricsTable:
 
     Args:
         path: of the file; earlier rows are kept as far as they go.
-        last_step: rows logged later than this are dropped, as a run that is resumed logs them again.
+        last_step: rows logged later than this are dropped, as a run that is resumed logs them again, and with them
+            what an evaluation at the end has found.
     """
 
     STEP = "time/total_timesteps"
@@ -186,11 +242,21 @@ class MetricsTable:
         if path.is_file():
             try:
                 with open(path, newline="", encoding="utf-8") as stream:
-                    reader = csv.DictReader(stream)
-                    whole = [row for row in reader if None not in row and (row.get(self.STEP) or "").isdigit()]
+                    text = stream.read()
+                # What follows the last line break is half a row, written when the process was killed.
+                reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+                whole = [
+                    row
+                    for row in reader
+                    if None not in row and None not in row.values() and (row.get(self.STEP) or "").isdecimal()
+                ]
                 self._columns = list(reader.fieldnames or self._columns)
-                self._rows = [row for row in whole if int(row[self.STEP]) <= last_step]
-            except (csv.Error, UnicodeDecodeError):
+                self._rows = [
+                    {name: "" if name.startswith(EVALUATED) else value for name, value in row.items()}
+                    for row in whole
+                    if int(row[self.STEP]) <= last_step
+                ]
+            except (csv.Error, UnicodeDecodeError, ValueError):
                 raise ValueError(f"{path} is damaged: move it away to go on without it") from None
         self._rewrite()
 
@@ -206,7 +272,7 @@ class MetricsTable:
             self._columns += sorted(unseen)
             self._rewrite()
         else:
-            with open(self.path, "a", newline="", encoding="utf-8") as stream:
+            with naming(self.path), open(self.path, "a", newline="", encoding="utf-8") as stream:
                 csv.DictWriter(stream, self._columns).writerow(row)
 
     def _rewrite(self) -> None:

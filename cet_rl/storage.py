@@ -1,10 +1,18 @@
-"""What has been learned as a file: JSON and tensors in a zip archive. Reading one never runs anything in it."""
+"""What has been learned as a file: JSON and tensors in a zip archive. Reading one never runs anything in it.
+
+The last 64 bytes are the SHA-256 of all bytes before them (`head -c -64 FILE | sha256sum`): a file that was cut
+off or altered is known by it. That guards against accidents, not against somebody who computes a new digest.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +21,17 @@ from torch import Tensor
 
 from cet_rl.files import replacing
 
-VERSION = 1
+VERSION = 2
+"""Of what is written. Version 1, which had no digest, is still read."""
+
+_MARK = b"sha256:"
+_DIGEST_LENGTH = 64
 
 File = str | os.PathLike[str] | IO[bytes]
+
+
+class DamagedFileError(ValueError):
+    """A file that is not whole any more, or was never one of ours."""
 
 
 def check_data(name: str, value: object) -> Any:
@@ -81,20 +97,55 @@ def write(file: File, data: dict[str, Any], tensors: dict[str, Tensor], *, what:
         tensors: by name.
         what: the file holds: "agent", "network".
     """
+    header = {"format": f"cet-rl {what}", "format_version": VERSION, **data}
+    names = f"{what}.json", "tensors.safetensors"
     if not isinstance(file, (str, os.PathLike)):
-        _write_archive(file, data, tensors, what)
+        content = io.BytesIO()
+        _add(content, "w", header, tensors, names)
+        file.write(content.getvalue())
         return
     path = with_suffix(file)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
-        _write_archive(stream, data, tensors, what)
+        _add(stream, "w", header, tensors, names)
 
 
-def _write_archive(stream: IO[bytes], data: dict[str, Any], tensors: dict[str, Tensor], what: str) -> None:
-    header = {"format": f"cet-rl {what}", "format_version": VERSION, **data}
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(f"{what}.json", json.dumps(header, indent=2, allow_nan=False))
-        archive.writestr("tensors.safetensors", safetensors.torch.save(tensors))
+def attach(path: Path, data: dict[str, Any], tensors: dict[str, Tensor], *, part: str) -> None:
+    """Add a part of its own to a file that `write` has written, in place.
+
+    Args:
+        path: of the file; to be one that nobody else reads yet.
+        data: plain JSON data.
+        tensors: by name.
+        part: its name, none that is there already: "run".
+    """
+    with open(path, "r+b") as stream:
+        _add(stream, "a", data, tensors, (f"{part}.json", f"{part}.safetensors"))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _add(stream: IO[bytes], mode: Any, data: Any, tensors: dict[str, Tensor], names: tuple[str, str]) -> None:
+    """Put JSON and tensors into an archive, and the digest of it all at its end."""
+    with zipfile.ZipFile(stream, mode) as archive:
+        # Without a date, equal contents are equal files.
+        archive.writestr(zipfile.ZipInfo(names[0]), json.dumps(data, indent=2, allow_nan=False))
+        archive.writestr(zipfile.ZipInfo(names[1]), safetensors.torch.save(tensors))
+        archive.comment = _MARK + bytes(_DIGEST_LENGTH)  # a zip archive's comment is the last thing in it
+    length = stream.seek(0, os.SEEK_END) - _DIGEST_LENGTH
+    digest = _digest(stream, length)
+    stream.seek(length)
+    stream.write(digest)
+
+
+def _digest(stream: IO[bytes], length: int) -> bytes:
+    """SHA-256 of the first bytes of a stream, as hexadecimal text."""
+    stream.seek(0)
+    found = hashlib.sha256()
+    while length > 0 and (block := stream.read(min(length, 1 << 20))):
+        found.update(block)
+        length -= len(block)
+    return found.hexdigest().encode()
 
 
 def read(file: File, *, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -109,25 +160,88 @@ def read(file: File, *, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged, of another kind, or from a newer version of this package.
+        DamagedFileError: if it is damaged or of another kind; this is a ValueError.
+        ValueError: if it is from a newer version of this package.
     """
     source = with_suffix(file) if isinstance(file, (str, os.PathLike)) else file
     name = str(source) if isinstance(source, Path) else "the file object"
+    with _opened(source, name, what) as (header, archive):
+        try:
+            return header, safetensors.torch.load(archive.read("tensors.safetensors"))
+        except Exception as error:
+            raise _damaged(name, what, error) from None
+
+
+def check(path: Path, *, what: str) -> None:
+    """Raise as `read` does for a file that is not whole, of another kind or too new, without loading tensors."""
+    with _opened(path, str(path), what) as (_, archive):
+        bad = None if archive.comment else archive.testzip()  # version 1 has the checksums of zip archives only
+    if bad is not None:
+        raise _damaged(str(path), what, f"bad checksum of {bad}")
+
+
+def read_part(path: Path, part: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What `attach` has added to a file that `check` has found whole; None if there is no such part.
+
+    Raises:
+        DamagedFileError: if it cannot be read.
+    """
     try:
-        with zipfile.ZipFile(source) as archive:
-            data = json.loads(archive.read(f"{what}.json"))
-            tensors = safetensors.torch.load(archive.read("tensors.safetensors"))
+        with zipfile.ZipFile(path) as archive:
+            if f"{part}.json" not in archive.namelist():
+                return None
+            data = json.loads(archive.read(f"{part}.json"))
+            tensors = safetensors.torch.load(archive.read(f"{part}.safetensors"))
+    except Exception as error:
+        raise _damaged(str(path), part, error) from None
+    if not isinstance(data, dict):
+        raise _damaged(str(path), part, "its data are no mapping")
+    return data, tensors
+
+
+@contextmanager
+def _opened(source: Path | IO[bytes], name: str, what: str) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+    """The header of a file whose bytes are those of its digest, and its archive."""
+    try:
+        stream = open(source, "rb") if isinstance(source, Path) else io.BytesIO(_whole(source))  # noqa: SIM115
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} file {name}") from None
-    except Exception as error:  # a damaged archive can fail in any of zipfile's, zlib's or json's ways
-        raise ValueError(f"{name} is damaged or no cet-rl {what} file ({error})") from None
-    if not isinstance(data, dict) or data.get("format") != f"cet-rl {what}":
-        raise ValueError(f"{name} is no cet-rl {what} file")
-    if data.get("format_version") != VERSION:
-        raise ValueError(
-            f"{name} has format version {data.get('format_version')}, this cet-rl reads version {VERSION}"
-        )
-    return data, tensors
+    with stream:
+        try:
+            sealed = _is_sealed(stream)
+            archive = zipfile.ZipFile(stream)
+            header = json.loads(archive.read(f"{what}.json"))
+            if not isinstance(header, dict) or header.get("format") != f"cet-rl {what}":
+                raise ValueError("it names another format")
+            version = header.get("format_version")
+            if version == VERSION and not sealed:
+                raise ValueError("it has no digest")
+        except Exception as error:  # a damaged archive can fail in any of zipfile's, zlib's or json's ways
+            raise _damaged(name, what, error) from None
+        if version not in (1, VERSION):
+            raise ValueError(f"{name} has format version {version}, this cet-rl reads version {VERSION}")
+        yield header, archive
+
+
+def _whole(stream: IO[bytes]) -> bytes:
+    if stream.seekable():
+        stream.seek(0)
+    return stream.read()
+
+
+def _is_sealed(stream: IO[bytes]) -> bool:
+    """Whether a file has a digest. ValueError if it is that of other contents."""
+    length = stream.seek(0, os.SEEK_END) - _DIGEST_LENGTH
+    stream.seek(max(length - len(_MARK), 0))
+    if stream.read(len(_MARK)) != _MARK:
+        return False
+    if stream.read() != _digest(stream, length):
+        raise ValueError("its contents are not those of its digest")
+    return True
+
+
+def _damaged(name: str, what: str, reason: object) -> DamagedFileError:
+    return DamagedFileError(f"{name} is damaged or no cet-rl {what} file ({reason})")
 
 
 def with_suffix(file: str | os.PathLike[str]) -> Path:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Figure, HParam, Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.agents import AgentKind, CETActorCritic
+from cet_rl.agents.progress import log_every, pending, restore_pending
 from cet_rl.agents.registry import find_agent
-from cet_rl.callbacks import Checkpointing, LiveDisplay, TableWriter, recent_return
+from cet_rl.agents.stored import StoredAlgorithm
+from cet_rl.callbacks import Checkpointing, EventWriter, LiveDisplay, TableWriter, recent_return
 from cet_rl.config import RLConfig
-from cet_rl.envs import find_task, make_vec_env
+from cet_rl.evaluation import evaluate
+from cet_rl.events import purge_events
 from cet_rl.interruption import Interruption
 from cet_rl.machine import on_this_machine, set_threads
 from cet_rl.plots import kernel_figure
@@ -53,8 +57,6 @@ CHECKPOINT_EVERY = 100_000
 """Samples between two checkpoints."""
 EVALUATION_EPISODES = 100
 """That `cet-rl eval` plays unless told otherwise."""
-EVALUATION_SEED_OFFSET = 1_000_003
-"""Added to a run's seed for its evaluation episodes, so that they are none it has learned from."""
 
 
 def resolve(config: RLConfig) -> RLConfig:
@@ -93,7 +95,8 @@ def train(
     Args:
         config: what to run.
         run_dir: the run folder itself; None for that of `default_path`.
-        resume: go on from the checkpoint of an interrupted run; without one, start afresh.
+        resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
+            interruption (what cannot be carried on is named); without a checkpoint, start afresh.
         quiet: print nothing.
 
     Returns:
@@ -102,6 +105,7 @@ def train(
     Raises:
         ValueError, OSError: for what cannot be, before any work is lost.
         FloatingPointError: if an environment gives a number that is not finite; the summary says "failed".
+        OSError: if a file cannot be written on the way; the summary says "failed", if that can be.
     """
     config = resolve(config)
     assert config.threads is not None
@@ -115,32 +119,71 @@ def train(
     if state == "finished":
         say(f"{folder.path} is finished; its results are in {folder.summary_file}")
         return "finished"
+    carried = None
     if state == "resumed":
-        agent = kind.restore(config, folder.checkpoint_file, True)
-        say(f"resuming at {agent.num_timesteps:,} samples; environments start fresh episodes")
+        agent, carried = _resume(config, folder, kind, say)
     say(f"run folder {folder.path}")
     if config.delay and not kind.delays_credit:
         say(f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment")
-    return _Run(config, folder, kind, agent, quiet=quiet).go()
+    return _Run(config, folder, kind, agent, resumed=state == "resumed", carried=carried, quiet=quiet).go()
+
+
+def _resume(
+    config: RLConfig, folder: RunFolder, kind: AgentKind, say: Callable[[str], None]
+) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
+    """The agent of the newest good checkpoint, and what its run carried besides; None if nothing.
+
+    Raises:
+        ValueError: if the checkpoint does not fit the configuration.
+    """
+    file = folder.checkpoint_file
+    agent = kind.restore(config, file, True)
+    carried = folder.checkpoints.carried(file)
+    say(f"resuming at {agent.num_timesteps:,} samples")
+    environments = f"environments of {config.task}"
+    if carried is None or kind.carry_on is None:
+        say(f"{environments} are not in the checkpoint: they start fresh episodes")
+        return agent, None
+    try:
+        kind.carry_on(agent, carried["agent"])
+        restore_pending(Logger(None, []), carried["log"])  # in earnest once there is a logger
+        gaps = [str(gap) for gap in carried["agent"]["gaps"]]
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} does not fit this configuration: {reason}") from None
+    for gap in gaps:
+        say(f"{environments} {gap}" if gap.startswith("cannot be captured") else gap)
+    return agent, carried
 
 
 class _Run:
     """One go at a run: from wherever the agent stands to the summary."""
 
     def __init__(
-        self, config: RLConfig, folder: RunFolder, kind: AgentKind, agent: BaseAlgorithm, *, quiet: bool
+        self,
+        config: RLConfig,
+        folder: RunFolder,
+        kind: AgentKind,
+        agent: BaseAlgorithm,
+        *,
+        resumed: bool,
+        carried: dict[str, Any] | None,
+        quiet: bool,
     ) -> None:
-        self.config, self.folder, self.agent, self.quiet = config, folder, agent, quiet
+        self.config, self.folder, self.kind, self.agent, self.quiet = config, folder, kind, agent, quiet
+        self.resumed, self.carried = resumed, carried
         self.interruption = Interruption()
-        self.checkpointing = Checkpointing(kind.save, folder.checkpoint_file, CHECKPOINT_EVERY, self.interruption)
+        self.checkpointing = Checkpointing(self._save, CHECKPOINT_EVERY, self.interruption)
+        self.checkpointing.steps_saved = agent.num_timesteps if resumed else None
         self.display = LiveDisplay(config.total_steps)
         self.began = time.monotonic()
         self.learning_seconds = 0.0
         self.steps_before = agent.num_timesteps
 
     def go(self) -> Status:
+        purge_events(self.folder.path, self.steps_before)
         writers = [
-            TensorBoardOutputFormat(str(self.folder.path)),
+            EventWriter(self.folder.path),
             TableWriter(MetricsTable(self.folder.metrics_file, self.steps_before)),
         ]
         self.agent.set_logger(Logger(str(self.folder.path), writers))
@@ -151,35 +194,43 @@ class _Run:
             self._summarise("interrupted", {})
             return "interrupted"
         except Exception as error:
-            self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
+            with suppress(OSError):  # what went wrong is what there is to tell
+                self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self.display.close()
-            self.agent.logger.close()
+            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
+                self.agent.logger.close()
+
+    def _save(self, agent: BaseAlgorithm) -> None:
+        """Write a checkpoint: the agent, and all that a run carries besides."""
+        carried = None
+        if self.kind.carry is not None:
+            carried = {"agent": self.kind.carry(agent), "log": pending(agent.logger)}
+        self.folder.save_checkpoint(partial(self.kind.save, agent), carried)
 
     def _learn_and_evaluate(self) -> Status:
-        self._describe()
+        if not self.resumed:
+            self._describe()
+        elif self.carried is not None:
+            restore_pending(self.agent.logger, self.carried["log"])
         left = self.config.total_steps - self.agent.num_timesteps
         if left > 0:
             callbacks: list[BaseCallback] = [self.checkpointing]
             if not self.quiet:
                 callbacks.append(self.display)
-            per_update = self.config.n_steps * self.config.num_envs
             began = time.monotonic()
             try:
                 self.agent.learn(
-                    left,
-                    callbacks,
-                    log_interval=max(
-                        1, round(min(LOG_EVERY, self.config.total_steps / LEAST_POINTS) / per_update)
-                    ),
-                    reset_num_timesteps=self.steps_before == 0,
+                    left, callbacks, log_interval=self._log_interval(), reset_num_timesteps=not self.resumed
                 )
             finally:
                 self.learning_seconds = time.monotonic() - began
         train_return = {"train_return_mean": recent_return(self.agent)}
         if self.checkpointing.stopped:
             return self._interrupted(train_return)
+        # What the last update has to tell belongs before the checkpoint, the evaluation after it.
+        self.agent.logger.dump(self.agent.num_timesteps)
         self.checkpointing.model = self.agent
         self.checkpointing.save()
         try:
@@ -207,6 +258,15 @@ class _Run:
         self._summarise("interrupted", metrics)
         self._say(f"interrupted at {self.checkpointing.steps_saved:,} samples; go on with --resume")
         return "interrupted"
+
+    def _log_interval(self) -> int:
+        """Of `learn`: rollouts from one log to the next."""
+        per_update = self.config.n_steps * self.config.num_envs
+        interval = max(1, round(min(LOG_EVERY, self.config.total_steps / LEAST_POINTS) / per_update))
+        if isinstance(self.agent, OnPolicyAlgorithm) and not isinstance(self.agent, StoredAlgorithm):
+            log_every(self.agent, interval)  # ours, and the wrapped one of Tianshou's, know to count on
+            return 1
+        return interval
 
     def _describe(self) -> None:
         """Hyper-parameters and kernels for TensorBoard."""
@@ -242,41 +302,6 @@ class _Run:
         self.display.close()
         if not self.quiet:
             _say(text)
-
-
-def evaluate(
-    agent: BaseAlgorithm,
-    config: RLConfig,
-    episodes: int | None = None,
-    seed: int | None = None,
-    stop: Interruption | None = None,
-) -> tuple[float, float]:
-    """Mean and standard deviation of the return over deterministic episodes on environments of their own.
-
-    Args:
-        agent: to evaluate.
-        config: of its run.
-        episodes: how many; None for the configuration's number.
-        seed: of the environments; None for one that follows from the run's.
-        stop: asked before every step.
-
-    Raises:
-        KeyboardInterrupt: if `stop` says so.
-    """
-
-    def check(*_: object) -> None:
-        if stop is not None and stop.wanted:
-            raise KeyboardInterrupt
-
-    episodes = episodes or config.eval_episodes
-    seed = config.seed + EVALUATION_SEED_OFFSET if seed is None else seed
-    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
-    env = make_vec_env(config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap)
-    returns, _ = evaluate_policy(
-        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
-    )
-    env.close()
-    return float(np.mean(returns)), float(np.std(returns))
 
 
 def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:

@@ -16,11 +16,13 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+from cet_rl import storage
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
 
@@ -220,7 +222,9 @@ def test_loading_with_other_environments_starts_with_empty_traces(tmp_path):
         CETActorCritic.load(tmp_path / "agent", make_vec_env("Acrobot-v1", 2, 0))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garble", "not a zip", "other zip", "newer", "missing tensor"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", "garble", "not a zip", "other zip", "newer", "no digest", "missing tensor"]
+)
 def test_damaged_files_are_refused(tmp_path, damage):
     path = tmp_path / "agent.zip"
     make().save(path)
@@ -237,19 +241,16 @@ def test_damaged_files_are_refused(tmp_path, damage):
         if damage == "other zip":
             parts = {"readme": b"hello"}
         else:
-            data = json.loads(parts["agent.json"])
+            data, tensors = json.loads(parts["agent.json"]), load(parts["tensors.safetensors"])
             if damage == "newer":
                 data["format_version"] = 99
-            else:
-                from safetensors.torch import load, save
-
-                tensors = load(parts["tensors.safetensors"])
+            if damage == "missing tensor":
                 tensors.pop("policy/actor.weights.0")
-                parts["tensors.safetensors"] = save(tensors)
-            parts["agent.json"] = json.dumps(data).encode()
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, part in parts.items():
-                archive.writestr(name, part)
+            storage.write(path, data, tensors, what="agent")
+        if damage in ("other zip", "no digest"):
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, part in parts.items():
+                    archive.writestr(name, part)
     with pytest.raises(ValueError, match=r"damaged|agent file|version"):
         CETActorCritic.load(path)
     with pytest.raises(FileNotFoundError, match="no agent file"):
@@ -344,7 +345,7 @@ def test_mutated_data_is_refused_or_harmless(data):
     """Any value of the JSON part replaced by any other."""
     with zipfile.ZipFile(io.BytesIO(AGENT_FILE)) as archive:
         tree = json.loads(archive.read("agent.json"))
-        tensors = archive.read("tensors.safetensors")
+        tensors = load(archive.read("tensors.safetensors"))
     node = tree
     while True:
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
@@ -353,9 +354,7 @@ def test_mutated_data_is_refused_or_harmless(data):
         node = node[key]
     node[key] = data.draw(st.sampled_from([None, True, -1, 0, 7, 0.5, 1e308, "", "x", [], {}, [1], {"a": None}]))
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("agent.json", json.dumps(tree))
-        archive.writestr("tensors.safetensors", tensors)
+    storage.write(stream, tree, tensors, what="agent")  # with the digest that belongs to it
     with contextlib.suppress(ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         CETActorCritic.load(stream)

@@ -312,7 +312,8 @@ def test_a_run_folder(finished):
         "checkpoint",
         "summary.json",
     }
-    assert [path.name for path in (finished / "checkpoint").iterdir()] == ["network.zip"]
+    checkpoints = sorted(path.name for path in (finished / "checkpoint").iterdir())
+    assert checkpoints == ["network.previous.zip", "network.zip"]
     found = summary(finished)
     assert list(found) == [
         "task",
@@ -515,11 +516,11 @@ def test_the_last_good_checkpoint_survives(tmp_path, monkeypatch, bad, good):
     """A run of 130 updates logs every second and saves every thirteenth."""
     original = ImageLearner.advance
 
-    def advance(self, **options):
+    def advance(self, *limit, **options):
         if self.step + 1 == bad:
             with torch.no_grad():
                 next(self.network.parameters()).fill_(float("nan"))
-        return original(self, **options)
+        return original(self, *limit, **options)
 
     monkeypatch.setattr(ImageLearner, "advance", advance)
     folder = run(tmp_path / "run", "--delay", 0.6, "--total-steps", 130, code=2)
@@ -580,8 +581,8 @@ def interrupt(monkeypatch):
             loops.append(self)
             press(self.learner.step)
 
-        def advance(self, **options):
-            loss = original(self, **options)
+        def advance(self, *limit, **options):
+            loss = original(self, *limit, **options)
             press(self.step)
             return loss
 
@@ -749,7 +750,7 @@ def foreign_files(good, tmp_path, digits):
             "is damaged or no cet-rl network file",
         ),
         "an agent": (as_bytes({}, tensors, "agent"), "is damaged or no cet-rl network file"),
-        "from the future": (as_bytes({**data, "format_version": 2}, tensors), "has format version 2"),
+        "from the future": (as_bytes({**data, "format_version": 99}, tensors), "has format version 99"),
         "wider": (wider.read_bytes(), "does not fit this configuration"),
         "a cnn": (of_cnn.read_bytes(), "does not fit this configuration"),
         "no step": (as_bytes({"rest": data["rest"]}, tensors), "does not fit this configuration"),
@@ -770,6 +771,7 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
     options = ["--delay", "0.6", "--streaming", "--total-steps", 20]
     folder = run(tmp_path / "run", *options, code=130)
     checkpoint = folder / "checkpoint" / "network.zip"
+    checkpoint.with_name("network.previous.zip").unlink()  # which would be used instead
     good = checkpoint.read_bytes()
     for name, (content, words) in foreign_files(good, tmp_path, digits).items():
         checkpoint.write_bytes(content)

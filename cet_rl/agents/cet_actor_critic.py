@@ -210,6 +210,9 @@ class CETActorCritic(StoredAlgorithm):
     ) -> Self:
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
+        With `reset_num_timesteps=False` learning goes on, and the intervals of `log_interval` updates go on too:
+        they count from the first call.
+
         Raises:
             ValueError: if the run is over before any credit has arrived.
             FloatingPointError: if an environment gives a reward or observation that is not finite; the weights
@@ -218,10 +221,15 @@ class CETActorCritic(StoredAlgorithm):
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
         self.timing.check_run(total, self.n_envs)
         self._statistics_every = log_interval or sys.maxsize
-        self._updates_at_start = self._n_updates
-        return super().learn(
-            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
-        )
+        if reset_num_timesteps:
+            self._updates_at_start = self._n_updates
+        return super().learn(total_timesteps, callback, 1, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write what has been recorded, if it is time to; called after each rollout, before its update."""
+        iteration = self._n_updates - self._updates_at_start + 1
+        if iteration % self._statistics_every == 0:
+            super().dump_logs(iteration)
 
     # What is not finite is refused with the name of the environment it came from, once the rollout is complete.
     @np.errstate(invalid="ignore", over="ignore")
@@ -241,12 +249,13 @@ class CETActorCritic(StoredAlgorithm):
         self.policy.set_training_mode(False)
         recording, policy, head = self._recording, self.policy, self.policy.actor.head
         recording.begin()
-        noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
         on_cpu = self.device.type == "cpu"
         numpy_actor = policy.actor.numpy_forward() if on_cpu else None
         resetting = getattr(env, "resetting", None)  # see cet_rl.envs.GymnasiumVecEnv
 
         callback.on_rollout_start()
+        # Not before: what is saved at that moment has not drawn yet what it will draw again.
+        noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
         for step in range(n_rollout_steps):
             features = recording.features[step]
             policy.write_features(self._last_obs, features)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from cet_rl import storage
 from cet_rl.agents.cet_actor_critic import CETActorCritic
+from cet_rl.agents.progress import carry, carry_on
 from cet_rl.agents.registry import AgentKind
 from cet_rl.agents.storage import episodes_to_data
 from cet_rl.config import RLConfig
@@ -83,7 +84,10 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
         env = environments(config) if with_environments else None
         return algorithm.load(file, env, device=config.device)
 
-    return AgentKind(build, lambda agent, file: agent.save(file), restore, delays_credit=True)
+    def save(agent: BaseAlgorithm, file: Path) -> None:
+        agent.save(file)
+
+    return AgentKind(build, save, restore, delays_credit=True, carry=carry, carry_on=carry_on)
 
 
 def tianshou_kind() -> AgentKind:
@@ -108,7 +112,15 @@ def tianshou_kind() -> AgentKind:
             device=config.device,
         )
 
-    return AgentKind(build, _save_parameters, partial(_rebuild, build))
+    def carry_tianshou(agent: Any) -> dict[str, Any]:
+        state: dict[str, Any] = agent.carry()
+        return state
+
+    def carry_on_tianshou(agent: Any, state: dict[str, Any]) -> None:
+        agent.carry_on(state)
+
+    restore = partial(_rebuild, build)
+    return AgentKind(build, _save_parameters, restore, carry=carry_tianshou, carry_on=carry_on_tianshou)
 
 
 def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
@@ -138,7 +150,7 @@ def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
         except (AssertionError, NotImplementedError, TypeError) as error:
             raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
 
-    return AgentKind(build, _save_parameters, partial(_rebuild, build))
+    return AgentKind(build, _save_parameters, partial(_rebuild, build), carry=carry, carry_on=carry_on)
 
 
 def _common(config: RLConfig) -> dict[str, Any]:

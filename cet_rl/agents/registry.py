@@ -26,16 +26,22 @@ class AgentKind:
 
     Attributes:
         build: from a resolved configuration to an agent with its training environments.
-        save: writes an agent to a file, in one stroke.
+        save: writes an agent to a file with `cet_rl.storage.write`.
         restore: from a configuration and a file to an agent; with its training environments if asked to.
         delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get rewards
             that arrive late.
+        carry: what else a run that goes on needs: environments, random numbers, counters, as `cet_rl.plain`
+            encodes it, and under "gaps" a list of lines about what cannot be had. None if nothing: such a run
+            goes on in fresh episodes.
+        carry_on: takes that over, after `restore`.
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
     save: Callable[[BaseAlgorithm, Path], None]
     restore: Callable[[RLConfig, Path, bool], BaseAlgorithm]
     delays_credit: bool = False
+    carry: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
+    carry_on: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)

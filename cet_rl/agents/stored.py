@@ -30,6 +30,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
     """
 
     generator: torch.Generator
+    _updates_at_start: int
+    """Updates made before the run began that is under way: what intervals between logs count from."""
 
     @abstractmethod
     def constructor_arguments(self) -> dict[str, Any]:
@@ -68,6 +70,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 "n_updates": self._n_updates,
                 "total_timesteps": self._total_timesteps,
                 "remaining": self._current_progress_remaining,
+                "updates_at_start": self._updates_at_start,
                 "episodes": episodes_to_data(self.ep_info_buffer),
             },
         }
@@ -153,6 +156,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             progress["total_timesteps"],
             progress["remaining"],
         )
+        self._updates_at_start = int(progress.get("updates_at_start", 0))
         self.ep_info_buffer = deque(progress["episodes"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
 

@@ -37,8 +37,11 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch.distributions import Independent, Normal
 from torch.optim.lr_scheduler import LambdaLR
 
+from cet_rl import plain
 from cet_rl.agents.policy import check_observations
 from cet_rl.agents.storage import check_rate
+from cet_rl.envs.snapshot import capture, register_snapshot, restore
+from cet_rl.randomness import process_state, restore_process_state
 
 Array = npt.NDArray[Any]
 
@@ -105,7 +108,7 @@ class TianshouA2C:
         self.device = get_device(device)
         if seed is not None:
             set_random_seed(seed, using_cuda=self.device.type == "cuda")
-        envs = [_Silent(build_env()) for _ in range(num_envs)]
+        self._envs = envs = [_Silent(build_env()) for _ in range(num_envs)]
         self.observation_space, self.action_space = envs[0].observation_space, envs[0].action_space
         self.policy = _make_policy(self.observation_space, self.action_space, hidden, activation)
         self.env = _Environments([lambda env=env: env for env in envs])  # type: ignore[misc]
@@ -140,6 +143,8 @@ class TianshouA2C:
         self._logger = Logger(folder=None, output_formats=[])
         self._callback: BaseCallback = ConvertCallback(None)
         self._total, self._steps_made, self._steps_at_start, self._began = 0, 0, 0, 0.0
+        self._updates = 0
+        self._carried: dict[str, Any] | None = None
 
     def learn(
         self,
@@ -150,18 +155,18 @@ class TianshouA2C:
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """Learn for `total_timesteps` samples, in episodes that start afresh.
+        """Learn for `total_timesteps` samples, in episodes that start afresh but after `carry_on`.
 
         Args:
             total_timesteps: samples, all environments counted.
             callback: as in Stable-Baselines3; `locals` holds `rewards` and `dones` of the step.
-            log_interval: updates between two logged points; None for no logging.
+            log_interval: updates between two logged points, counted from the first of the run; None for none.
             tb_log_name: part of the interface; where to log is the logger's business.
             reset_num_timesteps: whether this is a new run, or one that goes on.
             progress_bar: whether to show one.
         """
         if reset_num_timesteps:
-            self.num_timesteps = 0
+            self.num_timesteps = self._updates = 0
             self.ep_info_buffer.clear()
         self._total = self.num_timesteps + total_timesteps
         self._callback = _as_callback(callback, progress_bar)
@@ -171,16 +176,17 @@ class TianshouA2C:
         self._began, self._steps_at_start = time.monotonic(), self.num_timesteps
         trainer = self._make_trainer()
         trainer.reset(reset_collector_buffers=True)
+        self._take_over()
+        self._carried = None
 
         self._callback.on_training_start({"self": self, "total_timesteps": self._total}, {})
-        updates = 0
         try:
             while self.num_timesteps < self._total:
                 stats = trainer.execute_epoch().training_stat
-                updates += 1
-                if log_interval and updates % log_interval == 0:
+                self._updates += 1
+                if log_interval and self._updates % log_interval == 0:
                     assert stats is not None
-                    self._log(stats, updates)
+                    self._log(stats)
         except _Stopped:
             pass
         self._callback.on_training_end()
@@ -226,7 +232,7 @@ class TianshouA2C:
         """Share of the run that is left."""
         return max(0.0, 1 - self.num_timesteps / self._total) if self._total else 1.0
 
-    def _log(self, stats: TrainingStats, updates: int) -> None:
+    def _log(self, stats: TrainingStats) -> None:
         """Under the names that Stable-Baselines3 uses."""
         found, logger = stats.get_loss_stats_dict(), self.logger
         logger.record("train/policy_loss", found["actor_loss"])
@@ -239,10 +245,50 @@ class TianshouA2C:
                 logger.record(name, float(np.mean([episode[key] for episode in self.ep_info_buffer])))
         elapsed = max(time.monotonic() - self._began, 1e-9)
         logger.record("time/fps", int((self.num_timesteps - self._steps_at_start) / elapsed))
-        logger.record("time/iterations", updates, exclude="tensorboard")
+        logger.record("time/iterations", self._updates, exclude="tensorboard")
         logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
         logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         logger.dump(self.num_timesteps)
+
+    def carry(self) -> dict[str, Any]:
+        """What a run carries beside networks, optimiser and counters; see `cet_rl.agents.AgentKind`.
+
+        To be called between two collections, as a callback's `on_rollout_start` is.
+        """
+        state: dict[str, Any] = {"gaps": [], "updates": self._updates, "environments": None}
+        try:
+            state["environments"] = [capture(env) for env in self._envs]
+            plain.encode(state["environments"], {})
+        except ValueError as error:
+            state["gaps"].append(f"cannot be captured ({error}): they start fresh episodes")
+            state["environments"] = None
+        observations = self._collector._pre_collect_obs_RO
+        state["observations"] = None if observations is None else np.array(observations)
+        state["returns"], state["lengths"] = self._returns.copy(), self._lengths.copy()
+        state["random"] = process_state(self.device.type)
+        return state
+
+    def carry_on(self, state: dict[str, Any]) -> None:
+        """Take over what `carry` gave when learning goes on.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it does not fit.
+        """
+        self._updates = int(state["updates"])
+        self._carried = state
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Put everything into the carried state; once more after Tianshou has begun episodes that nobody wants."""
+        state = self._carried
+        if state is None:
+            return
+        if state["environments"] is not None and state["observations"] is not None:
+            for env, saved in zip(self._envs, state["environments"], strict=True):
+                restore(env, saved)
+            self._collector._pre_collect_obs_RO = state["observations"]
+            self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
+        restore_process_state(state["random"])
 
     def predict(
         self,
@@ -374,6 +420,9 @@ class _FromFirst(DiscreteActorPolicy):
         assert isinstance(self.action_space, spaces.Discrete)
         actions: Array = super().map_action(act) + self.action_space.start
         return actions
+
+
+register_snapshot(_Silent)
 
 
 def _make_policy(

@@ -3,18 +3,23 @@
 from cet_rl.envs.catalogue import ready, register_env
 from cet_rl.envs.clock import DelayedCredit, StepClock
 from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
 from cet_rl.envs.split import PositiveNegativeSplit
 from cet_rl.envs.vector import GymnasiumVecEnv, find_task, make_env, make_vec_env
 
 __all__ = [
+    "CannotCaptureError",
     "DelayedCredit",
     "DelayedReward",
     "GymnasiumVecEnv",
     "PositiveNegativeSplit",
     "StepClock",
+    "capture",
     "find_task",
     "make_env",
     "make_vec_env",
     "ready",
     "register_env",
+    "register_snapshot",
+    "restore",
 ]

@@ -48,6 +48,14 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         self._steps += 1
         return self.env.step(action)
 
+    def get_state(self) -> dict[str, Any]:
+        """Where in the episode it is, as plain data (`cet_rl.envs.snapshot`)."""
+        return {"steps": self._steps}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._steps = int(state["steps"])
+
 
 def clock_of(env: gym.Env[Any, Any]) -> float:
     """Seconds a step of the environment stands for, by a clock inside if it has one."""

@@ -50,3 +50,11 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
             arriving += sum(self._outstanding)
             self._outstanding.clear()
         return observation, arriving, terminated, truncated, info
+
+    def get_state(self) -> dict[str, Any]:
+        """What is owed, as plain data (`cet_rl.envs.snapshot`)."""
+        return {"outstanding": list(self._outstanding)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Owe that."""
+        self._outstanding = deque(state["outstanding"])

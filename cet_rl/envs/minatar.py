@@ -10,6 +10,11 @@ import numpy.typing as npt
 from gymnasium import spaces
 from minatar.gym import BaseEnv
 
+from cet_rl.randomness import generator_state
+
+_CONSTANT = ("channels", "action_map", "ramping", "random")
+"""Attributes of a game that no step changes, and its generator."""
+
 
 class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     """A MinAtar game whose observations are float32 maps, channels first, and whose rewards are plain floats.
@@ -44,6 +49,34 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         """One frame later. There is no time limit."""
         observation, reward, terminated, truncated, info = super().step(action)
         return _maps(observation), float(reward), bool(terminated), truncated, info
+
+    def get_state(self) -> dict[str, Any]:
+        """The game and its generators as plain data (`cet_rl.envs.snapshot`)."""
+        rules, shared = self.game.env, self.game.env.random is self.game.random
+        return {
+            "game": {name: value for name, value in vars(rules).items() if name not in _CONSTANT},
+            "last_action": self.game.last_action,
+            "random": generator_state(self.game.random),
+            "own_random": None if shared else generator_state(rules.random),  # never seeded: two of them
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: if it is the state of another game.
+        """
+        rules, game = self.game.env, state["game"]
+        if {name for name in vars(rules) if name not in _CONSTANT} != set(game):
+            raise ValueError(f"the state is of another game than {self.game.env_name}")
+        for name, value in game.items():
+            setattr(rules, name, value)
+        self.game.last_action = state["last_action"]
+        self.game.random = rules.random = np.random.RandomState()
+        self.game.random.set_state(state["random"])
+        if state["own_random"] is not None:
+            rules.random = np.random.RandomState()
+            rules.random.set_state(state["own_random"])
 
 
 def _maps(observation: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

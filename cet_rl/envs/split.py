@@ -39,3 +39,10 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], gym.utils.Rec
     def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(n, …) to (2n, …)."""
         return np.concatenate([np.maximum(observation, 0), np.maximum(-observation, 0)])
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing: it carries nothing from step to step (`cet_rl.envs.snapshot`)."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Nothing to take over."""

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from cet_rl.envs.catalogue import register_minatar
 from cet_rl.envs.clock import DelayedCredit, StepClock
+from cet_rl.envs.snapshot import capture, restore
 from cet_rl.plugins import import_named, load_plugins
 from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 
@@ -225,6 +226,22 @@ class GymnasiumVecEnv(VecEnv):
         if self._next_step:
             self.resetting[:] = dones
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
+
+    def get_state(self) -> dict[str, Any]:
+        """The environments and their running episodes as plain data (`cet_rl.envs.snapshot`)."""
+        return {
+            "env": capture(self.env),
+            "resetting": self.resetting,
+            "returns": self._returns,
+            "lengths": self._lengths,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        restore(self.env, state["env"])
+        self._reset_seeds()  # they are for the first reset, which is long past
+        self.resetting[:] = state["resetting"]
+        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
 
     def close(self) -> None:
         """Close the environments."""

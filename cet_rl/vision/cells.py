@@ -329,7 +329,7 @@ class _CellRun:
         self.batch.give_back()
         for (learner, folder), finite in zip(self.cells, self.finite, strict=True):
             if finite and math.isfinite(float(learner.loss_sum)):
-                learner.save(folder.checkpoint_file)
+                folder.save_checkpoint(learner.save)
 
     def _finish(self) -> None:
         found = self.batch.test()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cet_rl.run_config import RunConfig
+from cet_rl.run_config import LayeredConfig
 from cet_rl.traces.base import Normalization
 from cet_rl.vision.catalogue import DATASETS, Network, summaries
 
@@ -15,7 +15,7 @@ HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
 
 
 @dataclass(frozen=True)
-class VisionConfig(RunConfig):
+class VisionConfig(LayeredConfig):
     """What to learn, and how."""
 
     delay: float = 0.0

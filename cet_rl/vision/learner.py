@@ -114,17 +114,18 @@ class ImageLearner:
             if layer.traced:
                 layer.use_matrix(self.config.batch_size)
 
-    def advance(self, *, measure: bool = False) -> Tensor:
+    def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
         """Learn from one batch.
 
         Args:
-            measure: whether to measure alignment, if the configuration wants that.
+            limit: the update after which it is measured; None for the next.
+            measure: whether to measure alignment then, if the configuration wants that.
 
         Returns:
             The batch's mean loss before the update, of the salient images where salience selects.
         """
         config = self.config
-        measure = measure and config.alignment
+        measure = measure and config.alignment and limit in (None, self.step + 1)
         x, y = next(self.batches)
         x = x.contiguous(memory_format=self._format)
         times: Tensor | None = None

@@ -1,0 +1,251 @@
+"""Environments in the middle of an episode as plain data, to go on from there in another process.
+
+    state = capture(env)      # numbers, strings, arrays, lists and dicts
+    restore(other, state)     # an environment made alike: it now does what env would have done
+
+An environment, a wrapper or a vector environment takes part in one of two ways:
+
+- It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.plain` can encode), and
+  `set_state(state)`, which takes it over. What a wrapper wraps, and the generator `np_random` of Gymnasium, are
+  taken care of; all else that changes from step to step or from episode to episode belongs into the dictionary.
+- `register_snapshot` names the attributes, or the functions, for a class that cannot be changed.
+
+Gymnasium's classic control, its time limit and its stateless wrappers, `Monitor`, `DummyVecEnv`, MinAtar and
+everything in `cet_rl.envs` take part. Box2D's environments do not: the state of its solver is out of reach.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs import classic_control
+from gymnasium.envs.classic_control import cartpole
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+
+from cet_rl.randomness import generator_from, generator_state
+
+State = dict[str, Any]
+
+
+class CannotCaptureError(ValueError):
+    """Some layer of an environment has no state to give; the message names it."""
+
+
+@dataclass(frozen=True)
+class _Handler:
+    get: Callable[[Any], State]
+    set: Callable[[Any, State], None]
+
+
+_HANDLERS: dict[type, _Handler] = {}
+
+
+def register_snapshot(
+    kind: type,
+    attributes: Sequence[str] = (),
+    *,
+    get: Callable[[Any], State] | None = None,
+    set: Callable[[Any, State], None] | None = None,
+) -> None:
+    """Say how a class of environments or wrappers is captured. Classes derived from it are not included.
+
+    Args:
+        kind: the class.
+        attributes: those that change while it runs; none for a class that carries nothing.
+        get: returns the state of an instance as plain data; in the place of `attributes`, together with `set`.
+        set: takes such a state over.
+
+    Raises:
+        ValueError: if only one of `get` and `set` is given, or attributes besides.
+    """
+    if (get is None) != (set is None) or (get is not None and attributes):
+        raise ValueError(f"snapshots of {kind.__name__} need attributes, or both get and set")
+    if get is None or set is None:
+        get, set = _of_attributes(tuple(attributes))
+    _HANDLERS[kind] = _Handler(get, set)
+
+
+def _of_attributes(names: tuple[str, ...]) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:
+    def get(owner: Any) -> State:
+        return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
+
+    def put(owner: Any, state: State) -> None:
+        for name in names:
+            if name in state:
+                setattr(owner, name, state[name])
+
+    return get, put
+
+
+def capture(env: Any) -> State:
+    """The state of an environment with all of its wrappers.
+
+    Args:
+        env: a Gymnasium environment or vector environment, or a `VecEnv` of Stable-Baselines3.
+
+    Raises:
+        CannotCaptureError: naming the layer that has no state to give, or fails to.
+    """
+    return {"layers": [{"type": type(one).__name__, **_layer(one)} for one in _layers(env)]}
+
+
+def restore(env: Any, state: State) -> None:
+    """Put an environment into a captured state.
+
+    Args:
+        env: made alike; whether it has been reset does not matter.
+        state: as `capture` gave it; not changed.
+
+    Raises:
+        ValueError: if the environment is made of other layers, or one of them does not take its state.
+    """
+    layers, saved = _layers(env), copy.deepcopy(state["layers"])
+    here, there = [type(one).__name__ for one in layers], [str(one["type"]) for one in saved]
+    if here != there:
+        raise ValueError(f"the environment is made of {', '.join(here)}, the state is of {', '.join(there)}")
+    for layer, part in zip(layers, saved, strict=True):
+        _put_layer(layer, part)
+
+
+def _layers(env: Any) -> list[Any]:
+    """From the outermost wrapper to the environment itself."""
+    layers = [env]
+    while isinstance(env, gym.Wrapper):
+        env = env.env
+        layers.append(env)
+    return layers
+
+
+def _handler(layer: Any) -> _Handler:
+    kind = type(layer)
+    if kind in _HANDLERS:
+        return _HANDLERS[kind]
+    if callable(getattr(kind, "get_state", None)) and callable(getattr(kind, "set_state", None)):
+        return _Handler(kind.get_state, kind.set_state)
+    raise CannotCaptureError(f"{kind.__name__} has no get_state and set_state")
+
+
+def _layer(layer: Any) -> State:
+    """State of one layer, and the generators of an environment at the bottom."""
+    get, name = _handler(layer).get, type(layer).__name__
+    try:
+        state = copy.deepcopy(get(layer))
+    except CannotCaptureError:
+        raise
+    except Exception as error:  # whatever somebody's method may do, a run goes on without
+        raise CannotCaptureError(f"get_state of {name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise CannotCaptureError(f"get_state of {name} returns no dictionary")
+    random = {whose: generator_state(owner._np_random) for whose, owner in _random_owners(layer).items()}
+    return {"state": state, "random": random, "seed": getattr(layer, "_np_random_seed", None) if random else None}
+
+
+def _put_layer(layer: Any, part: State) -> None:
+    owners = _random_owners(layer, used=False)
+    for name, state in part["random"].items():
+        owners[name]._np_random = generator_from(state)
+    if "own" in part["random"]:
+        layer._np_random_seed = part["seed"]
+    put, name = _handler(layer).set, type(layer).__name__
+    try:
+        put(layer, part["state"])
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"set_state of {name} fails: {type(error).__name__}: {error}") from error
+
+
+def _random_owners(layer: Any, *, used: bool = True) -> dict[str, Any]:
+    """What has a `np_random` of Gymnasium's: an environment, but no wrapper, and its spaces; `used`: by now."""
+    if isinstance(layer, (gym.Wrapper, SyncVectorEnv)) or not isinstance(layer, (gym.Env, VectorEnv)):
+        return {}
+    owners = {"own": layer, "action_space": layer.action_space, "observation_space": layer.observation_space}
+    found = {name: owner for name, owner in owners.items() if hasattr(owner, "_np_random")}
+    return {
+        name: owner
+        for name, owner in found.items()
+        if not used or isinstance(owner._np_random, np.random.Generator)
+    }
+
+
+def _monitor_state(env: Monitor[Any, Any]) -> State:
+    """The episode that runs, not the list of those that have ended."""
+    return {
+        "rewards": np.array(env.rewards, np.float64),
+        "needs_reset": env.needs_reset,
+        "total_steps": env.total_steps,
+        "reset_info": env.current_reset_info,
+    }
+
+
+def _set_monitor_state(env: Monitor[Any, Any], state: State) -> None:
+    env.rewards, env.needs_reset = state["rewards"].tolist(), bool(state["needs_reset"])
+    env.total_steps, env.current_reset_info = state["total_steps"], state["reset_info"]
+
+
+def _each_state(env: Any) -> State:
+    return {"envs": [capture(one) for one in env.envs]}
+
+
+def _set_each_state(env: Any, state: State) -> None:
+    if len(env.envs) != len(state["envs"]):
+        raise ValueError(f"there are {len(env.envs)} environments here, {len(state['envs'])} in the state")
+    for one, saved in zip(env.envs, state["envs"], strict=True):
+        restore(one, saved)
+
+
+def _set_dummy_state(env: DummyVecEnv, state: State) -> None:
+    _set_each_state(env, state)
+    env._reset_seeds()  # they are for the first reset, which is long past
+    env._reset_options()
+
+
+_SYNC = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
+
+
+def _sync_state(env: SyncVectorEnv) -> State:
+    return {**_each_state(env), **{name: getattr(env, name) for name in _SYNC}}
+
+
+def _set_sync_state(env: SyncVectorEnv, state: State) -> None:
+    _set_each_state(env, state)
+    for name in _SYNC:
+        setattr(env, name, state[name])
+
+
+def _transposed_state(env: VecTransposeImage) -> State:
+    return {"venv": capture(env.venv)}
+
+
+def _set_transposed_state(env: VecTransposeImage, state: State) -> None:
+    restore(env.venv, state["venv"])
+
+
+register_snapshot(classic_control.CartPoleEnv, ("state", "steps_beyond_terminated"))
+register_snapshot(classic_control.MountainCarEnv, ("state",))
+register_snapshot(classic_control.Continuous_MountainCarEnv, ("state",))
+register_snapshot(classic_control.AcrobotEnv, ("state",))
+register_snapshot(classic_control.PendulumEnv, ("state", "last_u"))
+register_snapshot(
+    cartpole.CartPoleVectorEnv, ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated")
+)
+register_snapshot(SyncVectorEnv, get=_sync_state, set=_set_sync_state)
+register_snapshot(DummyVecEnv, get=_each_state, set=_set_dummy_state)
+register_snapshot(VecTransposeImage, get=_transposed_state, set=_set_transposed_state)
+register_snapshot(Monitor, get=_monitor_state, set=_set_monitor_state)
+register_snapshot(gym.wrappers.TimeLimit, ("_elapsed_steps",))
+register_snapshot(gym.wrappers.OrderEnforcing, ("_has_reset",))
+for _name in (
+    *("ClipAction", "ClipReward", "DiscretizeAction", "DiscretizeObservation", "DtypeObservation"),
+    *("FilterObservation", "FlattenObservation", "GrayscaleObservation", "PassiveEnvChecker", "RescaleAction"),
+    *("RescaleObservation", "ReshapeObservation", "ResizeObservation"),
+):
+    if hasattr(gym.wrappers, _name):  # some are younger than the oldest Gymnasium we run with
+        register_snapshot(getattr(gym.wrappers, _name))

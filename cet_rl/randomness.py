@@ -1,0 +1,63 @@
+"""Where random numbers come from, as plain data: numpy's generators and those that a whole process shares."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+"""Those that a state may name."""
+
+
+def generator_state(generator: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
+    """The position of a numpy generator, old style or new."""
+    if isinstance(generator, np.random.RandomState):
+        state: Any = generator.get_state(legacy=False)
+    else:
+        state = generator.bit_generator.state
+    return dict(state)
+
+
+def generator_from(state: dict[str, Any]) -> np.random.Generator:
+    """A generator at a position that `generator_state` gave.
+
+    Raises:
+        ValueError: if the state names no bit generator of numpy.
+    """
+    name = state.get("bit_generator")
+    if name not in _BIT_GENERATORS:
+        raise ValueError(f"there is no bit generator {name!r}; known are {', '.join(_BIT_GENERATORS)}")
+    generator = np.random.Generator(_BIT_GENERATORS[name]())
+    generator.bit_generator.state = state
+    return generator
+
+
+def process_state(device: Literal["cpu", "cuda"] | str = "cpu") -> dict[str, Any]:
+    """The generators that a process shares: torch's, numpy's and Python's, and CUDA's if that is the device."""
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(legacy=False),
+        "python": random.getstate(),
+    }
+    if device == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_process_state(state: dict[str, Any]) -> None:
+    """The inverse of `process_state`; another number of CUDA devices leaves theirs as they are.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: if it is no such state.
+    """
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if len(state.get("cuda", ())) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,474 @@
+"""Reinforcement learning that is killed and resumed ends as if it had not been: weights, metrics, TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from stable_baselines3.common.logger import Logger
+
+from cet_rl import callbacks, plain, storage, training
+from cet_rl.agents import CETActorCritic
+from cet_rl.agents.progress import carry, carry_on, pending, restore_pending
+from cet_rl.agents.registry import AgentKind, find_agent
+from cet_rl.checkpoints import PART
+from cet_rl.cli import main
+from cet_rl.config import RLConfig
+from cet_rl.envs import catalogue, make_vec_env, register_env
+from cet_rl.runs import RunFolder
+from cet_rl.training import train
+
+SMALL = {
+    **{"task": "CartPole-v1", "delay": 1.0, "total_steps": 640, "hidden": (4,), "num_envs": 2, "n_steps": 16},
+    **{"eval_episodes": 2, "eval_max_steps": 20, "device": "cpu"},
+}
+GAME = {"delay": 0.8, "n_steps": 10, "total_steps": 160}
+WAYS = {
+    "cartpole": {},
+    "an update a step, one λ per weight": {"order": 2, "n_steps": 1, "random_lam": (0.1, 0.9), "total_steps": 300},
+    "longer rollouts than checkpoints": {"n_steps": 128, "total_steps": 1024},
+    "a delay line and dfa": {"delay": 2.0, "trace": "perfect", "feedback": "dfa"},
+    "breakout, convolutions": {**GAME, "task": "MinAtar/Breakout-v1", "actor": "conv"},
+    "space invaders, one λ per weight": {
+        **{**GAME, "task": "MinAtar/SpaceInvaders-v1", "critic": "mlp", "random_lam": (0.2, 0.9)},
+    },
+    "real actions": {"task": "Pendulum-v1"},
+    "sb3:a2c": {"agent": "sb3:a2c"},
+    "sb3:ppo": {"agent": "sb3:ppo", "delay": 0.0},
+    "tianshou:a2c": {"agent": "tianshou:a2c"},
+}
+TIMES = ("time/fps", "time/time_elapsed")
+
+
+class Killed(BaseException):
+    """The end of a process, which no handler of errors sees."""
+
+
+@pytest.fixture(autouse=True)
+def _often_and_quickly(monkeypatch):
+    often_and_quickly(monkeypatch)
+
+
+def often_and_quickly(patch):
+    patch.setattr(training, "CHECKPOINT_EVERY", 100)
+    patch.setattr(training, "LEAST_POINTS", 8)
+    patch.setattr(training, "kernel_figure", lambda *given: Figure((1, 1)))  # figures take time
+
+
+def kill_at(patch, moment):
+    """A run dies at the first step of its environments from this number of samples on."""
+    step = callbacks.Checkpointing._on_step
+
+    def dying(self):
+        if self.model.num_timesteps >= moment:
+            raise Killed
+        return step(self)
+
+    patch.setattr(callbacks.Checkpointing, "_on_step", dying)
+
+
+def killed_and_resumed(config, folder, monkeypatch, *moments):
+    for moment in moments:
+        with monkeypatch.context() as patch:
+            kill_at(patch, moment)
+            with pytest.raises(Killed):
+                train(config, folder, resume=True, quiet=True)
+    assert train(config, folder, resume=True, quiet=True) == "finished"
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as stream:
+        return [{name: v for name, v in row.items() if name not in TIMES} for row in csv.DictReader(stream)]
+
+
+def logged(folder):
+    """Everything TensorBoard has of a run, times apart, whichever file it is in."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    return sorted(
+        (event.step, value.tag, value.SerializeToString())
+        for file in folder.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(file)).Load()
+        for value in event.summary.value
+        if value.tag not in TIMES and not value.tag.startswith("_hparams_/")  # which hold the time they began
+    )
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def assert_same_end(one, other, what="agent"):
+    # Weights, optimiser, traces, lines, generators, environments and counters: equal contents are equal files.
+    first, second = (folder / "checkpoint" / f"{what}.zip" for folder in (one, other))
+    if first.read_bytes() != second.read_bytes():
+        (data, tensors), (others, theirs) = (storage.read(file, what=what) for file in (first, second))
+        assert data == others
+        different = [key for key in tensors if not torch.equal(tensors[key], theirs[key])]
+        raise AssertionError(f"different are {different}, or what the run carries")
+    assert rows(one) == rows(other)
+    assert logged(one) == logged(other)
+    assert summary(one)["metrics"] == summary(other)["metrics"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, monkeypatch, way):
+    config = RLConfig(**{**SMALL, **WAYS[way]})
+    assert train(config, tmp_path / "whole", quiet=True) == "finished"
+    moments = sorted(random.Random(way).sample(range(100, config.total_steps), 2))
+    killed_and_resumed(config, tmp_path / "cut", monkeypatch, *moments)
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    iterations = [int(row["time/iterations"]) for row in rows(tmp_path / "cut") if row["time/iterations"]]
+    if "n_steps" not in WAYS[way]:
+        assert iterations == list(range(2, 21, 2))  # 640 samples, 32 in a rollout, every other logged
+    assert len(iterations) > 3
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of CartPole."""
+    config = RLConfig(**{**SMALL, **WAYS["cartpole"]})
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        often_and_quickly(patch)
+        assert train(config, folder, quiet=True) == "finished"
+    return config, folder
+
+
+def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(tmp_path, monkeypatch, whole):
+    config, reference = whole
+    ask = callbacks.Checkpointing._on_rollout_start
+    for moment in (0, 96, 352):
+        with monkeypatch.context() as patch:
+
+            def stop(self, moment=moment):
+                self.interruption.wanted = self.model.num_timesteps >= moment
+                ask(self)
+
+            patch.setattr(callbacks.Checkpointing, "_on_rollout_start", stop)
+            assert train(config, tmp_path, resume=True, quiet=True) == "interrupted"
+            assert summary(tmp_path)["steps"] == moment
+
+    def killed(*given, **named):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", killed)
+        with pytest.raises(Killed):
+            train(config, tmp_path, resume=True, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_summary", killed)
+        with pytest.raises(Killed):
+            train(config, tmp_path, resume=True, quiet=True)
+    assert train(config, tmp_path, resume=True, quiet=True) == "finished"
+    assert_same_end(reference, tmp_path)
+
+
+def damage_newest(folder):
+    newest = folder / "checkpoint" / "agent.zip"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+
+
+def swap(folder):
+    """By hand: the older one is whole and of this run, so it will do."""
+    newest, previous = (folder / "checkpoint" / name for name in ("agent.zip", "agent.previous.zip"))
+    newest.rename(folder / "x")
+    previous.rename(newest)
+    (folder / "x").rename(previous)
+
+
+def half_written_logs(folder):
+    with open(folder / "metrics.csv", "a") as stream:
+        stream.write("3")
+    (events,) = sorted(folder.glob("events.out.tfevents.*"))[-1:]
+    with open(events, "ab") as stream:
+        stream.write(events.read_bytes()[:20])
+
+
+@pytest.mark.parametrize("damage", [damage_newest, swap, half_written_logs])
+def test_whatever_happened_to_the_folder_it_ends_the_same(tmp_path, monkeypatch, whole, damage, caplog):
+    config, reference = whole
+    with monkeypatch.context() as patch:
+        kill_at(patch, 500)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run", quiet=True)
+    damage(tmp_path / "run")
+    assert main(["eval", str(tmp_path / "run"), "--episodes", "2"]) == 0  # of the checkpoint that is good
+    caplog.clear()
+    assert train(config, tmp_path / "run", resume=True, quiet=True) == "finished"
+    assert len(caplog.records) == (damage is damage_newest)
+    assert_same_end(reference, tmp_path / "run")
+
+
+@pytest.mark.parametrize("write", ["checkpoint", "metrics"])
+def test_a_disk_that_fills_up_fails_the_run_and_loses_nothing(tmp_path, monkeypatch, whole, write):
+    config, reference = whole
+    full = OSError(28, "No space left on device")
+
+    def fail(*given, **named):
+        raise full
+
+    save = RunFolder.save_checkpoint
+    saved = []
+
+    def third(self, *given, **named):
+        saved.append(self)
+        if len(saved) == 3:
+            if write == "checkpoint":
+                patch.setattr(storage, "attach", fail)
+            else:
+                patch.setattr(callbacks.MetricsTable, "add", fail)
+        save(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", third)
+        with pytest.raises(OSError, match="No space left on device") as error:
+            train(config, tmp_path / "run", quiet=True)
+    if write == "checkpoint":
+        words = f"cannot write checkpoint {tmp_path / 'run/checkpoint/agent.zip'}: No space left on device"
+        assert str(error.value).startswith(words)
+    assert summary(tmp_path / "run")["status"] == "failed"
+    assert train(config, tmp_path / "run", resume=True, quiet=True) == "finished"
+    assert_same_end(reference, tmp_path / "run")
+
+
+def test_the_error_is_that_of_the_disk_even_if_no_summary_can_be_written(tmp_path, monkeypatch, whole):
+    def fail(*given, **named):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "write", fail)
+    monkeypatch.setattr(RunFolder, "write_summary", fail)
+    with pytest.raises(OSError, match="cannot write checkpoint"):
+        train(whole[0], tmp_path / "run", quiet=True)
+
+
+class Unseen(gym.Env):
+    """An environment with a memory that it does not tell of."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action), self.steps > 9, False, {}
+
+
+@pytest.fixture
+def _unseen():
+    register_env("Unseen-v0", "", Unseen)
+    yield
+    catalogue._READY.pop("Unseen-v0")
+    gym.registry.pop("Unseen-v0")
+
+
+@pytest.mark.usefixtures("_unseen")
+@pytest.mark.parametrize(
+    ("task", "agent", "words"),
+    [
+        (
+            "Unseen-v0",
+            "cet",
+            "environments of Unseen-v0 cannot be captured (Unseen has no get_state and set_state)",
+        ),
+        ("LunarLander-v3", "sb3:a2c", "environments of LunarLander-v3 cannot be captured"),
+        ("CartPole-v1", "stable_baselines3:DQN", "the replay buffer of DQN is not kept: it fills anew"),
+    ],
+)
+def test_what_cannot_be_carried_on_is_said(tmp_path, monkeypatch, capsys, task, agent, words):
+    config = RLConfig(**{**SMALL, "task": task, "agent": agent, "total_steps": 300, "num_envs": 1})
+    with monkeypatch.context() as patch:
+        kill_at(patch, 250)
+        with pytest.raises(Killed):
+            train(config, tmp_path / "run", quiet=True)
+    assert train(config, tmp_path / "run", resume=True) == "finished"
+    said = capsys.readouterr().err
+    assert "resuming at 2" in said
+    assert words in said
+
+
+def test_an_agent_that_carries_nothing_goes_on_in_fresh_episodes(tmp_path, monkeypatch, capsys, whole):
+    kind = find_agent("cet")
+    bare = AgentKind(kind.build, kind.save, kind.restore, delays_credit=True)
+    monkeypatch.setattr(training, "find_agent", lambda name: bare)
+    with monkeypatch.context() as patch:
+        kill_at(patch, 300)
+        with pytest.raises(Killed):
+            train(whole[0], tmp_path / "run", quiet=True)
+    assert train(whole[0], tmp_path / "run", resume=True) == "finished"
+    assert (
+        "environments of CartPole-v1 are not in the checkpoint: they start fresh episodes"
+        in capsys.readouterr().err
+    )
+
+
+def test_numpy_s_vector_form_goes_on_with_the_agent():
+    """For those who write their own loop: the agent's file and what `carry` gives."""
+
+    def build():
+        env = make_vec_env("CartPole-v1", 3, 1, vectorization="numpy", delay=1.0)
+        return CETActorCritic("MlpPolicy", env, n_steps=16, seed=0, policy_kwargs={"net_arch": [4]}, device="cpu")
+
+    class Capture(callbacks.BaseCallback):
+        found = None
+
+        def _on_rollout_start(self):
+            if self.num_timesteps == 96 and self.found is None:
+                tensors = {}
+                self.found = plain.encode(carry(self.model), tensors), tensors, self.model.get_parameters()
+                self.model.save(path)
+
+        def _on_step(self):
+            return True
+
+    path, capture, first = io.BytesIO(), Capture(), build()
+    first.learn(240, callback=capture)
+    path.seek(0)
+    again = CETActorCritic.load(path, build().get_env(), device="cpu")
+    carry_on(again, plain.decode(*capture.found[:2]))
+    again.learn(144, reset_num_timesteps=False)
+    for name, parameters in first.get_parameters().items():
+        if name != "optimizer":
+            for key, value in parameters.items():
+                assert torch.equal(value, again.get_parameters()[name][key]), f"{name}/{key}"
+    assert np.array_equal(first._last_obs, again._last_obs)
+
+
+def test_means_that_are_under_way_are_carried_on():
+    logger, again = Logger(None, []), Logger(None, [])
+    for value in (1.0, 2.0):
+        logger.record_mean("a", value, exclude="csv")
+    logger.record("b", np.float32(0.1))
+    logger.record("text", "not a number")
+    tensors = {}
+    restore_pending(again, plain.decode(plain.encode(pending(logger), tensors), tensors))
+    for one in (logger, again):
+        one.record_mean("a", 6.0, exclude="csv")
+    assert again.name_to_value["a"] == logger.name_to_value["a"] == 3
+    assert again.name_to_value["b"] == logger.name_to_value["b"]
+    assert again.name_to_excluded["a"] == ("csv",)
+    assert "text" not in again.name_to_value
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, mutable):
+    """Any value of the JSON part replaced by any other, with the digest that belongs to it."""
+    folder, content, config = mutable
+    file = folder.path / "checkpoint" / "agent.zip"
+    file.write_bytes(content)
+    tree, tensors = storage.read_part(file, PART)
+    node, key = tree, "carried"
+    while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 9)):
+        node = node[key]
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+    node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"dict": []}]))
+    agent, agent_tensors = storage.read(file, what="agent")
+    storage.write(file, agent, agent_tensors, what="agent")
+    storage.attach(file, tree, tensors, part=PART)
+    with contextlib.suppress(ValueError):
+        training._resume(config, folder, find_agent("cet"), lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def mutable(whole, tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("mutable"))
+    (folder.path / "checkpoint").mkdir()
+    folder.config_file.write_bytes((whole[1] / "config.yaml").read_bytes())
+    return folder, (whole[1] / "checkpoint" / "agent.zip").read_bytes(), training.resolve(whole[0])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_learners_of_our_own_loop_end_the_same_too(tmp_path, monkeypatch, damaged):
+    """TensorBoard's values and the last checkpoint, of a run of the loop that data sets and sequences share."""
+    from cet_rl.recurrent import learner as sequences
+    from cet_rl.recurrent.config import RecurrentConfig
+    from cet_rl.recurrent.training import train as train_sequences
+
+    config = RecurrentConfig(
+        "add", rule="rflo", units=4, total_steps=200, alignment=False, device="cpu", executor="step"
+    )
+    monkeypatch.setattr(sequences, "TEST_STEPS", 10)
+    monkeypatch.setattr(sequences, "CURVE_STEPS", 10)
+    monkeypatch.setattr(sequences, "CHUNK", 10)
+    monkeypatch.setattr(sequences, "SHORTEST_CHUNK", 10)
+    assert train_sequences(config, tmp_path / "whole", quiet=True) == "finished"
+    advance = sequences.SequenceLearner.advance
+
+    def dying(self, limit=None, *, measure=False):
+        if self.step >= 127:
+            raise Killed
+        return advance(self, limit, measure=measure)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sequences.SequenceLearner, "advance", dying)
+        with pytest.raises(Killed):
+            train_sequences(config, tmp_path / "cut", quiet=True)
+    if damaged:
+        newest = tmp_path / "cut" / "checkpoint" / "network.zip"
+        newest.write_bytes(newest.read_bytes()[:-9])
+    assert train_sequences(config, tmp_path / "cut", resume=True, quiet=True) == "finished"
+    assert_same_end(tmp_path / "whole", tmp_path / "cut", "network")
+
+
+PROGRAM = """
+import sys
+from cet_rl import training
+from cet_rl.cli import main
+training.CHECKPOINT_EVERY = 2000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+RUNS = {
+    "cartpole": "CartPole-v1 --delay 1 --total-steps 40000 --hidden 8 --eval-episodes 2",
+    "breakout": "MinAtar/Breakout-v1 --delay 1 --total-steps 8000 --hidden 8 --eval-episodes 2",
+    "digits": "digits --delay 0.6 --streaming --total-steps 1000 --hidden 16",
+    "add": "add --rule kernl --delay 2 --total-steps 100000 --units 8",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_kill_minus_nine(tmp_path, run):
+    """A process that is killed at moments of the clock's choosing, three times."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(folder, *more):
+        arguments = ["train", *RUNS[run].split(), "--quiet", "--run-dir", str(folder), *more]
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    for _ in range(3):
+        process = start(tmp_path / "cut", "--resume")
+        metrics = tmp_path / "cut" / "metrics.csv"
+        before = metrics.stat().st_size if metrics.exists() else 0
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= before + 200):
+            time.sleep(0.01)
+        time.sleep(random.random())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    for name, more in (("cut", ["--resume"]), ("whole", [])):
+        process = start(tmp_path / name, *more)
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert_same_end(tmp_path / "whole", tmp_path / "cut", "network" if run in ("digits", "add") else "agent")

@@ -1,0 +1,360 @@
+"""Environments as data: captured in the middle of an episode, they go on in another process as they would have."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import FlattenObservation, TimeLimit
+from hypothesis import given
+from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from cet_rl import plain, randomness
+from cet_rl.envs import (
+    CannotCaptureError,
+    DelayedReward,
+    GymnasiumVecEnv,
+    PositiveNegativeSplit,
+    capture,
+    make_env,
+    make_vec_env,
+    ready,
+    register_snapshot,
+    restore,
+    snapshot,
+)
+
+BEFORE, AFTER = 37, 90
+"""Steps until the capture, and those that are compared after it."""
+
+
+def through_a_file(state):
+    """What comes back when a state has been JSON and tensors."""
+    tensors = {}
+    text = json.dumps(plain.encode(state, tensors), allow_nan=False)
+    return plain.decode(json.loads(text), {name: tensor.clone() for name, tensor in tensors.items()})
+
+
+def actions_for(env, steps, seed=3):
+    env.action_space.seed(seed)
+    return [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(steps)]
+
+
+def play(env, actions):
+    """Everything an agent gets to see, times apart."""
+    seen = []
+    for action in actions:
+        observations, rewards, dones, infos = env.step(action)
+        ends = [
+            (i["terminal_observation"].tolist(), i["TimeLimit.truncated"], i["episode"]["r"], i["episode"]["l"])
+            for i in infos
+            if "episode" in i
+        ]
+        resetting = getattr(env, "resetting", np.zeros(0)).tolist()
+        seen.append((observations.tolist(), rewards.tolist(), dones.tolist(), ends, resetting))
+    return seen
+
+
+def assert_goes_on(build, *, ends=True):
+    """Step, capture, step on; the same from the capture in an environment made anew."""
+    env = build()
+    env.reset()
+    actions = actions_for(env, BEFORE + AFTER)
+    play(env, actions[:BEFORE])
+    state = capture(env)
+    saved = through_a_file(state)
+    expected = play(env, actions[BEFORE:])
+    other = build()
+    other.reset()
+    actions_for(other, 5)  # its own generators are elsewhere
+    restore(other, saved)
+    assert play(other, actions[BEFORE:]) == expected
+    restore(other, state)  # neither `capture` nor `restore` shares anything with what it was given
+    assert play(other, actions[BEFORE:]) == expected
+    if ends:
+        assert any(any(step[2]) for step in expected)  # what a reset draws has been compared too
+    assert any(step != expected[0] for step in expected)
+
+
+CAPTURED = [task for task in ready() if not task.startswith("LunarLander")]
+
+
+@pytest.mark.parametrize("task", CAPTURED)
+def test_every_environment_of_the_catalogue_goes_on(task):
+    limit = None if task.startswith("MinAtar/") or task == "CartPole-v1" else 25
+    ends = task not in ("MinAtar/Freeway-v1", "MinAtar/Seaquest-v1")
+    assert_goes_on(lambda: make_vec_env(task, 2, 7, delay=1.0, max_episode_steps=limit), ends=ends)
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
+def test_environments_that_were_never_seeded_go_on(task):
+    assert_goes_on(lambda: make_vec_env(task, 2))
+
+
+@pytest.mark.parametrize("limit", [None, 12])
+def test_gymnasium_s_own_vector_form_goes_on(limit):
+    assert_goes_on(
+        lambda: make_vec_env("CartPole-v1", 3, 5, vectorization="numpy", max_episode_steps=limit, delay=1.0)
+    )
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_vector_environments_of_single_ones_go_on(mode):
+    def build():
+        each = [lambda: gym.make("CartPole-v1", max_episode_steps=9)] * 2
+        env = GymnasiumVecEnv(SyncVectorEnv(each, autoreset_mode=mode))
+        env.seed(3)
+        return env
+
+    assert_goes_on(build)
+
+
+def test_wrappers_go_on():
+    wrappers = [FlattenObservation, PositiveNegativeSplit, lambda env: DelayedReward(env, 1.0)]
+    assert_goes_on(lambda: make_vec_env("CartPole-v1", 2, 1, wrappers=wrappers))
+
+
+def test_clocks_and_rewards_on_their_way_are_part_of_it():
+    def build():
+        return make_env("CartPole-v1", 0.3, wrappers=[lambda env: DelayedReward(env, 0.9)])
+
+    env, other = build(), build()
+    env.reset(seed=0)
+    assert [env.step(step % 2)[1] for step in range(4)] == [0, 0, 0, 1]
+    restore(other, through_a_file(capture(env)))
+    assert other.get_wrapper_attr("elapsed") == pytest.approx(1.2)
+    rewards = [other.step(step % 2)[1:4:2] for step in range(3)]
+    assert rewards == [(1, False)] * 3
+
+
+def test_actions_that_stick_go_on_sticking():
+    env = make_env("MinAtar/Breakout-v1")
+    env.reset(seed=0)
+    env.step(2)
+    other = make_env("MinAtar/Breakout-v1")
+    restore(other, through_a_file(capture(env)))
+    assert other.unwrapped.game.last_action == env.unwrapped.game.last_action > 0
+
+
+class Walk(gym.Env):
+    """A third party's: a random walk that says its state itself."""
+
+    observation_space = gym.spaces.Box(-100, 100, (1,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place = self.np_random.normal(size=1)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place = self.place + self.np_random.normal() + action
+        return self.place.copy(), 0.0, bool(abs(self.place[0]) > 4), False, {}
+
+    def get_state(self):
+        return {"place": self.place}
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+class Silent(Walk):
+    get_state = None
+
+
+class Talkative(Walk):
+    def get_state(self):
+        return self.place
+
+
+class Failing(Walk):
+    def get_state(self, which):
+        return {}
+
+
+class Forgetful(Walk):
+    def set_state(self, state):
+        raise KeyError("where?")
+
+
+class Odd(Walk):
+    def get_state(self):
+        return {"place": self.place, "how": np.add}
+
+
+class Doubled(gym.Wrapper):
+    """Somebody's wrapper with a memory."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.last = 0.0
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        reward, self.last = self.last, float(observation[0])
+        return observation, reward, terminated, truncated, info
+
+
+def test_third_parties_take_part_by_two_methods_or_by_registering(monkeypatch):
+    monkeypatch.setattr(snapshot, "_HANDLERS", dict(snapshot._HANDLERS))
+
+    def build():
+        return make_vec_env(lambda: Doubled(Walk()), 2, 4, max_episode_steps=30)
+
+    env = build()
+    env.reset()
+    with pytest.raises(CannotCaptureError, match="Doubled has no get_state and set_state"):
+        capture(env)
+    register_snapshot(Doubled, ["last"])
+    assert_goes_on(build)
+    register_snapshot(Doubled, get=lambda env: {"x": env.last}, set=lambda env, s: setattr(env, "last", s["x"]))
+    assert_goes_on(build)
+    with pytest.raises(ValueError, match="attributes, or both get and set"):
+        register_snapshot(Doubled, get=lambda env: {})
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: make_env("LunarLander-v3"), "LunarLander has no get_state and set_state"),
+        (lambda: make_env(Silent), "Silent has no"),
+        (lambda: make_env(Talkative), "get_state of Talkative returns no dictionary"),
+        (lambda: DummyVecEnv([Failing]), "get_state of Failing fails: TypeError: .*missing 1 required"),
+        (lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), "VecNormalize has no"),
+    ],
+)
+def test_what_cannot_be_captured_is_named(build, words):
+    env = build()
+    env.reset()
+    with pytest.raises(CannotCaptureError, match=words):
+        capture(env)
+
+
+def test_a_state_of_other_environments_is_refused():
+    env = make_vec_env("CartPole-v1", 2, 0)
+    env.reset()
+    state = capture(env)
+    with pytest.raises(ValueError, match="there are 3 environments here, 2 in the state"):
+        restore(make_vec_env("CartPole-v1", 3, 0), state)
+    with pytest.raises(ValueError, match=r"made of .*MountainCarEnv, the state is of .*CartPoleEnv"):
+        restore(make_vec_env("MountainCar-v0", 2, 0), state)
+    breakout = capture(make_vec_env("MinAtar/Breakout-v1", 1, 0))
+    with pytest.raises(ValueError, match="another game than freeway"):
+        restore(make_vec_env("MinAtar/Freeway-v1", 1, 0), breakout)
+    forgetful = make_env(Forgetful)
+    forgetful.reset()
+    with pytest.raises(ValueError, match="set_state of Forgetful fails: KeyError: 'where"):
+        restore(forgetful, capture(forgetful))
+
+
+def test_what_is_no_plain_data_is_named():
+    env = DummyVecEnv([lambda: TimeLimit(Odd(), 5)])
+    env.reset()
+    with pytest.raises(ValueError, match="state/how is of type ufunc, which is no plain data"):
+        plain.encode(capture(env)["layers"][0]["state"]["envs"][0]["layers"][1]["state"], {})
+
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=4),
+    st.integers(-9, 9).map(np.int64),
+    st.floats(width=32).map(np.float32),
+    st.booleans().map(np.bool_),
+    st.lists(st.floats(), max_size=4).map(np.array),
+    st.lists(st.integers(0, 9), max_size=4).map(lambda numbers: torch.tensor(numbers, dtype=torch.uint8)),
+    st.just(np.arange(6, dtype=">i2").reshape(2, 3)),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.lists(inner, max_size=3).map(lambda items: deque(items, maxlen=5)),
+        st.dictionaries(st.one_of(st.text(max_size=3), st.integers(0, 3), st.just(("a", 1))), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def same(a, b):
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple, deque)):
+        ends = getattr(a, "maxlen", None) == getattr(b, "maxlen", None)
+        return ends and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, (np.ndarray, np.generic)):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return repr(a) == repr(b)
+
+
+@given(VALUES)
+def test_plain_values_come_back_with_their_types(value):
+    assert same(through_a_file(value), value)
+
+
+NOT_PLAIN = {
+    "object": object(),
+    "set": {1, 2},
+    "bytes": b"x",
+    "complex": 1j,
+    "objects": np.array([None]),
+    "function": lambda: 0,
+    "inside": {"a": [open]},
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_what_is_not_plain_is_refused(kind):
+    with pytest.raises(ValueError, match="is no plain data"):
+        plain.encode(NOT_PLAIN[kind], {})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"exec": "1"},
+        {"dict": 3},
+        {"array": "missing", "dtype": "<f8", "shape": [1]},
+        {"array": "here", "dtype": "O", "shape": [1]},
+        {"array": "here", "dtype": "no type", "shape": [1]},
+        {"array": "here", "dtype": "<f8", "shape": [9]},
+        {"float": "one"},
+        {"dict": [[{"dict": []}, 1]]},
+    ],
+    ids=str,
+)
+def test_what_nobody_has_encoded_is_refused(data):
+    with pytest.raises(ValueError, match="this is no encoded state"):
+        plain.decode(data, {"here": torch.zeros(8, dtype=torch.uint8)})
+
+
+@pytest.mark.parametrize("kind", list(randomness._BIT_GENERATORS))
+def test_generators_go_on(kind):
+    generator = np.random.Generator(getattr(np.random, kind)(5))
+    generator.random(3, dtype=np.float32)  # half a word is left over
+    again = randomness.generator_from(through_a_file(randomness.generator_state(generator)))
+    assert np.array_equal(generator.random(9, dtype=np.float32), again.random(9, dtype=np.float32))
+    with pytest.raises(ValueError, match="there is no bit generator 'system'"):
+        randomness.generator_from({"bit_generator": "system"})
+
+
+def test_the_process_s_generators_go_on():
+    np.random.normal()  # one of a pair is left over
+    state = through_a_file(randomness.process_state())
+    expected = torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()
+    randomness.restore_process_state(state)
+    assert (torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()) == expected
