@@ -1,0 +1,169 @@
+"""The leaky recurrent network of the audit paper, as plain functions of its weights.
+
+    r_t = (1 - α) r_{t-1} + α φ(v_t)      v_t = W r̂_t      r̂_t = [r_{t-1}; x_t; 1]      z_t = W_out [r_t; 1]
+
+W holds recurrent weights, input weights and biases side by side: (n, m) with m = n + n_in + 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cet_rl.traces.base import check_whole
+
+Activation = Literal["tanh", "identity"]
+Output = Literal["softmax", "linear"]
+
+
+class Advance(NamedTuple):
+    """One step of the network.
+
+    Attributes:
+        inputs: r̂_t, shape (B, m).
+        rates: r_t, shape (B, n).
+        slope: D_t = α φ'(v_t), shape (B, n).
+    """
+
+    inputs: Tensor
+    rates: Tensor
+    slope: Tensor
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Sizes and constants of a network; its weights are arguments.
+
+    Attributes:
+        units: n, hidden units.
+        inputs: n_in.
+        outputs: n_out.
+        alpha: α in (0, 1], inverse time constant in steps.
+        activation: φ.
+        output: "softmax" with cross-entropy against a distribution, or "linear" with squared error.
+
+    Raises:
+        ValueError: for counts below one, or an α, activation or output that cannot be.
+    """
+
+    units: int
+    inputs: int
+    outputs: int
+    alpha: float = 0.5
+    activation: Activation = "tanh"
+    output: Output = "softmax"
+
+    def __post_init__(self) -> None:
+        for name in ("units", "inputs", "outputs"):
+            check_whole(getattr(self, name), name)
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
+            raise ValueError(f"alpha must lie in (0, 1], got {self.alpha:g}")
+        for name, choices in {"activation": Activation, "output": Output}.items():
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}"
+                )
+
+    @property
+    def columns(self) -> int:
+        """m = n + n_in + 1, length of r̂."""
+        return self.units + self.inputs + 1
+
+    def initial_weights(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
+        """W and W_out as in the paper's experiments, on the CPU.
+
+        W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0.
+
+        Args:
+            generator: of the random numbers; None for torch's own.
+            dtype: of the weights; what is drawn does not depend on it.
+
+        Returns:
+            W of shape (n, m), W_out of shape (n_out, n + 1).
+        """
+        n = self.units
+
+        def draw(rows: int, columns: int) -> Tensor:
+            return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+        factor, triangle = torch.linalg.qr(draw(n, n))
+        # Signs of the triangle's diagonal make the distribution uniform over the orthogonal group.
+        recurrent = factor * triangle.diagonal().sign()
+        entering = draw(n, self.inputs) / math.sqrt(self.inputs)
+        reading = draw(self.outputs, n) / math.sqrt(n)
+        weight = torch.cat([recurrent, entering, torch.zeros(n, 1, dtype=torch.float64)], dim=1)
+        weight_out = torch.cat([reading, torch.zeros(self.outputs, 1, dtype=torch.float64)], dim=1)
+        return weight.to(dtype), weight_out.to(dtype)
+
+    def recurrent(self, weight: Tensor) -> Tensor:
+        """W_rec of W, shape (n, n): a view."""
+        return weight[..., : self.units]
+
+    def advance(self, weight: Tensor, rates: Tensor, x: Tensor) -> Advance:
+        """One step.
+
+        Args:
+            weight: W, shape (n, m).
+            rates: r_{t-1}, shape (B, n).
+            x: x_t, shape (B, n_in).
+        """
+        inputs = torch.cat([rates, x, torch.ones_like(rates[:, :1])], dim=1)
+        voltage = inputs @ weight.mT
+        if self.activation == "identity":
+            return Advance(inputs, torch.lerp(rates, voltage, self.alpha), torch.full_like(voltage, self.alpha))
+        active = torch.tanh(voltage)
+        return Advance(inputs, torch.lerp(rates, active, self.alpha), self.alpha * (1 - active * active))
+
+    def read(self, weight_out: Tensor, rates: Tensor) -> Tensor:
+        """z = W_out [r; 1]: (B, n) to (B, n_out)."""
+        return rates @ weight_out[:, :-1].mT + weight_out[:, -1]
+
+    def loss(self, readout: Tensor, label: Tensor) -> Tensor:
+        """Each sequence's loss: cross-entropy in nats, or half the mean squared error.
+
+        Args:
+            readout: z, shape (B, n_out).
+            label: y*, shape (B, n_out).
+
+        Returns:
+            Shape (B,).
+        """
+        if self.output == "softmax":
+            return -(label * functional.log_softmax(readout, dim=1)).sum(1)
+        return 0.5 * (readout - label).square().mean(1)
+
+    def error(self, readout: Tensor, label: Tensor) -> Tensor:
+        """ŷ - y*, what learning descends: the derivative of the loss with respect to z, shape (B, n_out).
+
+        Of squared error it is that of the sum over outputs, not of the mean, as in the authors' code.
+        """
+        return (torch.softmax(readout, 1) if self.output == "softmax" else readout) - label
+
+    def credit(self, weight_out: Tensor, error: Tensor) -> Tensor:
+        """c̄ = W_outᵀ (ŷ - y*), the immediate credit of each unit: (B, n_out) to (B, n)."""
+        return error @ weight_out[:, :-1]
+
+    def push(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
+        """J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n).
+
+        Args:
+            weight: W.
+            slope: D, shape (B, n).
+            vector: v, or several.
+        """
+        between = (1,) * (vector.ndim - slope.ndim)
+        driven = vector @ self.recurrent(weight).mT
+        return (1 - self.alpha) * vector + slope.view(slope.shape[0], *between, -1) * driven
+
+    def pull(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
+        """v J, in the last axis: how credit goes back over one step; (B, n) to (B, n)."""
+        return (1 - self.alpha) * vector + (slope * vector) @ self.recurrent(weight)

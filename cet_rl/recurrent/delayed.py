@@ -1,0 +1,197 @@
+"""Errors that come late: each synapse keeps its eligibility in a trace until the signal for it arrives.
+
+    G_t = s_{t-D} ⊙ (g * E)_t
+
+s is the rule's signal of each unit, held back by D steps, E its eligibility, g the kernel of the trace. With a
+perfect memory g is one at D and nothing elsewhere, and the gradients are those of the rule without delay, D steps
+later. A stage that the rule itself has, such as RFLO's leak, stays in front of the trace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.rules.base import Moment, Rule, SeparableRule, State, combine
+from cet_rl.recurrent.rules.local import FixedW
+from cet_rl.traces.base import Trace
+
+
+class TraceFilter:
+    """c_t = Σ_ℓ g_ℓ h_{t-ℓ} for B sequences of tensors, one pure step at a time.
+
+    It keeps the trace's states, or of a delay line, which has none, the inputs of its past.
+
+    Args:
+        trace: whose kernel is g.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.transition = trace.transition()
+        self.taps: list[tuple[int, float]] = []
+        self.kept = 0 if self.transition is None else len(self.transition.K)
+        if self.transition is None:
+            kernel = trace.kernel(trace.support[1]).tolist()
+            # A delay line recalls one step: the products with all the zeros around it are left out.
+            self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
+            self.kept = len(kernel) - 1
+        self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def init_state(self, like: Tensor) -> Tensor:
+        """Zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs with the oldest first."""
+        return like.new_zeros(len(like), self.kept, *like.shape[1:])
+
+    def step(self, state: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in h_t of shape (B, …).
+
+        Returns:
+            The state after it, and c_t, of h's shape.
+        """
+        if self.transition is None:
+            window = torch.cat([state, new[:, None]], dim=1)
+            recalled = sum((value * window[:, -1 - lag] for lag, value in self.taps), torch.zeros_like(new))
+            return window[:, 1:], recalled
+        M, K, C = self._in(new)
+        flat = state.flatten(2)
+        after = M @ flat + K[:, None] * new.flatten(1)[:, None]
+        return after.view_as(state), (C @ after).view_as(new)
+
+    def _in(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = like.dtype, like.device
+        if key not in self._constants:
+            assert self.transition is not None
+            M, K, C = (
+                torch.from_numpy(getattr(self.transition, name)).to(like.device, like.dtype) for name in "MKC"
+            )
+            self._constants[key] = M, K, C
+        return self._constants[key]
+
+
+def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """A delay line: push a step's signal, pop that of D steps before.
+
+    Args:
+        line: shape (B, D, …), oldest first.
+        new: shape (B, …).
+
+    Returns:
+        The line after it, and what comes out.
+    """
+    if not line.shape[1]:
+        return line, new
+    return torch.cat([line[:, 1:], new[:, None]], dim=1), line[:, 0]
+
+
+class Delayed(Rule):
+    """A separable rule whose signals come D steps late.
+
+    Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n).
+
+    Args:
+        rule: with the factors.
+        trace: that bridges the delay.
+        delay_steps: D.
+
+    Raises:
+        ValueError: for a rule that does not separate into signals and eligibilities.
+    """
+
+    def __init__(self, rule: Rule, trace: Trace, delay_steps: int) -> None:
+        if not isinstance(rule, SeparableRule):
+            raise ValueError(
+                f"rule {rule.name} cannot learn from a late error: its gradient is no product of a unit's signal "
+                "and a synapse's eligibility, which is what a trace keeps; leave the delay out, or use rflo, "
+                "kernl, dni or dni-b"
+            )
+        super().__init__(rule.cell)
+        self.rule, self.filter, self.delay_steps = rule, TraceFilter(trace), delay_steps
+        self.name, self.shared = rule.name, rule.shared
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """The rule's own, an empty trace, no signals on their way."""
+        synapses = weight.new_zeros(len(rates), *weight.shape)
+        return {
+            **self.rule.init_state(weight, rates, generator),
+            "trace": self.filter.init_state(synapses),
+            "signals": rates.new_zeros(len(rates), self.delay_steps, self.cell.units),
+        }
+
+    def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """The rule's."""
+        return self.rule.draw(batch, steps, generator)
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        inner, signal, eligibility = self.rule.factors(state, moment)
+        trace, recalled = self.filter.step(state["trace"], eligibility)
+        signals, arrived = hold(state["signals"], signal)
+        return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)
+
+    def flush(self, state: State, weight: Tensor) -> Tensor:
+        """The gradient of the signals that are on their way, if nothing happens any more."""
+        trace, signals, gradient = state["trace"], state["signals"], torch.zeros_like(weight)
+        nothing = weight.new_zeros(len(signals), *weight.shape)
+        for step in range(self.delay_steps):
+            trace, recalled = self.filter.step(trace, nothing)
+            gradient = gradient + combine(signals[:, step], recalled)
+        return gradient
+
+
+def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
+    """The rule with its signals D steps late; as it is where there is no delay, or W does not learn.
+
+    Raises:
+        ValueError: for a rule that cannot learn from late signals.
+    """
+    if trace is None or isinstance(rule, FixedW):
+        return rule
+    return Delayed(rule, trace, delay_steps)
+
+
+class Readout:
+    """The output layer's learning, the same beside every rule: G = (ŷ - y*) ⊗ [r; 1], or late.
+
+        G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
+
+    Its state is empty without a trace, and else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out).
+
+    Args:
+        trace: that bridges the delay; None for none.
+        delay_steps: D.
+    """
+
+    def __init__(self, trace: Trace | None = None, delay_steps: int = 0) -> None:
+        self.filter = None if trace is None else TraceFilter(trace)
+        self.delay_steps = delay_steps
+
+    def init_state(self, rates: Tensor, outputs: int) -> State:
+        """An empty trace and no errors on their way, for rates of shape (B, n)."""
+        if self.filter is None:
+            return {}
+        return {
+            "trace": self.filter.init_state(_with_one(rates)),
+            "errors": rates.new_zeros(len(rates), self.delay_steps, outputs),
+        }
+
+    def step(self, state: State, error: Tensor, rates: Tensor) -> tuple[State, Tensor]:
+        """Take in one step.
+
+        Args:
+            state: as it was; left untouched.
+            error: ŷ - y*, shape (B, n_out).
+            rates: r, shape (B, n).
+
+        Returns:
+            The state after it, and the gradient of W_out, shape (n_out, n + 1), mean over sequences.
+        """
+        recalled = _with_one(rates)
+        if self.filter is not None:
+            trace, recalled = self.filter.step(state["trace"], recalled)
+            errors, error = hold(state["errors"], error)
+            state = {"trace": trace, "errors": errors}
+        return state, error.mT @ recalled / len(rates)
+
+
+def _with_one(rates: Tensor) -> Tensor:
+    return torch.cat([rates, torch.ones_like(rates[:, :1])], dim=1)

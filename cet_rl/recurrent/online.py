@@ -1,0 +1,156 @@
+"""Learning online: forward, error, rule, output layer, optimiser, step after step. The definition.
+
+`cet_rl.recurrent.compiled` runs the same as one compiled loop.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.delayed import Readout
+from cet_rl.recurrent.rules.base import Moment, Rule, State
+
+
+class Memory(NamedTuple):
+    """All that changes in learning, as tensors.
+
+    Attributes:
+        weight: W, shape (n, m).
+        weight_out: W_out, shape (n_out, n + 1).
+        rates: r, shape (B, n).
+        rule: the rule's state.
+        readout: the output layer's state.
+        owed: gradient of W since the last update, shape (n, m).
+        owed_out: gradient of W_out since the last update.
+    """
+
+    weight: Tensor
+    weight_out: Tensor
+    rates: Tensor
+    rule: State
+    readout: State
+    owed: Tensor
+    owed_out: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """All tensors by name, those of states as "rule.B"."""
+        plain = {name: value for name, value in zip(self._fields, self, strict=True) if isinstance(value, Tensor)}
+        return {
+            **plain,
+            **{f"rule.{name}": tensor for name, tensor in self.rule.items()},
+            **{f"readout.{name}": tensor for name, tensor in self.readout.items()},
+        }
+
+    @classmethod
+    def from_named(cls, tensors: dict[str, Tensor]) -> Memory:
+        """The inverse of `named`."""
+
+        def part(name: str) -> State:
+            return {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(f"{name}.")
+            }
+
+        plain = {name: tensors[name] for name in cls._fields if name not in ("rule", "readout")}
+        return cls(**plain, rule=part("rule"), readout=part("readout"))
+
+
+class Online:
+    """How a network learns: constants only, see `Memory` for what changes.
+
+    Plain stochastic gradient descent, with the sum of the gradients of `update_every` steps, as in the paper.
+
+    Args:
+        cell: of the network.
+        rule: for W.
+        readout: for W_out.
+        lr: learning rate of both.
+        update_every: steps with the same weights.
+        feedback: what takes the place of W_out's columns in c̄ = W_outᵀ (ŷ - y*), shape (n_out, n); None for
+            W_out itself.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        rule: Rule,
+        readout: Readout | None = None,
+        *,
+        lr: float = 1e-3,
+        update_every: int = 1,
+        feedback: Tensor | None = None,
+    ) -> None:
+        self.cell, self.rule, self.readout = cell, rule, readout or Readout()
+        self.lr, self.update_every, self.feedback = lr, update_every, feedback
+
+    def begin(
+        self, weight: Tensor, weight_out: Tensor, rates: Tensor, generator: torch.Generator | None = None
+    ) -> Memory:
+        """What there is before the first step.
+
+        Args:
+            weight: W, shape (n, m).
+            weight_out: W_out, shape (n_out, n + 1).
+            rates: r_0, shape (B, n).
+            generator: of the rule's random start.
+        """
+        return Memory(
+            weight,
+            weight_out,
+            rates,
+            self.rule.init_state(weight, rates, generator),
+            self.readout.init_state(rates, self.cell.outputs),
+            torch.zeros_like(weight),
+            torch.zeros_like(weight_out),
+        )
+
+    def step(
+        self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
+    ) -> tuple[Memory, Tensor]:
+        """One step of B sequences.
+
+        Args:
+            memory: as it was; left untouched.
+            clock: steps before this one.
+            x: x_t, shape (B, n_in).
+            label: y*_t, shape (B, n_out).
+            noise: of the rule, a row of what its `draw` makes.
+
+        Returns:
+            The memory after it, and the mean loss before the update.
+        """
+        cell, weight, weight_out = self.cell, memory.weight, memory.weight_out
+        inputs, rates, slope = cell.advance(weight, memory.rates, x)
+        readout = cell.read(weight_out, rates)
+        error = cell.error(readout, label)
+        credit = cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
+        moment = Moment(weight, inputs, rates, slope, credit, label, noise, clock)
+        rule, gradient = self.rule.step(memory.rule, moment)
+        layer, gradient_out = self.readout.step(memory.readout, error, rates)
+        owed, owed_out = memory.owed + gradient, memory.owed_out + gradient_out
+        if (clock + 1) % self.update_every == 0:
+            weight, weight_out = weight - self.lr * owed, weight_out - self.lr * owed_out
+            owed, owed_out = torch.zeros_like(owed), torch.zeros_like(owed_out)
+        loss = cell.loss(readout, label).mean()
+        return Memory(weight, weight_out, rates, rule, layer, owed, owed_out), loss
+
+    @torch.no_grad()
+    def run(
+        self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
+    ) -> tuple[Memory, Tensor]:
+        """T steps: x of shape (T, B, n_in), label (T, B, n_out), noise (T, B, …).
+
+        Returns:
+            The memory after them, and their losses, shape (T,).
+        """
+        losses = []
+        for offset in range(len(x)):
+            drawn = None if noise is None else noise[offset]
+            memory, loss = self.step(memory, clock + offset, x[offset], label[offset], drawn)
+            losses.append(loss)
+        return memory, torch.stack(losses)

@@ -1,0 +1,181 @@
+"""What an online learning rule is: tensors of its own, their update, and a gradient of the recurrent weights.
+
+Rules hold constants only. What they remember is a dict of tensors that goes in and comes out, so that a rule can
+be mapped over seeds with `torch.func.vmap`, replayed, saved, and looked at from outside.
+
+Source of the equations: Marschall, Cho, Savin, "Evaluating biological plausibility of learning algorithms the lazy
+way" (2019), Table 1 and Appendix A, with its typographical errors corrected (docs/rules.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+
+State = dict[str, Tensor]
+"""What a rule remembers, by name. Axes of sequences come first, except in `Rule.shared` tensors."""
+
+
+class Moment(NamedTuple):
+    """What a rule gets to see of one step, B sequences side by side.
+
+    Attributes:
+        weight: W, shape (n, m), as the forward pass has used it.
+        inputs: r̂_t = [r_{t-1}; x_t; 1], shape (B, m).
+        rates: r_t, shape (B, n).
+        slope: D_t = α φ'(v_t), shape (B, n).
+        credit: c̄_t = W_outᵀ (ŷ_t - y*_t), shape (B, n).
+        label: y*_t, shape (B, n_out).
+        noise: the step's random numbers, as the rule's `draw` makes them; None for a rule without.
+        clock: steps before this one.
+    """
+
+    weight: Tensor
+    inputs: Tensor
+    rates: Tensor
+    slope: Tensor
+    credit: Tensor
+    label: Tensor
+    noise: Tensor | None = None
+    clock: int = 0
+
+    @property
+    def in_dims(self) -> Moment:
+        """For `torch.func.vmap` over seeds, which all tensors have one more axis for, in front.
+
+        Use: `torch.func.vmap(rule.step, in_dims=(0, moment.in_dims))(states, moment)`.
+        """
+        axes: list[Any] = [0 if isinstance(value, Tensor) else None for value in self]
+        return Moment(*axes)
+
+
+class Claims(NamedTuple):
+    """What a rule says of itself, for the audit to compare with what it does (`cet_rl.recurrent.auditing.audit`).
+
+    Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for
+    none.
+
+    Attributes:
+        memory: order of the numbers that it keeps for a sequence.
+        time: order of its multiplications in a step, without those of the network itself.
+        needs: which of "matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed copy", "past activity".
+    """
+
+    memory: str
+    time: str
+    needs: frozenset[str] = frozenset()
+
+
+class Rule(ABC):
+    """A learning rule for the recurrent weights W of a `Cell`.
+
+    `name` is the word that `--rule` takes; `shared` names those tensors of the state that are learned, like
+    weights, and so have no axis of sequences; `claims` is what the audit compares it with.
+    """
+
+    name: str
+    shared: tuple[str, ...] = ()
+    claims: ClassVar[Claims | None] = None
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    @abstractmethod
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """What it remembers before the first step.
+
+        Args:
+            weight: W, shape (n, m); its type and device are those of the state.
+            rates: r_0, shape (B, n).
+            generator: of random numbers, on the CPU; None for torch's own.
+        """
+
+    def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Random numbers for some steps of B sequences.
+
+        Args:
+            batch: B.
+            steps: T.
+            generator: on the CPU; None for torch's own.
+
+        Returns:
+            float32 of shape (T, B, …) on the CPU, a row of which is a moment's `noise`; None if it needs none.
+        """
+        return None
+
+    @abstractmethod
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """Take in one step.
+
+        Args:
+            state: as it was; left untouched.
+            moment: what happened.
+
+        Returns:
+            The state after it, and the gradient of the loss by W, shape (n, m), mean over sequences. It points
+            uphill.
+        """
+
+    def flush(self, state: State, weight: Tensor) -> Tensor:
+        """The gradient that is still owed at the end, shape (n, m): zero, except for rules that wait.
+
+        Args:
+            state: after the last step.
+            weight: W.
+        """
+        return torch.zeros_like(weight)
+
+
+class SeparableRule(Rule):
+    """A rule whose gradient is a signal of each unit times an eligibility of each synapse, G_ij = s_i E_ij.
+
+    That is what a trace can bridge a delay for: it keeps the eligibility until the signal comes.
+    """
+
+    @abstractmethod
+    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+        """Take in one step.
+
+        Returns:
+            The state after it, the signal s of shape (B, n), and the eligibility E of shape (B, n, m).
+        """
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        state, signal, eligibility = self.factors(state, moment)
+        return state, combine(signal, eligibility)
+
+
+def combine(signal: Tensor, eligibility: Tensor) -> Tensor:
+    """G_ij = s_i E_ij, mean over sequences: (B, n) and (B, n, m) to (n, m)."""
+    return torch.einsum("bi,bij->ij", signal, eligibility) / len(signal)
+
+
+def immediate(moment: Moment) -> Tensor:
+    """e_ij = D_i r̂_j, how W_ij changes r_i within the step: shape (B, n, m)."""
+    return moment.slope[:, :, None] * moment.inputs[:, None, :]
+
+
+def draw_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Independent ±1, float32."""
+    return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1).float()
+
+
+def balance(grown: Tensor, shrunk: Tensor) -> Tensor:
+    """√(‖grown‖ / ‖shrunk‖) of each sequence, which makes the two equally long; 1 where either has no length.
+
+    Args:
+        grown: shape (B, …).
+        shrunk: shape (B, …).
+
+    Returns:
+        Shape (B,).
+    """
+    long, short = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (grown, shrunk))
+    ratio = torch.sqrt(long / short)
+    return torch.where((long > 0) & (short > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio))

@@ -1,0 +1,120 @@
+"""Rules that compute the true gradient: real-time recurrent learning and backpropagation through time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.rules.base import Claims, Moment, Rule, State, immediate
+from cet_rl.traces.base import check_whole
+
+
+class RTRL(Rule):
+    """Real-time recurrent learning (Williams, Zipser 1989): every unit's sensitivity to every weight.
+
+    M_kij ← Σ_l J_kl M_lij + δ_ki e_ij;  G_ij = Σ_k c̄_k M_kij.
+
+    M is kept with k in its last axis, (B, n, m, n), where the product with W_rec is one large matrix product.
+    """
+
+    name = "rtrl"
+    claims = Claims("n²m", "n³m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian"}))
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """M = 0."""
+        return {"M": weight.new_zeros(len(rates), *weight.shape, self.cell.units)}
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        influence = self.cell.push(moment.weight, moment.slope, state["M"])
+        influence.diagonal(dim1=1, dim2=3).add_(immediate(moment).mT)  # of shape (B, m, n)
+        gradient = torch.einsum("bk,bijk->ij", moment.credit, influence) / len(moment.credit)
+        return {"M": influence}, gradient
+
+
+class _Unrolled(Rule):
+    """Remembers the last T steps: r̂ of shape (B, T, m), D and a credit of shape (B, T, n), oldest first.
+
+    Steps before the first one are zeros, which give no gradient.
+
+    Args:
+        cell: of the network.
+        window: T.
+
+    Raises:
+        ValueError: for a window below one.
+    """
+
+    def __init__(self, cell: Cell, window: int = 20) -> None:
+        super().__init__(cell)
+        check_whole(window, f"window of {self.name}")
+        if window < 1:
+            raise ValueError(f"window of {self.name} must be at least 1, got {window}")
+        self.window = window
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """Zeros."""
+        batch, n, m = len(rates), self.cell.units, self.cell.columns
+        shapes = {"inputs": m, "slope": n, "credit": n}
+        return {name: weight.new_zeros(batch, self.window, width) for name, width in shapes.items()}
+
+    def _remember(self, state: State, moment: Moment) -> State:
+        new = {"inputs": moment.inputs, "slope": moment.slope, "credit": moment.credit}
+        return {name: torch.cat([state[name][:, 1:], new[name][:, None]], dim=1) for name in new}
+
+
+class BPTT(_Unrolled):
+    """Backpropagation through time over windows that do not overlap: c_t = c̄_t + c_{t+1} J_{t+1}.
+
+    The gradient of a window comes with its last step, for all of its steps together; credit does not go back
+    beyond its first.
+    """
+
+    name = "bptt"
+    claims = Claims("Tn + Tm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        state = self._remember(state, moment)
+        if (moment.clock + 1) % self.window:
+            return state, torch.zeros_like(moment.weight)
+        gradient = self.flush(state, moment.weight)
+        return {name: torch.zeros_like(tensor) for name, tensor in state.items()}, gradient
+
+    def flush(self, state: State, weight: Tensor) -> Tensor:
+        """The gradient of the window as far as it has come."""
+        inputs, slope, credit = state["inputs"], state["slope"], state["credit"]
+        arriving, signals = credit[:, -1], []
+        for step in reversed(range(self.window)):
+            signals.append(arriving * slope[:, step])
+            if step:
+                arriving = credit[:, step - 1] + self.cell.pull(weight, slope[:, step], arriving)
+        return torch.einsum("bti,btj->ij", torch.stack(signals[::-1], dim=1), inputs) / len(inputs)
+
+
+class FutureBPTT(_Unrolled):
+    """Backpropagation through time over a window that slides: each step hears of the T losses that follow it.
+
+    c̄_t goes back through the window at once, J by J, and is added to the credit of every step in it. The
+    gradient of a step comes T - 1 steps later, when its credit is complete: future-facing.
+    """
+
+    name = "future-bptt"
+    claims = Claims("Tn + Tm", "Tn² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        state = self._remember(state, moment)
+        arriving, credit = moment.credit, [moment.credit]
+        for step in reversed(range(1, self.window)):
+            arriving = self.cell.pull(moment.weight, state["slope"][:, step], arriving)
+            credit.append(state["credit"][:, step - 1] + arriving)
+        state["credit"] = torch.stack(credit[::-1], dim=1)
+        signal = state["credit"][:, 0] * state["slope"][:, 0]
+        return state, signal.mT @ state["inputs"][:, 0] / len(signal)
+
+    def flush(self, state: State, weight: Tensor) -> Tensor:
+        """The gradient of the T - 1 steps that still wait."""
+        signal = (state["credit"] * state["slope"])[:, 1:]
+        return torch.einsum("bti,btj->ij", signal, state["inputs"][:, 1:]) / len(signal)

@@ -1,0 +1,121 @@
+"""Rules with an eligibility trace at every synapse: RFLO and KeRNL; and none at all, fixed-W."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.rules.base import Claims, Moment, Rule, SeparableRule, State, immediate
+
+
+class FixedW(Rule):
+    """Leaves W as it is: only the output layer learns. What every other rule has to beat."""
+
+    name = "fixed-w"
+    claims = Claims("0", "0")
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """Nothing."""
+        return {}
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """No gradient."""
+        return state, torch.zeros_like(moment.weight)
+
+
+class RFLO(SeparableRule):
+    """Random feedback local online learning (Murray 2019): the Jacobian's leak is all that is kept of it.
+
+    B ← (1 - α) B + e;  G_ij = c̄_i B_ij.
+    """
+
+    name = "rflo"
+    claims = Claims("nm", "nm")
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """B = 0."""
+        return {"B": weight.new_zeros(len(rates), *weight.shape)}
+
+    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+        """See `SeparableRule.factors`."""
+        trace = (1 - self.cell.alpha) * state["B"] + immediate(moment)
+        return {"B": trace}, moment.credit, trace
+
+
+class KeRNL(SeparableRule):
+    """Kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities A and time scales learned from noise.
+
+    A copy r̃ of the network gets noise ζ on its rates. With κ_i = max(0, 1 - α_i),
+
+        r̃ ← f(r̃, x) + ζ      Ω ← κ Ω + ζ      Γ ← κ Γ - Ω_old      ε = A Ω - (r̃ - r)
+        A ← A - η ε Ωᵀ       α_i ← max(0, α_i - η (ε A)_i Γ_i)     B_ij ← κ_i B_ij + e_ij
+        G_ij = (c̄ A)_i B_ij
+
+    The authors' Ω is a step ahead of their perturbed network; here both have felt the same noise.
+
+    Args:
+        cell: of the network.
+        rate: η, for noise in units of σ (with noise as it is, the rate would be η/σ²).
+        sigma: σ, standard deviation of the noise. In float32 rounding adds about 5e-8/σ to ε/σ: below 1e-5
+            little is left to learn from.
+        timescale: where each α_i starts.
+
+    Raises:
+        ValueError: for a rate, noise or time scale that cannot be.
+    """
+
+    name = "kernl"
+    shared = ("A", "timescale")
+    claims = Claims("n² + nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
+
+    def __init__(self, cell: Cell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
+        super().__init__(cell)
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"rate of kernl must be zero or positive, got {rate:g}")
+        if not (math.isfinite(sigma) and sigma > 0):
+            raise ValueError(f"sigma of kernl must be positive, got {sigma:g}")
+        if not (math.isfinite(timescale) and timescale >= 0):
+            raise ValueError(f"timescale of kernl must be zero or positive, got {timescale:g}")
+        self.rate, self.sigma, self.timescale = rate, sigma, timescale
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """A = I, every α_i at its start, r̃ = r_0, all else 0."""
+        n = self.cell.units
+        return {
+            "A": torch.eye(n, dtype=weight.dtype, device=weight.device),
+            "timescale": weight.new_full((n,), self.timescale),
+            "B": weight.new_zeros(len(rates), *weight.shape),
+            "perturbed": rates.clone(),
+            "Omega": torch.zeros_like(rates),
+            "Gamma": torch.zeros_like(rates),
+        }
+
+    def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
+        """ζ/σ, standard normal, shape (T, B, n)."""
+        return torch.randn(steps, batch, self.cell.units, generator=generator)
+
+    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+        """See `SeparableRule.factors`."""
+        assert moment.noise is not None
+        n, sensitivity, batch = self.cell.units, state["A"], len(moment.rates)
+        kept = (1 - state["timescale"]).clamp(min=0)
+        perturbed = self.cell.advance(moment.weight, state["perturbed"], moment.inputs[:, n:-1]).rates
+        perturbed = perturbed + self.sigma * moment.noise
+        filtered = kept * state["Omega"] + moment.noise  # Ω and Γ in units of σ
+        slowed = kept * state["Gamma"] - state["Omega"]
+        missed = filtered @ sensitivity.mT - (perturbed - moment.rates) / self.sigma
+        trace = kept[:, None] * state["B"] + immediate(moment)
+        faster = (missed @ sensitivity) * slowed
+        sensitivity = sensitivity - self.rate / batch * (missed.mT @ filtered)
+        after = {
+            "A": sensitivity,
+            "timescale": (state["timescale"] - self.rate * faster.mean(0)).clamp(min=0),
+            "B": trace,
+            "perturbed": perturbed,
+            "Omega": filtered,
+            "Gamma": slowed,
+        }
+        return after, moment.credit @ sensitivity, trace

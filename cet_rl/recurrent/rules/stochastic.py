@@ -1,0 +1,136 @@
+"""Rules that keep a random product in the place of RTRL's influence tensor, equal to it on average.
+
+ν are independent ±1; ρ0 and ρ1 keep the two factors equally long, which makes the variance smallest. All numbers
+are of each sequence. `start` is the standard deviation of the factors before the first step: 1 in the paper, and
+0 where the estimate has to be unbiased from the first step on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.rules.base import Claims, Moment, Rule, State, balance, draw_signs, immediate
+
+
+class _Stochastic(Rule):
+    """Two factors A and B, drawn from N(0, start²).
+
+    Args:
+        cell: of the network.
+        start: standard deviation of A and B before the first step.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+
+    def __init__(self, cell: Cell, start: float = 1.0) -> None:
+        super().__init__(cell)
+        if not (math.isfinite(start) and start >= 0):
+            raise ValueError(f"start of {self.name} must be zero or positive, got {start:g}")
+        self.start = start
+
+    def _factors(
+        self, like: Tensor, generator: torch.Generator | None, a: tuple[int, ...], b: tuple[int, ...]
+    ) -> State:
+        drawn = {
+            name: self.start * torch.randn(shape, generator=generator) for name, shape in (("A", a), ("B", b))
+        }
+        return {name: tensor.to(like) for name, tensor in drawn.items()}
+
+    def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
+        """ν, a sign for each unit: shape (T, B, n)."""
+        return draw_signs((steps, batch, self.cell.units), generator)
+
+    def _blend(self, projected: Tensor) -> Tensor:
+        """ρ1 = √(‖ν ⊙ e‖ / √n) of each sequence; 1 where nothing comes in. Shape (B,)."""
+        return balance(projected, projected.new_ones(len(projected), self.cell.units))
+
+
+class UORO(_Stochastic):
+    """Unbiased online recurrent optimisation (Tallec, Ollivier 2017): M_kij ≈ A_k B_ij.
+
+    A ← ρ0 J A + ρ1 ν;  B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1;  G = (c̄ · A) B.
+    """
+
+    name = "uoro"
+    claims = Claims("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """A of shape (B, n) and B of shape (B, n, m)."""
+        return self._factors(weight, generator, tuple(rates.shape), (len(rates), *weight.shape))
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        assert moment.noise is not None
+        pushed = self.cell.push(moment.weight, moment.slope, state["A"])
+        projected = moment.noise[:, :, None] * immediate(moment)
+        kept, taken = balance(state["B"], pushed), self._blend(projected)
+        units = kept[:, None] * pushed + taken[:, None] * moment.noise
+        synapses = state["B"] / kept[:, None, None] + projected / taken[:, None, None]
+        signal = (moment.credit * units).sum(1)
+        return {"A": units, "B": synapses}, torch.einsum("b,bij->ij", signal, synapses) / len(signal)
+
+
+class KFRTRL(_Stochastic):
+    """Kronecker-factored RTRL (Mujika, Meier, Steger 2018): M_kij ≈ A_j B_ki.
+
+    A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j;  B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1;  G_ij = (c̄ B)_i A_j.
+
+    B is kept with k in its last axis.
+    """
+
+    name = "kf-rtrl"
+    claims = Claims("n²", "n³", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """A of shape (B, m) and B, transposed, of shape (B, n, n)."""
+        n, m, batch = self.cell.units, self.cell.columns, len(rates)
+        return self._factors(weight, generator, (batch, m), (batch, n, n))
+
+    def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
+        """ν0 and ν1: shape (T, B, 2)."""
+        return draw_signs((steps, batch, 2), generator)
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        assert moment.noise is not None
+        first, second = moment.noise[:, :1], moment.noise[:, 1:]
+        pushed = self.cell.push(moment.weight, moment.slope, state["B"])
+        kept, taken = balance(pushed, state["A"])[:, None], balance(moment.slope, moment.inputs)[:, None]
+        columns = first * kept * state["A"] + second * taken * moment.inputs
+        units = (first / kept)[:, :, None] * pushed
+        units = units + torch.diag_embed(second / taken * moment.slope)
+        signal = torch.einsum("bik,bk->bi", units, moment.credit)
+        return {"A": columns, "B": units}, signal.mT @ columns / len(signal)
+
+
+class RKF(_Stochastic):
+    """Reverse KF-RTRL (Marschall, Cho, Savin 2019): M_kij ≈ A_i B_kj.
+
+    A_i ← ρ0 A_i + ρ1 ν_i;  B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1;  G_ij = A_i (c̄ B)_j.
+
+    B is kept with k in its last axis.
+    """
+
+    name = "r-kf"
+    claims = Claims("nm", "n²m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """A of shape (B, n) and B, transposed, of shape (B, m, n)."""
+        n, m, batch = self.cell.units, self.cell.columns, len(rates)
+        return self._factors(weight, generator, (batch, n), (batch, m, n))
+
+    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+        """See `Rule.step`."""
+        assert moment.noise is not None
+        pushed = self.cell.push(moment.weight, moment.slope, state["B"])
+        projected = (moment.noise[:, :, None] * immediate(moment)).mT
+        kept, taken = balance(pushed, state["A"]), self._blend(projected)
+        units = kept[:, None] * state["A"] + taken[:, None] * moment.noise
+        columns = pushed / kept[:, None, None] + projected / taken[:, None, None]
+        signal = torch.einsum("bjk,bk->bj", columns, moment.credit)
+        return {"A": units, "B": columns}, units.mT @ signal / len(signal)

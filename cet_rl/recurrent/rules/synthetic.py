@@ -1,0 +1,124 @@
+"""Rules that guess the credit that is to come: decoupled neural interfaces, and their plausible form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.rules.base import Claims, Moment, SeparableRule, State, immediate
+from cet_rl.traces.base import check_whole
+
+
+class DNI(SeparableRule):
+    """Decoupled neural interfaces (Jaderberg et al. 2017): credit as a learned linear function of what is known.
+
+    With r̃_t = [r_t; y*_t; 1] and a copy A⁻ that is renewed every few steps,
+
+        c* = c̄_{t-1} + (A⁻ r̃_t) J_t      A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ      G_ij = (A r̃_t)_i e_ij
+
+    A is shared by all sequences and learns from the mean over them. It starts as N(0, 1/(n + n_out + 1)).
+
+    Args:
+        cell: of the network.
+        rate: η.
+        renewal: steps between copies of A.
+
+    Raises:
+        ValueError: for a rate or a renewal that cannot be.
+    """
+
+    name = "dni"
+    shared: tuple[str, ...] = ("A", "A_copy")
+    claims = Claims("n²", "n² + nm", frozenset({"matrix-vector", "Jacobian"}))
+
+    def __init__(self, cell: Cell, rate: float = 1e-2, renewal: int = 5) -> None:
+        super().__init__(cell)
+        if not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"rate of {self.name} must be zero or positive, got {rate:g}")
+        check_whole(renewal, f"renewal of {self.name}")
+        if renewal < 1:
+            raise ValueError(f"renewal of {self.name} must be at least 1, got {renewal}")
+        self.rate, self.renewal = rate, renewal
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """A random, its copy the same, r̃ = [r_0; 0; 1], no credit."""
+        n, known = self.cell.units, self.cell.units + self.cell.outputs + 1
+        guess = (torch.randn(n, known, generator=generator) / math.sqrt(known)).to(weight)
+        label = rates.new_zeros(len(rates), self.cell.outputs)
+        return {
+            "A": guess,
+            "A_copy": guess.clone(),
+            "known": self._known(rates, label),
+            "credit": torch.zeros_like(rates),
+        }
+
+    def _known(self, rates: Tensor, label: Tensor) -> Tensor:
+        return torch.cat([rates, label, torch.ones_like(rates[:, :1])], dim=1)
+
+    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+        """See `SeparableRule.factors`."""
+        known, before = self._known(moment.rates, moment.label), state["known"]
+        target = state["credit"] + self._backwards(state, moment, known @ state["A_copy"].mT)
+        guess = state["A"] - self.rate / len(known) * (before @ state["A"].mT - target).mT @ before
+        renewed = (moment.clock + 1) % self.renewal == 0
+        after = {
+            "A": guess,
+            "A_copy": guess.clone() if renewed else state["A_copy"],
+            "known": known,
+            "credit": moment.credit,
+        }
+        return after, known @ guess.mT, immediate(moment)
+
+    def _backwards(self, state: State, moment: Moment, guessed: Tensor) -> Tensor:
+        """What credit at t means for t - 1: (B, n) to (B, n)."""
+        return self.cell.pull(moment.weight, moment.slope, guessed)
+
+
+class DNIb(DNI):
+    """DNI(b), the paper's plausible form: synapses 𝒥 of their own learn to stand in for the Jacobian.
+
+        𝒥 ← 𝒥 - η_J (𝒥 r_{t-1} - r_t) r_{t-1}ᵀ      c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥
+
+    and the rest as DNI. 𝒥 starts at W_rec and learns before it is used.
+
+    Args:
+        cell: of the network.
+        rate: η.
+        jacobian_rate: η_J; None for the same as η.
+        renewal: steps between copies of A.
+
+    Raises:
+        ValueError: for a rate or a renewal that cannot be.
+    """
+
+    name = "dni-b"
+    shared = ("A", "A_copy", "jacobian")
+    claims = Claims("n²", "n² + nm", frozenset({"matrix-vector"}))
+
+    def __init__(
+        self, cell: Cell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
+    ) -> None:
+        super().__init__(cell, rate, renewal)
+        self.jacobian_rate = rate if jacobian_rate is None else jacobian_rate
+        if not (math.isfinite(self.jacobian_rate) and self.jacobian_rate >= 0):
+            raise ValueError(f"jacobian_rate of dni-b must be zero or positive, got {self.jacobian_rate:g}")
+
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """As DNI's, and 𝒥 = W_rec."""
+        state = super().init_state(weight, rates, generator)
+        return {**state, "jacobian": self.cell.recurrent(weight).clone()}
+
+    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+        """See `SeparableRule.factors`."""
+        before, batch = moment.inputs[:, : self.cell.units], len(moment.rates)
+        missed = before @ state["jacobian"].mT - moment.rates
+        learned = state["jacobian"] - self.jacobian_rate / batch * (missed.mT @ before)
+        after, signal, eligibility = super().factors({**state, "jacobian": learned}, moment)
+        return {**after, "jacobian": learned}, signal, eligibility
+
+    def _backwards(self, state: State, moment: Moment, guessed: Tensor) -> Tensor:
+        """See `DNI._backwards`."""
+        return torch.tanh(guessed) @ state["jacobian"]

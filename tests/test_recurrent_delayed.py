@@ -1,0 +1,209 @@
+"""Errors that come late: the delayed gradient against its formula, and against the credit engine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cet_rl import CET, ET, Legendre, PerfectMemory, SharpCET
+from cet_rl.credit import Synapses
+from cet_rl.recurrent import Cell, Delayed, Memory, Online, Readout, Rule, build_rule
+from cet_rl.recurrent.delayed import TraceFilter, delay_rule, hold
+from cet_rl.recurrent.rules.base import Moment
+from cet_rl.recurrent.rules.registry import RULES
+
+DOUBLE = torch.float64
+SEPARABLE = ["rflo", "kernl", "dni", "dni-b"]
+OTHERS = ["bptt", "future-bptt", "rtrl", "uoro", "kf-rtrl", "r-kf"]
+TRACES = [
+    CET(4, 6, "area"),
+    SharpCET(3, 6, "area"),
+    Legendre(4, 6, "area"),
+    ET.from_delay(6, "area"),
+    PerfectMemory(6, "area"),
+]
+
+
+def experience(rule, steps=25, batch=3, seed=0):
+    """The moments that a network with frozen weights gives a rule."""
+    generator = torch.Generator().manual_seed(seed)
+    cell = rule.cell
+    weight, weight_out = cell.initial_weights(generator, DOUBLE)
+    rates = torch.zeros(batch, cell.units, dtype=DOUBLE)
+    noise = rule.draw(batch, steps, generator)
+    moments = []
+    for clock in range(steps):
+        x = torch.randn(batch, cell.inputs, generator=generator, dtype=DOUBLE)
+        label = torch.softmax(torch.randn(batch, cell.outputs, generator=generator, dtype=DOUBLE), dim=1)
+        inputs, rates, slope = cell.advance(weight, rates, x)
+        credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label))
+        drawn = None if noise is None else noise[clock].to(DOUBLE)
+        moments.append(Moment(weight, inputs, rates, slope, credit, label, drawn, clock))
+    return moments
+
+
+def gradients(rule, moments):
+    state = rule.init_state(
+        moments[0].weight, torch.zeros_like(moments[0].rates), torch.Generator().manual_seed(1)
+    )
+    found = []
+    for moment in moments:
+        state, gradient = rule.step(state, moment)
+        found.append(gradient)
+    return torch.stack(found), state
+
+
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_with_a_perfect_memory_it_is_the_rule_without_delay_shifted(name):
+    rule = build_rule(name, Cell(4, 2, 3))
+    moments = experience(rule)
+    prompt, _ = gradients(rule, moments)
+    late, state = gradients(Delayed(rule, PerfectMemory(6, "area"), 6), moments)
+    assert torch.equal(late[6:], prompt[:-6])
+    assert not late[:6].any()
+    assert prompt.abs().sum() > 0.1
+    # What is still on its way comes with the flush.
+    owed = Delayed(rule, PerfectMemory(6, "area"), 6).flush(state, moments[0].weight)
+    torch.testing.assert_close(late.sum(0) + owed, prompt.sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
+    rule = build_rule(name, Cell(4, 2, 3))
+    moments = experience(rule)
+    state = rule.init_state(
+        moments[0].weight, torch.zeros_like(moments[0].rates), torch.Generator().manual_seed(1)
+    )
+    signals, eligibilities = [], []
+    for moment in moments:
+        state, signal, eligibility = rule.factors(state, moment)
+        signals.append(signal)
+        eligibilities.append(eligibility)
+    kernel = trace.kernel(len(moments)).tolist()
+    late, _ = gradients(Delayed(rule, trace, 6), moments)
+    for t, found in enumerate(late):
+        expected = torch.zeros_like(found)
+        if t >= 6:
+            for lag in range(t + 1):
+                expected += kernel[lag] * (signals[t - 6][:, :, None] * eligibilities[t - lag]).mean(0)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
+def test_without_a_stage_of_the_rule_s_own_it_is_what_the_credit_engine_gives(trace):
+    cell = Cell(4, 2, 3, alpha=1.0)  # no leak: RFLO's eligibility is that of a feedforward layer
+    rule = build_rule("rflo", cell)
+    moments = experience(rule)
+    late, _ = gradients(Delayed(rule, trace, 6), moments)
+    engine = Synapses(cell.columns, cell.units, trace, delay_steps=6, num_envs=3, dtype=DOUBLE)
+    zeros = torch.zeros(1, 3, dtype=DOUBLE)
+    for moment, gradient in zip(moments, late, strict=True):
+        found = engine(moment.inputs[None], moment.slope[None], moment.credit[None], zeros + 1, zeros)
+        torch.testing.assert_close(found / 3, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
+def test_the_output_layer_waits_as_well(trace):
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.randn(20, 3, 4, generator=generator, dtype=DOUBLE)
+    errors = torch.randn(20, 3, 2, generator=generator, dtype=DOUBLE)
+    layer = Readout(trace, 6)
+    state = layer.init_state(rates[0], 2)
+    known = torch.cat([rates, torch.ones_like(rates[..., :1])], dim=2)
+    kernel = trace.kernel(20)
+    for t in range(20):
+        state, found = layer.step(state, errors[t], rates[t])
+        recalled = sum(kernel[lag] * known[t - lag] for lag in range(t + 1))
+        expected = errors[t - 6].mT @ recalled / 3 if t >= 6 else torch.zeros(2, 5, dtype=DOUBLE)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_trace_the_output_layer_learns_at_once():
+    rates, error = torch.randn(3, 4, dtype=DOUBLE), torch.randn(3, 2, dtype=DOUBLE)
+    state, found = Readout().step({}, error, rates)
+    expected = torch.einsum("bo,bj->oj", error, torch.cat([rates, torch.ones(3, 1, dtype=DOUBLE)], 1)) / 3
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert state == {}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rules_that_do_not_separate_refuse(name):
+    with pytest.raises(ValueError, match=f"rule {name} cannot learn from a late error"):
+        Delayed(build_rule(name, Cell(4, 2, 3)), CET(4, 6), 6)
+
+
+def test_every_rule_either_waits_or_refuses():
+    assert {*SEPARABLE, *OTHERS, "fixed-w"} == set(RULES)
+    fixed = build_rule("fixed-w", Cell(4, 2, 3))
+    assert delay_rule(fixed, CET(4, 6), 6) is fixed
+    assert delay_rule(fixed, None, 0) is fixed
+    assert isinstance(delay_rule(build_rule("rflo", Cell(4, 2, 3)), CET(4, 6), 6), Delayed)
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
+def test_steps_leave_what_they_are_given_untouched(trace):
+    rule = Delayed(build_rule("rflo", Cell(4, 2, 3)), trace, 6)
+    moments = experience(rule, steps=9)
+    _, state = gradients(rule, moments[:8])
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    first, second = rule.step(state, moments[8]), rule.step(state, moments[8])
+    assert all(torch.equal(state[name], before[name]) for name in before)
+    assert torch.equal(first[1], second[1])
+
+
+def test_a_filter_keeps_types_and_shapes():
+    for trace in TRACES:
+        for dtype in (torch.float32, DOUBLE):
+            filtered = TraceFilter(trace)
+            new = torch.randn(2, 3, 5, dtype=dtype)
+            state = filtered.init_state(new)
+            after, out = filtered.step(state, new)
+            assert (out.dtype, out.shape) == (dtype, new.shape)
+            assert (after.dtype, after.shape) == (dtype, state.shape)
+
+
+def test_a_line_without_length_hands_on():
+    new = torch.randn(2, 3)
+    line, out = hold(torch.zeros(2, 0, 3), new)
+    assert out is new
+    assert line.shape == (2, 0, 3)
+
+
+def test_a_memory_s_tensors_have_names():
+    cell = Cell(4, 2, 3)
+    online = Online(cell, Delayed(build_rule("rflo", cell), CET(4, 6), 6), Readout(CET(4, 6), 6))
+    memory = online.begin(*cell.initial_weights(), torch.zeros(2, 4))
+    named = memory.named()
+    assert {"weight", "weight_out", "rates", "rule.B", "rule.trace", "rule.signals", "readout.errors"} <= set(
+        named
+    )
+    again = Memory.from_named(named)
+    assert again.named().keys() == named.keys()
+    assert all(again.named()[name] is named[name] for name in named)
+
+
+def test_learning_online_is_descent_along_the_rule_s_gradients():
+    """Two updates of two steps each, written out."""
+    cell = Cell(3, 2, 2, output="linear")
+    rule: Rule = build_rule("rflo", cell)
+    feedback = torch.randn(2, 3, dtype=DOUBLE)
+    online = Online(cell, rule, lr=0.1, update_every=2, feedback=feedback)
+    weight, weight_out = cell.initial_weights(torch.Generator().manual_seed(0), DOUBLE)
+    x, label = torch.randn(4, 3, 2, dtype=DOUBLE), torch.randn(4, 3, 2, dtype=DOUBLE)
+    memory, losses = online.run(
+        online.begin(weight, weight_out, torch.zeros(3, 3, dtype=DOUBLE)), 0, x, label, None
+    )
+    rates, eligibility = torch.zeros(3, 3, dtype=DOUBLE), torch.zeros(3, 3, 6, dtype=DOUBLE)
+    for start in (0, 2):
+        first, second = torch.zeros_like(weight), torch.zeros_like(weight_out)
+        for t in (start, start + 1):
+            inputs, rates, slope = cell.advance(weight, rates, x[t])
+            error = torch.cat([rates, torch.ones(3, 1, dtype=DOUBLE)], 1) @ weight_out.T - label[t]
+            assert losses[t] == pytest.approx(float(error.square().mean() / 2), rel=1e-12)
+            eligibility = 0.5 * eligibility + slope[:, :, None] * inputs[:, None, :]
+            first += ((error @ feedback)[:, :, None] * eligibility).mean(0)
+            second += error.T @ torch.cat([rates, torch.ones(3, 1, dtype=DOUBLE)], 1) / 3
+        weight, weight_out = weight - 0.1 * first, weight_out - 0.1 * second
+    torch.testing.assert_close(memory.weight, weight, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(memory.weight_out, weight_out, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,415 @@
+"""Add and Mimic: floors, labels, statistics, and streams that can be cut and resumed anywhere."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cet_rl import storage
+from cet_rl.recurrent import catalogue
+from cet_rl.recurrent.catalogue import TASKS, build_task, register_task, summaries
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, symbol_steps
+
+DOUBLE = torch.float64
+
+
+def coin_entropy(p):
+    return -sum(q * math.log(q) for q in (p, 1 - p) if q > 0)
+
+
+def symbols_and_labels(task, seed, batch, symbols):
+    """One step of each symbol: (T, B) bits and (T, B) labels."""
+    x, y = task.stream(seed, batch, DOUBLE).take(symbols * symbol_steps(task.alpha))
+    every = slice(None, None, symbol_steps(task.alpha))
+    return x[every, :, 0], y[every, :, 0]
+
+
+def same(first, second):
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# --- floors ---
+
+
+def test_floors_of_add_are_those_of_the_paper():
+    expected = {"no history": 0.6616, "t2 only": 0.6277, "t1 only": 0.5192, "both": 0.4545}
+    for lags in ((3, 5), (2, 4), (5, 3)):
+        assert Add(lags).floors == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("lags", [(3, 5), (4, 2), (3, 3), (0, 2), (2, 0), (0, 0)])
+def test_floors_of_add_are_what_the_optimal_predictor_scores(lags):
+    early, late = lags
+    x, y = symbols_and_labels(Add(lags, alpha=1), seed=1, batch=100, symbols=1000)
+    x, y = x.numpy(), y[max(lags) :].numpy()
+
+    def back(lag):
+        return x[max(lags) - lag : len(x) - lag]
+
+    known = {"no history": [], "t2 only": [late], "t1 only": [early], "both": [early, late]}
+    for name, seen in known.items():
+        code = sum((2**place * back(lag) for place, lag in enumerate([0, *seen])), np.zeros_like(y)).astype(int)
+        prediction = np.zeros(8)
+        for value in np.unique(code):
+            prediction[value] = y[code == value].mean()
+        guess = prediction[code]
+        loss = -(y * np.log(guess, where=y > 0, out=np.zeros_like(y)))
+        loss -= (1 - y) * np.log(1 - guess, where=y < 1, out=np.zeros_like(y))
+        assert Add(lags).floors[name] == pytest.approx(loss.mean(), abs=1.5e-3), name
+
+
+def test_floors_of_special_lags():
+    entropy = {p: coin_entropy(p) for p in (0.25, 0.5, 0.625, 0.75, 1.0, 0.875, 0.375)}
+    same_lag = Add((3, 3)).floors  # y = 0.5 + 0.25 x
+    assert same_lag["no history"] == pytest.approx(entropy[0.625], abs=1e-12)
+    for name in ("t1 only", "t2 only", "both"):
+        assert same_lag[name] == pytest.approx((entropy[0.5] + entropy[0.75]) / 2, abs=1e-12)
+    present = Add((0, 3)).floors  # the present symbol is an input
+    assert present["no history"] == pytest.approx((entropy[0.375] + entropy[0.875]) / 2, abs=1e-12)
+    assert present["t2 only"] == present["both"] < present["t1 only"] == present["no history"]
+
+
+@pytest.mark.parametrize(("alpha", "seed"), [(0.5, 0), (0.25, 7)])
+def test_floor_of_mimic_is_what_the_mean_label_scores(alpha, seed):
+    task = Mimic(seed, alpha)
+    label = task.stream(99, 50, DOUBLE).take(1000)[1][100:].flatten(0, 1)
+    loss = task.cell.loss(label.mean(0).expand_as(label), label).mean()
+    assert task.floors["mean label"] == pytest.approx(float(loss), rel=0.02)
+    assert task.floors is task.floors
+
+
+def test_floor_of_mimic_is_of_the_size_that_the_authors_have():
+    floors = [Mimic(seed).floors["mean label"] for seed in range(5)]
+    assert all(0.02 < floor < 0.07 for floor in floors)
+    assert len(set(floors)) == 5
+
+
+# --- Add ---
+
+
+@given(early=st.integers(0, 7), late=st.integers(0, 7), hold=st.integers(1, 4), seed=st.integers(0, 2**64))
+@settings(max_examples=25)
+def test_labels_of_add_follow_from_the_symbols_that_came_before(early, late, hold, seed):
+    x, y = Add((early, late), 1 / hold).stream(seed, 3, DOUBLE).take(60)
+    checked = 0
+    for t in range(60):
+        for b in range(3):
+            assert x[t, b].tolist() in ([0, 1], [1, 0])
+            assert float(y[t, b].sum()) == 1
+            # a symbol's steps start at multiples of the hold
+            sources = [(t // hold - lag) * hold for lag in (early, late)]
+            if min(sources) >= 0:
+                first, second = (float(x[source, b, 0]) for source in sources)
+                assert float(y[t, b, 0]) == 0.5 + 0.5 * first - 0.25 * second
+                checked += 1
+    assert checked == 3 * (60 - max(early, late) * hold)
+
+
+def test_the_first_labels_depend_on_symbols_before_the_first():
+    _, y = symbols_and_labels(Add((3, 5)), seed=2, batch=4000, symbols=3)
+    for row in y:
+        values, counts = row.unique(return_counts=True)
+        assert values.tolist() == [0.25, 0.5, 0.75, 1]
+        assert torch.all((counts - 1000).abs() < 4 * math.sqrt(750))
+    # and the labels of step 3 on from the same stream of symbols, the first one included
+    x, y = symbols_and_labels(Add((3, 5)), seed=2, batch=4000, symbols=4)
+    assert torch.equal(y[3] >= 0.75, x[0] == 1)
+
+
+def test_symbols_of_add_do_not_depend_on_lags_hold_or_type():
+    plain = symbols_and_labels(Add((0, 0), 1), 4, 2, 50)[0]
+    for task in (Add((3, 5), 1), Add((MAX_LAG, 2), 1), Add((3, 5), 0.25)):
+        assert torch.equal(symbols_and_labels(task, 4, 2, 50)[0], plain)
+    exact = Add().stream(4, 2, DOUBLE).take(50)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        rounded = Add().stream(4, 2, dtype).take(50)
+        assert all(each.dtype == dtype for each in rounded)
+        assert same([each.double() for each in rounded], exact)
+
+
+def test_the_longest_lag_is_a_lag():
+    x, y = symbols_and_labels(Add((MAX_LAG, 0), 1), 5, 2, MAX_LAG + 50)
+    assert torch.equal(y[MAX_LAG:], 0.5 + 0.5 * x[:-MAX_LAG] - 0.25 * x[MAX_LAG:])
+
+
+# --- both ---
+
+
+@pytest.mark.parametrize(
+    ("alpha", "steps"), [(1, 1), (0.5, 2), (0.25, 4), (0.1, 10), (1 / 3, 3), (0.333333, 3), (1 / 49, 49)]
+)
+def test_symbols_are_held(alpha, steps):
+    assert symbol_steps(alpha) == steps
+    for task in (Add((1, 2), alpha), Mimic(0, alpha, inputs=3)):
+        x, y = task.stream(3, 16).take(10 * steps)
+        for held in (x, y) if isinstance(task, Add) else (x,):
+            blocks = held.unflatten(0, (10, steps))
+            assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+            assert all(not torch.equal(*pair) for pair in pairwise(blocks[:, 0]))
+
+
+def test_symbols_are_fair_and_independent():
+    add = symbols_and_labels(Add(), 6, 24, 2000)[0]
+    other = symbols_and_labels(Add(), 7, 24, 2000)[0]
+    mimic = Mimic(0, inputs=24, alpha=1).stream(6, 2, DOUBLE).take(2000)[0].flatten(1)
+    for bits in (add, torch.cat([add, other], dim=1), mimic):
+        count = bits.numel()
+        assert abs(float(bits.mean()) - 0.5) < 4 * 0.5 / math.sqrt(count)
+        signs = 2 * bits - 1
+        steps, width = signs.shape
+        between = signs.T @ signs / math.sqrt(steps) - math.sqrt(steps) * torch.eye(width, dtype=DOUBLE)
+        assert float(between.abs().max()) < 5  # standard normal, about a thousand of them
+        assert float(between.square().sum()) / (width * (width - 1)) == pytest.approx(1, abs=0.2)
+        for lag in (1, 2, 3, 7):
+            assert abs(float((signs[lag:] * signs[:-lag]).mean())) < 4 / math.sqrt(count)
+
+
+def test_streams_of_other_seeds_differ_and_of_the_same_agree():
+    for task in (Add(), Mimic(1)):
+        first, again, other = (task.stream(seed, 2).take(100) for seed in (8, 8, 9))
+        assert same(first, again)
+        assert not torch.equal(first[0], other[0])
+        assert not torch.equal(first[1], other[1])
+
+
+def test_shapes_and_types():
+    for task in (Add(), Mimic(1, inputs=3, units=4, outputs=5)):
+        for dtype in (torch.float32, DOUBLE):
+            x, y = task.stream(0, 7, dtype).take(9)
+            assert x.shape == (9, 7, task.inputs)
+            assert y.shape == (9, 7, task.outputs)
+            assert x.dtype == y.dtype == dtype
+            assert x.device.type == y.device.type == "cpu"
+
+
+def test_what_is_taken_may_be_written_to():
+    for task in (Add(), Mimic(1)):
+        stream, untouched = task.stream(0, 2), task.stream(0, 2)
+        for tensor in stream.take(5):
+            tensor.fill_(math.nan)
+        untouched.take(5)
+        assert same(stream.take(5), untouched.take(5))
+
+
+TINY = (
+    Add((1, 3), 1 / 3),
+    Add((0, 0), 1),
+    Mimic(3),
+    Mimic(2, 0.25, inputs=3, units=5, outputs=2),
+)
+
+
+@given(
+    task=st.sampled_from(TINY),
+    batch=st.sampled_from([1, 2, 3, 9, 300]),
+    pieces=st.lists(st.integers(1, 9), min_size=2, max_size=8),
+    dtype=st.sampled_from([torch.float32, DOUBLE]),
+)
+def test_a_stream_may_be_cut_anywhere(task, batch, pieces, dtype):
+    whole = task.stream(10, batch, dtype).take(sum(pieces))
+    stream = task.stream(10, batch, dtype)
+    cut = zip(*(stream.take(piece) for piece in pieces), strict=True)
+    assert same([torch.cat(each) for each in cut], whole)
+
+
+@given(
+    task=st.sampled_from(TINY),
+    batch=st.sampled_from([1, 3]),
+    before=st.integers(0, 20),
+    after=st.integers(1, 20),
+)
+def test_a_stream_resumes_from_a_file_bit_for_bit(task, batch, before, after):
+    stream = task.stream(11, batch)
+    if before:
+        stream.take(before)
+    tensors, data = storage.flatten({"stream": stream.state_dict()})
+    file = io.BytesIO()
+    storage.write(file, {"rest": data}, tensors, what="network")
+    expected = stream.take(after)
+    file.seek(0)
+    data, tensors = storage.read(file, what="network")
+    resumed = task.stream(12, batch)  # the state brings its seed along
+    resumed.take(3)
+    resumed.load_state_dict(storage.unflatten(tensors, data["rest"])["stream"])
+    assert same(resumed.take(after), expected)
+    assert resumed.state_dict()["seed"] == 11
+
+
+def test_a_state_is_a_copy():
+    stream, untouched = Mimic(3).stream(0, 1), Mimic(3).stream(0, 1)
+    stream.take(5)
+    untouched.take(5)
+    stream.state_dict()["rates"].zero_()
+    state = stream.state_dict()
+    stream.load_state_dict(state)
+    state["rates"].zero_()
+    assert same(stream.take(5), untouched.take(5))
+
+
+# --- Mimic ---
+
+
+@pytest.mark.parametrize("task", [Mimic(4), Mimic(5, 0.25, inputs=3, units=7, outputs=2), Mimic(6, 1)])
+def test_labels_of_mimic_are_the_outputs_of_its_network(task):
+    x, y = task.stream(13, 3, DOUBLE).take(200)
+    weight, weight_out = task.weights
+    assert task.cell == Cell(task.units, task.inputs, task.outputs, task.alpha, "tanh", "linear")
+    rates = torch.zeros(3, task.units, dtype=DOUBLE)
+    for now, label in zip(x, y, strict=True):
+        rates = task.cell.advance(weight, rates, now).rates
+        torch.testing.assert_close(task.cell.read(weight_out, rates), label, rtol=0, atol=1e-12)
+    single = task.stream(13, 3).take(200)
+    assert same(single, (x.float(), y.float()))
+
+
+def test_each_sequence_of_mimic_is_its_own():
+    x, y = Mimic(4).stream(14, 4, DOUBLE).take(100)
+    assert all(not torch.equal(x[:, b], x[:, c]) for b in range(4) for c in range(b))
+    assert all(not torch.allclose(y[50:, b], y[50:, c], atol=0.1) for b in range(4) for c in range(b))
+
+
+def test_the_network_of_mimic_is_fixed_and_not_that_of_a_learner_of_the_same_seed():
+    weight, weight_out = Mimic(15).weights
+    again = Mimic(15).weights
+    assert torch.equal(weight, again[0])
+    assert torch.equal(weight_out, again[1])
+    assert not torch.allclose(weight, Mimic(16).weights[0], atol=0.1)
+    recurrent = weight[:, :32]
+    torch.testing.assert_close(recurrent @ recurrent.T, torch.eye(32, dtype=DOUBLE), rtol=0, atol=1e-12)
+    learner = Cell(32, 32, 32).initial_weights(torch.Generator().manual_seed(15), DOUBLE)
+    assert not torch.allclose(weight, learner[0], atol=0.1)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("alpha", [0.4, 0.7, 0.3, 0.15, 0.333])
+def test_an_alpha_whose_inverse_is_not_whole_is_refused_with_the_nearest(alpha):
+    for make in (lambda value: Add(alpha=value), lambda value: Mimic(0, value)):
+        with pytest.raises(ValueError, match="1 over a whole number") as caught:
+            make(alpha)
+        below, above = (float(word) for word in str(caught.value).rsplit("nearest are ", 1)[1].split(" and "))
+        assert below < alpha < above
+        steps = [symbol_steps(each) for each in (below, above)]  # what is proposed is accepted
+        assert steps[0] == steps[1] + 1
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.5, 1.5, 2, math.nan, math.inf])
+def test_an_alpha_that_cannot_be_is_refused(alpha):
+    for make in (lambda: Add(alpha=alpha), lambda: Mimic(0, alpha)):
+        with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\]"):
+            make()
+
+
+@pytest.mark.parametrize("lags", [(-1, 3), (3,), (1, 2, 3), (1.0, 2), (True, 3), "35", None, 4, (None, 2)])
+def test_lags_that_cannot_be_are_refused(lags):
+    with pytest.raises(ValueError, match="lags must be two whole numbers, 0 or more"):
+        Add(lags)
+
+
+def test_absurd_lags_are_refused():
+    with pytest.raises(ValueError, match=f"at most {MAX_LAG}"):
+        Add((3, MAX_LAG + 1))
+
+
+def test_lags_may_come_as_a_list_or_of_numpy():
+    assert Add([3, 5]) == Add((3, 5)) == Add(np.array([3, 5]))
+    assert len({Add([3, 5]), Add()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"seed": -1}, "seed must be a whole number, 0 or more, got -1"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": 0, "inputs": 0}, "inputs must be a whole number, 1 or more"),
+        ({"seed": 0, "units": 2.5}, "units"),
+        ({"seed": 0, "outputs": -1}, "outputs"),
+    ],
+)
+def test_a_mimic_that_cannot_be_is_refused(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Mimic(**arguments)
+
+
+def test_a_stream_that_cannot_be_is_refused():
+    for task in (Add(), Mimic(0)):
+        with pytest.raises(ValueError, match="seed must be a whole number, 0 or more, got -3"):
+            task.stream(-3, 1)
+        with pytest.raises(ValueError, match="batch must be a whole number, 1 or more, got 0"):
+            task.stream(0, 0)
+        with pytest.raises(ValueError, match=r"such as torch\.float32, got torch\.int64"):
+            task.stream(0, 1, torch.int64)
+        for steps in (0, -1, 2.0, True):
+            with pytest.raises(ValueError, match="steps must be a whole number, 1 or more"):
+                task.stream(0, 1).take(steps)
+
+
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
+    add, mimic = Add(), Mimic(0)
+    state, rates = add.stream(5, 2).state_dict(), mimic.stream(5, 2).state_dict()
+    wrong = [
+        (add, {**state, "batch": 3}, "2 sequences, its state is of 3"),
+        (add, {**state, "seed": -1}, "seed must be"),
+        (add, {**state, "steps": 0.5}, "steps must be"),
+        (add, {}, "seed, batch, steps, got none"),
+        (add, rates, "seed, batch, steps, got seed, batch, steps, rates"),
+        (mimic, state, "rates, a tensor of shape"),
+        (mimic, Mimic(0, units=4).stream(5, 2).state_dict(), "rates, a tensor of shape"),
+        (mimic, {**rates, "batch": 3}, "2 sequences, its state is of 3"),
+    ]
+    for task, bad, complaint in wrong:
+        stream, untouched = task.stream(6, 2), task.stream(6, 2)
+        with pytest.raises(ValueError, match=complaint):
+            stream.load_state_dict(bad)
+        assert same(stream.take(4), untouched.take(4))
+
+
+# --- catalogue ---
+
+SETTINGS = SimpleNamespace(lags=[2, 4], alpha=0.25, seed=3)
+
+
+def test_tasks_of_the_catalogue_are_built_from_a_configuration():
+    assert set(TASKS) >= {"add", "late-add", "mimic"}
+    assert set(summaries()) == set(TASKS)
+    assert all(summaries().values())
+    assert build_task("add", SETTINGS) == build_task("late-add", SETTINGS) == Add((2, 4), 0.25)
+    assert build_task("mimic", SETTINGS) == Mimic(3, 0.25)
+    assert (Add().inputs, Add().outputs, Add().output) == (2, 2, "softmax")
+    assert (Mimic(0).inputs, Mimic(0).outputs, Mimic(0).output) == (32, 32, "linear")
+
+
+def test_a_task_of_a_third_party(monkeypatch):
+    monkeypatch.setattr(catalogue, "TASKS", dict(TASKS))
+    register_task("slow_add-2", "Add, far back", lambda settings: Add((9, settings.lags[1]), settings.alpha))
+    assert build_task("slow_add-2", SETTINGS) == Add((9, 4), 0.25)
+    assert summaries()["slow_add-2"] == "Add, far back"
+    with pytest.raises(ValueError, match="there is a task 'add' already"):
+        register_task("add", "another", "cet_rl.recurrent.tasks:build_add")
+    for name in ("Add-v0", "a/b", "", "two words"):
+        with pytest.raises(ValueError, match="letters, digits, - and _, and no Gymnasium id"):
+            register_task(name, "an environment", "cet_rl.recurrent.tasks:build_add")
+
+
+def test_a_task_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="unknown task 'mimik'; did you mean mimic"):
+        build_task("mimik", SETTINGS)
+    with pytest.raises(ValueError, match="choose from add, late-add, mimic"):
+        build_task("quux", SETTINGS)
+
+
+def test_the_catalogue_is_light():
+    code = "import sys, cet_rl.recurrent.catalogue as c; c.summaries(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
