@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+import torch
+
+from cet_rl.recurrent import compiled
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.compiled import jit, local
+from cet_rl.recurrent.compiled.tanh import squash
+from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter, delay_rule
+from cet_rl.recurrent.online import Memory, Online
+from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
+from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
+from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
+from cet_rl.recurrent.rules.synthetic import DNI, DNIb
+from cet_rl.traces.cascade import CET
+from cet_rl.traces.exponential import ET
+from cet_rl.traces.perfect import PerfectMemory
+from cet_rl.traces.sharp import Legendre, SharpCET
+
+STEPS = 60
+RULES = {
+    "fixed-w": FixedW,
+    "bptt": lambda cell: BPTT(cell, window=7),
+    "future-bptt": lambda cell: FutureBPTT(cell, window=7),
+    "rtrl": RTRL,
+    "uoro": UORO,
+    "kf-rtrl": KFRTRL,
+    "r-kf": RKF,
+    "kernl": lambda cell: KeRNL(cell, rate=0.02),
+    "rflo": RFLO,
+    "dni": lambda cell: DNI(cell, rate=0.05, renewal=4),
+    "dni-b": lambda cell: DNIb(cell, rate=0.05, jacobian_rate=0.02),
+}
+LATE = ["fixed-w", "rflo", "kernl", "dni", "dni-b"]
+TRACES = {
+    "cet": (CET(5, 6), 6),
+    "sharp": (SharpCET(4, 6), 6),
+    "legendre": (Legendre(5, 6), 6),
+    "et": (ET.from_delay(6), 6),
+    "perfect": (PerfectMemory(6), 6),
+    "perfect without delay": (PerfectMemory(0), 0),
+    "cet for another delay": (CET(3, 4), 9),
+}
+
+
+def build(
+    name,
+    *,
+    batch=3,
+    trace=None,
+    delay=0,
+    feedback=False,
+    dtype=torch.float64,
+    cell=Cell(5, 2, 3, alpha=0.3),  # noqa: B008
+    **options,
+):
+    """How it learns, what it starts with, and (x, label, noise) of STEPS steps."""
+    generator = torch.Generator().manual_seed(7)
+    back = torch.randn(cell.outputs, cell.units, generator=generator).to(dtype) if feedback else None
+    rule = delay_rule(RULES[name](cell), trace, delay)
+    online = Online(cell, rule, Readout(trace, delay), feedback=back, **{"lr": 0.05, **options})
+    rates = 0.3 * torch.randn(batch, cell.units, generator=generator).to(dtype)
+    memory = online.begin(*cell.initial_weights(generator, dtype), rates, generator)
+    x = torch.randint(0, 2, (STEPS, batch, cell.inputs), generator=generator).to(dtype)
+    label = torch.rand(STEPS, batch, cell.outputs, generator=generator).to(dtype)
+    label = label / label.sum(2, keepdim=True)
+    noise = rule.draw(batch, STEPS, generator)
+    return online, memory, (x, label, None if noise is None else noise.to(dtype))
+
+
+def part(data, first, last):
+    return [None if tensor is None else tensor[first:last] for tensor in data]
+
+
+def assert_same(got, want, tolerance=1e-10):
+    assert list(got) == list(want)
+    for name, tensor in want.items():
+        assert got[name].dtype == tensor.dtype
+        assert tensor.isfinite().all(), f"{name} is not finite: nothing to compare"
+        scale = tensor.abs().max().item() if tensor.numel() else 0.0
+        torch.testing.assert_close(
+            got[name], tensor, rtol=0, atol=tolerance * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def assert_runs_alike(online, memory, data, clock=0, tolerance=1e-10):
+    before = {name: tensor.clone() for name, tensor in memory.named().items()}
+    got, losses = compiled.run(online, memory, clock, *data)
+    for name, tensor in memory.named().items():
+        assert torch.equal(tensor, before[name]), f"{name} was changed"
+    want, expected = online.run(memory, clock, *data)
+    assert_same(got.named(), want.named(), tolerance)
+    assert_same({"losses": losses}, {"losses": expected}, tolerance)
+    return got, losses
+
+
+@pytest.mark.parametrize("batch", [1, 3, 6])
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_learns_as_defined(name, batch):
+    assert_runs_alike(*build(name, batch=batch))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", RULES)
+def test_with_sums_of_gradients_and_fixed_feedback(name, batch):
+    # 60 steps and a clock of 2: two steps are owed in the end.
+    got, _ = assert_runs_alike(*build(name, batch=batch, update_every=3, feedback=True), clock=2)
+    assert got.owed_out.abs().max() > 0
+
+
+@pytest.mark.parametrize("output", ["softmax", "linear"])
+@pytest.mark.parametrize("activation", ["tanh", "identity"])
+@pytest.mark.parametrize("name", ["rflo", "kernl", "future-bptt", "dni-b"])
+def test_with_other_networks(name, activation, output):
+    cell = Cell(4, 1, 2, alpha=0.5, activation=activation, output=output)
+    online, memory, data = build(name, cell=cell, lr=0.005)
+    # A linear network with what is learned about it diverges unless it forgets.
+    assert_runs_alike(online, memory._replace(weight=0.5 * memory.weight), data)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_with_one_unit(name):
+    assert_runs_alike(*build(name, cell=Cell(1, 1, 1, alpha=1.0, output="linear"), lr=0.01))
+
+
+@pytest.mark.parametrize("kind", TRACES)
+@pytest.mark.parametrize("name", LATE)
+def test_late_errors(name, kind):
+    trace, delay = TRACES[kind]
+    assert_runs_alike(*build(name, trace=trace, delay=delay, batch=1))
+    assert_runs_alike(*build(name, trace=trace, delay=delay, update_every=3, feedback=True))
+
+
+def test_perfect_memory_repeats_the_undelayed_gradients_later():
+    # Without updates, all gradients of the first 54 steps have come in after 60.
+    online, memory, data = build("rflo", update_every=100)
+    late, its_memory, _ = build("rflo", update_every=100, trace=PerfectMemory(6), delay=6)
+    owed = compiled.run(online, memory, 0, *part(data, 0, 54))[0]
+    owed_later = compiled.run(late, its_memory, 0, *data)[0]
+    torch.testing.assert_close(owed_later.owed, owed.owed, rtol=1e-12, atol=0)
+    torch.testing.assert_close(owed_later.owed_out, owed.owed_out, rtol=1e-12, atol=0)
+
+
+CUTS = [(name, None) for name in RULES] + [(name, kind) for name in ("rflo", "dni") for kind in TRACES]
+
+
+@pytest.mark.parametrize(("name", "kind"), CUTS)
+def test_a_memory_goes_from_one_executor_to_the_other(name, kind):
+    # 17 and 33 lie within windows of 7, within updates of 3 and within delays of 6 and 9.
+    trace, delay = TRACES[kind] if kind else (None, 0)
+    online, memory, data = build(name, trace=trace, delay=delay, update_every=3)
+    want, losses = online.run(memory, 4, *data)
+    for executors in ((compiled.run, Online.run, compiled.run), (Online.run, compiled.run, Online.run)):
+        now, heard = memory, []
+        for execute, first, last in zip(executors, (0, 17, 33), (17, 33, STEPS), strict=True):
+            now, loss = execute(online, now, 4 + first, *part(data, first, last))
+            heard.append(loss)
+        assert_same(now.named(), want.named())
+        assert_same({"losses": torch.cat(heard)}, {"losses": losses})
+
+
+@pytest.mark.parametrize(("name", "kind"), CUTS)
+def test_pieces_are_bit_for_bit_the_whole(name, kind):
+    trace, delay = TRACES[kind] if kind else (None, 0)
+    online, memory, data = build(name, trace=trace, delay=delay, update_every=4)
+    whole, losses = compiled.run(online, memory, 0, *data)
+    now, heard = memory, []
+    for first, last in ((0, 1), (1, 18), (18, STEPS)):
+        now, loss = compiled.run(online, now, first, *part(data, first, last))
+        heard.append(loss)
+    assert torch.equal(torch.cat(heard), losses)
+    for tensor, expected in zip(now.named().values(), whole.named().values(), strict=True):
+        assert torch.equal(tensor, expected)
+
+
+@pytest.mark.parametrize("name", ["rflo", "uoro"])
+def test_single_precision(name):
+    online, memory, data = build(name, batch=4, dtype=torch.float32)
+    got, losses = assert_runs_alike(online, memory, data, tolerance=1e-4)
+    assert losses.dtype == got.weight.dtype == torch.float32
+    # In double precision it must be nearer to the truth than single precision allows: nothing was promoted, or
+    # both would agree.
+    exact, _ = build(name, batch=4)[0].run(
+        Memory.from_named({key: tensor.double() for key, tensor in memory.named().items()}),
+        0,
+        *(None if tensor is None else tensor.double() for tensor in data),
+    )
+    error = (got.weight.double() - exact.weight).abs().max()
+    assert 1e-9 < error < 1e-4
+
+
+def test_noise_as_it_is_drawn_and_tensors_in_any_layout():
+    online, memory, (x, label, noise) = build("uoro")
+    want, _ = compiled.run(online, memory, 0, x, label, noise)
+    turned = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    got, _ = compiled.run(online, memory, 0, turned, label, noise.float())
+    assert_same(got.named(), want.named(), 0.0)
+
+
+def test_what_is_not_finite_stays_visible():
+    for name in RULES:
+        online, memory, data = build(name)
+        memory.weight_out[0, 0] = torch.inf
+        after, losses = compiled.run(online, memory, 0, *data)
+        assert not losses[-1].isfinite()
+        assert not after.weight_out.isfinite().all()
+    online, memory, data = build("fixed-w")
+    memory.rates[0, 0] = torch.nan
+    assert compiled.run(online, memory, 0, *data)[0].rates[0].isnan().all()
+
+
+class OwnRule(RFLO):
+    name = "own"
+
+
+def test_supports_no_class_but_those_of_this_package():
+    online, memory, data = build("rflo")
+    cell, trace = online.cell, CET(3, 4)
+    assert compiled.supports(online, memory)
+
+    def also(rule, readout=None, cell=cell, kind=Online):
+        return compiled.supports(kind(cell, rule, readout), memory)
+
+    assert also(RFLO(cell), Readout())
+    assert also(Delayed(RFLO(cell), trace, 4), Readout(trace, 4))
+    assert not also(OwnRule(cell))
+    assert not also(Delayed(OwnRule(cell), trace, 4))
+    assert not also(type("OwnDelayed", (Delayed,), {})(RFLO(cell), trace, 4))
+    assert not also(RFLO(cell), type("OwnReadout", (Readout,), {})())
+    assert not also(RFLO(cell), cell=type("OwnCell", (Cell,), {})(5, 2, 3))
+    assert not also(RFLO(cell), kind=type("OwnOnline", (Online,), {}))
+    readout = Readout(trace, 4)
+    readout.filter = type("OwnFilter", (TraceFilter,), {})(trace)
+    assert not also(RFLO(cell), readout)
+    with pytest.raises(ValueError, match="cannot run OwnRule here"):
+        compiled.run(Online(cell, OwnRule(cell)), memory, 0, *data)
+
+
+def test_supports_float32_and_float64_on_a_cpu():
+    online, memory, _ = build("rflo", feedback=True)
+
+    def moved(*arguments):
+        return Memory.from_named({name: tensor.to(*arguments) for name, tensor in memory.named().items()})
+
+    online.feedback = None
+    assert compiled.supports(online, moved(torch.float32))
+    assert not compiled.supports(online, moved(torch.bfloat16))
+    assert not compiled.supports(online, moved("meta"))
+    assert not compiled.supports(online, memory._replace(rates=memory.rates.float()))
+    online.feedback = torch.zeros(3, 5)
+    assert not compiled.supports(online, memory)
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    online, memory, (x, label, noise) = build("uoro")
+
+    def refused(match, memory=memory, x=x, label=label, noise=noise):
+        with pytest.raises(ValueError, match=match):
+            compiled.run(online, memory, 0, x, label, noise)
+
+    refused(r"x must have the shape \(60, 3, 2\)", x=x[..., :1])
+    refused(r"label must have the shape \(60, 3, 3\)", label=label[1:])
+    refused(r"noise must have the shape \(60, 3, 5\)", noise=noise[:, :1])
+    refused("needs noise", noise=None)
+    refused(r"rates in the memory must have the shape \(3, 5\)", memory._replace(rates=memory.rates[:, :4]))
+    refused(r"B in the memory", memory._replace(rule={**memory.rule, "B": memory.rule["B"][:2]}))
+    refused(r"states \['A', 'B'\], got \['A'\]", memory._replace(rule={"A": memory.rule["A"]}))
+    online.feedback = torch.zeros(5, 3, dtype=torch.float64)
+    refused(r"feedback .* must have the shape \(3, 5\)")
+
+
+@numba.njit(error_model="numpy")
+def squashed(values):
+    squash(values)
+    return values
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tanh_is_as_exact_as_the_c_librarys(dtype):
+    steps = np.concatenate([np.linspace(-22, 22, 40_001), np.logspace(-30, 0, 3_001), -np.logspace(-30, 0, 3_001)])
+    values = steps.astype(dtype)
+    exact = np.tanh(values.astype(np.longdouble))
+    unit = np.spacing(np.abs(exact).astype(dtype))
+    assert np.max(np.abs(squashed(values[None].copy())[0] - exact) / unit) < 2.5
+    ends = np.array([[0.0, -0.0, np.inf, -np.inf, np.nan, 3e38]], dtype)
+    np.testing.assert_array_equal(squashed(ends.copy())[0], np.array([0, 0, 1, -1, np.nan, 1], dtype))
+    assert np.signbit(squashed(ends.copy())[0, 1])
+
+
+def test_machine_code_is_kept_until_a_source_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    signature = jit.layer_type(np.dtype(np.float64))
+
+    def loaded():
+        return sum(jit.build.__wrapped__(local.fixed_w, signature).stats.cache_hits.values())
+
+    assert [loaded(), loaded()] == [0, 1]
+    monkeypatch.setattr(jit, "_sources", lambda: "another version")
+    assert [loaded(), loaded()] == [0, 1]
+
+
+def test_compiles_where_nothing_can_be_written(monkeypatch):
+    # Of numba's places for machine code, this one is for notebooks only.
+    monkeypatch.setattr(numba.config, "CACHE_LOCATOR_CLASSES", "IPythonCacheLocator", raising=False)
+    kernel = jit.build.__wrapped__(local.fixed_w, jit.layer_type(np.dtype(np.float64)))
+    assert not kernel.stats.cache_hits
+    assert kernel.signatures
+
+
+def test_a_full_disk_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.core.caching.FunctionCache, "save_overload", full)
+    assert jit.build.__wrapped__(local.fixed_w, jit.layer_type(np.dtype(np.float64))).signatures
