@@ -105,7 +105,16 @@ VISION = Family(
     catalogue="cet_rl.vision.catalogue:summaries",
     checkpoint="network.zip",
 )
-FAMILIES = (RL, VISION)
+RECURRENT = Family(
+    "recurrent",
+    "recurrent networks",
+    home="cet_rl.recurrent.config:RecurrentConfig",
+    trainer="cet_rl.recurrent.training:train",
+    evaluator="cet_rl.recurrent.training:evaluate_run",
+    catalogue="cet_rl.recurrent.catalogue:summaries",
+    checkpoint="network.zip",
+)
+FAMILIES = (RL, VISION, RECURRENT)
 
 
 def family_of(task: str | None) -> Family:

@@ -1,12 +1,13 @@
-"""Third parties' agents, environments and data sets, found through the entry points of installed packages.
+"""What third parties bring, found through the entry points of installed packages: agents, environments, data sets,
+learning rules and sequence tasks.
 
 A package that brings some names a function in its `pyproject.toml`,
 
     [project.entry-points."cet_rl.plugins"]
     mine = "my_package.cet_rl_plugin:register"
 
-and calls `register_agent`, `register_env` and `register_dataset` there. The function runs once, before any of
-these is first looked up.
+and calls `register_agent`, `register_env`, `register_dataset`, `register_rule` and `register_task` there. The
+function runs once, before any of these is first looked up.
 """
 
 from __future__ import annotations

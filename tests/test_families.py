@@ -16,7 +16,7 @@ from cet_rl.cli import main
 from cet_rl.cli.evaluate import EvalArguments
 from cet_rl.cli.train import parse_arguments
 from cet_rl.config import RLConfig
-from cet_rl.families import FAMILIES, RL, VISION, check_spelling, family_of, named_tasks, read_run
+from cet_rl.families import FAMILIES, RECURRENT, RL, VISION, check_spelling, family_of, named_tasks, read_run
 from cet_rl.run_config import RunConfig, Task, check_values, parse_config, read_mapping
 from cet_rl.runs import RunFolder, default_path
 
@@ -47,10 +47,12 @@ def refusal(capsys, *arguments):
 
 
 def test_a_task_has_one_family():
-    assert [family.name for family in FAMILIES] == ["rl", "vision"]
+    assert [family.name for family in FAMILIES] == ["rl", "vision", "recurrent"]
     assert len(set(named_tasks())) == len(named_tasks())
     for task in ("digits", "mnist", "cifar10"):
         assert family_of(task) is VISION
+    for task in ("add", "late-add", "mimic"):
+        assert family_of(task) is RECURRENT
     for task in ("CartPole-v1", "MinAtar/Breakout-v1", "my_module:MyEnv-v0", "minst", None):
         assert family_of(task) is RL
 
@@ -70,7 +72,7 @@ def test_a_family_s_configurations_share_their_base(family):
 def test_the_command_line_waits_with_what_takes_seconds():
     code = (
         "import sys; from cet_rl.cli import train, evaluate; train.parse_arguments(['mnist']); "
-        "train.parse_arguments(['CartPole-v1']); "
+        "train.parse_arguments(['CartPole-v1']); train.parse_arguments(['add', '--rule', 'uoro']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'stable_baselines3', 'datasets')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
@@ -84,6 +86,7 @@ def test_the_command_line_waits_with_what_takes_seconds():
         ("digit", "digits"),
         ("cifar", "cifar10"),
         ("CIFAR-10", "cifar10"),
+        ("mimik", "mimic"),
     ],
 )
 def test_a_misspelt_data_set_is_recognised(task, meant, capsys):

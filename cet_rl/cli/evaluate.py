@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         arguments,
         prog="cet-rl eval",
         description="Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on "
-        "images it has not learned from.",
+        "what it has not learned from.",
     )
     family, folder, values = read_run(parsed.run)
     parsed.check_for(family, values["task"])

@@ -27,6 +27,18 @@ def _datasets() -> dict[str, str]:
     return dict(VISION.tasks())
 
 
+def _tasks() -> dict[str, str]:
+    from cet_rl.families import RECURRENT
+
+    return dict(RECURRENT.tasks())
+
+
+def _rules() -> dict[str, str]:
+    from cet_rl.recurrent.rules.registry import rules
+
+    return {name: entry.summary for name, entry in rules().items()}
+
+
 def _traces() -> dict[str, str]:
     from cet_rl.traces.registry import TRACES
 
@@ -47,6 +59,8 @@ SHELVES: dict[str, Callable[[], dict[str, str]]] = {
     "agents": _agents,
     "envs": _envs,
     "datasets": _datasets,
+    "tasks": _tasks,
+    "rules": _rules,
     "traces": _traces,
     "configs": _configs,
 }

@@ -1,0 +1,92 @@
+"""The configuration of a recurrent network's run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cet_rl.recurrent.catalogue import summaries
+from cet_rl.run_config import RunConfig
+from cet_rl.traces.base import Normalization
+
+GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
+"""Options of rules that a task is learned better with than with the rule's own defaults."""
+
+LAGS = (3, 5)
+"""Of Add, as in Fig. 1 of the paper."""
+
+
+@dataclass(frozen=True)
+class RecurrentConfig(RunConfig):
+    """What to learn, and how."""
+
+    rule: str = "rflo"
+    """Learning rule of the recurrent weights: a name that `cet-rl list rules` shows, or module:Class."""
+    delay: float = 0.0
+    """Seconds until the error reaches the synapses; a time step stands for --step-ms. 0: no delay."""
+    normalization: Normalization = "area"
+    """Scale of the trace's kernel: area one, or largest value one."""
+    step_ms: float = 200.0
+    """Milliseconds that one time step stands for."""
+    lr: float = 1e-3
+    """Learning rate of plain gradient descent."""
+    total_steps: int = 100_000
+    """Time steps."""
+    lags: tuple[int, int] = LAGS
+    """T1 T2: how many symbols ago the two inputs were that Add's label depends on."""
+    units: int = 32
+    """Hidden units."""
+    alpha: float = 0.5
+    """Inverse time constant of the units, in (0, 1]; symbols are held 1/alpha steps."""
+    activation: Literal["tanh", "identity"] = "tanh"
+    """Of the hidden units."""
+    batch_size: int = 1
+    """Sequences side by side; gradients are means over them."""
+    update_every: int = 1
+    """Steps between updates, each with the sum of the gradients since the last."""
+    feedback: Literal["symmetric", "random"] = "symmetric"
+    """How the output's error reaches hidden units: through the output weights, or through fixed random ones."""
+    rule_options: tuple[str, ...] = ()
+    """NAME=VALUE ...: options of the rule, such as window=10 of bptt; `cet-rl rules` shows them."""
+    precision: Literal["float32", "float64"] = "float32"
+    """Of all numbers."""
+    executor: Literal["auto", "step", "compiled"] = "auto"
+    """The definition, step by step, or a compiled loop, on CPUs and for the rules that come with the package."""
+
+    def __post_init__(self) -> None:
+        known = summaries()
+        if self.task not in known:
+            raise ValueError(f"unknown sequence task {self.task!r}: choose from {', '.join(known)}")
+        self.check_counts("units", "batch_size", "update_every")
+        if self.units > 10_000:
+            raise ValueError(f"--units must be at most 10,000, got {self.units}")
+        if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
+            raise ValueError(f"--alpha must lie in (0, 1], got {self.alpha:g}")
+        if self.lags != LAGS and self.task == "mimic":
+            raise ValueError("--lags belongs to Add; mimic has none: leave it out")
+        if min(self.lags) < 0:
+            raise ValueError(f"--lags must not be negative, got {self.lags[0]} {self.lags[1]}")
+        super().__post_init__()
+        self.timing.check_run(self.total_steps, 1)
+
+    @property
+    def layers(self) -> int:
+        """Recurrent and output."""
+        return 2
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The rule's options, those that suit the task filled in where none of the same name is given."""
+        given = {word.partition("=")[0] for word in self.rule_options}
+        usual = GENTLE.get(self.task, {}).get(self.rule, ())
+        return (*(word for word in usual if word.partition("=")[0] not in given), *self.rule_options)
+
+    @property
+    def arm(self) -> tuple[str, ...]:
+        """What learns, in words for `label`: rflo, or rflo and cet10."""
+        parts = [self.rule.replace(":", "-")]
+        if self.delay:
+            parts.append(self.trace_config.label)
+        parts += ["random-feedback"] * (self.feedback != "symmetric")
+        return tuple(parts)

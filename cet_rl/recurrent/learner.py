@@ -1,0 +1,217 @@
+"""A recurrent network that learns online from an endless task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cet_rl import storage
+from cet_rl.recurrent.catalogue import build_task
+from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.compiled import run as run_compiled
+from cet_rl.recurrent.compiled import supports
+from cet_rl.recurrent.config import RecurrentConfig
+from cet_rl.recurrent.delayed import Readout, delay_rule
+from cet_rl.recurrent.online import Memory, Online
+from cet_rl.recurrent.probe import measure_alignment, test_loss
+from cet_rl.recurrent.rules.registry import build_rule, parse_options
+from cet_rl.recurrent.tasks import SequenceTask
+
+CHUNK = 1000
+"""Network steps at a time, all sequences counted; between chunks it listens for interruptions."""
+
+SHORTEST_CHUNK = 50
+"""Time steps at a time, however many sequences there are."""
+
+TESTED = 100
+"""Sequences of the test stream, side by side."""
+
+TEST_STEPS = 1000
+"""Of each test sequence at the end of a run: 100,000 network steps."""
+
+CURVE_STEPS = 100
+"""Of each test sequence at a logged point."""
+
+
+def seeds(seed: int) -> dict[str, int]:
+    """Independent seeds that follow from a run's: of weights, rule, and the data to learn from and to test on."""
+    names = ("weights", "rule", "train", "test", "probe")
+    drawn = np.random.SeedSequence(seed).generate_state(len(names), np.uint64)
+    return {name: int(value >> np.uint64(1)) for name, value in zip(names, drawn, strict=True)}
+
+
+def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
+    """The configuration's network, rule and output layer.
+
+    Raises:
+        ValueError: for an unknown rule, options that it does not take, or a delay that it cannot bridge.
+    """
+    cell = Cell(config.units, task.inputs, task.outputs, config.alpha, config.activation, task.output)
+    rule = build_rule(config.rule, cell, parse_options(config.rule, config.options))
+    hidden, output = config.timing.layer_delays
+    traces = [config.trace_config.build(delay) for delay in (hidden, output)]
+    feedback = None
+    if config.feedback == "random":
+        generator = torch.Generator().manual_seed(seeds(config.seed)["weights"] + 1)
+        feedback = torch.randn(task.outputs, config.units, generator=generator) / math.sqrt(config.units)
+    return Online(
+        cell,
+        delay_rule(rule, traces[0], hidden),
+        Readout(traces[1], output),
+        lr=config.lr,
+        update_every=config.update_every,
+        feedback=feedback,
+    )
+
+
+class SequenceLearner:
+    """A network, its rule, and the stream it learns from.
+
+    Args:
+        config: resolved.
+
+    Attributes:
+        step: time steps made.
+        online: how it learns.
+        memory: all that changes.
+        loss_sum: of the steps since the last `take_loss`.
+        losses: how many these are.
+
+    Raises:
+        ValueError: for what does not fit together, see `build_online`.
+    """
+
+    def __init__(self, config: RecurrentConfig) -> None:
+        self.config, self.step = config, 0
+        self.dtype = getattr(torch, config.precision)
+        self.task = build_task(config.task, config)
+        self.online = build_online(config, self.task)
+        own = seeds(config.seed)
+        self._test_seed, self._probe_seed = own["test"], own["probe"]
+        self.stream = self.task.stream(own["train"], config.batch_size, self.dtype)
+        self._noise = torch.Generator().manual_seed(own["rule"])
+        weights = self.online.cell.initial_weights(torch.Generator().manual_seed(own["weights"]), self.dtype)
+        weight, weight_out = (tensor.to(config.device) for tensor in weights)
+        if self.online.feedback is not None:
+            self.online.feedback = self.online.feedback.to(weight)
+        rates = weight.new_zeros(config.batch_size, config.units)
+        self.memory = self.online.begin(weight, weight_out, rates, self._noise)
+        self.compiled = self._choose_executor()
+        self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64), 0
+
+    def _choose_executor(self) -> bool:
+        possible = supports(self.online, self.memory)
+        if self.config.executor == "compiled" and not possible:
+            raise ValueError(
+                f"--executor compiled is for CPUs and the rules that come with the package, not for "
+                f"{self.config.rule} on {self.config.device}: use --executor step"
+            )
+        return possible and self.config.executor != "step"
+
+    def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
+        """Learn from a chunk of the stream.
+
+        Args:
+            limit: the step to stop at, if the chunk does not end before; None for the chunk's end.
+            measure: of no interest; alignment is measured when `measurements` asks for it.
+
+        Returns:
+            The chunk's mean loss, each step's before its update.
+
+        Raises:
+            FloatingPointError: if anything is not finite any more; it says what, and since which step.
+        """
+        size = max(CHUNK // self.config.batch_size, SHORTEST_CHUNK)
+        end = self.step - self.step % size + size
+        steps = (end if limit is None else min(end, limit)) - self.step
+        x, label = (tensor.to(self.config.device) for tensor in self.stream.take(steps))
+        noise = self.online.rule.draw(self.config.batch_size, steps, self._noise)
+        noise = None if noise is None else noise.to(x)
+        before = self.memory
+        run = run_compiled if self.compiled else Online.run
+        self.memory, losses = run(self.online, before, self.step, x, label, noise)
+        if not all(bool(tensor.isfinite().all()) for tensor in (losses, *self.memory.named().values())):
+            raise self._diverged(before, x, label, noise)
+        self.step += steps
+        self.loss_sum += losses.double().sum().cpu()
+        self.losses += steps
+        return losses.mean()
+
+    def _diverged(self, memory: Memory, x: Tensor, label: Tensor, noise: Tensor | None) -> FloatingPointError:
+        """What went wrong in a chunk, found by walking through it again step by step."""
+        advice = f"use a smaller --lr ({self.config.lr:g} now)"
+        for offset in range(len(x)):
+            drawn = None if noise is None else noise[offset]
+            memory, loss = self.online.step(memory, self.step + offset, x[offset], label[offset], drawn)
+            for name, tensor in {**memory.named(), "loss": loss}.items():
+                if not tensor.isfinite().all():
+                    where = f"at step {self.step + offset + 1:,}"
+                    return FloatingPointError(f"{name} of rule {self.config.rule} is not finite {where}: {advice}")
+        where = f"between steps {self.step + 1:,} and {self.step + len(x):,}"
+        return FloatingPointError(f"rule {self.config.rule} gives numbers that are not finite {where}: {advice}")
+
+    def take_loss(self) -> float:
+        """Mean loss of a step since this was last asked for; nan if nothing."""
+        mean = float(self.loss_sum) / self.losses if self.losses else math.nan
+        self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
+        return mean
+
+    def measurements(self) -> dict[str, float]:
+        """Loss on the test stream with frozen weights, and, if wanted, the alignment of the gradients."""
+        found = {"test/loss": self.test(CURVE_STEPS)}
+        if self.config.alignment:
+            stream = self.task.stream(self._probe_seed, 8, self.dtype)
+            generator = torch.Generator().manual_seed(self._probe_seed ^ self.step)
+            recurrent, output = measure_alignment(self.online, self.memory, stream, generator)
+            found["credit/alignment/0"] = recurrent
+            if self.config.delay:
+                found["credit/alignment/1"] = output
+        return found
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss over 100,000 steps of the test stream with frozen weights."""
+        return {"test_loss": self.test(TEST_STEPS)}
+
+    def test(self, steps: int) -> float:
+        """Mean loss with frozen weights over some steps of each test sequence."""
+        stream = self.task.stream(self._test_seed, TESTED, self.dtype)
+        return test_loss(self.online.cell, self.memory, stream, steps)
+
+    def save(self, file: Path) -> None:
+        """Write everything that going on takes, in one stroke."""
+        tensors, rest = storage.flatten(
+            {
+                "memory": self.memory.named(),
+                "stream": self.stream.state_dict(),
+                "noise": {"state": self._noise.get_state()},
+                "loss": {"sum": self.loss_sum},
+            }
+        )
+        data = {"step": self.step, "losses": self.losses, "rest": storage.check_data("the stream", rest)}
+        storage.write(file, data, tensors, what="network")
+
+    def load(self, file: Path) -> None:
+        """Go on where `save` was called.
+
+        Raises:
+            ValueError, OSError: if the file cannot be read, or is of another network.
+        """
+        data, tensors = storage.read(file, what="network")
+        try:
+            saved = storage.unflatten(tensors, data["rest"])
+            mine, found = self.memory.named(), saved["memory"]
+            shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
+            if {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes:
+                raise ValueError(f"{file} does not fit this configuration: it holds other tensors")
+            self.memory = Memory.from_named({name: found[name].to(tensor) for name, tensor in mine.items()})
+            self.stream.load_state_dict(saved["stream"])
+            self._noise.set_state(saved["noise"]["state"])
+            self.loss_sum = saved["loss"]["sum"]
+            self.step, self.losses = int(data["step"]), int(data["losses"])
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{file} does not fit this configuration: {reason}") from None

@@ -1,0 +1,93 @@
+"""A recurrent network's run from configuration to summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cet_rl.families import RECURRENT
+from cet_rl.machine import on_this_machine, set_threads
+from cet_rl.recurrent.config import RecurrentConfig
+from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner
+from cet_rl.run_loop import RunLoop
+from cet_rl.runs import RunFolder, Status, default_path
+
+if TYPE_CHECKING:
+    from cet_rl.cli.evaluate import EvalArguments
+
+
+def resolve(config: RecurrentConfig) -> RecurrentConfig:
+    """The configuration with nothing left to choose: trace, rule's options, device and threads.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    config = on_this_machine(config).with_trace()
+    return replace(config, rule_options=config.options)
+
+
+def train(
+    config: RecurrentConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+) -> Status:
+    """Run a configuration in a run folder: learn, test, summarise.
+
+    Args:
+        config: what to run.
+        run_dir: the run folder itself; None for that of `default_path`.
+        resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
+            interruption; without one, start afresh.
+        quiet: print nothing.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        ValueError, OSError: for what cannot be, before any work is lost.
+        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
+            is from before.
+    """
+    config = resolve(config)
+    assert config.threads is not None
+    set_threads(config.threads)
+    folder = RunFolder(run_dir or default_path(config), RECURRENT.checkpoint)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    # Everything that can be refused is refused before the folder is touched.
+    folder.check(config.as_data(), resume=resume)
+    if folder.status == "finished":
+        say(f"{folder.path} is finished; its results are in {folder.summary_file}")
+        return "finished"
+    learner = SequenceLearner(config)
+    state = folder.claim(config.as_data(), resume=resume)
+    if state == "resumed":
+        learner.load(folder.checkpoint_file)
+        say(f"resuming at {learner.step:,} steps")
+    say(f"run folder {folder.path}")
+    return RunLoop(config, folder, learner, agent=config.rule, unit="steps", score="test_loss", quiet=quiet).go()
+
+
+def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
+    """`cet-rl eval`: test the network of a run's last checkpoint.
+
+    Args:
+        folder: of the run.
+        values: of its configuration.
+        options: of the command; none applies.
+
+    Returns:
+        The line that says what came out.
+    """
+    config = resolve(RecurrentConfig(**{**values, "device": "auto"}))
+    assert config.threads is not None
+    set_threads(config.threads)
+    learner = SequenceLearner(config)
+    learner.load(folder.checkpoint_file)
+    floors = ", ".join(f"{name} {value:.4f}" for name, value in learner.task.floors.items())
+    loss, steps = learner.test(TEST_STEPS), TESTED * TEST_STEPS
+    return f"{config.task}: loss {loss:.4f} over {steps:,} steps, weights frozen; floors: {floors}"
