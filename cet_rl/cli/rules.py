@@ -1,0 +1,63 @@
+"""`cet-rl rules`: what learning rules of recurrent networks keep and compute, and whether a brain might."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from cet_rl.cli.options import parse
+from cet_rl.files import replacing
+
+if TYPE_CHECKING:
+    from cet_rl.recurrent.auditing.report import Format
+
+SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
+"""Formats that a file's name tells."""
+
+
+@dataclass(frozen=True)
+class RulesArguments:
+    """Which rules to audit, and where the tables go."""
+
+    rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()
+    """Names, or classes of your own as module:Class. Default: all that `cet-rl list rules` shows."""
+    format: Literal["table", "markdown", "csv"] | None = None
+    """Default: what the name of --output ends in (.md, .csv), and a table otherwise."""
+    output: str | None = None
+    """File to write to. Default: the terminal."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    parsed = parse(
+        RulesArguments,
+        arguments,
+        prog="cet-rl rules",
+        description="Audit learning rules of recurrent networks: run each in small networks, show its tensors, "
+        "memory, time and operations, and judge them by the criteria of Marschall, Cho and Savin (2019).",
+    )
+    output = None if parsed.output is None else Path(parsed.output)
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"--output: there is no folder {output.parent}")
+
+    from rich.console import Console
+
+    from cet_rl.recurrent.auditing.audit import audit
+    from cet_rl.recurrent.auditing.report import as_text, print_tables
+    from cet_rl.recurrent.rules.registry import find_rule, rules
+
+    audits = [audit(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
+    told = "table" if output is None else SUFFIXES.get(output.suffix.lower(), "table")
+    form: Format = parsed.format or told
+    if output is not None:
+        with replacing(output) as stream:
+            stream.write(as_text(audits, form).encode())
+    elif form == "table":
+        print_tables(audits, Console())
+    else:
+        print(as_text(audits, form), end="")
+    return 0

@@ -1,0 +1,560 @@
+"""The audit against the paper's Table 1 and text, on rules that are not built in, and on rules that cheat."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+import torch
+from rich.console import Console
+
+from cet_rl import CET, PerfectMemory
+from cet_rl.cli import rules as command
+from cet_rl.recurrent.auditing.audit import audit
+from cet_rl.recurrent.auditing.meter import Contraction, Meter
+from cet_rl.recurrent.auditing.orders import Order, Term, leading_terms
+from cet_rl.recurrent.auditing.report import as_csv, as_markdown, print_tables
+from cet_rl.recurrent.auditing.verdicts import CRITERIA, JUMP
+from cet_rl.recurrent.delayed import Delayed
+from cet_rl.recurrent.rules.base import Claims, Rule, SeparableRule, combine, immediate
+from cet_rl.recurrent.rules.local import RFLO, KeRNL
+from cet_rl.recurrent.rules.registry import RULES
+from cet_rl.recurrent.rules.stochastic import UORO
+from cet_rl.recurrent.rules.synthetic import DNI
+
+BUILT_IN = (
+    *("fixed-w", "bptt", "future-bptt", "rtrl", "uoro", "kf-rtrl", "r-kf", "kernl", "rflo", "dni", "dni-b"),
+)
+
+
+@pytest.fixture(scope="module")
+def audits():
+    return {name: audit(RULES[name].kind) for name in BUILT_IN}
+
+
+def failed(found):
+    return {verdict.criterion for verdict in found.verdicts if not verdict.passes}
+
+
+def reason(found, criterion):
+    return {verdict.criterion: verdict.reason for verdict in found.verdicts}[criterion]
+
+
+# What the paper says
+
+
+def test_only_rflo_and_dni_b_are_plausible_beside_a_rule_that_does_not_learn(audits):
+    assert {name for name, found in audits.items() if found.plausible} == {"fixed-w", "rflo", "dni-b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "criteria"),
+    {
+        "kf-rtrl": {"iv"},
+        "r-kf": {"iv"},
+        "rtrl": {"ii", "iv"},
+        "uoro": {"ii"},
+        "kernl": {"vi"},
+        "dni": {"ii", "iii"},
+        "bptt": {"online"},
+        "future-bptt": {"online"},
+    }.items(),
+)
+def test_a_rule_fails_where_the_paper_says(audits, name, criteria):
+    assert criteria <= failed(audits[name])
+
+
+def test_verdicts_the_paper_gives_in_favour(audits):
+    # "UORO uses only matrix-vector products", "DNI avoids matrix-matrix products and is naturally time-continuous"
+    assert "iv" not in failed(audits["uoro"])
+    assert "iv" not in failed(audits["dni"])
+    assert all(tensor.jump < JUMP for tensor in audits["dni"].tensors if tensor.order == 2)
+    assert all("v" not in failed(found) and "i" not in failed(found) for found in audits.values())
+    online = {name for name, found in audits.items() if "online" not in failed(found)}
+    assert online == set(BUILT_IN) - {"bptt", "future-bptt"}
+
+
+def test_those_that_need_the_jacobian(audits):
+    needing = {name for name, found in audits.items() if "Jacobian" in found.operations}
+    assert needing == {"bptt", "future-bptt", "rtrl", "uoro", "kf-rtrl", "r-kf", "dni"}
+
+
+def test_only_kernl_perturbs_and_the_stochastic_rules_and_it_use_noise(audits):
+    assert {name for name, found in audits.items() if "perturbed copy" in found.operations} == {"kernl"}
+    assert {name for name, found in audits.items() if "noise" in found.operations} == {
+        *("uoro", "kf-rtrl", "r-kf", "kernl")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    {
+        "fixed-w": [],
+        "rtrl": ["M: n × m × n"],
+        "uoro": ["A: n", "B: n × m"],
+        "kf-rtrl": ["A: m", "B: n × n"],
+        "r-kf": ["A: n", "B: m × n"],
+        "rflo": ["B: n × m"],
+        "bptt": ["inputs: T × m", "slope: T × n", "credit: T × n"],
+        "dni": ["A: n × (n+n_out+1)", "A_copy: n × (n+n_out+1)", "known: (n+n_out+1)", "credit: n"],
+    }.items(),
+)
+def test_tensors_are_those_of_table_1(audits, name, tensors):
+    assert [str(tensor) for tensor in audits[name].tensors] == tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "time"),
+    [
+        ("fixed-w", "0", "0"),
+        ("bptt", "Tn + Tm", "n² + nm"),
+        ("future-bptt", "Tn + Tm", "Tn² + nm"),
+        ("rtrl", "n²m", "n³m"),
+        ("uoro", "nm", "n² + nm"),
+        ("kf-rtrl", "n²", "n³"),
+        ("r-kf", "nm", "n²m"),
+        ("kernl", "n² + nm", "n² + nm"),
+        ("rflo", "nm", "nm"),
+        ("dni", "n²", "n² + nm"),
+        ("dni-b", "n²", "n² + nm"),
+    ],
+)
+def test_memory_and_time_are_those_of_the_equations(audits, name, memory, time):
+    assert (str(audits[name].memory), str(audits[name].time)) == (memory, time)
+
+
+def test_built_in_rules_are_what_they_claim_to_be(audits):
+    assert {name: found.differences for name, found in audits.items()} == dict.fromkeys(BUILT_IN, ())
+    assert all(found.claims is not None for found in audits.values())
+
+
+def test_the_bound_on_jumps_separates_what_rests_from_what_does_not(audits):
+    jumps = [t.jump for found in audits.values() for t in found.tensors if t.order == 2 and not t.past]
+    assert max(jump for jump in jumps if jump < JUMP) < JUMP / 10
+    assert min(jump for jump in jumps if jump > JUMP) > 5 * JUMP
+
+
+def test_reasons_name_what_is_at_fault(audits):
+    assert "M has order 3" in reason(audits["rtrl"], "ii")
+    assert "B moves by" in reason(audits["uoro"], "ii")
+    assert "with A_copy gives, a voltage, goes into one with J" in reason(audits["dni"], "iii")
+    assert "inputs, slope, credit" in reason(audits["bptt"], "online")
+
+
+def test_options_that_are_given_are_kept():
+    assert [str(tensor) for tensor in audit(RULES["bptt"].kind, window=4).tensors] == [
+        *("inputs: 4 × m", "slope: 4 × n", "credit: 4 × n")
+    ]
+
+
+def test_a_function_that_builds_a_rule_is_audited_like_its_class(audits):
+    assert audit(lambda cell: UORO(cell)) == audits["uoro"]
+
+
+# Rules that are not built in
+
+
+class SnAp1(SeparableRule):
+    name = "snap-1"
+    claims = Claims("nm", "nm")
+
+    def init_state(self, weight, rates, generator=None):
+        return {"B": weight.new_zeros(len(rates), *weight.shape)}
+
+    def factors(self, state, moment):
+        own = 1 - self.cell.alpha + moment.slope * self.cell.recurrent(moment.weight).diagonal()
+        trace = own[:, :, None] * state["B"] + immediate(moment)
+        return {"B": trace}, moment.credit, trace
+
+
+def test_a_rule_of_ones_own_is_judged_by_the_same_criteria():
+    found = audit(SnAp1)
+    assert (str(found.memory), str(found.time), found.operations) == ("nm", "nm", {})
+    assert found.plausible
+    assert found.differences == ()
+
+
+def test_a_rule_that_keeps_more_than_it_claims_is_found_out():
+    class Cheat(RFLO):
+        name = "cheat"
+
+        def init_state(self, weight, rates, generator=None):
+            return {"B": weight.new_zeros(len(rates), *weight.shape, self.cell.units)}
+
+        def factors(self, state, moment):
+            trace = 0.5 * state["B"] + immediate(moment)[..., None]
+            return {"B": trace}, moment.credit, trace.mean(-1)
+
+    found = audit(Cheat)
+    assert found.differences == ("memory is n²m, nm is claimed", "time is n²m, nm is claimed")
+    assert "B has order 3" in reason(found, "ii")
+    assert "iv" in failed(found)  # elementwise, but more of it than there are synapses
+
+
+def test_needs_are_compared_in_both_directions():
+    class Modest(UORO):
+        claims = Claims("nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
+
+    assert audit(Modest).differences == (
+        "needs Jacobian, which is not claimed",
+        "claims to need perturbed copy, but does not",
+    )
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        (Claims("n^2", "nm"), "an order is written like n²m"),
+        (Claims("nm", "nm", frozenset({"magic"})), "need magic; known are matrix-vector"),
+    ],
+)
+def test_claims_that_cannot_be_read_are_refused(claims, message):
+    kind = type("Unreadable", (RFLO,), {"claims": claims})
+    with pytest.raises(ValueError, match=message):
+        audit(kind)
+
+
+def driven_rates(push):
+    """A rule with a vector A, updated by `push`."""
+
+    class Pushed(Rule):
+        name = "pushed"
+
+        def init_state(self, weight, rates, generator=None):
+            return {"A": torch.randn(rates.shape, generator=generator, dtype=torch.float64)}
+
+        def step(self, state, moment):
+            recurrent = self.cell.recurrent(moment.weight)
+            after = 0.5 * state["A"] + push(moment, recurrent, state["A"])
+            return {"A": after}, combine(after, immediate(moment))
+
+    return Pushed
+
+
+def by_autograd(moment, recurrent, vector):
+    rates = moment.inputs[:, : len(recurrent)].clone().requires_grad_()
+    with torch.enable_grad():
+        active = torch.tanh(torch.cat([rates, moment.inputs[:, len(recurrent) :]], 1) @ moment.weight.mT)
+        return 0.5 * torch.autograd.grad(active, rates, vector)[0]
+
+
+@pytest.mark.parametrize(
+    "push",
+    [
+        lambda moment, recurrent, a: moment.slope * (a @ recurrent.mT),
+        lambda moment, recurrent, a: (moment.slope * a) @ recurrent,
+        lambda moment, recurrent, a: moment.slope * (recurrent * a).sum(-1),
+        lambda moment, recurrent, a: moment.slope * (recurrent * a.expand_as(recurrent)).sum(-1),
+        lambda moment, recurrent, a: a @ (moment.slope[0][:, None] * recurrent).mT,
+        lambda moment, recurrent, a: torch.einsum("bi,ij,bj->bi", moment.slope, recurrent, a),
+        lambda moment, recurrent, a: (torch.diag(moment.slope[0]) @ (recurrent @ a[0]))[None],
+        by_autograd,
+    ],
+)
+def test_the_jacobian_is_seen_however_it_is_written(push):
+    found = audit(driven_rates(push))
+    assert found.operations["Jacobian"] == 1
+    assert "ii" in failed(found)
+
+
+def test_a_jacobian_that_is_stored_from_step_to_step_is_seen():
+    class Stored(Rule):
+        name = "stored"
+
+        def init_state(self, weight, rates, generator=None):
+            return {"J": self.cell.recurrent(weight).clone(), "A": torch.ones_like(rates)}
+
+        def step(self, state, moment):
+            after = state["A"] @ state["J"].mT
+            jacobian = moment.slope[0][:, None] * self.cell.recurrent(moment.weight)
+            return {"J": jacobian, "A": after}, combine(after, immediate(moment))
+
+    assert "Jacobian" in audit(Stored).operations
+
+
+def test_recurrent_weights_without_the_slope_are_no_jacobian():
+    found = audit(driven_rates(lambda moment, recurrent, a: a @ recurrent))
+    assert found.operations == {"matrix-vector": 1}
+
+
+def test_a_voltage_becomes_a_rate_by_a_nonlinearity():
+    def twice(squash):
+        return audit(driven_rates(lambda moment, recurrent, a: squash(a @ recurrent) @ recurrent))
+
+    assert "iii" in failed(twice(lambda voltage: 2 * voltage))
+    assert "iii" not in failed(twice(torch.sigmoid))
+
+
+def test_a_forward_pass_from_other_rates_is_a_copy_and_one_from_the_networks_own_is_not():
+    def copy(moment, recurrent, a):
+        entering = moment.inputs[:, len(recurrent) :] @ moment.weight[:, len(recurrent) :].mT
+        return torch.sigmoid(a @ recurrent.mT + entering)
+
+    assert audit(driven_rates(copy)).operations["perturbed copy"] == 1
+    own = audit(driven_rates(lambda moment, recurrent, a: torch.tanh(moment.inputs @ moment.weight.mT)))
+    assert "perturbed copy" not in own.operations
+
+
+class Remembering(Rule):
+    """Keeps something of the last steps, in slots that are overwritten in turn."""
+
+    name = "remembering"
+
+    def __init__(self, cell, window: int = 20):
+        super().__init__(cell)
+        self.window = window
+
+    def init_state(self, weight, rates, generator=None):
+        return {"ring": rates.new_zeros(len(rates), self.window, self.cell.units)}
+
+    def step(self, state, moment):
+        ring = state["ring"].clone()
+        ring[:, moment.clock % self.window] = moment.rates
+        return {"ring": ring}, combine(ring.mean(1), immediate(moment))
+
+
+def test_past_activity_is_found_in_a_ring_too():
+    found = audit(Remembering)
+    assert [str(tensor) for tensor in found.tensors] == ["ring: T × n"]
+    assert (str(found.memory), failed(found)) == ("Tn", {"online"})
+
+
+def test_products_of_past_activity_are_found_where_they_shift():
+    class Shifting(Remembering):
+        def init_state(self, weight, rates, generator=None):
+            return {"line": weight.new_zeros(len(rates), self.window, *weight.shape)}
+
+        def step(self, state, moment):
+            line = torch.cat([immediate(moment)[:, None], state["line"][:, :-1]], dim=1)
+            return {"line": line}, combine(moment.credit, line[:, -1])
+
+    assert [str(tensor) for tensor in audit(Shifting).tensors] == ["line: T × n × m"]
+
+
+def test_states_of_a_cascade_are_no_past_and_their_number_is_no_order():
+    class Cascade(Remembering):
+        def __init__(self, cell, states: int = 5):
+            super().__init__(cell, states)
+
+        def step(self, state, moment):
+            mixing = 0.2 * torch.ones(self.window, self.window, dtype=torch.float64).tril()
+            after = torch.einsum("kl,bln->bkn", mixing, state["ring"]) + moment.rates[:, None]
+            return {"ring": after}, combine(after[:, -1], immediate(moment))
+
+    found = audit(Cascade)
+    assert [str(tensor) for tensor in found.tensors] == ["ring: states × n"]
+    assert (str(found.memory), found.operations) == ("n", {})
+
+
+def test_a_cascade_behind_rflo_adds_no_order_and_its_signals_are_past():
+    found = audit(lambda cell: Delayed(RFLO(cell), CET(4, 6, "area"), 6))
+    assert (str(found.memory), str(found.time)) == ("nm", "nm")
+    assert {tensor.name for tensor in found.tensors if tensor.past} == {"signals"}
+    perfect = audit(lambda cell: Delayed(RFLO(cell), PerfectMemory(6, "area"), 6))
+    assert {tensor.name for tensor in perfect.tensors if tensor.past} == {"signals", "trace"}
+
+
+class Traced(RFLO):
+    """RFLO with a change to its trace or its signal."""
+
+    def change(self, trace):
+        return trace
+
+    def factors(self, state, moment):
+        trace = self.change(0.5 * state["B"] + immediate(moment))
+        return {"B": trace}, moment.credit, trace
+
+
+def test_noise_that_a_rule_draws_itself_is_noise():
+    class Drawing(Traced):
+        def change(self, trace):
+            return trace + 0.01 * torch.randn_like(trace)
+
+    assert "needs noise, which is not claimed" in audit(Drawing).differences
+
+
+def test_a_norm_of_all_synapses_is_not_local():
+    class Normalised(Traced):
+        def change(self, trace):
+            return trace / trace.norm()
+
+    assert reason(audit(Normalised), "ii") == "all entries of B go into one number"
+
+
+def test_a_factorisation_is_a_matrix_product():
+    class Solving(Traced):
+        def factors(self, state, moment):
+            state, credit, trace = super().factors(state, moment)
+            square = torch.eye(self.cell.units, dtype=trace.dtype) + trace[0, :, : self.cell.units]
+            return state, torch.linalg.solve(square, credit[0])[None], trace
+
+    found = audit(Solving)
+    assert (str(found.time), "iv" in failed(found)) == ("n³", True)
+
+
+def test_a_flattened_axis_counts_by_its_growth():
+    class Flat(Rule):
+        name = "flat"
+
+        def init_state(self, weight, rates, generator=None):
+            return {"B": weight.new_zeros(len(rates), weight.numel())}
+
+        def step(self, state, moment):
+            trace = 0.5 * state["B"] + immediate(moment).flatten(1)
+            return {"B": trace}, combine(moment.credit, trace.view(-1, *moment.weight.shape))
+
+    (tensor,) = audit(Flat).tensors
+    assert (tensor.order, str(audit(Flat).memory)) == (2, "n²")
+
+
+def test_work_that_depends_on_what_happens_has_no_order():
+    class Erratic(Traced):
+        def factors(self, state, moment):
+            for _ in range(1 + int(moment.rates.sum() > 0)):
+                state = {"B": 0.5 * state["B"]}
+            return super().factors(state, moment)
+
+    found = audit(Erratic)
+    assert found.time is None
+    assert "time is irregular, nm is claimed" in found.differences
+
+
+def test_a_rule_that_hides_its_memory_is_refused():
+    class Hiding(RFLO):
+        def factors(self, state, moment):
+            self.steps = getattr(self, "steps", 0) + 1
+            state, signal, trace = super().factors(state, moment)
+            return state, self.steps * signal, trace
+
+    with pytest.raises(ValueError, match="does not do the same again from the same state"):
+        audit(Hiding)
+
+
+def test_a_rule_that_changes_the_state_it_is_given_is_refused():
+    class Overwriting(RFLO):
+        def factors(self, state, moment):
+            state["B"].mul_(0.5).add_(immediate(moment))
+            return state, moment.credit, state["B"]
+
+    with pytest.raises(ValueError, match="changes the state that it is given"):
+        audit(Overwriting)
+
+
+def test_options_of_constructors_reach_the_rule():
+    fast = audit(KeRNL, rate=0.3).tensors[0].jump
+    assert fast > 10 * audit(KeRNL, rate=1e-3).tensors[0].jump
+    with pytest.raises(ValueError, match="rate of dni"):
+        audit(DNI, rate=-1.0)
+
+
+# Orders and counts
+
+
+def test_orders_are_read_as_they_are_written():
+    for text in ("0", "1", "n", "n²m", "n² + nm", "Tn + Tm", "Tn² + nm"):
+        assert str(Order.parse(text)) == text
+    assert Order.parse("n²m + nm") == Order.parse("n²m")
+    assert Order.parse("Tn² + nm").growth == (2, 1)
+    assert Order.parse("0").growth is None
+    for text in ("n^2", "", "nk", "n +", "²n"):
+        with pytest.raises(ValueError, match="an order is written like"):
+            Order.parse(text)
+
+
+def test_leading_terms_of_a_polynomial_are_exact():
+    def count(n, k):
+        m = n + k + 1
+        return 3 * n**3 * m + 2 * n**2 * m**2 + 7 * n**3 + 100 * m
+
+    assert leading_terms(count) == {Term(3, 1): 3, Term(2, 2): 2}
+    assert leading_terms(lambda n, k: 0) == {}
+    assert leading_terms(lambda n, k: n * n * (n % 2)) is None
+
+
+def test_multiplications_are_counted_and_copies_are_not():
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    with Meter() as meter:
+        product = a @ b
+    assert meter.cost == 60
+    with Meter() as meter:
+        product = torch.cat([product.clone(), torch.zeros_like(product)]).mT
+    assert meter.cost == 0
+    with Meter() as meter:
+        _ = product * 2
+    assert meter.cost == 30
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "kind"),
+    [
+        ((1, 8, 8, 8), (1, 4, 4, 4), "matrix-matrix"),
+        ((1, 1, 8, 8), (1, 1, 4, 4), "matrix-vector"),
+        ((1, 8, 1, 8), (1, 4, 1, 4), "elementwise"),
+        ((1, 5, 5, 8), (1, 5, 5, 4), "elementwise"),
+        ((1, 8, 5, 8), (1, 4, 5, 4), "elementwise"),
+        ((8, 1, 8, 8), (4, 1, 4, 4), "matrix-matrix"),
+        ((8, 1, 8, 1), (4, 1, 4, 1), "sum"),
+        ((1, 1, 8, 1), (1, 1, 4, 1), "sum"),
+    ],
+)
+def test_products_are_told_apart_by_the_axes_that_grow(large, small, kind):
+    assert Contraction(*large).kind(Contraction(*small)) == kind
+
+
+# Tables
+
+
+def test_markdown_has_every_rule_in_both_tables(audits):
+    lines = as_markdown([audits["rflo"], audits["dni"]]).splitlines()
+    assert "| rflo | B: n × m | nm | nm | – | agree |" in lines
+    assert "| dni | yes | NO | NO | yes | yes | yes | yes | NO |" in lines
+    assert any(line.startswith("- dni, iii: ") for line in lines)
+
+
+def test_csv_has_a_row_for_each_rule(audits):
+    rows = list(csv.DictReader(io.StringIO(as_csv(list(audits.values())))))
+    assert [row["rule"] for row in rows] == list(BUILT_IN)
+    by_name = {row["rule"]: row for row in rows}
+    assert by_name["kf-rtrl"]["matrix-matrix"] == "1"
+    assert by_name["rflo"]["plausible"] == "yes"
+    assert [by_name["kernl"][criterion] for criterion in CRITERIA] == [
+        "yes",
+        "yes",
+        "no",
+        "yes",
+        "yes",
+        "no",
+        "yes",
+    ]
+
+
+def test_the_terminal_gets_tables_and_reasons(audits):
+    stream = io.StringIO()
+    print_tables([audits["uoro"]], Console(file=stream, width=200))
+    assert "B: n × m" in stream.getvalue()
+    assert "uoro, ii: B moves by" in stream.getvalue()
+
+
+def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
+    assert command.run(["rflo", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("rule,tensors,memory,time,matrix-vector,")
+    file = tmp_path / "table.md"
+    assert command.run(["rflo", "--output", str(file)]) == 0
+    assert file.read_text(encoding="utf-8").startswith("| rule | tensors |")
+    assert capsys.readouterr().out == ""
+    (tmp_path / "own_rules.py").write_text(
+        "from cet_rl.recurrent.rules.local import RFLO\n\n\nclass Own(RFLO):\n    name = 'own'\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert command.run(["own_rules:Own", "--format", "markdown"]) == 0
+    assert "| own | B: n × m |" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(ValueError, match="did you mean rflo"):
+        command.run(["rfl0"])
+    with pytest.raises(ValueError, match="there is no folder"):
+        command.run(["rflo", "--output", str(tmp_path / "nowhere" / "table.md")])
+    with pytest.raises(ValueError, match="--format"):
+        command.run(["rflo", "--format", "xml"])
