@@ -17,7 +17,7 @@ from cet_rl.config import RLConfig
 from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_tasks
 from cet_rl.paper import paper_cell
 from cet_rl.run_config import RunConfig, check_values, flag, read_mapping, tuned_defaults
-from cet_rl.runs import RunFolder
+from cet_rl.runs import RunFolder, default_path
 
 PAPER = "paper"
 """The configuration that stands for the row of the paper's tables that fits task, delay and order."""
@@ -39,6 +39,9 @@ class RunOptions:
     paper's hyper-parameters for this task, delay and order."""
     run_dir: str | None = None
     """The run folder itself. Default runs/TASK-LABEL-SEED."""
+    seeds: str | None = None
+    """0-4 or 0,2,5: a run for each seed, side by side, as a sweep in runs/TASK-LABEL-seeds. Typed again it goes on
+    where it was; with --resume it also retries runs that have failed."""
     resume: bool = False
     """Go on from the folder's checkpoint, with its configuration; start afresh if there is none."""
     quiet: bool = False
@@ -60,10 +63,32 @@ def run(arguments: Sequence[str]) -> int:
     options = parsed.run
     if parsed.note and not options.quiet:
         print(parsed.note, file=sys.stderr)
+    if options.seeds is not None:
+        return _run_seeds(parsed, options.seeds, arguments)
     # What trains is imported here at the earliest: it takes seconds; `--help` and a misspelt option should not.
     train = family_of(parsed.learning.task).train
     status = train(parsed.learning, options.run_dir, resume=options.resume, quiet=options.quiet)
     return 0 if status == "finished" else EXIT_INTERRUPTED
+
+
+def _run_seeds(parsed: TrainArguments[RunConfig], seeds: str, arguments: Sequence[str]) -> int:
+    """A sweep over the seeds of one configuration; its exit status."""
+    if _value_of("--seed", arguments) is not None:
+        raise ValueError("--seeds and --seed exclude each other: leave out one of the two")
+    if _value_of("--threads", arguments) is not None:
+        raise ValueError("--threads does not go with --seeds, which runs each seed on one thread: leave it out")
+    from cet_rl.sweeps.build import over_seeds
+    from cet_rl.sweeps.cells import Sweep
+    from cet_rl.sweeps.folder import SweepFolder
+    from cet_rl.sweeps.launcher import LocalLauncher
+    from cet_rl.sweeps.scheduler import run_sweep
+    from cet_rl.sweeps.spec import parse_seeds
+
+    config, options = parsed.learning, parsed.run
+    cells = over_seeds(config, parse_seeds(seeds, "--seeds"))
+    arm = default_path(config).name.removesuffix(f"-{config.seed}")
+    folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
+    return run_sweep(Sweep(arm, tuple(cells)), folder, LocalLauncher(), retry=options.resume, quiet=options.quiet)
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments[RunConfig]:

@@ -1,0 +1,169 @@
+"""The cells of a sweep, built and checked before any of them starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from cet_rl import __version__
+from cet_rl.families import FAMILIES, RL, Family, check_spelling, family_of
+from cet_rl.paper import paper_cell
+from cet_rl.run_config import RunConfig, check_values, tuned_defaults
+from cet_rl.runs import default_path
+from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.spec import Asked, Spec
+
+
+def build_or_read(spec: Spec, folder: SweepFolder) -> Sweep:
+    """All cells of a sweep, read from its folder if they would come out the same.
+
+    Building them takes seconds, for what trains has to be loaded to check them.
+
+    Raises:
+        ValueError: as `build` does, or if the folder's sweep.yaml is damaged.
+    """
+    if folder.spec_file.is_file():
+        earlier = folder.read()
+        if earlier.made_from == digest(spec):
+            return earlier
+    return build(spec)
+
+
+def digest(spec: Spec) -> str:
+    """SHA-256 of all that a sweep's cells follow from: its file, and what this version of the package adds."""
+    kinds = [family.config() for family in FAMILIES]
+    items = [item for kind in kinds for item in fields(kind)]
+    defaults = [[item.name, repr(item.default)] for item in items if item.default is not dataclasses.MISSING]
+    home = resources.files("cet_rl") / "configs"
+    added = [file.read_text("utf-8") for name in ("tuned", "paper") for file in (home / name).iterdir()]
+    asked = [[*map(repr, sorted(one.settings.items())), one.name, one.paper] for one in spec.asked]
+    text = json.dumps([__version__, spec.title, asked, spec.seeds, defaults, sorted(added)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build(spec: Spec) -> Sweep:
+    """All cells of a sweep.
+
+    Raises:
+        ValueError: for a cell that cannot be run, naming file, cell and option, or two that would be the same run.
+    """
+    cells: list[Cell] = []
+    seen: dict[str, Asked] = {}
+    for asked in spec.asked:
+        where = f"{spec.source}, cell {asked}" if asked.varied else spec.source
+        config = _config(asked, where)
+        try:
+            found = over_seeds(config, spec.seeds, asked.name)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        for cell in found:
+            if cell.name in seen:
+                raise ValueError(f"{spec.source}: {_pair(seen[cell.name], asked)} are the same run: leave out one")
+            seen[cell.name] = asked
+            cells.append(cell)
+    return Sweep(spec.title, tuple(cells), digest(spec))
+
+
+def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None) -> list[Cell]:
+    """One configuration as a cell for each seed.
+
+    Args:
+        config: its seed does not matter.
+        seeds: of the cells.
+        name: of the arm; None for the configuration's label.
+
+    Raises:
+        ValueError: for an agent, an environment or a device that is not there.
+    """
+    cells, resolved = [], _resolve(config)
+    for seed in seeds:
+        one = dataclasses.replace(resolved, seed=seed)
+        values = {key: value for key, value in one.as_data().items() if key != "threads"}
+        cells.append(Cell(f"{default_path(one).name}-{fingerprint(values)}", name or one.label, values))
+    return cells
+
+
+def configuration(cell: Cell) -> tuple[Family, RunConfig]:
+    """The family of a cell's task, and the cell's configuration for one thread.
+
+    Raises:
+        ValueError: if sweep.yaml is from another version of this package.
+    """
+    family = family_of(cell.values["task"])
+    values = check_values({**cell.values, "threads": 1}, f"sweep.yaml, {cell.name}", family.config())
+    return family, family.config()(**values)
+
+
+def _resolve(config: RunConfig) -> RunConfig:
+    """The configuration as its run's config.yaml will have it, but for device and threads, the machine's own."""
+    family = family_of(config.task)
+    if family is RL:
+        from cet_rl.envs import find_task
+
+        find_task(config.task)
+    module: Any = importlib.import_module(family.trainer.partition(":")[0])
+    resolved: RunConfig = module.resolve(dataclasses.replace(config, threads=1))
+    return dataclasses.replace(resolved, device=config.device, threads=None)
+
+
+def _config(asked: Asked, where: str) -> RunConfig:
+    """The configuration of one combination, with some seed."""
+    settings = asked.settings
+    task = settings.get("task")
+    if not isinstance(task, str):
+        raise ValueError(f"{where} names no task: set task, or put it in the grid")
+    try:
+        check_spelling(task)
+        family = family_of(task)
+        _refuse_foreign(settings, family, task)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    values = check_values(settings, where, family.config())
+    try:
+        base = _paper(values) if asked.paper else _tuned(task, family)
+        return family.config()(**{**base, **values})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+@cache
+def _tuned(task: str, family: Family) -> dict[str, Any]:
+    return tuned_defaults(task, family.config())
+
+
+def _paper(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of the paper's tables that a cell names."""
+    if values.get("agent", "cet") != "cet":
+        raise ValueError(
+            f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
+        )
+    row, _ = paper_cell(
+        values["task"],
+        delay=values.get("delay", 0.0),
+        order=values.get("order"),
+        stacked=values.get("stacked", False),
+        trace=values.get("trace"),
+    )
+    return row
+
+
+def _refuse_foreign(settings: Mapping[str, Any], family: Family, task: str) -> None:
+    """Raise ValueError for an option that only other families have."""
+    own = {item.name for item in fields(family.config())}
+    for key in settings:
+        others = [other for other in FAMILIES if key in {item.name for item in fields(other.config())}]
+        if key not in own and others:
+            raise ValueError(f"{key} does not apply to {task}: it is an option of {others[0].describe()}")
+
+
+def _pair(first: Asked, second: Asked) -> str:
+    both = (str(first) or first.name or "one arm", str(second) or second.name or "another")
+    return f"the cells ({both[0]}) and ({both[1]})"

@@ -1,0 +1,293 @@
+"""The cells of a sweep run once, however often they stop; the commands; what many cells cost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_for
+
+from cet_rl.cli import main
+from cet_rl.sweeps.build import build, build_or_read, digest
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.launcher import _quota, processors
+from cet_rl.sweeps.locks import Lock, holders
+from cet_rl.sweeps.results import results_table
+from cet_rl.sweeps.scheduler import run_sweep
+from cet_rl.sweeps.spec import read_spec
+from cet_rl.sweeps.states import look_at_all
+
+
+def test_every_cell_runs_once_on_one_thread(tmp_path, capfd):
+    sweep, folder, launcher = fake(*range(5)), SweepFolder(tmp_path), launcher_of(tmp_path)
+    assert run_sweep(sweep, folder, launcher) == 0
+    printed = capfd.readouterr().err
+    assert "5 cells: 5 waiting; 2 at a time" in printed
+    assert "[5/5]" in printed
+    assert "finished, loss 0.5714, 5 steps/s" in printed
+    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(5)}
+    rows = list(csv.DictReader(folder.results_file.open()))
+    assert list(rows[0]) == ["cell", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
+    assert [row["cell"] for row in rows] == [cell.name for cell in sweep.cells]
+    assert [float(row["test_loss"]) for row in rows] == [seed / 7 for seed in range(5)]
+    assert {row["threads"] for row in rows} == {"1"}
+    assert not list((tmp_path / "logs").iterdir())
+    before = folder.results_file.read_bytes()
+    assert run_sweep(sweep, folder, launcher, quiet=True) == 0  # nothing is left to do
+    assert ran(tmp_path).total() == 5
+    assert folder.results_file.read_bytes() == before
+    assert capfd.readouterr().err == ""
+
+
+def test_what_fails_is_reported_and_retried_when_asked(tmp_path, capfd):
+    sweep, folder, launcher = fake(0, 1, 2, 3), SweepFolder(tmp_path), launcher_of(tmp_path)
+    plan(tmp_path, s0="fail", s1="crash", s2="exit")
+    assert run_sweep(sweep, folder, launcher, quiet=True) == 1
+    printed = capfd.readouterr().err
+    assert "ArithmeticError: the loss is too high" in printed
+    assert "killed by SIGKILL (out of memory?)" in printed
+    assert "something went wrong" in printed
+    assert states_of(tmp_path, sweep) == ["failed", "failed", "failed", "finished"]
+    assert "Traceback" in folder.log_file(sweep.cells[0].name).read_text()
+    assert [row["status"] for row in csv.DictReader(folder.results_file.open())] == ["failed"] * 3 + ["finished"]
+    plan(tmp_path, s1="stop", s2="fail")
+    assert run_sweep(sweep, folder, launcher) == 1
+    printed = capfd.readouterr().err
+    assert "--retry runs the 3 that failed again" in printed
+    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(4)}
+    assert run_sweep(sweep, folder, launcher, retry=True, quiet=True) == 1
+    assert states_of(tmp_path, sweep) == ["finished", "partial", "failed", "finished"]
+    assert ran(tmp_path) == {"fake-arm-0": 2, "fake-arm-1": 2, "fake-arm-2": 2, "fake-arm-3": 1}
+    plan(tmp_path)
+    assert run_sweep(sweep, folder, launcher, quiet=True) == 1  # goes on with what was stopped
+    assert states_of(tmp_path, sweep) == ["finished", "finished", "failed", "finished"]
+
+
+def test_what_a_folder_says_of_a_run_under_way(tmp_path):
+    sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path)
+    folder.claim(sweep)
+    for cell in sweep.cells[:2]:
+        folder.run_path(cell.name).mkdir()
+        (folder.run_path(cell.name) / "config.yaml").write_text(yaml.safe_dump(dict(cell.values)))
+        table = "time/total_timesteps,time/fps,train/loss\n20,1000.0,0.9\n40,2000.0,0.81234\n"
+        (folder.run_path(cell.name) / "metrics.csv").write_text(table)
+    lock = Lock(folder.locks, sweep.cells[0].name)
+    assert lock.acquire()
+    running, partial, waiting = look_at_all(folder, sweep.cells).values()
+    lock.release()
+    assert (running.state, running.step, running.score, running.speed) == ("running", 40, "loss 0.8123", 2000.0)
+    assert f"process {os.getpid()}" in running.owner
+    assert (partial.state, partial.step, partial.owner) == ("partial", 40, "")
+    assert waiting.state == "waiting"
+    table = results_table(folder, sweep.cells, look_at_all(folder, sweep.cells))
+    assert table.splitlines()[1] == f"{sweep.cells[0].name},arm,fake,,0,partial,"
+
+
+def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
+    sweep = fake(*range(8))
+    launcher_of(tmp_path)
+    plan(tmp_path, **{f"s{seed}": "slow" for seed in range(8)})
+    with driver(tmp_path, sweep) as first, driver(tmp_path, sweep) as second:
+        assert (first.wait(60), second.wait(60)) == (0, 0)
+    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(8)}
+    assert states_of(tmp_path, sweep) == ["finished"] * 8
+
+
+def test_the_cell_of_a_sweep_that_dies_is_taken_over(tmp_path):
+    """And one that another runs is waited for."""
+    sweep = fake(0)
+    launcher_of(tmp_path)
+    plan(tmp_path, s0="wait")
+    with driver(tmp_path, sweep) as first:
+        wait_for((tmp_path / ".ran").exists)
+        with driver(tmp_path, sweep) as second:
+            time.sleep(1.5)
+            assert second.poll() is None
+            plan(tmp_path)
+            os.killpg(first.pid, signal.SIGKILL)
+            assert second.wait(60) == 0
+    assert ran(tmp_path) == {"fake-arm-0": 2}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
+    sweep = fake(0, 1, 2)
+    launcher_of(tmp_path)
+    plan(tmp_path, s0="wait", s1="wait")
+    with driver(tmp_path, sweep, 2, "--loud") as process:
+        wait_for(lambda: (tmp_path / ".ran").exists() and ran(tmp_path).total() == 2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+    assert "stopping: waiting for 2 cells" in err
+    assert "2 partial, 1 waiting; the same command goes on" in err
+    assert holders(tmp_path / "locks") == {}
+    assert states_of(tmp_path, sweep) == ["partial", "partial", "waiting"]
+
+
+def test_workers_stop_when_their_sweep_is_killed(tmp_path):
+    launcher_of(tmp_path)
+    plan(tmp_path, s0="wait")
+    with driver(tmp_path, fake(0)) as process:
+        wait_for((tmp_path / ".ran").exists)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not holders(tmp_path / "locks"))
+
+
+def test_a_thousand_finished_cells_are_skipped_fast(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (
+        "task: CartPole-v1\ntotal_steps: 1000\ngrid: {delay: [1, 2, 4, 8], lr: [1.0e-3, 1.0e-4]}\nseeds: 0-124\n"
+    )
+    Path("study.yaml").write_text(text)
+    folder, sweep = SweepFolder("runs/study"), build(read_spec("study.yaml"))
+    folder.claim(sweep)
+    summary = {"status": "finished", "agent": "cet", "steps": 1024, "metrics": {"train_return_mean": 20.5}}
+    for cell in sweep.cells:
+        folder.run_path(cell.name).mkdir()
+        (folder.run_path(cell.name) / "config.yaml").write_text(
+            yaml.dump(dict(cell.values), Dumper=yaml.CSafeDumper)
+        )
+        (folder.run_path(cell.name) / "summary.json").write_text(json.dumps(summary))
+    assert len(sweep.cells) == 1000
+
+    class Nothing:
+        capacity = 2
+
+        def submit(self, folder, cells, *, retry):
+            raise AssertionError(cells)
+
+    began = time.process_time()
+    assert build_or_read(read_spec("study.yaml"), folder) == sweep
+    assert run_sweep(sweep, folder, Nothing()) == 0
+    assert time.process_time() - began < 10
+    assert len(folder.results_file.read_text().splitlines()) == 1001
+    assert "1000 finished" in capsys.readouterr().err
+
+
+STUDY = "task: digits\ntotal_steps: 30\ndelay: 2\nhidden: [8]\ngrid: {order: [2, 3]}\nseeds: 0-1\n"
+
+
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_what_the_cells_were_made_from_is_the_same_in_every_process(tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    code = "from cet_rl.sweeps import build, spec; print(build.digest(spec.read_spec('study.yaml')))"
+    runs = [[sys.executable, "-c", code]] * 2
+    first, second = [subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True) for run in runs]
+    assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
+    assert first.stdout == second.stdout
+    (tmp_path / "study.yaml").write_text(STUDY.replace("0-1", "0-2"))
+    assert digest(read_spec(str(tmp_path / "study.yaml"))) != first.stdout.strip()
+
+
+def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    text = f"{STUDY}quick: {{total_steps: 20, seeds: 0, lr: 1.0e+30, grid: {{order: [3]}}}}\n"
+    Path("study.yaml").write_text(text)
+    assert main(["sweep", "study.yaml", "--quick", "--status"]) == 0
+    assert "1 waiting" in capfd.readouterr().out
+    assert not Path("runs").exists()
+    assert main(["sweep", "study.yaml", "--quick", "--quiet"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "failed: FloatingPointError: the loss is not finite" in line
+    Path("study.yaml").write_text(text.replace("1.0e+30", "1.0e-3"))
+    assert main(["sweep", "study.yaml", "--quick"]) == 2
+    assert "lr 1e+30 there, 0.001 here" in capfd.readouterr().err
+    assert main(["sweep", "study.yaml", "--quick", "--run-dir", "again"]) == 0
+    (row,) = rows_of("again/results.csv")
+    assert (row["seed"], row["status"], row["steps"]) == ("0", "finished", "20")
+    assert 0 < float(row["test_accuracy"]) < 1
+    before = Path("again/results.csv").read_bytes()
+    Path("again/results.csv").unlink()
+    assert main(["sweep", "study.yaml", "--quick", "--run-dir", "again", "--status"]) == 0
+    assert "1 finished" in capfd.readouterr().out
+    assert Path("again/results.csv").read_bytes() == before
+    for name in ("summary.json", "config.yaml"):
+        assert len(list(Path("again").rglob(name))) == 1
+
+
+def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "digits", "--delay", "2", "--order", "3", "--total-steps", "20", "--hidden", "8"]
+    for extra, words in (
+        (["--seeds", "0-1", "--seed", "3"], "--seeds and --seed exclude each other"),
+        (["--seeds", "1-0"], "--seeds: 1-0 ends before it begins"),
+        (["--seeds", "0-1", "--threads", "2"], "--threads does not go with --seeds"),
+    ):
+        assert main([*command, *extra]) == 2
+        assert words in capfd.readouterr().err
+    assert main([*command, "--seeds", "0-1", "--quiet"]) == 0
+    assert [row["seed"] for row in rows_of("runs/digits-cet3-2s-seeds/results.csv")] == ["0", "1"]
+    assert main([*command, "--seeds", "0-1"]) == 0
+    assert "2 cells: 2 finished" in capfd.readouterr().err
+    assert main([*command, "--seeds", "0-1", "--lr", "0.1"]) == 2
+    assert "lr 0.001 there, 0.1 here" in capfd.readouterr().err
+
+
+def test_bad_options(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(STUDY)
+    for extra, words in (
+        (["nothing.yaml"], "no configuration file 'nothing.yaml'"),
+        (["study.yaml", "--workers", "0"], "--workers must be at least 1"),
+        (["study.yaml", "--quick"], "no quick settings"),
+        (["study.yaml", "--statu"], "--status"),
+    ):
+        assert main(["sweep", *extra]) == 2
+        assert words in capfd.readouterr().err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path):
+    """The whole process group, in the middle of its runs; all but the times comes out byte for byte the same."""
+    arms = "{task: digits, total_steps: 2000, batch_size: 16}, {task: CartPole-v1, total_steps: 40_000}"
+    (tmp_path / "study.yaml").write_text(f"delay: 1\nhidden: [8]\nseeds: 0-1\narms: [{arms}]\n")
+    command = [sys.executable, "-m", "cet_rl", "sweep", "study.yaml", "--quiet", "--workers", "2", "--run-dir"]
+    assert subprocess.run([*command, "whole"], cwd=tmp_path, timeout=300, check=False).returncode == 0
+    killed = tmp_path / "killed"
+    for _ in range(3):
+        began = time.time()
+        process = subprocess.Popen([*command, "killed"], cwd=tmp_path, start_new_session=True)
+        wait_for(
+            lambda began=began: any(table.stat().st_mtime > began for table in killed.glob("*/metrics.csv")), 120
+        )
+        time.sleep(0.5)
+        assert process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: holders(killed / "locks") == {})
+        assert "partial" in states_of(killed, SweepFolder(killed).read())
+    assert subprocess.run([*command, "killed"], cwd=tmp_path, timeout=300, check=False).returncode == 0
+    for name in ("results.csv", "sweep.yaml"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_processors(tmp_path):
+    assert 1 <= processors() <= os.cpu_count()
+    assert _quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _quota(tmp_path) == 1.5
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert _quota(tmp_path) == 2.0
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert _quota(tmp_path) is None

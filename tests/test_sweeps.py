@@ -1,0 +1,314 @@
+"""Sweeps: what a file asks for, its cells, and folders that are not mixed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import yaml
+from sweep_fakes import fake
+
+from cet_rl.config import RLConfig
+from cet_rl.paper import paper_cell
+from cet_rl.sweeps.build import build
+from cet_rl.sweeps.cells import fingerprint, settings_shared
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.spec import parse_seeds, read_spec
+
+
+def spec_of(tmp_path, text, **options):
+    file = tmp_path / "study.yaml"
+    file.write_text(text)
+    return read_spec(str(file), **options)
+
+
+def points(spec, *keys):
+    return [tuple(asked.settings.get(key) for key in keys) for asked in spec.asked]
+
+
+def test_the_grid_is_crossed_and_arms_come_first(tmp_path):
+    spec = spec_of(
+        tmp_path, "task: digits\ngrid: {delay: [1, 2], lr: [1.0e-3, 1.0e-2]}\narms: [{order: 2}, {order: 5}]"
+    )
+    expected = [(order, delay, lr) for order in (2, 5) for delay in (1, 2) for lr in (1e-3, 1e-2)]
+    assert points(spec, "order", "delay", "lr") == expected
+    assert spec.seeds == (0,)
+    assert spec.title == "study"
+
+
+def test_an_arm_is_not_crossed_with_options_that_it_sets(tmp_path):
+    spec = spec_of(tmp_path, "task: digits\ngrid: {delay: [1, 2]}\narms: [{order: 5}, {trace: none, delay: 0}]")
+    assert points(spec, "order", "delay") == [(5, 1), (5, 2), (None, 0)]
+
+
+def test_an_arm_may_have_a_grid_of_its_own_which_its_name_tells_apart(tmp_path):
+    arms = "arms: [{name: CET, grid: {order: [2, 10]}}, {name: perfect, trace: perfect}, {order: 3}]"
+    spec = spec_of(tmp_path, f"task: digits\ndelay: 2\n{arms}")
+    assert [asked.name for asked in spec.asked] == ["CET, order 2", "CET, order 10", "perfect", None]
+    assert points(spec, "trace", "order", "delay") == [
+        (None, 2, 2),
+        (None, 10, 2),
+        ("perfect", None, 2),
+        (None, 3, 2),
+    ]
+
+
+def test_quick_settings_take_the_place_of_all_others(tmp_path):
+    text = (
+        "task: digits\ntotal_steps: 1000\ngrid: {delay: [1, 2, 4]}\nseeds: 0-9\n"
+        "arms: [{order: 2, lr: 1.0}, {grid: {order: [3, 4]}}]\n"
+        "quick: {total_steps: 10, lr: 2.0, seeds: [7], grid: {delay: [4], order: [3]}}\n"
+    )
+    full, quick = spec_of(tmp_path, text), spec_of(tmp_path, text, quick=True)
+    assert (len(full.asked), full.seeds) == (3 + 6, tuple(range(10)))
+    assert points(full, "lr", "total_steps")[0] == (1.0, 1000)
+    assert points(quick, "order", "delay", "lr", "total_steps") == [(2, 4, 2.0, 10), (3, 4, 2.0, 10)]
+    assert quick.seeds == (7,)
+
+
+@pytest.mark.parametrize(
+    ("value", "seeds"),
+    [("0-4", (0, 1, 2, 3, 4)), ("0,2, 5-6", (0, 2, 5, 6)), (3, (3,)), ([1, 0], (1, 0)), ("7-7", (7,))],
+)
+def test_seeds(value, seeds):
+    assert parse_seeds(value, "seeds") == seeds
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("4-0", "ends before it begins"),
+        ("a-b", "a range such as 0-4"),
+        ("-1", "a range such as 0-4"),
+        (1.5, "a range such as 0-4"),
+        (True, "a range such as 0-4"),
+        ({0: 1}, "a range such as 0-4"),
+        ([], "at least one"),
+        ("0,0-2", "0 is given twice"),
+        ("4294967296", "2^32"),
+        ("0-200000", "more than 100,000"),
+    ],
+)
+def test_seeds_that_are_none(value, words):
+    with pytest.raises(ValueError, match="seed") as caught:
+        parse_seeds(value, "seeds")
+    assert words in str(caught.value)
+
+
+REFUSALS = [
+    ("task: digits\ngird: {delay: [1]}", ["unknown key 'gird'", "did you mean 'grid'?"]),
+    ("task: digits\ngrid: {dely: [1]}", ["study.yaml, grid: unknown key 'dely'", "'delay'"]),
+    ("task: digits\narms: [{order: 2}, {oder: 5}]", ["study.yaml, arm 2: unknown key 'oder'"]),
+    ("task: digits\nquick: {total_step: 5}", ["study.yaml, quick: unknown key 'total_step'"]),
+    ("task: digits\ndelay: 1\ngrid: {delay: [1, 2]}", ["delay is set for all cells and in the grid"]),
+    ("task: digits\narms: [{order: 2, grid: {order: [1, 2]}}]", ["arm 1: order is set and in its grid"]),
+    ("task: digits\ngrid: {delay: 1}", ["grid: delay must be a list"]),
+    ("task: digits\ngrid: {delay: []}", ["grid: delay must be a list"]),
+    ("task: digits\ngrid: [delay]", ["grid must be a mapping"]),
+    ("task: digits\narms: []", ["arms must be a list of mappings"]),
+    ("task: digits\narms: [5]", ["arm 1 must be a mapping"]),
+    ("task: digits\narms: [{name: 5}]", ["arm 1: name must be text"]),
+    ("task: digits\nseed: 3", ["seed has no place in a sweep: use seeds"]),
+    ("task: digits\nthreads: 3", ["threads has no place in a sweep"]),
+    ("task: digits\nconfig: cartpole-8s", ["config must be paper, got 'cartpole-8s'"]),
+    ("task: digits\ntitle: [a]", ["title must be text"]),
+    ("task: digits\ngrid: {delay: [1]}\nquick: {delay: 2}", ["quick: delay is in the grid"]),
+    ("task: digits\nquick: {grid: {delay: [2]}}", ["quick: delay is in no grid"]),
+    ("task: digits", ["no quick settings"]),
+    ("task: digits\nquick: {lr: 1.0}\nseeds: 0-50000\ngrid: {delay: [1, 2]}", ["more than 100,000 cells"]),
+    ("- 1", ["must hold a mapping"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), REFUSALS)
+def test_files_that_are_refused(tmp_path, text, words):
+    with pytest.raises(ValueError, match=r"study\.yaml") as caught:
+        spec_of(tmp_path, text, quick="quick" in text or text == "task: digits")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def cells_of(tmp_path, text, **options):
+    return build(spec_of(tmp_path, text, **options)).cells
+
+
+def test_the_fingerprint_is_that_of_sorted_json_without_the_machine():
+    values = {"task": "digits", "seed": 0, "lr": 0.001, "hidden": [8, 8], "trace": None}
+    # printf '%s' '{"hidden":[8,8],"lr":0.001,"seed":0,"task":"digits","trace":null}' | sha256sum
+    assert fingerprint(values) == "17b6d3f5"
+    assert fingerprint(dict(reversed(values.items()))) == "17b6d3f5"
+    assert fingerprint({**values, "device": "cuda", "threads": 8, "data_dir": "/data"}) == "17b6d3f5"
+    assert fingerprint({**values, "seed": 1}) != "17b6d3f5"
+
+
+def test_cells_have_readable_names_that_their_runs_confirm(tmp_path):
+    """The fingerprint in a name is that of the config.yaml that the run will have."""
+    from cet_rl.training import resolve
+    from cet_rl.vision.config import VisionConfig
+    from cet_rl.vision.training import resolve as resolve_images
+
+    text = "total_steps: 1000\ngrid: {task: [CartPole-v1, digits]}\ndelay: 2\nseeds: 0-1\nhidden: [16]"
+    cells = cells_of(tmp_path, text)
+    assert [cell.readable for cell in cells] == [
+        "CartPole-v1-cet5-2s-0",
+        "CartPole-v1-cet5-2s-1",
+        "digits-cet5-2s-0",
+        "digits-cet5-2s-1",
+    ]
+    rl = resolve(RLConfig("CartPole-v1", delay=2.0, total_steps=1000, hidden=(16,), seed=1))
+    images = resolve_images(VisionConfig("digits", delay=2.0, total_steps=1000, hidden=(16,), seed=1))
+    for config, cell in ((rl, cells[1]), (images, cells[3])):
+        assert cell.name.endswith(f"-{fingerprint(config.as_data())}")
+        assert {**config.as_data(), "device": "auto"} == {**cell.values, "threads": config.threads}
+
+
+def test_precedence_of_values(tmp_path):
+    text = "task: MinAtar/Breakout-v1\nlr: 1.0e-3\narms: [{}, {num_envs: 4, lr: 2.0e-3}]\nquick: {lr: 3.0e-3}"
+    tuned, arm = cells_of(tmp_path, text)
+    assert (tuned.values["num_envs"], tuned.values["critic"], tuned.values["lr"]) == (32, "mlp", 1e-3)
+    assert (arm.values["num_envs"], arm.values["lr"]) == (4, 2e-3)
+    assert [cell.values["lr"] for cell in cells_of(tmp_path, text, quick=True)] == [3e-3, 3e-3]
+
+
+def test_cells_of_the_paper(tmp_path):
+    arms = "arms: [{order: 1}, {order: 8, lr: 1.0}, {trace: perfect, config: null}]"
+    text = f"task: LunarLander-v3\nconfig: paper\ngrid: {{delay: [4, 32]}}\n{arms}\nhidden: [8]"
+    cells = cells_of(tmp_path, text)
+    row, _ = paper_cell("LunarLander-v3", delay=32.0, order=1)
+    assert {key: cells[1].values[key] for key in ("lr", "decay", "lam", "total_steps")} == {
+        key: row[key] for key in ("lr", "decay", "lam", "total_steps")
+    }
+    assert [cell.values["lr"] for cell in cells[2:4]] == [1.0, 1.0]
+    assert [cell.values["total_steps"] for cell in cells[4:]] == [2_000_000] * 2  # the tuned defaults
+    assert {tuple(cell.values["hidden"]) for cell in cells} == {(8,)}
+
+
+BAD_CELLS = [
+    ("grid: {delay: [1, 2]}", ["cell delay 1", "names no task"]),
+    ("task: CartPole-v1\norder: 0\ndelay: 2", ["order must be at least 1"]),
+    ("task: CartPole-v1\ngrid: {delay: [2, 2.1]}", ["cell delay 2.1", "2.2 s"]),
+    ("task: CartPole-v1\narms: [{lr: soon}]", ["cell lr soon", "lr must be of type float"]),
+    ("task: digits\nnum_envs: 4", ["num_envs does not apply to digits", "reinforcement learning"]),
+    ("task: digts", ["unknown task 'digts'", "did you mean digits?"]),
+    ("task: CartPol-v1", ["unknown environment", "CartPole-v1"]),
+    ("task: CartPole-v1\nagent: sb3:a2d", ["unknown agent 'sb3:a2d'"]),
+    ("task: CartPole-v1\nagent: sb3:a2c\ndelay: 2\ntrace: legendre", ["--trace has no meaning for agent sb3:a2c"]),
+    ("task: CartPole-v1\nagent: sb3:a2c\nconfig: paper", ["paper's agent, not for sb3:a2c"]),
+    ("task: CartPole-v1\ndelay: 3\norder: 5\nconfig: paper", ["no row for CartPole-v1 with a delay of 3 s"]),
+    ("task: digits\ndelay: 2\narms: [{order: 5}, {}]", ["(order 5)", "the same run"]),
+    ("task: digits\narms: [{model: auto}, {model: mlp}]", ["(model auto) and (model mlp) are the same run"]),
+    ("task: digits\ngrid: {lr: [1.0e-3, 0.001]}", ["are the same run"]),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_CELLS)
+def test_cells_that_are_refused(tmp_path, text, words):
+    with pytest.raises(ValueError, match=r"study\.yaml") as caught:
+        cells_of(tmp_path, text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_sweep_that_comes_with_the_package():
+    sweep = build(read_spec("quick"))
+    assert len(sweep.cells) == 12
+    assert len({cell.arm for cell in sweep.cells}) == 3
+    assert {cell.values["task"] for cell in sweep.cells} == {"CartPole-v1"}
+
+
+def test_a_folder_gives_back_what_it_was_claimed_for(tmp_path):
+    folder = SweepFolder(tmp_path / "new")
+    sweep = fake(0, 1, hidden=[8, 8], lr=1e-05)
+    assert folder.claim(sweep) == 2
+    assert folder.read() == sweep
+    assert folder.claim(sweep) == 0
+    assert settings_shared(sweep.cells) == {"task": "fake", "total_steps": 100, "hidden": [8, 8], "lr": 1e-05}
+
+
+def test_cells_may_be_added_and_not_taken_away(tmp_path):
+    folder = SweepFolder(tmp_path)
+    folder.claim(fake(0, 1))
+    assert folder.claim(fake(2, 1, 0)) == 1
+    with pytest.raises(ValueError, match=r"holds more cells than asked for \(fake-arm-2\)"):
+        folder.claim(fake(0, 1))
+    assert len(folder.read().cells) == 3
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (fake(0, 1, total_steps=200), ["fake-arm-0 has total_steps 100 there, 200 here", "2 of its cells differ"]),
+        (fake(0, 7), ["fake-arm-1 has seed 1 there, 7 here"]),
+        (fake(5, title="mine", a=1, b=2, c=3, d=4, e=5), ["belongs to another sweep ('a study', not 'mine')"]),
+    ],
+)
+def test_another_sweep_is_told_what_differs(tmp_path, other, words):
+    folder = SweepFolder(tmp_path)
+    folder.claim(fake(0, 1))
+    before = folder.spec_file.read_bytes()
+    with pytest.raises(ValueError, match="choose another --run-dir") as caught:
+        folder.claim(other)
+    for word in words:
+        assert word in str(caught.value)
+    assert folder.spec_file.read_bytes() == before
+
+
+def test_folders_that_are_no_sweeps(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    for name, words in (("file", "is a file"), ("run", "not empty and no sweep folder")):
+        with pytest.raises(ValueError, match=words):
+            SweepFolder(tmp_path / name).claim(fake(0))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed: 0", "seed: 3", r"has been edited \(fake-arm-0\)"),
+        ("cells:", "cells: [", "damaged"),
+        ("title", "x", "damaged"),
+    ],
+)
+def test_a_sweep_yaml_that_was_tampered_with(tmp_path, old, new, words):
+    folder = SweepFolder(tmp_path)
+    folder.claim(fake(0, 1))
+    text = folder.spec_file.read_text()
+    assert old in text
+    folder.spec_file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=words):
+        folder.claim(fake(0, 1))
+
+
+def test_a_run_whose_configuration_was_edited(tmp_path):
+    folder, sweep = SweepFolder(tmp_path), fake(0, 1)
+    folder.claim(sweep)
+    run = folder.run_path(sweep.cells[1].name)
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.cells[1].values, "threads": 4}))
+    assert folder.claim(sweep) == 0
+    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.cells[1].values, "total_steps": 5}))
+    with pytest.raises(ValueError, match=r"total_steps 5 there, 100 here\): move its folder away"):
+        folder.claim(sweep)
+    (run / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        folder.claim(sweep)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_only_be_read(tmp_path):
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.claim(fake(0))
+    folder.path.chmod(0o500)
+    try:
+        with pytest.raises(OSError, match=r"cannot write to sweep folder .*: Permission denied"):
+            folder.claim(fake(0))
+    finally:
+        folder.path.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to sweep folder .*: Not a directory"):
+        SweepFolder(tmp_path / "file" / "sweep").claim(fake(0))
