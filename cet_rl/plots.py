@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -99,14 +100,41 @@ def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
     """
     family, run, values = families.read_run(folder)
     config = family.config()(**values)
-    with open(run.metrics_file, newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    names = rows[0].keys() if rows else ()
-    columns = {name: np.array([_number(row[name]) for row in rows]) for name in names}
-    return Curve(arm or config.label, config.seed, columns)
+    return Curve(arm or config.label, config.seed, read_columns(run.metrics_file))
 
 
-def _number(text: str | None) -> float:
+def read_columns(
+    file: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None, most: int | None = None
+) -> dict[str, FloatArray]:
+    """The numbers of a metrics.csv.
+
+    Args:
+        file: to read.
+        wanted: which columns; None for all.
+        most: rows that are kept, evenly spaced; None for all.
+
+    Returns:
+        Columns by name, all of one length, nan where a row has nothing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no table.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream.read().split("\n"))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    rows = [row for row in rows if len(row) == len(header)]  # one that is being written may be cut
+    if most is not None and len(rows) > most:
+        rows = [rows[place] for place in np.linspace(0, len(rows) - 1, most).astype(int)]
+    if not rows:
+        return {}
+    places = {name: place for place, name in enumerate(header) if wanted is None or wanted(name)}
+    return {name: np.array([_number(row[place]) for row in rows]) for name, place in places.items()}
+
+
+def _number(text: str) -> float:
     try:
         return float(text or "nan")
     except ValueError:
@@ -118,14 +146,17 @@ def draw_curves(
     curves: Iterable[Curve],
     column: str = RETURN,
     styles: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    band: Literal["range", "error"] = "range",
 ) -> None:
-    """One line for each arm, the mean over its seeds, in a band from the least to the largest.
+    """One line for each arm, the mean over its seeds, in a band.
 
     Args:
         axes: to draw on.
         curves: in the order of the legend.
         column: of metrics.csv.
         styles: keyword arguments of `Axes.plot` for each arm, such as label and color.
+        band: from the least seed to the largest, or a standard error of the mean up and down.
     """
     arms: dict[str, list[Curve]] = {}
     for curve in curves:
@@ -137,10 +168,16 @@ def draw_curves(
         style = {"label": arm, "color": f"C{number % 10}", **(styles or {}).get(arm, {})}
         # Seeds may have logged at other steps, and none is drawn where only some have values.
         first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+        if first > last:
+            continue
         grid = np.linspace(first, last, POINTS)
         values = np.array([np.interp(grid, x, y) for x, y in lines])
-        axes.plot(grid, values.mean(0), **style)
-        axes.fill_between(grid, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
+        mean, low, high = values.mean(0), values.min(0), values.max(0)
+        if band == "error":
+            spread = values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
+            low, high = mean - spread, mean + spread
+        axes.plot(grid, mean, **style)
+        axes.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel("samples")
     if column == RETURN:
         axes.set_ylabel("return, last 100 training episodes")

@@ -1,0 +1,164 @@
+"""What all figures of a report share: how they look, and how they become files."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from cet_rl.report.text import steps
+
+DPI = 120
+ACROSS = 3
+"""Panels side by side."""
+
+LINES = ("-", "--", ":", "-.")
+COLORS = 10
+
+MOST_ARMS = 20
+"""Drawn as curves; no more can be told apart."""
+
+LONGEST_ENTRY = 28
+"""Characters of a legend's entry."""
+
+MOST_PANELS = 6
+"""One for each delay; of more the shortest and the longest are drawn."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+        name: short, for its file.
+        png: the picture itself.
+        caption: what it shows, how many runs it rests on, and what is missing.
+        alternative: the same in a few words, for those who cannot see it.
+    """
+
+    name: str
+    png: bytes
+    caption: str
+    alternative: str
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it figures look the same whatever the user's settings, and text is never taken for mathematics."""
+    ours: Any = {"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    with style.context("default"), mpl.rc_context(ours), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a task may have any name
+        yield
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file that depends on nothing but what is drawn."""
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()  # once; `savefig` draws twice
+    stream = io.BytesIO()
+    metadata: Any = {"Software": None}
+    imsave(stream, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI, metadata=metadata)
+    return stream.getvalue()
+
+
+def panels(count: int, width: float = 3.0, height: float = 2.5, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels, row by row.
+
+    Args:
+        count: of panels.
+        width: of each, in inches.
+        height: of each, in inches.
+        **options: of `Figure.subplots`.
+    """
+    across = min(count, ACROSS)
+    down = math.ceil(count / across)
+    wide = max(across * width, 6.0)
+    figure = Figure(figsize=(wide, max(down * height, 2.8)), layout="constrained")
+    grid = list(figure.subplots(down, across, squeeze=False, **options).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    for axes in grid[max(0, count - across) : count]:
+        axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
+    return figure, grid[:count]
+
+
+def label_outside(grid: Sequence[Axes], x: str, y: str) -> None:
+    """Name the axes once for each column and row of a figure's panels."""
+    across = min(len(grid), ACROSS)
+    for place, axes in enumerate(grid):
+        axes.set_xlabel(x if place >= len(grid) - across else "")
+        axes.set_ylabel(y if place % across == 0 else "")
+
+
+def legend(figure: Figure, axes: Sequence[Axes], height: float = 0.17) -> None:
+    """One legend for all panels, below them, for which the figure grows."""
+    entries: dict[str, Any] = {}
+    for each in axes:
+        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    names = [_short(label) for label in entries]
+    longest = max(map(len, names))
+    fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * longest + 0.5))))
+    rows = math.ceil(len(entries) / fitting)
+    columns = math.ceil(len(entries) / rows)
+    figure.set_figheight(figure.get_figheight() + height * rows + 0.1)
+    figure.legend(
+        list(entries.values()), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for others; its ends tell most."""
+    half = LONGEST_ENTRY // 2
+    return label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}"
+
+
+def styles(labels: Sequence[str], references: Sequence[str] = ()) -> Mapping[str, Mapping[str, Any]]:
+    """How each line is drawn, by its label: colours first, then dashes; references grey."""
+    found: dict[str, Mapping[str, Any]] = {
+        label: {
+            "label": label,
+            "color": f"C{number % COLORS}",
+            "linestyle": LINES[number // COLORS % len(LINES)],
+            "linewidth": 1.4,
+        }
+        for number, label in enumerate(labels)
+    }
+    for number, label in enumerate(references):
+        line = LINES[number % len(LINES)]
+        found[label] = {"label": label, "color": "0.45", "linestyle": line, "linewidth": 1.2}
+    return found
+
+
+def count_steps(axes: Axes) -> None:
+    """Ticks of an axis of steps."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
+
+
+def some_delays(delays: Sequence[float], most: int = MOST_PANELS) -> list[float]:
+    """Delays that there is room for: all, or the shortest and the longest ones evenly chosen between."""
+    if len(delays) <= most:
+        return list(delays)
+    return [delays[round(place * (len(delays) - 1) / (most - 1))] for place in range(most)]
+
+
+def in_seconds(delay: float) -> str:
+    """A delay in words."""
+    return f"{delay:g} s" if delay else "no delay"

@@ -1,0 +1,846 @@
+"""Reports: what is read, put together, averaged, drawn and written."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cet_rl.cli import main
+from cet_rl.cli.train import parse_arguments
+from cet_rl.config import RLConfig
+from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_curves, read_columns
+from cet_rl.recurrent.config import RecurrentConfig
+from cet_rl.report import write_report
+from cet_rl.report.commands import command
+from cet_rl.report.drawing import drawing, some_delays
+from cet_rl.report.finding import Place, find_runs
+from cet_rl.report.floors import floors
+from cet_rl.report.grouping import studies
+from cet_rl.report.heatmap import heatmap
+from cet_rl.report.kernels import kernels, sampled_kernel
+from cet_rl.report.page import SCRIPT, Entry, Html, document, table
+from cet_rl.report.presentation import PRESENTATIONS
+from cet_rl.report.reading import STATES, RunReader
+from cet_rl.report.scores import scores
+from cet_rl.report.statistics import estimate, interquartile_mean, mean
+from cet_rl.report.text import clean, number, steps
+from cet_rl.runs import MetricsTable, RunFolder
+from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.traces import CET, Legendre, PerfectMemory
+from cet_rl.vision.config import VisionConfig
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+# -------------------- made-up runs
+
+
+def rl(task="CartPole-v1", **options):
+    return RLConfig(task, device="cpu", threads=1, total_steps=10_000, **options).with_trace()
+
+
+def vision(task="digits", **options):
+    config = VisionConfig(task, device="cpu", threads=1, total_steps=100, **options).with_trace()
+    return replace(config, model=config.network, hidden=config.widths)
+
+
+def recurrent(task="add", **options):
+    config = RecurrentConfig(task, device="cpu", threads=1, total_steps=1_000, **options).with_trace()
+    return replace(config, rule_options=config.options)
+
+
+KEYS = {RLConfig: "train_return_mean", VisionConfig: "test_accuracy", RecurrentConfig: "test_loss"}
+CURVES = {RLConfig: RETURN, VisionConfig: "test/accuracy", RecurrentConfig: "train/loss"}
+
+
+def write_run(path, config, score=None, *, status="finished", error=None, metrics=None, points=8):
+    """A run folder as a run could have left it; without a summary if there is no status."""
+    path.mkdir(parents=True)
+    folder = RunFolder(path)
+    folder.config_file.write_text(yaml.safe_dump(config.as_data(), sort_keys=False))
+    kind = type(config)
+    with open(folder.metrics_file, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([MetricsTable.STEP, CURVES[kind], f"{ALIGNMENT}0", f"{ALIGNMENT}1", "time/fps"])
+        for place in range(1, points + 1):
+            value = (score or 0.0) * place / points
+            writer.writerow([config.total_steps * place // points, value, 0.9 - 0.01 * place, 0.5, 100.0])
+    if status:
+        folder.write_summary(
+            task=config.task,
+            agent="any",
+            seed=config.seed,
+            status=status,
+            steps=config.total_steps,
+            wall_seconds=1.0,
+            steps_per_second=500.0,
+            metrics={KEYS[kind]: score} if metrics is None else metrics,
+            error=error,
+        )
+    return path
+
+
+def read(root):
+    places, _ = find_runs([root])
+    reader = RunReader()
+    return [reader.read(place) for place in places]
+
+
+def one_study(root):
+    (study,) = studies(read(root))
+    return study
+
+
+class Page(HTMLParser):
+    """Elements, attributes and texts of a page."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.texts, self.scripts, self._inside = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "img"):
+            self._inside.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._inside.pop() == tag
+
+    def handle_data(self, data):
+        if self._inside[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self._inside[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+# -------------------- statistics
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([7.0], 7.0),
+        ([1.0, 2.0, 6.0], 3.0),  # too few to cut
+        ([1.0, 2.0, 4.0, 100.0], 3.0),
+        ([5.0, 1.0, 2.0, 3.0, 100.0], 10.0 / 3),
+        ([8.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0], 4.5),
+        ([0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 99.0, 99.0], 3.0),
+    ],
+)
+def test_the_interquartile_mean_of_known_values(values, expected):
+    assert interquartile_mean(np.array(values)) == pytest.approx(expected, abs=1e-12)
+    both = interquartile_mean(np.array([values, values[::-1]]))
+    assert both.tolist() == pytest.approx([expected, expected], abs=1e-12)
+
+
+def test_an_interval_is_reproducible_and_lies_among_the_values():
+    values = np.random.default_rng(3).normal(size=12)
+    first, second = estimate([values]), estimate([values])
+    assert first == second
+    assert values.min() <= first.low <= first.centre <= first.high <= values.max()
+    assert estimate([values], seed=1).low != first.low
+
+
+def test_an_interval_is_as_wide_as_theory_says():
+    values = np.random.default_rng(0).normal(5.0, 2.0, size=400)
+    found = estimate([values], mean)
+    width = 2 * 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert found.high - found.low == pytest.approx(width, rel=0.08)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    found = [estimate([generator.normal(size=20)], mean) for _ in range(150)]
+    assert 0.86 <= np.mean([each.low <= 0.0 <= each.high for each in found]) <= 0.99
+
+
+def test_too_few_values_have_no_interval():
+    two = estimate([np.array([1.0, 3.0])])
+    assert (two.centre, two.low, two.high, two.count) == (2.0, None, None, 2)
+    assert estimate([np.ones(3), np.ones(2)]).low is None
+    with pytest.raises(ValueError, match="at least one value"):
+        estimate([np.empty(0)])
+
+
+def test_strata_are_resampled_within_themselves():
+    low, high = np.full(3, 0.0), np.full(3, 10.0)
+    apart = estimate([low, high], mean)
+    assert (apart.low, apart.centre, apart.high) == (5.0, 5.0, 5.0)
+    together = estimate([np.concatenate([low, high])], mean)
+    assert together.low < 3.0 < 7.0 < together.high
+
+
+# -------------------- what is put together
+
+
+def test_seeds_of_one_configuration_are_one_cell(tmp_path):
+    for seed, score in [(0, 10.0), (1, 20.0), (7, 60.0)]:
+        config = rl(delay=2.0, seed=seed, alignment=bool(seed))
+        write_run(
+            tmp_path / f"r{seed}", replace(config, device="cuda" if seed else "cpu", threads=seed + 1), score
+        )
+    study = one_study(tmp_path)
+    (arm,) = study.arms
+    found = study.estimate(arm, 2.0)
+    assert (arm.label, found.count, found.centre, found.least, found.most) == ("cet5", 3, 30.0, 10.0, 60.0)
+
+
+def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path):
+    for order in (10, 2):
+        for lr in (1e-3, 5e-4):
+            write_run(tmp_path / f"{order}-{lr}", rl(delay=2.0, order=order, lr=lr), 1.0)
+    write_run(tmp_path / "et", rl(delay=2.0, trace="et"), 1.0)
+    write_run(tmp_path / "none", rl(), 1.0)
+    labels = [arm.label for arm in one_study(tmp_path).arms]
+    assert labels == ["none", "cet2 (lr 0.0005)", "cet2 (lr 0.001)", "cet10 (lr 0.0005)", "cet10 (lr 0.001)", "et"]
+
+
+def test_options_that_go_with_the_delay_make_no_arms(tmp_path):
+    for delay, lr in [(2.0, 1e-3), (8.0, 5e-4)]:
+        write_run(tmp_path / f"{delay:g}", rl(delay=delay, lr=lr), 1.0)
+    study = one_study(tmp_path)
+    (arm,) = study.arms
+    assert (arm.label, list(arm.cells), arm.following) == ("cet5", [2.0, 8.0], ("lr",))
+    assert study.differing == {("cet5", 2.0): "lr 0.001", ("cet5", 8.0): "lr 0.0005"}
+
+
+def test_long_names_are_numbered_and_stay_apart(tmp_path):
+    agent = "module_with_a_name_that_goes_on_and_on:Agent"
+    for lr in (1e-3, 5e-4):
+        write_run(tmp_path / f"{lr}", rl(agent=agent, lr=lr), 1.0)
+    labels = [arm.label for arm in one_study(tmp_path).arms]
+    assert len(set(labels)) == 2
+    assert all(len(label) <= 44 and re.search(r" \[[12]\]$", label) for label in labels)
+
+
+def test_tasks_test_sets_and_stacked_delays_are_studies_of_their_own(tmp_path):
+    write_run(tmp_path / "a", rl("LunarLander-v3"), 1.0)
+    write_run(tmp_path / "b", vision(delay=2.0), 0.9)
+    write_run(tmp_path / "c", vision(delay=2.0, validation=True), metrics={"validation_accuracy": 0.8})
+    write_run(tmp_path / "d", vision(delay=2.0, stacked=True), 0.7)
+    found = {study.title: study for study in studies(read(tmp_path))}
+    assert list(found) == [
+        "LunarLander-v3",
+        "digits",
+        "digits, stacked delays",
+        "digits, tested on a validation set",
+    ]
+    study = found["digits, tested on a validation set"]
+    assert study.presentation.score.title == "validation accuracy"
+    assert study.estimate(study.arms[0], 2.0).centre == pytest.approx(80.0)
+
+
+def test_a_seed_counts_once(tmp_path):
+    write_run(tmp_path / "a", rl(delay=2.0), 99.0, status="interrupted")
+    write_run(tmp_path / "b", rl(delay=2.0), 10.0)
+    write_run(tmp_path / "c", rl(delay=2.0), 90.0)
+    study = one_study(tmp_path)
+    (cell,) = study.arms[0].cells.values()
+    assert [run.path.name for run in cell.runs] == ["b"]  # a finished one, the first by name
+    assert [run.path.name for run in cell.repeats] == ["c", "a"]
+    assert study.estimate(study.arms[0], 2.0).centre == 10.0
+
+
+def test_missing_cells_stay_missing(tmp_path):
+    for delay, order, seed in [(2.0, 2, 0), (8.0, 2, 0), (2.0, 5, 0), (2.0, 5, 1), (0.0, None, 0)]:
+        write_run(tmp_path / f"{delay}-{order}-{seed}", rl(delay=delay, order=order, seed=seed), 5.0)
+    write_run(tmp_path / "failed", rl(delay=8.0, order=5), 7.0, status="failed", error="broken")
+    study = one_study(tmp_path)
+    assert [(arm.label, delay) for arm, delay in study.missing] == [("cet5", 8.0)]
+    assert study.delays == (2.0, 8.0)  # the arm without delay is no column
+    with drawing():
+        (picture,) = heatmap(study)
+    assert "Hatched, without a result: cet5 at 8 s." in picture.caption
+    assert "interquartile mean over the seeds of finished runs, n = 1 to 2, in brackets" in picture.caption
+    assert study.over_delays(study.compared[0]).count == 2
+    assert study.over_delays(study.compared[1]) is None
+
+
+def test_delays_are_pooled_only_with_as_many_seeds(tmp_path):
+    for delay, seed in [(2.0, 0), (2.0, 1), (8.0, 0)]:
+        write_run(tmp_path / f"{delay}-{seed}", rl(delay=delay, seed=seed), 10.0 * delay)
+    study = one_study(tmp_path)
+    assert study.over_delays(study.arms[0]) is None
+    write_run(tmp_path / "8.0-1", rl(delay=8.0, seed=1), 80.0)
+    study = one_study(tmp_path)
+    assert study.over_delays(study.arms[0]).centre == 50.0
+
+
+def test_the_best_arms_are_those_with_the_lowest_loss(tmp_path):
+    for rule, loss in [("rflo", 0.6), ("uoro", 0.7), ("rtrl", 0.5)]:
+        write_run(tmp_path / rule, recurrent(rule=rule), loss)
+    study = one_study(tmp_path)
+    assert [arm.label for arm in study.best(study.arms, 2)] == ["rflo", "rtrl"]
+
+
+def planned(root, name="y", arm="classical trace"):
+    """A sweep over three delays of one arm, whose decay differs between them; its cells, none of which has run."""
+    cells = []
+    for delay, decay in [(2.0, 0.5), (8.0, 0.9), (32.0, 0.9)]:
+        config = rl(delay=delay, trace="et", decay=decay)
+        values = {key: value for key, value in config.as_data().items() if key != "threads"}
+        cells.append((Cell(f"CartPole-v1-{config.label}-0-{fingerprint(values)}", arm, values), config))
+    SweepFolder(root / name).claim(Sweep("title", tuple(cell for cell, _ in cells)))
+    return cells
+
+
+def test_a_sweep_names_its_arms_and_what_it_waits_for(tmp_path):
+    cells = planned(tmp_path)
+    for cell, config in cells[:2]:
+        write_run(tmp_path / "y" / cell.name, config, 3.0)
+    write_run(tmp_path / "copy", cells[0][1], 4.0)  # of the same configuration, outside of the sweep
+    runs = read(tmp_path)
+    assert sorted(run.status for run in runs) == ["finished"] * 3 + ["waiting"]
+    study = one_study(tmp_path)
+    assert [(arm.label, list(arm.cells)) for arm in study.arms] == [("classical trace", [2.0, 8.0, 32.0])]
+    assert [(arm.label, delay) for arm, delay in study.missing] == [("classical trace", 32.0)]
+    assert study.differing["classical trace", 8.0] == "decay 0.9"
+    assert [len(cell.repeats) for _, cell in study.cells] == [1, 0, 0]
+
+
+def test_a_damaged_sweep_leaves_its_runs(tmp_path):
+    cells = planned(tmp_path)
+    write_run(tmp_path / "y" / cells[0][0].name, cells[0][1], 3.0)
+    (tmp_path / "y" / "sweep.yaml").write_text("cells: [1, 2")
+    places, problems = find_runs([tmp_path])
+    assert len(places) == 1
+    assert "sweep.yaml is damaged" in problems[0]
+    (tmp_path / "y" / "sweep.yaml").unlink()
+    planned(tmp_path / "y", "z")
+    escaping = (tmp_path / "y" / "z" / "sweep.yaml").read_text().replace("CartPole-v1-et", "../../CartPole-v1-et")
+    (tmp_path / "y" / "z" / "sweep.yaml").write_text(escaping)
+    assert len(find_runs([tmp_path])[0]) == 1
+
+
+# -------------------- what is read
+
+
+def test_run_folders_are_found_at_any_depth_and_once(tmp_path):
+    write_run(tmp_path / "a" / "b" / "run", rl())
+    write_run(tmp_path / "other", rl(seed=1))
+    write_run(tmp_path / ".hidden", rl(seed=2))
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "empty").mkdir()
+    places, problems = find_runs([tmp_path, tmp_path / "other"])
+    assert sorted(place.path.name for place in places) == ["other", "run"]
+    assert problems == []
+    with pytest.raises(ValueError, match="there is no folder"):
+        find_runs([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="there is no run folder in"):
+        find_runs([tmp_path / "empty"])
+
+
+def test_runs_are_read_in_every_state(tmp_path):
+    write_run(tmp_path / "a", rl(), 1.0)
+    write_run(tmp_path / "b", rl(), 1.0, status="interrupted", metrics={"train_return_mean": None})
+    write_run(tmp_path / "c", rl(), status="failed", error="FloatingPointError: the loss\nis not finite")
+    write_run(tmp_path / "d", rl(), status=None)
+    found = read(tmp_path)
+    assert [(run.status, run.problem) for run in found] == [
+        ("finished", ""),
+        ("interrupted", ""),
+        ("failed", "FloatingPointError: the loss is not finite"),
+        ("unfinished", ""),
+    ]
+    assert found[0].metrics == {"train_return_mean": 1.0}
+    assert found[3].steps == 10_000
+    assert found[0].speed == 500.0
+
+
+DAMAGE = {
+    "no task": ("config.yaml", "delay: 2\n", "names no task"),
+    "no mapping": ("config.yaml", "- 1\n- 2\n", "no mapping"),
+    "another key": ("config.yaml", "task: CartPole-v1\nlamda: 0.9\n", "unknown key 'lamda'"),
+    "a bad value": ("config.yaml", "task: CartPole-v1\nlr: -1\n", "--lr must be positive"),
+    "an odd tag": ("config.yaml", "task: !!bool perhaps\n", "config.yaml"),
+    "not text": ("config.yaml", b"\xff\xfe\x00", "config.yaml"),
+    "half a summary": ("summary.json", '{"task": "CartPole-v1", ', "summary.json"),
+    "a summary of another run": ("summary.json", {"seed": 5}, "its seed is 5, that of config.yaml 0"),
+    "a summary of another task": ("summary.json", {"task": "digits"}, "its task is 'digits'"),
+    "an unknown state": ("summary.json", {"status": "done"}, "its status is 'done'"),
+    "a score in words": ("summary.json", {"metrics": {"train_return_mean": "high"}}, "'high' is no number"),
+    "an endless score": ("summary.json", {"metrics": {"train_return_mean": float("inf")}}, "no finite number"),
+    "a huge number": ("summary.json", {"steps": 10**400}, "summary.json"),
+    "deep": ("summary.json", "[" * 100_000, "summary.json"),
+}
+
+
+@pytest.mark.parametrize(("file", "content", "problem"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_run_says_what_is_wrong(tmp_path, file, content, problem):
+    path = write_run(tmp_path / "run", rl(), 1.0) / file
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(path.read_text()), **content})
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (run,) = read(tmp_path)
+    assert run.status == "damaged"
+    assert problem in run.problem
+    assert run.problem.startswith(file)
+    assert studies([run]) == []
+
+
+def test_a_configuration_without_end_is_refused_at_once(tmp_path):
+    lines = ["a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefghi", "bcdefghij", strict=True)]
+    path = write_run(tmp_path / "run", rl())
+    (path / "config.yaml").write_text("task: CartPole-v1\n" + "\n".join(lines))
+    (run,) = read(tmp_path)
+    assert (run.status, "more than 10,000 values" in run.problem) == ("damaged", True)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = write_run(tmp_path / "run", rl(), 1.0)
+    for name in ("metrics.csv", "summary.json", "config.yaml"):
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        (run,) = read(tmp_path)
+        assert f"{name}: it is no ordinary file" in run.problem
+
+
+def test_a_lost_configuration_makes_a_damaged_run(tmp_path):
+    (write_run(tmp_path / "run", rl(), 1.0) / "config.yaml").unlink()
+    (run,) = read(tmp_path)
+    assert (run.status, run.problem) == ("damaged", "there is no config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("time/total_timesteps,rollout/ep_rew_mean\n5,1\n3,2\n", "its steps do not increase"),
+        ("a,b\n1,2\n", "no column time/total_timesteps"),
+        ("time/total_timesteps\nnan\n", "its steps do not increase"),
+        ("time/total_timesteps," + "x" * 200_000 + "\n", "metrics.csv"),
+    ],
+)
+def test_a_run_with_damaged_curves_keeps_its_score(tmp_path, text, problem):
+    (write_run(tmp_path / "run", rl(), 7.0) / "metrics.csv").write_text(text)
+    (run,) = read(tmp_path)
+    assert (run.status, dict(run.columns)) == ("finished", {})
+    assert problem in run.problem
+    assert one_study(tmp_path).cells[0][1].scores(PRESENTATIONS["rl"].score).tolist() == [7.0]
+
+
+def test_columns_are_read_thinned_and_without_a_cut_row(tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,value,rest\n" + "".join(f"{row},{row / 2},x\n" for row in range(101)) + "101,5")
+    columns = read_columns(file, lambda name: name != "rest")
+    assert list(columns) == ["step", "value"]
+    assert len(columns["step"]) == 101
+    assert read_columns(file, most=5)["step"].tolist() == [0, 25, 50, 75, 100]
+    assert np.isnan(read_columns(file)["rest"]).all()
+    file.write_text("step\n")
+    assert read_columns(file) == {}
+
+
+def test_nothing_in_a_folder_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trap = tmp_path / "trap"
+    for name in ("evil_env", "evil_agent", "evil_rule"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    write_run(tmp_path / "runs" / "a", rl("evil_env:Task-v0", agent="evil_agent:Agent"), 1.0)
+    write_run(tmp_path / "runs" / "b", recurrent(rule="evil_rule:Rule"), 1.0)
+    path = write_run(tmp_path / "runs" / "c", rl(), 1.0)
+    (path / "config.yaml").write_text(f"task: !!python/object/apply:os.system ['touch {trap}']\n")
+    (path / "checkpoint").mkdir()
+    (path / "checkpoint" / "agent.zip").write_bytes(b"cos\nsystem\n(S'touch trap'\ntR.")
+    report = write_report(["runs"])
+    assert [run.status for run in report.runs] == ["finished", "finished", "damaged"]
+    assert "evil_env:Task-v0" in Page(report.page.read_text()).text
+    assert not trap.exists()
+    assert not {"evil_env", "evil_agent", "evil_rule"} & set(sys.modules)
+
+
+@st.composite
+def mutations(draw):
+    """Changes to one of a run's files: bytes at some place, or one of its numbers; what goes, and what comes."""
+    file = draw(st.sampled_from(["config.yaml", "summary.json", "metrics.csv"]))
+    where = st.floats(0, 1, exclude_max=True)
+    changes = st.tuples(where, st.integers(0, 12), st.binary(max_size=6)) | st.tuples(
+        where,
+        st.none(),
+        st.sampled_from([b"1e15", b"-3", b"0", b"7", b"1e308", b"nan", b"64", b"1e-9", b"null", b"[]"]),
+    )
+    return file, draw(st.lists(changes, min_size=1, max_size=4))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sound")
+    write_run(root / "a", rl(delay=2.0, trace="legendre"), 5.0)
+    write_run(root / "b", vision(delay=2.0), 0.5)
+    write_run(root / "c", recurrent(rule="dni", delay=2.0), 0.5)
+    return root
+
+
+def damage(path, file, changes):
+    content = (path / file).read_bytes()
+    for where, gone, new in changes:
+        if gone is None:
+            places = [match.span() for match in re.finditer(rb"[-+.\deE]*\d[-+.\deE]*", content)] or [(0, 0)]
+            begin, end = places[int(where * len(places))]
+        else:
+            begin = int(where * len(content))
+            end = begin + gone
+        content = content[:begin] + new + content[end:]
+    (path / file).write_bytes(content)
+
+
+@settings(max_examples=200)
+@given(name=st.sampled_from("abc"), mutation=mutations())
+def test_mutated_files_are_used_or_named(sound, tmp_path_factory, name, mutation):
+    path = tmp_path_factory.mktemp("fuzz") / "run"
+    shutil.copytree(sound / name, path)
+    damage(path, *mutation)
+    run = RunReader().read(Place(path))
+    assert run.status in STATES
+    if run.status == "damaged":
+        assert run.problem.startswith(mutation[0]) or mutation[0] == "config.yaml"
+        assert studies([run]) == []
+    else:
+        (study,) = studies([run])
+        assert study.cells[0][1].runs == (run,)
+
+
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
+@given(several=st.lists(st.tuples(st.sampled_from("abc"), mutations()), min_size=4, max_size=4))
+def test_a_report_on_mutated_files_is_written(sound, tmp_path_factory, several):
+    root = tmp_path_factory.mktemp("fuzz")
+    for place, (name, mutation) in enumerate(several):
+        shutil.copytree(sound / name, root / f"run-{place}")
+        damage(root / f"run-{place}", *mutation)
+    report = write_report([root])
+    page = Page(report.page.read_text())
+    assert len(report.runs) == 4
+    for run in report.runs:
+        assert run.path.name in page.text
+        assert clean(run.problem) in page.text
+
+
+# -------------------- what is drawn
+
+
+def test_sampled_kernels_are_the_traces_kernels():
+    for trace, delay in [(CET(10, 40), 40), (Legendre(8, 400), 400), (CET(3, 7, "peak"), 7)]:
+        lags, values = sampled_kernel(trace, delay)
+        kernel = trace.kernel(3 * delay + 1).numpy()
+        assert np.abs(values - kernel[lags.astype(int)]).max() < 1e-10
+    assert sampled_kernel(PerfectMemory(5), 5) is None
+    lags, values = sampled_kernel(CET(10, 40), 40)
+    assert lags[values.argmax()] == 40
+
+
+def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
+    write_run(tmp_path / "a", rl(delay=2.0, order=3), 1.0)
+    write_run(tmp_path / "b", rl(delay=2.0, order=65), 1.0)
+    write_run(tmp_path / "c", rl(delay=2.0, agent="sb3:a2c"), 1.0)
+    with drawing():
+        (picture,) = kernels(one_study(tmp_path))
+    assert picture.caption.endswith("Too long or too large to draw: cet65 at 2 s.")
+    assert picture.png.startswith(b"\x89PNG")
+
+
+def test_floors_are_those_of_the_task(tmp_path):
+    write_run(tmp_path / "a", recurrent(rule="rflo"), 0.6)
+    write_run(tmp_path / "b", recurrent(rule="rtrl"), 0.5)
+    study = one_study(tmp_path)
+    found = floors(study)
+    assert found["no history"] == pytest.approx(0.6616, abs=1e-4)
+    assert found["both"] == pytest.approx(0.4545, abs=1e-4)
+    with drawing():
+        (picture,) = scores(study)
+    assert "Lower is better. Dotted: floors" in picture.caption
+    write_run(tmp_path / "c", recurrent(rule="bptt", lags=(2, 4)), 0.5)
+    assert floors(one_study(tmp_path)) == found  # other lags, the same sums
+    write_run(tmp_path / "d", recurrent(rule="bptt", lags=(2, 2)), 0.5)
+    assert floors(one_study(tmp_path)) == {}
+
+
+def test_delays_are_chosen_evenly():
+    assert some_delays([1.0, 2.0, 3.0], 6) == [1.0, 2.0, 3.0]
+    assert some_delays([float(delay) for delay in range(11)], 6) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+def test_seeds_without_a_common_stretch_are_not_drawn():
+    axes = []
+
+    class Axes:
+        def plot(self, *values, **style):
+            axes.append(values)
+
+        fill_between = set_xlabel = set_ylabel = lambda *args, **options: None
+
+    steps_of = [np.array([1.0, 2.0]), np.array([5.0, 6.0])]
+    curves = [Curve("a", seed, {MetricsTable.STEP: at, RETURN: at}) for seed, at in enumerate(steps_of)]
+    draw_curves(Axes(), curves[:1])
+    draw_curves(Axes(), curves)
+    assert len(axes) == 1
+
+
+# -------------------- the report
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """Runs of all families in all states, with names that want to be more, and the report on them."""
+    root = tmp_path_factory.mktemp("everything") / "runs & <more>"
+    for delay, order, seed in [(2.0, 2, 0), (2.0, 2, 1), (2.0, 2, 2), (8.0, 2, 0), (2.0, 5, 0), (0.0, None, 0)]:
+        write_run(root / f"rl-{delay:g}-{order}-{seed}", rl(delay=delay, order=order, seed=seed), 10.0 + seed)
+    write_run(root / "failed", rl(delay=8.0, order=5), status="failed", error="E: <script>alert(1)</script> & \"'")
+    write_run(root / "stopped", rl(delay=8.0, order=9), 3.0, status="interrupted")
+    write_run(root / "going", rl(delay=8.0, order=7), status=None)
+    (write_run(root / "bad 100%#?'\"<b>", rl(), 1.0) / "summary.json").write_text('"<img src=x onerror=alert(1)>')
+    write_run(root / "odd", rl('<script src="http://x.y/z.js">$\\frac{</script>"-v0'), 1.0)
+    write_run(root / "vision", vision(delay=2.0), 0.875)
+    write_run(root / "recurrent", recurrent(delay=2.0, rule="dni"), 0.5)
+    return root, write_report([root], title="Title <i>&amp;")
+
+
+def test_the_report_holds_everything(everything):
+    root, report = everything
+    page = Page(report.page.read_text())
+    assert report.page == root / "report.html"
+    assert (
+        "13 runs: 9 finished; 1 interrupted (stopped before the end; goes on with --resume); 1 failed" in page.text
+    )
+    for text in (
+        "Title <i>&amp;",
+        "Missing, without any result: cet5 at 8 s, cet7 at 2 s, cet7 at 8 s, cet9 at 2 s, cet9 at 8 s.",
+        "Failed: failed: E: <script>alert(1)</script> & \"'",
+        "Not among the results: 1 interrupted, 1 failed, 1 unfinished.",
+        "Test accuracy (%). Points: mean over the seeds of finished runs (n = 1)",
+        "Dotted lines: floors",
+        "87.50",
+        "n too small",
+        "cet-rl train CartPole-v1 --delay 2 --order 2 --total-steps 10000 --seed 1",
+    ):
+        assert text in page.text
+    kinds = {re.sub(r".*-", "", file.stem) for file in report.pictures}
+    assert kinds == {"heatmap", "scores", "curves", "alignment", "return", "kernels"}
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == len(report.pictures)
+    for attributes, file in zip(pictures, report.pictures, strict=True):
+        assert len(attributes["alt"]) > 10
+        assert base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,")) == file.read_bytes()
+
+
+def test_nothing_from_a_folder_becomes_an_element(everything):
+    page = Page(everything[1].page.read_text())
+    assert page.scripts == [SCRIPT]
+    assert {tag for tag, _ in page.elements} <= {
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "script",
+            "h1",
+            "h2",
+            "p",
+            "nav",
+            "ul",
+            "li",
+            "a",
+            "b",
+        ),
+        *(
+            "figure",
+            "img",
+            "figcaption",
+            "div",
+            "table",
+            "thead",
+            "tbody",
+            "tr",
+            "th",
+            "td",
+            "details",
+            "summary",
+            "pre",
+        ),
+    }
+    known = {"alt", "src", "href", "class", "id", "scope", "data-value", "lang", "charset", "name", "content"}
+    assert {name for _, attributes in page.elements for name in attributes} <= {*known, "http-equiv"}
+
+
+def test_the_report_loads_nothing_and_links_to_what_is_there(everything):
+    root, report = everything
+    text = report.page.read_text()
+    page = Page(text)
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    linked = set()
+    for _, attributes in page.elements:
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or "src" not in attributes
+        href = attributes.get("href", "#runs")
+        if href.startswith("#"):
+            assert href[1:] in ids
+        else:
+            assert ":" not in href
+            target = root / unquote(href)
+            assert target.exists()
+            linked.add(target.resolve())
+    assert {run.path.resolve() for run in report.runs} <= linked
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = [a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv")]
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_the_same_runs_make_the_same_files(tmp_path):
+    write_run(tmp_path / "runs" / "a", vision(delay=2.0), 0.5)
+    write_run(tmp_path / "runs" / "b", vision(delay=2.0, seed=1), 0.6)
+    files = []
+    for name in ("one", "two"):
+        report = write_report([tmp_path / "runs"], tmp_path / name)
+        files.append({file.name: file.read_bytes() for file in (report.page, *report.pictures)})
+        assert {file.name for file in (tmp_path / name).iterdir()} == set(files[-1])
+    assert files[0] == files[1]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"a", "b"}
+
+
+def test_the_command(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", recurrent(), 0.5)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--title", "Mine"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'out' / 'report.html'}: 1 run (1 finished), 3 figures\n"
+    assert "<h1>Mine</h1>" in (tmp_path / "out" / "report.html").read_text()
+    assert main(["report", str(tmp_path / "runs"), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert "<h1>runs</h1>" in (tmp_path / "runs" / "report.html").read_text()
+    for arguments, line in [
+        ([], "name run folders"),
+        ([str(tmp_path / "none")], "there is no folder"),
+        ([str(tmp_path / "out")], "there is no run folder in"),
+        ([str(tmp_path), "--titel", "x"], "--titel"),
+    ]:
+        assert main(["report", *arguments]) == 2
+        (refusal,) = capsys.readouterr().err.strip().splitlines()
+        assert line in refusal
+
+
+REPEATED = [
+    rl(),
+    rl(delay=8.0),
+    rl(delay=8.0, order=1),
+    rl(delay=8.0, trace="et", decay=0.99, seed=3),
+    rl("LunarLander-v3", delay=2.0, trace="legendre", lr=1e-5 / 3, random_lam=(0.1, 0.9), hidden=(3,)),
+    rl("MinAtar/SpaceInvaders-v1", delay=2.0, anneal_lr=False, feedback="dfa"),
+    rl("module with spaces:My-v0", delay=120.0, stacked=True, step_ms=300.0),
+    vision(delay=2.0, order=6),
+    vision(model="cnn", hidden=(5,), alignment=False),
+    vision("mnist", delay=120.0, stacked=True, salience=0.0125, batch_size=1280),
+    recurrent(),
+    recurrent("mimic", rule="dni"),
+    recurrent("late-add", delay=4.0),
+    recurrent(rule="bptt", rule_options=("window=10",), lags=(2, 4)),
+]
+
+
+@pytest.mark.parametrize("config", REPEATED, ids=lambda config: f"{config.task}-{config.label}")
+def test_commands_repeat_a_run(config):
+    family = {RLConfig: "rl", VisionConfig: "vision", RecurrentConfig: "recurrent"}[type(config)]
+    presentation = PRESENTATIONS[family]
+    line = command(config, presentation)
+    parsed = parse_arguments([*shlex.split(line)[2:], "--seed", str(config.seed)]).learning
+    filled = {name: getattr(parsed, source) for name, source in presentation.defaults.items()}
+    assert replace(parsed.with_trace(), **filled, device="cpu", threads=1) == config
+    assert "--device" not in line
+
+
+def test_a_command_leaves_out_what_goes_without_saying():
+    assert command(replace(rl(delay=8.0), total_steps=1_000_000), PRESENTATIONS["rl"]) == (
+        "cet-rl train CartPole-v1 --delay 8"
+    )
+
+
+def test_text_is_made_fit_to_be_shown():
+    assert clean("a\n b\tc") == "a b c"
+    assert clean("a\x00b\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+    assert clean("x" * 400) == "x" * 299 + "…"
+    assert [number(value, 1) for value in (None, float("nan"), 1234.56, 0.0, 0.001, -3e9)] == [
+        *("–", "–", "1,234.6", "0.0", "0.001", "-3e+09")
+    ]
+    assert [steps(value) for value in (500, 20_000, 1_500_000, 0)] == ["500", "20 k", "1.5 M", "0"]
+
+
+# -------------------- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A function that opens a page in a headless browser and returns its elements after scripts have run."""
+    found = os.environ.get("CHROME_BIN") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)} is installed, and CHROME_BIN is not set")
+    home = tmp_path_factory.mktemp("browser")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={home}", "--dump-dom"]
+
+    def show(page):
+        done = subprocess.run([found, *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return show
+
+
+def test_a_browser_runs_the_reports_own_script_only(everything, browser):
+    shown = browser(everything[1].page)
+    heads = re.findall(r"<th[^>]*>.*?</th>", shown)
+    assert len(heads) == 45
+    assert all("<button" in head for head in heads)
+    blocked = everything[1].page.with_name("blocked.html")
+    text = everything[1].page.read_text()
+    blocked.write_text(text.replace("</body>", "<script>document.title = 'run'</script></body>"))
+    assert "<title>Title &lt;i&gt;&amp;amp;</title>" in browser(blocked)
+
+
+@pytest.mark.parametrize(
+    ("column", "clicks", "order"),
+    [
+        (0, 1, ["a2", "a10", "b"]),
+        (0, 2, ["b", "a10", "a2"]),
+        (1, 1, ["b", "a2", "a10"]),
+        (1, 2, ["a2", "b", "a10"]),
+    ],
+)
+def test_a_click_sorts_a_table(tmp_path, browser, column, clicks, order):
+    rows = [
+        ("", [Entry(name), Entry(f"{value} s", value)]) for name, value in [("a10", ""), ("b", 9.5), ("a2", 10.0)]
+    ]
+    click = f"document.querySelectorAll('th button')[{column}].click();"
+    page = document("t", [table("caption", {"name": "", "value": "number"}, rows, sortable=True)])
+    page = re.sub(r"<meta http-equiv.*?>", "", page).replace("</script>", click * clicks + "</script>")
+    (tmp_path / "page.html").write_text(page)
+    shown = browser(tmp_path / "page.html")
+    assert re.findall(r"<tr[^>]*><td>(\w+)</td>", shown) == order
+
+
+def test_html_is_escaped_unless_it_is_html():
+    shown = table("<c>", {"<h>": ""}, [("<k>", [Entry("<e>"), Entry(Html("<b>x</b>"))])])
+    for text in ('<p class="note">&lt;c&gt;</p>', ">&lt;h&gt;</th>", '<tr class="&lt;k&gt;">'):
+        assert text in shown
+    assert "<td>&lt;e&gt;</td><td><b>x</b></td>" in shown
