@@ -12,11 +12,12 @@ import pytest
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.vision.catalogue import DATASETS
+from cet_rl.families import named_tasks
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/agents.md", "docs/vision.md")
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/agents.md", "docs/vision.md", "docs/rules.md", "docs/sweeps.md")
 }
 PYTHON = [
     (f"{page}-{number}", code)
@@ -78,7 +79,7 @@ def test_commands_parse(command, tmp_path):
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("task: CartPole-v1\ndelay: 8\n")
     task = parse_arguments(shlex.split(command)).learning.task
-    assert task in DATASETS or "-v" in task
+    assert task in named_tasks() or "-v" in task
 
 
 @pytest.mark.parametrize(
