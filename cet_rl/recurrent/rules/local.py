@@ -101,10 +101,11 @@ class KeRNL(SeparableRule):
         """See `SeparableRule.factors`."""
         assert moment.noise is not None
         n, sensitivity, batch = self.cell.units, state["A"], len(moment.rates)
+        noise = moment.noise.to(moment.rates)  # of one type for both that feel it
         kept = (1 - state["timescale"]).clamp(min=0)
         perturbed = self.cell.advance(moment.weight, state["perturbed"], moment.inputs[:, n:-1]).rates
-        perturbed = perturbed + self.sigma * moment.noise
-        filtered = kept * state["Omega"] + moment.noise  # Ω and Γ in units of σ
+        perturbed = perturbed + self.sigma * noise
+        filtered = kept * state["Omega"] + noise  # Ω and Γ in units of σ
         slowed = kept * state["Gamma"] - state["Omega"]
         missed = filtered @ sensitivity.mT - (perturbed - moment.rates) / self.sigma
         trace = kept[:, None] * state["B"] + immediate(moment)
