@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cet_rl.cli.train import parse_arguments
-from cet_rl.run_config import package_configs, parse_config, tuned_defaults
+from cet_rl.run_config import parse_config, tuned_defaults
 from cet_rl.runs import default_path
 from cet_rl.vision.catalogue import DATASETS
 from cet_rl.vision.config import VisionConfig
@@ -297,14 +297,6 @@ def test_tuned_defaults():
     for task in set(DATASETS) - {"digits"}:
         assert tuned_defaults(task, VisionConfig) == {}
         assert parse_arguments([task]).learning == VisionConfig(task)
-
-
-def test_configurations_of_the_package_that_are_for_images():
-    """None yet but the paper's tables; whatever is added has to be one that can be run."""
-    for name, file in package_configs().items():
-        text = file.read_text(encoding="utf-8")
-        if any(f"task: {task}" in text for task in DATASETS):
-            VisionConfig(**parse_config(text, name, VisionConfig))
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1000, 0.1), (50, 0.2), (7, 0.5), (20_000, 0.1), (1000, 0.999)])
