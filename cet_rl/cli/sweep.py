@@ -1,0 +1,74 @@
+"""`cet-rl sweep`: many runs from one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cet_rl.cli.options import parse
+
+
+@dataclass(frozen=True)
+class SweepArguments:
+    """What to run, where, and how much at a time."""
+
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
+    """A sweep's YAML file, or the name of one that comes with the package (`cet-rl list configs`)."""
+    run_dir: str | None = None
+    """The sweep's folder. Default runs/NAME, NAME that of the file, or runs/NAME-quick."""
+    workers: int | None = None
+    """Cells at a time, one thread each. Default: as many as there are processors; as many as SLURM can place."""
+    quick: bool = False
+    """With the smaller budget that the file has under quick."""
+    retry: bool = False
+    """Run cells that have failed again."""
+    status: bool = False
+    """Print what has become of the cells and stop; write results.csv of those that are finished."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where cells run: as processes on this machine until all are done, or as job arrays of SLURM, which the
+    command submits and does not wait for. The folder must then lie where all nodes find it."""
+    slurm: tuple[str, ...] = ()
+    """KEY=VALUE ...: options of sbatch, such as partition=long time=4:00:00 mem=8G. time, by default one hour,
+    need not suffice: a cell saves its checkpoint signal-delay seconds before (default 90) and is queued again."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    options = parse(
+        SweepArguments,
+        arguments,
+        prog="cet-rl sweep",
+        description="Run every cell of a sweep: fixed settings, a grid, arms and seeds, from a YAML file. The "
+        "same command again goes on where it was: finished cells are skipped, partial ones resumed. Several at "
+        "once on one folder share the work.",
+    )
+    from cet_rl.sweeps.build import build_or_read
+    from cet_rl.sweeps.folder import SweepFolder
+    from cet_rl.sweeps.launcher import LocalLauncher
+    from cet_rl.sweeps.scheduler import run_sweep, show_status
+    from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
+    from cet_rl.sweeps.spec import read_spec
+
+    if options.slurm and options.launcher != "slurm":
+        raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
+    asked = parse_options(options.slurm)
+    launcher = LocalLauncher(options.workers if options.launcher == "local" else None)
+    slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
+    spec = read_spec(options.file, quick=options.quick)
+    default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
+    folder = SweepFolder(options.run_dir or default)
+    sweep = build_or_read(spec, folder)
+    if options.status:
+        status = show_status(sweep, folder)
+        if queue := describe_queue(folder):
+            print(queue)
+        return status
+    if slurm is not None:
+        return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
+    return run_sweep(sweep, folder, launcher, retry=options.retry, quiet=options.quiet)

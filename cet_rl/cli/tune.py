@@ -1,0 +1,65 @@
+"""`cet-rl tune`: a search for hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cet_rl.cli.options import parse
+
+
+@dataclass(frozen=True)
+class TuneArguments:
+    """What to search, where, and how long."""
+
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
+    """YAML file of a search: settings, and under space the options to search."""
+    trials: int | None = None
+    """How many there are to be in all, those of earlier goes included. Default: the file's trials, else 50."""
+    workers: int | None = None
+    """Trials at a time, one thread each. Default: as many as there are processors."""
+    storage: str | None = None
+    """URL of the database for trials. Default: a file in the search's folder, which is for one machine; several
+    need a server, such as postgresql://user@host/name, and a folder that they share."""
+    run_dir: str | None = None
+    """The search's folder. Default runs/NAME, NAME that of the file."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise ValueError(f"--trials must be at least 1, got {self.trials}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    options = parse(
+        TuneArguments,
+        arguments,
+        prog="cet-rl tune",
+        description="Search for hyper-parameters with Optuna. A trial is a run for each seed; one that does worse "
+        "than others on the way is stopped. The same command again goes on where it was. Writes best.yaml, a "
+        "configuration file, and trials.csv.",
+    )
+    from cet_rl.sweeps.launcher import LocalLauncher
+    from cet_rl.tuning.study import SearchFolder, open_study, require_optuna, storage_errors
+
+    require_optuna()
+    from cet_rl.tuning.outcome import print_outcome
+    from cet_rl.tuning.search import Search
+    from cet_rl.tuning.spec import read_tuning
+
+    launcher = LocalLauncher(options.workers)
+    spec = read_tuning(options.file)
+    folder = SearchFolder(options.run_dir or Path("runs") / Path(options.file).stem)
+    with storage_errors():
+        study = open_study(spec, folder, folder.claim(spec), options.storage)
+        search = Search(spec, folder, study, launcher, trials=options.trials or spec.trials, quiet=options.quiet)
+        status = search.go()
+        if not options.quiet:
+            print_outcome(folder, spec, study)
+    return status

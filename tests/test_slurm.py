@@ -1,0 +1,280 @@
+"""Sweeps on SLURM: what is submitted, what a job does with signals, and a real cluster of one node."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_fakes import fake, launcher_of, plan, ran, states_of, wait_for
+
+from cet_rl.cli import main
+from cet_rl.sweeps import slurm_job
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.locks import Lock
+from cet_rl.sweeps.slurm import SlurmLauncher, minutes, parse_options, queued_jobs, submit_sweep
+from cet_rl.sweeps.slurm_job import CellJob
+
+submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'cet-rl[slurm]'")
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
+CLUSTER = Path(__file__).parent / "slurm" / "cluster.sh"
+
+
+def fake_worker(folder, name):
+    """The command line of a worker that learns nothing; `launcher_of` has written it."""
+    return [sys.executable, str(folder.path / ".fake.py"), str(folder.path), name]
+
+
+def job_of(path, sweep, cell=0, **options):
+    launcher_of(path)
+    SweepFolder(path).claim(sweep)
+    return CellJob(str(path), sweep.cells[cell].name, command=fake_worker, linger=0.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("30", 30), ("30:01", 31), ("2:00:00", 120), ("1-0", 1440), ("1-2:30", 1590), ("0-0:1:30", 2)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1h", "0", "0:30", "1-", "1:2:3:4", True])
+def test_other_time_limits_are_refused(text):
+    with pytest.raises(ValueError, match="time must be"):
+        minutes(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["=x"], "KEY=VALUE"),
+        (["partition="], "KEY=VALUE"),
+        (["array=0-3"], "--workers"),
+        (["array_parallelism=3"], "--workers"),
+        (["time=1h"], "time must be"),
+        (["signal-delay=soon"], "whole number of seconds"),
+        (["mem=1G", "mem=2G"], "given twice"),
+        (["output=x"], "sweep's folder"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_options(words)
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """Stand-ins for SLURM's programs: sbatch keeps what it is given, squeue prints the file `queue`."""
+    home = tmp_path / "programs"
+    home.mkdir()
+    scripts = {
+        "sbatch": f'cp "$1" {home}/submitted; cat {home}/answer',
+        "squeue": f"cat {home}/queue",
+        "srun": "exit 1",
+        "scontrol": "exit 1",
+    }
+    for name, text in scripts.items():
+        (home / name).write_text(f"#!/bin/sh\n{text}\n")
+        (home / name).chmod(0o755)
+    (home / "answer").write_text("Submitted batch job 7\n")
+    monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    return home
+
+
+def test_cells_are_submitted_once_as_one_array(tmp_path, programs, capsys):
+    sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path / "sweep")
+    options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
+    launcher = SlurmLauncher(options, workers=2)
+    assert submit_sweep(sweep, folder, launcher) == 0
+    assert "submitted 3 cells as SLURM job 7" in capsys.readouterr().err
+    script = (programs / "submitted").read_text()
+    asked = set(re.findall(r"#SBATCH (.*)", script))
+    assert {"--array=0-2%2", "--partition=long", "--time=90", "--mem=2G", "--signal=USR2@60"} <= asked
+    assert {"--exclusive", "--requeue", "--job-name=sweep", "--nodes=1", "--open-mode=append"} <= asked
+    assert f"--output={folder.path}/slurm/%A_%a_0_log.out" in asked
+    (programs / "queue").write_text("7_0\n7_2\n6_1\n")
+    assert queued_jobs(folder) == {sweep.cells[0].name: "7_0", sweep.cells[2].name: "7_2"}
+    (programs / "answer").write_text("Submitted batch job 8\n")
+    assert submit_sweep(sweep, folder, launcher) == 0
+    assert "submitted 1 cells as SLURM job 8" in capsys.readouterr().err
+    (programs / "queue").write_text("7_0\n7_2\n8\n")
+    (programs / "submitted").unlink()
+    assert submit_sweep(sweep, folder, launcher) == 0
+    assert "nothing to submit" in capsys.readouterr().err
+    assert not (programs / "submitted").exists()
+
+
+def test_cells_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, programs, capsys):
+    sweep, folder = fake(0, 1, 2, 3), SweepFolder(tmp_path / "sweep")
+    for seed, how in (("s0", "finish"), ("s1", "fail")):
+        job = job_of(folder.path, sweep, int(seed[1]))
+        plan(folder.path, **{seed: how})
+        with pytest.raises(RuntimeError, match="too high") if how == "fail" else pytest.MonkeyPatch.context():
+            job()
+    lock = Lock(folder.locks, sweep.cells[2].name)
+    assert lock.acquire()
+    try:
+        submit_sweep(sweep, folder, SlurmLauncher({}), quiet=True)
+        assert list(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == [sweep.cells[3].name]
+        (programs / "queue").write_text("7\n")
+        submit_sweep(sweep, folder, SlurmLauncher({}), retry=True, quiet=True)
+    finally:
+        lock.release()
+    assert set(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == {
+        sweep.cells[place].name for place in (1, 3)
+    }
+    assert capsys.readouterr().err == ""
+
+
+def test_what_slurm_refuses_is_said_in_one_line(tmp_path, programs, monkeypatch):
+    (programs / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: x' >&2\nexit 1\n")
+    with pytest.raises(ValueError, match=r"SLURM refuses the jobs: .*invalid partition: x"):
+        submit_sweep(fake(0, 1), SweepFolder(tmp_path / "sweep"), SlurmLauncher({}), quiet=True)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ValueError, match="sbatch is not on the PATH"):
+        SlurmLauncher({})
+
+
+def test_a_job_runs_its_cell_and_fails_with_it(tmp_path):
+    sweep = fake(0, 1, 2)
+    assert job_of(tmp_path, sweep)() == "finished"
+    plan(tmp_path, s1="fail", s2="crash")
+    with pytest.raises(RuntimeError, match="the loss is too high"):
+        job_of(tmp_path, sweep, 1)()
+    with pytest.raises(RuntimeError, match=r"killed by SIGKILL \(out of memory\?\)"):
+        job_of(tmp_path, sweep, 2)()
+    assert states_of(tmp_path, sweep) == ["finished", "failed", "failed"]
+    plan(tmp_path)
+    assert job_of(tmp_path, sweep, 2, retry=True)() == "finished"
+
+
+def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
+    sweep = fake(0)
+    job = job_of(tmp_path, sweep)
+    plan(tmp_path, s0="wait")
+
+    def terminate():
+        wait_for(lambda: (tmp_path / ".ran").exists())
+        plan(tmp_path)
+        os.kill(job._worker.pid, signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    assert job() == "finished"
+    thread.join()
+    assert ran(tmp_path).total() == 2
+
+
+def test_a_cell_of_a_living_job_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm_job, "PATIENCE", 0.1)
+    monkeypatch.setattr(slurm_job, "HEARTBEAT", 0.05)
+    sweep = fake(0)
+    job, lock = job_of(tmp_path, sweep), Lock(tmp_path / "locks", sweep.cells[0].name)
+    assert lock.acquire()
+    try:
+        assert job() == "busy"
+    finally:
+        lock.release()
+    assert not (tmp_path / ".ran").exists()
+
+
+def test_a_job_saves_and_is_queued_again_when_its_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # submitit's process unpickles `fake_worker`
+    sweep = fake(0)
+    job = job_of(tmp_path, sweep)
+    plan(tmp_path, s0="wait")
+    executor = submitit.LocalExecutor(tmp_path / "slurm")
+    executor.update_parameters(timeout_min=10)
+    submitted = executor.submit(job)
+    try:
+        wait_for(lambda: (tmp_path / ".ran").exists())
+        plan(tmp_path)
+        processes = subprocess.check_output(["pgrep", "-f", f"_submit {tmp_path}"], text=True)
+        os.kill(int(processes.split()[0]), signal.SIGUSR2)
+        assert submitted.result() == "finished"
+    finally:
+        submitted.cancel()
+    assert ran(tmp_path).total() == 2
+    assert states_of(tmp_path, sweep) == ["finished"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A real cluster of one node; SLURM_CONF leads to it."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if missing:
+        pytest.skip(f"no SLURM here ({', '.join(missing)}): apt-get install slurm-wlm munge")
+    home = tempfile.mkdtemp(prefix="slurm-")
+    started = subprocess.run([CLUSTER, "start", home], capture_output=True, text=True, timeout=120)
+    if started.returncode:
+        pytest.skip(f"SLURM does not start here: {started.stderr.strip()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", f"{home}/slurm.conf")
+        yield
+        subprocess.run(["scancel", "--me", "--signal=KILL", "--full"], timeout=60)
+        subprocess.run([CLUSTER, "stop", home], timeout=60)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def squeue(*options):
+    return subprocess.check_output(["squeue", "--noheader", "--array", *options], text=True).split()
+
+
+@pytest.mark.slow
+def test_a_real_cluster_runs_requeues_and_resumes_to_the_same_numbers(tmp_path, cluster, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    settings = {"task": "add", "total_steps": 6000, "units": 4, "executor": "step", "seeds": "0-1"}
+    Path("study.yaml").write_text(yaml.safe_dump(settings))
+    began = time.monotonic()
+    command = ["sweep", "study.yaml", "--launcher", "slurm", "--slurm", "time=10"]
+    assert main(command) == 0
+    assert time.monotonic() - began < 60
+    assert "submitted 2 cells as SLURM job" in capfd.readouterr().err
+    folder = SweepFolder("runs/study")
+    jobs = json.loads((folder.path / "slurm" / "jobs.json").read_text())
+    (first, number), _ = sorted(jobs.items())
+    wait_for(lambda: (folder.run_path(first) / "metrics.csv").is_file() and len(_rows(folder, first)) > 2, 120)
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    wait_for(lambda: (folder.run_path(first) / "summary.json").is_file())
+    interrupted = json.loads((folder.run_path(first) / "summary.json").read_text())
+    assert interrupted["status"] == "interrupted"
+    assert 0 < interrupted["steps"] < 6000
+    assert main(command) == 0  # it is in the queue, and not submitted again
+    assert "nothing to submit" in capfd.readouterr().err
+    wait_for(lambda: squeue(f"--jobs={number}", "--states=PENDING", "--format=%i") == [number])
+    # SLURM holds back a job that has been requeued for two minutes.
+    subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
+    wait_for(lambda: not squeue("--format=%i"), 120)
+    assert main(["sweep", "study.yaml", "--status"]) == 0
+    assert "2 finished" in capfd.readouterr().out
+    assert (
+        main(["train", "add", "--config", str(folder.run_path(first) / "config.yaml"), "--run-dir", "alone"]) == 0
+    )
+    assert _metrics(Path("alone")) == _metrics(folder.run_path(first))
+    assert _losses(Path("alone")) == _losses(folder.run_path(first))
+
+
+def _rows(folder, name):
+    return (folder.run_path(name) / "metrics.csv").read_text().splitlines()
+
+
+def _metrics(run):
+    return json.loads((run / "summary.json").read_text())["metrics"]
+
+
+def _losses(run):
+    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    return [row[header.index("train/loss")] for row in rows]

@@ -1,0 +1,377 @@
+"""Searches for hyper-parameters: what they refuse, compare, prune, keep when they are killed, and write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_fakes import wait_for
+
+from cet_rl.cli import main
+from cet_rl.cli.train import parse_arguments
+from cet_rl.sweeps.launcher import LocalLauncher
+
+optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'cet-rl[tune]'")
+
+from cet_rl.tuning.outcome import best_trial, importances, write_best, write_table  # noqa: E402
+from cet_rl.tuning.search import Search  # noqa: E402
+from cet_rl.tuning.spec import read_tuning  # noqa: E402
+from cet_rl.tuning.study import POINTS, SearchFolder, open_study, require_optuna  # noqa: E402
+
+WORKER = '''
+import json, os, signal, sys, time
+from pathlib import Path
+import yaml
+from cet_rl.sweeps.worker import main
+
+def train(folder, cell):
+    """A loss that falls to (lr - 0.1)^2 + seed, as the file `plan` says how fast."""
+    run, home, seed, lr = folder.run_path(cell.name), folder.path.parent, cell.values["seed"], cell.values["lr"]
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(dict(cell.values)))
+    with open(home / ".ran", "a") as stream:
+        stream.write(f"{folder.path.name} {seed}\\n")
+    plan = json.loads((home / ".plan").read_text()) if (home / ".plan").exists() else {}
+    if plan.get("all") == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if lr > plan.get("diverge above", 10):
+        raise FloatingPointError("the loss is not finite at 10 steps")
+    loss, total = (lr - 0.1) ** 2 + seed, cell.values["total_steps"]
+    lines = ["time/total_timesteps,train/loss"]
+    for step in range(total // 20, total + 1, total // 20):
+        lines.append(f"{step},{loss + total - step}")
+        (run / "metrics.csv").write_text("\\n".join(lines) + "\\n")
+        time.sleep(plan.get("pause", {}).get(folder.path.name, 0.0))
+    summary = {"status": "finished", "agent": "a", "steps": total, "metrics": {"test_loss": loss}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    return "finished"
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], train))
+'''
+
+SETTINGS = {
+    "task": "add",
+    "total_steps": 200,
+    "units": 4,
+    "executor": "step",
+    "seeds": "0-1",
+    "trials": 4,
+    "space": {"lr": {"low": 1e-3, "high": 1, "log": True}},
+}
+
+
+def file_of(path, **changes):
+    file = Path(path) / "tune.yaml"
+    kept = {key: value for key, value in {**SETTINGS, **changes}.items() if value is not None}
+    file.write_text(yaml.safe_dump(kept))
+    return str(file)
+
+
+def search_of(path, *, trials=4, workers=2, **changes):
+    """A search whose runs learn nothing."""
+    spec, folder = read_tuning(file_of(path, **changes)), SearchFolder(Path(path) / "search")
+    script = Path(path) / "worker.py"
+    script.write_text(WORKER)
+    launcher = LocalLauncher(workers, lambda runs, name: [sys.executable, str(script), str(runs.path), name])
+    require_optuna()
+    study = open_study(spec, folder, folder.claim(spec))
+    return Search(spec, folder, study, launcher, trials=trials)
+
+
+def plan(search, **what):
+    (search.folder.path / ".plan").write_text(json.dumps({key.replace("_", " "): v for key, v in what.items()}))
+
+
+def ran(search):
+    return (search.folder.path / ".ran").read_text().split("\n")[:-1]
+
+
+def states(search):
+    return [trial.state.name for trial in search.study.get_trials()]
+
+
+def loss_of(lr):
+    return (lr - 0.1) ** 2
+
+
+def test_a_search_scores_the_mean_over_seeds_and_writes_the_best(tmp_path, capfd):
+    search = search_of(tmp_path, pruner="none")
+    assert search.go() == 0
+    printed = capfd.readouterr().err
+    assert "0 trials so far; going on to 4; 2 at a time" in printed
+    assert "[4/4] test_loss" in printed
+    trials = search.study.get_trials()
+    assert [trial.value for trial in trials] == pytest.approx([0.5 + loss_of(t.params["lr"]) for t in trials])
+    assert len(ran(search)) == 8
+    rows = list(csv.DictReader(search.folder.table_file.open()))
+    assert [row["state"] for row in rows] == ["complete"] * 4
+    assert [float(row["test_loss"]) for row in rows] == [trial.value for trial in trials]
+    best = best_trial(search.study)
+    assert best.value == min(trial.value for trial in trials)
+    assert (
+        f"test_loss {best.value:.6g} over seeds 0, 1 (trial {best.number})" in search.folder.best_file.read_text()
+    )
+    found = parse_arguments(["add", "--config", str(search.folder.best_file), "--seed", "7"]).learning
+    assert (found.lr, found.units, found.seed) == (best.params["lr"], 4, 7)
+
+
+def test_a_search_goes_on_to_more_trials_and_never_draws_the_same_again(tmp_path, capfd):
+    search = search_of(tmp_path, trials=2, sampler="random")
+    assert search.go() == 0
+    assert search_of(tmp_path, trials=2, sampler="random").go() == 0  # nothing is left to do
+    assert len(ran(search)) == 4
+    again = search_of(tmp_path, trials=4, sampler="random")
+    assert again.go() == 0
+    assert len({trial.params["lr"] for trial in again.study.get_trials()}) == 4
+
+
+def test_runs_are_compared_by_their_mean_over_the_seeds_so_far(tmp_path):
+    search = search_of(tmp_path, trials=1)
+    search.go()
+    (trial,) = search.study.get_trials()
+    loss = loss_of(trial.params["lr"])
+    assert sorted(trial.intermediate_values) == list(range(1, 2 * POINTS + 1))
+    for place, value in trial.intermediate_values.items():
+        seed, point = divmod(place - 1, POINTS)
+        remaining = 200 - 200 * (point + 1) / POINTS
+        assert value == pytest.approx(loss + remaining + (0.0 if seed == 0 else 0.5))
+
+
+def test_a_trial_that_is_worse_than_most_is_stopped_and_its_run_kept(tmp_path):
+    search = search_of(tmp_path, trials=6)
+    for lr in (0.1, 0.11, 0.12, 0.13, 0.14, 1.0):
+        search.study.enqueue_trial({"lr": lr})
+    plan(search, pause={"trial-0005": 0.3})
+    assert search.go() == 0
+    assert states(search) == ["COMPLETE"] * 5 + ["PRUNED"]
+    (run,) = [path for path in search.folder.trial_path(5).glob("add-*") if path.is_dir()]
+    assert len((run / "metrics.csv").read_text().splitlines()) < 1 + 20
+    assert not (run / "summary.json").exists()
+    reasons = [row["reason"] for row in csv.DictReader(search.folder.table_file.open())]
+    assert reasons[:5] == [""] * 5
+    assert reasons[5].startswith("at ")
+
+
+def test_curves_that_rise_while_the_score_is_to_fall_are_compared_the_other_way_round(tmp_path):
+    search = search_of(tmp_path, trials=1, curve="credit/alignment/0")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.replace("train/loss", "credit/alignment/0"))
+    search.go()
+    (trial,) = search.study.get_trials()
+    assert trial.intermediate_values[1] == pytest.approx(-(loss_of(trial.params["lr"]) + 190))
+
+
+def test_divergence_counts_as_pruned_and_a_crash_as_failed(tmp_path, capfd):
+    search = search_of(tmp_path, trials=2, workers=1)
+    search.study.enqueue_trial({"lr": 1.0})
+    search.study.enqueue_trial({"lr": 0.2})
+    plan(search, diverge_above=0.5)
+    assert search.go() == 0
+    assert states(search) == ["PRUNED", "COMPLETE"]
+    assert "the loss is not finite" in capfd.readouterr().err
+    search = search_of(tmp_path, trials=3)
+    plan(search, all="crash")
+    assert search.go() == 0
+    assert states(search) == ["PRUNED", "COMPLETE", "FAIL"]
+    assert "was killed by SIGKILL" in capfd.readouterr().err
+
+
+def test_a_search_in_which_nothing_comes_to_its_end_says_so(tmp_path):
+    search = search_of(tmp_path, trials=1)
+    plan(search, all="crash")
+    assert search.go() == 1
+    assert not search.folder.best_file.exists()
+
+
+def test_parameters_drawn_again_are_not_run_again(tmp_path):
+    search = search_of(tmp_path, trials=3, workers=1, space={"lr": {"choices": [0.1]}})
+    assert search.go() == 0
+    assert states(search) == ["COMPLETE"] * 3
+    assert len(ran(search)) == 2
+
+
+def test_after_ctrl_c_the_same_trial_goes_on(tmp_path, capfd):
+    search = search_of(tmp_path, trials=1)
+    plan(search, pause={"trial-0000": 1.0})
+
+    def interrupt():
+        wait_for(lambda: list(search.folder.trial_path(0).glob("*/metrics.csv")))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert search.go() == 130
+    thread.join()
+    assert states(search) == ["RUNNING"]
+    plan(search)
+    again = search_of(tmp_path, trials=1)
+    assert again.go() == 0
+    assert "trial 0 goes on" in capfd.readouterr().err
+    assert states(again) == ["COMPLETE"]
+    assert ran(again) == ["trial-0000 0", "trial-0000 0", "trial-0000 1"]
+
+
+DRIVER = """
+import sys
+from test_tune import search_of
+sys.exit(search_of(sys.argv[1], trials=2).go())
+"""
+
+
+def test_a_search_that_was_killed_loses_no_trial(tmp_path):
+    search = search_of(tmp_path, trials=2)
+    plan(search, pause={"trial-0000": 1.0, "trial-0001": 1.0})
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], cwd=Path(__file__).parent)
+    try:
+        wait_for(lambda: len(list(search.folder.path.glob("trial-*/*/metrics.csv"))) == 2)
+    finally:
+        process.kill()
+        process.wait()
+    before = [trial.params for trial in search.study.get_trials()]
+    assert states(search) == ["RUNNING", "RUNNING"]
+    plan(search)
+    again = search_of(tmp_path, trials=2)
+    assert again.go() == 0
+    assert [trial.params for trial in again.study.get_trials()] == before
+    assert states(again) == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):
+    from cet_rl.sweeps.locks import Lock
+
+    search = search_of(tmp_path, trials=1)
+    search.study.ask()
+    lock = Lock(search.folder.locks, "trial-0000")
+    assert lock.acquire()
+    try:
+        assert search.go() == 1
+    finally:
+        lock.release()
+    assert states(search) == ["RUNNING"]
+    assert not (search.folder.path / ".ran").exists()
+
+
+def test_choices_come_back_as_they_are_in_the_file(tmp_path):
+    space = {"lags": {"choices": [[3, 5], [2, 4]]}, "units": {"low": 4, "high": 8, "step": 2}}
+    spec = read_tuning(file_of(tmp_path, units=None, space=space))
+    trial = optuna.create_study().ask()
+    found = {name: dimension.suggest(trial) for name, dimension in spec.space.items()}
+    assert found["lags"] in ([3, 5], [2, 4])
+    assert found["units"] in (4, 6, 8)
+    assert spec.sweep(found).cells[0].values["lags"] == found["lags"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": None}, "names no task"),
+        ({"task": "ad"}, "did you mean add"),
+        ({"space": None}, "space must name options"),
+        ({"sapce": 1}, "unknown key 'sapce'; did you mean 'space'"),
+        ({"seed": 1}, "use seeds"),
+        ({"seeds": "x"}, "seeds must be a range"),
+        ({"trials": 0}, "trials must be"),
+        ({"metric": "accuracy"}, "metric must be one of test_loss"),
+        ({"pruner": "mean"}, "pruner must be one of median"),
+        ({"lr": 0.1}, "lr is also set for all trials"),
+        ({"space": {"total_steps": {"low": 1, "high": 2}}}, "total_steps cannot be searched"),
+        ({"space": {"num_envs": {"low": 1, "high": 2}}}, "num_envs is no option of add"),
+        ({"space": {"lr": 0.1}}, "must be {low"),
+        ({"space": {"lr": {"low": 0.1}}}, "needs low and high"),
+        ({"space": {"lr": {"low": 0.1, "high": 0.1}}}, "low must be less than high"),
+        ({"space": {"lr": {"low": 0, "high": 0.1, "log": True}}}, "low must be positive"),
+        ({"space": {"lr": {"low": 0.1, "high": 1, "log": True, "step": 0.1}}}, "exclude each other"),
+        ({"space": {"lr": {"low": 0.1, "high": 1, "step": 2}}}, "step must be positive"),
+        ({"space": {"lr": {"low": 0.1, "hihg": 1}}}, "unknown key 'hihg'"),
+        ({"space": {"lr": {"low": "much", "high": 1}}}, "must be of type float"),
+        ({"space": {"rule": {"low": 0, "high": 1}}}, "rule is no number"),
+        ({"space": {"rule": {"choices": []}}}, "choices must be a list"),
+        ({"space": {"rule": {"choices": ["rflo", "rflo"]}}}, "given twice"),
+        ({"space": {"activation": {"choices": ["tanh", "relu"]}}}, "activation must be one of"),
+        ({"space": {"alpha": {"low": 0.5, "high": 2}}}, "alpha must lie in"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_tuning(file_of(tmp_path, **changes))
+
+
+def test_defaults_of_the_other_families(tmp_path):
+    space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    nothing = dict.fromkeys(("units", "executor", "total_steps"))
+    images = read_tuning(file_of(tmp_path, task="digits", space=space, **nothing))
+    assert (images.metric, images.direction, images.curve) == (
+        "validation_accuracy",
+        "maximize",
+        "validation/accuracy",
+    )
+    assert images.fixed["validation"] is True
+    play = read_tuning(file_of(tmp_path, task="CartPole-v1", space=space, **nothing))
+    assert (play.metric, play.direction, play.curve) == ("train_return_mean", "maximize", "rollout/ep_rew_mean")
+
+
+def test_a_folder_is_for_one_search(tmp_path):
+    search_of(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(units 4 there, 8 here\)"):
+        search_of(tmp_path, units=8)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds no search"):
+        SearchFolder(tmp_path / "other").claim(read_tuning(file_of(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense-secret", "nodatabase://user:secret@host/name", "sqlite:////no/secret/x.db"]
+)
+def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, url):
+    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    with pytest.raises(ValueError, match="--storage cannot be opened: ") as refusal:
+        open_study(spec, folder, folder.claim(spec), url)
+    assert "secret" not in str(refusal.value)
+
+
+def test_importances_tell_what_matters(tmp_path):
+    study = optuna.create_study()
+    for number in range(40):
+        trial = study.ask()
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        study.tell(trial, (x - 0.5) ** 2 + 1e-6 * y * number)
+    found = importances(study)
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["x"] > 0.5
+    assert importances(optuna.create_study()) == {}  # too few trials to tell
+
+
+def test_the_table_and_the_best_of_nothing(tmp_path):
+    search = search_of(tmp_path)
+    write_table(search.folder, search.spec, search.study)
+    write_best(search.folder, search.spec, search.study)
+    assert search.folder.table_file.read_text() == "trial,state,test_loss,lr,reason\n"
+    assert not search.folder.best_file.exists()
+
+
+def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["tune", file_of(tmp_path)]) == 2
+    assert "pip install 'cet-rl[tune]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_searches_with_real_runs(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", file_of(tmp_path, seeds=0), "--trials", "1", "--workers", "1"]) == 0
+    printed = capfd.readouterr()
+    assert "best: cet-rl train add --config runs/tune/best.yaml" in printed.out
+    assert "[1/1]" in printed.err
+    assert main(["train", "add", "--config", "runs/tune/best.yaml", "--run-dir", "again", "--quiet"]) == 0
+    (row,) = csv.DictReader(Path("runs/tune/trials.csv").read_text().splitlines())
+    assert json.loads(Path("again/summary.json").read_text())["metrics"] == {"test_loss": float(row["test_loss"])}
