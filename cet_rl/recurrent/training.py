@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from cet_rl.families import RECURRENT
 from cet_rl.machine import on_this_machine, set_threads
+from cet_rl.recurrent.catalogue import build_task
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner
+from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
 from cet_rl.run_loop import RunLoop
 from cet_rl.runs import RunFolder, Status, default_path
 
@@ -23,9 +24,10 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
     """The configuration with nothing left to choose: trace, rule's options, device and threads.
 
     Raises:
-        ValueError: for a device that is not there.
+        ValueError: for a device that is not there, or a rule, task and delay that do not fit together.
     """
     config = on_this_machine(config).with_trace()
+    build_online(config, build_task(config.task, config))  # takes a millisecond, and refuses what cannot be
     return replace(config, rule_options=config.options)
 
 
