@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
 
@@ -462,7 +463,7 @@ class TwoChoices(Constant):
         ({"policy_kwargs": {"width": 3}}, "do not fit the policy"),
         ({"policy_kwargs": {"activation": torch.nn.ReLU}}, "cannot be saved as data"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # the same in every process
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

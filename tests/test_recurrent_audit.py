@@ -538,7 +538,7 @@ def test_the_terminal_gets_tables_and_reasons(audits):
 
 def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert command.run(["rflo", "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith("rule,tensors,memory,time,matrix-vector,")
+    assert capsys.readouterr().out.startswith("rule,equations,tensors,memory,time,matrix-vector,")
     file = tmp_path / "table.md"
     assert command.run(["rflo", "--output", str(file)]) == 0
     assert file.read_text(encoding="utf-8").startswith("| rule | tensors |")

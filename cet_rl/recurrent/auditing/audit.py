@@ -71,6 +71,7 @@ class Audit:
         owes: whether it has gradient left when its input ends.
         window: T with which operations were counted; None for a rule without.
         claims: what it says of itself.
+        equations: its updates and gradient, as it writes them.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Audit:
     owes: bool
     window: int | None
     claims: Claims | None
+    equations: str = ""
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -135,6 +137,7 @@ def audit(build: Callable[..., Rule], **options: float) -> Audit:
         trace.owes,
         max((subject.counts[option] for option in time_options), default=None),
         rule.claims,
+        rule.equations,
     )
     compare(found)  # claims that cannot be read are found here, not when they are printed
     return found

@@ -16,6 +16,7 @@ from cet_rl.recurrent.auditing.verdicts import CRITERIA, OPERATIONS
 
 Format = Literal["table", "markdown", "csv"]
 
+EQUATIONS = ("rule", "updates and gradient of W")
 TENSORS = ("rule", "tensors", "memory", "time per step", "operations per step", "claims")
 VERDICTS = ("rule", *CRITERIA, "plausible")
 
@@ -24,6 +25,7 @@ WIDTH = 140
 
 LEGEND = """\
 n units, m = n + n_in + 1, T steps of a window. A Jacobian is a product with diag(D) W_rec.
+e_ij = D_i r̂_j, D = α φ'(v), r̂ = [r; x; 1]; J is the Jacobian, c̄ = W_outᵀ (ŷ - y*), r̃ = [r; y*; 1].
 Not judged: whether each signal is present at the synapse that uses it, and whether synapses can work backwards."""
 
 
@@ -55,6 +57,10 @@ def _tensor_row(audit: Audit) -> tuple[str, ...]:
     )
 
 
+def _equation_rows(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
+    return [(audit.name, audit.equations or "–") for audit in audits]
+
+
 def _verdict_row(audit: Audit) -> tuple[str, ...]:
     marks = ["yes" if verdict.passes else "NO" for verdict in audit.verdicts]
     return audit.name, *marks, "yes" if audit.plausible else "NO"
@@ -70,12 +76,14 @@ def print_tables(audits: Sequence[Audit], console: Console) -> None:
     """What rules keep and compute, the verdicts, and the reasons of those against."""
     marks = {"yes": "[green]yes[/green]", "NO": "[red]NO[/red]"}
     for title, header, rows in (
+        ("Rules (paper, Table 1, corrected)", EQUATIONS, _equation_rows(audits)),
         ("Tensors and operations, observed", TENSORS, [_tensor_row(audit) for audit in audits]),
         ("Criteria", VERDICTS, [_verdict_row(audit) for audit in audits]),
     ):
         table = Table(*header, title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         for name, *cells in rows:
-            lines = [cell.replace(", ", "\n") for cell in cells]  # a tensor a line, an operation a line
+            # An equation a line, a tensor a line, an operation a line.
+            lines = [cell.replace("; " if header is EQUATIONS else ", ", "\n") for cell in cells]
             table.add_row(f"[bold]{name}[/bold]", *(marks.get(cell, cell) for cell in lines))
         console.print(table)
     for line in _notes(audits):
@@ -96,6 +104,8 @@ def as_markdown(audits: Sequence[Audit]) -> str:
         return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
 
     lines = [
+        *table(EQUATIONS, _equation_rows(audits)),
+        "",
         *table(TENSORS, [_tensor_row(audit) for audit in audits]),
         "",
         *table(VERDICTS, [_verdict_row(audit) for audit in audits]),
@@ -111,18 +121,29 @@ def as_markdown(audits: Sequence[Audit]) -> str:
 
 
 def as_csv(audits: Sequence[Audit]) -> str:
-    """A row for each rule: both tables side by side, operations as numbers a step, reasons in the last column."""
+    """A row for each rule: all tables side by side, operations as numbers a step, reasons in the last column."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["rule", "tensors", "memory", "time", *OPERATIONS, *CRITERIA, "plausible", "claims", "reasons"]
+        [
+            "rule",
+            "equations",
+            "tensors",
+            "memory",
+            "time",
+            *OPERATIONS,
+            *CRITERIA,
+            "plausible",
+            "claims",
+            "reasons",
+        ]
     )
     for audit in audits:
         name, tensors, memory, time, _, claims = _tensor_row(audit)
         counts = [f"{audit.operations.get(operation, 0):g}" for operation in OPERATIONS]
         marks = [mark.lower() for mark in _verdict_row(audit)[1:]]
         reasons = "; ".join(reason.removeprefix(f"{name}, ") for reason in _reasons(audit))
-        writer.writerow([name, tensors, memory, time, *counts, *marks, claims, reasons])
+        writer.writerow([name, audit.equations, tensors, memory, time, *counts, *marks, claims, reasons])
     return stream.getvalue()
 
 

@@ -75,12 +75,14 @@ class Rule(ABC):
     """A learning rule for the recurrent weights W of a `Cell`.
 
     `name` is the word that `--rule` takes; `shared` names those tensors of the state that are learned, like
-    weights, and so have no axis of sequences; `claims` is what the audit compares it with.
+    weights, and so have no axis of sequences; `claims` is what the audit compares it with, `equations` what it
+    prints: updates and gradient, separated by semicolons.
     """
 
     name: str
     shared: tuple[str, ...] = ()
     claims: ClassVar[Claims | None] = None
+    equations: ClassVar[str] = ""
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell

@@ -20,6 +20,7 @@ class RTRL(Rule):
 
     name = "rtrl"
     claims = Claims("n²m", "n³m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian"}))
+    equations = "M_kij ← Σ_l J_kl M_lij + δ_ki e_ij; G_ij = Σ_k c̄_k M_kij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """M = 0."""
@@ -73,6 +74,7 @@ class BPTT(_Unrolled):
 
     name = "bptt"
     claims = Claims("Tn + Tm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+    equations = "c_t = c̄_t + c_{t+1} J_{t+1}; G_ij = Σ_t c_ti e_tij"
 
     def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
         """See `Rule.step`."""
@@ -102,6 +104,7 @@ class FutureBPTT(_Unrolled):
 
     name = "future-bptt"
     claims = Claims("Tn + Tm", "Tn² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+    equations = "c_s ← c_s + c̄_t J_t ⋯ J_{s+1}; G_ij = c_si e_sij at s = t - T + 1"
 
     def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
         """See `Rule.step`."""

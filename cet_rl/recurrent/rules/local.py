@@ -34,6 +34,7 @@ class RFLO(SeparableRule):
 
     name = "rflo"
     claims = Claims("nm", "nm")
+    equations = "B ← (1 - α) B + e; G_ij = c̄_i B_ij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """B = 0."""
@@ -70,6 +71,10 @@ class KeRNL(SeparableRule):
     name = "kernl"
     shared = ("A", "timescale")
     claims = Claims("n² + nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
+    equations = (
+        "κ_i = 1 - α_i; r̃ ← f(r̃, x) + ζ; Ω ← κ Ω + ζ; Γ ← κ Γ - Ω_old; ε = A Ω - (r̃ - r); "
+        "A ← A - η ε Ωᵀ; α_i ← α_i - η (ε A)_i Γ_i; B_ij ← κ_i B_ij + e_ij; G_ij = (c̄ A)_i B_ij"
+    )
 
     def __init__(self, cell: Cell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
         super().__init__(cell)

@@ -58,6 +58,7 @@ class UORO(_Stochastic):
 
     name = "uoro"
     claims = Claims("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
+    equations = "A ← ρ0 J A + ρ1 ν; B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """A of shape (B, n) and B of shape (B, n, m)."""
@@ -85,6 +86,7 @@ class KFRTRL(_Stochastic):
 
     name = "kf-rtrl"
     claims = Claims("n²", "n³", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+    equations = "A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G_ij = (c̄ B)_i A_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """A of shape (B, m) and B, transposed, of shape (B, n, n)."""
@@ -118,6 +120,7 @@ class RKF(_Stochastic):
 
     name = "r-kf"
     claims = Claims("nm", "n²m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+    equations = "A_i ← ρ0 A_i + ρ1 ν_i; B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1; G_ij = A_i (c̄ B)_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """A of shape (B, n) and B, transposed, of shape (B, m, n)."""

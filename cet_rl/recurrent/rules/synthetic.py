@@ -33,6 +33,7 @@ class DNI(SeparableRule):
     name = "dni"
     shared: tuple[str, ...] = ("A", "A_copy")
     claims = Claims("n²", "n² + nm", frozenset({"matrix-vector", "Jacobian"}))
+    equations = "c* = c̄_{t-1} + (A⁻ r̃_t) J_t; A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ; G_ij = (A r̃_t)_i e_ij"
 
     def __init__(self, cell: Cell, rate: float = 1e-2, renewal: int = 5) -> None:
         super().__init__(cell)
@@ -97,6 +98,10 @@ class DNIb(DNI):
     name = "dni-b"
     shared = ("A", "A_copy", "jacobian")
     claims = Claims("n²", "n² + nm", frozenset({"matrix-vector"}))
+    equations = (
+        "𝒥 ← 𝒥 - η_J (𝒥 r_{t-1} - r_t) r_{t-1}ᵀ; c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥; "
+        "A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ; G_ij = (A r̃_t)_i e_ij"
+    )
 
     def __init__(
         self, cell: Cell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
