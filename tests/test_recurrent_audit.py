@@ -541,7 +541,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("rule,equations,tensors,memory,time,matrix-vector,")
     file = tmp_path / "table.md"
     assert command.run(["rflo", "--output", str(file)]) == 0
-    assert file.read_text(encoding="utf-8").startswith("| rule | tensors |")
+    assert file.read_text(encoding="utf-8").startswith("| rule | updates and gradient of W |")
     assert capsys.readouterr().out == ""
     (tmp_path / "own_rules.py").write_text(
         "from cet_rl.recurrent.rules.local import RFLO\n\n\nclass Own(RFLO):\n    name = 'own'\n", encoding="utf-8"
