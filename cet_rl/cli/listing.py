@@ -36,7 +36,10 @@ def _tasks() -> dict[str, str]:
 def _rules() -> dict[str, str]:
     from cet_rl.recurrent.rules.registry import rules
 
-    return {name: entry.summary for name, entry in rules().items()}
+    options = {name: ", ".join(f"{option}=" for option in entry.options()) for name, entry in rules().items()}
+    return {
+        name: entry.summary + (f" ({options[name]})" if options[name] else "") for name, entry in rules().items()
+    }
 
 
 def _traces() -> dict[str, str]:

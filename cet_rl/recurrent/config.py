@@ -48,7 +48,7 @@ class RecurrentConfig(RunConfig):
     feedback: Literal["symmetric", "random"] = "symmetric"
     """How the output's error reaches hidden units: through the output weights, or through fixed random ones."""
     rule_options: tuple[str, ...] = ()
-    """NAME=VALUE ...: options of the rule, such as window=10 of bptt; `cet-rl rules` shows them."""
+    """NAME=VALUE ...: options of the rule, such as window=10 of bptt; `cet-rl list rules` shows them."""
     precision: Literal["float32", "float64"] = "float32"
     """Of all numbers."""
     executor: Literal["auto", "step", "compiled"] = "auto"
