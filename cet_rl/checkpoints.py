@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cet_rl import plain, storage
 from cet_rl.files import sync
+from cet_rl.identity import differing
 
 PART = "run"
 """Name of what a run adds to the file of its learner: its configuration, and what it carries."""
@@ -109,10 +110,9 @@ class Checkpoints:
         theirs = part[0].get("config") if part else None
         if not isinstance(theirs, dict) or config is None:
             return
-        differing = [key for key in {**theirs, **config} if theirs.get(key) != config.get(key)]
-        if differing:
-            changes = ", ".join(f"{key} {theirs.get(key)!r} there, {config.get(key)!r} here" for key in differing)
-            raise storage.DamagedFileError(f"{path} is of a run of another configuration ({changes})")
+        changes = differing(theirs, config)
+        if changes:
+            raise storage.DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
 
     def carried(self, path: Path) -> Any:
         """What a run carried when it wrote a checkpoint; None if that says nothing.

@@ -9,8 +9,8 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ class Family:
         name: short, for programs.
         title: what its tasks are about, for people.
         home: "module:Class" of its configuration.
+        resolver: "module:function" of `resolve`.
         trainer: "module:function" of `train`.
         evaluator: "module:function" of `evaluate_run`.
         catalogue: "module:function" that returns its tasks and a line about each; None if its tasks are all those
@@ -40,6 +41,7 @@ class Family:
     name: str
     title: str
     home: str
+    resolver: str
     trainer: str
     evaluator: str
     catalogue: str | None = None
@@ -60,6 +62,15 @@ class Family:
         """In a few words: "image classification (digits, mnist)"."""
         tasks = ", ".join(self.tasks())
         return f"{self.title} ({tasks})" if tasks else self.title
+
+    def resolve(self, config: RunConfig) -> RunConfig:
+        """The configuration with nothing left to choose, as a run's config.yaml has it.
+
+        Raises:
+            ValueError: for what cannot be run on this machine.
+        """
+        resolved: RunConfig = _load(self.resolver)(config)
+        return resolved
 
     def train(
         self, config: RunConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
@@ -92,6 +103,7 @@ RL = Family(
     "rl",
     "reinforcement learning",
     home="cet_rl.config:RLConfig",
+    resolver="cet_rl.training:resolve",
     trainer="cet_rl.training:train",
     evaluator="cet_rl.training:evaluate_run",
     evaluation_options=("episodes", "agent", "seed"),
@@ -100,6 +112,7 @@ VISION = Family(
     "vision",
     "image classification",
     home="cet_rl.vision.config:VisionConfig",
+    resolver="cet_rl.vision.training:resolve",
     trainer="cet_rl.vision.training:train",
     evaluator="cet_rl.vision.training:evaluate_run",
     catalogue="cet_rl.vision.catalogue:summaries",
@@ -109,6 +122,7 @@ RECURRENT = Family(
     "recurrent",
     "recurrent networks",
     home="cet_rl.recurrent.config:RecurrentConfig",
+    resolver="cet_rl.recurrent.training:resolve",
     trainer="cet_rl.recurrent.training:train",
     evaluator="cet_rl.recurrent.training:evaluate_run",
     catalogue="cet_rl.recurrent.catalogue:summaries",
@@ -135,6 +149,22 @@ def check_spelling(task: str) -> None:
     near = difflib.get_close_matches(task.lower(), known, n=1, cutoff=0.75)
     if near:
         raise ValueError(f"unknown task {task!r}: did you mean {known[near[0]]}?")
+
+
+def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
+    """Raise ValueError, saying whose it is, for an option that only other families have.
+
+    Args:
+        name: of the option's field.
+        own: names that there are.
+        subject: what it does not apply to.
+        shown: the option as it was written.
+    """
+    if name in own:
+        return
+    for other in FAMILIES:
+        if name in {item.name for item in fields(other.config())}:
+            raise ValueError(f"{shown} does not apply to {subject}: it is an option of {other.describe()}")
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[Family, RunFolder, dict[str, Any]]:

@@ -22,11 +22,10 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 import yaml
 
+from cet_rl.fast_yaml import LOADER
 from cet_rl.timing import CreditTiming
 from cet_rl.traces.base import Normalization, check_whole
 from cet_rl.traces.registry import TRACES, TraceConfig
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast, where libyaml is at hand
 
 _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """What PyYAML raises for text that is none, and for tags whose values are none."""
@@ -257,7 +256,7 @@ def parse_config(text: str, source: str, kind: type[RunConfig]) -> dict[str, Any
 
 def _parse_mapping(text: str, source: str) -> Mapping[str, Any]:
     try:
-        data = yaml.load(text, Loader=_LOADER)
+        data = yaml.load(text, Loader=LOADER)
     except _NO_YAML as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""

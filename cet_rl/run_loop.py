@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from cet_rl.display import Display
 from cet_rl.events import purge_events
 from cet_rl.files import naming
 from cet_rl.interruption import Interruption
+from cet_rl.machine import set_threads
 from cet_rl.plots import kernel_figure
 from cet_rl.run_config import RunConfig
 from cet_rl.runs import MetricsTable, RunFolder, Status
@@ -62,6 +64,65 @@ class Learner(Protocol):
 
     def save(self, file: Path) -> None:
         """Write everything that going on takes with `cet_rl.storage.write`."""
+
+    def load(self, file: Path) -> None:
+        """Go on from where the learner stood that wrote this file."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a run speaks of itself.
+
+    Args:
+        agent: what learns, for the summary.
+        unit: of steps: "updates".
+        score: the evaluation's name that says most: "test_accuracy".
+    """
+
+    agent: str
+    unit: str
+    score: str
+
+
+def run(
+    config: RunConfig, folder: RunFolder, build: Callable[[], Learner], words: Words, *, resume: bool, quiet: bool
+) -> Status:
+    """One go at a run in its folder, from the beginning or from its last checkpoint.
+
+    Args:
+        config: resolved.
+        folder: of the run, which may be there already.
+        build: makes the learner at its first step.
+        words: for the summary and for people.
+        resume: go on from the checkpoint of an interrupted run; without one, start afresh.
+        quiet: print nothing.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        ValueError, OSError: for what cannot be, before any work is lost.
+        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
+            is from before.
+    """
+    assert config.threads is not None
+    set_threads(config.threads)
+    # Everything that can be refused is refused before the folder is touched.
+    folder.check(config.as_data(), resume=resume)
+    if folder.status == "finished":
+        _say(f"{folder.path} is finished; its results are in {folder.summary_file}", quiet)
+        return "finished"
+    learner = build()
+    if folder.claim(config.as_data(), resume=resume) == "resumed":
+        learner.load(folder.checkpoint_file)
+        _say(f"resuming at {learner.step:,} {words.unit}", quiet)
+    _say(f"run folder {folder.path}", quiet)
+    return RunLoop(config, folder, learner, words, quiet=quiet).go()
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
 
 
 class RunLog:
@@ -121,27 +182,17 @@ class RunLoop:
         config: resolved.
         folder: claimed.
         learner: at the step it goes on from.
-        agent: what learns, for the summary.
-        unit: of steps, in words: "updates".
-        score: the evaluation's name that says most: "test_accuracy".
+        words: for the summary and for people.
         quiet: print nothing.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        learner: Learner,
-        *,
-        agent: str,
-        unit: str,
-        score: str,
-        quiet: bool,
+        self, config: RunConfig, folder: RunFolder, learner: Learner, words: Words, *, quiet: bool
     ) -> None:
         self.config, self.folder, self.learner = config, folder, learner
-        self.agent, self.unit, self.score, self.quiet = agent, unit, score, quiet
+        self.words, self.unit, self.quiet = words, words.unit, quiet
         self.interruption = Interruption()
-        self.display = Display(config.total_steps, unit=unit, shows="loss", digits=4)
+        self.display = Display(config.total_steps, unit=self.unit, shows="loss", digits=4)
         self.began = time.monotonic()
         self.learning_seconds = 0.0
         self.steps_before = learner.step
@@ -171,7 +222,7 @@ class RunLoop:
                 self.log.close()
 
     def _learn_and_evaluate(self) -> Status:
-        self.log.describe(self.config, self.score)
+        self.log.describe(self.config, self.words.score)
         if not self._learn():
             self._save()
             self._summarise("interrupted", {})
@@ -237,7 +288,7 @@ class RunLoop:
     def _summarise(self, status: Status, metrics: Mapping[str, float], error: str | None = None) -> None:
         self.folder.write_summary(
             task=self.config.task,
-            agent=self.agent,
+            agent=self.words.agent,
             seed=self.config.seed,
             status=status,
             steps=self.steps_saved if status == "interrupted" else self.learner.step,
@@ -249,5 +300,4 @@ class RunLoop:
 
     def _say(self, text: str) -> None:
         self.display.close()
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        _say(text, self.quiet)

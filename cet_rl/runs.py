@@ -25,15 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from cet_rl.files import naming, replacing, sync
+from cet_rl.identity import differing, identity
 from cet_rl.run_config import RunConfig
 
 if TYPE_CHECKING:
     from cet_rl.checkpoints import Checkpoints
 
 Status = Literal["finished", "interrupted", "failed"]
-
-_OF_THIS_MACHINE = ("device", "threads", "data_dir")
-"""Keys of a configuration that may change from one go at a run to the next."""
 
 EVALUATED = "eval/"
 """What the numbers of the evaluation at the end of a run are called. One that goes on will find them again."""
@@ -95,9 +93,9 @@ class RunFolder:
         """What config.yaml says that has to stay as it is; None if it cannot be read."""
         try:
             saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            kept = {str(key): value for key, value in saved.items() if key not in _OF_THIS_MACHINE}
-            identity: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-            return identity
+            kept = {str(key): value for key, value in identity(saved).items()}
+            data: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+            return data
         except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError):
             return None
 
@@ -161,12 +159,10 @@ class RunFolder:
     def _refuse_other(self, config: Mapping[str, Any]) -> None:
         try:
             saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-            keys = [key for key in {**saved, **config} if key not in _OF_THIS_MACHINE]
-            differing = [key for key in keys if saved.get(key) != config.get(key)]
+            changes = ", ".join(differing(saved, config))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
             raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
-        if differing:
-            changes = ", ".join(f"{key} {saved.get(key)!r} there, {config.get(key)!r} here" for key in differing)
+        if changes:
             raise ValueError(
                 f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
             )

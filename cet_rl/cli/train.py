@@ -14,7 +14,7 @@ import tyro
 from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
 from cet_rl.config import RLConfig
-from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_tasks
+from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_tasks, refuse_foreign
 from cet_rl.paper import paper_cell
 from cet_rl.run_config import RunConfig, check_values, flag, read_mapping, tuned_defaults
 from cet_rl.runs import RunFolder, default_path
@@ -191,13 +191,8 @@ def _refuse_foreign_options(arguments: Sequence[str], kind: type[RunConfig], tas
     subject = task or "environments"
     for argument in arguments:
         name = argument[2:].split("=")[0].replace("-", "_").removeprefix("no_")
-        if not argument.startswith("--") or name in own:
-            continue
-        for other in FAMILIES:
-            if name in {item.name for item in fields(other.config())}:
-                raise ValueError(
-                    f"{flag(name)} does not apply to {subject}: it is an option of {other.describe()}"
-                )
+        if argument.startswith("--"):
+            refuse_foreign(name, own, subject, flag(name))
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

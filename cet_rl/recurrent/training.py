@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from cet_rl.machine import on_this_machine, set_threads
 from cet_rl.recurrent.catalogue import build_task
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
-from cet_rl.run_loop import RunLoop
+from cet_rl.run_loop import Words, run
 from cet_rl.runs import RunFolder, Status, default_path
 
 if TYPE_CHECKING:
@@ -52,26 +51,9 @@ def train(
             is from before.
     """
     config = resolve(config)
-    assert config.threads is not None
-    set_threads(config.threads)
     folder = RunFolder(run_dir or default_path(config), RECURRENT.checkpoint)
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    # Everything that can be refused is refused before the folder is touched.
-    folder.check(config.as_data(), resume=resume)
-    if folder.status == "finished":
-        say(f"{folder.path} is finished; its results are in {folder.summary_file}")
-        return "finished"
-    learner = SequenceLearner(config)
-    state = folder.claim(config.as_data(), resume=resume)
-    if state == "resumed":
-        learner.load(folder.checkpoint_file)
-        say(f"resuming at {learner.step:,} steps")
-    say(f"run folder {folder.path}")
-    return RunLoop(config, folder, learner, agent=config.rule, unit="steps", score="test_loss", quiet=quiet).go()
+    words = Words(agent=config.rule, unit="steps", score="test_loss")
+    return run(config, folder, lambda: SequenceLearner(config), words, resume=resume, quiet=quiet)
 
 
 def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:

@@ -9,13 +9,11 @@ from typing import Any
 
 import yaml
 
+from cet_rl.fast_yaml import LOADER
 from cet_rl.report.text import clean
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of a file beyond which it is called damaged."""
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Several times as fast where PyYAML has its C library."""
 
 
 def read_bytes(file: Path) -> bytes:
@@ -48,7 +46,7 @@ def load_plain(file: Path, most: int) -> Mapping[str, Any]:
     Raises:
         OSError, ValueError, yaml.YAMLError, RecursionError, and others of Python's: if it is none.
     """
-    loaded = yaml.load(read_bytes(file), Loader=_LOADER)
+    loaded = yaml.load(read_bytes(file), Loader=LOADER)
     if not isinstance(loaded, Mapping):
         raise ValueError("it holds no mapping of names to values")
     waiting: list[object] = [loaded]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -13,7 +12,7 @@ from importlib import resources
 from typing import Any
 
 from cet_rl import __version__
-from cet_rl.families import FAMILIES, RL, Family, check_spelling, family_of
+from cet_rl.families import FAMILIES, RL, Family, check_spelling, family_of, refuse_foreign
 from cet_rl.paper import paper_cell
 from cet_rl.run_config import RunConfig, check_values, tuned_defaults
 from cet_rl.runs import default_path
@@ -109,8 +108,7 @@ def _resolve(config: RunConfig) -> RunConfig:
         from cet_rl.envs import find_task
 
         find_task(config.task)
-    module: Any = importlib.import_module(family.trainer.partition(":")[0])
-    resolved: RunConfig = module.resolve(dataclasses.replace(config, threads=1))
+    resolved = family.resolve(dataclasses.replace(config, threads=1))
     return dataclasses.replace(resolved, device=config.device, threads=None)
 
 
@@ -123,7 +121,9 @@ def _config(asked: Asked, where: str) -> RunConfig:
     try:
         check_spelling(task)
         family = family_of(task)
-        _refuse_foreign(settings, family, task)
+        own = {item.name for item in fields(family.config())}
+        for key in settings:
+            refuse_foreign(key, own, task, key)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     values = check_values(settings, where, family.config())
@@ -153,15 +153,6 @@ def _paper(values: Mapping[str, Any]) -> dict[str, Any]:
         trace=values.get("trace"),
     )
     return row
-
-
-def _refuse_foreign(settings: Mapping[str, Any], family: Family, task: str) -> None:
-    """Raise ValueError for an option that only other families have."""
-    own = {item.name for item in fields(family.config())}
-    for key in settings:
-        others = [other for other in FAMILIES if key in {item.name for item in fields(other.config())}]
-        if key not in own and others:
-            raise ValueError(f"{key} does not apply to {task}: it is an option of {others[0].describe()}")
 
 
 def _pair(first: Asked, second: Asked) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-OF_THIS_MACHINE = ("data_dir", "device", "threads")
-"""Keys of a configuration that may differ from machine to machine: they make no other cell."""
+from cet_rl.identity import identity
 
 DIGITS = 8
 """Of the fingerprint in a cell's name."""
@@ -50,11 +49,6 @@ class Sweep:
     made_from: str = ""
 
 
-def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a configuration the one it is: all of its keys but those of the machine."""
-    return {key: value for key, value in values.items() if key not in OF_THIS_MACHINE}
-
-
 def fingerprint(values: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a configuration: SHA-256 of its identity as JSON, keys sorted, no spaces.
 
@@ -63,12 +57,6 @@ def fingerprint(values: Mapping[str, Any]) -> str:
     """
     text = json.dumps(identity(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
-
-
-def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Which keys differ between two configurations, each in words: "lr 0.001 there, 0.01 here"."""
-    keys = identity({**there, **here})
-    return [f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if there.get(k) != here.get(k)]
 
 
 def settings_shared(cells: Iterable[Cell]) -> dict[str, Any]:

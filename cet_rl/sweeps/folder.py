@@ -17,11 +17,10 @@ from typing import Any
 
 import yaml
 
+from cet_rl.fast_yaml import DUMPER, LOADER
 from cet_rl.files import replacing
-from cet_rl.sweeps.cells import Cell, Sweep, differing, fingerprint, settings_shared
-
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is at hand
-_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+from cet_rl.identity import differing
+from cet_rl.sweeps.cells import Cell, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
 """What a file that is no longer what has been written raises when it is read."""
@@ -66,7 +65,7 @@ class SweepFolder:
         if not self.spec_file.is_file():
             raise ValueError(f"{self.path} is no sweep folder: it has no {self.spec_file.name}")
         try:
-            data = yaml.load(self.spec_file.read_text(encoding="utf-8"), Loader=_LOADER)
+            data = yaml.load(self.spec_file.read_text(encoding="utf-8"), Loader=LOADER)
             cells = []
             for name, own in data["cells"].items():
                 values = {**data["common"], **own}
@@ -146,7 +145,7 @@ class SweepFolder:
         for cell in cells:
             file = self.run_path(cell.name) / "config.yaml"
             try:
-                saved = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
+                saved = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)
                 same = fingerprint(saved) == fingerprint(cell.values)
             except FileNotFoundError:
                 continue
@@ -167,7 +166,7 @@ def _as_yaml(sweep: Sweep) -> str:
         cell.name: {"arm": cell.arm, **{key: v for key, v in cell.values.items() if key not in common}}
         for cell in sweep.cells
     }
-    options: dict[str, Any] = {"Dumper": _DUMPER, "sort_keys": False, "allow_unicode": True}
+    options: dict[str, Any] = {"Dumper": DUMPER, "sort_keys": False, "allow_unicode": True}
     head = yaml.dump({"title": sweep.title, "made_from": sweep.made_from, "common": common}, **options)
     rows = yaml.dump({"cells": own}, default_flow_style=None, width=1_000_000, **options)
     return str(head) + str(rows)

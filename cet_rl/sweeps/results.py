@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cet_rl.files import replacing
-from cet_rl.sweeps.cells import Cell, identity, settings_shared
+from cet_rl.identity import identity
+from cet_rl.sweeps.cells import Cell, settings_shared
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.states import CellState, read_summary
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cet_rl.families import VISION
 from cet_rl.machine import on_this_machine, set_threads
-from cet_rl.run_loop import RunLoop
+from cet_rl.run_loop import Words, run
 from cet_rl.runs import RunFolder, Status, default_path
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import ImageData, load
@@ -61,27 +60,9 @@ def train(
         FloatingPointError: if the loss is not finite any more; the summary says "failed".
     """
     config = resolve(config)
-    assert config.threads is not None
-    set_threads(config.threads)
     folder = RunFolder(run_dir or default_path(config), VISION.checkpoint)
-
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    # Everything that can be refused is refused before the folder is touched.
-    folder.check(config.as_data(), resume=resume)
-    if folder.status == "finished":
-        say(f"{folder.path} is finished; its results are in {folder.summary_file}")
-        return "finished"
-    learner = ImageLearner(config, load_data(config))
-    state = folder.claim(config.as_data(), resume=resume)
-    if state == "resumed":
-        learner.load(folder.checkpoint_file)
-        say(f"resuming at {learner.step:,} updates")
-    say(f"run folder {folder.path}")
-    score = f"{config.held_out}_accuracy"
-    return RunLoop(config, folder, learner, agent=config.network, unit="updates", score=score, quiet=quiet).go()
+    words = Words(agent=config.network, unit="updates", score=f"{config.held_out}_accuracy")
+    return run(config, folder, lambda: ImageLearner(config, load_data(config)), words, resume=resume, quiet=quiet)
 
 
 def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
