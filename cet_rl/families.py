@@ -73,10 +73,18 @@ class Family:
         return resolved
 
     def train(
-        self, config: RunConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+        self,
+        config: RunConfig,
+        run_dir: str | Path | None = None,
+        *,
+        resume: bool = False,
+        checkpoint_every: int | None = None,
+        quiet: bool = False,
     ) -> Status:
         """Run a configuration in a run folder; see `cet_rl.training.train`."""
-        status: Status = _load(self.trainer)(config, run_dir, resume=resume, quiet=quiet)
+        status: Status = _load(self.trainer)(
+            config, run_dir, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
+        )
         return status
 
     def evaluate_run(self, folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:

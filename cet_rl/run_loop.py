@@ -25,13 +25,10 @@ from cet_rl.interruption import Interruption
 from cet_rl.machine import set_threads
 from cet_rl.plots import kernel_figure
 from cet_rl.run_config import RunConfig
-from cet_rl.runs import MetricsTable, RunFolder, Status
+from cet_rl.runs import MetricsTable, RunFolder, Status, checkpoint_interval
 
 LEAST_POINTS = 50
 """Logged in a run."""
-
-CHECKPOINTS = 10
-"""Taken in a run, interruptions apart."""
 
 
 class Learner(Protocol):
@@ -85,7 +82,14 @@ class Words:
 
 
 def run(
-    config: RunConfig, folder: RunFolder, build: Callable[[], Learner], words: Words, *, resume: bool, quiet: bool
+    config: RunConfig,
+    folder: RunFolder,
+    build: Callable[[], Learner],
+    words: Words,
+    *,
+    resume: bool,
+    checkpoint_every: int | None,
+    quiet: bool,
 ) -> Status:
     """One go at a run in its folder, from the beginning or from its last checkpoint.
 
@@ -95,6 +99,7 @@ def run(
         build: makes the learner at its first step.
         words: for the summary and for people.
         resume: go on from the checkpoint of an interrupted run; without one, start afresh.
+        checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
 
     Returns:
@@ -107,6 +112,7 @@ def run(
     """
     assert config.threads is not None
     set_threads(config.threads)
+    save_every = checkpoint_interval(config.total_steps, checkpoint_every)
     # Everything that can be refused is refused before the folder is touched.
     folder.check(config.as_data(), resume=resume)
     if folder.status == "finished":
@@ -117,7 +123,7 @@ def run(
         learner.load(folder.checkpoint_file)
         _say(f"resuming at {learner.step:,} {words.unit}", quiet)
     _say(f"run folder {folder.path}", quiet)
-    return RunLoop(config, folder, learner, words, quiet=quiet).go()
+    return RunLoop(config, folder, learner, words, save_every, quiet=quiet).go()
 
 
 def _say(text: str, quiet: bool) -> None:
@@ -183,14 +189,22 @@ class RunLoop:
         folder: claimed.
         learner: at the step it goes on from.
         words: for the summary and for people.
+        save_every: steps from one checkpoint to the next.
         quiet: print nothing.
     """
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, learner: Learner, words: Words, *, quiet: bool
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        learner: Learner,
+        words: Words,
+        save_every: int,
+        *,
+        quiet: bool,
     ) -> None:
         self.config, self.folder, self.learner = config, folder, learner
-        self.words, self.unit, self.quiet = words, words.unit, quiet
+        self.words, self.unit, self.save_every, self.quiet = words, words.unit, save_every, quiet
         self.interruption = Interruption()
         self.display = Display(config.total_steps, unit=self.unit, shows="loss", digits=4)
         self.began = time.monotonic()
@@ -243,7 +257,7 @@ class RunLoop:
     def _learn(self) -> bool:
         """Learn to the end; False if interrupted before."""
         learner, total = self.learner, self.config.total_steps
-        log_every, save_every = max(1, total // LEAST_POINTS), max(1, total // CHECKPOINTS)
+        log_every, save_every = max(1, total // LEAST_POINTS), self.save_every
         if not self.quiet:
             self.display.start(learner.step)
         mean: float | None = None

@@ -36,7 +36,21 @@ Status = Literal["finished", "interrupted", "failed"]
 EVALUATED = "eval/"
 """What the numbers of the evaluation at the end of a run are called. One that goes on will find them again."""
 
+CHECKPOINTS = 10
+"""Taken in a run unless told otherwise, interruptions apart."""
+
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
+
+
+def checkpoint_interval(total_steps: int, asked: int | None) -> int:
+    """Steps from one checkpoint to the next: those asked for, or a tenth of the run.
+
+    Raises:
+        ValueError: if fewer than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"--checkpoint-every must be at least 1, got {asked}")
+    return asked or max(1, total_steps // CHECKPOINTS)
 
 
 class RunFolder:

@@ -28,7 +28,7 @@ from cet_rl.interruption import Interruption
 from cet_rl.machine import on_this_machine, set_threads
 from cet_rl.plots import kernel_figure
 from cet_rl.run_config import flag, tuned_defaults
-from cet_rl.runs import MetricsTable, RunFolder, Status, default_path
+from cet_rl.runs import MetricsTable, RunFolder, Status, checkpoint_interval, default_path
 
 if TYPE_CHECKING:
     from cet_rl.cli.evaluate import EvalArguments
@@ -54,7 +54,7 @@ LOG_EVERY = 10_000
 LEAST_POINTS = 50
 """Logged in a short one."""
 CHECKPOINT_EVERY = 100_000
-"""Samples between two checkpoints."""
+"""Samples between two checkpoints at most, unless told otherwise."""
 EVALUATION_EPISODES = 100
 """That `cet-rl eval` plays unless told otherwise."""
 
@@ -88,7 +88,12 @@ def _without_traces(config: RLConfig) -> RLConfig:
 
 
 def train(
-    config: RLConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+    config: RLConfig,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    quiet: bool = False,
 ) -> Status:
     """Run a configuration in a run folder: learn, evaluate, summarise.
 
@@ -97,6 +102,8 @@ def train(
         run_dir: the run folder itself; None for that of `default_path`.
         resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
             interruption (what cannot be carried on is named); without a checkpoint, start afresh.
+        checkpoint_every: samples from one checkpoint to the next; None for ten in the run, more if it has over a
+            over a million samples.
         quiet: print nothing.
 
     Returns:
@@ -111,6 +118,9 @@ def train(
     assert config.threads is not None
     set_threads(config.threads)
     # Everything that can be refused is refused before the folder is touched.
+    save_every = checkpoint_interval(config.total_steps, checkpoint_every)
+    if checkpoint_every is None:
+        save_every = min(save_every, CHECKPOINT_EVERY)
     kind = find_agent(config.agent)
     agent = kind.build(config)
     folder = RunFolder(run_dir or default_path(config))
@@ -125,7 +135,8 @@ def train(
     say(f"run folder {folder.path}")
     if config.delay and not kind.delays_credit:
         say(f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment")
-    return _Run(config, folder, kind, agent, resumed=state == "resumed", carried=carried, quiet=quiet).go()
+    go = _Run(config, folder, kind, agent, save_every, resumed=state == "resumed", carried=carried, quiet=quiet)
+    return go.go()
 
 
 def _resume(
@@ -165,6 +176,7 @@ class _Run:
         folder: RunFolder,
         kind: AgentKind,
         agent: BaseAlgorithm,
+        save_every: int,
         *,
         resumed: bool,
         carried: dict[str, Any] | None,
@@ -173,7 +185,7 @@ class _Run:
         self.config, self.folder, self.kind, self.agent, self.quiet = config, folder, kind, agent, quiet
         self.resumed, self.carried = resumed, carried
         self.interruption = Interruption()
-        self.checkpointing = Checkpointing(self._save, CHECKPOINT_EVERY, self.interruption)
+        self.checkpointing = Checkpointing(self._save, save_every, self.interruption)
         self.checkpointing.steps_saved = agent.num_timesteps if resumed else None
         self.display = LiveDisplay(config.total_steps)
         self.began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -251,3 +252,37 @@ def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
         catalogue.register_dataset("mnist", "another", halves)
     with pytest.raises(ValueError, match="no Gymnasium id"):
         catalogue.register_dataset("Mine-v0", "an environment", halves)
+
+
+@pytest.mark.parametrize(
+    ("command", "default", "asked"),
+    [
+        ("CartPole-v1 --delay 1 --total-steps 640 --n-steps 8 --num-envs 4 --hidden 8 --eval-episodes 1", 10, 20),
+        ("digits --delay 0.6 --total-steps 40 --hidden 8 --no-alignment", 10, 20),
+        ("add --total-steps 400 --units 4 --executor step --no-alignment", 10, 20),
+    ],
+)
+def test_a_run_takes_ten_checkpoints_or_as_many_as_are_asked_for(tmp_path, monkeypatch, command, default, asked):
+    saves = []
+    save = RunFolder.save_checkpoint
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *given: (saves.append(1), save(*given))[1])
+    words = ["train", *command.split(), "--quiet", "--run-dir"]
+    total = int(words[words.index("--total-steps") + 1])
+    assert main([*words, str(tmp_path / "one")]) == 0
+    assert len(saves) == default
+    saves.clear()
+    assert main([*words, str(tmp_path / "two"), "--checkpoint-every", str(total // asked)]) == 0
+    assert len(saves) == asked
+    (one, two) = ((tmp_path / name / "summary.json").read_text() for name in ("one", "two"))
+    assert json.loads(one)["metrics"] == json.loads(two)["metrics"]
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "digits", "add"])
+def test_no_checkpoints_at_all_are_refused(tmp_path, capsys, task):
+    command = ("train", task, "--checkpoint-every")
+    said = refusal(capsys, *command, "0", "--run-dir", str(tmp_path / "run"))
+    assert "--checkpoint-every must be at least 1, got 0" in said
+    assert not (tmp_path / "run").exists()
+    assert "does not go with --seeds" in refusal(
+        capsys, "train", task, "--checkpoint-every", "5", "--seeds", "0-1"
+    )

@@ -198,11 +198,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interru
     assert all(torch.equal(wholes[1][name], parts[1][name]) for name in wholes[1])
 
 
-def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run_loop, "CHECKPOINTS", 1000)
+def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, capsys):
     folder = tmp_path / "run"
     arguments = "train add --activation identity --lr 0.5 --total-steps 5000 --units 6 --executor step "
-    arguments += "--no-alignment --quiet --run-dir"
+    arguments += "--no-alignment --checkpoint-every 5 --quiet --run-dir"
     said = refusal(capsys, *arguments.split(), str(folder))
     assert "is not finite at step" in said
     assert "of rule rflo" in said

@@ -430,15 +430,6 @@ def test_learners_of_our_own_loop_end_the_same_too(tmp_path, monkeypatch, damage
     assert_same_end(tmp_path / "whole", tmp_path / "cut", "network")
 
 
-PROGRAM = """
-import sys
-from cet_rl import training
-from cet_rl.cli import main
-training.CHECKPOINT_EVERY = 2000
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 RUNS = {
     "cartpole": "CartPole-v1 --delay 1 --total-steps 40000 --hidden 8 --eval-episodes 2",
     "breakout": "MinAtar/Breakout-v1 --delay 1 --total-steps 8000 --hidden 8 --eval-episodes 2",
@@ -455,7 +446,7 @@ def test_kill_minus_nine(tmp_path, run):
 
     def start(folder, *more):
         arguments = ["train", *RUNS[run].split(), "--quiet", "--run-dir", str(folder), *more]
-        command = [sys.executable, "-c", PROGRAM, *arguments]
+        command = [sys.executable, "-m", "cet_rl", *arguments]
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     for _ in range(3):
@@ -467,7 +458,7 @@ def test_kill_minus_nine(tmp_path, run):
         time.sleep(random.random())
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    for name, more in (("cut", ["--resume"]), ("whole", [])):
+    for name, more in (("cut", ["--resume"]), ("whole", ["--checkpoint-every", "3000"])):
         process = start(tmp_path / name, *more)
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

@@ -44,6 +44,9 @@ class RunOptions:
     where it was; with --resume it also retries runs that have failed."""
     resume: bool = False
     """Go on from the folder's checkpoint, with its configuration; start afresh if there is none."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next. Default: ten in a run, more in a long one of reinforcement learning;
+    one is always taken on Ctrl-C. The results do not depend on it."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -67,7 +70,13 @@ def run(arguments: Sequence[str]) -> int:
         return _run_seeds(parsed, options.seeds, arguments)
     # What trains is imported here at the earliest: it takes seconds; `--help` and a misspelt option should not.
     train = family_of(parsed.learning.task).train
-    status = train(parsed.learning, options.run_dir, resume=options.resume, quiet=options.quiet)
+    status = train(
+        parsed.learning,
+        options.run_dir,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+        quiet=options.quiet,
+    )
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
 
@@ -77,6 +86,8 @@ def _run_seeds(parsed: TrainArguments[RunConfig], seeds: str, arguments: Sequenc
         raise ValueError("--seeds and --seed exclude each other: leave out one of the two")
     if _value_of("--threads", arguments) is not None:
         raise ValueError("--threads does not go with --seeds, which runs each seed on one thread: leave it out")
+    if parsed.run.checkpoint_every is not None:
+        raise ValueError("--checkpoint-every does not go with --seeds, which takes ten in each run: leave it out")
     from cet_rl.sweeps.build import over_seeds
     from cet_rl.sweeps.cells import Sweep
     from cet_rl.sweeps.folder import SweepFolder

@@ -31,7 +31,12 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
 
 
 def train(
-    config: RecurrentConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+    config: RecurrentConfig,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    quiet: bool = False,
 ) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
@@ -40,6 +45,7 @@ def train(
         run_dir: the run folder itself; None for that of `default_path`.
         resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
             interruption; without one, start afresh.
+        checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
 
     Returns:
@@ -53,7 +59,15 @@ def train(
     config = resolve(config)
     folder = RunFolder(run_dir or default_path(config), RECURRENT.checkpoint)
     words = Words(agent=config.rule, unit="steps", score="test_loss")
-    return run(config, folder, lambda: SequenceLearner(config), words, resume=resume, quiet=quiet)
+    return run(
+        config,
+        folder,
+        lambda: SequenceLearner(config),
+        words,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        quiet=quiet,
+    )
 
 
 def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:

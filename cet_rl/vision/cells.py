@@ -24,8 +24,8 @@ from torch.nn import functional
 from cet_rl.families import VISION
 from cet_rl.interruption import Interruption
 from cet_rl.machine import set_threads
-from cet_rl.run_loop import CHECKPOINTS, LEAST_POINTS, RunLog
-from cet_rl.runs import RunFolder, Status, default_path
+from cet_rl.run_loop import LEAST_POINTS, RunLog
+from cet_rl.runs import RunFolder, Status, checkpoint_interval, default_path
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
@@ -289,7 +289,7 @@ class _CellRun:
 
     def _learn(self, interruption: Interruption) -> None:
         batch, total = self.batch, self.batch.config.total_steps
-        log_every, save_every = max(1, total // LEAST_POINTS), max(1, total // CHECKPOINTS)
+        log_every, save_every = max(1, total // LEAST_POINTS), checkpoint_interval(total, None)
         while batch.step < total:
             if interruption.wanted:
                 self._save()

@@ -41,7 +41,12 @@ def load_data(config: VisionConfig) -> ImageData:
 
 
 def train(
-    config: VisionConfig, run_dir: str | Path | None = None, *, resume: bool = False, quiet: bool = False
+    config: VisionConfig,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    quiet: bool = False,
 ) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
@@ -50,6 +55,7 @@ def train(
         run_dir: the run folder itself; None for that of `default_path`.
         resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
             interruption; without one, start afresh.
+        checkpoint_every: updates from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
 
     Returns:
@@ -62,7 +68,15 @@ def train(
     config = resolve(config)
     folder = RunFolder(run_dir or default_path(config), VISION.checkpoint)
     words = Words(agent=config.network, unit="updates", score=f"{config.held_out}_accuracy")
-    return run(config, folder, lambda: ImageLearner(config, load_data(config)), words, resume=resume, quiet=quiet)
+    return run(
+        config,
+        folder,
+        lambda: ImageLearner(config, load_data(config)),
+        words,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        quiet=quiet,
+    )
 
 
 def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
