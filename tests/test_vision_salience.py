@@ -185,7 +185,7 @@ def test_saved_and_loaded(options, seen_before):
     expected = train(whole, range(9))
     found = train(first, range(seen_before))
     for model in (first, second):
-        prepare(model, (2, 4, 4), 3, salient=True)
+        prepare(model, (2, 4, 4), salient=True)
     file = BytesIO()
     torch.save(first.state_dict(), file)
     train(first, range(3))

@@ -160,7 +160,7 @@ def test_saved_and_loaded(kind, streams, options):
     torch.save(first.state_dict(), file)
     learn(first, range(9), streams)
     file.seek(0)
-    prepare(second, (2, 4, 4), 3 * streams)
+    prepare(second, (2, 4, 4))
     second.load_state_dict(torch.load(file, weights_only=True))
     found += learn(second, range(4, 8), streams)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -172,11 +172,11 @@ def test_preparing_changes_nothing():
     layers = (nn.Conv2d(2, 3, 3), nn.ReLU(), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 2))
     one, other = (convert(nn.Sequential(*layers), delay=1.0, streaming=True) for _ in range(2))
     state = torch.get_rng_state()
-    prepare(one, (2, 4, 4), 3)
+    prepare(one, (2, 4, 4))
     assert one.training
     assert one[3].training
     assert torch.equal(torch.get_rng_state(), state)
-    prepare(one, (2, 4, 4), 3)  # a second time: nothing more
+    prepare(one, (2, 4, 4))  # a second time: nothing more
     for _ in range(3):
         results = []
         for model in (one, other):
@@ -188,13 +188,13 @@ def test_preparing_changes_nothing():
 
 
 def test_preparing_a_model_of_another_type():
-    prepare(network().double(), (2, 4, 4), 3)
+    prepare(network().double(), (2, 4, 4))
 
 
 def test_preparing_leaves_frozen_layers_as_they_are():
     model = convert(nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 3)), delay=1.0, streaming=True)
     model[0].eval()
-    prepare(model, (2, 4, 4), 3)
+    prepare(model, (2, 4, 4))
     assert not model[0].training
 
 

@@ -35,7 +35,8 @@ class DelayLine(nn.Module):
         if steps >= self.steps:
             out = torch.cat([self.contents(), signal[: steps - self.steps]])
             self.line.copy_(signal[steps - self.steps :])
-            self._position = 0
+            if self._position:  # setting what a module has is dear
+                self._position = 0
             return out
         end = min(self._position + steps, self.steps)
         first = end - self._position
@@ -55,7 +56,9 @@ class DelayLine(nn.Module):
         self._position = (self._position + len(signal)) % max(self.steps, 1)
 
     def contents(self) -> Tensor:
-        """What is on its way, oldest first; shape (D, *shape)."""
+        """What is on its way, oldest first; shape (D, *shape). Not to be written, nor kept over the next push."""
+        if self._position == 0:
+            return self.line
         return torch.cat([self.line[self._position :], self.line[: self._position]])
 
     def get_extra_state(self) -> Tensor:

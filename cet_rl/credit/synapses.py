@@ -181,8 +181,9 @@ class Synapses(nn.Module):
         assert decay is not None
         state = SynapseState(self.eligibility, self.states, self.past_pre, self.past_derivative)
         gradient = run(self.executor, self.constants, state, signals, decay)
-        self.eligibility, self.states = state.eligibility, state.states
-        self.past_pre, self.past_derivative = state.past_pre, state.past_derivative
+        for name in ("eligibility", "states", "past_pre", "past_derivative"):
+            if (new := getattr(state, name)) is not self._buffers[name]:  # setting what a module has is dear
+                setattr(self, name, new)
         return gradient
 
     def __call__(self, *signals: Tensor) -> Tensor:

@@ -95,13 +95,12 @@ def convert(
     return model
 
 
-def prepare(model: nn.Module, in_shape: Sequence[int], batch: int, *, salient: bool = False) -> None:
+def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False) -> None:
     """Make all that traced layers carry from batch to batch, so that a state can be loaded into it.
 
     Args:
         model: as `convert` returns it.
         in_shape: of one image.
-        batch: images in a batch.
         salient: whether images will have times of their own (`seen_at`).
     """
     shapes: dict[TracedLayer, tuple[int, ...]] = {}
@@ -123,7 +122,7 @@ def prepare(model: nn.Module, in_shape: Sequence[int], batch: int, *, salient: b
         for hook in hooks:
             hook.remove()
     for layer, shape in shapes.items():
-        layer.prepare(shape, batch, salient=salient)
+        layer.prepare(shape, salient=salient)
 
 
 def _take_activation(parent: nn.Module, child: str) -> str:

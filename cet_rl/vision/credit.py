@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cet_rl.activations import Activation
-from cet_rl.alignment import AlignmentProbe
 from cet_rl.credit.constants import forget_oldest, visible_support
 from cet_rl.credit.correlation import Correlation, Times, correlation_matrix, event_matrix
 from cet_rl.credit.delay_line import DelayLine
@@ -299,7 +298,6 @@ class StreamCredit(nn.Module):
         geometry: of the layer, without a bias.
         trace: of the layer; None for none.
         delay_steps: D.
-        steps: T of the batches to come.
         streams: E, as for `BatchCredit`.
         bias: whether the layer has one.
         dtype: of the weights.
@@ -311,7 +309,6 @@ class StreamCredit(nn.Module):
         geometry: Geometry,
         trace: Trace | None,
         delay_steps: int,
-        steps: int,
         streams: int,
         *,
         bias: bool,
@@ -335,46 +332,40 @@ class StreamCredit(nn.Module):
             geometry=with_bias,
         )
         self._plain = geometry
-        self._recorded = 0
-        self.probe = self._make_probe(steps) if alignment else None
+        shapes = (geometry.pre_shape, geometry.post_shape) if alignment else ()
+        # x and f' ⊙ δ of the images whose error is on its way.
+        self.recorded = nn.ModuleList(DelayLine(delay_steps, (streams, *shape), dtype=dtype) for shape in shapes)
+        self._arrived: list[Tensor] | None = None
 
-    def _make_probe(self, steps: int, before: AlignmentProbe | None = None) -> AlignmentProbe:
-        """A probe for batches of T steps, which remembers what an earlier, shorter one did."""
-        self._recorded = steps
-        probe = AlignmentProbe(
-            geometry=self._plain,
-            delay_steps=self.delay_steps,
-            gamma_lam=0.0,
-            num_envs=self.streams,
-            rollout=steps,
-            dtype=self.synapses.eligibility.dtype,
-        )
-        if before is not None:
-            lines = cast(list[DelayLine], list(before.lines))
-            probe.record(*(line.contents().cpu() for line in lines))
-        return probe
+    def gradients(self, activation: Activation, x: Tensor, y: Tensor, error: Tensor, gated: Tensor) -> Gradients:
+        """What arrives while the batch is seen teaches the layer.
 
-    def gradients(self, activation: Activation, x: Tensor, y: Tensor, error: Tensor) -> Gradients:
-        """What arrives while the batch is seen teaches the layer."""
+        Args:
+            activation: f of the layer.
+            x: the layer's input.
+            y: its output.
+            error: δ at the output or the pre-activation.
+            gated: f' ⊙ δ, for the true gradient.
+        """
         steps = steps_in(len(x), self.streams)
         dtype = self.synapses.eligibility.dtype
-        signals = [
+        pre, derivative, error, gated = (
             signal.to(dtype).view(steps, self.streams, *signal.shape[1:])
-            for signal in (x, activation.derivative(y, y), error)
-        ]
+            for signal in (x, activation.derivative(y, y), error, gated)
+        )
+        if self.recorded:
+            self._arrived = [line(signal) for line, signal in zip(self.recorded, (pre, gated), strict=True)]
         one = torch.ones(steps, self.streams, dtype=dtype, device=x.device)
-        signals += [one, torch.zeros_like(one)]  # η, and no episode ever starts
-        if self.probe is not None:
-            if steps > self._recorded:  # batches have grown
-                self.probe = self._make_probe(steps, self.probe).to(x.device)
-            self.probe.record(*signals)
-        gradient = self.synapses(*signals)
+        gradient = self.synapses(pre, derivative, error, one, torch.zeros_like(one))  # η, and no episode starts
         weight, bias = self.synapses.geometry.split(gradient)
         return weight, bias
 
-    def true_weight_gradient(self, steps: int) -> Tensor | None:
-        """Σ f' δ xᵀ of the images whose error arrived in the last `steps` steps; None if not recorded."""
-        return None if self.probe is None else self.probe.true_gradient(steps)
+    def true_weight_gradient(self) -> Tensor | None:
+        """Σ f' δ xᵀ of the images whose error arrived in the last batch; None if not recorded."""
+        if self._arrived is None:
+            return None
+        pre, gated = self._arrived
+        return self._plain.outer_sum(gated, pre)
 
 
 def _for_soma(trace: Trace | None) -> Trace | None:

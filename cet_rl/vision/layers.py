@@ -113,14 +113,13 @@ class TracedLayer(nn.Module):
         """Σ p xᵀ by torch's own operations, which can be mapped over many networks."""
         raise NotImplementedError
 
-    def prepare(self, in_shape: tuple[int, ...], batch: int, *, salient: bool = False) -> None:
+    def prepare(self, in_shape: tuple[int, ...], *, salient: bool = False) -> None:
         """Make what the layer carries from batch to batch, if it is not there yet.
 
         Happens by itself at the first forward pass; before `load_state_dict`, what is to be loaded must be there.
 
         Args:
             in_shape: of one input.
-            batch: images in a batch.
             salient: whether images will have times of their own.
         """
         if self.traced and salient and self.salient is None:
@@ -132,7 +131,6 @@ class TracedLayer(nn.Module):
                 self.geometry(in_shape),
                 self.trace,
                 self.delay_steps,
-                batch // self.streams,
                 self.streams,
                 bias=self.bias is not None,
                 dtype=self.weight.dtype,
@@ -195,7 +193,7 @@ class TracedLayer(nn.Module):
             raise ValueError(f"{len(x)} images, but times for {len(moments.times)}")
         if moments is not None and self.streams > 1:
             raise ValueError("images at times of their own need streams=1")
-        self.prepare(tuple(x.shape[1:]), len(x), salient=moments is not None)
+        self.prepare(tuple(x.shape[1:]), salient=moments is not None)
 
     def late_gradients(
         self, x: Tensor, y: Tensor, error: Tensor, gated: Tensor, moments: Moments | None
@@ -221,9 +219,9 @@ class TracedLayer(nn.Module):
             if self.measured:
                 truth = self.salient.true_weight_gradient(geometry, x, gated)
         elif self.stream is not None:
-            for_weight, for_bias = self.stream.gradients(activation, x, y, error)
+            for_weight, for_bias = self.stream.gradients(activation, x, y, error, gated)
             if self.measured:
-                truth = self.stream.true_weight_gradient(len(x) // self.streams)
+                truth = self.stream.true_weight_gradient()
         else:
             if self.measured:
                 truth = self._true_in_batch(x, gated)  # before the error is used up

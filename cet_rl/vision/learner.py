@@ -99,7 +99,7 @@ class ImageLearner:
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         if config.streaming:
-            prepare(self.network, data.in_shape, config.batch_size, salient=config.salience is not None)
+            prepare(self.network, data.in_shape, salient=config.salience is not None)
         if config.device == "cuda" or config.compile:
             self._use_matrices()
         if config.compile:
