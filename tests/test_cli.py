@@ -344,6 +344,7 @@ REFUSALS = [
     (":CartPole-v1", ["cannot import"]),
     ("no_such_module:CartPole-v1", ["cannot import 'no_such_module'"]),
     ("CartPole-v1 --config a --config b", ["once"]),
+    ("CartPole-v1 --config quick", ["more than one run", "cet-rl sweep quick"]),
     ("CartPole-v1 --delay 8 --agent sb3:a2c --order 5", ["--order has no meaning for agent sb3:a2c"]),
     ("CartPole-v1 --agent sb3:a3c", ["did you mean sb3:a2c"]),
     ("CartPole-v1 --agent json:loads", ["no Stable-Baselines3 algorithm"]),

@@ -18,6 +18,7 @@ from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_t
 from cet_rl.paper import paper_cell
 from cet_rl.run_config import RunConfig, check_values, flag, read_mapping, tuned_defaults
 from cet_rl.runs import RunFolder, default_path
+from cet_rl.sweeps.spec import KEYS
 
 PAPER = "paper"
 """The configuration that stands for the row of the paper's tables that fits task, delay and order."""
@@ -118,6 +119,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     if named == PAPER and not Path(PAPER).is_file():
         return _paper(arguments)
     file = read_mapping(named) if named is not None else {}
+    if not file.keys().isdisjoint(KEYS):
+        raise ValueError(f"{named} asks for more than one run: cet-rl sweep {named}")
     task = _task_among(arguments) or file.get("task")
     parsed = _over_defaults(arguments, task, file, str(named))
     if parsed.learning.task != task:  # the task came after the options

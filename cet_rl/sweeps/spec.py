@@ -30,6 +30,9 @@ from cet_rl.run_config import check_seed, read_mapping
 PAPER = "paper"
 """The only `config` that a sweep can start from."""
 
+KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
+"""Of the file of a sweep that are no options of `cet-rl train`."""
+
 MOST_CELLS = 100_000
 """In one sweep."""
 
@@ -100,7 +103,7 @@ def read_spec(source: str, *, quick: bool = False) -> Spec:
         ValueError: if there is none, or for what it cannot ask for, naming file and key.
     """
     data = dict(read_mapping(source))
-    _check_keys(data, source, ("title", "grid", "arms", "seeds", "config", "quick"))
+    _check_keys(data, source, KEYS)
     title = data.pop("title", Path(source).stem)
     if not isinstance(title, str):
         raise ValueError(f"{source}: title must be text, got {title!r}")
