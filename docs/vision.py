@@ -1,11 +1,10 @@
 """The studies of docs/vision.md: their runs, the numbers behind the pictures, the pictures.
 
-    python docs/vision.py run STUDY [--data-dir DIR] [--cells]    runs in runs/STUDY; finished ones are kept
-    python docs/vision.py collect STUDY                           run folders into docs/data/STUDY*.csv
-    python docs/vision.py draw STUDY                              docs/figures/STUDY*.png, and a table as Markdown
+    python docs/vision.py run STUDY [--data-dir DIR]    runs in runs/STUDY; finished ones are kept
+    python docs/vision.py collect STUDY                 run folders into docs/data/STUDY*.csv
+    python docs/vision.py draw STUDY                    docs/figures/STUDY*.png, and a table as Markdown
 
-Studies: mnist, mnist-retrograde, cifar10. A run is one `cet-rl train`; `run` prints each. With `--cells` the runs
-of a study without salience are trained as one batched model, as a GPU likes it; alignment is not logged then.
+Studies: mnist, mnist-retrograde, cifar10. A run is one `cet-rl train`; `run` prints each.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from results import NAMES, draw_heatmap, read, save, write
 
-from cet_rl.cli.train import parse_arguments
 from cet_rl.paper import paper_cell
 from cet_rl.plots import ALIGNMENT, Curve, draw_curves, read_run
 from cet_rl.runs import MetricsTable
@@ -118,19 +116,8 @@ def folder_of(study: str, arm: str, column: str, seed: int) -> Path:
 
 def run(name: str, *options: str) -> None:
     study = STUDIES[name]
-    together = "--cells" in options
-    rest = [option for option in options if option != "--cells"]
-    runs = [
-        ([study.task, *words, *rest], folder_of(name, arm, column, seed))
-        for arm, column, seed, words in study.cells()
-    ]
-    if together:
-        from cet_rl.vision.cells import train_cells
-
-        train_cells([parse_arguments(words).learning for words, _ in runs], [folder for _, folder in runs])
-        return
-    for words, folder in runs:
-        words = [*words, "--resume", "--run-dir", str(folder)]
+    for arm, column, seed, words in study.cells():
+        words = [study.task, *words, *options, "--resume", "--run-dir", str(folder_of(name, arm, column, seed))]
         print("cet-rl train", *words, flush=True)
         subprocess.run([sys.executable, "-m", "cet_rl", "train", *words], check=True)
 

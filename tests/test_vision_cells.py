@@ -12,7 +12,8 @@ import torch
 
 from cet_rl import storage
 from cet_rl.cli import main
-from cet_rl.vision.cells import MAY_DIFFER, CellBatch, check_cells, train_cells
+from cet_rl.vision.batchable import MAY_DIFFER, check_cells
+from cet_rl.vision.cells import CellBatch, train_cells
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import ImageData, ImageSet, load
 from cet_rl.vision.learner import ImageLearner

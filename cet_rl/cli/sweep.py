@@ -28,9 +28,10 @@ class SweepArguments:
     """Run cells that have failed again."""
     status: bool = False
     """Print what has become of the cells and stop; write results.csv of those that are finished."""
-    launcher: Literal["local", "slurm"] = "local"
-    """Where cells run: as processes on this machine until all are done, or as job arrays of SLURM, which the
-    command submits and does not wait for. The folder must then lie where all nodes find it."""
+    launcher: Literal["local", "batch", "slurm"] = "local"
+    """Where cells run: as processes on this machine until all are done; cells of image classification, for a GPU,
+    as one batched model in one process (--workers of them at a time, default 64); or as job arrays of SLURM, which
+    the command submits and does not wait for. The folder must then lie where all nodes find it."""
     slurm: tuple[str, ...] = ()
     """KEY=VALUE ...: options of sbatch, such as partition=long time=4:00:00 mem=8G. time, by default one hour,
     need not suffice: a cell saves its checkpoint signal-delay seconds before (default 90) and is queued again."""
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     from cet_rl.sweeps.build import build_or_read
     from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.launcher import LocalLauncher
+    from cet_rl.sweeps.launcher import Launcher, LocalLauncher
     from cet_rl.sweeps.scheduler import run_sweep, show_status
     from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
     from cet_rl.sweeps.spec import read_spec
@@ -58,7 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
     asked = parse_options(options.slurm)
-    launcher = LocalLauncher(options.workers if options.launcher == "local" else None)
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}")
     slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
     spec = read_spec(options.file, quick=options.quick)
     default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
@@ -71,4 +73,9 @@ def run(arguments: Sequence[str]) -> int:
         return status
     if slurm is not None:
         return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
+    launcher: Launcher = LocalLauncher(options.workers)
+    if options.launcher == "batch":
+        from cet_rl.sweeps.batched import BatchLauncher
+
+        launcher = BatchLauncher(sweep.cells, options.workers)
     return run_sweep(sweep, folder, launcher, retry=options.retry, quiet=options.quiet)

@@ -57,13 +57,8 @@ def work(folder: SweepFolder, name: str, *, retry: bool = False, train: Trainer 
     if not lock.acquire():
         return EXIT_BUSY
     try:
-        state = look(folder, name).state
-        if state == "finished":
-            return EXIT_FINISHED
-        if state == "failed" and not retry:
-            return EXIT_FAILED
-        if state == "failed":
-            _forget_failure(folder, name)
+        if not is_due(folder, name, retry):
+            return EXIT_FAILED if look(folder, name).state == "failed" else EXIT_FINISHED
         status = train(folder, cell)
         return EXIT_FINISHED if status == "finished" else EXIT_INTERRUPTED
     except KeyboardInterrupt:
@@ -74,6 +69,14 @@ def work(folder: SweepFolder, name: str, *, retry: bool = False, train: Trainer 
         return EXIT_FAILED
     finally:
         lock.release()
+
+
+def is_due(folder: SweepFolder, name: str, retry: bool) -> bool:
+    """Whether a cell is to be run: it is not finished, and has not failed, or is told to retry and forgets why."""
+    state = look(folder, name).state
+    if state == "failed" and retry:
+        _forget_failure(folder, name)
+    return state not in ("finished", "failed") or (state == "failed" and retry)
 
 
 def note_failure(folder: SweepFolder, name: str, reason: str) -> None:
@@ -108,21 +111,32 @@ def _watch_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def main(arguments: Sequence[str], train: Trainer = train_cell) -> int:
-    """Run the process; its exit status.
+def run_worker(arguments: Sequence[str], work: Callable[[SweepFolder, Sequence[str], bool], int]) -> int:
+    """Run a worker's process; its exit status.
 
     Args:
-        arguments: FOLDER CELL, then --retry to run a cell that has failed, --watch to stop when stdin ends.
-        train: what runs the cell.
+        arguments: FOLDER CELL …, --retry to run cells that have failed, --watch to stop when stdin ends.
+        work: what it does with folder, names of cells, and whether to retry.
     """
-    folder, name, *options = arguments
+    folder, *words = arguments
+    names = [word for word in words if not word.startswith("--")]
     signal.signal(signal.SIGTERM, _interrupt)  # until the run listens for itself
-    if "--watch" in options:
+    if "--watch" in words:
         _watch_parent()
     try:
-        return work(SweepFolder(folder), name, retry="--retry" in options, train=train)
+        return work(SweepFolder(folder), names, "--retry" in words)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def main(arguments: Sequence[str], train: Trainer = train_cell) -> int:
+    """Run the process for one cell; its exit status.
+
+    Args:
+        arguments: as for `run_worker`, with one cell.
+        train: what runs the cell.
+    """
+    return run_worker(arguments, lambda folder, names, retry: work(folder, names[0], retry=retry, train=train))
 
 
 if __name__ == "__main__":

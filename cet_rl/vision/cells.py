@@ -8,7 +8,6 @@ its own order of images, clipped gradient and optimiser, and learns what it woul
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 import time
@@ -26,30 +25,11 @@ from cet_rl.interruption import Interruption
 from cet_rl.machine import set_threads
 from cet_rl.run_loop import LEAST_POINTS, RunLog
 from cet_rl.runs import RunFolder, Status, checkpoint_interval, default_path
+from cet_rl.vision.batchable import check_cells
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
 from cet_rl.vision.training import load_data, resolve
-
-MAY_DIFFER = frozenset(
-    {
-        "delay",
-        "order",
-        "trace",
-        "stacked",
-        "step_ms",
-        "normalization",
-        "decay",
-        "discretization",
-        "lr",
-        "weight_decay",
-        "seed",
-        "warmup",
-        "max_grad_norm",
-        "alignment",
-    }
-)
-"""In what cells may differ from each other."""
 
 
 class CellBatch:
@@ -60,8 +40,8 @@ class CellBatch:
             to where the batch is.
 
     Raises:
-        ValueError: if there are none, or they differ in more than `MAY_DIFFER`, are streaming, salient, remember
-            f' at the soma through a trace, or are not at the same step.
+        ValueError: if there are none, or they differ in more than `batchable.MAY_DIFFER`, are streaming, salient,
+            remember f' at the soma through a trace, or are not at the same step.
     """
 
     def __init__(self, learners: Sequence[ImageLearner]) -> None:
@@ -194,27 +174,6 @@ class CellBatch:
             learner.loss_sum = self.loss_sums[number].clone()
 
 
-def check_cells(configs: Sequence[VisionConfig]) -> None:
-    """Raise ValueError unless these runs can be cells of one batch."""
-    if not configs:
-        raise ValueError("there are no cells to train")
-    for config in configs:
-        if config.streaming or config.salience is not None or config.soma != "exact":
-            raise ValueError(
-                f"cell {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot "
-                "be batched; train it alone"
-            )
-        if config.compile:
-            raise ValueError(f"cell {config.label}: a batch of cells is not compiled; leave compile out")
-        for item in dataclasses.fields(config):
-            here, there = getattr(config, item.name), getattr(configs[0], item.name)
-            if item.name not in MAY_DIFFER and here != there:
-                raise ValueError(
-                    f"cells of one batch must not differ in {item.name}: {there!r} and {here!r}; "
-                    f"they may in {', '.join(sorted(MAY_DIFFER))}"
-                )
-
-
 def train_cells(
     configs: Sequence[VisionConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
 ) -> list[Path]:
@@ -226,7 +185,7 @@ def train_cells(
     failed, and its summary says so; the others have not.
 
     Args:
-        configs: of the cells, see `check_cells`.
+        configs: of the cells, see `cet_rl.vision.batchable.check_cells`.
         folders: of the runs; None for those of `default_path`.
         quiet: print nothing.
 

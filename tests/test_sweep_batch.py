@@ -1,0 +1,150 @@
+"""Sweeps whose cells are trained together, as one batched model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from cet_rl.cli import main
+from cet_rl.sweeps import batched
+from cet_rl.sweeps.build import build
+from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.locks import EXIT_BUSY, Lock
+from cet_rl.sweeps.spec import read_spec
+
+SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
+
+
+def study(path, **settings):
+    """The file of a sweep, and its folder."""
+    path.mkdir(exist_ok=True)
+    file = path / "study.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, **settings}))
+    return str(file), SweepFolder(path / "study")
+
+
+def results(folder):
+    with open(folder.results_file, newline="") as stream:
+        return {row["cell"]: row for row in csv.DictReader(stream)}
+
+
+def sweep(file, folder, *options):
+    return main(["sweep", file, "--launcher", "batch", "--quiet", "--run-dir", str(folder.path), *options])
+
+
+def test_cells_end_where_they_would_have_ended_alone(tmp_path):
+    file, folder = study(tmp_path, grid={"trace": ["cet", "perfect"], "lr": [1e-3, 3e-3]}, seeds=[3])
+    assert sweep(file, folder) == 0
+    found = results(folder)
+    assert len(found) == 4
+    for number, (name, row) in enumerate(found.items()):
+        config = str(folder.run_path(name) / "config.yaml")
+        assert main(["train", "--config", config, "--quiet", "--run-dir", str(tmp_path / str(number))]) == 0
+        alone = json.loads((tmp_path / str(number) / "summary.json").read_text())["metrics"]
+        assert row["status"] == "finished"
+        assert float(row["test_loss"]) == pytest.approx(alone["test_loss"], rel=1e-4)
+        assert float(row["test_accuracy"]) == pytest.approx(alone["test_accuracy"], abs=0.003)
+
+
+def test_shapes_that_differ_are_trained_apart(tmp_path):
+    file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
+    launcher = batched.BatchLauncher(build(read_spec(file)).cells)
+    assert len({launcher._shapes[name] for name in launcher._shapes}) == 2
+    assert sweep(file, folder, "--workers", "2") == 0
+    assert [row["status"] for row in results(folder).values()] == ["finished"] * 3
+
+
+def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
+    file, folder = study(tmp_path, grid={"lr": [1e-3, 1e30]})
+    assert sweep(file, folder) == 1
+    assert "the loss is not finite" in capsys.readouterr().err
+    assert [row["status"] for row in results(folder).values()] == ["finished", "failed"]
+    before = (folder.run_path(next(iter(results(folder)))) / "summary.json").stat().st_mtime_ns
+    assert sweep(file, folder, "--retry") == 1
+    assert (folder.run_path(next(iter(results(folder)))) / "summary.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "CartPole-v1"}, "for image classification .*not for CartPole-v1"),
+        ({**SMALL, "streaming": True}, "streaming, salience and soma='trace'"),
+        ({**SMALL, "compile": True}, "is not compiled"),
+    ],
+)
+def test_cells_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    assert main(["sweep", str(file), "--launcher", "batch", "--run-dir", str(tmp_path / "study")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_cell_that_another_runs_is_left_to_it(tmp_path, monkeypatch):
+    file, folder = study(tmp_path, seeds="0-1")
+    asked = build(read_spec(file))
+    folder.claim(asked)
+    first, second = (cell.name for cell in asked.cells)
+    trained = []
+    monkeypatch.setattr(batched, "_train", lambda folder, cells: trained.extend(cell.name for cell in cells))
+    lock = Lock(folder.locks, first)
+    assert lock.acquire()
+    try:
+        assert batched.work(folder, [first, second], False) == 0
+        assert batched.work(folder, [first], False) == EXIT_BUSY
+    finally:
+        lock.release()
+    assert trained == [second]
+
+
+def test_a_failure_of_all_is_written_down_for_each(tmp_path, monkeypatch):
+    file, folder = study(tmp_path, seeds="0-1")
+    asked = build(read_spec(file))
+    folder.claim(asked)
+
+    def fail(folder, cells):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(batched, "_train", fail)
+    names = [cell.name for cell in asked.cells]
+    assert batched.work(folder, names, False) == 1
+    assert [folder.failure_file(name).read_text() for name in names] == ["RuntimeError: out of memory\n"] * 2
+    assert not any(folder.locks.glob("*.[0-9]*"))
+    assert batched.work(folder, names, False) == 0  # nothing is due
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
+    file, folder = study(tmp_path, seeds="0-2", total_steps=400)
+    command = [sys.executable, "-m", "cet_rl", "sweep", file, "--launcher", "batch", "--run-dir", str(folder.path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(folder.path.glob("*/checkpoint/network.zip"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGKILL)
+    ended = time.monotonic() + 60
+    while any(folder.locks.glob("*.[0-9]*")) and number == signal.SIGTERM and time.monotonic() < ended:
+        time.sleep(0.05)
+    assert sweep(file, folder) == 0
+    other, whole = study(tmp_path / "whole", seeds="0-2", total_steps=400)
+    assert sweep(other, whole) == 0
+    ours, theirs = results(folder), results(whole)
+    assert ours.keys() == theirs.keys()
+    for name, row in ours.items():
+        assert row["steps"] == "400"
+        assert float(row["test_loss"]) == pytest.approx(float(theirs[name]["test_loss"]), rel=1e-5)
