@@ -1,0 +1,92 @@
+"""Run folders whose files were changed by chance or malice: going on with one, or evaluating it, is safe.
+
+Whatever the files say, `cet-rl train --resume` and `cet-rl eval` do what they would have done, or say in one line
+what is wrong; nothing in them is ever executed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cet_rl.cli import main
+from cet_rl.interruption import Interruption
+
+RUNS = {
+    "rl": "CartPole-v1 --delay 1 --total-steps 200 --n-steps 5 --num-envs 2 --hidden 4 --eval-episodes 1 --quiet",
+    "vision": "digits --delay 0.6 --total-steps 12 --hidden 4 --batch-size 16 --streaming --quiet",
+    "recurrent": "add --delay 0.4 --total-steps 200 --units 3 --executor step --quiet",
+}
+NUMBERS = [b"1e15", b"-3", b"0", b"7", b"1e308", b"nan", b".inf", b"64", b"1e-9", b"null", b"[]", b"true", b"x"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run of each family, stopped half way."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, words in RUNS.items():
+        asked = iter([False] * 4 + [True] * 1000)
+        wanted = property(partial(lambda asked, self: next(asked), asked), lambda self, value: None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Interruption, "wanted", wanted, raising=False)
+            folder = str(root / name)
+            assert main(["train", *words.split(), "--checkpoint-every", "2", "--run-dir", folder]) == 130
+    return root
+
+
+@st.composite
+def mutations(draw):
+    """Bytes or numbers that take the place of others, anywhere in a file."""
+    where = st.floats(0, 1, exclude_max=True)
+    anywhere = st.tuples(where, st.integers(0, 12), st.binary(max_size=6))
+    number = st.tuples(where, st.none(), st.sampled_from(NUMBERS))
+    return draw(st.lists(anywhere | number, min_size=1, max_size=3))
+
+
+def damage(file, changes):
+    content = file.read_bytes()
+    for where, gone, new in changes:
+        begin = int(where * len(content))
+        end = begin + (gone or 0)
+        if gone is None:
+            places = [match.span() for match in re.finditer(rb"[-+.\deE]*\d[-+.\deE]*", content)] or [(0, 0)]
+            begin, end = places[int(where * len(places))]
+        content = content[:begin] + new + content[end:]
+    file.write_bytes(content)
+
+
+def files_of(folder):
+    found = [folder / "config.yaml", folder / "metrics.csv", folder / "summary.json"]
+    return found + sorted((folder / "checkpoint").iterdir())
+
+
+def says_one_line_or_works(*words):
+    with redirect_stderr(io.StringIO()) as stream, redirect_stdout(io.StringIO()):
+        code = main(list(words))
+    err = stream.getvalue()
+    assert code in (0, 2)
+    assert "Traceback" not in err
+    if code == 2:
+        assert len(err.strip().splitlines()) == 1, err
+        assert err.startswith("cet-rl: error: ")
+
+
+@pytest.mark.parametrize("family", RUNS)
+@settings(max_examples=12)
+@given(place=st.integers(0, 4), changes=mutations(), command=st.sampled_from(["train", "eval"]))
+def test_mutated_files_are_refused_or_harmless(interrupted, tmp_path_factory, family, place, changes, command):
+    folder = tmp_path_factory.mktemp("fuzz") / "run"
+    shutil.copytree(interrupted / family, folder)
+    files = files_of(folder)
+    damage(files[place % len(files)], changes)
+    words = (
+        ["eval", str(folder)] if command == "eval" else ["train", "--run-dir", str(folder), "--resume", "--quiet"]
+    )
+    says_one_line_or_works(*words)
