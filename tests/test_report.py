@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import io
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -21,15 +25,17 @@ import pytest
 import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.config import RLConfig
 from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_curves, read_columns
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.report import write_report
+from cet_rl.report import figures, write_report
 from cet_rl.report.commands import command
-from cet_rl.report.drawing import drawing, some_delays
+from cet_rl.report.drawing import DPI, Picture, drawing, png, some_delays
 from cet_rl.report.finding import Place, find_runs
 from cet_rl.report.floors import floors
 from cet_rl.report.grouping import studies
@@ -560,6 +566,102 @@ def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
     assert picture.png.startswith(b"\x89PNG")
 
 
+def test_the_same_traces_are_drawn_once(tmp_path):
+    for task in ("Acrobot-v1", "CartPole-v1", "LunarLander-v3"):
+        write_run(tmp_path / task, rl(task, delay=2.0, order=4 if task.startswith("L") else 3), 1.0)
+    with drawing():
+        (first,), (second,), (other,) = map(kernels, studies(read(tmp_path)))
+    assert first is second
+    assert other.png != first.png
+
+
+def test_a_picture_is_what_was_drawn():
+    with drawing():
+        figure = Figure(figsize=(2, 1))
+        axes = figure.subplots()
+        axes.plot([0, 1], [1, 0])
+        written = Image.open(io.BytesIO(png(figure)))
+    assert (written.size, written.mode) == ((2 * DPI, DPI), "RGB")
+    assert written.info["dpi"] == pytest.approx((DPI, DPI), rel=1e-3)  # kept as dots a metre
+    assert set(written.info) == {"dpi"}  # neither a date nor a version
+    shown = np.asarray(figure.canvas.buffer_rgba())
+    assert (np.asarray(written) == shown[..., :3]).all()
+    assert (shown[..., 3] == 255).all()
+
+
+@pytest.fixture
+def caught(monkeypatch):
+    """The figures themselves, before they become files."""
+    found = []
+    for name in ("scores", "heatmap"):
+        monkeypatch.setattr(f"cet_rl.report.{name}.png", lambda figure: found.append(figure) or b"")
+    return found
+
+
+def compared(root):
+    """Two arms at two delays, one of them without a result at 8 s, and one arm without delay."""
+    for delay, order in [(0.0, None), (2.0, 2), (2.0, 5), (8.0, 5)]:
+        for seed in range(7):
+            config = rl(delay=delay, order=order, seed=seed)
+            write_run(root / f"{delay}-{order}-{seed}", config, delay + 10.0 * (order or 0) + seed**2)
+    return one_study(root)
+
+
+def test_scores_are_drawn_where_they_are(tmp_path, caught):
+    study = compared(tmp_path)
+    with drawing():
+        scores(study)
+    at_two, at_eight = caught[0].axes
+    rows = {label.get_text(): place for place, label in enumerate(at_two.get_yticklabels())}
+    assert rows == {"none": 0, "cet2": 1, "cet5": 2}
+    for axes, delay, labels in [(at_two, 2.0, rows), (at_eight, 8.0, ["none", "cet5"])]:
+        seeds, points = set(), set()
+        for line in axes.lines:
+            (points if line.get_marker() == "o" else seeds).update(map(tuple, line.get_xydata().tolist()))
+        ends = {tuple(map(tuple, ends.tolist())) for lines in axes.collections for ends in lines.get_segments()}
+        arms = {arm.label: (arm, 0.0 if arm.undelayed else delay) for arm in study.arms if arm.label in labels}
+        found = {label: study.estimate(arm, own) for label, (arm, own) in arms.items()}
+        assert all(each.least < each.low < each.high < each.most for each in found.values())
+        assert points == {(each.centre, rows[label]) for label, each in found.items()}
+        assert ends == {((each.low, rows[label]), (each.high, rows[label])) for label, each in found.items()}
+        score = study.presentation.score
+        assert seeds == {
+            (value, rows[label]) for label, (arm, own) in arms.items() for value in arm.cells[own].scores(score)
+        }
+
+
+def test_arms_without_delay_are_hollow_beside_others_only(tmp_path, caught):
+    with drawing():
+        scores(compared(tmp_path / "both"))
+        write_run(tmp_path / "one", rl(), 1.0)
+        scores(one_study(tmp_path / "one"))
+    points = [[line for line in figure.axes[0].lines if line.get_marker() == "o"] for figure in caught]
+    assert [[line.get_markerfacecolor() for line in lines] for lines in points] == [["white", "C0"], ["C0"]]
+
+
+def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path, caught):
+    study = compared(tmp_path)
+    with drawing():
+        heatmap(study)
+    (axes,) = caught[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["none", "cet2", "cet5"]
+    written = {text.get_position(): text.get_text() for text in axes.texts}
+    assert written == {(0.5, 0): "11.0", (0, 1): "33.0", (1, 1): "–", (0, 2): "63.0", (1, 2): "69.0"}
+    (frames,) = axes.collections
+    boxes = [path.get_extents().extents.tolist() for path in frames.get_paths()]
+    assert boxes == [
+        [-0.5, -0.5, 1.5, 0.5],
+        [-0.5, 0.5, 0.5, 1.5],
+        [0.5, 0.5, 1.5, 1.5],
+        [-0.5, 1.5, 0.5, 2.5],
+        [0.5, 1.5, 1.5, 2.5],
+    ]
+    (hatched,) = axes.patches
+    assert hatched.get_extents().extents == pytest.approx(
+        axes.transData.transform([[0.5, 1.5], [1.5, 0.5]]).ravel()
+    )
+
+
 def test_floors_are_those_of_the_task(tmp_path):
     write_run(tmp_path / "a", recurrent(rule="rflo"), 0.6)
     write_run(tmp_path / "b", recurrent(rule="rtrl"), 0.5)
@@ -595,6 +697,93 @@ def test_seeds_without_a_common_stretch_are_not_drawn():
     draw_curves(Axes(), curves[:1])
     draw_curves(Axes(), curves)
     assert len(axes) == 1
+
+
+# -------------------- by how many processes
+
+
+def here(study):
+    return [Picture(study, str(os.getpid()).encode(), "", "")]
+
+
+def refusing(study):
+    raise ValueError(f"{study} cannot be drawn")
+
+
+def killed(study):
+    if study != "a" and multiprocessing.parent_process():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return here(study)
+
+
+forking = pytest.mark.skipif(sys.platform != "linux", reason="a forked process is safe on Linux only")
+
+
+@forking
+@pytest.mark.parametrize(("figure", "own"), [(here, []), (killed, ["b", "c", "d", "e"])])
+def test_several_processes_draw_and_what_they_leave_is_drawn_here(monkeypatch, figure, own):
+    monkeypatch.setattr(figures, "FIGURES", (figure,))
+    monkeypatch.setattr(figures, "_processes", lambda studies: 3)
+    pictures = [picture for (picture,) in figures.draw_all("abcde")]
+    assert [picture.name for picture in pictures] == [*"abcde"]
+    ours = str(os.getpid()).encode()
+    assert [picture.name for picture in pictures if picture.png == ours] == own
+    assert not multiprocessing.active_children()
+
+
+@forking
+def test_what_cannot_be_drawn_fails_here(monkeypatch):
+    monkeypatch.setattr(figures, "FIGURES", (refusing,))
+    monkeypatch.setattr(figures, "_processes", lambda studies: 2)
+    with pytest.raises(ValueError, match="a cannot be drawn"):
+        list(figures.draw_all("ab"))
+    assert not multiprocessing.active_children()
+
+
+@forking
+def test_processes_are_forked_only_where_something_is_won_and_nothing_lost(monkeypatch):
+    monkeypatch.setattr(figures, "processors", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 9.0))
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert [figures._processes(studies) for studies in (0, 1, 2, 9)] == [1, 1, 2, 3]
+    monkeypatch.setattr(figures, "processors", lambda: 64)
+    assert figures._processes(99) == figures.MOST_PROCESSES
+    for load, count in [(126.1, 2), (200.0, 1)]:
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        assert figures._processes(99) == count
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert figures._processes(9) == 1
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert figures._processes(9) == 1
+
+
+REPORT = """
+import resource, sys
+from cet_rl.report import figures, write_report
+figures._processes = lambda studies: int(sys.argv[3])
+write_report([sys.argv[1]], sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > 0)
+"""
+
+
+@forking
+def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path / "runs" / f"rl-{seed}", rl(delay=2.0, seed=seed), 1.0 + seed)
+    write_run(tmp_path / "runs" / "vision", vision(delay=2.0), 0.5)
+    write_run(tmp_path / "runs" / "add", recurrent(), 0.5)  # floors: torch is loaded where they are drawn
+    files = []
+    for count in ("1", "2"):
+        arguments = [sys.executable, "-c", REPORT, str(tmp_path / "runs"), str(tmp_path / count), count]
+        done = subprocess.run(arguments, check=True, capture_output=True, text=True)
+        assert (done.stdout.strip(), done.stderr) == (str(count == "2"), "")
+        files.append({file.name: file.read_bytes() for file in (tmp_path / count).iterdir()})
+    assert len(files[0]) == 13
+    assert files[0] == files[1]
 
 
 # -------------------- the report

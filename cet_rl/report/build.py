@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cet_rl.files import replacing
 from cet_rl.report.arms import Study
-from cet_rl.report.curves import alignment, learning_curves
-from cet_rl.report.drawing import Picture, drawing
+from cet_rl.report.drawing import Picture
+from cet_rl.report.figures import draw_all
 from cet_rl.report.finding import find_runs
 from cet_rl.report.grouping import studies
-from cet_rl.report.heatmap import heatmap
-from cet_rl.report.kernels import kernels
 from cet_rl.report.page import Content, document
 from cet_rl.report.reading import Run, RunReader
-from cet_rl.report.scores import scores
 from cet_rl.report.sections import all_runs, overview, section
 from cet_rl.report.text import clean
 from cet_rl.runs import write_text
-
-FIGURES: tuple[Callable[[Study], list[Picture]], ...] = (heatmap, scores, learning_curves, alignment, kernels)
-"""In the order of the page; each returns no picture where there is nothing to draw."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,10 @@ def write_report(
     name = clean(title if title is not None else Path(folders[0]).resolve().name or "runs", 120)
     body: list[Content] = overview(name, runs, found, problems)
     pictures: dict[str, Picture] = {}
-    with drawing():
-        for place, (slug, study) in enumerate(_slugs(found).items(), 1):
-            own = {f"report-{slug}-{picture.name}.png": picture for draw in FIGURES for picture in draw(study)}
-            body += section(study, place, own)
-            pictures |= own
+    for place, (slug, study, drawn) in enumerate(zip(_slugs(found), found, draw_all(found), strict=True), 1):
+        own = {f"report-{slug}-{picture.name}.png": picture for picture in drawn}
+        body += section(study, place, own)
+        pictures |= own
     body += all_runs(runs, found, start)
     page = start / "report.html"
     try:
@@ -86,14 +79,14 @@ def write_report(
     return Report(page, tuple(start / file for file in pictures), tuple(runs))
 
 
-def _slugs(found: Sequence[Study]) -> dict[str, Study]:
+def _slugs(found: Sequence[Study]) -> list[str]:
     """Names of studies for files: letters, digits, dots and dashes, each once whatever their case."""
-    slugs: dict[str, Study] = {}
+    slugs: list[str] = []
     for study in found:
         base = re.sub(r"[^A-Za-z0-9.]+", "-", study.title).strip("-.")[:60] or "task"
         slug, number = base, 1
         while slug.lower() in map(str.lower, slugs):
             number += 1
             slug = f"{base}-{number}"
-        slugs[slug] = study
+        slugs.append(slug)
     return slugs

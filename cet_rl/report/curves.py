@@ -20,6 +20,7 @@ from cet_rl.report.drawing import (
     legend,
     panels,
     png,
+    scaled_at_the_end,
     some_delays,
     styles,
 )
@@ -52,7 +53,8 @@ def learning_curves(study: Study) -> list[Picture]:
     for axes, delay in zip(grid, shown, strict=True):
         here = [curve for arm in arms for curve in _curves(arm, delay, [column])]
         here += [curve for arm in references for curve in _curves(arm, 0.0, [column])]
-        draw_curves(axes, here, column, look, band=band)
+        with scaled_at_the_end(axes):
+            draw_curves(axes, here, column, look, band=band)
         count_steps(axes)
         axes.set_title(in_seconds(delay), fontsize=9)
         draw_floors(axes, lines, vertical=False, named=axes is grid[-1])
@@ -116,7 +118,8 @@ def _draw_alignment(
 ) -> None:
     look = _styles(arms)
     if over is None:
-        draw_curves(axes, curves, column, look, band=_band(study))
+        with scaled_at_the_end(axes):
+            draw_curves(axes, curves, column, look, band=_band(study))
         count_steps(axes)
         return
     for arm in arms:

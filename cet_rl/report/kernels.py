@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,21 @@ LONGEST = 20_000
 MOST_STATES = 64
 """Of a trace that is drawn."""
 
+Described = tuple[TraceConfig, int, float]
+"""A trace, for how many steps, of how many seconds each."""
+
 
 def kernels(study: Study) -> list[Picture]:
     """A panel for each delay of a layer, computed from the configurations; none if no arm has a trace."""
-    found = _described(study)
-    if not found:
-        return []
-    shown = some_delays(sorted(found), MOST_PANELS)
+    found = tuple((seconds, tuple(of.items())) for seconds, of in sorted(_described(study).items()))
+    return [_picture(found)] if found else []
+
+
+@lru_cache(maxsize=16)
+def _picture(described: tuple[tuple[float, tuple[tuple[str, Described], ...]], ...]) -> Picture:
+    """The same of traces by delay and by name: studies of other tasks often compare the same ones."""
+    found = {seconds: dict(of) for seconds, of in described}
+    shown = some_delays(list(found), MOST_PANELS)
     labels = list(dict.fromkeys(label for seconds in shown for label in found[seconds]))
     look, refused = styles(labels), []
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.3, sharey=True)
@@ -54,14 +63,14 @@ def kernels(study: Study) -> list[Picture]:
         "What the arms' synapses recall when credit arrives, from their configurations; each kernel is scaled to "
         "a largest value of one. Dots: peaks; dashed: the delay."
     )
-    left = [f"{seconds:g} s" for seconds in sorted(found) if seconds not in shown]
+    left = [f"{seconds:g} s" for seconds in found if seconds not in shown]
     caption += f" Not drawn: {listed(left)}." if left else ""
     caption += f" Too long or too large to draw: {listed(refused)}." if refused else ""
-    return [Picture("kernels", png(figure), caption, "Kernels of the arms' traces")]
+    return Picture("kernels", png(figure), caption, "Kernels of the arms' traces")
 
 
-def _described(study: Study) -> dict[float, dict[str, tuple[TraceConfig, int, float]]]:
-    """Traces of the arms by the delay of a layer, in seconds, and by name: what, for how many steps of how long.
+def _described(study: Study) -> dict[float, dict[str, Described]]:
+    """Traces of the arms by the delay of a layer, in seconds, and by name.
 
     A trace has the name of the arm that has it, or its own where several have it.
     """
@@ -74,7 +83,7 @@ def _described(study: Study) -> dict[float, dict[str, tuple[TraceConfig, int, fl
     users: dict[str, set[str]] = defaultdict(set)
     for arm, config in traced:
         users[config.trace_config.label].add(arm)
-    found: dict[float, dict[str, tuple[TraceConfig, int, float]]] = defaultdict(dict)
+    found: dict[float, dict[str, Described]] = defaultdict(dict)
     for arm, config in traced:
         trace, duration = config.trace_config, config.step_duration
         label = trace.label if len(users[trace.label]) > 1 else arm

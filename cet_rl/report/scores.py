@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,14 +39,12 @@ def scores(study: Study) -> list[Picture]:
     figure, grid = panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
     lines = floors(study)
     for axes, delay in zip(grid, delays, strict=False):
-        for place, arm in enumerate(rows):
-            reference = arm in study.references
-            own = 0.0 if reference else delay
-            _draw(axes, place, study.estimate(arm, own), _seeds(study, arm, own), hollow=reference)
+        for hollow in (True, False):
+            _draw(axes, _marks(study, rows, delay, hollow=hollow), hollow=hollow)
         axes.set_title(in_seconds(delay), fontsize=9, pad=34 if lines else None)
     if together:
-        for place, arm in enumerate(rows):
-            _draw(grid[-1], place, pooled[arm.label], np.empty(0), hollow=False)
+        marks = [_Marks(place, each, np.empty(0)) for place, arm in enumerate(rows) if (each := pooled[arm.label])]
+        _draw(grid[-1], marks, hollow=False)
         grid[-1].set_title("all delays", fontsize=9, pad=34 if lines else None)
     for axes in grid:
         axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
@@ -60,19 +59,39 @@ def scores(study: Study) -> list[Picture]:
     return [Picture("scores", png(figure), caption, f"{study.presentation.score.title} of each arm")]
 
 
-def _seeds(study: Study, arm: Arm, delay: float) -> FloatArray:
-    cell = arm.cells.get(delay)
-    return np.empty(0) if cell is None else cell.scores(study.presentation.score)
+@dataclass(frozen=True, eq=False)
+class _Marks:
+    """What is drawn of an arm: the place of its row, its statistic, and each seed's score."""
+
+    place: int
+    found: Estimate
+    seeds: FloatArray
 
 
-def _draw(axes: Axes, place: int, found: Estimate | None, seeds: FloatArray, *, hollow: bool) -> None:
-    if found is None:
+def _marks(study: Study, rows: Sequence[Arm], delay: float, *, hollow: bool) -> list[_Marks]:
+    """Marks of the arms without delay, or of those with one, at this delay."""
+    marks = []
+    for place, arm in enumerate(rows):
+        own = 0.0 if hollow else delay
+        if (arm in study.references) == hollow and (found := study.estimate(arm, own)):
+            marks.append(_Marks(place, found, arm.cells[own].scores(study.presentation.score)))
+    return marks
+
+
+def _draw(axes: Axes, marks: Sequence[_Marks], *, hollow: bool) -> None:
+    """Draw them all at once: an artist for each mark takes its time."""
+    if not marks:
         return
     color = "0.35" if hollow else "C0"
-    axes.plot(seeds, np.full(len(seeds), place), "|", color=color, markersize=7, alpha=0.45, markeredgewidth=1)
-    if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [place, place], color=color, linewidth=1.6, solid_capstyle="butt")
-    axes.plot(found.centre, place, "o", color=color, markersize=4.5, markerfacecolor="white" if hollow else color)
+    seeds = np.concatenate([each.seeds for each in marks])
+    places = np.repeat([each.place for each in marks], [len(each.seeds) for each in marks])
+    axes.plot(seeds, places, "|", color=color, markersize=7, alpha=0.45, markeredgewidth=1)
+    ends = [(each.place, each.found.low, each.found.high) for each in marks if each.found.low is not None]
+    if ends:
+        place, low, high = zip(*ends, strict=True)
+        axes.hlines(place, low, high, colors=color, linewidth=1.6, capstyle="butt")
+    points = [each.found.centre for each in marks], [each.place for each in marks]
+    axes.plot(*points, "o", color=color, markersize=4.5, markerfacecolor="white" if hollow else color)
 
 
 def _caption(study: Study, rows: Sequence[Arm], delays: Sequence[float], *, together: bool, floored: bool) -> str:
