@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.special import gammainc, gammaincc, gammaln, xlogy
+import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
 
@@ -38,11 +38,11 @@ def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]
         M, shape (n, n), and K, shape (n,).
     """
     stages = np.arange(order)
-    poisson = np.exp(stages * np.log(rate) - rate - gammaln(stages + 1))
+    poisson = np.exp(stages * np.log(rate) - rate - scipy.special.gammaln(stages + 1))
     M = np.zeros((order, order))
     for stage in range(order):
         M[stage, : stage + 1] = poisson[stage::-1]
-    return M, gammainc(stages + 1, rate)
+    return M, scipy.special.gammainc(stages + 1, rate)
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,16 @@ class CET(Trace):
 
     def _unscaled_kernel(self, length: int) -> FloatArray:
         if self.discretization == "official":
-            lags, stage = np.arange(length), self.order - 1
-            exponent = xlogy(stage, self.rate * lags) - self.rate * lags - gammaln(self.order)
-            kernel: FloatArray = gammainc(1, self.rate) * np.exp(exponent)
+            special, lags, stage = scipy.special, np.arange(length), self.order - 1
+            exponent = special.xlogy(stage, self.rate * lags) - self.rate * lags - special.gammaln(self.order)
+            kernel: FloatArray = special.gammainc(1, self.rate) * np.exp(exponent)
             return kernel
         edges = self.rate * np.arange(length + 1)
         # Past its middle P is close to one and a difference of P's loses digits; one of Q = 1 - P does not.
         left, right = edges[:-1], edges[1:]
-        rising: FloatArray = gammainc(self.order, right) - gammainc(self.order, left)
-        falling: FloatArray = gammaincc(self.order, left) - gammaincc(self.order, right)
+        P, Q = scipy.special.gammainc, scipy.special.gammaincc
+        rising: FloatArray = P(self.order, right) - P(self.order, left)
+        falling: FloatArray = Q(self.order, left) - Q(self.order, right)
         return np.where(left < self.order, rising, falling)
 
     def transition(self) -> Transition:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.linalg import expm, solve, solve_discrete_lyapunov
-from scipy.optimize import minimize_scalar
+import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
 from cet_rl.traces.cascade import cascade_transition
@@ -29,7 +28,7 @@ Dynamics = Callable[[float], tuple[FloatArray, FloatArray]]
 
 def ridged_gramian(M: FloatArray, K: FloatArray) -> FloatArray:
     """G of the module's formula, shape (n, n), plus `RIDGE` times its mean diagonal entry."""
-    gramian: FloatArray = solve_discrete_lyapunov(M, np.outer(K, K))
+    gramian: FloatArray = scipy.linalg.solve_discrete_lyapunov(M, np.outer(K, K))
     gramian += RIDGE * np.trace(gramian) / len(K) * np.eye(len(K))
     return gramian
 
@@ -37,7 +36,7 @@ def ridged_gramian(M: FloatArray, K: FloatArray) -> FloatArray:
 def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[FloatArray, float]:
     """The readout C, shape (n,), that puts the largest share F of (ridged) energy at `delay_steps`; and F."""
     at_delay = np.linalg.matrix_power(M, delay_steps) @ K
-    readout: FloatArray = solve(ridged_gramian(M, K), at_delay, assume_a="pos")
+    readout: FloatArray = scipy.linalg.solve(ridged_gramian(M, K), at_delay, assume_a="pos")
     return readout, float(at_delay @ readout)
 
 
@@ -50,7 +49,8 @@ def sharpest_speed(dynamics: Dynamics, delay_steps: int, low: float, high: float
     grid = np.linspace(np.log(low), np.log(high), 33)
     best = int(np.argmin([loss(point) for point in grid]))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x))
+    found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
 
 
 def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArray]:
@@ -68,8 +68,8 @@ def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArr
     i, j = np.indices((order, order))
     A = (2 * i + 1) * np.where(i < j, -1.0, (-1.0) ** (i - j + 1)) / window
     B = (2 * np.arange(order) + 1) * (-1.0) ** np.arange(order) / window
-    M: FloatArray = expm(A)
-    K: FloatArray = solve(A, (M - np.eye(order)) @ B)
+    M: FloatArray = scipy.linalg.expm(A)
+    K: FloatArray = scipy.linalg.solve(A, (M - np.eye(order)) @ B)
     return M, K
 
 
