@@ -119,11 +119,12 @@ def run(
         _say(f"{folder.path} is finished; its results are in {folder.summary_file}", quiet)
         return "finished"
     learner = build()
-    if folder.claim(config.as_data(), resume=resume) == "resumed":
-        learner.load(folder.checkpoint_file)
-        _say(f"resuming at {learner.step:,} {words.unit}", quiet)
-    _say(f"run folder {folder.path}", quiet)
-    return RunLoop(config, folder, learner, words, save_every, quiet=quiet).go()
+    with folder.held():
+        if folder.claim(config.as_data(), resume=resume) == "resumed":
+            learner.load(folder.checkpoint_file)
+            _say(f"resuming at {learner.step:,} {words.unit}", quiet)
+        _say(f"run folder {folder.path}", quiet)
+        return RunLoop(config, folder, learner, words, save_every, quiet=quiet).go()
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -4,6 +4,7 @@ config.yaml     everything resolved, enough to repeat the run
 events.out.…    TensorBoard
 metrics.csv     the same numbers, a row each time they are logged
 checkpoint/     agent.zip (network.zip of data sets), and agent.previous.zip, the one before: tensors and JSON
+lock/           who runs in it, for as long as somebody does
 summary.json    at the end: status, speed, metrics, versions
 """
 
@@ -16,7 +17,9 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +41,12 @@ EVALUATED = "eval/"
 
 CHECKPOINTS = 10
 """Taken in a run unless told otherwise, interruptions apart."""
+
+_LOCK = "lock"
+"""Of a run folder, while somebody runs in it."""
+
+_PATIENCE = 60.0
+"""Seconds to wait for a process on another machine."""
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -125,7 +134,7 @@ class RunFolder:
         """Raise ValueError for all that `claim` does, touching nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run folder {self.path} is a file")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
             if not self.config_file.is_file():
                 raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
             self._refuse_other(config)
@@ -133,6 +142,38 @@ class RunFolder:
                 state = "a finished run" if self.status == "finished" else "an unfinished run"
                 hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
                 raise ValueError(f"{self.path} already holds {state}: {hint}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody else run in the folder meanwhile.
+
+        Raises:
+            ValueError: if another process does, naming it.
+            OSError: if the folder cannot be written.
+        """
+        from cet_rl.sweeps.locks import Lock, holders
+
+        place, waited = self.path / _LOCK, 0.0
+        lock = Lock(place, "run")
+        try:
+            while not lock.acquire():
+                owner = holders(place).get("run")
+                # That of another machine may have died, and be found so a moment after the lock of its cell.
+                if owner is None or owner.host == platform.node() or waited > _PATIENCE:
+                    who = f" ({owner})" if owner else ""
+                    hint = "wait for it, or choose another --run-dir"
+                    raise ValueError(f"{self.path} is being run by another process{who}: {hint}")
+                time.sleep(1.0)
+                waited += 1.0
+        except OSError as error:
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            with suppress(OSError):
+                (place / ".clock").unlink(missing_ok=True)
+                place.rmdir()
 
     def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
         """Take the folder for a run of `config`, overwriting nothing.

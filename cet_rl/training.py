@@ -124,19 +124,19 @@ def train(
     kind = find_agent(config.agent)
     agent = kind.build(config)
     folder = RunFolder(run_dir or default_path(config))
-    state = folder.claim(config.as_data(), resume=resume)
     say = _silent if quiet else _say
-    if state == "finished":
+    folder.check(config.as_data(), resume=resume)
+    if folder.status == "finished":
         say(f"{folder.path} is finished; its results are in {folder.summary_file}")
         return "finished"
-    carried = None
-    if state == "resumed":
-        agent, carried = _resume(config, folder, kind, say)
-    say(f"run folder {folder.path}")
-    if config.delay and not kind.delays_credit:
-        say(f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment")
-    go = _Run(config, folder, kind, agent, save_every, resumed=state == "resumed", carried=carried, quiet=quiet)
-    return go.go()
+    with folder.held():
+        resumed, carried = folder.claim(config.as_data(), resume=resume) == "resumed", None
+        if resumed:
+            agent, carried = _resume(config, folder, kind, say)
+        say(f"run folder {folder.path}")
+        if config.delay and not kind.delays_credit:
+            say(f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment")
+        return _Run(config, folder, kind, agent, save_every, resumed=resumed, carried=carried, quiet=quiet).go()
 
 
 def _resume(

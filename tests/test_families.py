@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -286,3 +287,32 @@ def test_no_checkpoints_at_all_are_refused(tmp_path, capsys, task):
     assert "does not go with --seeds" in refusal(
         capsys, "train", task, "--checkpoint-every", "5", "--seeds", "0-1"
     )
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "digits", "add"])
+def test_a_folder_that_is_being_run_is_left_alone(tmp_path, capsys, task):
+    run = tmp_path / "run"
+    folder = RunFolder(run)
+    command = ("train", task, "--delay", "1", "--total-steps", "200", "--run-dir", str(run))
+    with folder.held():
+        said = refusal(capsys, *command)
+        assert "is being run by another process" in said
+        assert f"process {os.getpid()}" in said
+        assert [entry.name for entry in run.iterdir()] == ["lock"]
+        with pytest.raises(ValueError, match="choose another --run-dir"), folder.held():
+            pass
+    assert not list(run.iterdir())
+
+
+def test_a_dead_process_holds_no_folder(tmp_path):
+    program = f"""
+import os
+from cet_rl.runs import RunFolder
+with RunFolder({str(tmp_path)!r}).held():
+    os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert list((tmp_path / "lock").iterdir())
+    with RunFolder(tmp_path).held():
+        pass
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,17 +15,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_for
 
 from cet_rl.cli import main
 from cet_rl.sweeps.build import build, build_or_read, digest
+from cet_rl.sweeps.cells import Cell
+from cet_rl.sweeps.display import SweepDisplay
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import _quota, processors
 from cet_rl.sweeps.locks import Lock, holders
 from cet_rl.sweeps.results import results_table
 from cet_rl.sweeps.scheduler import run_sweep
 from cet_rl.sweeps.spec import read_spec
-from cet_rl.sweeps.states import look_at_all
+from cet_rl.sweeps.states import CellState, look_at_all
+from cet_rl.sweeps.worker import note_failure
 
 
 def test_every_cell_runs_once_on_one_thread(tmp_path, capfd):
@@ -291,3 +296,36 @@ def test_processors(tmp_path):
     assert _quota(tmp_path) == 2.0
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     assert _quota(tmp_path) is None
+
+
+def test_a_cell_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_path, capsys):
+    sweep, folder = fake(0, 1), SweepFolder(tmp_path)
+    launcher = launcher_of(tmp_path)
+    folder.claim(sweep)
+    note_failure(folder, sweep.cells[0].name, "ValueError: there are no data in X")
+    assert states_of(tmp_path, sweep) == ["failed", "waiting"]
+    assert run_sweep(sweep, folder, launcher) == 1
+    assert states_of(tmp_path, sweep) == ["failed", "finished"]
+    assert "there are no data in X" in capsys.readouterr().err
+    assert folder.failure_file(sweep.cells[0].name).read_text() == "ValueError: there are no data in X\n"
+    assert run_sweep(sweep, folder, launcher, retry=True) == 0
+
+
+@pytest.mark.parametrize("width", [20, 30, 46, 60, 80, 100, 160])
+def test_the_table_always_says_which_cell_is_in_what_state(tmp_path, width):
+    names = ["add-rflo-0-65fa8857", "add-rflo-1-717f4cc5", "add-rflo-with-a-long-label-2-aaaaaaaa"]
+    cells = [Cell(name, "rflo", {"task": "add", "total_steps": 6000}) for name in names]
+    states = {
+        names[0]: CellState("finished", 6000, "loss 0.6329", 2572.0),
+        names[1]: CellState("failed", error="FloatingPointError: [b]weight of rule rflo is not finite at step 3"),
+        names[2]: CellState("running", 600, "loss 0.7", owner="vm, process 12"),
+    }
+    console = Console(width=width, file=io.StringIO())
+    console.print(SweepDisplay(cells, 1, quiet=True)._table(states, 3, width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for line, name in zip(lines[1:4], names, strict=True):
+        assert name[-6:] in line
+        assert states[name].state in line
+    assert ("not finite at step 3" in lines[2]) == (width == 160)
+    assert ("6,000 of 6,000" in lines[1]) == (width >= 80)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.folder import SweepFolder
@@ -24,6 +25,13 @@ STYLES: dict[State, str] = {
 
 URGENCY: tuple[State, ...] = ("failed", "running", "partial", "waiting", "finished")
 """Which cells a terminal shows first when it is too small for all."""
+
+_TITLES = ("cell", "state", "steps", "score", "steps/s", "")
+
+_GAP = 2
+"""Characters between two columns."""
+_SHORTEST_NOTE = 12
+"""Characters of an error, or of who runs a cell, below which it says nothing."""
 
 AROUND = 6
 """Lines of a terminal that the rows of the table leave free."""
@@ -67,7 +75,9 @@ class SweepDisplay:
             self._say(f"--retry runs the {failed} that failed again")
         if sys.stderr.isatty() and not self.quiet:
             console = Console(stderr=True)
-            self._live = Live(self._table(states, console.height - AROUND), console=console, auto_refresh=False)
+            self._live = Live(
+                self._table(states, console.height - AROUND, console.width), console=console, auto_refresh=False
+            )
             self._live.start()
 
     def update(self, states: Mapping[str, CellState]) -> None:
@@ -75,7 +85,8 @@ class SweepDisplay:
         changed = [c for c in self.cells if states[c.name].state != self._before[c.name].state]
         self._before = dict(states)
         if self._live is not None:
-            self._live.update(self._table(states, self._live.console.height - AROUND), refresh=True)
+            console = self._live.console
+            self._live.update(self._table(states, console.height - AROUND, console.width), refresh=True)
             return
         changed = [cell for cell in changed if states[cell.name].state in ("finished", "failed")]
         now = counts(states)
@@ -91,12 +102,8 @@ class SweepDisplay:
 
     def conclude(self, folder: SweepFolder, states: Mapping[str, CellState]) -> None:
         """Say what came out."""
-        for cell in self.cells:
-            state = states[cell.name]
-            if state.state == "failed":
-                log = folder.log_file(cell.name)
-                where = f" (see {log})" if log.is_file() else ""
-                print(f"{cell.name} failed: {_first_line(state.error)}{where}", file=sys.stderr, flush=True)
+        for line in self._failures(folder, states):
+            print(line, file=sys.stderr, flush=True)
         hints = []
         if counts(states)["failed"]:
             hints.append("--retry runs again what failed")
@@ -109,7 +116,18 @@ class SweepDisplay:
         """Print the whole table to stdout."""
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         console.print(f"sweep folder {folder.path}", markup=False, highlight=False)
-        console.print(self._table(states, len(self.cells)))
+        console.print(self._table(states, len(self.cells), console.width))
+        for line in self._failures(folder, states):
+            console.print(line, markup=False, highlight=False)
+
+    def _failures(self, folder: SweepFolder, states: Mapping[str, CellState]) -> Iterator[str]:
+        """A line for each cell that has failed: why, and where to read more."""
+        for cell in self.cells:
+            state = states[cell.name]
+            if state.state == "failed":
+                log = folder.log_file(cell.name)
+                where = f" (see {log})" if log.is_file() else ""
+                yield f"{cell.name} failed: {_first_line(state.error)}{where}"
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
@@ -117,22 +135,19 @@ class SweepDisplay:
             self._live.stop()
             self._live = None
 
-    def _table(self, states: Mapping[str, CellState], rows: int) -> Table:
-        """At most so many rows, the most urgent, in the order of the file."""
+    def _table(self, states: Mapping[str, CellState], rows: int, width: int) -> Table:
+        """At most so many rows, the most urgent, in the file's order, each on a line of so many characters."""
         urgent = sorted(self.cells, key=lambda cell: URGENCY.index(states[cell.name].state))
         shown = {cell.name for cell in urgent[: max(rows, 1)]}
         hidden = len(self.cells) - len(shown)
         caption = describe_counts(states) + (f" ({hidden} not shown)" if hidden else "")
         table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-        table.add_column("cell", no_wrap=True)
-        table.add_column("state")
-        table.add_column("steps", justify="right")
-        table.add_column("score", no_wrap=True)
-        table.add_column("steps/s", justify="right")
-        table.add_column("", no_wrap=True)
-        for cell in self.cells:
-            if cell.name in shown:
-                table.add_row(*_row(cell, states[cell.name]))
+        columns = _columns([_row(cell, states[cell.name]) for cell in self.cells if cell.name in shown], width)
+        for title, _ in columns:
+            table.add_column(title, no_wrap=True, justify="right" if title.startswith("steps") else "left")
+        for texts in zip(*(texts for _, texts in columns), strict=True):
+            named = zip((title for title, _ in columns), texts, strict=True)
+            table.add_row(*(Text(text, STYLES[text] if title == "state" else "") for title, text in named))
         return table
 
     def _say(self, text: str) -> None:
@@ -148,8 +163,35 @@ def _row(cell: Cell, state: CellState) -> list[str]:
     far = "" if state.step is None else f"{state.step:,} of {total:,}"
     speed = "" if state.speed is None else f"{state.speed:,.0f}"
     note = _first_line(state.error) or (f"on {state.owner}" if state.owner else "")
-    style = STYLES[state.state]
-    return [escape(cell.name), f"[{style}]{state.state}[/{style}]", far, state.score, speed, escape(note)]
+    return [cell.name, state.state, far, state.score, speed, note]
+
+
+def _columns(rows: list[list[str]], width: int) -> list[tuple[str, list[str]]]:
+    """Titles and texts of the columns that so narrow a table has room for; its notes and names are cut to fit.
+
+    Which cell is in what state is always said; a name is cut at its beginning, as its end tells it from others.
+    """
+    columns = dict(zip(_TITLES, map(list, zip(*rows, strict=True)), strict=True))
+
+    def room() -> int:
+        return width - sum(max(map(cell_len, (title, *texts))) + _GAP for title, texts in columns.items()) + _GAP
+
+    notes = columns.pop("")
+    if any(notes) and room() > _SHORTEST_NOTE:
+        columns[""] = [_cut(note, room() - _GAP) for note in notes]
+    for title in ("steps/s", "score", "steps"):
+        if room() < 0:
+            del columns[title]
+    if room() < 0:
+        longest = max(max(map(cell_len, columns["cell"])) + room(), 2)
+        columns["cell"] = [
+            name if cell_len(name) <= longest else "…" + name[1 - longest :] for name in columns["cell"]
+        ]
+    return list(columns.items())
+
+
+def _cut(text: str, width: int) -> str:
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
 def _outcome(state: CellState) -> str:

@@ -52,9 +52,14 @@ class SweepFolder:
         """What the cell's process has said."""
         return self.path / "logs" / f"{name}.log"
 
+    @property
+    def failures(self) -> Path:
+        """Where it is written down why cells have failed, a file each."""
+        return self.path / "failures"
+
     def failure_file(self, name: str) -> Path:
         """Why the cell has failed; there is none unless it has."""
-        return self.path / "failures" / name
+        return self.failures / name
 
     def read(self) -> Sweep:
         """The sweep that the folder is for.

@@ -34,6 +34,9 @@ RESULTS = (
 PROGRESS = (("rollout/ep_rew_mean", "return", 1), ("train/loss", "loss", 4))
 """The same for a run that is under way, by the columns of its metrics.csv."""
 
+_LONG = 1e7
+"""Scores from which on are shown with an exponent: of a run that has diverged."""
+
 TAIL = 8192
 """Bytes from the end of a metrics.csv that hold its last row."""
 
@@ -117,7 +120,7 @@ def look_at_all(
     held = holders(folder.locks)
     try:
         there = set(os.listdir(folder.path))
-        failed = set(os.listdir(folder.failure_file("").parent)) if "failures" in there else set()
+        failed = set(os.listdir(folder.failures)) if "failures" in there else set()
     except FileNotFoundError:
         there, failed = set(), set()
     states = {}
@@ -150,5 +153,6 @@ def _progress(file: Path) -> tuple[int | None, str, float | None]:
 def _first(values: Mapping[str, Any], choices: Iterable[tuple[str, str, int]]) -> str:
     for key, word, digits in choices:
         if values.get(key) not in (None, ""):
-            return f"{word} {float(values[key]):.{digits}f}"
+            number = float(values[key])
+            return f"{word} {number:.{digits}f}" if abs(number) < _LONG else f"{word} {number:.3g}"
     return ""
