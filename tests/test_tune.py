@@ -24,7 +24,7 @@ optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip inst
 from cet_rl.tuning.outcome import best_trial, importances, write_best, write_table  # noqa: E402
 from cet_rl.tuning.search import Search  # noqa: E402
 from cet_rl.tuning.spec import read_tuning  # noqa: E402
-from cet_rl.tuning.study import POINTS, SearchFolder, open_study, require_optuna  # noqa: E402
+from cet_rl.tuning.study import POINTS, SearchFolder, _parsed, _public, open_study, require_optuna  # noqa: E402
 
 WORKER = '''
 import json, os, signal, sys, time
@@ -276,6 +276,12 @@ def test_choices_come_back_as_they_are_in_the_file(tmp_path):
         ({"task": None}, "names no task"),
         ({"task": "ad"}, "did you mean add"),
         ({"space": None}, "space must name options"),
+        (
+            {"space": None, "grid": {"lr": [0.1]}},
+            "tune.yaml is a sweep, as it has grid: run it with cet-rl sweep ",
+        ),
+        ({"space": None, "arms": [{"lr": 0.1}]}, "is a sweep, as it has arms"),
+        ({"grid": {"units": [4]}}, "unknown key 'grid'"),
         ({"sapce": 1}, "unknown key 'sapce'; did you mean 'space'"),
         ({"seed": 1}, "use seeds"),
         ({"seeds": "x"}, "seeds must be a range"),
@@ -337,6 +343,163 @@ def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, url):
     with pytest.raises(ValueError, match="--storage cannot be opened: ") as refusal:
         open_study(spec, folder, folder.claim(spec), url)
     assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite+pysqlite://",
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///file:x?mode=memory&uri=true",
+    ],
+)
+def test_a_storage_in_memory_is_refused(tmp_path, url):
+    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    with pytest.raises(ValueError, match="--storage is a database in memory, which keeps no trials"):
+        open_study(spec, folder, folder.claim(spec), url)
+    assert folder.storage() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "package"),
+    [
+        ("postgresql+psycopg2://user:secret@host/name", "psycopg2", "psycopg2-binary"),
+        ("mysql+pymysql://user:secret@host/name", "pymysql", "pymysql"),
+    ],
+)
+def test_the_module_that_a_database_needs_is_named(tmp_path, monkeypatch, url, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    with pytest.raises(ValueError, match=f"needs the Python module {module}: pip install {package}$"):
+        open_study(spec, folder, folder.claim(spec), url)
+
+
+def test_a_search_goes_on_only_where_its_trials_are(tmp_path):
+    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    name, url = folder.claim(spec), f"sqlite:///{tmp_path}/own.db"
+    open_study(spec, folder, name, url).ask()
+    with pytest.raises(ValueError, match=f"begun with another --storage, {url}: give that"):
+        open_study(spec, folder, name)
+    assert not (folder.path / "study.db").exists()
+    with pytest.raises(ValueError, match="begun with another --storage"):
+        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
+    assert not (tmp_path / "other.db").exists()
+    (tmp_path / "other.db").touch()
+    with pytest.raises(ValueError, match="begun with another --storage"):
+        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
+    assert len(open_study(spec, folder, name, url).get_trials()) == 1
+    (tmp_path / "alias.db").symlink_to(tmp_path / "own.db")
+    assert len(open_study(spec, folder, name, f"sqlite:///{tmp_path}/alias.db").get_trials()) == 1
+
+
+def test_a_search_begun_in_its_folder_does_not_go_on_elsewhere(tmp_path):
+    search = search_of(tmp_path)
+    spec, folder, name = search.spec, search.folder, search.study.study_name
+    search.study.ask()
+    with pytest.raises(ValueError, match="begun without --storage: leave it out"):
+        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
+    moved = SearchFolder(folder.path.rename(tmp_path / "moved"))
+    assert len(open_study(spec, moved, moved.claim(spec)).get_trials()) == 1
+
+
+def test_the_folder_notes_no_password(tmp_path):
+    for url in ("postgresql://user:secret@host/name", "postgresql://user@host/name?password=secret"):
+        assert _public(_parsed(url)) == "postgresql://user@host/name"
+
+
+OPENER = """
+import sys, time
+from pathlib import Path
+from cet_rl.tuning.spec import read_tuning
+from cet_rl.tuning.study import SearchFolder, open_study, require_optuna
+import optuna.storages, cet_rl.tuning.sampler
+require_optuna()
+file, path, home, storage = sys.argv[1:]
+spec, folder = read_tuning(file), SearchFolder(path)
+print("ready", flush=True)
+while not Path(home, "go").exists():
+    time.sleep(0.001)
+study = open_study(spec, folder, folder.claim(spec), storage or None)
+for _ in range(2):
+    trial = study.ask()
+    print(study.study_name, trial.number, spec.space["lr"].suggest(trial), flush=True)
+"""
+
+
+@pytest.mark.parametrize("shared", ["folder", "database"])
+def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path, shared):
+    file = file_of(tmp_path, sampler="random")
+    paths = [tmp_path / ("search" if shared == "folder" else f"search-{number}") for number in range(3)]
+    storage = "" if shared == "folder" else f"sqlite:///{tmp_path}/shared.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPENER, file, str(path), str(tmp_path), storage],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for path in paths
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        (tmp_path / "go").touch()
+        answers = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0, 0, 0], answers
+    rows = [line.split() for out, _ in answers for line in out.splitlines()]
+    if shared == "folder":
+        assert len({study for study, _, _ in rows}) == 1
+        assert sorted(int(number) for _, number, _ in rows) == list(range(6))
+        assert len({value for _, _, value in rows}) == 6
+    else:
+        assert len({study for study, _, _ in rows}) == 3
+
+
+def test_who_creates_the_study_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
+    from cet_rl.sweeps.locks import Lock
+
+    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    name, lock = folder.claim(spec), Lock(folder.locks, "study")
+    assert lock.acquire()
+    timer = threading.Timer(0.5, lock.release)
+    timer.start()
+    open_study(spec, folder, name)
+    timer.join()
+    monkeypatch.setattr("cet_rl.tuning.study.PATIENCE", 0.3)
+    other = Lock(folder.locks, "study")
+    assert other.acquire()
+    with pytest.raises(OSError, match="another search has been creating the study"):
+        open_study(spec, folder, name)
+    other.release()
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_what_is_drawn_depends_on_the_trial_and_not_on_the_process(kind):
+    from cet_rl.tuning.sampler import TrialSampler
+
+    def drawn(restarts):
+        study = optuna.create_study(sampler=TrialSampler(kind))
+        for number in range(16):
+            trial = study.ask()
+            x = trial.suggest_float("x", 0, 1)
+            if number in restarts:
+                study.sampler = TrialSampler(kind)
+                trial = optuna.Trial(study, trial._trial_id)
+            y = trial.suggest_float("y", 0, 1)
+            study.tell(trial, (x - 0.5) ** 2 + y)
+        return [trial.params for trial in study.get_trials()]
+
+    whole = drawn(())
+    assert drawn((3, 12, 15)) == whole
+    assert len({value for params in whole for value in params.values()}) == 32
 
 
 def test_importances_tell_what_matters(tmp_path):

@@ -106,6 +106,9 @@ def read_tuning(source: str) -> TuningSpec:
         ValueError: if there is none, or for what cannot be searched, naming file and key.
     """
     data = dict(read_mapping(source))
+    swept = [key for key in ("grid", "arms") if key in data]
+    if swept and "space" not in data:
+        raise ValueError(f"{source} is a sweep, as it has {swept[0]}: run it with cet-rl sweep {source}")
     task = data.get("task")
     if not isinstance(task, str):
         raise ValueError(f"{source} names no task: set task")

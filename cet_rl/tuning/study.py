@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -13,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cet_rl.sweeps.locks import Lock
 from cet_rl.tuning.spec import TuningSpec
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
     from optuna.storages import RDBStorage
+    from sqlalchemy.engine import URL
 
 POINTS = 20
 """At which the runs of one seed are compared with those of other trials: every twentieth of a run."""
@@ -29,6 +32,22 @@ START_UP = 5
 """Trials that are run to their end before any is pruned."""
 BUSY = 100.0
 """Seconds to wait for an SQLite file that another process writes to."""
+PATIENCE = 60.0
+"""Seconds to wait for another process that creates the study of the same folder."""
+TRIES = 6
+"""At opening a database in which another process may be creating the same tables."""
+PAUSE = 0.5
+"""Seconds between two of these, at most."""
+OWN = "study.db"
+"""The file of the study, unless its storage is elsewhere."""
+
+_PACKAGES = {
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
+}
+"""What to install for modules that have another name."""
 
 
 class SearchFolder:
@@ -36,6 +55,7 @@ class SearchFolder:
 
     search.yaml     what is searched, and the name of the study
     study.db        the study, unless its storage is elsewhere
+    storage.txt     where it is, without password
     trial-0007/     the runs of a trial, as a sweep over its seeds
     trials.csv      a row for each trial
     best.yaml       the best configuration, for `cet-rl train --config`
@@ -50,6 +70,7 @@ class SearchFolder:
         self.file = self.path / "search.yaml"
         self.best_file = self.path / "best.yaml"
         self.table_file = self.path / "trials.csv"
+        self.storage_file = self.path / "storage.txt"
         self.locks = self.path / "locks"
 
     def trial_path(self, number: int) -> Path:
@@ -99,6 +120,48 @@ class SearchFolder:
             )
         return name
 
+    def storage(self) -> str | None:
+        """Where the study is that has been created, without password; None if none has.
+
+        Raises:
+            OSError: if that cannot be read.
+        """
+        try:
+            return self.storage_file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def remember_storage(self, where: str) -> None:
+        """Note where the study is.
+
+        Args:
+            where: without password.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        draft = self.path / f".storage-{uuid.uuid4().hex[:8]}.tmp"
+        draft.write_text(where + "\n", encoding="utf-8")
+        draft.replace(self.storage_file)
+
+    @contextmanager
+    def creation(self) -> Iterator[None]:
+        """Hold the right to create the study, which one process at a time has.
+
+        Raises:
+            OSError: if another has it for too long, or the folder cannot be written.
+        """
+        lock = Lock(self.locks, "study")
+        until = time.monotonic() + PATIENCE
+        while not lock.acquire():
+            if time.monotonic() > until:
+                raise OSError(f"another search has been creating the study of {self.path} for long; try again")
+            time.sleep(random.uniform(0.05, 0.15))  # two that step back for each other do not do so for ever
+        try:
+            yield
+        finally:
+            lock.release()
+
 
 def require_optuna() -> None:
     """Raise ValueError, saying how to install it, if Optuna is not there."""
@@ -120,16 +183,32 @@ def open_study(spec: TuningSpec, folder: SearchFolder, name: str, storage: str |
         storage: URL of a database; None for a file in the folder.
 
     Raises:
-        ValueError: if the storage cannot be opened.
+        ValueError: if the storage cannot be opened, keeps nothing, or is another than the folder's search has.
+        OSError: if the folder cannot be written.
     """
     import optuna
 
-    database = _database(storage or f"sqlite:///{(folder.path / 'study.db').resolve()}")
-    study = optuna.create_study(
-        storage=database, study_name=name, direction=spec.direction, pruner=_pruner(spec), load_if_exists=True
-    )
-    # The same seed in each go would draw the same trials again.
-    study.sampler = _sampler(spec, len(study.get_trials(deepcopy=False)))
+    from cet_rl.tuning.sampler import TrialSampler
+
+    url = None if storage is None else _parsed(storage)
+    where = OWN if url is None else _public(url)
+    with folder.creation():
+        begun = folder.storage()
+        elsewhere = begun is not None and begun != where
+        if elsewhere and (url is None or _missing_file(url)):
+            raise ValueError(_begun_elsewhere(folder, begun))
+        database = _database(storage or f"sqlite:///{(folder.path / OWN).resolve()}")
+        options: dict[str, Any] = {"storage": database, "study_name": name, "pruner": _pruner(spec)}
+        if elsewhere:  # a database may be known by several names, so only its content tells
+            try:
+                study = optuna.load_study(**options)
+            except KeyError:
+                raise ValueError(_begun_elsewhere(folder, begun)) from None
+        else:
+            study = optuna.create_study(**options, direction=spec.direction, load_if_exists=True)
+        if begun is None:
+            folder.remember_storage(where)
+    study.sampler = TrialSampler(spec.sampler)
     return study
 
 
@@ -147,24 +226,108 @@ def storage_errors() -> Iterator[None]:
         raise OSError(f"the storage of the search's trials does not answer: {reason}; try again") from None
 
 
+def _parsed(url: str) -> URL:
+    """The URL of a database that keeps what is written to it.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        found = make_url(url)
+    except (SQLAlchemyError, ValueError):
+        raise ValueError(
+            "--storage cannot be opened: it must be the URL of a database, such as postgresql://user@host/name"
+        ) from None
+    if found.get_backend_name() == "sqlite":
+        file = found.database or ""
+        if file in ("", "file:") or ":memory:" in file or found.query.get("mode") == "memory":
+            raise ValueError(
+                "--storage is a database in memory, which keeps no trials: name a file, such as "
+                "sqlite:////home/me/study.db, or leave out --storage"
+            )
+    return found
+
+
+def _public(url: URL) -> str:
+    """A URL without password, nor options that may hold one."""
+    from sqlalchemy.engine import URL
+
+    file = _sqlite_file(url)
+    database = url.database if file is None else str(file.resolve())
+    bare = URL.create(url.drivername, url.username, host=url.host, port=url.port, database=database)
+    return bare.render_as_string()
+
+
+def _sqlite_file(url: URL) -> Path | None:
+    """The file of an SQLite database; None for other databases."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database.startswith("file:"):
+        return None
+    return Path(url.database)
+
+
+def _missing_file(url: URL) -> bool:
+    file = _sqlite_file(url)
+    return file is not None and not file.exists()
+
+
+def _begun_elsewhere(folder: SearchFolder, begun: str | None) -> str:
+    if begun == OWN:
+        return (
+            f"the search in {folder.path} was begun without --storage: leave it out, or choose another --run-dir"
+        )
+    return (
+        f"the search in {folder.path} was begun with another --storage, {begun}: give that (passwords are not "
+        "noted), or choose another --run-dir"
+    )
+
+
 def _database(url: str) -> RDBStorage:
+    """The database of a URL, its tables created if need be.
+
+    Raises:
+        ValueError: if it cannot be opened.
+    """
+    from optuna.exceptions import StorageInternalError
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
     options: dict[str, Any] = {"connect_args": {"timeout": BUSY}} if url.startswith("sqlite") else {}
-    try:
-        return RDBStorage(url, engine_kwargs=options)
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        # A URL may hold a password: only what went wrong is told, not where.
-        reason = str(getattr(error, "orig", None) or error).split("\n")[0]
-        raise ValueError(f"--storage cannot be opened: {reason.replace(url, 'the URL')}") from None
+    for left in reversed(range(TRIES)):
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except ImportError as error:
+            raise ValueError(f"--storage cannot be opened: {_missing_module(error)}") from None
+        except (SQLAlchemyError, StorageInternalError, RuntimeError, ValueError, AssertionError) as error:
+            if left and _perhaps_a_race(error):
+                time.sleep(random.uniform(PAUSE / 5, PAUSE))
+                continue
+            # A URL may hold a password: only what went wrong is told, not where.
+            cause = error.__cause__ if isinstance(error, StorageInternalError) else None
+            reason = str(getattr(cause or error, "orig", None) or cause or error).split("\n")[0]
+            raise ValueError(f"--storage cannot be opened: {reason.replace(url, 'the URL')}") from None
+    raise AssertionError("the last try returns or raises")
 
 
-def _sampler(spec: TuningSpec, seed: int) -> BaseSampler:
-    from optuna.samplers import RandomSampler, TPESampler
+def _perhaps_a_race(error: Exception) -> bool:
+    """Whether the tables may just have been half created, by a search from another folder."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-    # Trials that are under way count as bad ones, so that those side by side do not crowd together.
-    return RandomSampler(seed) if spec.sampler == "random" else TPESampler(seed=seed, constant_liar=True)
+    if isinstance(error, StorageInternalError | IntegrityError | ProgrammingError | AssertionError):
+        return True
+    return any(sign in str(error) for sign in ("already exists", "is locked"))
+
+
+def _missing_module(error: ImportError) -> str:
+    """Which module a database needs, from the error about it or from its cause."""
+    cause = error.__cause__
+    name = (cause.name if isinstance(cause, ImportError) else None) or error.name
+    if name is None:
+        return str(cause or error).split("\n")[0]
+    return f"it needs the Python module {name}: pip install {_PACKAGES.get(name, name)}"
 
 
 def _pruner(spec: TuningSpec) -> BasePruner:
