@@ -362,6 +362,8 @@ REFUSALS = [
     ("CartPole-v1 --normalization sum", ["'area', 'peak'"]),
     ("CartPole-v1 --ordr 5", ["--ordr", "did you mean --order"]),
     ("", ["TASK"]),
+    ("--run-dir nowhere --resume", ["nowhere holds no run to go on with", "no config.yaml"]),
+    ("--resume --quiet --run-dir=nowhere", ["nowhere holds no run to go on with"]),
 ]
 
 

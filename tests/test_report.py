@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,12 +36,14 @@ from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_curves, read_columns
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.report import figures, write_report
 from cet_rl.report.commands import command
-from cet_rl.report.drawing import DPI, Picture, drawing, png, some_delays
+from cet_rl.report.curves import alignment, learning_curves
+from cet_rl.report.drawing import DPI, Picture, arm_style, drawing, png, some_delays
 from cet_rl.report.finding import Place, find_runs
 from cet_rl.report.floors import floors
 from cet_rl.report.grouping import studies
 from cet_rl.report.heatmap import heatmap
-from cet_rl.report.kernels import kernels, sampled_kernel
+from cet_rl.report.kernels import _described, _picture, kernels, sampled_kernel
+from cet_rl.report.limits import highest
 from cet_rl.report.page import SCRIPT, Entry, Html, document, table
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.reading import STATES, RunReader
@@ -230,6 +233,59 @@ def test_options_that_go_with_the_delay_make_no_arms(tmp_path):
     (arm,) = study.arms
     assert (arm.label, list(arm.cells), arm.following) == ("cet5", [2.0, 8.0], ("lr",))
     assert study.differing == {("cet5", 2.0): "lr 0.001", ("cet5", 8.0): "lr 0.0005"}
+
+
+def tuned(root, decays, **options):
+    """Runs of the classical trace with one or more decays at each delay."""
+    for delay, each in decays.items():
+        for decay in each:
+            config = rl(delay=delay, trace="et", decay=decay, **options)
+            write_run(root / f"{config.label}-{len(options)}", config, 1.0)
+
+
+def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
+    tuned(tmp_path, {2.0: [0.5], 4.0: [0.9], 8.0: [None], 32.0: [0.5]})
+    for delay in (2.0, 4.0, 8.0):
+        write_run(tmp_path / f"cet{delay}", rl(delay=delay), 1.0)
+    study = one_study(tmp_path)
+    assert [(arm.label, arm.following) for arm in study.arms] == [("cet5", ()), ("et", ("decay",))]
+    assert list(study.arms[1].cells) == [2.0, 4.0, 8.0, 32.0]
+    assert [(arm.label, delay) for arm, delay in study.missing] == [("cet5", 32.0)]
+    assert study.decays == ("et: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
+    with drawing():
+        assert all(study.decays[0] in figure(study)[0].caption for figure in (heatmap, learning_curves))
+    assert study.differing["et", 4.0] == "decay 0.9"
+
+
+@pytest.mark.parametrize(
+    ("decays", "labels"),
+    [
+        ({2.0: [0.5, 0.9], 8.0: [0.9]}, ["et0.5", "et0.9"]),  # two at one delay: they are compared
+        ({2.0: [None, 0.9], 8.0: [0.5]}, ["et", "et0.5", "et0.9"]),
+        ({2.0: [0.9], 8.0: [0.9]}, ["et0.9"]),
+    ],
+)
+def test_decays_that_are_compared_make_arms(tmp_path, decays, labels):
+    tuned(tmp_path, decays)
+    study = one_study(tmp_path)
+    assert [arm.label for arm in study.arms] == labels
+    assert study.decays == ()
+
+
+def test_a_decay_and_a_rate_may_both_go_with_the_delay(tmp_path):
+    tuned(tmp_path, {2.0: [0.5]}, lr=1e-3)
+    tuned(tmp_path, {8.0: [0.9]}, lr=5e-4, lam=0.9)
+    (arm,) = one_study(tmp_path).arms
+    assert (arm.label, list(arm.cells), arm.following) == ("et", [2.0, 8.0], ("decay", "lr", "lam"))
+
+
+def test_kernels_of_two_decays_at_one_delay_are_both_drawn(tmp_path):
+    for delay, decay in [(2.0, 0.5), (4.0, 0.9)]:
+        config = vision(delay=delay, stacked=True, trace="et", decay=decay, hidden=(8, 8))
+        write_run(tmp_path / f"{delay}", config, 1.0)
+    found = _described(one_study(tmp_path))
+    assert set(found[2.0]) == {"et"}
+    assert {label: trace.decay for label, (trace, _, _) in found[4.0].items()} == {"et": 0.5, "et0.9": 0.9}
 
 
 def test_long_names_are_numbered_and_stay_apart(tmp_path):
@@ -593,7 +649,7 @@ def test_a_picture_is_what_was_drawn():
 def caught(monkeypatch):
     """The figures themselves, before they become files."""
     found = []
-    for name in ("scores", "heatmap"):
+    for name in ("scores", "heatmap", "curves", "kernels"):
         monkeypatch.setattr(f"cet_rl.report.{name}.png", lambda figure: found.append(figure) or b"")
     return found
 
@@ -660,6 +716,142 @@ def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path, caught):
     assert hatched.get_extents().extents == pytest.approx(
         axes.transData.transform([[0.5, 1.5], [1.5, 0.5]]).ravel()
     )
+
+
+def looks(figure):
+    """Colour and dash of each arm's lines, by label: one if they are all alike."""
+    found = {}
+    for axes in figure.axes:
+        for line in axes.lines:
+            if not line.get_label().startswith("_"):
+                found.setdefault(line.get_label(), set()).add((line.get_color(), str(line._unscaled_dash_pattern)))
+    return found
+
+
+def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path, caught):
+    for order, delay in itertools.product((2, 3, 5, 7), (2.0, 8.0)):
+        if (order, delay) != (2, 8.0):  # the first arm is missing where alignment would be the longest
+            write_run(tmp_path / f"{order}-{delay:g}", rl(delay=delay, order=order), 1.0)
+    for lr in (1e-3, 5e-4):  # two arms of one trace, whose kernel has a name of its own
+        write_run(tmp_path / f"11-{lr}", rl(delay=8.0, order=11, lr=lr), 1.0)
+    write_run(tmp_path / "none", rl(), 1.0)
+    study = one_study(tmp_path)
+    _picture.cache_clear()
+    with drawing():
+        learning_curves(study), alignment(study), kernels(study)
+    _picture.cache_clear()  # what is kept here is no picture
+    curves, over_training, over_return, kernel = map(looks, caught)
+    labels = ["cet2", "cet3", "cet5", "cet7", "cet11 (lr 0.0005)", "cet11 (lr 0.001)"]
+    assert list(curves) == [*labels[:4], "none", *labels[4:]]
+    for other in (over_training, over_return):
+        assert {label: curves[label] for label in labels} == other
+    assert all(len(each) == 1 for each in (*curves.values(), *kernel.values()))
+    assert {label: curves[label] for label in labels[:4]}.items() <= kernel.items()
+    assert kernel["cet11"] not in [curves[label] for label in labels]
+    colors, dashes = zip(*(min(curves[label]) for label in labels), strict=True)
+    assert len(set(colors)) == len(set(dashes)) == len(labels)
+
+
+def test_seventy_arms_can_be_told_apart():
+    found = [arm_style("", number) for number in range(70)]
+    assert len({(look["color"], str(look["linestyle"])) for look in found}) == 70
+
+
+def test_a_legend_is_in_the_order_of_the_arms(tmp_path, caught):
+    for delay, orders in [(2.0, (2, 5)), (8.0, (2, 3, 5))]:
+        for order in orders:
+            write_run(tmp_path / f"{delay}-{order}", rl(delay=delay, order=order), 1.0)
+    with drawing():
+        learning_curves(one_study(tmp_path))
+    (legend,) = caught[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cet2", "cet3", "cet5"]
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_alignment_of_images_is_drawn_over_accuracy_in_per_cent(tmp_path, caught, stacked):
+    write_run(tmp_path / "a", vision(delay=2.0, stacked=stacked), 0.8)
+    with drawing():
+        _, picture = alignment(one_study(tmp_path))
+    assert (picture.name, "over the accuracy that went with it" in picture.caption) == ("alignment-accuracy", True)
+    first = caught[1].axes[0]
+    x, y = next(line for line in first.lines if line.get_label() == "cet5").get_data()
+    assert first.get_xlabel() == "test accuracy, %"
+    assert 10.0 <= x.min() < x.max() <= 80.0
+    assert 0.82 <= y.min() < y.max() <= 0.89
+
+
+def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path, caught):
+    for delay in (2.0, 4.0, 8.0, 32.0):
+        write_run(tmp_path / f"{delay}", replace(rl(delay=delay), total_steps=1000 * int(delay)), 1.0)
+    with drawing():
+        (over_training, over_return) = alignment(one_study(tmp_path))
+    for figure in caught:
+        grid = [axes for axes in figure.axes if axes.get_visible()]
+        titles = [axes.get_title() for axes in grid]
+        assert titles == [f"{delay} s, layer {layer}" for delay in (4, 8, 32) for layer in (0, 1)]
+        assert [axes.get_subplotspec().rowspan.start for axes in grid] == [0, 0, 1, 1, 2, 2]
+    ends = [
+        max(line.get_xdata().max() for line in axes.lines if line.get_label() == "cet5") for axes in caught[0].axes
+    ]
+    assert ends == [4000, 4000, 8000, 8000, 32000, 32000]
+    for picture in (over_training, over_return):
+        assert "the same data, 4 s, 8 s and 32 s, over" in picture.caption
+        assert "Also logged, not drawn: 2 s." in picture.caption
+
+
+@pytest.mark.parametrize(
+    ("highs", "expected"),
+    [
+        ([0.6, 0.5, 16.0, 0.62], 0.62),
+        ([0.6, 0.5, 0.9, 0.62], None),  # the axis is three times as long, not five
+        ([0.6, 0.5, 16.0], None),  # too few to say which are usual
+        ([0.6, 0.5, 16.0, 15.0, 0.62], None),  # two of five: no exception
+        ([0.5 + 0.01 * place for place in range(18)] + [16.0, 15.0], 0.67),
+        ([0.5 + 0.01 * place for place in range(18)] + [1e6, 16.0], 0.67),
+        ([0.5 + 0.01 * place for place in range(19)] + [16.0], 0.68),
+        ([0.5, 0.5, 0.5, 0.5, 16.0], None),  # nothing is left to show
+        ([-16.0, 0.5, 0.6, 0.62], None),
+        ([], None),
+    ],
+)
+def test_few_diverging_runs_do_not_set_an_axis(highs, expected):
+    assert highest([(high, high) for high in highs]) == pytest.approx(expected)
+
+
+def test_a_run_that_diverges_is_named_and_not_in_the_way(tmp_path, caught):
+    losses = {"rflo": [0.5, 0.55, 16.0], "rtrl": [0.4, 0.45, 0.42], "dni": [0.6, 0.65, 0.62]}
+    for rule, seeds in losses.items():
+        for seed, loss in enumerate(seeds):
+            write_run(tmp_path / f"{rule}-{seed}", recurrent(rule=rule, seed=seed), loss)
+    study = one_study(tmp_path)
+    with drawing():
+        (points,), (curves,) = scores(study), learning_curves(study)
+    at_scores, at_curves = (figure.axes[0] for figure in caught)
+    assert 0.65 < at_scores.get_xlim()[1] < 1.0
+    assert 0.65 < at_curves.get_ylim()[1] < 1.0
+    rows = {label.get_text(): place for place, label in enumerate(at_scores.get_yticklabels())}
+    arrows = [
+        text for text in at_scores.texts if text.get_text().startswith("\N{BLACK RIGHT-POINTING SMALL TRIANGLE}")
+    ]
+    assert [(text.get_position()[1], text.get_text()[2:]) for text in arrows] == [(rows["rflo"], "16.0000")]
+    assert "Arrows: beyond the axis" in points.caption
+    assert "The axis also leaves out what is far above all else: rflo, seed 2 (up to 16)." in curves.caption
+
+
+@pytest.mark.parametrize("values", [[0.95, 0.96, 0.97, 0.955, 0.1], [0.1, 0.11, 0.12, 0.105, 0.95]], ids=str)
+@pytest.mark.parametrize("make", [rl, vision], ids=["return", "accuracy"])
+def test_a_score_with_a_bound_is_never_left_out(tmp_path, caught, make, values):
+    for seed, score in enumerate(values):
+        write_run(tmp_path / f"{seed}", make(seed=seed), score)
+    study = one_study(tmp_path)
+    with drawing():
+        (points,), (curves,) = scores(study), learning_curves(study)
+    at_scores, at_curves = (figure.axes[0] for figure in caught)
+    low, high = (limit / study.presentation.score.factor for limit in at_scores.get_xlim())
+    assert low < min(values) < max(values) < high
+    assert at_curves.get_ylim()[0] < min(values) < max(values) < at_curves.get_ylim()[1]
+    assert "beyond the axis" not in points.caption
+    assert "far above" not in curves.caption
 
 
 def test_floors_are_those_of_the_task(tmp_path):
@@ -782,7 +974,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
         done = subprocess.run(arguments, check=True, capture_output=True, text=True)
         assert (done.stdout.strip(), done.stderr) == (str(count == "2"), "")
         files.append({file.name: file.read_bytes() for file in (tmp_path / count).iterdir()})
-    assert len(files[0]) == 13
+    assert len(files[0]) == 14
     assert files[0] == files[1]
 
 
@@ -825,7 +1017,7 @@ def test_the_report_holds_everything(everything):
     ):
         assert text in page.text
     kinds = {re.sub(r".*-", "", file.stem) for file in report.pictures}
-    assert kinds == {"heatmap", "scores", "curves", "alignment", "return", "kernels"}
+    assert kinds == {"heatmap", "scores", "curves", "alignment", "return", "accuracy", "kernels"}
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(pictures) == len(report.pictures)
     for attributes, file in zip(pictures, report.pictures, strict=True):

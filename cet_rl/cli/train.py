@@ -122,6 +122,10 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     if not file.keys().isdisjoint(KEYS):
         raise ValueError(f"{named} asks for more than one run: cet-rl sweep {named}")
     task = _task_among(arguments) or file.get("task")
+    if named is None and folder and "--resume" in arguments and _no_words(arguments):
+        raise ValueError(
+            f"{folder} holds no run to go on with, as it has no config.yaml: name the task of a new one"
+        )
     parsed = _over_defaults(arguments, task, file, str(named))
     if parsed.learning.task != task:  # the task came after the options
         parsed = _over_defaults(arguments, parsed.learning.task, file, str(named))
@@ -207,6 +211,12 @@ def _refuse_foreign_options(arguments: Sequence[str], kind: type[RunConfig], tas
         name = argument[2:].split("=")[0].replace("-", "_").removeprefix("no_")
         if argument.startswith("--"):
             refuse_foreign(name, own, subject, flag(name))
+
+
+def _no_words(arguments: Sequence[str]) -> bool:
+    """Whether there are only --run-dir, with its folder, and options that stand alone: nothing can be a task."""
+    rest = [word for word in arguments if not word.startswith("--")]
+    return rest == ([_value_of("--run-dir", arguments)] if "--run-dir" in arguments else [])
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -133,6 +133,20 @@ class Study:
         return tuple((arm, cell) for arm in self.arms for cell in arm.cells.values())
 
     @cached_property
+    def decays(self) -> tuple[str, ...]:
+        """A sentence for each arm whose trace's decay goes with the delay: "et: decay 0.5 at 2 s, 0.9 at 4 s"."""
+        found = []
+        for arm in self.arms:
+            if "decay" in arm.following:
+                delays: dict[str, list[str]] = {}
+                for delay, cell in arm.cells.items():
+                    decay = cell.config.trace_config.decay
+                    delays.setdefault("its default" if decay is None else f"{decay:g}", []).append(f"{delay:g}")
+                each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
+                found.append(f"{arm.label}: decay {'; '.join(each)}.")
+        return tuple(found)
+
+    @cached_property
     def missing(self) -> tuple[tuple[Arm, float], ...]:
         """Arms and delays without any result, though the study has both."""
         wanted = [(arm, delay) for arm in self.compared for delay in self.delays]

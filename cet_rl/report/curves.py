@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cet_rl.plots import ALIGNMENT, Curve, draw_alignment_over_return, draw_curves
+from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_alignment_over_return, draw_curves
 from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import (
+    ACROSS,
     MOST_ARMS,
     Picture,
     count_steps,
@@ -25,6 +27,7 @@ from cet_rl.report.drawing import (
     styles,
 )
 from cet_rl.report.floors import draw_floors, floors
+from cet_rl.report.limits import MARGIN, highest
 from cet_rl.report.presentation import Presentation
 from cet_rl.report.text import counted, listed
 from cet_rl.runs import MetricsTable
@@ -38,6 +41,12 @@ MAGNITUDES = 30.0
 MOST_LAYERS = 9
 """With alignment that are drawn."""
 
+MOST_ROWS = 3
+"""Delays whose alignment is drawn, the longest ones."""
+
+MOST_LAYERS_ABREAST = 5
+"""With more, there is only room for one delay."""
+
 
 def learning_curves(study: Study) -> list[Picture]:
     """The family's curve over training, a panel for each delay; none if nothing was logged."""
@@ -47,9 +56,10 @@ def learning_curves(study: Study) -> list[Picture]:
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True)
     arms = study.best(study.compared, MOST_ARMS, shown[-1] if delays else None)
     references = study.best(study.references, 4)
-    look, lines = _styles(arms, references), floors(study)
+    look, lines = styles(study), floors(study)
     band = _band(study)
-    curves: list[Curve] = []
+    curves: dict[int, Curve] = {}
+    where: dict[int, str] = {}
     for axes, delay in zip(grid, shown, strict=True):
         here = [curve for arm in arms for curve in _curves(arm, delay, [column])]
         here += [curve for arm in references for curve in _curves(arm, 0.0, [column])]
@@ -58,77 +68,94 @@ def learning_curves(study: Study) -> list[Picture]:
         count_steps(axes)
         axes.set_title(in_seconds(delay), fontsize=9)
         draw_floors(axes, lines, vertical=False, named=axes is grid[-1])
-        curves += here
+        for curve in here:  # those of references once, though they are in each panel
+            curves[id(curve.columns)] = curve
+            at = f" at {in_seconds(delay)}" if delay and curve.arm not in [arm.label for arm in references] else ""
+            where[id(curve.columns)] = f"{curve.arm}{at}, seed {curve.seed}"
     if not curves:
         return []
-    cut = _limit(grid[0], curves, study.presentation, list(lines.values()))
+    cut, beyond = _limit(grid[0], list(curves.values()), study.presentation, list(lines.values()))
     label_outside(grid, study.presentation.steps, study.presentation.curve_title)
     figure.suptitle(study.title, fontsize=10)
-    legend(figure, grid)
+    legend(figure, grid, styles(study))
     caption = [f"{study.presentation.curve_title.capitalize()} over training. {_meaning(study, band)}"]
     caption += _left_out(study, arms, references, delays, shown)
     caption += ["Dotted lines: floors of predictors that know only what is written there."] * bool(lines)
     caption += ["The axis leaves out part of the beginning."] * cut
+    above = [
+        f"{where[id(curve.columns)]} (up to {study.presentation.curve_factor * high:.4g})"
+        for curve, high in beyond
+    ]
+    caption += [f"The axis also leaves out what is far above all else: {listed(above, 6)}."] * bool(above)
+    caption += study.decays
     return [Picture("curves", png(figure), " ".join(caption), f"Curves of {study.presentation.curve_title}")]
 
 
 def alignment(study: Study) -> list[Picture]:
-    """Cosine between each layer's update and the true gradient, at the longest delay; none if none was logged.
+    """Cosine between each layer's update and the true gradient; none if none was logged.
 
-    A picture over training and, where the family says so, one over the score.
+    A panel for each layer, and a row of them for each of the longest delays. A picture over training and, where
+    the family says so, one over the score.
     """
-    logged = {delay: layers for delay in study.delays if (layers := _layers(study, delay))}
+    logged = [delay for delay in study.delays if _layers(study, delay)]
     if not logged:
         return []
-    delay = max(logged)
-    columns = {layer: f"{ALIGNMENT}{layer}" for layer in logged[delay]}
-    arms = study.best(study.compared, MOST_ARMS, delay)
-    curves = [curve for arm in arms for curve in _curves(arm, delay, list(columns.values()))]
-    others = [in_seconds(other) for other in logged if other != delay]
-    rest = f" Also logged, not drawn: {listed(others)}." if others else ""
-    what = "Cosine between each layer's update and the true gradient of the same data"
+    layers = _layers(study, logged[-1])
+    shown = logged[-MOST_ROWS:] if len(layers) <= MOST_LAYERS_ABREAST else logged[-1:]
+    across = len(layers) if len(shown) > 1 else ACROSS
+    columns = [f"{ALIGNMENT}{layer}" for layer in layers]
+    arms = study.best(study.compared, MOST_ARMS, logged[-1])
+    curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
+    left = [in_seconds(delay) for delay in logged if delay not in shown]
+    rest = f" Also logged, not drawn: {listed(left)}." if left else ""
+    what = f"Cosine between each layer's update and the true gradient of the same data, {_in_words(shown)}"
+    presentation, score = study.presentation, study.presentation.over_score
     pictures: list[Picture] = []
-    for over in (None, study.presentation.over_score):
-        if over is None and pictures:
-            break
-        figure, grid = panels(len(columns), 2.9 if len(columns) > 1 else 6.0, 2.4, sharey=True)
-        for axes, (layer, column) in zip(grid, columns.items(), strict=True):
+    for over in dict.fromkeys((None, score)):
+        count = len(shown) * len(layers)
+        figure, grid = panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
+        places = [(delay, layer) for delay in shown for layer in layers]
+        for axes, (delay, layer) in zip(grid, places, strict=True):
             axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-            axes.set_title(f"layer {layer}" if layer.isdecimal() else layer[:20], fontsize=9)
-            _draw_alignment(axes, study, arms, curves, column, over)
-        label_outside(grid, "return" if over else study.presentation.steps, "cosine with the true gradient")
-        figure.suptitle(f"{study.title}, {in_seconds(delay)}", fontsize=10)
-        legend(figure, grid)
+            title = f"layer {layer}" if layer.isdecimal() else layer[:20]
+            axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
+            if over is None:
+                with scaled_at_the_end(axes):
+                    draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", styles(study), band=_band(study))
+                count_steps(axes)
+            else:
+                _draw_over_score(axes, study, arms, curves[delay], layer)
+        x = presentation.curve_title if over else presentation.steps
+        label_outside(grid, x, "cosine with the true gradient", across)
+        one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
+        figure.suptitle(f"{study.title}{one}", fontsize=10)
+        legend(figure, grid, styles(study))
         if over is None:
-            caption = f"{what}, {in_seconds(delay)}, over training; layer 0 is next to the input. "
-            caption += f"{_meaning(study, _band(study))}{rest}"
+            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(study, _band(study))}{rest}"
             pictures.append(Picture("alignment", png(figure), caption, "Alignment of each layer over training"))
         else:
-            caption = (
-                f"{what}, {in_seconds(delay)}, over the return that went with it: means in bins, all seeds.{rest}"
-            )
-            pictures.append(
-                Picture("alignment-return", png(figure), caption, "Alignment of each layer over return")
-            )
+            caption = f"{what}, over the {over} that went with it: means in bins, all seeds.{rest}"
+            name, alternative = f"alignment-{over}", f"Alignment of each layer over {over}"
+            pictures.append(Picture(name, png(figure), caption, alternative))
     return pictures
 
 
-def _draw_alignment(
-    axes: Axes, study: Study, arms: Sequence[Arm], curves: list[Curve], column: str, over: str | None
-) -> None:
-    look = _styles(arms)
-    if over is None:
-        with scaled_at_the_end(axes):
-            draw_curves(axes, curves, column, look, band=_band(study))
-        count_steps(axes)
-        return
+def _draw_over_score(axes: Axes, study: Study, arms: Sequence[Arm], curves: Sequence[Curve], layer: str) -> None:
+    """Draw a layer's alignment over the column that learning curves show."""
+    look, presentation = styles(study), study.presentation
     for arm in arms:
-        of_arm = [curve for curve in curves if curve.arm == arm.label]
-        draw_alignment_over_return(axes, of_arm, column.removeprefix(ALIGNMENT), **look[arm.label])
+        scored = [  # a return, as far as the plot is concerned
+            replace(curve, columns={**curve.columns, RETURN: presentation.curve_factor * scores})
+            for curve in curves
+            if curve.arm == arm.label and (scores := curve.columns.get(presentation.curve)) is not None
+        ]
+        draw_alignment_over_return(axes, scored, layer, **look[arm.label])
 
 
-def _styles(arms: Sequence[Arm], references: Sequence[Arm] = ()) -> Mapping[str, Mapping[str, Any]]:
-    return styles([arm.label for arm in arms], [arm.label for arm in references])
+def _in_words(delays: Sequence[float]) -> str:
+    """Delays in a sentence: "2 s, 8 s and 32 s"."""
+    *others, last = map(in_seconds, delays)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
@@ -196,24 +223,35 @@ def _left_out(
     return found
 
 
-def _limit(axes: Axes, curves: Sequence[Curve], presentation: Presentation, lines: Sequence[float]) -> bool:
-    """Show the values after the first share of each run, and these lines; whether others are left out."""
-    values, late = [], list(lines)
+def _limit(
+    axes: Axes, curves: Sequence[Curve], presentation: Presentation, lines: Sequence[float]
+) -> tuple[bool, list[tuple[Curve, float]]]:
+    """Show the values after the first share of each run, and these lines, but not all of runs that diverge.
+
+    Returns:
+        Whether part of the beginning is left out; runs that go beyond the axis later, with their highest values.
+    """
+    early: list[float] = []
+    late = []
     for curve in curves:
         at, found = curve.over(MetricsTable.STEP, presentation.curve)
-        values += found.tolist()
-        late += found[at >= presentation.settling * at[-1]].tolist()
-    low, high = min(late), max(late)
+        settled = at >= presentation.settling * at[-1]
+        early += found[~settled].tolist()
+        late.append((float(found[settled].min()), float(found[settled].max())))
+    top = None if presentation.score.higher_is_better else highest(late)
+    low = min([*(least for least, _ in late), *lines])
+    high = max([*(most for _, most in late if top is None or most <= top), *lines])
+    beyond = [(curve, most) for curve, (_, most) in zip(curves, late, strict=True) if most > high]
     form = FuncFormatter(lambda value, _: f"{presentation.curve_factor * value:.6g}")
     axes.yaxis.set_major_formatter(form)
     if not presentation.settling or not high > low:
-        return False
+        return False, []
     if low > 0 and high > MAGNITUDES * low:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(form)
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.1, high * 1.1)
     else:
-        margin = 0.04 * (high - low)
+        margin = MARGIN * (high - low)
         axes.set_ylim(low - margin, high + margin)
-    return bool(min(values) < low or max(values) > high)
+    return bool(early) and (min(early) < low or max(early) > high), beyond

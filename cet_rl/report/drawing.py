@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
+from cet_rl.report.arms import Study
 from cet_rl.report.text import steps
 
 DPI = 120
@@ -27,7 +28,9 @@ LEVEL = 3
 ACROSS = 3
 """Panels side by side."""
 
-LINES = ("-", "--", ":", "-.")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
+"""Dashes of successive arms; as many as have no divisor in common with the colours, so that few arms are alike."""
+
 COLORS = 10
 
 MOST_ARMS = 20
@@ -94,16 +97,19 @@ def scaled_at_the_end(axes: Axes) -> Iterator[None]:
     axes.autoscale()
 
 
-def panels(count: int, width: float = 3.0, height: float = 2.5, **options: Any) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, width: float = 3.0, height: float = 2.5, most_across: int = ACROSS, **options: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, row by row.
 
     Args:
         count: of panels.
         width: of each, in inches.
         height: of each, in inches.
+        most_across: panels side by side.
         **options: of `Figure.subplots`.
     """
-    across = min(count, ACROSS)
+    across = min(count, most_across)
     down = math.ceil(count / across)
     wide = max(across * width, 6.0)
     figure = Figure(figsize=(wide, max(down * height, 2.8)), layout="constrained")
@@ -115,22 +121,30 @@ def panels(count: int, width: float = 3.0, height: float = 2.5, **options: Any) 
     return figure, grid[:count]
 
 
-def label_outside(grid: Sequence[Axes], x: str, y: str) -> None:
-    """Name the axes once for each column and row of a figure's panels."""
-    across = min(len(grid), ACROSS)
+def label_outside(grid: Sequence[Axes], x: str, y: str, most_across: int = ACROSS) -> None:
+    """Name the axes once for each column and row of a figure's panels, which `panels` has made."""
+    across = min(len(grid), most_across)
     for place, axes in enumerate(grid):
         axes.set_xlabel(x if place >= len(grid) - across else "")
         axes.set_ylabel(y if place % across == 0 else "")
 
 
-def legend(figure: Figure, axes: Sequence[Axes], height: float = 0.17) -> None:
-    """One legend for all panels, below them, for which the figure grows."""
+def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = (), height: float = 0.17) -> None:
+    """One legend for all panels, below them, for which the figure grows.
+
+    Args:
+        figure: of the panels.
+        axes: the panels.
+        order: of the entries; those that are not in it come after, as they are met.
+        height: of a row, in inches.
+    """
     entries: dict[str, Any] = {}
     for each in axes:
         for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
         return
+    entries = {label: entries[label] for label in (*filter(entries.__contains__, order), *entries)}
     names = [_short(label) for label in entries]
     longest = max(map(len, names))
     fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * longest + 0.5))))
@@ -148,20 +162,22 @@ def _short(label: str) -> str:
     return label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}"
 
 
-def styles(labels: Sequence[str], references: Sequence[str] = ()) -> Mapping[str, Mapping[str, Any]]:
-    """How each line is drawn, by its label: colours first, then dashes; references grey."""
-    found: dict[str, Mapping[str, Any]] = {
-        label: {
-            "label": label,
-            "color": f"C{number % COLORS}",
-            "linestyle": LINES[number // COLORS % len(LINES)],
-            "linewidth": 1.4,
-        }
-        for number, label in enumerate(labels)
-    }
-    for number, label in enumerate(references):
-        line = LINES[number % len(LINES)]
-        found[label] = {"label": label, "color": "0.45", "linestyle": line, "linewidth": 1.2}
+def arm_style(label: str, number: int) -> Mapping[str, Any]:
+    """How the line of a study's arm is drawn: successive ones differ in colour and in dash.
+
+    Args:
+        label: of the arm.
+        number: its place among those of the study that are compared, the same in all figures.
+    """
+    look = {"color": f"C{number % COLORS}", "linestyle": LINES[number % len(LINES)], "linewidth": 1.4}
+    return {"label": label, **look}
+
+
+def styles(study: Study) -> Mapping[str, Mapping[str, Any]]:
+    """How each line is drawn, by its arm's label, in all figures of a study; references grey."""
+    found = {arm.label: arm_style(arm.label, number) for number, arm in enumerate(study.compared)}
+    for number, arm in enumerate(study.references):
+        found[arm.label] = {**arm_style(arm.label, number), "color": "0.45", "linewidth": 1.2}
     return found
 
 

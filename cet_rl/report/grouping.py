@@ -2,7 +2,8 @@
 
 An arm is a configuration without its delay and its seed, named by the run's label or by its sweep. Options in
 which runs of one label and one delay differ make arms of their own, and join the name; options that only go with
-the delay, as the rates of the paper's tables do, do not.
+the delay, as the rates of the paper's tables do, do not. Nor does the decay of a classical trace, though it is
+in a run's label.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cet_rl.report.arms import Arm, Cell, Study
@@ -50,9 +51,10 @@ def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
         assert run.config is not None
         values = tuple(getattr(run.config, name) for name in names)
         configurations[run.config.delay, *values].append(run)
-    by_label: dict[tuple[str, bool], dict[tuple[Any, ...], Cell]] = defaultdict(dict)
-    for values, alike in configurations.items():
-        by_label[_base(alike), bool(values[0])][values] = _cell(values[0], alike)
+    by_label = {
+        base: {values: _cell(values[0], alike) for values, alike in of_base.items()}
+        for base, of_base in _by_base(configurations).items()
+    }
     told = () if any(run.arm for run in runs) else IN_LABELS
     varied = [
         name
@@ -83,11 +85,40 @@ def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
     return Study(task, tested, stacked, family, ordered, differing)
 
 
-def _base(runs: list[Run]) -> str:
-    """The name of a configuration's arm: one that a sweep gives to any of its runs, or the run's label."""
+def _by_base(
+    configurations: Mapping[tuple[Any, ...], list[Run]],
+) -> dict[tuple[str, bool], dict[tuple[Any, ...], list[Run]]]:
+    """Configurations by the name of their arm and by whether they have a delay (at place 0).
+
+    Names that differ in nothing but a trace's decay become one, without it, where each delay has one decay only.
+    """
+    alike: dict[tuple[str, bool], list[tuple[str, tuple[Any, ...]]]] = defaultdict(list)
+    for values, runs in configurations.items():
+        alike[_base(runs, decay=False), bool(values[0])].append((_base(runs), values))
+    found: dict[tuple[str, bool], dict[tuple[Any, ...], list[Run]]] = defaultdict(dict)
+    for (short, delayed), members in alike.items():
+        decays: dict[float, set[str]] = defaultdict(set)
+        for base, values in members:
+            decays[values[0]].add(base)
+        joined = len({base for base, _ in members}) > 1 and all(len(bases) == 1 for bases in decays.values())
+        for base, values in members:
+            found[short if joined else base, delayed][values] = configurations[values]
+    return found
+
+
+def _base(runs: list[Run], *, decay: bool = True) -> str:
+    """The name of a configuration's arm: one that a sweep gives to any of its runs, or the run's label.
+
+    Args:
+        runs: of the configuration.
+        decay: whether the label tells that of a trace.
+    """
     config = runs[0].config
     assert config is not None
-    return clean(next((run.arm for run in runs if run.arm), "-".join(config.arm)), LONGEST_LABEL)
+    trace = config.trace_config
+    shown = {} if decay else {trace.label: dataclasses.replace(trace, decay=None).label}
+    label = "-".join(shown.get(part, part) for part in config.arm)
+    return clean(next((run.arm for run in runs if run.arm), label), LONGEST_LABEL)
 
 
 def _label(base: str, options: list[str], taken: Collection[str]) -> str:

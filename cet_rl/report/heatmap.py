@@ -102,4 +102,5 @@ def _caption(study: Study, counts: set[int], rows: int, delays: Sequence[float])
     following = sorted({name.replace("_", "-") for arm in study.arms for name in arm.following})
     if following:
         parts.append(f"Along a row these options differ as well: {listed(following)}; see the table.")
+    parts += study.decays
     return " ".join(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 
 from cet_rl.plots import FloatArray
 from cet_rl.report.arms import Study
-from cet_rl.report.drawing import MOST_ARMS, Picture, label_outside, legend, panels, png, some_delays, styles
+from cet_rl.report.drawing import MOST_ARMS, Picture, arm_style, label_outside, legend, panels, png, some_delays
 from cet_rl.report.text import listed
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
@@ -39,16 +40,28 @@ Described = tuple[TraceConfig, int, float]
 def kernels(study: Study) -> list[Picture]:
     """A panel for each delay of a layer, computed from the configurations; none if no arm has a trace."""
     found = tuple((seconds, tuple(of.items())) for seconds, of in sorted(_described(study).items()))
-    return [_picture(found)] if found else []
+    if not found:
+        return []
+    labels = dict.fromkeys(label for _, of in found for label, _ in of)
+    arms = [arm.label for arm in study.compared]
+    places = [*arms, *(label for label in labels if label not in arms)]
+    return [_picture(found, tuple((label, places.index(label)) for label in labels))]
 
 
 @lru_cache(maxsize=16)
-def _picture(described: tuple[tuple[float, tuple[tuple[str, Described], ...]], ...]) -> Picture:
-    """The same of traces by delay and by name: studies of other tasks often compare the same ones."""
+def _picture(
+    described: tuple[tuple[float, tuple[tuple[str, Described], ...]], ...], places: tuple[tuple[str, int], ...]
+) -> Picture:
+    """The same of traces by delay and by name: studies of other tasks often compare the same ones.
+
+    Args:
+        described: traces by name, by delay.
+        places: number of each name's line, as other figures have it.
+    """
     found = {seconds: dict(of) for seconds, of in described}
     shown = some_delays(list(found), MOST_PANELS)
-    labels = list(dict.fromkeys(label for seconds in shown for label in found[seconds]))
-    look, refused = styles(labels), []
+    labels = [label for label, _ in sorted(places, key=itemgetter(1))]
+    look, refused = {label: arm_style(label, place) for label, place in places}, []
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.3, sharey=True)
     for axes, seconds in zip(grid, shown, strict=True):
         axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
@@ -58,7 +71,7 @@ def _picture(described: tuple[tuple[float, tuple[tuple[str, Described], ...]], .
                 refused.append(f"{label} at {seconds:g} s")
         axes.set_title(f"{seconds:g} s", fontsize=9)
     label_outside(grid, "seconds before the credit arrives", "weight in the trace")
-    legend(figure, grid)
+    legend(figure, grid, labels)
     caption = (
         "What the arms' synapses recall when credit arrives, from their configurations; each kernel is scaled to "
         "a largest value of one. Dots: peaks; dashed: the delay."
@@ -88,7 +101,9 @@ def _described(study: Study) -> dict[float, dict[str, Described]]:
         trace, duration = config.trace_config, config.step_duration
         label = trace.label if len(users[trace.label]) > 1 else arm
         for steps in set(config.timing.layer_delays) - {0}:
-            found[round(steps * duration, 9)].setdefault(label, (trace, steps, duration))
+            of_delay = found[round(steps * duration, 9)]
+            same = label not in of_delay or of_delay[label][0].decay == trace.decay
+            of_delay.setdefault(label if same else trace.label, (trace, steps, duration))
     return found
 
 

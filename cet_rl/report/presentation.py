@@ -62,7 +62,7 @@ class Presentation:
         statistic: over seeds.
         statistic_title: its name.
         settling: share of a run whose values do not decide how much of the curves' axis is shown.
-        over_score: column over which alignment is drawn a second time; None not to.
+        over_score: what the curve shows, in one word, where alignment is drawn over it a second time; None not to.
         defaults: fields of a configuration that a run fills in, with the property of the configuration that they
             are filled in from.
         floors: losses that predictors of a known weakness cannot get below, by name, given a configuration.
@@ -128,7 +128,7 @@ PRESENTATIONS: dict[str, Presentation] = {
         steps="samples",
         statistic=interquartile_mean,
         statistic_title="interquartile mean",
-        over_score=RETURN,
+        over_score="return",
     ),
     VISION.name: Presentation(
         scores=(
@@ -140,6 +140,7 @@ PRESENTATIONS: dict[str, Presentation] = {
         curve_factor=100,
         steps="updates",
         settling=0.1,
+        over_score="accuracy",
         defaults={"model": "network", "hidden": "widths"},
     ),
     RECURRENT.name: Presentation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from cet_rl.plots import FloatArray
 from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import MOST_PANELS, Picture, in_seconds, panels, png, some_delays
 from cet_rl.report.floors import draw_floors, floors
+from cet_rl.report.limits import MARGIN, highest
 from cet_rl.report.statistics import LEAST, RESAMPLES, Estimate
 from cet_rl.report.text import listed
 
@@ -38,14 +40,20 @@ def scores(study: Study) -> list[Picture]:
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
     figure, grid = panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
     lines = floors(study)
+    drawn: list[list[_Marks]] = []
     for axes, delay in zip(grid, delays, strict=False):
+        drawn.append([])
         for hollow in (True, False):
-            _draw(axes, _marks(study, rows, delay, hollow=hollow), hollow=hollow)
+            marks = _marks(study, rows, delay, hollow=hollow)
+            _draw(axes, marks, hollow=hollow)
+            drawn[-1] += marks
         axes.set_title(in_seconds(delay), fontsize=9, pad=34 if lines else None)
     if together:
         marks = [_Marks(place, each, np.empty(0)) for place, arm in enumerate(rows) if (each := pooled[arm.label])]
         _draw(grid[-1], marks, hollow=False)
+        drawn.append(marks)
         grid[-1].set_title("all delays", fontsize=9, pad=34 if lines else None)
+    cut = [_limit(axes, marks, study, list(lines.values())) for axes, marks in zip(grid, drawn, strict=True)]
     for axes in grid:
         axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -56,6 +64,7 @@ def scores(study: Study) -> list[Picture]:
     figure.supxlabel(study.presentation.score.heading, fontsize=9)
     figure.suptitle(study.title, fontsize=10)
     caption = _caption(study, rows, delays, together=together, floored=bool(lines))
+    caption += " Arrows: beyond the axis, up to the number beside them." * any(cut)
     return [Picture("scores", png(figure), caption, f"{study.presentation.score.title} of each arm")]
 
 
@@ -92,6 +101,34 @@ def _draw(axes: Axes, marks: Sequence[_Marks], *, hollow: bool) -> None:
         axes.hlines(place, low, high, colors=color, linewidth=1.6, capstyle="butt")
     points = [each.found.centre for each in marks], [each.place for each in marks]
     axes.plot(*points, "o", color=color, markersize=4.5, markerfacecolor="white" if hollow else color)
+
+
+def _limit(axes: Axes, drawn: Sequence[_Marks], study: Study, lines: Sequence[float]) -> bool:
+    """Cut the axis where few losses are far above all others, with an arrow in their rows; whether it was."""
+    score = study.presentation.score
+    ends: list[tuple[_Marks, list[tuple[float, float]]]] = []
+    for each in drawn:
+        found = each.found
+        whole = (
+            found.centre if found.low is None else found.low,
+            found.centre if found.high is None else found.high,
+        )
+        ends.append((each, [(seed, seed) for seed in each.seeds.tolist()] or [whole]))
+    ranges = [single for _, of_marks in ends for single in of_marks]
+    top = None if score.higher_is_better else highest(ranges)
+    if top is None:
+        return False
+    low, high = min([*(least for least, _ in ranges), *lines]), max([top, *lines])
+    margin = MARGIN * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    cut = False
+    for each, of_marks in ends:
+        most = max(end for _, end in of_marks)
+        if most > high + margin:
+            cut = True
+            place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
+            axes.text(1.01, each.place, f"\N{BLACK RIGHT-POINTING SMALL TRIANGLE} {score.show(most)}", **place)
+    return cut
 
 
 def _caption(study: Study, rows: Sequence[Arm], delays: Sequence[float], *, together: bool, floored: bool) -> str:
