@@ -148,3 +148,24 @@ def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
     for name, row in ours.items():
         assert row["steps"] == "400"
         assert float(row["test_loss"]) == pytest.approx(float(theirs[name]["test_loss"]), rel=1e-5)
+
+
+def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
+    file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
+    for name in ("here", "there"):
+        assert (
+            main(["sweep", file, "--data-dir", str(tmp_path / name), "--run-dir", str(folder.path), "--status"])
+            == 0
+        )
+    spec = read_spec(file)
+    one, other = (build(spec.with_all(data_dir=str(tmp_path / name))) for name in ("here", "there"))
+    assert [cell.name for cell in one.cells] == [cell.name for cell in other.cells]
+    assert folder.claim(one) == 1
+    assert folder.claim(other) == 0
+    assert [cell.values["data_dir"] for cell in folder.read().cells] == [str(tmp_path / "there")]
+    (tmp_path / "cart.yaml").write_text("task: CartPole-v1")
+    capsys.readouterr()
+    assert (
+        main(["sweep", str(tmp_path / "cart.yaml"), "--data-dir", "x", "--run-dir", str(tmp_path / "cart")]) == 2
+    )
+    assert "data_dir does not apply to CartPole-v1" in capsys.readouterr().err

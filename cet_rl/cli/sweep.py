@@ -22,6 +22,8 @@ class SweepArguments:
     """The sweep's folder. Default runs/NAME, NAME that of the file, or runs/NAME-quick."""
     workers: int | None = None
     """Cells at a time, one thread each. Default: as many as there are processors; as many as SLURM can place."""
+    data_dir: str | None = None
+    """For image classification: folder with the data, in the place of the file's, as machines differ in it."""
     quick: bool = False
     """With the smaller budget that the file has under quick."""
     retry: bool = False
@@ -63,6 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"--workers must be at least 1, got {options.workers}")
     slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
     spec = read_spec(options.file, quick=options.quick)
+    if options.data_dir is not None:
+        spec = spec.with_all(data_dir=options.data_dir)
     default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
     folder = SweepFolder(options.run_dir or default)
     sweep = build_or_read(spec, folder)

@@ -20,7 +20,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,11 @@ class Spec:
     title: str
     asked: tuple[Asked, ...]
     seeds: tuple[int, ...]
+
+    def with_all(self, **settings: Any) -> Spec:
+        """The same with these settings in all cells, whatever the file says."""
+        asked = tuple(replace(one, settings={**one.settings, **settings}) for one in self.asked)
+        return replace(self, asked=asked)
 
 
 @dataclass(frozen=True)
