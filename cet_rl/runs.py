@@ -29,6 +29,7 @@ import yaml
 
 from cet_rl.files import naming, replacing, sync
 from cet_rl.identity import differing, identity
+from cet_rl.locks import Lock, holders
 from cet_rl.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -151,8 +152,6 @@ class RunFolder:
             ValueError: if another process does, naming it.
             OSError: if the folder cannot be written.
         """
-        from cet_rl.sweeps.locks import Lock, holders
-
         place, waited = self.path / _LOCK, 0.0
         lock = Lock(place, "run")
         try:

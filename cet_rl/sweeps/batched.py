@@ -10,11 +10,11 @@ import traceback
 from collections.abc import Iterable, Sequence
 
 from cet_rl.families import VISION
+from cet_rl.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Job, LocalJob
-from cet_rl.sweeps.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.states import look
 from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, is_due, note_failure, run_worker
 from cet_rl.vision.batchable import check_cell, shared

@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from cet_rl.locks import EXIT_BUSY, HEARTBEAT, PATIENCE
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Command, LocalJob, worker_command
-from cet_rl.sweeps.locks import EXIT_BUSY, HEARTBEAT, PATIENCE
 from cet_rl.sweeps.states import look
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, note_failure
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 
 from cet_rl.files import replacing
+from cet_rl.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.states import look, read_summary
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130

@@ -12,9 +12,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.interruption import Interruption
+from cet_rl.locks import Lock, holders
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Launcher
-from cet_rl.sweeps.locks import Lock, holders
 from cet_rl.sweeps.worker import EXIT_INTERRUPTED
 from cet_rl.tuning.outcome import best_trial, describe_params, write_best, write_table
 from cet_rl.tuning.spec import TuningSpec

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cet_rl.sweeps.locks import Lock
+from cet_rl.locks import Lock
 from cet_rl.tuning.spec import TuningSpec
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cet_rl.locks import EXIT_BUSY, Lock
 from cet_rl.plots import FloatArray, read_columns
 from cet_rl.runs import MetricsTable
 from cet_rl.sweeps.cells import Sweep
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Job, Launcher
-from cet_rl.sweeps.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.states import look, read_summary
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, note_failure
 from cet_rl.tuning.spec import TuningSpec

@@ -1,4 +1,4 @@
-"""Locks that say who runs a cell, on one machine or on many that share a folder.
+"""Locks that say who runs in a folder, or a cell of a sweep, on one machine or on many that share it.
 
 A lock is a file `NAME.NUMBER` that holds who made it. Taking one creates the next number exclusively, so of
 several who find no lock, or the same dead owner's, one succeeds. That relies on exclusive creation (O_EXCL) being
@@ -160,11 +160,11 @@ def _clock(folder: Path) -> float:
 
 
 class Lock:
-    """The right to run one cell.
+    """The right to run one cell, or in one folder.
 
     Args:
         folder: of all locks; made when it is needed.
-        name: of the cell.
+        name: of what it is the right to.
         on_loss: called if the lock is gone although it was held; None to exit on the spot.
     """
 
