@@ -36,6 +36,9 @@ RETROGRADE_GAMES = (1, 2, 5, 10)
 SHORT = (0.2, 0.6, 1.0, 2.0, 4.0, 10.0)
 """Delays of Fig. 3, in seconds."""
 
+LONG = (2.0, 4.0, 8.0, 32.0, 64.0, 128.0)
+"""Delays of CartPole and LunarLander in Fig. 4."""
+
 FEW_POINTS = 5.0
 """Percentage points of accuracy less than without delay that still count as strong."""
 
@@ -181,6 +184,34 @@ CLAIMS = (
         at_least(_of(LANDER, 2, 32.0), RETURN, 200.0),
     ),
     _claim(
+        "lunarlander-orders",
+        "Fig. 4",
+        "LunarLander, 32 s late: the return grows with the number of states (1, 2, 5, 8, 10).",
+        "fig4-lunarlander",
+        _grows(LANDER, GAMES, 32.0, RETURN),
+    ),
+    _claim(
+        "cartpole-delays",
+        "section 4.1",
+        "CartPole: with two states, the return falls as the delay grows (2 to 128 s).",
+        "fig4-cartpole",
+        _over_delays(CARTPOLE, 2, LONG, RETURN),
+    ),
+    _claim(
+        "lunarlander-delays",
+        "section 4.1",
+        "LunarLander: with two states, the return falls as the delay grows (2 to 128 s).",
+        "fig4-lunarlander",
+        _over_delays(LANDER, 2, LONG, RETURN),
+    ),
+    _claim(
+        "spaceinvaders-orders",
+        "Fig. 4",
+        "SpaceInvaders, 1.2 s late: the return grows with the number of states (1, 2, 5, 8, 10).",
+        "fig4-spaceinvaders",
+        _grows(INVADERS, GAMES, 1.2, RETURN),
+    ),
+    _claim(
         "spaceinvaders-half",
         "section 4.1",
         "SpaceInvaders: even 1.2 s late, no cascade reaches more than about half (0.6) of the return without "
@@ -251,6 +282,20 @@ CLAIMS = (
         rises(_retrogrades(CIFAR, IMAGES), SOONER),
     ),
     _claim(
+        "retrograde-cifar10-alignment",
+        "Figs. 7D and 12",
+        "CIFAR-10 with retrograde signals: alignment grows with the number of states (1, 2, 6, 10).",
+        "fig7-cifar10",
+        rises(_retrogrades(CIFAR, IMAGES), ALIGNED),
+    ),
+    _claim(
+        "retrograde-cifar10-depth",
+        "Fig. 7D",
+        "CIFAR-10 with retrograde signals: alignment is worse in earlier layers, with 2, 6 and 10 states.",
+        "fig7-cifar10",
+        *(at_least(_retrograde(CIFAR, order), DEPTH, 0.0) for order in IMAGES if order > 1),
+    ),
+    _claim(
         "retrograde-cartpole-orders",
         "Fig. 8A",
         "CartPole with retrograde signals: the return grows with the number of states (1, 2, 5, 10).",
@@ -270,6 +315,13 @@ CLAIMS = (
         "CartPole with retrograde signals: in the second layer, alignment grows with the number of states.",
         "fig8-cartpole",
         rises(_retrogrades(CARTPOLE, RETROGRADE_GAMES), ALIGNED_LAST),
+    ),
+    _claim(
+        "retrograde-lunarlander-alignment",
+        "Fig. 8D",
+        "LunarLander with retrograde signals: in the second layer, alignment grows with the number of states.",
+        "fig8-lunarlander",
+        rises(_retrogrades(LANDER, RETROGRADE_GAMES), ALIGNED_LAST),
     ),
 )
 """In the order of the paper."""
