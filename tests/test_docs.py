@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib as mpl
 import pytest
@@ -13,6 +15,9 @@ import pytest
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.families import named_tasks
+from cet_rl.recurrent import catalogue as tasks
+from cet_rl.recurrent.rules import registry as rules
+from cet_rl.vision import catalogue as datasets
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -55,6 +60,15 @@ def _elsewhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize("example", [code for _, code in PYTHON], ids=[name for name, _ in PYTHON])
 def test_python_examples(example):
     exec(small(example), {})
+
+
+@pytest.fixture(autouse=True)
+def _what_examples_register_is_forgotten():
+    """Else tests that come later in the same process would find it."""
+    with ExitStack() as stack:
+        for registry in (rules.RULES, tasks.TASKS, datasets.DATASETS):
+            stack.enter_context(patch.dict(registry))
+        yield
 
 
 def test_the_tutorial_from_top_to_bottom(tmp_path, capfd):
