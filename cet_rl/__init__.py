@@ -5,9 +5,10 @@ The names below are imported on first use, so that `import cet_rl` stays cheap.
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cet_rl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cet_rl.timing import CreditTiming as CreditTiming
@@ -24,19 +25,15 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 _HOME = {
-    "CreditTiming": "cet_rl.timing",
-    "CET": "cet_rl.traces",
-    "ET": "cet_rl.traces",
-    "LTPLTD": "cet_rl.traces",
-    "Legendre": "cet_rl.traces",
-    "PerfectMemory": "cet_rl.traces",
-    "SharpCET": "cet_rl.traces",
+    "CreditTiming": "timing",
+    "CET": "traces",
+    "ET": "traces",
+    "LTPLTD": "traces",
+    "Legendre": "traces",
+    "PerfectMemory": "traces",
+    "SharpCET": "traces",
 }
 
 __all__ = ["CET", "ET", "LTPLTD", "CreditTiming", "Legendre", "PerfectMemory", "SharpCET", "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'cet_rl' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

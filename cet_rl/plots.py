@@ -195,14 +195,26 @@ def curve_figure(folders: Iterable[str | os.PathLike[str]], column: str = RETURN
     return figure
 
 
-def draw_alignment_over_return(axes: Axes, curves: Iterable[Curve], layer: str, **style: Any) -> None:
-    """Alignment of one layer over the return that went with it, averaged in bins (paper, Fig. 8C-D)."""
-    pairs = [curve.over(RETURN, f"{ALIGNMENT}{layer}") for curve in curves]
-    if not sum(len(returns) for returns, _ in pairs):
+def draw_alignment_over(
+    axes: Axes, curves: Iterable[Curve], layer: str, column: str = RETURN, *, factor: float = 1.0, **style: Any
+) -> None:
+    """Alignment of one layer over a score that went with it, averaged in bins (paper, Figs. 7C-D and 8C-D).
+
+    Args:
+        axes: to draw on.
+        curves: of one arm.
+        layer: its name.
+        column: of the score.
+        factor: from the column's numbers to those that are shown.
+        style: keyword arguments of `Axes.plot`.
+    """
+    pairs = [curve.over(column, f"{ALIGNMENT}{layer}") for curve in curves]
+    if not sum(len(scores) for scores, _ in pairs):
         return
-    returns, alignment = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    edges = np.linspace(returns.min(), returns.max(), BINS + 1)
-    index = np.clip(np.digitize(returns, edges) - 1, 0, BINS - 1)
+    scores, alignment = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    scores = factor * scores
+    edges = np.linspace(scores.min(), scores.max(), BINS + 1)
+    index = np.clip(np.digitize(scores, edges) - 1, 0, BINS - 1)
     filled = [number for number in range(BINS) if (index == number).any()]
     centres = (edges[:-1] + edges[1:])[filled] / 2
     axes.plot(centres, [alignment[index == number].mean() for number in filled], marker="o", markersize=3, **style)
@@ -236,7 +248,7 @@ def alignment_figure(curves: Sequence[Curve], styles: Mapping[str, Mapping[str, 
         draw_curves(over_training, logged, column, colors)
         for arm in arms:
             of_arm = [curve for curve in logged if curve.arm == arm]
-            draw_alignment_over_return(over_return, of_arm, layer, **colors[arm])
+            draw_alignment_over(over_return, of_arm, layer, **colors[arm])
         over_training.set_title(f"layer {layer}" if layer.isdigit() else layer)
         over_return.set_xlabel("return")
         for axes in (over_training, over_return):

@@ -7,7 +7,6 @@ what is wrong; nothing in them is ever executed.
 from __future__ import annotations
 
 import io
-import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -15,6 +14,7 @@ from functools import partial
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import changes, damage
 
 from cet_rl.cli import main
 from cet_rl.interruption import Interruption
@@ -41,27 +41,6 @@ def interrupted(tmp_path_factory):
     return root
 
 
-@st.composite
-def mutations(draw):
-    """Bytes or numbers that take the place of others, anywhere in a file."""
-    where = st.floats(0, 1, exclude_max=True)
-    anywhere = st.tuples(where, st.integers(0, 12), st.binary(max_size=6))
-    number = st.tuples(where, st.none(), st.sampled_from(NUMBERS))
-    return draw(st.lists(anywhere | number, min_size=1, max_size=3))
-
-
-def damage(file, changes):
-    content = file.read_bytes()
-    for where, gone, new in changes:
-        begin = int(where * len(content))
-        end = begin + (gone or 0)
-        if gone is None:
-            places = [match.span() for match in re.finditer(rb"[-+.\deE]*\d[-+.\deE]*", content)] or [(0, 0)]
-            begin, end = places[int(where * len(places))]
-        content = content[:begin] + new + content[end:]
-    file.write_bytes(content)
-
-
 def files_of(folder):
     found = [folder / "config.yaml", folder / "metrics.csv", folder / "summary.json"]
     return found + sorted((folder / "checkpoint").iterdir())
@@ -80,12 +59,12 @@ def says_one_line_or_works(*words):
 
 @pytest.mark.parametrize("family", RUNS)
 @settings(max_examples=12)
-@given(place=st.integers(0, 4), changes=mutations(), command=st.sampled_from(["train", "eval"]))
-def test_mutated_files_are_refused_or_harmless(interrupted, tmp_path_factory, family, place, changes, command):
+@given(place=st.integers(0, 4), mutation=changes(NUMBERS, 3), command=st.sampled_from(["train", "eval"]))
+def test_mutated_files_are_refused_or_harmless(interrupted, tmp_path_factory, family, place, mutation, command):
     folder = tmp_path_factory.mktemp("fuzz") / "run"
     shutil.copytree(interrupted / family, folder)
     files = files_of(folder)
-    damage(files[place % len(files)], changes)
+    damage(files[place % len(files)], mutation)
     words = (
         ["eval", str(folder)] if command == "eval" else ["train", "--run-dir", str(folder), "--resume", "--quiet"]
     )

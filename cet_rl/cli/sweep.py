@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     from cet_rl.sweeps.build import build_or_read
     from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.launcher import Launcher, LocalLauncher
+    from cet_rl.sweeps.launcher import Launcher, LocalLauncher, check_workers
     from cet_rl.sweeps.scheduler import run_sweep, show_status
     from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
     from cet_rl.sweeps.spec import read_spec
@@ -61,8 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
     asked = parse_options(options.slurm)
-    if options.workers is not None and options.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {options.workers}")
+    check_workers(options.workers)
     slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
     spec = read_spec(options.file, quick=options.quick)
     if options.data_dir is not None:
@@ -77,9 +76,11 @@ def run(arguments: Sequence[str]) -> int:
         return status
     if slurm is not None:
         return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
-    launcher: Launcher = LocalLauncher(options.workers)
+    launcher: Launcher
     if options.launcher == "batch":
         from cet_rl.sweeps.batched import BatchLauncher
 
         launcher = BatchLauncher(sweep.cells, options.workers)
+    else:
+        launcher = LocalLauncher(options.workers)
     return run_sweep(sweep, folder, launcher, retry=options.retry, quiet=options.quiet)

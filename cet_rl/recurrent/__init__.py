@@ -5,8 +5,9 @@ The names below are imported on first use, so that listing tasks stays cheap.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cet_rl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.auditing.audit import audit as audit
@@ -64,8 +65,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"cet_rl.recurrent.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'cet_rl.recurrent' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_alignment_over_return, draw_curves
+from cet_rl.plots import ALIGNMENT, Curve, draw_alignment_over, draw_curves
 from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import (
     ACROSS,
@@ -144,12 +143,9 @@ def _draw_over_score(axes: Axes, study: Study, arms: Sequence[Arm], curves: Sequ
     """Draw a layer's alignment over the column that learning curves show."""
     look, presentation = styles(study), study.presentation
     for arm in arms:
-        scored = [  # a return, as far as the plot is concerned
-            replace(curve, columns={**curve.columns, RETURN: presentation.curve_factor * scores})
-            for curve in curves
-            if curve.arm == arm.label and (scores := curve.columns.get(presentation.curve)) is not None
-        ]
-        draw_alignment_over_return(axes, scored, layer, **look[arm.label])
+        of_arm = [curve for curve in curves if curve.arm == arm.label]
+        factor, own = presentation.curve_factor, look[arm.label]
+        draw_alignment_over(axes, of_arm, layer, presentation.curve, factor=factor, **own)
 
 
 def _in_words(delays: Sequence[float]) -> str:

@@ -14,7 +14,7 @@ from cet_rl.locks import EXIT_BUSY, Lock
 from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.launcher import Job, LocalJob
+from cet_rl.sweeps.launcher import Job, LocalJob, check_workers
 from cet_rl.sweeps.states import look
 from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, is_due, note_failure, run_worker
 from cet_rl.vision.batchable import check_cell, shared
@@ -52,8 +52,7 @@ class BatchLauncher:
     """
 
     def __init__(self, cells: Iterable[Cell], capacity: int | None = None) -> None:
-        if capacity is not None and capacity < 1:
-            raise ValueError(f"--workers must be at least 1, got {capacity}")
+        check_workers(capacity)
         self.capacity = capacity or CELLS_AT_A_TIME
         self._shapes = {cell.name: tuple(map(repr, shared(vision_config(cell)).items())) for cell in cells}
 

@@ -115,8 +115,7 @@ class LocalLauncher:
     """
 
     def __init__(self, workers: int | None = None, command: Command = worker_command) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {workers}")
+        check_workers(workers)
         self.capacity = workers or processors()
         self._command = command
 
@@ -124,6 +123,12 @@ class LocalLauncher:
         """Start a worker for each cell."""
         options = ["--watch", *["--retry"] * retry]
         return [LocalJob(name, [*self._command(folder, name), *options], folder.log_file(name)) for name in cells]
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise ValueError unless it is at least one, or left to the launcher."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {workers}")
 
 
 def processors() -> int:

@@ -14,7 +14,7 @@ from cet_rl.files import replacing
 from cet_rl.sweeps.cells import Sweep
 from cet_rl.sweeps.display import counts, describe_counts
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.launcher import Command, worker_command
+from cet_rl.sweeps.launcher import Command, check_workers, worker_command
 from cet_rl.sweeps.slurm_job import CellJob
 from cet_rl.sweeps.states import look_at_all
 
@@ -118,8 +118,7 @@ class SlurmLauncher:
     def __init__(
         self, options: Mapping[str, str | bool], workers: int | None = None, command: Command = worker_command
     ) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"--workers must be at least 1, got {workers}")
+        check_workers(workers)
         try:
             import submitit  # noqa: F401
         except ImportError:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cet_rl.files import replacing
 from cet_rl.locks import Lock
 from cet_rl.tuning.spec import TuningSpec
 
@@ -140,9 +141,8 @@ class SearchFolder:
         Raises:
             OSError: if the folder cannot be written.
         """
-        draft = self.path / f".storage-{uuid.uuid4().hex[:8]}.tmp"
-        draft.write_text(where + "\n", encoding="utf-8")
-        draft.replace(self.storage_file)
+        with replacing(self.storage_file) as stream:
+            stream.write(f"{where}\n".encode())
 
     @contextmanager
     def creation(self) -> Iterator[None]:

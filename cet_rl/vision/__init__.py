@@ -5,8 +5,9 @@ The names below are imported on first use, so that listing data sets stays cheap
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cet_rl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cet_rl.vision.cells import train_cells as train_cells
@@ -43,8 +44,4 @@ __all__ = [
     "train_cells",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"cet_rl.vision.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'cet_rl.vision' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOME)
