@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
 from cet_rl.credit import Synapses
+from cet_rl.credit.geometry import Dense
 
 NORMALIZATIONS = st.sampled_from(["area", "peak"])
 ORDERS = st.integers(2, 6)
@@ -30,6 +31,7 @@ def problems(draw):
     return {
         "n_in": draw(st.integers(1, 4)),
         "n_out": draw(st.integers(1, 3)),
+        "bias": draw(st.booleans()),
         "num_envs": draw(st.integers(1, 3)),
         "trace": draw(TRACES),
         "delay_steps": draw(st.integers(0, 15)),
@@ -53,11 +55,15 @@ def signals(problem, steps, generator):
     return normal(steps, envs, n_in), derivative, error, normal(steps, envs) * valid, start
 
 
-def layer(problem, executor, decay=None):
+def shape(problem):
+    return Dense(problem["n_in"], problem["n_out"], problem["bias"])
+
+
+def layer(problem, executor, decay=None, supervised=False):
     return Synapses(
-        problem["n_in"],
-        problem["n_out"],
-        problem["trace"],
+        geometry=shape(problem),
+        trace=problem["trace"],
+        supervised=supervised,
         delay_steps=problem["delay_steps"],
         gamma_lam=problem["decay"] if decay is None else decay,
         num_envs=problem["num_envs"],
@@ -96,7 +102,7 @@ def test_executor_equals_the_definition(executor, problem):
 @given(problem=problems())
 def test_one_decay_per_weight_equals_the_definition(executor, problem):
     generator = torch.Generator().manual_seed(problem["seed"])
-    decay = torch.rand(problem["n_out"], problem["n_in"], generator=generator, dtype=torch.float64)
+    decay = torch.rand(shape(problem).weight_shape, generator=generator, dtype=torch.float64)
     expected, _ = updates(problem, "step", decay)
     found, _ = updates(problem, executor, decay)
     assert_same(found, expected)
@@ -117,11 +123,13 @@ def test_chunk_boundaries_do_not_matter(problem, executor):
 def brute_force(problem, parts):
     """The definition once more, from its formulas and the kernel alone, without any state."""
     pre, derivative, error, td_error, start = (torch.cat(kind) for kind in zip(*parts, strict=True))
+    if problem["bias"]:
+        pre = torch.cat([pre, torch.ones_like(pre[..., :1])], 2)
     total, envs = td_error.shape
     D = problem["delay_steps"]
     trace = problem["trace"]
     kernel = torch.ones(1, dtype=torch.float64) if trace is None else trace.kernel(total)
-    gradient = torch.zeros(problem["n_out"], problem["n_in"], dtype=torch.float64)
+    gradient = torch.zeros(problem["n_out"], pre.shape[2], dtype=torch.float64)
     for env in range(envs):
         e = torch.zeros_like(gradient)
         for t in range(D, total):
@@ -140,6 +148,32 @@ def test_the_definition_equals_its_formula(problem):
     parts = [signals(problem, steps, generator) for steps in problem["chunks"]]
     synapses = layer(problem, "step")
     assert_same([sum(synapses(*part) for part in parts)], [brute_force(problem, parts)])
+
+
+@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "fused", "history"])
+@given(problem=problems())
+def test_supervised_synapses_have_errors_that_count_as_they_are(executor, problem):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    modulated, supervised = layer(problem, "step"), layer(problem, executor, supervised=True)
+    for steps in problem["chunks"]:
+        pre, derivative, error, td_error, _ = signals(problem, steps, generator)
+        one = torch.ones_like(td_error)
+        expected = modulated(pre, derivative, error, one, torch.zeros_like(one))
+        assert_same([supervised(pre, derivative, error)], [expected])
+
+
+@pytest.mark.parametrize("executor", ["chunk", "history"])
+@given(problem=problems())
+def test_a_bias_apart_is_the_same(executor, problem):
+    generator = torch.Generator().manual_seed(problem["seed"])
+    together, apart = layer(problem, executor), layer(problem, executor)
+    for steps in problem["chunks"]:
+        part = signals(problem, steps, generator)
+        expected = together(*part)
+        weight, bias = apart.advance(*part)
+        assert weight.shape == (problem["n_out"], problem["n_in"])
+        assert (bias is None) != problem["bias"]
+        assert_same([shape(problem).join(weight, bias)], [expected])
 
 
 @given(problem=problems())
@@ -201,6 +235,12 @@ def test_mismatched_signals_are_named():
         synapses(ones(4, 1, 5), ones(4, 1, 3), ones(4, 1, 3), ones(4, 1), ones(4, 1))
     with pytest.raises(ValueError, match=r"computes in torch\.float32"):
         synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 3).double(), ones(4, 1), ones(4, 1))
+    with pytest.raises(ValueError, match="not supervised: they take a td_error"):
+        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 3))
+    with pytest.raises(ValueError, match="come together or not at all"):
+        synapses(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 3), ones(4, 1))
+    with pytest.raises(ValueError, match="are supervised: they take no td_error"):
+        Synapses(2, 3, supervised=True)(ones(4, 1, 2), ones(4, 1, 3), ones(4, 1, 3), ones(4, 1), ones(4, 1))
 
 
 def test_the_delay_is_the_trace_s_unless_said_otherwise():

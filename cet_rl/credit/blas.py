@@ -42,13 +42,3 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def _dense(matrix: Tensor) -> Tensor:
     # oneDNN falls back to a loop a hundred times slower for rows or columns with gaps between them.
     return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
-
-
-def outer_sum(post: Tensor, pre: Tensor) -> Tensor:
-    """Σ post preᵀ over all leading axes: (..., n_out) and (..., n_in) to (n_out, n_in), as one product."""
-    return matmul(post.reshape(-1, post.shape[-1]).T, pre.reshape(-1, pre.shape[-1]))
-
-
-def outer_sums(post: Tensor, pre: Tensor) -> Tensor:
-    """Σ_s post_s pre_sᵀ for each environment: (S, E, n_out) and (S, E, n_in) to (E, n_out, n_in)."""
-    return torch.stack([matmul(p.T, x) for p, x in zip(post.unbind(1), pre.unbind(1), strict=True)])

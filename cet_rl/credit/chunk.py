@@ -24,14 +24,18 @@ _BLOCK = 1 << 18
 """Floats of the largest matrix of a block: one megabyte, so that all of them fit a core's own cache."""
 
 
-def sum_weights(signals: Signals, decay: float) -> tuple[Tensor, Tensor | None]:
-    """(A, B) of the module's formulas, each (T, E); B is None where γλ = 0 leaves no trace to carry."""
+def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor | None]:
+    """(A, B) of the module's formulas, each (T, E).
+
+    Where γλ = 0 there is no trace to carry and B is None; so is A if all it would hold is ones.
+    """
     if decay == 0:
         return signals.td_error, None
-    last = torch.zeros_like(signals.td_error)
+    td_error, start = signals.modulation()
+    last = torch.zeros_like(td_error)
     last[-1] = 1
-    both = torch.stack([signals.td_error, last], dim=1)
-    sums = lambda_sums(both, signals.start[:, None].expand_as(both), decay)
+    both = torch.stack([td_error, last], dim=1)
+    sums = lambda_sums(both, start[:, None].expand_as(both), decay)
     return sums[:, 0], sums[:, 1]
 
 
@@ -41,7 +45,7 @@ def decay_eligibility(state: SynapseState, signals: Signals, decay: float, A: Te
     Returns:
         γλ(1 - s_0) Σ_env A_0 e⁰, of the weight's shape.
     """
-    kept = decay * (1 - signals.start[0])
+    kept = decay * (1 - signals.modulation()[1][0])
     each = state.eligibility.view(len(kept), -1)
     gain = matmul((kept * A[0])[None], each).view(state.eligibility.shape[1:])
     each *= (kept * B[0])[:, None]
@@ -57,14 +61,16 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
 
     # From here time comes last: the layout in which products over it run fastest.
     A, B = sum_weights(signals, decay)
-    weights = (A.T[:, None] if B is None else torch.stack([A.T, B.T], dim=1)).contiguous()  # (E, 1 or 2, T)
-    error, derivative = (t.permute(1, 2, 0).contiguous() for t in (signals.error, signals.derivative))
-    weighted = weights[:, :, None] * error[:, None]  # (E, 1 or 2, n_out, T)
-    due = matmul(weighted.view(-1, steps), closed.toeplitz.T).view(weighted.shape)
-    p = derivative[:, None] * due
-    reads = matmul(weighted.view(-1, steps), closed.readout).view(*weighted.shape[:3], order)
+    error, derivative = _time_last(signals.error), _time_last(signals.derivative)
+    weighted = error[:, None]  # (E, 1 or 2, n_out, T)
+    if A is not None:
+        weights = (A.T[:, None] if B is None else torch.stack([A.T, B.T], dim=1)).contiguous()
+        weighted = weights[:, :, None] * weighted
+    worth = matmul(weighted.view(-1, steps), closed.gains).view(*weighted.shape[:3], steps + order)
+    p = torch.mul(derivative[:, None], worth[..., :steps], out=torch.empty_like(weighted))
+    reads = worth[..., steps:]  # Σ_u A_u q_{u,k} δ_u
 
-    if B is None:
+    if A is None or B is None:
         parts = [
             _without_eligibility(state, closed, derivative[env], p[env, 0], reads[env, 0], signals, env)
             for env in range(envs)
@@ -104,6 +110,13 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     return gradient
 
 
+def _time_last(signal: Tensor) -> Tensor:
+    """(T, E, n) to (E, n, T)."""
+    steps, envs, units = signal.shape
+    # As a plain transpose, which torch does block by block.
+    return signal.reshape(steps, -1).T.contiguous().view(envs, units, steps)
+
+
 def _without_eligibility(
     state: SynapseState,
     closed: ChunkConstants,
@@ -113,7 +126,7 @@ def _without_eligibility(
     signals: Signals,
     env: int,
 ) -> Tensor:
-    """One environment's ΔW where γλ = 0, and its new states, in two products for all of it.
+    """One environment's ΔW where γλ = 0, and its new states.
 
     Args:
         state: of the layer.
@@ -125,14 +138,14 @@ def _without_eligibility(
         env: which one.
     """
     assert state.states is not None
-    n_out, steps = p.shape
-    order = reads.shape[1]
-    factors = p.new_empty(n_out, 1 + order, steps)
-    factors[:, 0] = p
-    torch.mul(derivative[:, None], closed.absorb, out=factors[:, 1:])
-    new = (factors.view(-1, steps) @ signals.pre[:, env]).view(n_out, 1 + order, -1)
-    operators = p.new_empty(n_out, 1 + order, order)
-    operators[:, 0], operators[:, 1:] = reads, closed.carry
-    new.baddbmm_(operators, state.states[env])
-    state.states[env] = new[:, 1:]
-    return new[:, 0]
+    states, pre = state.states[env], signals.pre[:, env]
+    gradient = matmul(p, pre)
+    gradient[:, None].baddbmm_(reads[:, None], states)
+    gated = derivative[:, None] * closed.absorb
+    new = matmul(gated.reshape(-1, len(pre)), pre).view(states.shape)
+    new.baddbmm_(closed.carry.expand(len(new), -1, -1), states)
+    if len(state.states) == 1:
+        state.states = new[None]  # one pass over memory less than to write it where it was
+    else:
+        state.states[env] = new
+    return gradient

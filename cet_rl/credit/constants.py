@@ -21,26 +21,27 @@ class ChunkConstants:
     """The closed form of T steps (see `cet_rl.credit.chunk`).
 
     Attributes:
-        toeplitz: g_{u-s} at [s, u], zero for u < s; shape (T, T).
-        readout: q_u = C M^{u+1}, shape (T, n).
+        gains: what an error is worth, side by side since one product takes both: g_{u-s} at [u, s], zero for
+            u < s, to the events of the chunk, and q_u = C M^{u+1} to the states before it; shape (T, T + n).
         absorb: (M^{T-1-s} K)_k at [k, s], shape (n, T).
         carry: M^T, shape (n, n).
     """
 
-    toeplitz: Tensor
-    readout: Tensor
+    gains: Tensor
     absorb: Tensor
     carry: Tensor
 
 
 def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
-    """Lags [first, last) outside of which a kernel holds less of its area than the rounding of `dtype`.
+    """Lags [first, last) outside of which a kernel holds less of its area than rounding takes from a sum over it.
 
-    In float32 that is about 60 % of the support in float64, and so of what a factored past costs.
+    That is about √L eps of `dtype` for L lags, and eps where sums are kept in a wider type. In float32 what is
+    left is half of the support in float64, and so of what a factored past costs.
     """
     first, last = trace.support
     magnitude = trace.kernel(last).abs().numpy()
-    outside = torch.finfo(dtype).eps * magnitude.sum()
+    roundings = 1.0 if dtype.itemsize < torch.float32.itemsize else np.sqrt(len(magnitude))
+    outside = roundings * torch.finfo(dtype).eps * magnitude.sum()
     begin = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
     end = last - int(np.searchsorted(np.cumsum(magnitude[::-1]), outside, side="right"))
     return max(first, begin), min(last, end)
@@ -82,9 +83,9 @@ class StateConstants:
                 responses[lag], readout[lag] = response, read
                 power, response = power @ M, M @ response
             forget_oldest(self._chunks)
+            toeplitz = correlation_matrix(responses @ C, steps, steps, 0)
             self._chunks[steps] = ChunkConstants(
-                toeplitz=self._tensor(correlation_matrix(responses @ C, steps, steps, 0)),
-                readout=self._tensor(readout),
+                gains=self._tensor(np.concatenate([toeplitz.T, readout], 1)),
                 absorb=self._tensor(responses[::-1].T),
                 carry=self._tensor(power),
             )

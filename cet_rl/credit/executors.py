@@ -13,7 +13,7 @@ import torch
 
 from cet_rl.credit.chunk import chunk
 from cet_rl.credit.constants import HistoryConstants, StateConstants
-from cet_rl.credit.geometry import Convolution, Geometry
+from cet_rl.credit.geometry import Convolution, Geometry, Parts
 from cet_rl.credit.history import history
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 from cet_rl.credit.step import step
@@ -97,17 +97,25 @@ def run(
     state: SynapseState,
     signals: Signals,
     decay: Decay,
-) -> torch.Tensor:
-    """Run one chunk by `executor`, or by the fastest that fits.
+    geometry: Geometry,
+) -> Parts:
+    """ΔW of one chunk, by `executor` or by the fastest that fits; that of a bias is its second part.
 
     Where no loop can be compiled, `fused` gives way to the others.
     """
     per_weight = isinstance(decay, torch.Tensor)
     if executor == "step" or (per_weight and isinstance(constants, HistoryConstants)):
-        return step(constants, state, signals, decay)
+        return geometry.split(step(constants, state, signals, decay))
     if isinstance(constants, HistoryConstants):
         assert not isinstance(decay, torch.Tensor)
         return history(constants, state, signals, decay)
+    return geometry.split(_with_states(executor, constants, state, signals, decay))
+
+
+def _with_states(
+    executor: Executor, constants: StateConstants, state: SynapseState, signals: Signals, decay: Decay
+) -> torch.Tensor:
+    per_weight = isinstance(decay, torch.Tensor)
     device_type = signals.pre.device.type
     wants_fused = executor == "fused" or (
         executor == "auto"

@@ -97,7 +97,7 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
     assert state.states is not None
     gradient = torch.zeros_like(state.eligibility[0])
     rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
-    inputs = (signals.pre, signals.derivative, signals.error, signals.td_error, signals.start)
+    inputs = (signals.pre, signals.derivative, signals.error, *signals.modulation())
     pattern, values = _distinct(constants)
     walk = partial(
         _walk,

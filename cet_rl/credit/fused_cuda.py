@@ -153,7 +153,7 @@ def fused_cuda(constants: StateConstants, state: SynapseState, signals: Signals,
     pattern, coefficients = _distinct(M.tobytes(), C.tobytes(), constants.dtype, constants.device)
     # The kernel writes to both as they lie in memory.
     state.states, state.eligibility = state.states.contiguous(), state.eligibility.contiguous()
-    inputs = (signals.pre, signals.derivative, signals.error, signals.td_error, signals.start)
+    inputs = (signals.pre, signals.derivative, signals.error, *signals.modulation())
     rates = decay if isinstance(decay, Tensor) else torch.full_like(state.eligibility[0], decay)
 
     block = max(_WARP, min(_LARGEST_BLOCK, triton.next_power_of_2(n_in)))

@@ -31,6 +31,10 @@ _WORTH_ALIGNING = 64
 """Inputs of a layer from which on."""
 
 
+Parts = tuple[Tensor, Tensor | None]
+"""Of a weight and its bias, shaped as torch's layers have them; None where there is no bias."""
+
+
 class Geometry(ABC):
     """The shapes of one layer, what its weight does to signals, and the sum of its outer products.
 
@@ -38,7 +42,7 @@ class Geometry(ABC):
 
     A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` counts it in: weights
     then come as (units, inputs and more), those of a unit side by side and its bias after them; `split` parts
-    them.
+    them and `join` puts them together.
     """
 
     bias: bool
@@ -59,15 +63,19 @@ class Geometry(ABC):
         """Shape of one sample's f' and δ."""
 
     @abstractmethod
-    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split(self, weights: Tensor) -> Parts:
         """Weights of `weight_shape` to the weight and the bias, (units,), as torch's layers have them.
 
         The bias is None for a geometry without.
         """
 
+    @abstractmethod
+    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The inverse of `split`."""
+
     @property
     def n_pre(self) -> int:
-        """Presynaptic units."""
+        """Presynaptic units, not counting the one that a bias would be."""
         return prod(self.pre_shape)
 
     @property
@@ -85,7 +93,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def pre(self, flat: Tensor) -> Tensor:
-        """(..., n_pre) to what `outer_sum` takes: (..., *pre_shape), or if dense and with a bias, as it is."""
+        """(..., n_pre) to (..., *pre_shape): undoes `flatten_pre`."""
 
     @abstractmethod
     def post(self, flat: Tensor) -> Tensor:
@@ -100,12 +108,23 @@ class Geometry(ABC):
         """Wᵀ error, the adjoint of `drive`: (N, *post_shape) to (N, *pre_shape)."""
 
     @abstractmethod
-    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
-        """Σ post ⊗ pre over all leading axes: (..., *post_shape) and (..., *pre_shape) to weight_shape."""
+    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+        """Σ post ⊗ pre and, with a bias, Σ post over all leading axes, as `split` would part them.
 
-    @abstractmethod
+        (..., *post_shape) and (..., *pre_shape) to the shapes of torch's weight and bias.
+        """
+
+    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
+        """The same as one tensor of `weight_shape`."""
+        return self.join(*self.outer_parts(post, pre))
+
     def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
-        """The sum for each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape)."""
+        """The sum for each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape).
+
+        One product for each is faster than one for all of them.
+        """
+        pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
+        return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
     @abstractmethod
     def unfold(self, pre: Tensor) -> Tensor:
@@ -123,8 +142,8 @@ class Dense(Geometry):
     Attributes:
         n_in: presynaptic units.
         n_out: postsynaptic units.
-        bias: whether units have a bias: an input more, always 1, that `flatten_pre` adds. Large layers get some
-            more that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
+        bias: whether units have a bias: an input more, always 1, that `inputs` adds. Large layers get some more
+            that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
 
     Raises:
         ValueError: for counts below one.
@@ -139,8 +158,11 @@ class Dense(Geometry):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(n_out, n_pre)."""
-        return self.n_out, self.n_pre
+        """(n_out, n_in), with a bias (n_out, n_in and more)."""
+        if not self.bias:
+            return self.n_out, self.n_in
+        aligned = _ALIGNED if self.n_in >= _WORTH_ALIGNING else 1
+        return self.n_out, -(-(self.n_in + 1) // aligned) * aligned
 
     @property
     def pre_shape(self) -> tuple[int, ...]:
@@ -152,22 +174,18 @@ class Dense(Geometry):
         """(n_out,)."""
         return (self.n_out,)
 
-    @property
-    def n_pre(self) -> int:
-        """Presynaptic units, those added for a bias among them."""
-        if not self.bias:
-            return self.n_in
-        aligned = _ALIGNED if self.n_in >= _WORTH_ALIGNING else 1
-        return -(-(self.n_in + 1) // aligned) * aligned
-
     def flatten_pre(self, signal: Tensor) -> Tensor:
-        """(..., n_in) to (..., n_pre)."""
+        """Nothing to do."""
+        return signal
+
+    def inputs(self, pre: Tensor) -> Tensor:
+        """What the weights of a unit meet, that of its bias among them: (..., n_in) to (..., weight_shape[1])."""
         if not self.bias:
-            return signal
-        flat = signal.new_zeros(*signal.shape[:-1], self.n_pre)
-        flat[..., : self.n_in] = signal
-        flat[..., self.n_in] = 1
-        return flat
+            return pre
+        inputs = pre.new_zeros(*pre.shape[:-1], self.weight_shape[1])
+        inputs[..., : self.n_in] = pre
+        inputs[..., self.n_in] = 1
+        return inputs
 
     def flatten_post(self, signal: Tensor) -> Tensor:
         """Nothing to do."""
@@ -189,21 +207,25 @@ class Dense(Geometry):
         """(N, n_out) to (N, n_in)."""
         return blas.matmul(error, weight)
 
-    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
-        """(..., n_out) and (..., n_in) to (n_out, n_in)."""
-        return blas.outer_sum(post, pre)
-
-    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
-        """(S, E, n_out) and (S, E, n_in) to (E, n_out, n_in)."""
-        return blas.outer_sums(post, pre)
+    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+        """(..., n_out) and (..., n_in) to (n_out, n_in) and (n_out,)."""
+        post, pre = post.reshape(-1, self.n_out), pre.reshape(-1, self.n_in)
+        return blas.matmul(post.T, pre), post.sum(0) if self.bias else None
 
     def unfold(self, pre: Tensor) -> Tensor:
-        """(..., n_in) to (..., 1, n_in)."""
-        return pre[..., None, :]
+        """(..., n_in) to (..., 1, weight_shape[1])."""
+        return self.inputs(pre)[..., None, :]
 
-    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(n_out, n_pre) to (n_out, n_in) and (n_out,)."""
+    def split(self, weights: Tensor) -> Parts:
+        """(n_out, n_in and more) to (n_out, n_in) and (n_out,)."""
         return (weights[:, : self.n_in], weights[:, self.n_in]) if self.bias else (weights, None)
+
+    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(n_out, n_in) and (n_out,) to (n_out, n_in and more)."""
+        if bias is None:
+            return weight
+        added = self.weight_shape[1] - self.n_in - 1
+        return torch.cat([weight, bias[:, None], weight.new_zeros(self.n_out, added)], 1)
 
 
 @dataclass(frozen=True)
@@ -312,8 +334,8 @@ class Convolution(Geometry):
         return conv2d_input(shape, self.split(weight)[0], error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
-    def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
-        """Over positions and all leading axes: (..., C_out, H', W'), (..., C_in, H, W) to (C_out, C_in, k, k)."""
+    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+        """(..., C_out, H', W') and (..., C_in, H, W) to (C_out, C_in, k, k) and (C_out,)."""
         post, pre = post.reshape(-1, *self.post_shape), pre.reshape(-1, *self.pre_shape)
         total = torch.zeros(self._kernel_shape, dtype=post.dtype, device=post.device)
         unfolded = prod(self.post_shape[1:]) * prod(self._kernel_shape[1:]) * pre.element_size()
@@ -326,15 +348,7 @@ class Convolution(Geometry):
                 stride=self.stride,
                 padding=self.padding,
             )
-        return torch.cat([total.flatten(1), post.sum((0, 2, 3))[:, None]], 1) if self.bias else total
-
-    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
-        """(S, E, C_out, H', W') and (S, E, C_in, H, W) to (E, *weight_shape).
-
-        One call for each environment is faster than one grouped convolution for all of them.
-        """
-        pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
-        return torch.stack([self.outer_sum(p, x) for p, x in pairs])
+        return total, post.sum((0, 2, 3)) if self.bias else None
 
     def unfold(self, pre: Tensor) -> Tensor:
         """(..., C_in, H, W) to (..., H' · W', C_in · k · k), with a bias one more that is 1."""
@@ -345,11 +359,15 @@ class Convolution(Geometry):
             patches = functional.pad(patches, (0, 1), value=1.0)
         return patches.reshape(*pre.shape[:-3], *patches.shape[1:])
 
-    def split(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    def split(self, weights: Tensor) -> Parts:
         """(C_out, C_in · k · k + 1) to (C_out, C_in, k, k) and (C_out,)."""
         if not self.bias:
             return weights, None
         return weights[:, :-1].view(self._kernel_shape), weights[:, -1]
+
+    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(C_out, C_in, k, k) and (C_out,) to (C_out, C_in · k · k + 1)."""
+        return weight if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
 
 
 def _maps(flat: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cet_rl.credit.chunk import decay_eligibility, sum_weights
 from cet_rl.credit.constants import HistoryConstants
-from cet_rl.credit.geometry import Dense
+from cet_rl.credit.geometry import Dense, Parts
 from cet_rl.credit.signals import Signals, SynapseState
 
 _BLOCK = 1 << 20
@@ -27,15 +27,17 @@ _BLOCK_ON_DEVICE = 1 << 24
 """The same elsewhere, where only memory counts."""
 
 
-def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Tensor:
-    """Run T steps at once. Same arguments and result as `step`, with one `decay` for all weights."""
+def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
+    """Run T steps at once. Same arguments as `step`, with one `decay` for all weights, and its result in parts."""
     assert state.past_pre is not None
     assert state.past_derivative is not None
     steps, num_envs, n_post = signals.error.shape
     geometry, total = constants.geometry, constants.past + steps
 
     A, B = sum_weights(signals, decay)
-    gradient = None if B is None else decay_eligibility(state, signals, decay, A, B)
+    gradient: Parts | None = None
+    if A is not None and B is not None:
+        gradient = geometry.split(decay_eligibility(state, signals, decay, A, B))
 
     # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
     at_once, rows_at_once = num_envs, total
@@ -47,23 +49,32 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
         envs = slice(first, first + at_once)
         pre, derivative, error = signals.pre[:, envs], signals.derivative[:, envs], signals.error[:, envs]
         if constants.past:
+            # Anew each time: where memory lies decides how products round, and resumed runs must not know.
             pre = torch.cat([state.past_pre[:, envs], pre])
             derivative = torch.cat([state.past_derivative[:, envs], derivative])
             if at_once == num_envs:  # the new past is the end of what has just been put together
                 state.past_pre, state.past_derivative = pre[steps:], derivative[steps:]
             else:
                 state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
-        to_gradient = A[:, envs, None] * error
+        to_gradient = error if A is None else A[:, envs, None] * error
         to_eligibility = None if B is None else B[:, envs, None] * error
         for row in range(0, total, rows_at_once):
             rows = slice(row, row + rows_at_once)
             x, active = geometry.pre(pre[rows]), derivative[rows]
-            part = geometry.outer_sum(geometry.post(active * _due(constants, to_gradient, rows)), x)
-            gradient = part if gradient is None else gradient.add_(part)
+            p = geometry.post(_due(constants, to_gradient, rows).mul_(active))
+            part = geometry.outer_parts(p, x)
+            gradient = part if gradient is None else _add(gradient, part)
             if to_eligibility is not None:
-                p = geometry.post(active * _due(constants, to_eligibility, rows))
+                p = geometry.post(_due(constants, to_eligibility, rows).mul_(active))
                 state.eligibility[envs] += geometry.outer_sums(p, x)
     assert gradient is not None
+    return gradient
+
+
+def _add(gradient: Parts, part: Parts) -> Parts:
+    for total, more in zip(gradient, part, strict=True):
+        if total is not None and more is not None:
+            total += more
     return gradient
 
 

@@ -16,34 +16,47 @@ from torch import Tensor
 class Signals:
     """The inputs of T steps. δ, η and s are those *arriving* now, so already delayed; x and f' are of now.
 
-    A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0.
+    A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0. Without η and s,
+    where an error counts as it is and nothing ends, η is 1 and s is 0.
 
     Attributes:
         pre: x, shape (T, E, n_in). Units may have more axes than one, until they are flattened.
         derivative: f'(W x), shape (T, E, n_out).
         error: δ, shape (T, E, n_out).
-        td_error: η, shape (T, E).
-        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0.
+        td_error: η, shape (T, E), or None.
+        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0; or
+            None, where η is.
     """
 
     pre: Tensor
     derivative: Tensor
     error: Tensor
-    td_error: Tensor
-    start: Tensor
+    td_error: Tensor | None = None
+    start: Tensor | None = None
 
     def __post_init__(self) -> None:
         steps, envs = self.pre.shape[:2]
         post = self.derivative.shape[2:]
+        if (self.td_error is None) != (self.start is None):
+            raise ValueError("td_error and start come together or not at all")
         for name, shape in {
             "derivative": (steps, envs, *post),
             "error": (steps, envs, *post),
             "td_error": (steps, envs),
             "start": (steps, envs),
         }.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(f"{name} has shape {found}, expected {shape} (pre: {tuple(self.pre.shape)})")
+            found = getattr(self, name)
+            if found is not None and found.shape != shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(found.shape)}, expected {shape} (pre: {tuple(self.pre.shape)})"
+                )
+
+    def modulation(self) -> tuple[Tensor, Tensor]:
+        """η and s, shape (T, E) each, written out where they are None."""
+        if self.td_error is None or self.start is None:
+            one = self.error.new_ones(self.error.shape[:2])
+            return one, torch.zeros_like(one)
+        return self.td_error, self.start
 
 
 @dataclass

@@ -35,7 +35,7 @@ def step(
     """
     total = torch.zeros_like(state.eligibility[0])
     for pre, derivative, error, td_error, start in zip(
-        signals.pre, signals.derivative, signals.error, signals.td_error, signals.start, strict=True
+        signals.pre, signals.derivative, signals.error, *signals.modulation(), strict=True
     ):
         if isinstance(constants, StateConstants):
             credited = _advance_states(constants, state, pre, derivative, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cet_rl.credit.constants import HistoryConstants, StateConstants, visible_support
 from cet_rl.credit.delay_line import DelayLine
 from cet_rl.credit.executors import IMPULSE, Executor, run, uses_history
-from cet_rl.credit.geometry import Convolution, Geometry, layer_geometry
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts, layer_geometry
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 from cet_rl.traces.base import Trace
 from cet_rl.traces.perfect import PerfectMemory
@@ -44,6 +44,7 @@ class Synapses(nn.Module):
             loop, on CPU and CUDA) or "history" (closed form over the factored past).
         dtype: of states and signals.
         geometry: of the layer, in the place of `n_in` and `n_out`.
+        supervised: whether errors count as they are and nothing ends, η = 1 and s = 0; `forward` takes neither.
 
     Raises:
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
@@ -68,6 +69,7 @@ class Synapses(nn.Module):
         executor: Executor = "auto",
         dtype: torch.dtype = torch.float32,
         geometry: Geometry | None = None,
+        supervised: bool = False,
     ) -> None:
         super().__init__()
         self.geometry = geometry = layer_geometry(n_in, n_out, geometry)
@@ -106,8 +108,8 @@ class Synapses(nn.Module):
 
         n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
         self.error_line = DelayLine(delay_steps, (num_envs, n_post), dtype=dtype)
-        self.td_error_line = DelayLine(delay_steps, (num_envs,), dtype=dtype)
-        self.start_line = DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
+        self.td_error_line = None if supervised else DelayLine(delay_steps, (num_envs,), dtype=dtype)
+        self.start_line = None if supervised else DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
 
         # A kernel that is silent for long, as a delay line is, lets the layer's inputs wait outside.
         transition = self.trace.transition()
@@ -121,7 +123,7 @@ class Synapses(nn.Module):
         order = len((transition or IMPULSE).K)
         shapes: dict[str, tuple[int, ...] | None] = {
             "eligibility": (num_envs, *weight_shape),
-            "states": None if self._factored else (num_envs, n_post, order, n_pre),
+            "states": None if self._factored else (num_envs, n_post, order, weight_shape[1]),
             "past_pre": (past, num_envs, n_pre) if self._factored else None,
             "past_derivative": (past, num_envs, n_post) if self._factored else None,
         }
@@ -140,16 +142,22 @@ class Synapses(nn.Module):
                 self._constants = StateConstants(self.trace.transition() or IMPULSE, dtype, device)
         return self._constants
 
-    @torch.no_grad()
-    def forward(self, pre: Tensor, derivative: Tensor, error: Tensor, td_error: Tensor, start: Tensor) -> Tensor:
+    def forward(
+        self,
+        pre: Tensor,
+        derivative: Tensor,
+        error: Tensor,
+        td_error: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Advance by T steps.
 
         Args:
             pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
             derivative: f'(W x_t), shape (T, E, n_out); of a convolution (T, E, C_out, H', W').
             error: δ_t, due to what happened at t: it is delayed here. Shaped like `derivative`.
-            td_error: η_t, shape (T, E); delayed here.
-            start: 1 where step t opens an episode, shape (T, E); delayed here.
+            td_error: η_t, shape (T, E); delayed here. None for supervised synapses, and only for them.
+            start: 1 where step t opens an episode, shape (T, E); delayed here. None where `td_error` is.
 
         Returns:
             ΔW = Σ η e over the chunk's steps and environments, of the weight's shape. It points uphill.
@@ -157,6 +165,23 @@ class Synapses(nn.Module):
         Raises:
             ValueError: if shapes or types disagree with each other or with the layer's.
         """
+        return self.geometry.join(*self.advance(pre, derivative, error, td_error, start))
+
+    def __call__(self, *signals: Tensor) -> Tensor:
+        """See `forward`."""
+        result: Tensor = super().__call__(*signals)
+        return result
+
+    @torch.no_grad()
+    def advance(
+        self,
+        pre: Tensor,
+        derivative: Tensor,
+        error: Tensor,
+        td_error: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Parts:
+        """What `forward` does, for a geometry with a bias: ΔW of the weight and of the bias, as torch has them."""
         geometry, envs = self.geometry, len(self.eligibility)
         if (pre.shape[1:], error.shape[2:]) != ((envs, *geometry.pre_shape), geometry.post_shape):
             expected = [", ".join(map(str, ("T", envs, *s))) for s in (geometry.pre_shape, geometry.post_shape)]
@@ -164,29 +189,28 @@ class Synapses(nn.Module):
                 f"expected pre of shape ({expected[0]}) and error of shape ({expected[1]}), "
                 f"got {tuple(pre.shape)} and {tuple(error.shape)}"
             )
-        types = {t.dtype for t in (pre, derivative, error, td_error, start)}
+        signals = Signals(pre, derivative, error, td_error, start)
+        if (td_error is None) != (self.td_error_line is None):
+            kind, takes = ("supervised", "no") if self.td_error_line is None else ("not supervised", "a")
+            raise ValueError(f"these synapses are {kind}: they take {takes} td_error and start")
+        types = {t.dtype for t in (pre, derivative, error, td_error, start) if t is not None}
         if types != {self.eligibility.dtype}:
             raise ValueError(
                 f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
             )
-        signals = Signals(pre, derivative, error, td_error, start)
+        pre = self.pre_line(geometry.flatten_pre(pre))
         signals = Signals(
-            self.pre_line(geometry.flatten_pre(signals.pre)),
-            self.derivative_line(geometry.flatten_post(signals.derivative)),
-            self.error_line(geometry.flatten_post(signals.error)),
-            self.td_error_line(signals.td_error),
-            self.start_line(signals.start),
+            pre if self._factored else cast(Dense, geometry).inputs(pre),
+            self.derivative_line(geometry.flatten_post(derivative)),
+            self.error_line(geometry.flatten_post(error)),
+            None if self.td_error_line is None else self.td_error_line(td_error),
+            None if self.start_line is None else self.start_line(start),
         )
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None
         state = SynapseState(self.eligibility, self.states, self.past_pre, self.past_derivative)
-        gradient = run(self.executor, self.constants, state, signals, decay)
+        gradient = run(self.executor, self.constants, state, signals, decay, geometry)
         for name in ("eligibility", "states", "past_pre", "past_derivative"):
             if (new := getattr(state, name)) is not self._buffers[name]:  # setting what a module has is dear
                 setattr(self, name, new)
         return gradient
-
-    def __call__(self, *signals: Tensor) -> Tensor:
-        """See `forward`."""
-        result: Tensor = super().__call__(*signals)
-        return result

@@ -30,13 +30,10 @@ from cet_rl.activations import Activation
 from cet_rl.credit.constants import forget_oldest, visible_support
 from cet_rl.credit.correlation import Correlation, Times, correlation_matrix, event_matrix
 from cet_rl.credit.delay_line import DelayLine
-from cet_rl.credit.geometry import Convolution, Geometry
+from cet_rl.credit.geometry import Convolution, Geometry, Parts
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import FloatArray, Trace
 from cet_rl.traces.perfect import PerfectMemory
-
-Gradients = tuple[Tensor, Tensor | None]
-"""Of the weight and of the bias, shaped like them."""
 
 _COLUMNS = 2048
 """Features filtered at once on a CPU, so that a whole batch of them fits its cache: one megabyte at T = 128."""
@@ -65,13 +62,6 @@ def kernel_of(trace: Trace | None, dtype: torch.dtype) -> FloatArray:
     kernel = trace.kernel(last).numpy().copy()
     kernel[:first] = 0.0
     return kernel
-
-
-def parameter_gradients(geometry: Geometry, p: Tensor, x: Tensor, *, bias: bool) -> Gradients:
-    """Σ_s p_s x_sᵀ and Σ_s p_s, of flat (S, n_post) and x in the shape of the layer's input."""
-    channels = geometry.post_shape[0]
-    by_unit = p.view(-1, channels).sum(0) if bias else None  # flat maps have their channels innermost
-    return geometry.outer_sum(geometry.post(p), x), by_unit
 
 
 def _by_step(signal: Tensor, steps: int) -> Tensor:
@@ -224,9 +214,7 @@ class SalientCredit(nn.Module):
         y: Tensor,
         error: Tensor,
         moments: Moments,
-        *,
-        bias: bool,
-    ) -> Gradients:
+    ) -> Parts:
         """What the stretch teaches the layer."""
         derivative = geometry.flatten_post(activation.derivative(y, y))
         error, x = geometry.flatten_post(error), geometry.flatten_pre(x)
@@ -240,7 +228,7 @@ class SalientCredit(nn.Module):
         matrix = torch.from_numpy(event_matrix(kernel, happened, arrives[due_now])).to(y)
         p = derivative * (matrix @ error[which])
         self._arrived = (derivative[which] * error[which], x[which]) if self.carry else None
-        gradients = parameter_gradients(geometry, p, geometry.pre(x), bias=bias)
+        gradients = geometry.outer_parts(geometry.post(p), geometry.pre(x))
         if self.carry:
             self._keep(x, derivative, error, happened - moments.steps, len(kernel))
         return gradients
@@ -254,9 +242,9 @@ class SalientCredit(nn.Module):
             gated: f' ⊙ δ of the batch, at the layer's output.
         """
         if self._arrived is None:
-            return geometry.outer_sum(gated, x)
+            return geometry.outer_parts(gated, x)[0]
         p, pre = self._arrived
-        return geometry.outer_sum(geometry.post(p), geometry.pre(pre))
+        return geometry.outer_parts(geometry.post(p), geometry.pre(pre))[0]
 
     def _join(
         self, x: Tensor, derivative: Tensor, error: Tensor, happened: Times
@@ -295,11 +283,10 @@ class StreamCredit(nn.Module):
     convolution keeps its past.
 
     Args:
-        geometry: of the layer, without a bias.
+        geometry: of the layer.
         trace: of the layer; None for none.
         delay_steps: D.
         streams: E, as for `BatchCredit`.
-        bias: whether the layer has one.
         dtype: of the weights.
         alignment: whether the true gradient will be asked for: it takes a copy of all signals for D steps.
     """
@@ -311,17 +298,15 @@ class StreamCredit(nn.Module):
         delay_steps: int,
         streams: int,
         *,
-        bias: bool,
         dtype: torch.dtype,
         alignment: bool,
     ) -> None:
         super().__init__()
         self.streams, self.delay_steps = streams, delay_steps
-        with_bias: Any = replace(geometry, bias=bias)  # type: ignore[type-var]
         states = (trace or PerfectMemory(0)).states
         _, last = visible_support(trace or PerfectMemory(0), dtype)
-        factored = (last - 1) * (with_bias.n_pre + with_bias.n_post)
-        numbers = states * torch.Size(with_bias.weight_shape).numel()
+        factored = (last - 1) * (geometry.n_pre + geometry.n_post)
+        numbers = states * torch.Size(geometry.weight_shape).numel()
         wants_states = 0 < numbers < factored and factored > _SMALL_PAST
         self.synapses = Synapses(
             trace=trace,
@@ -329,15 +314,17 @@ class StreamCredit(nn.Module):
             num_envs=streams,
             executor="chunk" if wants_states and not isinstance(geometry, Convolution) else "history",
             dtype=dtype,
-            geometry=with_bias,
+            geometry=geometry,
+            supervised=True,
         )
-        self._plain = geometry
         shapes = (geometry.pre_shape, geometry.post_shape) if alignment else ()
         # x and f' ⊙ δ of the images whose error is on its way.
         self.recorded = nn.ModuleList(DelayLine(delay_steps, (streams, *shape), dtype=dtype) for shape in shapes)
         self._arrived: list[Tensor] | None = None
 
-    def gradients(self, activation: Activation, x: Tensor, y: Tensor, error: Tensor, gated: Tensor) -> Gradients:
+    def gradients(
+        self, activation: Activation, x: Tensor, y: Tensor, error: Tensor, gated: Tensor, *, measured: bool
+    ) -> Parts:
         """What arrives while the batch is seen teaches the layer.
 
         Args:
@@ -346,6 +333,7 @@ class StreamCredit(nn.Module):
             y: its output.
             error: δ at the output or the pre-activation.
             gated: f' ⊙ δ, for the true gradient.
+            measured: whether that will be asked for.
         """
         steps = steps_in(len(x), self.streams)
         dtype = self.synapses.eligibility.dtype
@@ -353,19 +341,21 @@ class StreamCredit(nn.Module):
             signal.to(dtype).view(steps, self.streams, *signal.shape[1:])
             for signal in (x, activation.derivative(y, y), error, gated)
         )
-        if self.recorded:
-            self._arrived = [line(signal) for line, signal in zip(self.recorded, (pre, gated), strict=True)]
-        one = torch.ones(steps, self.streams, dtype=dtype, device=x.device)
-        gradient = self.synapses(pre, derivative, error, one, torch.zeros_like(one))  # η, and no episode starts
-        weight, bias = self.synapses.geometry.split(gradient)
-        return weight, bias
+        self._arrived = [] if measured else None
+        for line, signal in zip(self.recorded, (pre, gated), strict=False):  # there may be none
+            assert isinstance(line, DelayLine)
+            if self._arrived is None:
+                line.push(signal)
+            else:
+                self._arrived.append(line(signal))
+        return self.synapses.advance(pre, derivative, error)
 
     def true_weight_gradient(self) -> Tensor | None:
-        """Σ f' δ xᵀ of the images whose error arrived in the last batch; None if not recorded."""
-        if self._arrived is None:
+        """Σ f' δ xᵀ of the images whose error arrived in the last batch; None if not recorded and measured."""
+        if not self._arrived:
             return None
         pre, gated = self._arrived
-        return self._plain.outer_sum(gated, pre)
+        return self.synapses.geometry.outer_parts(gated, pre)[0]
 
 
 def _for_soma(trace: Trace | None) -> Trace | None:

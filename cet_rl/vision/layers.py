@@ -18,9 +18,9 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from cet_rl.activations import ACTIVATIONS
 from cet_rl.alignment import cosine
-from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.traces.base import Trace, check_whole
-from cet_rl.vision.credit import BatchCredit, Gradients, Moments, SalientCredit, StreamCredit, steps_in
+from cet_rl.vision.credit import BatchCredit, Moments, SalientCredit, StreamCredit, steps_in
 
 ErrorAt = Literal["preactivation", "activation"]
 Soma = Literal["exact", "trace"]
@@ -93,7 +93,7 @@ class TracedLayer(nn.Module):
         self._geometries: dict[tuple[int, ...], Geometry] = {}
 
     def geometry(self, in_shape: tuple[int, ...]) -> Geometry:
-        """Of the layer, without its bias, for inputs of this shape."""
+        """Of the layer, for inputs of this shape."""
         if in_shape not in self._geometries:
             self._geometries[in_shape] = self._geometry(in_shape)
         return self._geometries[in_shape]
@@ -132,7 +132,6 @@ class TracedLayer(nn.Module):
                 self.trace,
                 self.delay_steps,
                 self.streams,
-                bias=self.bias is not None,
                 dtype=self.weight.dtype,
                 alignment=self.record_alignment,
             ).to(self.weight.device)
@@ -195,9 +194,7 @@ class TracedLayer(nn.Module):
             raise ValueError("images at times of their own need streams=1")
         self.prepare(tuple(x.shape[1:]), salient=moments is not None)
 
-    def late_gradients(
-        self, x: Tensor, y: Tensor, error: Tensor, gated: Tensor, moments: Moments | None
-    ) -> Gradients:
+    def late_gradients(self, x: Tensor, y: Tensor, error: Tensor, gated: Tensor, moments: Moments | None) -> Parts:
         """What the errors that arrive teach the layer; sets `alignment` where it is to be measured.
 
         Args:
@@ -213,13 +210,11 @@ class TracedLayer(nn.Module):
         if moments is not None:
             assert self.salient is not None
             geometry = self.geometry(tuple(x.shape[1:]))
-            for_weight, for_bias = self.salient.gradients(
-                geometry, activation, x, y, error, moments, bias=self.bias is not None
-            )
+            for_weight, for_bias = self.salient.gradients(geometry, activation, x, y, error, moments)
             if self.measured:
                 truth = self.salient.true_weight_gradient(geometry, x, gated)
         elif self.stream is not None:
-            for_weight, for_bias = self.stream.gradients(activation, x, y, error, gated)
+            for_weight, for_bias = self.stream.gradients(activation, x, y, error, gated, measured=self.measured)
             if self.measured:
                 truth = self.stream.true_weight_gradient()
         else:
@@ -353,7 +348,7 @@ class TracedLinear(TracedLayer, nn.Linear):
         self._set_credit(trace, delay_steps, activation, error_at, soma, streaming, streams, record_alignment)
 
     def _geometry(self, in_shape: tuple[int, ...]) -> Geometry:
-        return Dense(self.in_features, self.out_features)
+        return Dense(self.in_features, self.out_features, self.bias is not None)
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """W x + b."""
@@ -442,6 +437,7 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
             (height, width),
             self.stride[0],
             self.padding[0],
+            self.bias is not None,
         )
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
