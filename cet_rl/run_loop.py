@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cet_rl.display import Display
+from cet_rl.ending import to_its_end
 from cet_rl.events import purge_events
 from cet_rl.files import naming
 from cet_rl.interruption import Interruption
@@ -221,20 +221,11 @@ class RunLoop:
             OSError: if a file cannot be written; the summary says "failed", if that can be.
         """
         self.log = RunLog(self.folder, self.steps_before)
-        try:
-            with self.interruption.watched():
-                return self._learn_and_evaluate()
-        except KeyboardInterrupt:
-            self._summarise("interrupted", {})
-            return "interrupted"
-        except Exception as error:
-            with suppress(OSError):  # what went wrong is what there is to tell
-                self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            self.display.close()
-            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
-                self.log.close()
+        return to_its_end(self._learn_and_evaluate, self.interruption, self._summarise, self._close)
+
+    def _close(self) -> None:
+        self.display.close()
+        self.log.close()
 
     def _learn_and_evaluate(self) -> Status:
         self.log.describe(self.config, self.words.score)

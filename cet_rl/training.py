@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from cet_rl.agents.registry import find_agent
 from cet_rl.agents.stored import StoredAlgorithm
 from cet_rl.callbacks import Checkpointing, EventWriter, LiveDisplay, TableWriter, recent_return
 from cet_rl.config import RLConfig
+from cet_rl.ending import to_its_end
 from cet_rl.evaluation import evaluate
 from cet_rl.events import purge_events
 from cet_rl.interruption import Interruption
@@ -199,20 +199,11 @@ class _Run:
             TableWriter(MetricsTable(self.folder.metrics_file, self.steps_before)),
         ]
         self.agent.set_logger(Logger(str(self.folder.path), writers))
-        try:
-            with self.interruption.watched():
-                return self._learn_and_evaluate()
-        except KeyboardInterrupt:
-            self._summarise("interrupted", {})
-            return "interrupted"
-        except Exception as error:
-            with suppress(OSError):  # what went wrong is what there is to tell
-                self._summarise("failed", {}, error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            self.display.close()
-            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
-                self.agent.logger.close()
+        return to_its_end(self._learn_and_evaluate, self.interruption, self._summarise, self._close)
+
+    def _close(self) -> None:
+        self.display.close()
+        self.agent.logger.close()
 
     def _save(self, agent: BaseAlgorithm) -> None:
         """Write a checkpoint: the agent, and all that a run carries besides."""
