@@ -301,6 +301,64 @@ def test_models_that_cannot_be_converted():
         convert(perceptron(), delay=0.4, streams=0)
 
 
+class Scaled(nn.Linear):
+    """Not what nn.Linear computes."""
+
+    def forward(self, x):
+        return 100 * super().forward(x)
+
+
+class Orthogonal(nn.Linear):
+    """What nn.Linear computes, begun elsewhere."""
+
+    def reset_parameters(self):
+        nn.init.orthogonal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def hooked(kind):
+    layer = nn.Linear(4, 4)
+    getattr(layer, f"register_{kind}")(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Scaled(4, 4), "'0' is a Scaled with a forward of its own: convert knows Linear's"),
+        (nn.MultiheadAttention(4, 2), "'0' is an attention"),
+        (nn.TransformerEncoderLayer(4, 2, 8), "'0.self_attn' is an attention"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametrised weight"),
+        (nn.utils.spectral_norm(nn.Linear(4, 4)), "has hooks, which would be lost"),
+        (hooked("forward_hook"), "has hooks"),
+        (hooked("forward_pre_hook"), "has hooks"),
+        (hooked("full_backward_hook"), "has hooks"),
+        (nn.LazyLinear(4), "has no shape yet"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+def test_layers_that_no_other_can_stand_in_for(layer, message, delay):
+    with pytest.raises(ValueError, match=message):
+        convert(nn.Sequential(layer, nn.Linear(4, 3)), delay=delay)
+
+
+def test_subclasses_that_compute_the_same_are_converted():
+    layer, x = Orthogonal(4, 4), torch.randn(5, 4)
+    assert torch.equal(convert(layer, delay=0.2)(x), layer(x))
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(ValueError, match="convert takes a torch module, got 'mlp'"):
+        convert("mlp", delay=0.2)
+    with pytest.raises(ValueError, match=r"trace must be a name .* or a TraceConfig, got CET"):
+        convert(perceptron(), CET(5, 1), delay=0.2)
+    with pytest.raises(ValueError, match="trace must be a trace such as"):
+        TracedLinear(4, 3, trace="cet", delay_steps=3)
+    with pytest.raises(ValueError, match=r"ET.* is made for no delay of its own: give delay_steps"):
+        TracedLinear(4, 3, trace=ET(0.8))
+
+
 def test_frozen_layers_stay_frozen_and_modes_are_kept():
     model = normalised()
     model[0][0].requires_grad_(False)

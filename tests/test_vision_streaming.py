@@ -220,6 +220,18 @@ def test_time_passes_with_errors_alone(case):
     assert_same(found, expected)
 
 
+@FORMS
+def test_time_does_not_run_backwards(case):
+    x, error = case.batch(4)
+    layer = case.layer(streaming=True)
+    first, second = layer(x), layer(x)
+    first.backward(error, retain_graph=True)
+    second.backward(error)
+    for late in (layer(x) + layer(x), first):
+        with pytest.raises(RuntimeError, match="its time would run backwards"):
+            late.backward(error)
+
+
 @given(case=cases(longest=8), length=st.integers(1, 6), batches=st.integers(1, 4))
 def test_alignment_is_the_cosine_with_what_arrived(case, length, batches):
     assume(case.trace is not None or case.delay_steps)

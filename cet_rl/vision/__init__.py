@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cet_rl.vision.cells import train_cells as train_cells
     from cet_rl.vision.config import VisionConfig as VisionConfig
     from cet_rl.vision.conversion import convert as convert
+    from cet_rl.vision.conversion import prepare as prepare
     from cet_rl.vision.layers import TracedConv2d as TracedConv2d
     from cet_rl.vision.layers import TracedLinear as TracedLinear
     from cet_rl.vision.layers import measured as measured
@@ -26,6 +27,7 @@ _HOME = {
     "VisionConfig": "config",
     "convert": "conversion",
     "measured": "layers",
+    "prepare": "conversion",
     "seen_at": "layers",
     "train": "training",
     "train_cells": "cells",
@@ -38,6 +40,7 @@ __all__ = [
     "VisionConfig",
     "convert",
     "measured",
+    "prepare",
     "seen_at",
     "traced_layers",
     "train",

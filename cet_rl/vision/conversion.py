@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
 from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.traces.base import Normalization, Trace
@@ -57,12 +59,19 @@ def convert(
         record_alignment: see `TracedLinear`.
 
     Raises:
-        ValueError: if there is no such layer or one is used twice; for a convolution with groups, dilation, oblong
-            kernels or other than zero padding; for a delay that is no whole number of steps; or for what
-            `TracedLinear` refuses.
+        ValueError: if there is no such layer or one is in two places; for a convolution with groups, dilation,
+            oblong kernels or other than zero padding; for layers that a traced one could not stand in for, as
+            those with a `forward` of their own, hooks, or a parametrised weight; for a delay that is no whole
+            number of steps; or for what `TracedLinear` refuses.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"convert takes a torch module, got {model!r}")
+    if not isinstance(trace, str | TraceConfig | None):
+        raise ValueError(f"trace must be a name that `cet-rl list traces` shows, or a TraceConfig, got {trace!r}")
     model = deepcopy(model)
-    found = model.named_modules(remove_duplicate=False)
+    found = list(model.named_modules(remove_duplicate=False))
+    for name, layer in found:
+        _check_replaceable(name, layer)
     layers = {name: layer for name, layer in found if isinstance(layer, nn.Linear | nn.Conv2d)}
     names = list(layers)
     if len(set(layers.values())) < len(names):
@@ -137,6 +146,36 @@ def _take_activation(parent: nn.Module, child: str) -> str:
             parent[position] = nn.Identity().train(following.training)
             return _ACTIVATIONS[type(following)]
     return "identity"
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def _check_replaceable(name: str, layer: nn.Module) -> None:
+    """Raise ValueError for a layer that does more than a traced one in its place would do."""
+    where = f"layer {name!r}" if name else "the model"
+    if isinstance(layer, nn.MultiheadAttention):
+        raise ValueError(f"{where} is an attention, which uses its weights without calling layers: not supported")
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or isinstance(layer, TracedLayer):
+        return
+    plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    if is_parametrized(layer):
+        raise ValueError(f"{where} has a parametrised weight, whose gradient is not the synapses': not supported")
+    if any(isinstance(parameter, UninitializedParameter) for parameter in layer.parameters()):
+        raise ValueError(f"{where} has no shape yet: show the model a batch first")
+    if type(layer).forward is not plain.forward or type(layer).__call__ is not plain.__call__:
+        raise ValueError(
+            f"{where} is a {type(layer).__name__} with a forward of its own: convert knows {plain.__name__}'s"
+        )
+    if any(getattr(layer, hooks) for hooks in _HOOKS):
+        raise ValueError(f"{where} has hooks, which would be lost: register them after converting")
 
 
 def _traced(

@@ -117,7 +117,8 @@ class BatchCredit:
         if steps <= self.delay_steps:
             raise ValueError(
                 f"credit comes {self.delay_steps} steps late, but a batch is only {steps} steps long and forgets "
-                "all at its end: use larger batches, a shorter delay, or streaming"
+                "all at its end: use larger batches, a shorter delay, or streaming (to look without learning: "
+                "torch.no_grad())"
             )
         return steps
 

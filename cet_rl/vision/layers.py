@@ -61,6 +61,10 @@ class TracedLayer(nn.Module):
             raise ValueError(f"error_at must be one of {', '.join(get_args(ErrorAt))}, got {error_at!r}")
         if soma not in get_args(Soma):
             raise ValueError(f"soma must be one of {', '.join(get_args(Soma))}, got {soma!r}")
+        if not isinstance(trace, Trace | None):
+            raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
+        if delay_steps is None and trace is not None and not hasattr(trace, "delay_steps"):
+            raise ValueError(f"{trace} is made for no delay of its own: give delay_steps")
         if delay_steps is None:
             delay_steps = getattr(trace, "delay_steps", 0)
         check_whole(delay_steps, "delay_steps")
@@ -83,6 +87,7 @@ class TracedLayer(nn.Module):
         self.traced = traced
         self.activation, self.error_at, self.soma = activation, error_at, soma
         self.moments: Moments | None = None
+        self._shown = self._learned = 0  # numbers of the last forward and backward pass while streaming
         self.measured = False
         self.alignment = float("nan")
         self.record_alignment = record_alignment
@@ -112,6 +117,26 @@ class TracedLayer(nn.Module):
     def plain_gradient(self, p: Tensor, x: Tensor) -> Tensor:
         """Σ p xᵀ by torch's own operations, which can be mapped over many networks."""
         raise NotImplementedError
+
+    def number_pass(self) -> int:
+        """Of a forward pass while streaming, counted from 1; else 0, which is no state for a compiler to guard."""
+        if self.streaming:
+            self._shown += 1
+        return self._shown
+
+    def check_pass(self, number: int) -> None:
+        """Raise RuntimeError if the errors of a later forward pass, or the same ones, have come already.
+
+        While streaming, a backward pass is the time of its batch.
+        """
+        if not self.streaming:
+            return
+        if number <= self._learned:
+            raise RuntimeError(
+                "a streaming layer was used twice before the errors of the first use came, or these came twice: "
+                "its time would run backwards"
+            )
+        self._learned = number
 
     def prepare(self, in_shape: tuple[int, ...], *, salient: bool = False) -> None:
         """Make what the layer carries from batch to batch, if it is not there yet.
@@ -267,11 +292,13 @@ class _LateCredit(torch.autograd.Function):
         # f' = 1 needs no output, which may then be overwritten in place.
         ctx.save_for_backward(x, weight, matrix, None if layer.activation == "identity" else output)
         ctx.layer, ctx.moments, ctx.has_bias = layer, layer.moments, bias is not None
+        ctx.number = layer.number_pass()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, matrix, y = ctx.saved_tensors
         layer: TracedLayer = ctx.layer
+        layer.check_pass(ctx.number)
         y = grad if y is None else y
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
