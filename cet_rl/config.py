@@ -64,11 +64,11 @@ class RLConfig(LayeredConfig):
     """Step cap of an evaluation episode in a task that has none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.check_counts("num_envs", "n_steps", "eval_episodes", "eval_max_steps")
         check_hyperparameters(self)
         if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
             raise ValueError(f"--hidden must list widths from 1 to 100,000, got {self.hidden}")
-        super().__post_init__()
         self.timing.check_run(self.total_steps, self.num_envs)
 
     @property

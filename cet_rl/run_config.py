@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,7 +25,7 @@ import yaml
 
 from cet_rl.fast_yaml import LOADER
 from cet_rl.timing import CreditTiming
-from cet_rl.traces.base import Normalization, check_whole
+from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TRACES, TraceConfig
 
 _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
@@ -81,14 +82,11 @@ class RunConfig(ABC):
         _ = self.trace_config, self.timing
 
     def _check_types(self) -> None:
-        """Raise ValueError for a choice that is none, or a count that is no whole number."""
+        """Raise ValueError for a value that is not of its field's type."""
         for name, hint in _hints(type(self)).items():
-            value, arguments = getattr(self, name), typing.get_args(hint)
-            if typing.get_origin(hint) is Literal and value not in arguments:
-                raise ValueError(f"{flag(name)} must be one of {', '.join(map(str, arguments))}, got {value!r}")
-            whole = hint is int or (int in arguments and value is not None)
-            if whole and typing.get_origin(hint) is not tuple:
-                check_whole(value, flag(name))
+            value = getattr(self, name)
+            if not _is_of(hint, value):
+                raise ValueError(f"{flag(name)} must be {_in_words(hint)}, got {value!r}")
 
     def check_counts(self, *names: str) -> None:
         """Raise ValueError unless each of these fields is None or a number from one to a million million."""
@@ -173,6 +171,40 @@ class LayeredConfig(RunConfig):
 def _hints(kind: type[RunConfig]) -> dict[str, Any]:
     """Types of the fields, without the annotations that are tyro's."""
     return typing.get_type_hints(kind)
+
+
+_WORDS: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    type(None): (type(None), "none"),
+}
+"""What a field of some type takes, and how to say so."""
+
+
+def _is_of(hint: Any, value: object) -> bool:
+    """Whether a value is what a field of this type takes; numpy's numbers are numbers."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return value in arguments
+    if typing.get_origin(hint) is tuple:
+        row = list(value) if isinstance(value, tuple | list) else None
+        as_long = row is not None and (... in arguments or len(row) == len(arguments))
+        return as_long and all(_is_of(arguments[0], each) for each in row or ())
+    if arguments:
+        return any(_is_of(each, value) for each in arguments)
+    return isinstance(value, _WORDS[hint][0]) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_words(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if typing.get_origin(hint) is tuple:
+        number = "" if ... in arguments else f"{len(arguments)} "
+        return f"a tuple of {number}{_WORDS[arguments[0]][1].removeprefix('a ')}s"
+    return " or ".join(map(_in_words, arguments)) if arguments else _WORDS[hint][1]
 
 
 def check_seed(seed: int) -> None:

@@ -58,6 +58,7 @@ class RecurrentConfig(RunConfig):
         known = summaries()
         if self.task not in known:
             raise ValueError(f"unknown sequence task {self.task!r}: choose from {', '.join(known)}")
+        super().__post_init__()
         self.check_counts("units", "batch_size", "update_every")
         if self.units > 10_000:
             raise ValueError(f"--units must be at most 10,000, got {self.units}")
@@ -67,7 +68,6 @@ class RecurrentConfig(RunConfig):
             raise ValueError("--lags belongs to Add; mimic has none: leave it out")
         if min(self.lags) < 0:
             raise ValueError(f"--lags must not be negative, got {self.lags[0]} {self.lags[1]}")
-        super().__post_init__()
         self.timing.check_run(self.total_steps, 1)
 
     @property

@@ -63,6 +63,7 @@ class VisionConfig(LayeredConfig):
         known = summaries()
         if self.task not in known:
             raise ValueError(f"unknown data set {self.task!r}: choose from {', '.join(known)}")
+        super().__post_init__()
         self.check_counts("batch_size", "streams")
         for name, widths in {"--hidden": self.hidden or (), "--channels": self.channels}.items():
             if any(width < 1 or width > 100_000 for width in widths):
@@ -79,7 +80,6 @@ class VisionConfig(LayeredConfig):
             raise ValueError(f"--max-grad-norm must be positive, got {self.max_grad_norm:g}")
         if self.salience is not None and not 0 < self.salience <= 1:
             raise ValueError(f"--salience must lie in (0, 1], got {self.salience:g}")
-        super().__post_init__()
         self._check_time()
 
     def _check_time(self) -> None:
