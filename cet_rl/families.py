@@ -36,6 +36,9 @@ class Family:
             that no other family knows.
         checkpoint: name of the file that holds what has been learned.
         evaluation_options: which options of `cet-rl eval` mean anything to it.
+        data: "module:function", called with the values of some of a configuration's fields, that raises ValueError
+            or OSError if the data they name cannot be had; None where there are none to be had.
+        data_fields: these fields.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Family:
     catalogue: str | None = None
     checkpoint: str = "agent.zip"
     evaluation_options: tuple[str, ...] = ()
+    data: str | None = None
+    data_fields: tuple[str, ...] = ()
 
     def config(self) -> type[RunConfig]:
         """The class of its configurations."""
@@ -71,6 +76,11 @@ class Family:
         """
         resolved: RunConfig = _load(self.resolver)(config)
         return resolved
+
+    def check_data(self, *values: Any) -> None:
+        """Raise ValueError or OSError if data cannot be had; `values` are those of `data_fields`."""
+        if self.data is not None:
+            _load(self.data)(*values)
 
     def train(
         self,
@@ -125,6 +135,8 @@ VISION = Family(
     evaluator="cet_rl.vision.training:evaluate_run",
     catalogue="cet_rl.vision.catalogue:summaries",
     checkpoint="network.zip",
+    data="cet_rl.vision.training:check_data",
+    data_fields=("task", "data_dir", "validation"),
 )
 RECURRENT = Family(
     "recurrent",

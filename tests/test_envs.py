@@ -209,7 +209,7 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_env("CartPol-v1"), "did you mean CartPole-v1"),
         (lambda: make_env("cartpole-v1"), "CartPole-v1"),
         (lambda: make_env("LunarLander-v2"), "LunarLander"),
-        (lambda: make_env("Zzzzzz"), "cet-rl list envs"),
+        (lambda: make_env("Zzzzzz"), "`cet-rl list` shows environments, data sets and other tasks"),
         (lambda: make_vec_env("CartPole-v1", 0), "num_envs"),
         (lambda: make_vec_env("Acrobot-v1", 2, vectorization="numpy"), "vectorised form"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="fast"), "vectorization"),

@@ -14,8 +14,8 @@ from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.spec import read_spec
 
 FIGURES = {
-    "fig3-mnist": 93,
-    "fig3-cifar10": 93,
+    "fig3-mnist": 129,
+    "fig3-cifar10": 129,
     "fig4-cartpole": 93,
     "fig4-lunarlander": 93,
     "fig4-spaceinvaders": 63,

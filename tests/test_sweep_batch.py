@@ -150,6 +150,17 @@ def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
         assert float(row["test_loss"]) == pytest.approx(float(theirs[name]["test_loss"]), rel=1e-5)
 
 
+@pytest.mark.parametrize("launcher", ["local", "batch"])
+def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, capsys, launcher):
+    file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
+    missing = str(tmp_path / "missing")
+    command = ["sweep", file, "--data-dir", missing, "--run-dir", str(folder.path), "--launcher", launcher]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the data folder {missing} does not exist" in line
+    assert not folder.path.exists()
+
+
 def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
     file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
     for name in ("here", "there"):

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         "same command again goes on where it was: finished cells are skipped, partial ones resumed. Several at "
         "once on one folder share the work.",
     )
-    from cet_rl.sweeps.build import build_or_read
+    from cet_rl.sweeps.build import build_or_read, check_data
     from cet_rl.sweeps.folder import SweepFolder
     from cet_rl.sweeps.launcher import Launcher, LocalLauncher, check_workers
     from cet_rl.sweeps.scheduler import run_sweep, show_status
@@ -76,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         return status
     if slurm is not None:
         return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
+    check_data(sweep.cells, folder)
     launcher: Launcher
     if options.launcher == "batch":
         from cet_rl.sweeps.batched import BatchLauncher

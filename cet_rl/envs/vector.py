@@ -159,7 +159,8 @@ def find_task(task: str) -> EnvSpec:
         hint = (
             f"did you mean {', '.join(near)}?"
             if near
-            else "`cet-rl list envs` shows what is ready to use; module:Id-v0 imports a module that registers one"
+            else "`cet-rl list` shows environments, data sets and other tasks; module:Id-v0 imports a module that "
+            "registers one"
         )
         raise ValueError(f"unknown environment {task!r}: {hint}") from None
 

@@ -19,6 +19,7 @@ from cet_rl.runs import default_path
 from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.spec import Asked, Spec
+from cet_rl.sweeps.states import read_summary
 
 
 def build_or_read(spec: Spec, folder: SweepFolder) -> Sweep:
@@ -99,6 +100,22 @@ def configuration(cell: Cell) -> tuple[Family, RunConfig]:
     family = family_of(cell.values["task"])
     values = check_values({**cell.values, "threads": 1}, f"sweep.yaml, {cell.name}", family.config())
     return family, family.config()(**values)
+
+
+def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
+    """Look at the data of cells that are not finished, so that not each of them fails for the same reason.
+
+    Raises:
+        ValueError, OSError: if some cannot be had.
+    """
+    seen = set()
+    for cell in cells:
+        family = family_of(cell.values["task"])
+        values = tuple(cell.values.get(name) for name in family.data_fields)
+        if (family.name, values) in seen or (read_summary(folder, cell.name) or {}).get("status") == "finished":
+            continue
+        seen.add((family.name, values))
+        family.check_data(*values)
 
 
 def _resolve(config: RunConfig) -> RunConfig:

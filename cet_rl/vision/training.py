@@ -40,6 +40,11 @@ def load_data(config: VisionConfig) -> ImageData:
     return data.to(config.device)
 
 
+def check_data(task: str, data_dir: str | None, validation: bool) -> None:
+    """Raise ValueError or OSError, in one clear line, if a data set cannot be had."""
+    load(task, data_dir, validation=validation)
+
+
 def train(
     config: VisionConfig,
     run_dir: str | Path | None = None,
