@@ -142,30 +142,9 @@ class Synapses(nn.Module):
                 self._constants = StateConstants(self.trace.transition() or IMPULSE, dtype, device)
         return self._constants
 
-    def forward(
-        self,
-        pre: Tensor,
-        derivative: Tensor,
-        error: Tensor,
-        td_error: Tensor | None = None,
-        start: Tensor | None = None,
-    ) -> Tensor:
-        """Advance by T steps.
-
-        Args:
-            pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
-            derivative: f'(W x_t), shape (T, E, n_out); of a convolution (T, E, C_out, H', W').
-            error: δ_t, due to what happened at t: it is delayed here. Shaped like `derivative`.
-            td_error: η_t, shape (T, E); delayed here. None for supervised synapses, and only for them.
-            start: 1 where step t opens an episode, shape (T, E); delayed here. None where `td_error` is.
-
-        Returns:
-            ΔW = Σ η e over the chunk's steps and environments, of the weight's shape. It points uphill.
-
-        Raises:
-            ValueError: if shapes or types disagree with each other or with the layer's.
-        """
-        return self.geometry.join(*self.advance(pre, derivative, error, td_error, start))
+    def forward(self, *signals: Tensor) -> Tensor:
+        """`advance`, and the update as one tensor of the geometry's `weight_shape`."""
+        return self.geometry.join(*self.advance(*signals))
 
     def __call__(self, *signals: Tensor) -> Tensor:
         """See `forward`."""
@@ -181,7 +160,22 @@ class Synapses(nn.Module):
         td_error: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Parts:
-        """What `forward` does, for a geometry with a bias: ΔW of the weight and of the bias, as torch has them."""
+        """Advance by T steps.
+
+        Args:
+            pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
+            derivative: f'(W x_t), shape (T, E, n_out); of a convolution (T, E, C_out, H', W').
+            error: δ_t, due to what happened at t: it is delayed here. Shaped like `derivative`.
+            td_error: η_t, shape (T, E); delayed here. None for supervised synapses, and only for them.
+            start: 1 where step t opens an episode, shape (T, E); delayed here. None where `td_error` is.
+
+        Returns:
+            ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and that of a bias, or
+            None. It points uphill.
+
+        Raises:
+            ValueError: if shapes or types disagree with each other or with the layer's.
+        """
         geometry, envs = self.geometry, len(self.eligibility)
         if (pre.shape[1:], error.shape[2:]) != ((envs, *geometry.pre_shape), geometry.post_shape):
             expected = [", ".join(map(str, ("T", envs, *s))) for s in (geometry.pre_shape, geometry.post_shape)]
