@@ -345,7 +345,9 @@ def test_the_delay_is_that_of_the_trace_unless_given(kind):
     size = () if kind is TracedLinear else (1,)
     assert kind(2, 3, *size, trace=CET(3, 4)).delay_steps == 4
     assert kind(2, 3, *size, trace=CET(3, 4), delay_steps=1).delay_steps == 1
-    assert kind(2, 3, *size, trace=ET(0.5)).delay_steps == 0
+    assert kind(2, 3, *size, trace=ET(0.5), delay_steps=2).delay_steps == 2
+    with pytest.raises(ValueError, match="made for no delay of its own"):
+        kind(2, 3, *size, trace=ET(0.5))
     assert kind(2, 3, *size).delay_steps == 0
     assert kind(2, 3, *size, trace=PerfectMemory(0)).traced
 
