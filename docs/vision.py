@@ -100,10 +100,10 @@ STUDIES = {
     ),
     "cifar10": Study(
         "cifar10",
-        "CIFAR-10 (JPEG copy), CNN, 1,500 updates",
+        "CIFAR-10 (JPEG copy), CNN, 20,000 updates",
         (4.0,),
         (0, 1, 2, 3, 4),
-        "--total-steps 1500",
+        "",
         {},
         "--lr 1e-3 --weight-decay 1e-1",
     ),
