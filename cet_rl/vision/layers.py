@@ -6,6 +6,7 @@ is the one that synapses with a trace would arrive at. Time is the batch: see `c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -324,6 +325,10 @@ class _LateCredit(torch.autograd.Function):
         if down is not None and down.dtype != in_dtype:
             down = down.to(in_dtype)
         return down, for_weight, for_bias if ctx.has_bias else None, None, None
+
+
+# torch looks at the signature in every forward pass, which takes as long as a small layer.
+_LateCredit.forward.__signature__ = inspect.signature(_LateCredit.forward)  # type: ignore[attr-defined]
 
 
 class TracedLinear(TracedLayer, nn.Linear):
