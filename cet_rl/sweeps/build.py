@@ -112,10 +112,11 @@ def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
     for cell in cells:
         family = family_of(cell.values["task"])
         values = tuple(cell.values.get(name) for name in family.data_fields)
-        if (family.name, values) in seen or (read_summary(folder, cell.name) or {}).get("status") == "finished":
+        if family.data is None or (family.name, values) in seen:
             continue
-        seen.add((family.name, values))
-        family.check_data(*values)
+        if (read_summary(folder, cell.name) or {}).get("status") != "finished":
+            seen.add((family.name, values))
+            family.check_data(*values)
 
 
 def _resolve(config: RunConfig) -> RunConfig:
