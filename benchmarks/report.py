@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cet_rl.config import RLConfig
-from cet_rl.plots import ALIGNMENT, RETURN
-from cet_rl.runs import MetricsTable, RunFolder
+from cet_rl.report.plots import ALIGNMENT, RETURN
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.folder import MetricsTable, RunFolder
 
 DELAYS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 ARMS = (

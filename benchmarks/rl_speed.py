@@ -24,11 +24,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from cet_rl.agents import CETActorCritic
+from cet_rl.agents.learner import ActorCriticLearner
+from cet_rl.agents.networks import NumpyForward
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
-from cet_rl.learner import ActorCriticLearner
-from cet_rl.machine import set_threads
-from cet_rl.networks import NumpyForward
+from cet_rl.runs.machine import set_threads
 
 NUM_ENVS, N_STEPS = 4, 128
 BASELINE = "SB3 A2C"

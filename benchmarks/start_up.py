@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from report import timed, write
 
-from cet_rl.config import RLConfig
+from cet_rl.rl.config import RLConfig
 from cet_rl.sweeps.build import build_or_read, configuration
+from cet_rl.sweeps.file import read_spec
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.spec import read_spec
 
 COMMANDS = ("--help", "train CartPole-v1 --help", "train mnist --help", "train add --help", "list traces")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "gymnasium", "stable_baselines3", "numba", "sklearn")

@@ -8,16 +8,16 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from cet_rl.lazy import lazy_names
+from cet_rl.runs.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cet_rl.timing import CreditTiming as CreditTiming
     from cet_rl.traces import CET as CET
     from cet_rl.traces import ET as ET
     from cet_rl.traces import LTPLTD as LTPLTD
     from cet_rl.traces import Legendre as Legendre
     from cet_rl.traces import PerfectMemory as PerfectMemory
     from cet_rl.traces import SharpCET as SharpCET
+    from cet_rl.traces.timing import CreditTiming as CreditTiming
 
 try:
     __version__ = version("cet-rl")
@@ -25,7 +25,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
 _HOME = {
-    "CreditTiming": "timing",
+    "CreditTiming": "traces.timing",
     "CET": "traces",
     "ET": "traces",
     "LTPLTD": "traces",

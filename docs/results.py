@@ -22,8 +22,8 @@ from statistics import mean
 import matplotlib.pyplot as plt
 import numpy as np
 
-from cet_rl.plots import ALIGNMENT, RETURN, Curve, alignment_figure, draw_curves, read_run
-from cet_rl.runs import MetricsTable
+from cet_rl.report.plots import ALIGNMENT, RETURN, Curve, alignment_figure, draw_curves, read_run
+from cet_rl.runs.folder import MetricsTable
 
 DOCS = Path(__file__).parent
 SEEDS = (0, 1, 2)

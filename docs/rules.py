@@ -23,10 +23,10 @@ import numpy as np
 from results import read, save, write
 
 from cet_rl.cli.train import parse_arguments
-from cet_rl.plots import ALIGNMENT, Curve, draw_curves, read_run
-from cet_rl.recurrent.catalogue import build_task
+from cet_rl.recurrent.task_registry import build_task
 from cet_rl.recurrent.training import train
-from cet_rl.runs import MetricsTable
+from cet_rl.report.plots import ALIGNMENT, Curve, draw_curves, read_run
+from cet_rl.runs.folder import MetricsTable
 
 LOSS = "train/loss"
 

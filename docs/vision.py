@@ -22,9 +22,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from results import NAMES, draw_heatmap, read, save, write
 
-from cet_rl.paper import paper_cell
-from cet_rl.plots import ALIGNMENT, Curve, draw_curves, read_run
-from cet_rl.runs import MetricsTable
+from cet_rl.report.plots import ALIGNMENT, Curve, draw_curves, read_run
+from cet_rl.runs.folder import MetricsTable
+from cet_rl.runs.paper import paper_cell
 
 ACCURACY = "test/accuracy"
 NAMES = {**NAMES, "none": ("backpropagation, no delay", "0.6"), "cet6": ("CET 6", "C0")}

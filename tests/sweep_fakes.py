@@ -13,8 +13,8 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
 from cet_rl.sweeps.launcher import LocalLauncher
 from cet_rl.sweeps.states import look_at_all
 

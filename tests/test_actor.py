@@ -9,13 +9,13 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
-from cet_rl.config import CONVOLUTIONS
+from cet_rl.agents.distributions import Categorical, DiagonalGaussian
+from cet_rl.agents.learner import ActorCriticLearner, LearnerConfig, Rollout
+from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic
 from cet_rl.credit import Synapses
-from cet_rl.distributions import Categorical, DiagonalGaussian
-from cet_rl.learner import ActorCriticLearner, LearnerConfig, Rollout
-from cet_rl.networks import CHANNELS, Actor, ConvCritic, Critic
-from cet_rl.timing import CreditTiming
+from cet_rl.rl.config import CONVOLUTIONS
 from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import CreditTiming
 
 STEPS, ENVS, ACTIONS = 12, 2, 3
 MAPS = (2, 4, 5)

@@ -23,7 +23,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from cet_rl import storage
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
 
@@ -247,7 +246,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
                 data["format_version"] = 99
             if damage == "missing tensor":
                 tensors.pop("policy/actor.weights.0")
-            storage.write(path, data, tensors, what="agent")
+            archive.write(path, data, tensors, what="agent")
         if damage in ("other zip", "no digest"):
             with zipfile.ZipFile(path, "w") as archive:
                 for name, part in parts.items():
@@ -355,7 +354,7 @@ def test_mutated_data_is_refused_or_harmless(data):
         node = node[key]
     node[key] = data.draw(st.sampled_from([None, True, -1, 0, 7, 0.5, 1e308, "", "x", [], {}, [1], {"a": None}]))
     stream = io.BytesIO()
-    storage.write(stream, tree, tensors, what="agent")  # with the digest that belongs to it
+    archive.write(stream, tree, tensors, what="agent")  # with the digest that belongs to it
     with contextlib.suppress(ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         CETActorCritic.load(stream)

@@ -17,21 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save as to_bytes
 
-from cet_rl import files, storage
-from cet_rl.checkpoints import Checkpoints
-from cet_rl.events import purge_events
-from cet_rl.runs import MetricsTable, RunFolder
+from cet_rl.runs import archive, files
+from cet_rl.runs.checkpoint import Checkpoints
+from cet_rl.runs.events import purge_events
+from cet_rl.runs.folder import MetricsTable, RunFolder
 
 CONFIG = {"task": "some", "lr": 0.1, "hidden": [4]}
 
 
 def writing(step):
     """Of a learner that has come so far."""
-    return lambda path: storage.write(path, {"step": step}, {"w": torch.full((50,), float(step))}, what="network")
+    return lambda path: archive.write(path, {"step": step}, {"w": torch.full((50,), float(step))}, what="network")
 
 
 def step_of(path):
-    data, tensors = storage.read(path, what="network")
+    data, tensors = archive.read(path, what="network")
     assert (tensors["w"] == data["step"]).all()
     return data["step"]
 
@@ -72,8 +72,8 @@ def flip(path, place=0.5):
 
 def rewrite(path, **changes):
     """With a digest, as the package would."""
-    data, tensors = storage.read(path, what="network")
-    storage.write(path, {**data, **changes}, tensors, what="network")
+    data, tensors = archive.read(path, what="network")
+    archive.write(path, {**data, **changes}, tensors, what="network")
 
 
 DAMAGES = {
@@ -85,7 +85,7 @@ DAMAGES = {
     "a bit of the digest": lambda path: flip(path, 1),
     "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
     "something else": lambda path: path.write_bytes(b"hello"),
-    "an agent": lambda path: storage.write(path, {}, {}, what="agent"),
+    "an agent": lambda path: archive.write(path, {}, {}, what="agent"),
     "gone": lambda path: path.unlink(),
     "another run's": lambda path: Checkpoints(path).save(writing(9), {**CONFIG, "lr": 0.2}),
 }
@@ -114,8 +114,8 @@ def test_every_single_byte_counts(kept):
     content = kept.newest.read_bytes()
     for place in range(0, len(content), max(1, len(content) // 300)):
         kept.newest.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
-        with pytest.raises(storage.DamagedFileError):
-            storage.check(kept.newest, what="network")
+        with pytest.raises(archive.DamagedFileError):
+            archive.check(kept.newest, what="network")
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "another run's"])
@@ -133,7 +133,7 @@ def test_without_a_good_one_it_is_an_error_and_nothing_is_lost(kept, damage, tmp
 
 @pytest.mark.parametrize("which", ["newest", "previous"])
 def test_one_from_a_newer_version_is_an_error_and_not_passed_over(kept, which):
-    rewrite(getattr(kept, which), format_version=storage.VERSION + 1)
+    rewrite(getattr(kept, which), format_version=archive.VERSION + 1)
     if which == "previous":
         cut(kept.newest)
     with pytest.raises(ValueError, match=r"has format version 3, this cet-rl reads version 2"):
@@ -172,7 +172,7 @@ def test_killed_while_writing(kept, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         if moment == 1:
-            patch.setattr(storage, "attach", lambda *given, **named: killed())
+            patch.setattr(archive, "attach", lambda *given, **named: killed())
         if moment < 3:
             with pytest.raises(Killed):
                 kept.save(writing(4), CONFIG, {})

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import yaml
 
-from cet_rl.claims import CLAIMS, checks, examine, examine_folders, measures
-from cet_rl.claims.claim import RATES, Claim
-from cet_rl.claims.measures import ACCURACY, LOSS, RETURN
-from cet_rl.claims.sides import cascade, side, with_rule
-from cet_rl.claims.writing import as_markdown
 from cet_rl.cli import main
-from cet_rl.config import RLConfig
-from cet_rl.families import family_of
-from cet_rl.plots import ALIGNMENT
 from cet_rl.recurrent.config import RecurrentConfig
+from cet_rl.report.claims import CLAIMS, checks, examine, examine_folders, measures
+from cet_rl.report.claims.claim import RATES, Claim
+from cet_rl.report.claims.measures import ACCURACY, LOSS, RETURN
+from cet_rl.report.claims.sides import cascade, side, with_rule
+from cet_rl.report.claims.writing import as_markdown
+from cet_rl.report.plots import ALIGNMENT
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.reading import Run, held_out
-from cet_rl.run_config import package_configs
-from cet_rl.runs import MetricsTable
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.config import package_configs
+from cet_rl.runs.folder import MetricsTable
+from cet_rl.runs.task_kinds import family_of
 from cet_rl.sweeps.build import build, configuration
-from cet_rl.sweeps.spec import read_spec
+from cet_rl.sweeps.file import read_spec
 from cet_rl.vision.config import VisionConfig
 
 NAMES = [claim.name for claim in CLAIMS]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
 from cet_rl import CET, ET, Legendre, PerfectMemory
-from cet_rl.alignment import AlignmentProbe
 from cet_rl.credit import Convolution, Dense, Synapses, geometry, history
+from cet_rl.credit.alignment import AlignmentProbe
 
 TRACES = st.one_of(
     st.none(),

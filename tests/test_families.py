@@ -13,14 +13,24 @@ import pytest
 import torch
 import yaml
 
-from cet_rl import plots, storage
 from cet_rl.cli import main
 from cet_rl.cli.evaluate import EvalArguments
 from cet_rl.cli.train import parse_arguments
-from cet_rl.config import RLConfig
-from cet_rl.families import FAMILIES, RECURRENT, RL, VISION, check_spelling, family_of, named_tasks, read_run
-from cet_rl.run_config import RunConfig, Task, check_values, parse_config, read_mapping
-from cet_rl.runs import RunFolder, default_path
+from cet_rl.report import plots
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs import archive
+from cet_rl.runs.config import RunConfig, Task, check_values, parse_config, read_mapping
+from cet_rl.runs.folder import RunFolder, default_path
+from cet_rl.runs.task_kinds import (
+    FAMILIES,
+    RECURRENT,
+    RL,
+    VISION,
+    check_spelling,
+    family_of,
+    named_tasks,
+    read_run,
+)
 
 
 @dataclass(frozen=True)
@@ -223,16 +233,16 @@ def test_a_file_s_task_is_read_before_its_keys(tmp_path):
 
 def test_files_say_what_they_hold(tmp_path):
     file = tmp_path / "network.zip"
-    storage.write(file, {"steps": 3}, {"a/b": torch.ones(2)}, what="network")
-    data, tensors = storage.read(file, what="network")
+    archive.write(file, {"steps": 3}, {"a/b": torch.ones(2)}, what="network")
+    data, tensors = archive.read(file, what="network")
     assert data["format"] == "cet-rl network"
     assert data["steps"] == 3
     assert tensors["a/b"].tolist() == [1, 1]
     assert set(zipfile.ZipFile(file).namelist()) == {"network.json", "tensors.safetensors"}
     with pytest.raises(ValueError, match=r"network\.zip is damaged or no cet-rl agent file"):
-        storage.read(file, what="agent")
+        archive.read(file, what="agent")
     with pytest.raises(FileNotFoundError, match="there is no network file"):
-        storage.read(tmp_path / "missing", what="network")
+        archive.read(tmp_path / "missing", what="network")
 
 
 def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
@@ -307,7 +317,7 @@ def test_a_folder_that_is_being_run_is_left_alone(tmp_path, capsys, task):
 def test_a_dead_process_holds_no_folder(tmp_path):
     program = f"""
 import os
-from cet_rl.runs import RunFolder
+from cet_rl.runs.folder import RunFolder
 with RunFolder({str(tmp_path)!r}).held():
     os._exit(0)
 """

@@ -7,11 +7,11 @@ from functools import cache
 import pytest
 import yaml
 
-from cet_rl.families import RECURRENT, RL, VISION, family_of
-from cet_rl.paper import paper_cell, paper_tables
-from cet_rl.run_config import package_configs
+from cet_rl.runs.config import package_configs
+from cet_rl.runs.paper import paper_cell, paper_tables
+from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, family_of
 from cet_rl.sweeps.build import build, configuration
-from cet_rl.sweeps.spec import read_spec
+from cet_rl.sweeps.file import read_spec
 
 FIGURES = {
     "fig3-mnist": 129,

@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cet_rl.distributions import Categorical
-from cet_rl.learner import ActorCriticLearner, LearnerConfig, Rollout
-from cet_rl.networks import Actor, Critic
-from cet_rl.timing import CreditTiming
+from cet_rl.agents.distributions import Categorical
+from cet_rl.agents.learner import ActorCriticLearner, LearnerConfig, Rollout
+from cet_rl.agents.networks import Actor, Critic
 from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import CreditTiming
 
 N_IN, ACTIONS = 3, 4
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from cet_rl import locks
-from cet_rl.locks import Lock, holders
+from cet_rl.runs import lock as locks
+from cet_rl.runs.lock import Lock, holders
 
 
 def leave_lock(folder, name="cell", number=1, age=0.0, **changes):

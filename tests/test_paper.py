@@ -8,11 +8,11 @@ import sys
 import pytest
 import yaml
 
-from cet_rl import paper
 from cet_rl.cli.train import parse_arguments
-from cet_rl.config import RLConfig
-from cet_rl.families import RL, family_of
-from cet_rl.paper import paper_cell, paper_tables
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs import paper
+from cet_rl.runs.paper import paper_cell, paper_tables
+from cet_rl.runs.task_kinds import RL, family_of
 from cet_rl.traces.registry import DEFAULT_ORDER
 
 SPACE_INVADERS = "MinAtar/SpaceInvaders-v1"
@@ -288,7 +288,7 @@ def test_a_key_that_is_none_is_refused_with_its_place():
 
 def test_looking_up_a_cell_does_not_import_torch():
     code = (
-        "import sys; from cet_rl.paper import paper_cell; paper_cell('mnist', delay=1, order=2); "
+        "import sys; from cet_rl.runs.paper import paper_cell; paper_cell('mnist', delay=1, order=2); "
         "paper_cell('CartPole-v1', delay=8); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cet_rl import plugins
 from cet_rl.recurrent.cell import Cell
 from cet_rl.recurrent.rules import registry
 from cet_rl.recurrent.rules.base import Moment, Rule, balance
 from cet_rl.recurrent.rules.exact import RTRL
 from cet_rl.recurrent.rules.registry import build_rule, find_rule, parse_options, register_rule
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
+from cet_rl.runs import plugins
 
 NAMES = ["fixed-w", "bptt", "future-bptt", "rtrl", "uoro", "kf-rtrl", "r-kf", "kernl", "rflo", "dni", "dni-b"]
 # Options under which a few steps show all that a rule does: windows end, copies are renewed, much is learned.

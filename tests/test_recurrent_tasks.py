@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cet_rl import storage
 from cet_rl.recurrent import catalogue
-from cet_rl.recurrent.catalogue import TASKS, build_task, register_task, summaries
 from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.task_registry import TASKS, build_task, register_task, summaries
 from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, symbol_steps
+from cet_rl.runs import archive
 
 DOUBLE = torch.float64
 
@@ -233,15 +233,15 @@ def test_a_stream_resumes_from_a_file_bit_for_bit(task, batch, before, after):
     stream = task.stream(11, batch)
     if before:
         stream.take(before)
-    tensors, data = storage.flatten({"stream": stream.state_dict()})
+    tensors, data = archive.flatten({"stream": stream.state_dict()})
     file = io.BytesIO()
-    storage.write(file, {"rest": data}, tensors, what="network")
+    archive.write(file, {"rest": data}, tensors, what="network")
     expected = stream.take(after)
     file.seek(0)
-    data, tensors = storage.read(file, what="network")
+    data, tensors = archive.read(file, what="network")
     resumed = task.stream(12, batch)  # the state brings its seed along
     resumed.take(3)
-    resumed.load_state_dict(storage.unflatten(tensors, data["rest"])["stream"])
+    resumed.load_state_dict(archive.unflatten(tensors, data["rest"])["stream"])
     assert same(resumed.take(after), expected)
     assert resumed.state_dict()["seed"] == 11
 
@@ -411,5 +411,5 @@ def test_a_task_that_is_not_there_is_refused():
 
 
 def test_the_catalogue_is_light():
-    code = "import sys, cet_rl.recurrent.catalogue as c; c.summaries(); sys.exit('torch' in sys.modules)"
+    code = "import sys, cet_rl.recurrent.task_registry as c; c.summaries(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

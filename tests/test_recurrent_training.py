@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from cet_rl import run_loop, storage
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.recurrent import Cell, LeakyRNN, RecurrentConfig, SeparableRule
@@ -21,6 +20,7 @@ from cet_rl.recurrent.learner import SequenceLearner
 from cet_rl.recurrent.rules.base import immediate
 from cet_rl.recurrent.rules.registry import RULES
 from cet_rl.recurrent.training import resolve, train
+from cet_rl.runs import archive, session
 from cet_rl.traces.registry import TRACES
 
 STEP = "time/total_timesteps"
@@ -150,12 +150,12 @@ def interrupt(monkeypatch):
             return result
 
         loop = []
-        go = run_loop.RunLoop.go
-        monkeypatch.setattr(run_loop.RunLoop, "go", lambda self: (loop.append(self), go(self))[1])
+        go = session.RunLoop.go
+        monkeypatch.setattr(session.RunLoop, "go", lambda self: (loop.append(self), go(self))[1])
         monkeypatch.setattr(SequenceLearner, "advance", wrapped)
 
         def undo():
-            monkeypatch.setattr(run_loop.RunLoop, "go", go)
+            monkeypatch.setattr(session.RunLoop, "go", go)
             monkeypatch.setattr(SequenceLearner, "advance", advance)
 
         return undo
@@ -175,7 +175,7 @@ def interrupt(monkeypatch):
     ids=lambda options: options["rule"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interrupt, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_loop, "LEAST_POINTS", 10)
+    monkeypatch.setattr(session, "LEAST_POINTS", 10)
     monkeypatch.setattr(learner_module, "CURVE_STEPS", 10)
     monkeypatch.setattr(learner_module, "TEST_STEPS", 10)
     alignment = options["rule"] == "uoro"
@@ -191,7 +191,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interru
     assert train(config, tmp_path / "parts", resume=True, quiet=True) == "finished"
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     wholes, parts = (
-        storage.read(tmp_path / name / "checkpoint" / "network.zip", what="network") for name in ("whole", "parts")
+        archive.read(tmp_path / name / "checkpoint" / "network.zip", what="network") for name in ("whole", "parts")
     )
     assert wholes[0] == parts[0]
     assert wholes[1].keys() == parts[1].keys()
@@ -207,7 +207,7 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, cap
     assert "of rule rflo" in said
     assert "smaller --lr (0.5 now)" in said
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
-    data, tensors = storage.read(folder / "checkpoint" / "network.zip", what="network")
+    data, tensors = archive.read(folder / "checkpoint" / "network.zip", what="network")
     assert 0 < data["step"] < int(said.split("at step ")[1].split(":")[0].replace(",", ""))
     assert all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if tensor.is_floating_point())
 
@@ -324,7 +324,7 @@ def test_both_executors_give_one_run(tmp_path):
     for executor in ("step", "compiled"):
         train(replace(config, executor=executor), tmp_path / executor, quiet=True)
     (_, steps), (_, compiled) = (
-        storage.read(tmp_path / name / "checkpoint" / "network.zip", what="network")
+        archive.read(tmp_path / name / "checkpoint" / "network.zip", what="network")
         for name in ("step", "compiled")
     )
     for name, tensor in steps.items():

@@ -10,17 +10,17 @@ import gymnasium as gym
 import pytest
 from stable_baselines3 import A2C, DQN, PPO
 
-from cet_rl import plugins
-from cet_rl.activations import ACTIVATIONS
 from cet_rl.agents import CETActorCritic, registry
-from cet_rl.agents.kinds import ACTIVATIONS as TORCH_ACTIVATIONS
-from cet_rl.agents.registry import agents, find_agent, register_agent
-from cet_rl.callbacks import Checkpointing
-from cet_rl.config import RLConfig
+from cet_rl.credit.activations import ACTIVATIONS
 from cet_rl.envs import catalogue, make_env, ready, register_env
 from cet_rl.envs.delayed_reward import DelayedReward
-from cet_rl.run_config import tuned_defaults
-from cet_rl.training import resolve, train
+from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
+from cet_rl.rl.agent_registry import agents, find_agent, register_agent
+from cet_rl.rl.callbacks import Checkpointing
+from cet_rl.rl.config import RLConfig
+from cet_rl.rl.training import resolve, train
+from cet_rl.runs import plugins
+from cet_rl.runs.config import tuned_defaults
 
 QUICK = {"total_steps": 600, "hidden": (8,), "n_steps": 32, "num_envs": 2, "eval_episodes": 2, "device": "cpu"}
 
@@ -149,13 +149,13 @@ def test_tianshou_missing_is_one_line(monkeypatch):
 def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
     (tmp_path / "a_plugin.py").write_text(
         textwrap.dedent("""
-        from cet_rl.agents import register_agent
+        from cet_rl.rl import register_agent
         from cet_rl.envs import register_env
 
 
         def register():
-            from cet_rl.agents.registry import agents
-            from cet_rl.agents.kinds import kind_of
+            from cet_rl.rl.agent_registry import agents
+            from cet_rl.rl.agent_kinds import kind_of
 
             assert "cet" in agents()  # looks things up itself
             from stable_baselines3 import PPO

@@ -32,8 +32,6 @@ from PIL import Image
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.config import RLConfig
-from cet_rl.plots import ALIGNMENT, RETURN, Curve, draw_curves, read_columns
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.report import figures, write_report
 from cet_rl.report.commands import command
@@ -46,14 +44,16 @@ from cet_rl.report.heatmap import heatmap
 from cet_rl.report.kernels import _described, _picture, kernels, sampled_kernel
 from cet_rl.report.limits import highest
 from cet_rl.report.page import SCRIPT, Entry, Html, document, table
+from cet_rl.report.plots import ALIGNMENT, RETURN, Curve, draw_curves, read_columns
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.reading import STATES, RunReader
 from cet_rl.report.scores import scores
 from cet_rl.report.statistics import estimate, interquartile_mean, mean
 from cet_rl.report.text import clean, number, steps
-from cet_rl.runs import MetricsTable, RunFolder
-from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
 from cet_rl.traces import CET, Legendre, PerfectMemory
 from cet_rl.vision.config import VisionConfig
 

@@ -22,16 +22,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from stable_baselines3.common.logger import Logger
 
-from cet_rl import callbacks, plain, storage, training
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.progress import carry, carry_on, pending, restore_pending
-from cet_rl.agents.registry import AgentKind, find_agent
-from cet_rl.checkpoints import PART
 from cet_rl.cli import main
-from cet_rl.config import RLConfig
 from cet_rl.envs import catalogue, make_vec_env, register_env
-from cet_rl.runs import RunFolder
-from cet_rl.training import train
+from cet_rl.rl import callbacks, training
+from cet_rl.rl.agent_registry import AgentKind, find_agent
+from cet_rl.rl.config import RLConfig
+from cet_rl.rl.training import train
+from cet_rl.runs import archive, typed_json
+from cet_rl.runs.checkpoint import PART
+from cet_rl.runs.folder import RunFolder
 
 SMALL = {
     **{"task": "CartPole-v1", "delay": 1.0, "total_steps": 640, "hidden": (4,), "num_envs": 2, "n_steps": 16},
@@ -117,7 +118,7 @@ def assert_same_end(one, other, what="agent"):
     # Weights, optimiser, traces, lines, generators, environments and counters: equal contents are equal files.
     first, second = (folder / "checkpoint" / f"{what}.zip" for folder in (one, other))
     if first.read_bytes() != second.read_bytes():
-        (data, tensors), (others, theirs) = (storage.read(file, what=what) for file in (first, second))
+        (data, tensors), (others, theirs) = (archive.read(file, what=what) for file in (first, second))
         assert data == others
         different = [key for key in tensors if not torch.equal(tensors[key], theirs[key])]
         raise AssertionError(f"different are {different}, or what the run carries")
@@ -230,7 +231,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_nothing(tmp_path, monkeypa
         saved.append(self)
         if len(saved) == 3:
             if write == "checkpoint":
-                patch.setattr(storage, "attach", fail)
+                patch.setattr(archive, "attach", fail)
             else:
                 patch.setattr(callbacks.MetricsTable, "add", fail)
         save(self, *given, **named)
@@ -251,7 +252,7 @@ def test_the_error_is_that_of_the_disk_even_if_no_summary_can_be_written(tmp_pat
     def fail(*given, **named):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "write", fail)
+    monkeypatch.setattr(archive, "write", fail)
     monkeypatch.setattr(RunFolder, "write_summary", fail)
     with pytest.raises(OSError, match="cannot write checkpoint"):
         train(whole[0], tmp_path / "run", quiet=True)
@@ -334,7 +335,7 @@ def test_numpy_s_vector_form_goes_on_with_the_agent():
         def _on_rollout_start(self):
             if self.num_timesteps == 96 and self.found is None:
                 tensors = {}
-                self.found = plain.encode(carry(self.model), tensors), tensors, self.model.get_parameters()
+                self.found = typed_json.encode(carry(self.model), tensors), tensors, self.model.get_parameters()
                 self.model.save(path)
 
         def _on_step(self):
@@ -344,7 +345,7 @@ def test_numpy_s_vector_form_goes_on_with_the_agent():
     first.learn(240, callback=capture)
     path.seek(0)
     again = CETActorCritic.load(path, build().get_env(), device="cpu")
-    carry_on(again, plain.decode(*capture.found[:2]))
+    carry_on(again, typed_json.decode(*capture.found[:2]))
     again.learn(144, reset_num_timesteps=False)
     for name, parameters in first.get_parameters().items():
         if name != "optimizer":
@@ -360,7 +361,7 @@ def test_means_that_are_under_way_are_carried_on():
     logger.record("b", np.float32(0.1))
     logger.record("text", "not a number")
     tensors = {}
-    restore_pending(again, plain.decode(plain.encode(pending(logger), tensors), tensors))
+    restore_pending(again, typed_json.decode(typed_json.encode(pending(logger), tensors), tensors))
     for one in (logger, again):
         one.record_mean("a", 6.0, exclude="csv")
     assert again.name_to_value["a"] == logger.name_to_value["a"] == 3
@@ -376,15 +377,15 @@ def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, muta
     folder, content, config = mutable
     file = folder.path / "checkpoint" / "agent.zip"
     file.write_bytes(content)
-    tree, tensors = storage.read_part(file, PART)
+    tree, tensors = archive.read_part(file, PART)
     node, key = tree, "carried"
     while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 9)):
         node = node[key]
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
     node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"dict": []}]))
-    agent, agent_tensors = storage.read(file, what="agent")
-    storage.write(file, agent, agent_tensors, what="agent")
-    storage.attach(file, tree, tensors, part=PART)
+    agent, agent_tensors = archive.read(file, what="agent")
+    archive.write(file, agent, agent_tensors, what="agent")
+    archive.attach(file, tree, tensors, part=PART)
     with contextlib.suppress(ValueError):
         training._resume(config, folder, find_agent("cet"), lambda text: None)
 

@@ -19,7 +19,7 @@ import yaml
 from sweep_fakes import fake, launcher_of, plan, ran, states_of, wait_for
 
 from cet_rl.cli import main
-from cet_rl.locks import Lock
+from cet_rl.runs.lock import Lock
 from cet_rl.sweeps import slurm_job
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.slurm import SlurmLauncher, minutes, parse_options, queued_jobs, submit_sweep

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from cet_rl import plain, randomness
 from cet_rl.envs import (
     CannotCaptureError,
     DelayedReward,
@@ -30,6 +29,7 @@ from cet_rl.envs import (
     restore,
     snapshot,
 )
+from cet_rl.runs import rng, typed_json
 
 BEFORE, AFTER = 37, 90
 """Steps until the capture, and those that are compared after it."""
@@ -38,8 +38,8 @@ BEFORE, AFTER = 37, 90
 def through_a_file(state):
     """What comes back when a state has been JSON and tensors."""
     tensors = {}
-    text = json.dumps(plain.encode(state, tensors), allow_nan=False)
-    return plain.decode(json.loads(text), {name: tensor.clone() for name, tensor in tensors.items()})
+    text = json.dumps(typed_json.encode(state, tensors), allow_nan=False)
+    return typed_json.decode(json.loads(text), {name: tensor.clone() for name, tensor in tensors.items()})
 
 
 def actions_for(env, steps, seed=3):
@@ -258,7 +258,7 @@ def test_what_is_no_plain_data_is_named():
     env = DummyVecEnv([lambda: TimeLimit(Odd(), 5)])
     env.reset()
     with pytest.raises(ValueError, match="state/how is of type ufunc, which is no plain data"):
-        plain.encode(capture(env)["layers"][0]["state"]["envs"][0]["layers"][1]["state"], {})
+        typed_json.encode(capture(env)["layers"][0]["state"]["envs"][0]["layers"][1]["state"], {})
 
 
 LEAVES = st.one_of(
@@ -320,7 +320,7 @@ NOT_PLAIN = {
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_what_is_not_plain_is_refused(kind):
     with pytest.raises(ValueError, match="is no plain data"):
-        plain.encode(NOT_PLAIN[kind], {})
+        typed_json.encode(NOT_PLAIN[kind], {})
 
 
 @pytest.mark.parametrize(
@@ -339,22 +339,22 @@ def test_what_is_not_plain_is_refused(kind):
 )
 def test_what_nobody_has_encoded_is_refused(data):
     with pytest.raises(ValueError, match="this is no encoded state"):
-        plain.decode(data, {"here": torch.zeros(8, dtype=torch.uint8)})
+        typed_json.decode(data, {"here": torch.zeros(8, dtype=torch.uint8)})
 
 
-@pytest.mark.parametrize("kind", list(randomness._BIT_GENERATORS))
+@pytest.mark.parametrize("kind", list(rng._BIT_GENERATORS))
 def test_generators_go_on(kind):
     generator = np.random.Generator(getattr(np.random, kind)(5))
     generator.random(3, dtype=np.float32)  # half a word is left over
-    again = randomness.generator_from(through_a_file(randomness.generator_state(generator)))
+    again = rng.generator_from(through_a_file(rng.generator_state(generator)))
     assert np.array_equal(generator.random(9, dtype=np.float32), again.random(9, dtype=np.float32))
     with pytest.raises(ValueError, match="there is no bit generator 'system'"):
-        randomness.generator_from({"bit_generator": "system"})
+        rng.generator_from({"bit_generator": "system"})
 
 
 def test_the_process_s_generators_go_on():
     np.random.normal()  # one of a pair is left over
-    state = through_a_file(randomness.process_state())
+    state = through_a_file(rng.process_state())
     expected = torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()
-    randomness.restore_process_state(state)
+    rng.restore_process_state(state)
     assert (torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()) == expected

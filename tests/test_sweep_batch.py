@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from cet_rl.cli import main
-from cet_rl.locks import EXIT_BUSY, Lock
+from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps import batched
 from cet_rl.sweeps.build import build
+from cet_rl.sweeps.file import read_spec
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.spec import read_spec
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 

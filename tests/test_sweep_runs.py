@@ -19,15 +19,15 @@ from rich.console import Console
 from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_for
 
 from cet_rl.cli import main
-from cet_rl.locks import Lock, holders
+from cet_rl.runs.lock import Lock, holders
 from cet_rl.sweeps.build import build, build_or_read, digest
-from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.display import SweepDisplay
+from cet_rl.sweeps.file import read_spec
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell
 from cet_rl.sweeps.launcher import _quota, processors
 from cet_rl.sweeps.results import results_table
 from cet_rl.sweeps.scheduler import run_sweep
-from cet_rl.sweeps.spec import read_spec
 from cet_rl.sweeps.states import CellState, look_at_all
 from cet_rl.sweeps.worker import note_failure
 

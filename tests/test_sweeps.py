@@ -8,12 +8,12 @@ import pytest
 import yaml
 from sweep_fakes import fake
 
-from cet_rl.config import RLConfig
-from cet_rl.paper import paper_cell
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.paper import paper_cell
 from cet_rl.sweeps.build import build
-from cet_rl.sweeps.cells import fingerprint, settings_shared
+from cet_rl.sweeps.file import parse_seeds, read_spec
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.spec import parse_seeds, read_spec
+from cet_rl.sweeps.jobs import fingerprint, settings_shared
 
 
 def spec_of(tmp_path, text, **options):
@@ -143,7 +143,7 @@ def test_the_fingerprint_is_that_of_sorted_json_without_the_machine():
 
 def test_cells_have_readable_names_that_their_runs_confirm(tmp_path):
     """The fingerprint in a name is that of the config.yaml that the run will have."""
-    from cet_rl.training import resolve
+    from cet_rl.rl.training import resolve
     from cet_rl.vision.config import VisionConfig
     from cet_rl.vision.training import resolve as resolve_images
 

@@ -24,11 +24,11 @@ from tianshou.trainer import OnPolicyTrainerParams
 from tianshou.utils import TensorboardLogger
 from tianshou.utils.torch_utils import policy_within_training_step
 
-from cet_rl import storage
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.tianshou import CETTianshou, CETTianshouPolicy
 from cet_rl.agents.tianshou_baselines import TianshouA2C
 from cet_rl.envs import make_env, make_vec_env
+from cet_rl.runs import archive
 
 STEPS, ENVS = 16, 3
 
@@ -547,10 +547,10 @@ def test_a2c_predicts_like_any_model():
 
 def test_a2c_parameters_survive_as_tensors_and_json():
     model = a2c().learn(400)
-    tensors, rest = storage.flatten(model.get_parameters())
-    rest = storage.check_data("the rest", rest)
+    tensors, rest = archive.flatten(model.get_parameters())
+    rest = archive.check_data("the rest", rest)
     other = a2c(seed=1)
-    other.set_parameters(storage.as_state_dicts(storage.unflatten(tensors, rest)))
+    other.set_parameters(archive.as_state_dicts(archive.unflatten(tensors, rest)))
     for (name, ours), theirs in zip(
         model.algorithm.state_dict().items(), other.algorithm.state_dict().values(), strict=True
     ):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cet_rl import CreditTiming
-from cet_rl.timing import RETROGRADE_STEP, whole_steps
+from cet_rl.traces.timing import RETROGRADE_STEP, whole_steps
 
 
 @given(steps=st.integers(0, 10_000), step_ms=st.sampled_from([200, 300, 50, 7]))

@@ -246,7 +246,7 @@ def test_a_search_that_was_killed_loses_no_trial(tmp_path):
 
 
 def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):
-    from cet_rl.locks import Lock
+    from cet_rl.runs.lock import Lock
 
     search = search_of(tmp_path, trials=1)
     search.study.ask()
@@ -464,7 +464,7 @@ def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path, shar
 
 
 def test_who_creates_the_study_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
-    from cet_rl.locks import Lock
+    from cet_rl.runs.lock import Lock
 
     spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
     name, lock = folder.claim(spec), Lock(folder.locks, "study")

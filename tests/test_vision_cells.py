@@ -10,8 +10,8 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from cet_rl import storage
 from cet_rl.cli import main
+from cet_rl.runs import archive
 from cet_rl.vision.batchable import MAY_DIFFER, check_cells
 from cet_rl.vision.cells import CellBatch, train_cells
 from cet_rl.vision.config import VisionConfig
@@ -381,7 +381,7 @@ def test_a_loss_that_is_not_finite_is_no_success(tmp_path):
         train_cells([RUNS[0], replace(RUNS[0], lr=1e30)], paths, quiet=True)
     assert summary(paths[1])["status"] == "failed"
     assert summary(paths[0])["status"] == "finished"
-    _, tensors = storage.read(paths[0] / "checkpoint" / "network.zip", what="network")
+    _, tensors = archive.read(paths[0] / "checkpoint" / "network.zip", what="network")
     assert all(value.isfinite().all() for value in tensors.values())
 
 
@@ -393,5 +393,5 @@ def test_a_cell_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
     assert [summary(folder)["status"] for folder in folders] == ["finished", "failed"]
     file = folders[1] / "checkpoint" / "network.zip"
     if file.is_file():
-        tensors = storage.read(file, what="network")[1]
+        tensors = archive.read(file, what="network")[1]
         assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())

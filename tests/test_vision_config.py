@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from cet_rl.cli.train import parse_arguments
-from cet_rl.run_config import parse_config, tuned_defaults
-from cet_rl.runs import default_path
-from cet_rl.vision.catalogue import DATASETS
+from cet_rl.runs.config import parse_config, tuned_defaults
+from cet_rl.runs.folder import default_path
 from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.datasets import DATASETS
 from cet_rl.vision.learner import rate_at
 from cet_rl.vision.training import resolve
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from cet_rl.vision import data, hub
 from cet_rl.vision.batches import Batches
-from cet_rl.vision.catalogue import DATASETS
 from cet_rl.vision.data import ImageSet, load
+from cet_rl.vision.datasets import DATASETS
 from cet_rl.vision.models import MODELS, cnn, mlp
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra vision")

@@ -23,9 +23,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.nn import functional
 
-from cet_rl import run_loop, storage
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
+from cet_rl.runs import archive, session
 from cet_rl.traces.registry import TRACES
 from cet_rl.vision import learner as learner_module
 from cet_rl.vision.config import VisionConfig
@@ -279,7 +279,7 @@ def summary(folder):
 
 def saved(folder):
     """All tensors of the checkpoint."""
-    return storage.read(folder / "checkpoint" / "network.zip", what="network")[1]
+    return archive.read(folder / "checkpoint" / "network.zip", what="network")[1]
 
 
 def network(folder):
@@ -527,7 +527,7 @@ def test_the_last_good_checkpoint_survives(tmp_path, monkeypatch, bad, good):
     failed = summary(folder)
     assert failed["status"] == "failed"
     assert "not finite" in failed["error"]
-    data, tensors = storage.read(folder / "checkpoint" / "network.zip", what="network")
+    data, tensors = archive.read(folder / "checkpoint" / "network.zip", what="network")
     assert data["step"] == good
     assert all(value.isfinite().all() for value in tensors.values())
     monkeypatch.undo()
@@ -567,7 +567,7 @@ def interrupt(monkeypatch):
 
     def at(*steps, twice=False):
         loops, waiting = [], set(steps)
-        begin, original = run_loop.RunLoop.__init__, ImageLearner.advance
+        begin, original = session.RunLoop.__init__, ImageLearner.advance
 
         def press(step):
             if step in waiting:
@@ -586,8 +586,8 @@ def interrupt(monkeypatch):
             press(self.step)
             return loss
 
-        monkeypatch.setattr(run_loop.RunLoop, "__init__", init)
-        monkeypatch.setattr(run_loop.RunLog, "describe", lambda *given: None)  # figures take time
+        monkeypatch.setattr(session.RunLoop, "__init__", init)
+        monkeypatch.setattr(session.RunLog, "describe", lambda *given: None)  # figures take time
         monkeypatch.setattr(ImageLearner, "advance", advance)
 
     return at
@@ -723,13 +723,13 @@ def other_archive(**contents):
 
 def as_bytes(data, tensors, what="network"):
     stream = io.BytesIO()
-    storage.write(stream, data, tensors, what=what)
+    archive.write(stream, data, tensors, what=what)
     return stream.getvalue()
 
 
 def foreign_files(good, tmp_path, digits):
     """What may lie in the place of a checkpoint, and what is said of it."""
-    data, tensors = storage.read(io.BytesIO(good), what="network")
+    data, tensors = archive.read(io.BytesIO(good), what="network")
     stream = io.BytesIO()
     torch.save({"network": Booby()}, stream)
     wider, of_cnn, longer = (tmp_path / f"{name}.zip" for name in ("wider", "cnn", "longer"))
@@ -807,7 +807,7 @@ def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
     assert other.step == step
     other.save(tmp_path / "again.zip")
     assert (tmp_path / "again.zip").stat().st_size == (tmp_path / "saved.zip").stat().st_size
-    assert_same(*(storage.read(tmp_path / f"{name}.zip", what="network")[1] for name in ("again", "saved")))
+    assert_same(*(archive.read(tmp_path / f"{name}.zip", what="network")[1] for name in ("again", "saved")))
     for _ in range(3):
         assert torch.equal(learner.advance(measure=True), other.advance(measure=True))
     assert_same(other.network.state_dict(), learner.network.state_dict())

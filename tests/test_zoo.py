@@ -14,11 +14,11 @@ import pytest
 import yaml
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
-from cet_rl import zoo
 from cet_rl.agents import CETActorCritic
-from cet_rl.config import RLConfig
-from cet_rl.paper import paper_cell
-from cet_rl.run_config import read_config, tuned_defaults
+from cet_rl.rl import zoo
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.config import read_config, tuned_defaults
+from cet_rl.runs.paper import paper_cell
 
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
 HYPERPARAMETERS = yaml.safe_load((resources.files("cet_rl") / "configs/zoo/cet.yaml").read_text(encoding="utf-8"))
@@ -27,7 +27,7 @@ SMALL = "policy_kwargs:{'net_arch':[8,8]}"
 
 def run_zoo(*arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "cet_rl.zoo", *map(str, arguments)],
+        [sys.executable, "-m", "cet_rl.rl.zoo", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
@@ -157,7 +157,7 @@ def test_without_the_zoo_one_line_says_what_to_install(monkeypatch, capsys):
 
 def test_usage(capsys):
     assert zoo.main(["--help"]) == 0
-    assert "python -m cet_rl.zoo enjoy" in capsys.readouterr().out
+    assert "python -m cet_rl.rl.zoo enjoy" in capsys.readouterr().out
     assert zoo.main([]) == 2
     assert zoo.main(["trian"]) == 2
     assert "choose from train, enjoy" in capsys.readouterr().err

@@ -1,7 +1,6 @@
-"""Agents that learn from delayed credit, and those they are compared with."""
+"""The actor-critic that learns from delayed credit, as a Stable-Baselines3 algorithm."""
 
-from cet_rl.agents.cet_actor_critic import CETActorCritic
 from cet_rl.agents.policy import CETPolicy
-from cet_rl.agents.registry import AgentKind, register_agent
+from cet_rl.agents.sb3 import CETActorCritic
 
-__all__ = ["AgentKind", "CETActorCritic", "CETPolicy", "register_agent"]
+__all__ = ["CETActorCritic", "CETPolicy"]

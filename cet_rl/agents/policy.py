@@ -15,8 +15,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from cet_rl.distributions import Categorical, DiagonalGaussian, Distribution
-from cet_rl.networks import CHANNELS, Actor, ConvCritic, Critic, Feedback, split_signs
+from cet_rl.agents.distributions import Categorical, DiagonalGaussian, Distribution
+from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic, Feedback, split_signs
 
 ActorKind = Literal["mlp", "conv"]
 CriticKind = Literal["auto", "mlp", "conv"]
@@ -34,7 +34,7 @@ class CETPolicy(BasePolicy):
             are clipped to the box when they are carried out).
         lr_schedule: not used here; part of the interface.
         net_arch: width of the dense hidden layers of actor and critic.
-        activation: of the actor's hidden layers, a key of `cet_rl.activations.ACTIVATIONS`.
+        activation: of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`.
         split_observations: whether observations enter as positive and negative parts (paper, App. C); None for
             only if they can be negative.
         actor: "mlp" (maps are flattened) or "conv": `CHANNELS` convolutions before the dense layers, for maps.

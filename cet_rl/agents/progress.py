@@ -15,9 +15,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from cet_rl import plain
 from cet_rl.envs.snapshot import capture, restore
-from cet_rl.randomness import process_state, restore_process_state
+from cet_rl.runs import typed_json
+from cet_rl.runs.rng import process_state, restore_process_state
 
 _COUNTERS = ("_n_updates", "_episode_num", "_current_progress_remaining", "_total_timesteps")
 _AT_HAND = ("_last_obs", "_last_episode_starts", "_last_original_obs")
@@ -25,7 +25,7 @@ _AT_HAND = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 
 
 def carry(agent: BaseAlgorithm) -> dict[str, Any]:
-    """What an agent's file does not hold, as `cet_rl.plain` can encode it.
+    """What an agent's file does not hold, as `cet_rl.runs.typed_json` can encode it.
 
     Args:
         agent: between two rollouts.
@@ -36,7 +36,7 @@ def carry(agent: BaseAlgorithm) -> dict[str, Any]:
     gaps, environments = [], None
     try:
         environments = capture(agent.get_env())
-        plain.encode(environments, {})
+        typed_json.encode(environments, {})
     except ValueError as error:
         environments = None
         gaps.append(f"cannot be captured ({error}): they start fresh episodes")

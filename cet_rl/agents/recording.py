@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cet_rl.distributions import Distribution
-from cet_rl.learner import Rollout
+from cet_rl.agents.distributions import Distribution
+from cet_rl.agents.learner import Rollout
 
 
 class Recording:

@@ -1,8 +1,8 @@
 """The actor-critic with cascading eligibility traces in Tianshou's shape: a policy and an on-policy algorithm.
 
 Tianshou's own trainer, collector, buffers and loggers run the two. All learning is that of
-`cet_rl.learner.ActorCriticLearner`, as under `CETActorCritic`: the same transitions give the same gradient. Needs
-the extra `tianshou`.
+`cet_rl.agents.learner.ActorCriticLearner`, as under `CETActorCritic`: the same transitions give the same gradient.
+Needs the extra `tianshou`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tianshou.data.types import DistBatchProtocol, ObsBatchProtocol, RolloutBatc
 from tianshou.trainer import OnPolicyTrainer, OnPolicyTrainerParams
 from tianshou.utils.net.common import ActorCritic
 
+from cet_rl.agents.learner import ActorCriticLearner, ErrorAt, LearnerConfig, Rollout
 from cet_rl.agents.policy import CETPolicy
 from cet_rl.agents.recording import Recording
-from cet_rl.learner import ActorCriticLearner, ErrorAt, LearnerConfig, Rollout
-from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 Array = npt.NDArray[Any]
 

@@ -37,11 +37,11 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch.distributions import Independent, Normal
 from torch.optim.lr_scheduler import LambdaLR
 
-from cet_rl import plain
 from cet_rl.agents.policy import check_observations
-from cet_rl.agents.storage import check_rate
+from cet_rl.agents.saving import check_rate
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
-from cet_rl.randomness import process_state, restore_process_state
+from cet_rl.runs import typed_json
+from cet_rl.runs.rng import process_state, restore_process_state
 
 Array = npt.NDArray[Any]
 
@@ -258,7 +258,7 @@ class TianshouA2C:
         state: dict[str, Any] = {"gaps": [], "updates": self._updates, "environments": None}
         try:
             state["environments"] = [capture(env) for env in self._envs]
-            plain.encode(state["environments"], {})
+            typed_json.encode(state["environments"], {})
         except ValueError as error:
             state["gaps"].append(f"cannot be captured ({error}): they start fresh episodes")
             state["environments"] = None

@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 
 from cet_rl.cli.options import parse
-from cet_rl.families import Family, read_run
-from cet_rl.run_config import check_seed, flag
+from cet_rl.runs.config import check_seed, flag
+from cet_rl.runs.task_kinds import Family, read_run
 
 
 @dataclass(frozen=True)

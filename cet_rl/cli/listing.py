@@ -10,25 +10,25 @@ from rich.table import Table
 
 
 def _agents() -> dict[str, str]:
-    from cet_rl.agents.registry import agents
+    from cet_rl.rl.agent_registry import agents
 
     return agents()
 
 
 def _envs() -> dict[str, str]:
-    from cet_rl.envs.catalogue import ready
+    from cet_rl.envs.tasks import ready
 
     return ready()
 
 
 def _datasets() -> dict[str, str]:
-    from cet_rl.families import VISION
+    from cet_rl.runs.task_kinds import VISION
 
     return dict(VISION.tasks())
 
 
 def _tasks() -> dict[str, str]:
-    from cet_rl.families import RECURRENT
+    from cet_rl.runs.task_kinds import RECURRENT
 
     return dict(RECURRENT.tasks())
 
@@ -49,7 +49,7 @@ def _traces() -> dict[str, str]:
 
 
 def _configs() -> dict[str, str]:
-    from cet_rl.run_config import package_configs
+    from cet_rl.runs.config import package_configs
 
     first_lines = {
         name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()

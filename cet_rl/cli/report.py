@@ -60,8 +60,8 @@ def _claims(parsed: ReportArguments) -> int:
         raise ValueError("--title is for the page of figures: leave it out with --claims")
     from rich.console import Console
 
-    from cet_rl.claims import examine_folders
-    from cet_rl.claims.writing import print_claims, write_claims
+    from cet_rl.report.claims import examine_folders
+    from cet_rl.report.claims.writing import print_claims, write_claims
 
     findings = examine_folders(parsed.runs)
     if not parsed.quiet:

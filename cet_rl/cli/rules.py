@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cet_rl.cli.options import parse
-from cet_rl.files import replacing
+from cet_rl.runs.files import replacing
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.auditing.report import Format

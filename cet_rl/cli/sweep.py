@@ -52,11 +52,11 @@ def run(arguments: Sequence[str]) -> int:
         "once on one folder share the work.",
     )
     from cet_rl.sweeps.build import build_or_read, check_data
+    from cet_rl.sweeps.file import read_spec
     from cet_rl.sweeps.folder import SweepFolder
     from cet_rl.sweeps.launcher import Launcher, LocalLauncher, check_workers
     from cet_rl.sweeps.scheduler import run_sweep, show_status
     from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
-    from cet_rl.sweeps.spec import read_spec
 
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     check_data(sweep.cells, folder)
     launcher: Launcher
     if options.launcher == "batch":
-        from cet_rl.sweeps.batched import BatchLauncher
+        from cet_rl.sweeps.batch import BatchLauncher
 
         launcher = BatchLauncher(sweep.cells, options.workers)
     else:

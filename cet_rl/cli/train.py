@@ -13,12 +13,12 @@ import tyro
 
 from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
-from cet_rl.config import RLConfig
-from cet_rl.families import FAMILIES, Family, check_spelling, family_of, named_tasks, refuse_foreign
-from cet_rl.paper import paper_cell
-from cet_rl.run_config import RunConfig, check_values, flag, read_mapping, tuned_defaults
-from cet_rl.runs import RunFolder, default_path
-from cet_rl.sweeps.spec import KEYS
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.config import RunConfig, check_values, flag, read_mapping, tuned_defaults
+from cet_rl.runs.folder import RunFolder, default_path
+from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.task_kinds import FAMILIES, Family, check_spelling, family_of, named_tasks, refuse_foreign
+from cet_rl.sweeps.file import KEYS
 
 PAPER = "paper"
 """The configuration that stands for the row of the paper's tables that fits task, delay and order."""
@@ -90,11 +90,11 @@ def _run_seeds(parsed: TrainArguments[RunConfig], seeds: str, arguments: Sequenc
     if parsed.run.checkpoint_every is not None:
         raise ValueError("--checkpoint-every does not go with --seeds, which takes ten in each run: leave it out")
     from cet_rl.sweeps.build import over_seeds
-    from cet_rl.sweeps.cells import Sweep
+    from cet_rl.sweeps.file import parse_seeds
     from cet_rl.sweeps.folder import SweepFolder
+    from cet_rl.sweeps.jobs import Sweep
     from cet_rl.sweeps.launcher import LocalLauncher
     from cet_rl.sweeps.scheduler import run_sweep
-    from cet_rl.sweeps.spec import parse_seeds
 
     config, options = parsed.learning, parsed.run
     cells = over_seeds(config, parse_seeds(seeds, "--seeds"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
 class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

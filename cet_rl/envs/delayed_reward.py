@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from cet_rl.envs.clock import clock_of
-from cet_rl.timing import whole_steps
+from cet_rl.traces.timing import whole_steps
 
 
 class DelayedReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

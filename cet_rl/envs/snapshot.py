@@ -5,9 +5,10 @@
 
 An environment, a wrapper or a vector environment takes part in one of two ways:
 
-- It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.plain` can encode), and
-  `set_state(state)`, which takes it over. What a wrapper wraps, and the generator `np_random` of Gymnasium, are
-  taken care of; all else that changes from step to step or from episode to episode belongs into the dictionary.
+- It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.typed_json` can
+  encode), and `set_state(state)`, which takes it over. What a wrapper wraps, and the generator `np_random` of
+  Gymnasium, are taken care of; all else that changes from step to step or from episode to episode belongs into the
+  dictionary.
 - `register_snapshot` names the attributes, or the functions, for a class that cannot be changed.
 
 Gymnasium's classic control, its time limit and its stateless wrappers, `Monitor`, `DummyVecEnv`, MinAtar and
@@ -29,7 +30,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
-from cet_rl.randomness import generator_from, generator_state
+from cet_rl.runs.rng import generator_from, generator_state
 
 State = dict[str, Any]
 

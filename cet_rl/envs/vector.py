@@ -16,11 +16,11 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from cet_rl.envs.catalogue import register_minatar
 from cet_rl.envs.clock import DelayedCredit, StepClock
 from cet_rl.envs.snapshot import capture, restore
-from cet_rl.plugins import import_named, load_plugins
-from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.envs.tasks import register_minatar
+from cet_rl.runs.plugins import import_named, load_plugins
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 Vectorization = Literal["each", "numpy"]
 EnvBuilder = Callable[..., gym.Env[Any, Any]]

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cet_rl.lazy import lazy_names
+from cet_rl.runs.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.auditing.audit import audit as audit
-    from cet_rl.recurrent.catalogue import register_task as register_task
     from cet_rl.recurrent.cell import Cell as Cell
     from cet_rl.recurrent.config import RecurrentConfig as RecurrentConfig
     from cet_rl.recurrent.delayed import Delayed as Delayed
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from cet_rl.recurrent.rules.base import SeparableRule as SeparableRule
     from cet_rl.recurrent.rules.registry import build_rule as build_rule
     from cet_rl.recurrent.rules.registry import register_rule as register_rule
+    from cet_rl.recurrent.task_registry import register_task as register_task
     from cet_rl.recurrent.training import train as train
 
 _HOME = {
@@ -42,7 +42,7 @@ _HOME = {
     "audit": "auditing.audit",
     "build_rule": "rules.registry",
     "register_rule": "rules.registry",
-    "register_task": "catalogue",
+    "register_task": "task_registry",
     "train": "training",
 }
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cet_rl.recurrent.catalogue import summaries
-from cet_rl.run_config import RunConfig
+from cet_rl.recurrent.task_registry import summaries
+from cet_rl.runs.config import RunConfig
 from cet_rl.traces.base import Normalization
 
 GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}

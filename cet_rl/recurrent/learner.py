@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl import storage
-from cet_rl.recurrent.catalogue import build_task
 from cet_rl.recurrent.cell import Cell
 from cet_rl.recurrent.compiled import run as run_compiled
 from cet_rl.recurrent.compiled import supports
@@ -19,7 +17,9 @@ from cet_rl.recurrent.delayed import Readout, delay_rule
 from cet_rl.recurrent.online import Memory, Online
 from cet_rl.recurrent.probe import measure_alignment, test_loss
 from cet_rl.recurrent.rules.registry import build_rule, parse_options
+from cet_rl.recurrent.task_registry import build_task
 from cet_rl.recurrent.tasks import SequenceTask
+from cet_rl.runs import archive
 
 CHUNK = 1000
 """Network steps at a time, all sequences counted; between chunks it listens for interruptions."""
@@ -183,7 +183,7 @@ class SequenceLearner:
 
     def save(self, file: Path) -> None:
         """Write everything that going on takes, in one stroke."""
-        tensors, rest = storage.flatten(
+        tensors, rest = archive.flatten(
             {
                 "memory": self.memory.named(),
                 "stream": self.stream.state_dict(),
@@ -191,8 +191,8 @@ class SequenceLearner:
                 "loss": {"sum": self.loss_sum},
             }
         )
-        data = {"step": self.step, "losses": self.losses, "rest": storage.check_data("the stream", rest)}
-        storage.write(file, data, tensors, what="network")
+        data = {"step": self.step, "losses": self.losses, "rest": archive.check_data("the stream", rest)}
+        archive.write(file, data, tensors, what="network")
 
     def load(self, file: Path) -> None:
         """Go on where `save` was called.
@@ -200,9 +200,9 @@ class SequenceLearner:
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.
         """
-        data, tensors = storage.read(file, what="network")
+        data, tensors = archive.read(file, what="network")
         try:
-            saved = storage.unflatten(tensors, data["rest"])
+            saved = archive.unflatten(tensors, data["rest"])
             mine, found = self.memory.named(), saved["memory"]
             shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
             if {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes:

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cet_rl.recurrent.catalogue import TaskSettings
 from cet_rl.recurrent.cell import Cell, Output
+from cet_rl.recurrent.task_registry import TaskSettings
 
 MAX_LAG = 1000
 """Longest lag of Add, in symbols."""

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.families import RECURRENT
-from cet_rl.machine import on_this_machine, set_threads
-from cet_rl.recurrent.catalogue import build_task
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
-from cet_rl.run_loop import Words, run
-from cet_rl.runs import RunFolder, Status, default_path
+from cet_rl.recurrent.task_registry import build_task
+from cet_rl.runs.folder import RunFolder, Status, default_path
+from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.session import Words, run
+from cet_rl.runs.task_kinds import RECURRENT
 
 if TYPE_CHECKING:
     from cet_rl.cli.evaluate import EvalArguments

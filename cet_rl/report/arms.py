@@ -8,13 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
-from cet_rl.families import Family
-from cet_rl.plots import FloatArray
+from cet_rl.report.plots import FloatArray
 from cet_rl.report.presentation import PRESENTATIONS, Measure, Presentation
 from cet_rl.report.reading import Run
 from cet_rl.report.statistics import Estimate, estimate
 from cet_rl.report.text import clean
-from cet_rl.run_config import RunConfig
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.task_kinds import Family
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cet_rl.files import replacing
 from cet_rl.report.arms import Study
 from cet_rl.report.drawing import Picture
 from cet_rl.report.figures import draw_all
@@ -18,7 +17,8 @@ from cet_rl.report.page import Content, document
 from cet_rl.report.reading import Run, RunReader
 from cet_rl.report.sections import all_runs, overview, section
 from cet_rl.report.text import clean
-from cet_rl.runs import write_text
+from cet_rl.runs.files import replacing
+from cet_rl.runs.folder import write_text
 
 
 @dataclass(frozen=True)

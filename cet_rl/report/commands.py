@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from cet_rl.report.presentation import Presentation
-from cet_rl.run_config import RunConfig, flag, tuned_defaults
+from cet_rl.runs.config import RunConfig, flag, tuned_defaults
 
 OF_THE_MACHINE = ("device", "threads", "data_dir")
 """Options that are left to whoever repeats a run."""

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cet_rl.plots import ALIGNMENT, Curve, draw_alignment_over, draw_curves
 from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import (
     ACROSS,
@@ -27,9 +26,10 @@ from cet_rl.report.drawing import (
 )
 from cet_rl.report.floors import draw_floors, floors
 from cet_rl.report.limits import MARGIN, highest
+from cet_rl.report.plots import ALIGNMENT, Curve, draw_alignment_over, draw_curves
 from cet_rl.report.presentation import Presentation
 from cet_rl.report.text import counted, listed
-from cet_rl.runs import MetricsTable
+from cet_rl.runs.folder import MetricsTable
 
 SEEDS_OF_A_RANGE = 5
 """Up to so many seeds the band goes from the lowest to the highest; with more it is a standard error."""

@@ -17,7 +17,7 @@ from typing import Any
 from cet_rl.report.arms import Arm, Cell, Study
 from cet_rl.report.reading import Run, held_out
 from cet_rl.report.text import clean
-from cet_rl.run_config import RunConfig
+from cet_rl.runs.config import RunConfig
 from cet_rl.traces.registry import TRACES
 
 OF_A_RUN = ("seed", "delay", "device", "threads", "data_dir", "alignment")

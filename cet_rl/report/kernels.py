@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from cet_rl.plots import FloatArray
 from cet_rl.report.arms import Study
 from cet_rl.report.drawing import MOST_ARMS, Picture, arm_style, label_outside, legend, panels, png, some_delays
+from cet_rl.report.plots import FloatArray
 from cet_rl.report.text import listed
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from cet_rl.fast_yaml import LOADER
 from cet_rl.report.text import clean
+from cet_rl.runs.yaml_loader import LOADER
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of a file beyond which it is called damaged."""

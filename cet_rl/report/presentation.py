@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
 
-from cet_rl.families import RECURRENT, RL, VISION
-from cet_rl.plots import RETURN
+from cet_rl.report.plots import RETURN
 from cet_rl.report.statistics import Statistic, interquartile_mean, mean
 from cet_rl.report.text import number
-from cet_rl.run_config import RunConfig
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.task_kinds import RECURRENT, RL, VISION
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _floors_of_task(config: RunConfig) -> Mapping[str, float]:
 
 @lru_cache
 def _floors(task: str, lags: tuple[int, int], alpha: float, seed: int) -> Mapping[str, float]:
-    from cet_rl.recurrent.catalogue import build_task  # torch: a second to load
+    from cet_rl.recurrent.task_registry import build_task  # torch: a second to load
 
     return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).floors
 

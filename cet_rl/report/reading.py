@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from cet_rl.families import FAMILIES, RL, Family
-from cet_rl.plots import ALIGNMENT, FloatArray, read_columns
 from cet_rl.report.finding import Place
 from cet_rl.report.plain import check_file, load_plain, read_bytes, reason
+from cet_rl.report.plots import ALIGNMENT, FloatArray, read_columns
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.text import clean
-from cet_rl.run_config import RunConfig, check_values
-from cet_rl.runs import MetricsTable, RunFolder
+from cet_rl.runs.config import RunConfig, check_values
+from cet_rl.runs.folder import MetricsTable, RunFolder
+from cet_rl.runs.task_kinds import FAMILIES, RL, Family
 
 STATES = {
     "finished": "",

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cet_rl.plots import FloatArray
 from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import MOST_PANELS, Picture, in_seconds, panels, png, some_delays
 from cet_rl.report.floors import draw_floors, floors
 from cet_rl.report.limits import MARGIN, highest
+from cet_rl.report.plots import FloatArray
 from cet_rl.report.statistics import LEAST, RESAMPLES, Estimate
 from cet_rl.report.text import listed
 

@@ -12,13 +12,13 @@ from importlib import resources
 from typing import Any
 
 from cet_rl import __version__
-from cet_rl.families import FAMILIES, RL, Family, check_spelling, family_of, refuse_foreign
-from cet_rl.paper import paper_cell
-from cet_rl.run_config import RunConfig, check_values, tuned_defaults
-from cet_rl.runs import default_path
-from cet_rl.sweeps.cells import Cell, Sweep, fingerprint
+from cet_rl.runs.config import RunConfig, check_values, tuned_defaults
+from cet_rl.runs.folder import default_path
+from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.task_kinds import FAMILIES, RL, Family, check_spelling, family_of, refuse_foreign
+from cet_rl.sweeps.file import Asked, Spec
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.spec import Asked, Spec
+from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
 from cet_rl.sweeps.states import read_summary
 
 

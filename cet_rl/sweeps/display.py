@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cet_rl.sweeps.cells import Cell
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell
 from cet_rl.sweeps.states import STATES, CellState, State
 
 STYLES: dict[State, str] = {

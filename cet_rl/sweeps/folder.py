@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from cet_rl.fast_yaml import DUMPER, LOADER
-from cet_rl.files import replacing
-from cet_rl.identity import differing
-from cet_rl.sweeps.cells import Cell, Sweep, fingerprint, settings_shared
+from cet_rl.runs.files import replacing
+from cet_rl.runs.identity import differing
+from cet_rl.runs.yaml_loader import DUMPER, LOADER
+from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
 """What a file that is no longer what has been written raises when it is read."""

@@ -7,10 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cet_rl.files import replacing
-from cet_rl.identity import identity
-from cet_rl.sweeps.cells import Cell, settings_shared
+from cet_rl.runs.files import replacing
+from cet_rl.runs.identity import identity
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell, settings_shared
 from cet_rl.sweeps.states import CellState, read_summary
 
 LEADING = ("cell", "arm", "task", "agent", "seed")

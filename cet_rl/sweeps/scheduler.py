@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cet_rl.interruption import Interruption
-from cet_rl.locks import EXIT_BUSY
-from cet_rl.sweeps.cells import Cell, Sweep
+from cet_rl.runs.interrupt import Interruption
+from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.sweeps.display import SweepDisplay, counts
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell, Sweep
 from cet_rl.sweeps.launcher import Job, Launcher
 from cet_rl.sweeps.results import write_results
 from cet_rl.sweeps.states import CellState, look_at_all

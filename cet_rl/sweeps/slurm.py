@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.files import replacing
-from cet_rl.sweeps.cells import Sweep
+from cet_rl.runs.files import replacing
 from cet_rl.sweeps.display import counts, describe_counts
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Sweep
 from cet_rl.sweeps.launcher import Command, check_workers, worker_command
 from cet_rl.sweeps.slurm_job import CellJob
 from cet_rl.sweeps.states import look_at_all

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.locks import EXIT_BUSY, HEARTBEAT, PATIENCE
+from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, PATIENCE
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Command, LocalJob, worker_command
 from cet_rl.sweeps.states import look

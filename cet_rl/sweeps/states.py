@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cet_rl.locks import holders
-from cet_rl.sweeps.cells import Cell
+from cet_rl.runs.lock import holders
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell
 
 State = Literal["finished", "running", "partial", "failed", "waiting"]
 

@@ -14,10 +14,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from cet_rl.files import replacing
-from cet_rl.locks import EXIT_BUSY, Lock
-from cet_rl.sweeps.cells import Cell
+from cet_rl.runs.files import replacing
+from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Cell
 from cet_rl.sweeps.states import look, read_summary
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130

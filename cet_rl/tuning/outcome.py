@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cet_rl.files import replacing
-from cet_rl.identity import OF_THIS_MACHINE
+from cet_rl.runs.files import replacing
+from cet_rl.runs.identity import OF_THIS_MACHINE
 from cet_rl.tuning.spec import TuningSpec
 from cet_rl.tuning.study import SearchFolder
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.run_config import RunConfig, check_values
+from cet_rl.runs.config import RunConfig, check_values
 
 if TYPE_CHECKING:
     from optuna import Trial

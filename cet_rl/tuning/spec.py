@@ -20,11 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cet_rl.families import VISION, Family, check_spelling, family_of
-from cet_rl.run_config import read_mapping
+from cet_rl.runs.config import read_mapping
+from cet_rl.runs.task_kinds import VISION, Family, check_spelling, family_of
 from cet_rl.sweeps.build import build
-from cet_rl.sweeps.cells import Sweep
-from cet_rl.sweeps.spec import Asked, Spec, parse_seeds
+from cet_rl.sweeps.file import Asked, Spec, parse_seeds
+from cet_rl.sweeps.jobs import Sweep
 from cet_rl.tuning.space import Dimension, read_dimension
 
 Direction = Literal["maximize", "minimize"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cet_rl.files import replacing
-from cet_rl.locks import Lock
+from cet_rl.runs.files import replacing
+from cet_rl.runs.lock import Lock
 from cet_rl.tuning.spec import TuningSpec
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cet_rl.locks import EXIT_BUSY, Lock
-from cet_rl.plots import FloatArray, read_columns
-from cet_rl.runs import MetricsTable
-from cet_rl.sweeps.cells import Sweep
+from cet_rl.report.plots import FloatArray, read_columns
+from cet_rl.runs.folder import MetricsTable
+from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.jobs import Sweep
 from cet_rl.sweeps.launcher import Job, Launcher
 from cet_rl.sweeps.states import look, read_summary
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, note_failure

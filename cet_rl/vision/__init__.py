@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cet_rl.lazy import lazy_names
+from cet_rl.runs.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cet_rl.vision.cells import train_cells as train_cells

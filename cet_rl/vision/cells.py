@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from cet_rl.families import VISION
-from cet_rl.interruption import Interruption
-from cet_rl.machine import set_threads
-from cet_rl.run_loop import LEAST_POINTS, RunLog
-from cet_rl.runs import RunFolder, Status, checkpoint_interval, default_path
+from cet_rl.runs.folder import RunFolder, Status, checkpoint_interval, default_path
+from cet_rl.runs.interrupt import Interruption
+from cet_rl.runs.machine import set_threads
+from cet_rl.runs.session import LEAST_POINTS, RunLog
+from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.batchable import check_cells
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.layers import traced_layers

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cet_rl.run_config import LayeredConfig
+from cet_rl.runs.config import LayeredConfig
 from cet_rl.traces.base import Normalization
-from cet_rl.vision.catalogue import DATASETS, Network, summaries
+from cet_rl.vision.datasets import DATASETS, Network, summaries
 
 HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
 """Widths of the dense hidden layers unless told otherwise."""

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from cet_rl.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.traces.base import Normalization, Trace
 from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.vision.layers import ErrorAt, Soma, TracedConv2d, TracedLayer, TracedLinear
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}

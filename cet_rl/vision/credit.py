@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cet_rl.activations import Activation
+from cet_rl.credit.activations import Activation
 from cet_rl.credit.constants import forget_oldest, visible_support
 from cet_rl.credit.correlation import Correlation, Times, correlation_matrix, event_matrix
 from cet_rl.credit.delay_line import DelayLine

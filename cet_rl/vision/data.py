@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.vision.catalogue import DATASETS, summaries
+from cet_rl.vision.datasets import DATASETS, summaries
 from cet_rl.vision.hub import read_hub
 from cet_rl.vision.parquet import CLASSES, Raw, Source, decode, needs_extra, read_folder
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cet_rl.activations import ACTIVATIONS
-from cet_rl.alignment import cosine
+from cet_rl.credit.activations import ACTIVATIONS
+from cet_rl.credit.alignment import cosine
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.traces.base import Trace, check_whole
 from cet_rl.vision.credit import BatchCredit, Moments, SalientCredit, StreamCredit, steps_in
@@ -340,7 +340,7 @@ class TracedLinear(TracedLayer, nn.Linear):
         bias: whether there is one: a synapse with x = 1.
         trace: the synaptic trace that bridges the delay; None for none.
         delay_steps: D, how many images later errors arrive; None for the delay the trace is made for.
-        activation: f, a name in `cet_rl.activations`; it belongs to the layer, as synapses store f' x.
+        activation: f, a name in `cet_rl.credit.activations`; it belongs to the layer, as synapses store f' x.
         error_at: whether δ is the error at the pre-activation, which holds f' of its own image already and needs
             f' ∈ {0, 1}, or at the output, as Eq. 1 of the paper is printed.
         soma: how the layer still knows f' of an image when its error comes, for δ at the pre-activation and for

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl import storage
+from cet_rl.runs import archive
 from cet_rl.vision.batches import Batches
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
@@ -207,7 +207,7 @@ class ImageLearner:
 
     def save(self, file: Path) -> None:
         """Write everything that going on takes, in one stroke."""
-        tensors, rest = storage.flatten(
+        tensors, rest = archive.flatten(
             {
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -218,9 +218,9 @@ class ImageLearner:
         data = {
             "step": self.step,
             "losses": self.losses,
-            "rest": storage.check_data("the optimiser's settings", rest),
+            "rest": archive.check_data("the optimiser's settings", rest),
         }
-        storage.write(file, data, tensors, what="network")
+        archive.write(file, data, tensors, what="network")
 
     def load(self, file: Path) -> None:
         """Go on where `save` was called.
@@ -228,9 +228,9 @@ class ImageLearner:
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.
         """
-        data, tensors = storage.read(file, what="network")
+        data, tensors = archive.read(file, what="network")
         try:
-            saved = storage.as_state_dicts(storage.unflatten(tensors, data["rest"]))
+            saved = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
             self.network.load_state_dict(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
             for parameter, state in self.optimizer.state.items():

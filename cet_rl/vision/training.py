@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.families import VISION
-from cet_rl.machine import on_this_machine, set_threads
-from cet_rl.run_loop import Words, run
-from cet_rl.runs import RunFolder, Status, default_path
+from cet_rl.runs.folder import RunFolder, Status, default_path
+from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.session import Words, run
+from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import ImageData, load
 from cet_rl.vision.learner import ImageLearner

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cet_rl.plugins import import_named, load_plugins
 from cet_rl.recurrent.cell import Cell
 from cet_rl.recurrent.rules.base import Rule
 from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
 from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
 from cet_rl.recurrent.rules.synthetic import DNI, DNIb
+from cet_rl.runs.plugins import import_named, load_plugins
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ RULES: dict[str, RuleEntry] = {}
 def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
     """Add a rule to those that `cet-rl train` and `cet-rl rules` know.
 
-    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
 
     Args:
         kind: a subclass of `Rule` with a `name`; its constructor takes a `Cell` and, if anything, numbers that

@@ -1,0 +1,427 @@
+"""The actor-critic with cascading eligibility traces as a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from cet_rl.agents.learner import ActorCriticLearner, ErrorAt, LearnerConfig
+from cet_rl.agents.policy import CETPolicy
+from cet_rl.agents.recording import Recording
+from cet_rl.agents.saving import check_rate, schedule_to_data
+from cet_rl.agents.stored_algorithm import StoredAlgorithm
+from cet_rl.runs import archive
+from cet_rl.traces.base import Normalization
+from cet_rl.traces.cascade import Discretization
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
+
+
+class CETActorCritic(StoredAlgorithm):
+    """Online actor-critic that learns from credit arriving `delay` seconds late (paper, Algorithm 1).
+
+    Example:
+        >>> model = CETActorCritic("MlpPolicy", "CartPole-v1", delay=8.0, order=5)
+        >>> model.learn(1_000_000)
+
+    Args:
+        policy: "MlpPolicy", or a subclass of `CETPolicy`.
+        env: a Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`; what it may show and take is said by
+            `CETPolicy`.
+        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None for what the
+            environment says (`cet_rl.envs.DelayedCredit`), or none.
+        order: number of trace states (cet, sharp, legendre); None for 5; 1 is the classical trace.
+        trace: "cet", "sharp", "legendre", "et", "ltp-ltd", "perfect" or "none"; None for "cet", or for "none"
+            without a delay.
+        normalization: of the trace's kernel, "peak" or "area".
+        decay: β of the classical trace per step; None for exp(-1/D).
+        stacked: whether delays add up from the output layer down (retrograde signalling); None for what the
+            environment says, or not.
+        discretization: of a cascade, "exact" or "official", see `cet_rl.CET`.
+        step_duration: seconds one environment step stands for; None for the environment's own clock
+            (`cet_rl.envs.StepClock`), or 0.2 where it has none.
+        learning_rate: of Adam, for actor and critic: a number, `ConstantSchedule` or `LinearSchedule`. The
+            default falls from 5e-4 to zero over the run.
+        n_steps: steps of each environment between updates; 1 is an update after every step.
+        gamma: discount.
+        lam: λ of the RL eligibility trace and of the critic's returns.
+        random_lam: (low, high): one λ per weight of the actor instead, drawn uniformly once.
+        ent_coef: weight of the policy's entropy.
+        vf_coef: weight of the critic's loss.
+        max_grad_norm: joint clip of both gradients.
+        error_at: "preactivation" or "activation", see `LearnerConfig`.
+        alignment: whether to log `credit/alignment/<layer>`.
+        stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device: as in Stable-Baselines3;
+            `policy_kwargs` takes `net_arch`, `activation`, `feedback`, `actor`, `critic`, `split_observations` and
+            `log_std` of `CETPolicy`.
+
+    Raises:
+        ValueError: naming the option that cannot be and what would be right.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
+    policy: CETPolicy  # type: ignore[assignment]
+    learner: ActorCriticLearner
+    optimizer: torch.optim.Adam
+
+    def __init__(
+        self,
+        policy: str | type[CETPolicy],
+        env: GymEnv | str | None,
+        delay: float | None = None,
+        order: int | None = None,
+        trace: str | None = None,
+        normalization: Normalization = "peak",
+        decay: float | None = None,
+        stacked: bool | None = None,
+        discretization: Discretization = "exact",
+        step_duration: float | None = None,
+        learning_rate: float | Schedule = LinearSchedule(5e-4, 0.0, 1.0),  # noqa: B008 - stateless
+        n_steps: int = 128,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        random_lam: tuple[float, float] | None = None,
+        ent_coef: float = 0.01,
+        vf_coef: float = 0.25,
+        max_grad_norm: float = 0.5,
+        error_at: ErrorAt = "preactivation",
+        alignment: bool = True,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        n_steps = int(n_steps)
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        check_rate(learning_rate)
+        super().__init__(
+            policy=policy,  # type: ignore[arg-type]
+            env=env,  # type: ignore[arg-type]
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=lam,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=archive.check_data("policy_kwargs", policy_kwargs or {}),
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        told = None if self.env is None else _attribute(self.env, "credit_timing")
+        self.delay = float(delay if delay is not None else told.delay if told else 0.0)
+        self.stacked = bool(stacked if stacked is not None else told.stacked if told else False)
+        if step_duration is None and self.env is not None:
+            step_duration = _attribute(self.env, "step_duration")
+        self.step_duration = float(BEHAVIOURAL_STEP if step_duration is None else step_duration)
+        CreditTiming(self.delay, self.step_duration)  # refuses what is no whole number of steps
+        self.learner_config = LearnerConfig(
+            trace=TraceConfig.for_delay(
+                self.delay,
+                trace,
+                order,
+                decay,
+                normalization,
+                stacked=self.stacked,
+                discretization=discretization,
+            ),
+            gamma=float(gamma),
+            lam=float(lam),
+            random_lam=_pair(random_lam),
+            entropy_coef=float(ent_coef),
+            value_coef=float(vf_coef),
+            max_grad_norm=float(max_grad_norm),
+            error_at=error_at,
+            alignment=bool(alignment),
+        )
+        if self.env is not None:
+            self.check_environment()
+        archive.check_data("the agent's arguments", self.constructor_arguments())  # rather now than after learning
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
+            # Normalised observations can be negative, whatever the space says.
+            self.policy_kwargs = {"split_observations": True, **self.policy_kwargs}
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        # The agent's own stream, so that nothing else that draws numbers can change its actions.
+        self.generator = torch.Generator()
+        if self.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(self.seed)
+        try:
+            self.policy = self.policy_class(  # type: ignore[assignment]
+                self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+            )
+        except TypeError as error:
+            raise ValueError(f"policy_kwargs {self.policy_kwargs} do not fit the policy: {error}") from None
+        self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
+        self.timing = CreditTiming(
+            self.delay, self.step_duration, stacked=self.stacked, layers=len(self.policy.actor.weights)
+        )
+        self.learner = ActorCriticLearner(
+            self.policy.actor,
+            self.policy.critic,
+            self.timing,
+            self.learner_config,
+            num_envs=self.n_envs,
+            rollout=self.n_steps,
+            generator=self.generator,
+        )
+        self.policy.to(self.device)
+        self.learner.to(self.device)
+        self._make_optimizer()
+        self.rollout_buffer = None  # type: ignore[assignment]  # the recording takes its place
+        self._recording = Recording(self.n_steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
+        self._statistics_every = 1
+        self._updates_at_start = self._n_updates
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "CETActorCritic",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
+
+        With `reset_num_timesteps=False` learning goes on, and the intervals of `log_interval` updates go on too:
+        they count from the first call.
+
+        Raises:
+            ValueError: if the run is over before any credit has arrived.
+            FloatingPointError: if an environment gives a reward or observation that is not finite; the weights
+                are then those of the last update.
+        """
+        total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
+        self.timing.check_run(total, self.n_envs)
+        self._statistics_every = log_interval or sys.maxsize
+        if reset_num_timesteps:
+            self._updates_at_start = self._n_updates
+        return super().learn(total_timesteps, callback, 1, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Write what has been recorded, if it is time to; called after each rollout, before its update."""
+        iteration = self._n_updates - self._updates_at_start + 1
+        if iteration % self._statistics_every == 0:
+            super().dump_logs(iteration)
+
+    # What is not finite is refused with the name of the environment it came from, once the rollout is complete.
+    @np.errstate(invalid="ignore", over="ignore")
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """Act for `n_rollout_steps` steps with the callback protocol of Stable-Baselines3.
+
+        Values and log-probabilities are not needed to act; the learner computes them in one batch afterwards.
+        `rollout_buffer` is not used.
+
+        Returns:
+            False if a callback asked to stop.
+        """
+        assert self._last_obs is not None
+        assert self._last_episode_starts is not None
+        self.policy.set_training_mode(False)
+        recording, policy, head = self._recording, self.policy, self.policy.actor.head
+        recording.begin()
+        on_cpu = self.device.type == "cpu"
+        numpy_actor = policy.actor.numpy_forward() if on_cpu else None
+        resetting = getattr(env, "resetting", None)  # see cet_rl.envs.GymnasiumVecEnv
+
+        callback.on_rollout_start()
+        # Not before: what is saved at that moment has not drawn yet what it will draw again.
+        noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
+        for step in range(n_rollout_steps):
+            features = recording.features[step]
+            policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
+            recording.starts[step] = self._last_episode_starts
+            if resetting is not None:
+                recording.valid[step] = ~resetting
+            outputs = numpy_actor(features) if numpy_actor else self._outputs(features)
+            actions = recording.actions[step] = head.sample(outputs, noise[step])
+            new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            recording.rewards[step] = rewards
+            if dones.any():
+                self._record_ends(step, dones, infos)
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        policy.write_features(self._last_obs, recording.features[n_rollout_steps])  # type: ignore[arg-type]
+        recording.check(self.num_timesteps // env.num_envs - n_rollout_steps)
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _outputs(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        with torch.no_grad():
+            outputs = self.policy.actor(torch.from_numpy(features).to(self.device))
+        result: np.ndarray[Any, np.dtype[np.float32]] = outputs.cpu().numpy()
+        return result
+
+    def _record_ends(self, step: int, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
+        recording = self._recording
+        for env in np.flatnonzero(dones):
+            if infos[env].get("TimeLimit.truncated", False):
+                recording.truncated[step, env] = 1
+                final = np.zeros((1, recording.features.shape[2]), np.float32)
+                self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final)
+                recording.finals.append((step, int(env), final[0]))
+            else:
+                recording.terminated[step, env] = 1
+
+    def train(self) -> None:
+        """Update the networks from the rollout just collected."""
+        self._update_learning_rate(self.optimizer)
+        # Statistics are written out after the next rollout: only the update before that needs to compute them.
+        updates = self._n_updates - self._updates_at_start
+        wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
+        found = self.learner.accumulate(self._recording.rollout(self.device), statistics=wanted)
+        self.optimizer.step()
+        self._n_updates += 1
+        if wanted:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            for name, value in found.items():
+                self.logger.record(name, value)
+
+    def check_environment(self) -> None:
+        """Raise ValueError if the environment's clock or delays are not those that the agent counts with."""
+        assert self.env is not None
+        clock = _attribute(self.env, "step_duration")
+        if clock is not None and clock != self.step_duration:
+            raise ValueError(
+                f"the agent counts its delays in steps of {self.step_duration:g} s, "
+                f"the environment's clock says {clock:g} s"
+            )
+        told = _attribute(self.env, "credit_timing")
+        if told is not None and told.step_duration != self.step_duration:
+            raise ValueError(
+                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost clock "
+                f"says {self.step_duration:g} s: give it one clock (step_duration)"
+            )
+        if told is not None and (told.delay, told.stacked) != (self.delay, self.stacked):
+            agent, environment = (f"{t.delay:g} s{', stacked' * t.stacked}" for t in (self, told))
+            raise ValueError(
+                f"the agent's credit is {agent} late, the environment says {environment}: leave the agent's delay "
+                "out to take the environment's"
+            )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on learning in another environment with the same spaces, clock and number; traces carry over.
+
+        Raises:
+            ValueError: if it does not fit.
+        """
+        before = self.env, self._vec_normalize_env
+        super().set_env(env, force_reset)
+        try:
+            self.check_environment()
+            normalized = self._vec_normalize_env
+            if normalized and normalized.norm_obs and before[1] is None and not self.policy.splits:
+                raise ValueError(
+                    "VecNormalize makes observations negative, and this agent was made for some that cannot be: "
+                    "make it with VecNormalize, or with policy_kwargs={'split_observations': True}"
+                )
+        except ValueError:
+            self.env, self._vec_normalize_env = before
+            raise
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move networks, traces, lines and optimiser to another device."""
+        self.device = torch.device(device)
+        optimizer = self.optimizer.state_dict()
+        self.policy.to(self.device)
+        self.learner.to(self.device)
+        self._make_optimizer()
+        self.optimizer.load_state_dict(optimizer)
+        return self
+
+    def _make_optimizer(self) -> None:
+        parameters = list(self.learner.trained_parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
+
+    @property
+    def synapses(self) -> torch.nn.ModuleList:
+        """The actor's synapses, input side first: traces, delay lines, λ per weight."""
+        return self.learner.synapses
+
+    @property
+    def probes(self) -> torch.nn.ModuleDict:
+        """What measures alignment, for each layer that waits."""
+        return self.learner.probes
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "synapses", "probes", "optimizer"], []
+
+    @property
+    def per_environment_parts(self) -> tuple[str, ...]:
+        """Traces and recordings belong to the environments they came from."""
+        return ("synapses", "probes")
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """What `load` passes to the constructor, as plain data."""
+        config = asdict(self.learner_config)
+        trace = config.pop("trace")
+        return {
+            "delay": self.delay,
+            "order": trace["order"],
+            "trace": trace["kind"],
+            "normalization": trace["normalization"],
+            "decay": trace["decay"],
+            "stacked": self.stacked,
+            "discretization": trace["discretization"],
+            "step_duration": self.step_duration,
+            "learning_rate": schedule_to_data(self.learning_rate),
+            "n_steps": self.n_steps,
+            "ent_coef": config.pop("entropy_coef"),
+            "vf_coef": config.pop("value_coef"),
+            **config,
+            "stats_window_size": self._stats_window_size,
+            "policy_kwargs": self.policy_kwargs,
+            "seed": self.seed,
+        }
+
+
+def _pair(random_lam: Any) -> tuple[float, float] | None:
+    if random_lam is None:
+        return None
+    try:
+        low, high = map(float, random_lam)
+    except (TypeError, ValueError):
+        raise ValueError(f"random_lam must be two numbers, low and high, got {random_lam!r}") from None
+    return low, high
+
+
+def _attribute(env: VecEnv, name: str) -> Any:
+    """What the first environment's wrappers say under `name`; None if nothing."""
+    return env.get_attr(name)[0] if env.has_attr(name) else None

@@ -1,0 +1,207 @@
+"""Making, saving and restoring each kind of agent for a run: ours, Stable-Baselines3's, Tianshou's."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3 import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from cet_rl.agents.progress import carry, carry_on
+from cet_rl.agents.saving import episodes_to_data
+from cet_rl.agents.sb3 import CETActorCritic
+from cet_rl.envs import DelayedReward, make_env, make_vec_env
+from cet_rl.rl.agent_registry import AgentKind
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs import archive
+
+ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
+    "relu": torch.nn.ReLU,
+    "identity": torch.nn.Identity,
+    "tanh": torch.nn.Tanh,
+    "sigmoid": torch.nn.Sigmoid,
+}
+"""Modules for those who do not take ours (`cet_rl.credit.activations`)."""
+
+
+def kind_of(algorithm: object, name: str) -> AgentKind:
+    """A class of algorithms as an agent.
+
+    Raises:
+        ValueError: if it is none of Stable-Baselines3's kind.
+    """
+    if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
+        raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
+    return cet_kind(algorithm) if issubclass(algorithm, CETActorCritic) else _foreign_kind(algorithm)
+
+
+def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
+    """Ours, which bridges the delay itself; the delay travels with the environment."""
+
+    def environments(config: RLConfig) -> VecEnv:
+        return make_vec_env(
+            config.task,
+            config.num_envs,
+            config.seed,
+            config.step_duration,
+            delay=config.delay,
+            stacked=config.stacked,
+        )
+
+    def build(config: RLConfig) -> CETActorCritic:
+        return algorithm(
+            "MlpPolicy",
+            environments(config),
+            order=config.order,
+            trace=config.trace,
+            normalization=config.normalization,
+            decay=config.decay,
+            discretization=config.discretization,
+            lam=config.lam,
+            random_lam=config.random_lam,
+            error_at=config.error_at,
+            alignment=config.alignment,
+            policy_kwargs={
+                "net_arch": list(config.hidden),
+                "activation": config.activation,
+                "actor": config.actor,
+                "critic": config.critic,
+                "feedback": config.feedback,
+            },
+            **_common(config),
+        )
+
+    def restore(config: RLConfig, file: Path, with_environments: bool) -> CETActorCritic:
+        env = environments(config) if with_environments else None
+        return algorithm.load(file, env, device=config.device)
+
+    def save(agent: BaseAlgorithm, file: Path) -> None:
+        agent.save(file)
+
+    return AgentKind(build, save, restore, delays_credit=True, carry=carry, carry_on=carry_on)
+
+
+def tianshou_kind() -> AgentKind:
+    """Tianshou's A2C."""
+    from cet_rl.agents.tianshou_baselines import TianshouA2C
+
+    def build(config: RLConfig) -> Any:
+        return TianshouA2C(
+            lambda: _late_rewards_env(config),
+            config.num_envs,
+            n_steps=config.n_steps,
+            gamma=config.gamma,
+            lam=config.lam,
+            lr=config.lr,
+            anneal_lr=config.anneal_lr,
+            ent_coef=config.entropy_coef,
+            vf_coef=config.value_coef,
+            max_grad_norm=config.max_grad_norm,
+            hidden=config.hidden,
+            activation=ACTIVATIONS[config.activation],
+            seed=config.seed,
+            device=config.device,
+        )
+
+    def carry_tianshou(agent: Any) -> dict[str, Any]:
+        state: dict[str, Any] = agent.carry()
+        return state
+
+    def carry_on_tianshou(agent: Any, state: dict[str, Any]) -> None:
+        agent.carry_on(state)
+
+    restore = partial(_rebuild, build)
+    return AgentKind(build, _save_parameters, restore, carry=carry_tianshou, carry_on=carry_on_tianshou)
+
+
+def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
+    """An algorithm that knows of no delay: it gets the configuration's values as far as it takes them."""
+    takes = inspect.signature(algorithm.__init__).parameters
+
+    def build(config: RLConfig) -> BaseAlgorithm:
+        env = make_vec_env(
+            config.task, config.num_envs, config.seed, config.step_duration, wrappers=_late_rewards(config)
+        )
+        values: dict[str, Any] = {
+            **_common(config),
+            "gae_lambda": config.lam,
+            "policy_kwargs": {
+                "net_arch": list(config.hidden),
+                "activation_fn": ACTIVATIONS[config.activation],
+            },
+            "batch_size": min(128, config.n_steps * config.num_envs),
+        }
+        if not issubclass(algorithm, OnPolicyAlgorithm):  # of returns there, and a temperature
+            del values["n_steps"], values["ent_coef"]
+        if issubclass(algorithm, A2C):
+            values["use_rms_prop"] = False  # Adam, as ours
+        known = {name: value for name, value in values.items() if name in takes}
+        try:
+            return algorithm("MlpPolicy", env, **known)
+        except (AssertionError, NotImplementedError, TypeError) as error:
+            raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
+
+    return AgentKind(build, _save_parameters, partial(_rebuild, build), carry=carry, carry_on=carry_on)
+
+
+def _common(config: RLConfig) -> dict[str, Any]:
+    """Values that Stable-Baselines3's on-policy algorithms and ours take under the same names."""
+    return {
+        "learning_rate": LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
+        "n_steps": config.n_steps,
+        "gamma": config.gamma,
+        "ent_coef": config.entropy_coef,
+        "vf_coef": config.value_coef,
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        "device": config.device,
+    }
+
+
+def _late_rewards(config: RLConfig) -> list[Any]:
+    if not config.delay:
+        return []
+    return [partial(DelayedReward, delay=config.delay)]  # in steps of the clock that `make_env` puts inside
+
+
+def _late_rewards_env(config: RLConfig) -> gym.Env[Any, Any]:
+    return make_env(config.task, config.step_duration, wrappers=_late_rewards(config))
+
+
+def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:
+    """Networks, optimisers and progress as tensors and JSON; such algorithms' own `save` pickles."""
+    tensors, rest = archive.flatten(agent.get_parameters())
+    data = {
+        "algorithm": type(agent).__name__,
+        "progress": {
+            "num_timesteps": agent.num_timesteps,
+            "episodes": episodes_to_data(agent.ep_info_buffer),
+        },
+        "rest": archive.check_data("the optimiser's settings", rest),
+    }
+    archive.write(file, data, tensors, what="agent")
+
+
+def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:
+    """An agent made anew from its configuration, with the parameters of a file."""
+    data, tensors = archive.read(file, what="agent")
+    agent: BaseAlgorithm = build(config)
+    if data.get("algorithm") != type(agent).__name__:
+        raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")
+    try:
+        agent.set_parameters(archive.as_state_dicts(archive.unflatten(tensors, data["rest"])))
+        agent.num_timesteps = int(data["progress"]["num_timesteps"])
+        agent.ep_info_buffer = deque(data["progress"]["episodes"], maxlen=100)
+        agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 makes both or neither
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    return agent

@@ -1,0 +1,130 @@
+"""The agents by name, and what a run needs to know of each: `cet-rl list agents`, `--agent NAME`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cet_rl.runs.plugins import import_named, load_plugins
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    from cet_rl.rl.config import RLConfig
+
+
+@dataclass(frozen=True)
+class AgentKind:
+    """How to make, save and restore one kind of agent.
+
+    What is made has the interface of a Stable-Baselines3 algorithm as far as a run uses it: `learn`, `predict`,
+    `num_timesteps`, `ep_info_buffer`, `logger`, `set_logger`.
+
+    Attributes:
+        build: from a resolved configuration to an agent with its training environments.
+        save: writes an agent to a file with `cet_rl.runs.archive.write`.
+        restore: from a configuration and a file to an agent; with its training environments if asked to.
+        delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get rewards
+            that arrive late.
+        carry: what else a run that goes on needs: environments, random numbers, counters, as
+            `cet_rl.runs.typed_json` encodes it, and under "gaps" a list of lines about what cannot be
+            had. None if nothing: such a run goes on in fresh episodes.
+        carry_on: takes that over, after `restore`.
+    """
+
+    build: Callable[[RLConfig], BaseAlgorithm]
+    save: Callable[[BaseAlgorithm, Path], None]
+    restore: Callable[[RLConfig, Path, bool], BaseAlgorithm]
+    delays_credit: bool = False
+    carry: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
+    carry_on: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    summary: str
+    make: Callable[[], AgentKind]
+
+
+_AGENTS: dict[str, _Entry] = {}
+
+
+def register_agent(name: str, summary: str, make: Callable[[], AgentKind]) -> None:
+    """Add an agent to what `--agent` takes.
+
+    Args:
+        name: of the agent, such as mine:a2c.
+        summary: a line about it.
+        make: called when the agent is first needed, so that its imports can wait until then.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+    if name in _AGENTS:
+        raise ValueError(f"agent {name!r} is registered already")
+    _AGENTS[name] = _Entry(summary, make)
+
+
+def agents() -> dict[str, str]:
+    """Names and a line about each, plugins' own included."""
+    load_plugins()
+    return {name: entry.summary for name, entry in _AGENTS.items()}
+
+
+def find_agent(name: str) -> AgentKind:
+    """The agent of a registered name, or of "package.module:Class", a Stable-Baselines3 algorithm.
+
+    Raises:
+        ValueError: if there is none, or a package it needs is not installed.
+    """
+    known = agents()
+    if name in known:
+        return _AGENTS[name].make()
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or package.module:Class"
+    module, colon, attribute = name.rpartition(":")
+    families = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
+    if not colon or name.split(":")[0] in families:
+        raise ValueError(f"unknown agent {name!r}; {hint}")
+    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
+    if found is None:
+        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
+    from cet_rl.rl.agent_kinds import kind_of
+
+    return kind_of(found, name)
+
+
+def _ours() -> AgentKind:
+    from cet_rl.rl.agent_kinds import cet_kind
+
+    return cet_kind()
+
+
+def _sb3(name: str) -> AgentKind:
+    import stable_baselines3
+
+    from cet_rl.rl.agent_kinds import kind_of
+
+    return kind_of(getattr(stable_baselines3, name), name)
+
+
+def _tianshou_a2c() -> AgentKind:
+    try:
+        import tianshou  # noqa: F401
+    except ImportError:
+        raise ValueError('agent tianshou:a2c needs Tianshou: pip install "cet-rl[tianshou]"') from None
+    from cet_rl.rl.agent_kinds import tianshou_kind
+
+    return tianshou_kind()
+
+
+register_agent(
+    "cet", "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)", _ours
+)
+register_agent("sb3:a2c", "Stable-Baselines3's A2C with Adam; rewards arrive late", lambda: _sb3("A2C"))
+register_agent("sb3:ppo", "Stable-Baselines3's PPO; rewards arrive late", lambda: _sb3("PPO"))
+register_agent("tianshou:a2c", "Tianshou's A2C; rewards arrive late", _tianshou_a2c)

@@ -1,0 +1,88 @@
+"""The configuration of a reinforcement-learning run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from cet_rl.agents.hyperparameters import check_hyperparameters
+from cet_rl.runs.config import LayeredConfig, Task
+
+CONVOLUTIONS = 3
+"""Of a convolutional actor: `cet_rl.agents.networks.CHANNELS`, which need not be imported for this."""
+
+
+@dataclass(frozen=True)
+class RLConfig(LayeredConfig):
+    """What to learn, and how."""
+
+    task: Task
+    """Gymnasium id, such as CartPole-v1; module:Id-v0 imports the module that registers it."""
+    agent: str = "cet"
+    """A name that `cet-rl list agents` shows, or module:Class."""
+    delay: float = 0.0
+    """Seconds until credit reaches the actor's synapses; for agents without synaptic traces, until the environment
+    hands out rewards. 0: no delay."""
+    step_ms: float = 200.0
+    """Milliseconds that one environment step stands for."""
+    lam: float = 0.95
+    """Lambda of the RL eligibility trace and of the critic's returns."""
+    random_lam: tuple[float, float] | None = None
+    """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
+    feedback: Literal["backprop", "fa", "dfa"] = "backprop"
+    """How credit reaches hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
+    gamma: float = 0.99
+    """Discount."""
+    anneal_lr: bool = True
+    """Let the learning rate fall linearly to zero over the run."""
+    entropy_coef: float = 0.01
+    """Weight of the policy's entropy."""
+    value_coef: float = 0.25
+    """Weight of the critic's loss."""
+    max_grad_norm: float = 0.5
+    """Joint norm that the gradients are clipped to."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the dense hidden layers of the actor, and of a dense critic."""
+    actor: Literal["mlp", "conv"] = "mlp"
+    """Dense (maps are flattened) or with three convolutions first, for maps (MinAtar)."""
+    critic: Literal["auto", "mlp", "conv"] = "auto"
+    """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
+    activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
+    """Of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
+    total_steps: int = 1_000_000
+    """Environment samples to learn from, all environments counted."""
+    num_envs: int = 4
+    """Environments side by side."""
+    n_steps: int = 128
+    """Steps of each environment between updates; 1 updates after every step."""
+    seed: int = 0
+    """Of networks, actions and environments."""
+    eval_episodes: int = 100
+    """Deterministic episodes at the end of the run."""
+    eval_max_steps: int = 10_000
+    """Step cap of an evaluation episode in a task that has none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_counts("num_envs", "n_steps", "eval_episodes", "eval_max_steps")
+        check_hyperparameters(self)
+        if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
+            raise ValueError(f"--hidden must list widths from 1 to 100,000, got {self.hidden}")
+        self.timing.check_run(self.total_steps, self.num_envs)
+
+    @property
+    def layers(self) -> int:
+        """Of the actor."""
+        return len(self.hidden) + 1 + (CONVOLUTIONS if self.actor == "conv" else 0)
+
+    @property
+    def arm(self) -> tuple[str, ...]:
+        """What learns, in words for `label`: cet5, dfa; sb3-a2c."""
+        ours = self.agent == "cet"
+        parts = [] if ours else [re.sub(r"\W+", "-", self.agent)]
+        if ours or self.trace is not None:
+            parts.append(self.trace_config.label)
+        parts += [self.feedback] * (self.feedback != "backprop")
+        parts += ["random-lam"] * (self.random_lam is not None) + ["conv"] * (self.actor == "conv")
+        return tuple(parts)

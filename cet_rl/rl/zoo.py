@@ -1,0 +1,172 @@
+"""Train `CETActorCritic` by name with RL Baselines3 Zoo.
+
+    python -m cet_rl.rl.zoo train --algo cet --env CartPole-v1
+    python -m cet_rl.rl.zoo enjoy --algo cet --env CartPole-v1 -f logs --no-render
+
+`train` and `enjoy` are the zoo's own, with all of their options; in a program, `register()` is enough. Needs
+`pip install "cet-rl[zoo]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Self
+
+from stable_baselines3.common.utils import LinearSchedule
+
+from cet_rl import agents
+from cet_rl.cli import EXIT_BAD_INPUT, refuse
+from cet_rl.runs.archive import File
+
+if TYPE_CHECKING:
+    import optuna
+
+NAME = "cet"
+"""What `--algo` calls the agent."""
+
+USAGE = """\
+python -m cet_rl.rl.zoo: RL Baselines3 Zoo with cet-rl's agent as --algo cet, the default
+
+  python -m cet_rl.rl.zoo train --env CartPole-v1 [-params delay:8.0 order:5 …]   learn; every option: train --help
+  python -m cet_rl.rl.zoo enjoy --env CartPole-v1 -f logs [--no-render]           play what was learned
+
+Hyper-parameters come from configs/zoo/cet.yaml of this package, or from the file after -conf.
+"""
+
+COMMANDS = ("train", "enjoy")
+
+
+class CETActorCritic(agents.CETActorCritic):
+    """The agent as the zoo wants it. Its files are those of `cet_rl.agents.CETActorCritic`, and load as either."""
+
+    @functools.wraps(agents.CETActorCritic.__init__)  # type: ignore[misc]  # `load` reads the signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from rl_zoo3.utils import SimpleLinearSchedule
+
+        rate = kwargs.get("learning_rate")
+        if isinstance(rate, SimpleLinearSchedule):  # the zoo's for "lin_5e-4"; ours must be one that is data
+            kwargs["learning_rate"] = LinearSchedule(rate.initial_value, 0.0, 1.0)
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load an agent; as `cet_rl.agents.CETActorCritic.load`.
+
+        The zoo always passes `custom_objects`, which stand in for what cannot be unpickled. These files hold no
+        pickle, so they are left out.
+        """
+        kwargs.pop("custom_objects", None)
+        return super().load(path, *args, **kwargs)
+
+
+def sample_hyperparameters(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What the zoo's `-optimize` tries: arguments of `CETActorCritic`.
+
+    Delay, trace and order are not among them: they say what is studied. The learning rate is held constant.
+
+    Args:
+        trial: to draw from.
+        n_actions: not used; part of the interface, as is the rest.
+        n_envs: not used.
+        additional_args: not used.
+    """
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-4, 0.1, log=True),
+        "lam": trial.suggest_float("lam", 0.8, 0.99),
+        "n_steps": trial.suggest_categorical("n_steps", [32, 64, 128, 256]),
+        "normalization": trial.suggest_categorical("normalization", ["peak", "area"]),
+    }
+
+
+def register() -> None:
+    """Make "cet" one of the zoo's algorithms and our environments known to it, in this process.
+
+    Raises:
+        ImportError: if rl_zoo3 is not installed, with what to install.
+    """
+    try:
+        from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+        from rl_zoo3.utils import ALGOS
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "rl_zoo3":  # it is there, but something it needs is not
+            raise
+        raise ImportError('RL Baselines3 Zoo is not installed: pip install "cet-rl[zoo]"') from None
+    importlib.import_module("cet_rl.envs")  # registers MinAtar
+    ALGOS[NAME] = CETActorCritic
+    HYPERPARAMS_SAMPLER[NAME] = sample_hyperparameters
+    HYPERPARAMS_CONVERTER[NAME] = lambda sampled_params: sampled_params  # they are the constructor's own arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the zoo's `train` or `enjoy` with the agent registered.
+
+    Args:
+        arguments: the command and its options; None for those of the process.
+
+    Returns:
+        The exit status: 0, or 2 for bad input, with one line on stderr.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else EXIT_BAD_INPUT
+    command, *options = arguments
+    if command not in COMMANDS:
+        return refuse(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
+    try:
+        register()
+    except ImportError as error:
+        return refuse(str(error))
+    try:
+        with _defaults(command, options) as defaults, _command_line(command, defaults + options):
+            getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
+    except (ValueError, OSError, ArithmeticError, AssertionError) as error:  # the zoo asserts what it is given
+        if os.environ.get("CET_RL_TRACEBACK"):
+            raise
+        return refuse(" ".join(str(error).split()) or type(error).__name__)
+    return 0
+
+
+@contextlib.contextmanager
+def _defaults(command: str, options: Sequence[str]) -> Iterator[list[str]]:
+    """Options to put before those given, which win over them."""
+    parser = argparse.ArgumentParser(prog=f"python -m cet_rl.rl.zoo {command}", add_help=False)
+    parser.add_argument("--algo", default=NAME)
+    if parser.parse_known_args(options)[0].algo != NAME:
+        yield []
+        return
+    if "OMP_NUM_THREADS" not in os.environ:  # as `cet-rl train`: on networks this small one thread is best
+        from cet_rl.runs.machine import set_threads
+
+        set_threads(1)
+    defaults = ["--algo", NAME]
+    if command == "enjoy":
+        yield defaults
+        return
+    with resources.as_file(resources.files("cet_rl") / "configs" / "zoo" / "cet.yaml") as file:
+        yield [*defaults, "--conf-file", str(file)]
+
+
+@contextlib.contextmanager
+def _command_line(command: str, options: Sequence[str]) -> Iterator[None]:
+    """The zoo's commands read `sys.argv`."""
+    before = sys.argv
+    sys.argv = [f"python -m cet_rl.rl.zoo {command}", *options]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

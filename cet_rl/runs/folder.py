@@ -1,0 +1,333 @@
+"""Run folders: what a run leaves behind, and how a folder says what became of it.
+
+config.yaml     everything resolved, enough to repeat the run
+events.out.…    TensorBoard
+metrics.csv     the same numbers, a row each time they are logged
+checkpoint/     agent.zip (network.zip of data sets), and agent.previous.zip, the one before: tensors and JSON
+lock/           who runs in it, for as long as somebody does
+summary.json    at the end: status, speed, metrics, versions
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from cet_rl.runs.files import naming, replacing, sync
+from cet_rl.runs.identity import differing, identity
+from cet_rl.runs.lock import Lock, holders
+from cet_rl.runs.config import RunConfig
+
+if TYPE_CHECKING:
+    from cet_rl.runs.checkpoint import Checkpoints
+
+Status = Literal["finished", "interrupted", "failed"]
+
+EVALUATED = "eval/"
+"""What the numbers of the evaluation at the end of a run are called. One that goes on will find them again."""
+
+CHECKPOINTS = 10
+"""Taken in a run unless told otherwise, interruptions apart."""
+
+_LOCK = "lock"
+"""Of a run folder, while somebody runs in it."""
+
+_PATIENCE = 60.0
+"""Seconds to wait for a process on another machine."""
+
+_VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
+
+
+def checkpoint_interval(total_steps: int, asked: int | None) -> int:
+    """Steps from one checkpoint to the next: those asked for, or a tenth of the run.
+
+    Raises:
+        ValueError: if fewer than one is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ValueError(f"--checkpoint-every must be at least 1, got {asked}")
+    return asked or max(1, total_steps // CHECKPOINTS)
+
+
+class RunFolder:
+    """A folder for one run.
+
+    Args:
+        path: of the folder itself.
+        checkpoint: the checkpoint's file name.
+
+    Attributes:
+        checkpoints: the last two (`cet_rl.runs.checkpoint.Checkpoints`).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.summary_file = self.path / "summary.json"
+        self.metrics_file = self.path / "metrics.csv"
+        self._checkpoint = self.path / "checkpoint" / checkpoint
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The last two."""
+        from cet_rl.runs.checkpoint import Checkpoints  # torch takes a second
+
+        return Checkpoints(self._checkpoint)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """The newest checkpoint that is good; without any, where the first will be.
+
+        Raises:
+            ValueError: if there are some and none is good, or the newest is from a newer version of this package.
+        """
+        if not self._checkpoint.parent.is_dir():
+            return self._checkpoint
+        return self.checkpoints.find(self._identity()) or self._checkpoint
+
+    def save_checkpoint(self, write: Callable[[Path], None], carried: object = None) -> None:
+        """Write a checkpoint, after everything that has been logged up to it.
+
+        Args:
+            write: writes what has been learned to a path, with `cet_rl.runs.archive.write`.
+            carried: what else going on takes, as `cet_rl.runs.typed_json` encodes it.
+
+        Raises:
+            OSError: if it cannot be written, naming the file; those that are there stay as they are.
+        """
+        for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
+            sync(file)
+        self.checkpoints.save(write, self._identity(), carried)
+
+    def _identity(self) -> dict[str, Any] | None:
+        """What config.yaml says that has to stay as it is; None if it cannot be read."""
+        try:
+            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            kept = {str(key): value for key, value in identity(saved).items()}
+            data: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+            return data
+        except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError):
+            return None
+
+    @property
+    def status(self) -> str | None:
+        """What the summary says: finished, interrupted or failed; None without a readable one."""
+        try:
+            return str(json.loads(self.summary_file.read_text(encoding="utf-8"))["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Raise ValueError for all that `claim` does, touching nothing."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run folder {self.path} is a file")
+        if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
+            if not self.config_file.is_file():
+                raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
+            self._refuse_other(config)
+            if not resume:
+                state = "a finished run" if self.status == "finished" else "an unfinished run"
+                hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
+                raise ValueError(f"{self.path} already holds {state}: {hint}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody else run in the folder meanwhile.
+
+        Raises:
+            ValueError: if another process does, naming it.
+            OSError: if the folder cannot be written.
+        """
+        place, waited = self.path / _LOCK, 0.0
+        lock = Lock(place, "run")
+        try:
+            while not lock.acquire():
+                owner = holders(place).get("run")
+                # That of another machine may have died, and be found so a moment after the lock of its cell.
+                if owner is None or owner.host == platform.node() or waited > _PATIENCE:
+                    who = f" ({owner})" if owner else ""
+                    hint = "wait for it, or choose another --run-dir"
+                    raise ValueError(f"{self.path} is being run by another process{who}: {hint}")
+                time.sleep(1.0)
+                waited += 1.0
+        except OSError as error:
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+            with suppress(OSError):
+                (place / ".clock").unlink(missing_ok=True)
+                place.rmdir()
+
+    def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
+        """Take the folder for a run of `config`, overwriting nothing.
+
+        Args:
+            config: resolved, as it goes into config.yaml.
+            resume: whether an earlier run of the same configuration may be there.
+
+        Returns:
+            "fresh" for a new run, "resumed" if there is a checkpoint to go on from, "finished" if there is
+            nothing left to do.
+
+        Raises:
+            ValueError: if the folder holds something else, or a run without `resume`, or one of another
+                configuration.
+            OSError: if it cannot be written.
+        """
+        self.check(config, resume=resume)
+        if self.status == "finished":
+            return "finished"
+        checkpoint = self.checkpoint_file  # refused before anything is touched, if none is good
+        try:
+            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
+        for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
+            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        if checkpoint.exists():
+            return "resumed"
+        for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
+            leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
+        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        return "fresh"
+
+    def _refuse_other(self, config: Mapping[str, Any]) -> None:
+        try:
+            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            changes = ", ".join(differing(saved, config))
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
+            raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
+        if changes:
+            raise ValueError(
+                f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
+            )
+
+    def write_summary(
+        self,
+        *,
+        task: str,
+        agent: str,
+        seed: int,
+        status: Status,
+        steps: int,
+        wall_seconds: float,
+        steps_per_second: float | None,
+        metrics: Mapping[str, float | int | None],
+        error: str | None = None,
+    ) -> None:
+        """Write summary.json. Numbers that are not finite become null."""
+        summary: dict[str, Any] = {
+            "task": task,
+            "agent": agent,
+            "seed": seed,
+            "status": status,
+            "steps": steps,
+            "wall_seconds": round(wall_seconds, 3),
+            "steps_per_second": steps_per_second and round(steps_per_second, 1),
+            "metrics": {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()},
+            "versions": versions(),
+        }
+        if error is not None:
+            summary["error"] = error
+        write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def default_path(config: RunConfig) -> Path:
+    """The folder of a run that is given none: runs/TASK-LABEL-SEED."""
+    task = re.sub(r"[/:]", "-", config.task)
+    return Path("runs") / f"{task}-{config.label}-{config.seed}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide a run's numbers."""
+    found = {"python": platform.python_version()}
+    for package in _VERSIONS_OF:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one stroke."""
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+class MetricsTable:
+    """metrics.csv: a row each time numbers are logged; columns come as they are first seen.
+
+    Args:
+        path: of the file; earlier rows are kept as far as they go.
+        last_step: rows logged later than this are dropped, as a run that is resumed logs them again, and with them
+            what an evaluation at the end has found.
+    """
+
+    STEP = "time/total_timesteps"
+
+    def __init__(self, path: Path, last_step: int = 0) -> None:
+        self.path = path
+        self._columns: list[str] = [self.STEP]
+        self._rows: list[dict[str, Any]] = []
+        if path.is_file():
+            try:
+                with open(path, newline="", encoding="utf-8") as stream:
+                    text = stream.read()
+                # What follows the last line break is half a row, written when the process was killed.
+                reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+                whole = [
+                    row
+                    for row in reader
+                    if None not in row and None not in row.values() and (row.get(self.STEP) or "").isdecimal()
+                ]
+                self._columns = list(reader.fieldnames or self._columns)
+                self._rows = [
+                    {name: "" if name.startswith(EVALUATED) else value for name, value in row.items()}
+                    for row in whole
+                    if int(row[self.STEP]) <= last_step
+                ]
+            except (csv.Error, UnicodeDecodeError, ValueError):
+                raise ValueError(f"{path} is damaged: move it away to go on without it") from None
+        self._rewrite()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, or complete the last one if it is of the same step."""
+        same_step = bool(self._rows) and str(self._rows[-1][self.STEP]) == str(row[self.STEP])
+        if same_step:
+            self._rows[-1].update(row)
+        else:
+            self._rows.append(dict(row))
+        unseen = [name for name in row if name not in self._columns]
+        if unseen or same_step:
+            self._columns += sorted(unseen)
+            self._rewrite()
+        else:
+            with naming(self.path), open(self.path, "a", newline="", encoding="utf-8") as stream:
+                csv.DictWriter(stream, self._columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self.path, text.getvalue())

@@ -1,0 +1,181 @@
+"""The hyper-parameters of the paper's experiments (Tables 1 to 7), looked up by cell.
+
+`configs/paper` has a file for each task and time scale: what all of its runs share (for environments, Table 5),
+and a row for each order and delay (Tables 1 to 4, 6 and 7). They are asked for by name (`--config paper`) and
+replace nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from cet_rl.runs.task_kinds import family_of
+from cet_rl.runs.config import check_values
+from cet_rl.traces.timing import RELATIVE_TOLERANCE
+from cet_rl.traces.registry import TraceConfig
+
+BACKPROP = "backprop"
+"""Stands in a row's `order` for the baseline without delay."""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of a table.
+
+    Attributes:
+        values: keys and values of a configuration, those that all rows share included; no task.
+    """
+
+    values: dict[str, Any]
+
+    @property
+    def order(self) -> int | None:
+        """Number of trace states; 1 is the classical trace, None backpropagation without delay."""
+        order: int | None = self.values.get("order")
+        return order
+
+    @property
+    def delay(self) -> float:
+        """Seconds until credit arrives; 0 in the baseline."""
+        return float(self.values.get("delay", 0.0))
+
+    def describe(self) -> str:
+        """The row in a few words: "32 s, CET order 8: lr 5e-4"."""
+        rate = f"lr {_short(self.values['lr'])}"
+        if "weight_decay" in self.values:
+            rate += f", weight decay {_short(self.values['weight_decay'])}"
+        if self.order is None:
+            return f"no delay, backprop: {rate}"
+        wait = f"{self.delay:g} s" + (" a layer" if self.values.get("stacked") else "")
+        if self.order == 1:
+            decay = f", decay {self.values['decay']:g}" if "decay" in self.values else ""
+            return f"{wait}, classical trace{decay}: {rate}"
+        return f"{wait}, CET order {self.order}: {rate}"
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """What the paper says about one task at one time scale.
+
+    Attributes:
+        name: of the file.
+        source: where its values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
+        table: number of the table that has the rows.
+        tasks: it holds for, all of one family.
+        stacked: whether its time scale is that of retrograde signalling.
+        rows: in the paper's sequence.
+    """
+
+    name: str
+    source: str
+    table: int
+    tasks: tuple[str, ...]
+    stacked: bool
+    rows: tuple[PaperRow, ...]
+
+    def find(self, delay: float, order: int | None) -> PaperRow | None:
+        """The row for a delay in seconds and an order (None: the baseline); None if there is none."""
+        for row in self.rows:
+            if row.order == order and math.isclose(row.delay, delay, rel_tol=RELATIVE_TOLERANCE):
+                return row
+        return None
+
+    def describe_rows(self) -> str:
+        """What it has rows for: "delays of 2, 4 and 8 s with orders 1, 2 and 5, and backprop without delay"."""
+        delays = sorted({row.delay for row in self.rows if row.order is not None})
+        orders = sorted({row.order for row in self.rows if row.order is not None})
+        text = f"{'a delay' if len(delays) == 1 else 'delays'} of {_list(delays)} s with orders {_list(orders)}"
+        return text + (", and backprop without delay" if self.find(0.0, None) else "")
+
+
+@cache
+def paper_tables() -> tuple[PaperTable, ...]:
+    """All tables, by name.
+
+    Raises:
+        ValueError: for a file with a key or value that configurations of its tasks do not have, naming file, row
+            and key.
+    """
+    folder = resources.files("cet_rl") / "configs" / "paper"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return tuple(_read(file.read_text(encoding="utf-8"), file.name.removesuffix(".yaml")) for file in files)
+
+
+def paper_cell(
+    task: str, *, delay: float = 0.0, order: int | None = None, stacked: bool = False, trace: str | None = None
+) -> tuple[dict[str, Any], str]:
+    """The paper's hyper-parameters for one run.
+
+    Args:
+        task: Gymnasium id or data set.
+        delay: T, in seconds; 0 for the paper's baseline, backpropagation without delay.
+        order: number of trace states; None for 5; 1 is the classical trace.
+        stacked: True for the time scale of retrograde signalling, else the behavioural one.
+        trace: None, "cet", "et" (order 1), or "none" without a delay.
+
+    Returns:
+        Keys and values of a configuration, and a line that says which row they are:
+        "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4".
+
+    Raises:
+        ValueError: if the paper has no such row, naming those it has.
+    """
+    wanted = TraceConfig.for_delay(delay, trace, order)
+    if wanted.kind not in ("cet", "et", "none"):
+        raise ValueError(
+            f"the paper has no hyper-parameters for trace {wanted.kind!r}, only for cet, et and no delay: "
+            "choose one of them, or leave out --config paper"
+        )
+    table = _table_of(task, stacked)
+    states = {"cet": wanted.states, "et": 1, "none": None}[wanted.kind]
+    row = table.find(delay, states)
+    if row is None:
+        asked = f"a delay of {delay:g} s and order {states}" if delay else "no delay"
+        they, have = ("they", "have") if table.source.startswith("Tables ") else ("it", "has")
+        refusal = f"{table.source} {have} no row for {task} with {asked}"
+        raise ValueError(f"{refusal}: {they} {have} {table.describe_rows()}")
+    values = {"task": task, **row.values}
+    if trace == "et":
+        values["trace"] = trace
+    return values, f"paper, Table {table.table}: {task}, {row.describe()}"
+
+
+def _table_of(task: str, stacked: bool) -> PaperTable:
+    tables = [table for table in paper_tables() if table.stacked == stacked]
+    for table in tables:
+        if task in table.tasks:
+            return table
+    scale = "the retrograde time scale" if stacked else "behavioural time scales"
+    known = (name for table in tables for name in table.tasks)
+    raise ValueError(f"the paper has no table for {task} at {scale}: it has {', '.join(known)}")
+
+
+def _read(text: str, name: str) -> PaperTable:
+    data = yaml.safe_load(text)
+    kind = family_of(data["tasks"][0]).config()
+    common = check_values(data["common"], f"paper/{name}.yaml, common", kind)
+    rows = []
+    for number, cells in enumerate(data["rows"], start=1):
+        named = {key: value for key, value in cells.items() if (key, value) != ("order", BACKPROP)}
+        rows.append(PaperRow({**common, **check_values(named, f"paper/{name}.yaml, row {number}", kind)}))
+    stacked = bool(common.get("stacked", False))
+    return PaperTable(name, data["source"], int(data["table"]), tuple(data["tasks"]), stacked, tuple(rows))
+
+
+def _short(number: float) -> str:
+    """5e-4 for 0.0005; 0 for nothing."""
+    if not number:
+        return "0"
+    mantissa, exponent = f"{number:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _list(numbers: list[int] | list[float]) -> str:
+    *head, last = (f"{number:g}" for number in numbers)
+    return f"{', '.join(head)} and {last}" if head else last

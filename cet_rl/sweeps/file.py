@@ -1,0 +1,254 @@
+"""What the file of a sweep asks for, before any of its values has been looked at.
+
+A file is a YAML mapping. It holds options of `cet-rl train` with underscores, which hold for all cells, and
+
+title   what the sweep is about
+grid    a mapping from options to lists of values: a cell for each combination
+arms    a list of mappings, each an arm's own settings; with `name`, what legends call it, and a `grid` of its own.
+        Every arm is crossed with the grid, but for options that the arm sets itself
+seeds   0-4, or a list; every cell once for each. Default 0
+config  paper: each cell starts from the row of the paper's tables for its task, delay and order. An arm may set it
+quick   settings, `seeds` and `grid` that take the place of those above with --quick
+
+Precedence: defaults < tuned defaults of the task, or the paper's row < settings of all cells < grid < arm < quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cet_rl.runs.config import check_seed, read_mapping
+from cet_rl.runs.task_kinds import FAMILIES
+
+PAPER = "paper"
+"""The only `config` that a sweep can start from."""
+
+KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
+"""Of the file of a sweep that are no options of `cet-rl train`."""
+
+MOST_CELLS = 100_000
+"""In one sweep."""
+
+_ELSEWHERE = {
+    "seed": "use seeds",
+    "threads": "each cell runs on one thread",
+    "run_dir": "it is an option of cet-rl sweep",
+    "resume": "a sweep always goes on where it was",
+    "quiet": "it is an option of cet-rl sweep",
+}
+"""Options of `cet-rl train` that a sweep's file cannot have, and why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One combination that a file asks for, seeds apart.
+
+    Attributes:
+        settings: options and values, as the file has them.
+        varied: the options that grid or arm have set, for messages.
+        name: of its arm, if the file gives one.
+        paper: whether it starts from the paper's tables.
+    """
+
+    settings: Mapping[str, Any]
+    varied: tuple[str, ...]
+    name: str | None
+    paper: bool
+
+    def __str__(self) -> str:
+        """What sets it apart: "delay 8, order 5"."""
+        return ", ".join(f"{key} {self.settings[key]}" for key in self.varied)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a file asks for.
+
+    Attributes:
+        source: the file.
+        title: of the sweep; the file's name if it gives none.
+        asked: its combinations, arm by arm.
+        seeds: that each of them is run with.
+    """
+
+    source: str
+    title: str
+    asked: tuple[Asked, ...]
+    seeds: tuple[int, ...]
+
+    def with_all(self, **settings: Any) -> Spec:
+        """The same with these settings in all cells, whatever the file says."""
+        asked = tuple(replace(one, settings={**one.settings, **settings}) for one in self.asked)
+        return replace(self, asked=asked)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    settings: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    name: str | None = None
+    paper: bool | None = None
+
+
+def read_spec(source: str, *, quick: bool = False) -> Spec:
+    """Read the file of a sweep.
+
+    Args:
+        source: its path, or the name of one that comes with the package.
+        quick: put the file's `quick` settings in the place of the others.
+
+    Raises:
+        ValueError: if there is none, or for what it cannot ask for, naming file and key.
+    """
+    data = dict(read_mapping(source))
+    _check_keys(data, source, KEYS)
+    title = data.pop("title", Path(source).stem)
+    if not isinstance(title, str):
+        raise ValueError(f"{source}: title must be text, got {title!r}")
+    override = _mapping(data.pop("quick", {}), f"{source}, quick")
+    _check_keys(override, f"{source}, quick", ("grid", "seeds"))
+    if quick and not override:
+        raise ValueError(f"{source} has no quick settings: leave out --quick")
+    override = dict(override) if quick else {}
+    seeds = parse_seeds(override.pop("seeds", data.pop("seeds", 0)), f"{source}: seeds")
+    grid = _grid(data.pop("grid", {}), f"{source}, grid")
+    paper = _is_paper(data.pop("config", None), source)
+    arms = _arms(data.pop("arms", [{}]), source)
+    for option in grid:
+        if option in data:
+            raise ValueError(f"{source}: {option} is set for all cells and in the grid: leave out one of the two")
+    if "grid" in override:
+        grid, arms = _with_quick_grid(grid, arms, override.pop("grid"), source)
+    for option in override:
+        if option in grid or any(option in arm.grid for arm in arms):
+            raise ValueError(
+                f"{source}, quick: {option} is in the grid: give its values in the grid of quick, as a list"
+            )
+    asked = tuple(itertools.islice(_combinations(data, grid, arms, override, paper), MOST_CELLS + 1))
+    if len(asked) * len(seeds) > MOST_CELLS:
+        raise ValueError(f"{source} asks for more than {MOST_CELLS:,} cells: make several sweeps of it")
+    return Spec(source, title, asked, seeds)
+
+
+def parse_seeds(value: object, where: str) -> tuple[int, ...]:
+    """Seeds from "0-4", "0,2,5-7", a number, or a list of numbers.
+
+    Args:
+        value: what is given.
+        where: it is given, for the message.
+
+    Raises:
+        ValueError: if it is none of these, or a seed is given twice.
+    """
+    seeds: list[int] = []
+    for part in value if isinstance(value, list) else str(value).split(","):
+        span = re.fullmatch(r"(\d+)(?:-(\d+))?", str(part).strip())
+        if span is None:
+            raise ValueError(f"{where} must be a range such as 0-4, or a list such as 0,2,5; got {value!r}")
+        low, high = int(span[1]), int(span[2] or span[1])
+        check_seed(high)
+        if not low <= high < low + MOST_CELLS:
+            reason = "ends before it begins" if high < low else f"has more than {MOST_CELLS:,} seeds"
+            raise ValueError(f"{where}: {span[0]} {reason}")
+        seeds += range(low, high + 1)
+    if not seeds:
+        raise ValueError(f"{where} must name at least one seed")
+    seed, times = Counter(seeds).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{where}: {seed} is given twice")
+    return tuple(seeds)
+
+
+def _combinations(
+    shared: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    arms: Iterable[_Arm],
+    override: Mapping[str, Any],
+    paper: bool,
+) -> Iterable[Asked]:
+    for arm in arms:
+        # What an arm sets itself takes the place of the grid's values, and is not crossed with them.
+        spanned = {key: values for key, values in grid.items() if key not in arm.settings} | dict(arm.grid)
+        for values in itertools.product(*spanned.values()):
+            point = dict(zip(spanned, values, strict=True))
+            settings = {**shared, **point, **arm.settings, **override}
+            varied = tuple(key for key in settings if key in point or key in arm.settings)
+            own = [f"{key} {point[key]}" for key in arm.grid]
+            name = ", ".join([arm.name, *own]) if arm.name else None
+            yield Asked(settings, varied, name, paper if arm.paper is None else arm.paper)
+
+
+def _arms(value: object, source: str) -> list[_Arm]:
+    if not (isinstance(value, list) and value):
+        raise ValueError(f"{source}: arms must be a list of mappings, got {value!r}")
+    arms = []
+    for number, item in enumerate(value, start=1):
+        where = f"{source}, arm {number}"
+        settings = dict(_mapping(item, where))
+        _check_keys(settings, where, ("name", "grid", "config"))
+        name = settings.pop("name", None)
+        if name is not None and not (isinstance(name, str) and name):
+            raise ValueError(f"{where}: name must be text, got {name!r}")
+        paper = _is_paper(settings.pop("config"), where) if "config" in settings else None
+        grid = _grid(settings.pop("grid", {}), f"{where}, grid")
+        for option in grid:
+            if option in settings:
+                raise ValueError(f"{where}: {option} is set and in its grid: leave out one of the two")
+        arms.append(_Arm(settings, grid, name, paper))
+    return arms
+
+
+def _with_quick_grid(
+    grid: Mapping[str, Sequence[Any]], arms: Sequence[_Arm], quick: object, source: str
+) -> tuple[dict[str, Sequence[Any]], list[_Arm]]:
+    """Grids with the values of `quick` in the place of theirs."""
+    shorter = _grid(quick, f"{source}, quick, grid")
+    for option in shorter:
+        if option not in grid and not any(option in arm.grid for arm in arms):
+            raise ValueError(f"{source}, quick: {option} is in no grid of the file: set it beside quick's grid")
+
+    def shorten(values: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        return {option: shorter.get(option, found) for option, found in values.items()}
+
+    return shorten(grid), [_Arm(arm.settings, shorten(arm.grid), arm.name, arm.paper) for arm in arms]
+
+
+def _grid(value: object, where: str) -> dict[str, Sequence[Any]]:
+    grid = _mapping(value, where)
+    _check_keys(grid, where, ())
+    for option, values in grid.items():
+        if not (isinstance(values, list) and values):
+            raise ValueError(f"{where}: {option} must be a list of values, got {values!r}")
+    return dict(grid)
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping of options to values, got {value!r}")
+    return value
+
+
+def _is_paper(value: object, where: str) -> bool:
+    if value not in (PAPER, None):
+        raise ValueError(f"{where}: config must be {PAPER}, got {value!r}: write a file's settings out instead")
+    return value is not None
+
+
+def _check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> None:
+    """Raise ValueError for a key that is neither one of the sweep's own nor an option of any family of tasks."""
+    options = {item.name for family in FAMILIES for item in fields(family.config())}
+    known = {*own, *options} - _ELSEWHERE.keys()
+    for key in mapping:
+        if key in _ELSEWHERE:
+            raise ValueError(f"{where}: {key} has no place in a sweep: {_ELSEWHERE[key]}")
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")
