@@ -25,7 +25,7 @@ from cet_rl.report.reading import Run, held_out
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import package_configs
 from cet_rl.runs.folder import MetricsTable
-from cet_rl.runs.task_kinds import family_of
+from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_spec
 from cet_rl.vision.config import VisionConfig
@@ -49,18 +49,18 @@ def cells(config):
 
 
 def runs_needed(claim, seeds=3):
-    """The family and configuration of the runs of its sweep that a claim looks at."""
+    """The task kind and configuration of the runs of its sweep that a claim looks at."""
     sides = [each for check in claim.checks for each in check.sides]
     return [
-        (family, config)
-        for family, config in cells(claim.config)
+        (task_kind, config)
+        for task_kind, config in cells(claim.config)
         if config.seed < seeds and any(each.has(config) for each in sides)
     ]
 
 
-def made_up(family, config, wanted):
+def made_up(task_kind, config, wanted):
     """Metrics and columns of a run whose measures are what is wanted."""
-    presentation = PRESENTATIONS[family.name].filled(held_out(config))
+    presentation = PRESENTATIONS[task_kind.name].filled(held_out(config))
     metrics = {presentation.score.key: wanted.get(measures.score, 0.0) / presentation.score.factor}
     steps = np.linspace(1, config.total_steps, ROWS).round()
     curve = np.full(ROWS, wanted.get(measures.over_training, 0.0) / presentation.curve_factor)
@@ -113,17 +113,17 @@ def made_up_runs(claim, against=(), seeds=3):
     """Runs of the claim's sweep, as folders would have them."""
     means = means_for(claim, against)
     runs = []
-    for number, (family, config) in enumerate(runs_needed(claim, seeds)):
+    for number, (task_kind, config) in enumerate(runs_needed(claim, seeds)):
         wanted = {}
         for check in claim.checks:
             for each in check.sides:
                 if each.has(config):
                     mean = means[check.measure.function, each.name]
                     wanted[check.measure.function] = mean + SPREAD * (config.seed - 1)
-        metrics, columns = made_up(family, config, wanted)
+        metrics, columns = made_up(task_kind, config, wanted)
         if wanted.keys() == {measures.score}:
             columns = {}  # the summary has it
-        runs.append(Run(number, "finished", "", family, config, metrics=metrics, columns=columns))
+        runs.append(Run(number, "finished", "", task_kind, config, metrics=metrics, columns=columns))
     return runs
 
 
@@ -215,9 +215,9 @@ def test_each_claim_has_a_name_a_place_words_and_a_configuration_of_its_own_pack
 
 
 def run_of(config, score, status="finished"):
-    family = family_of(config.task)
-    key = PRESENTATIONS[family.name].filled(held_out(config)).score.key
-    return Run(f"{config.label}-{config.seed}", status, family=family, config=config, metrics={key: score})
+    task_kind = task_kind_of(config.task)
+    key = PRESENTATIONS[task_kind.name].filled(held_out(config)).score.key
+    return Run(f"{config.label}-{config.seed}", status, task_kind=task_kind, config=config, metrics={key: score})
 
 
 def cartpole(order, seed, score, status="finished", **options):

@@ -9,7 +9,7 @@ import yaml
 
 from cet_rl.runs.config import package_configs
 from cet_rl.runs.paper import paper_cell, paper_tables
-from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, family_of
+from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, task_kind_of
 from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_spec
 
@@ -66,8 +66,8 @@ def test_every_cell_can_be_run(name):
 
     assert len(built) == CELLS[name]
     for cell in built:
-        family, config = configuration(cell)
-        assert family is family_of(config.task)
+        task_kind, config = configuration(cell)
+        assert task_kind is task_kind_of(config.task)
         assert config.seed == cell.values["seed"]
 
 
@@ -166,8 +166,8 @@ def test_the_rules_of_the_audit_papers_figure_have_its_setting():
     assert {tuple(cell.values["lags"]) for cell in cells("rules-fig1-add")} == {(3, 5)}
 
 
-def test_all_families_have_a_figure():
-    assert {family_of(cells(name)[0].values["task"]).name for name in FIGURES} == {
+def test_all_task_kinds_have_a_figure():
+    assert {task_kind_of(cells(name)[0].values["task"]).name for name in FIGURES} == {
         RL.name,
         VISION.name,
         RECURRENT.name,

@@ -29,7 +29,7 @@ NUMBERS = [b"1e15", b"-3", b"0", b"7", b"1e308", b"nan", b".inf", b"64", b"1e-9"
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run of each family, stopped half way."""
+    """A run of each task kind, stopped half way."""
     root = tmp_path_factory.mktemp("runs")
     for name, words in RUNS.items():
         asked = iter([False] * 4 + [True] * 1000)
@@ -57,12 +57,12 @@ def says_one_line_or_works(*words):
         assert err.startswith("cet-rl: error: ")
 
 
-@pytest.mark.parametrize("family", RUNS)
+@pytest.mark.parametrize("task_kind", RUNS)
 @settings(max_examples=12)
 @given(place=st.integers(0, 4), mutation=changes(NUMBERS, 3), command=st.sampled_from(["train", "eval"]))
-def test_mutated_files_are_refused_or_harmless(interrupted, tmp_path_factory, family, place, mutation, command):
+def test_mutated_files_are_refused_or_harmless(interrupted, tmp_path_factory, task_kind, place, mutation, command):
     folder = tmp_path_factory.mktemp("fuzz") / "run"
-    shutil.copytree(interrupted / family, folder)
+    shutil.copytree(interrupted / task_kind, folder)
     files = files_of(folder)
     damage(files[place % len(files)], mutation)
     words = (

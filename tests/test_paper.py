@@ -12,7 +12,7 @@ from cet_rl.cli.train import parse_arguments
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import paper
 from cet_rl.runs.paper import paper_cell, paper_tables
-from cet_rl.runs.task_kinds import RL, family_of
+from cet_rl.runs.task_kinds import RL, task_kind_of
 from cet_rl.traces.registry import DEFAULT_ORDER
 
 SPACE_INVADERS = "MinAtar/SpaceInvaders-v1"
@@ -68,14 +68,14 @@ def test_every_row_is_a_configuration_that_is_found(table, row):
         values, line = paper_cell(task, delay=row.delay, order=row.order, stacked=table.stacked)
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
-        config = family_of(task).config()(**values)
+        config = task_kind_of(task).config()(**values)
         assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
         command = [task, "--config", "paper", "--delay", f"{row.delay:g}", *["--stacked"] * table.stacked]
         parsed = parse_arguments([*command, *(["--order", str(row.order)] if row.order else [])])
         assert (parsed.learning, parsed.note) == (config, line)
 
 
-@rows_of(table for table in TABLES.values() if family_of(table.tasks[0]) is RL)
+@rows_of(table for table in TABLES.values() if task_kind_of(table.tasks[0]) is RL)
 def test_every_row_of_an_environment(table, row):
     config = RLConfig(table.tasks[0], **row.values)
     assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)  # what the paper chose from
@@ -85,7 +85,7 @@ def test_every_row_of_an_environment(table, row):
     assert {name: row.values[name] for name in SHARED} == SHARED
 
 
-@rows_of(table for table in TABLES.values() if family_of(table.tasks[0]) is not RL)
+@rows_of(table for table in TABLES.values() if task_kind_of(table.tasks[0]) is not RL)
 def test_every_row_of_a_data_set(table, row):
     """What the rows of a time scale share, and what the paper chose from."""
     values = row.values

@@ -964,7 +964,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """Runs of all families in all states, with names that want to be more, and the report on them."""
+    """Runs of all task kinds in all states, with names that want to be more, and the report on them."""
     root = tmp_path_factory.mktemp("everything") / "runs & <more>"
     for delay, order, seed in [(2.0, 2, 0), (2.0, 2, 1), (2.0, 2, 2), (8.0, 2, 0), (2.0, 5, 0), (0.0, None, 0)]:
         write_run(root / f"rl-{delay:g}-{order}-{seed}", rl(delay=delay, order=order, seed=seed), 10.0 + seed)
@@ -1124,8 +1124,8 @@ REPEATED = [
 
 @pytest.mark.parametrize("config", REPEATED, ids=lambda config: f"{config.task}-{config.label}")
 def test_commands_repeat_a_run(config):
-    family = {RLConfig: "rl", VisionConfig: "vision", RecurrentConfig: "recurrent"}[type(config)]
-    presentation = PRESENTATIONS[family]
+    task_kind = {RLConfig: "rl", VisionConfig: "vision", RecurrentConfig: "recurrent"}[type(config)]
+    presentation = PRESENTATIONS[task_kind]
     line = command(config, presentation)
     parsed = parse_arguments([*shlex.split(line)[2:], "--seed", str(config.seed)]).learning
     filled = {name: getattr(parsed, source) for name, source in presentation.defaults.items()}

@@ -311,7 +311,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, cha
         read_tuning(file_of(tmp_path, **changes))
 
 
-def test_defaults_of_the_other_families(tmp_path):
+def test_defaults_of_the_other_task_kinds(tmp_path):
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     nothing = dict.fromkeys(("units", "executor", "total_steps"))
     images = read_tuning(file_of(tmp_path, task="digits", space=space, **nothing))

@@ -69,7 +69,7 @@ REFUSALS = [
     ({"total_steps": 10**13}, ["--total-steps is too large"]),
     ({"threads": 0}, ["--threads must be at least 1"]),
     ({"seed": -1}, ["--seed must lie in"]),
-    # What all families of tasks share.
+    # What all kinds of tasks share.
     ({"delay": "2"}, ["--delay must be a number, got '2'"]),
     ({"batch_size": "128"}, ["--batch-size must be a whole number, got '128'"]),
     ({"order": 2.5}, ["--order must be a whole number or none, got 2.5"]),

@@ -10,7 +10,7 @@ import tyro
 
 from cet_rl.cli.options import parse
 from cet_rl.runs.config import check_seed, flag
-from cet_rl.runs.task_kinds import Family, read_run
+from cet_rl.runs.task_kinds import TaskKind, read_run
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class EvalArguments:
         if self.seed is not None:
             check_seed(self.seed)
 
-    def check_for(self, family: Family, task: str) -> None:
-        """Raise ValueError if an option was given that the family of the run's task has no use for."""
+    def check_for(self, task_kind: TaskKind, task: str) -> None:
+        """Raise ValueError if an option was given that means nothing for the run's kind of task."""
         for name, value in asdict(self).items():
-            if name != "run" and value is not None and name not in family.evaluation_options:
-                raise ValueError(f"{flag(name)} does not apply to a run of {task} ({family.title}): leave it out")
+            if name != "run" and value is not None and name not in task_kind.evaluation_options:
+                raise ValueError(
+                    f"{flag(name)} does not apply to a run of {task} ({task_kind.title}): leave it out"
+                )
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -48,9 +50,9 @@ def run(arguments: Sequence[str]) -> int:
         description="Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on "
         "what it has not learned from.",
     )
-    family, folder, values = read_run(parsed.run)
-    parsed.check_for(family, values["task"])
+    task_kind, folder, values = read_run(parsed.run)
+    parsed.check_for(task_kind, values["task"])
     if not folder.checkpoint_file.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
-    print(family.evaluate_run(folder, values, parsed))
+    print(task_kind.evaluate_run(folder, values, parsed))
     return 0

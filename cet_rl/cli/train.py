@@ -17,7 +17,7 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import RunConfig, check_values, flag, read_mapping, tuned_defaults
 from cet_rl.runs.folder import RunFolder, default_path
 from cet_rl.runs.paper import paper_cell
-from cet_rl.runs.task_kinds import FAMILIES, Family, check_spelling, family_of, named_tasks, refuse_foreign
+from cet_rl.runs.task_kinds import TASK_KINDS, TaskKind, check_spelling, named_tasks, refuse_foreign, task_kind_of
 from cet_rl.sweeps.file import KEYS
 
 PAPER = "paper"
@@ -54,7 +54,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainArguments(Generic[C]):
-    """All of the command's arguments; C is the class of configurations of the task's family."""
+    """All of the command's arguments; C is the class of configurations of the task's kind."""
 
     learning: tyro.conf.OmitArgPrefixes[C]
     run: tyro.conf.OmitArgPrefixes[RunOptions]
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.seeds is not None:
         return _run_seeds(parsed, options.seeds, arguments)
     # What trains is imported here at the earliest: it takes seconds; `--help` and a misspelt option should not.
-    train = family_of(parsed.learning.task).train
+    train = task_kind_of(parsed.learning.task).train
     status = train(
         parsed.learning,
         options.run_dir,
@@ -138,7 +138,7 @@ def _over_defaults(
     """Arguments over what the file holds, over the tuned defaults of the task as far as it is known."""
     if file.get("task", task) != task:
         raise ValueError(f"{name} is for task {file['task']}, not for {task}")
-    kind = _family(task).config()
+    kind = _task_kind(task).config()
     tuned = tuned_defaults(task, kind) if task else {}
     return _parse(arguments, kind, task, {**tuned, **check_values(file, name, kind)})
 
@@ -146,9 +146,9 @@ def _over_defaults(
 def _paper(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     """Arguments over the row of the paper's tables that they name; the tuned defaults have no part in it."""
     task = _task_among(arguments)
-    family = _family(task)
+    task_kind = _task_kind(task)
     # What is asked for may not fit together before the row's values are under it.
-    asked = _parse(arguments, _unchecked(family.config()), task, {}).learning
+    asked = _parse(arguments, _unchecked(task_kind.config()), task, {}).learning
     if isinstance(asked, RLConfig) and asked.agent != "cet":
         raise ValueError(
             f"--config paper is for the paper's agent, not for {asked.agent}: leave out one of the two"
@@ -156,7 +156,7 @@ def _paper(arguments: Sequence[str]) -> TrainArguments[RunConfig]:
     cell, note = paper_cell(
         asked.task, delay=asked.delay, order=asked.order, stacked=asked.stacked, trace=asked.trace
     )
-    return replace(_parse(arguments, family.config(), task, cell), note=note)
+    return replace(_parse(arguments, task_kind.config(), task, cell), note=note)
 
 
 def _unchecked(kind: type[RunConfig]) -> type[RunConfig]:
@@ -182,14 +182,14 @@ def _parse(
 
 def _other_options() -> str:
     """Where the options of tasks are that are known by name."""
-    named = [family for family in FAMILIES if family.tasks()]
+    named = [task_kind for task_kind in TASK_KINDS if task_kind.tasks()]
     return "".join(f" Options of {f.describe()}: cet-rl train {next(iter(f.tasks()))} --help." for f in named)
 
 
-def _family(task: str | None) -> Family:
+def _task_kind(task: str | None) -> TaskKind:
     if task is not None:
         check_spelling(task)
-    return family_of(task)
+    return task_kind_of(task)
 
 
 def _task_among(arguments: Sequence[str]) -> str | None:
@@ -204,7 +204,7 @@ def _task_among(arguments: Sequence[str]) -> str | None:
 
 
 def _refuse_foreign_options(arguments: Sequence[str], kind: type[RunConfig], task: str | None) -> None:
-    """Raise ValueError, saying so, for an option that only other families have."""
+    """Raise ValueError, saying so, for an option that only other task kinds have."""
     own = {"help", *(item.name for options in (kind, RunOptions) for item in fields(options))}
     subject = task or "environments"
     for argument in arguments:

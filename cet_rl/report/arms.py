@@ -14,7 +14,7 @@ from cet_rl.report.reading import Run
 from cet_rl.report.statistics import Estimate, estimate
 from cet_rl.report.text import clean
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.task_kinds import Family
+from cet_rl.runs.task_kinds import TaskKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Study:
         task: its name.
         held_out: what images are tested on, where there is a choice.
         stacked: whether delays add up from the output layer down.
-        family: of the task.
+        task_kind: of the task.
         arms: in the order in which they are shown.
         differing: for each arm's label and delay, as text, the options in which the study's configurations differ
             and that names of arms do not tell.
@@ -96,7 +96,7 @@ class Study:
     task: str
     held_out: str
     stacked: bool
-    family: Family
+    task_kind: TaskKind
     arms: tuple[Arm, ...]
     differing: Mapping[tuple[str, float], str]
 
@@ -109,7 +109,7 @@ class Study:
     @cached_property
     def presentation(self) -> Presentation:
         """What is shown of it."""
-        return PRESENTATIONS[self.family.name].filled(self.held_out)
+        return PRESENTATIONS[self.task_kind.name].filled(self.held_out)
 
     @cached_property
     def delays(self) -> tuple[float, ...]:
@@ -154,7 +154,7 @@ class Study:
         return tuple((arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None)
 
     def estimate(self, arm: Arm, delay: float, measure: Measure | None = None) -> Estimate | None:
-        """The family's statistic over the seeds of a cell; None where there is no result.
+        """The task kind's statistic over the seeds of a cell; None where there is no result.
 
         Args:
             arm: one of the study's.

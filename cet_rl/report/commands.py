@@ -20,7 +20,7 @@ def command(config: RunConfig, presentation: Presentation) -> str:
 
     Args:
         config: as the run's config.yaml has it, with nothing left to choose.
-        presentation: of its family; says what else a run fills in.
+        presentation: of its task kind; says what else a run fills in.
     """
     defaults = _defaults(config.task, type(config))
     options = {

@@ -48,7 +48,7 @@ MOST_LAYERS_ABREAST = 5
 
 
 def learning_curves(study: Study) -> list[Picture]:
-    """The family's curve over training, a panel for each delay; none if nothing was logged."""
+    """The task kind's curve over training, a panel for each delay; none if nothing was logged."""
     column = study.presentation.curve
     delays = [delay for delay in study.delays if any(_curves(arm, delay, [column]) for arm in study.compared)]
     shown = some_delays(delays or [0.0])
@@ -94,7 +94,7 @@ def alignment(study: Study) -> list[Picture]:
     """Cosine between each layer's update and the true gradient; none if none was logged.
 
     A panel for each layer, and a row of them for each of the longest delays. A picture over training and, where
-    the family says so, one over the score.
+    the task kind says so, one over the score.
     """
     logged = [delay for delay in study.delays if _layers(study, delay)]
     if not logged:

@@ -43,9 +43,9 @@ def studies(runs: Iterable[Run]) -> list[Study]:
 
 
 def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
-    family = runs[0].family
-    assert family is not None
-    names = [item.name for item in dataclasses.fields(family.config()) if item.name not in (*OF_A_RUN, "task")]
+    task_kind = runs[0].task_kind
+    assert task_kind is not None
+    names = [item.name for item in dataclasses.fields(task_kind.config()) if item.name not in (*OF_A_RUN, "task")]
     configurations: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         assert run.config is not None
@@ -82,7 +82,7 @@ def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
         for arm in ordered
         for delay, cell in arm.cells.items()
     }
-    return Study(task, tested, stacked, family, ordered, differing)
+    return Study(task, tested, stacked, task_kind, ordered, differing)
 
 
 def _by_base(

@@ -66,8 +66,8 @@ def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
         FileNotFoundError: if there are no metrics yet.
         ValueError: if it is no run folder, or its configuration is damaged.
     """
-    family, run, values = task_kinds.read_run(folder)
-    config = family.config()(**values)
+    task_kind, run, values = task_kinds.read_run(folder)
+    config = task_kind.config()(**values)
     return Curve(arm or config.label, config.seed, read_columns(run.metrics_file))
 
 

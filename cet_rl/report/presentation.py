@@ -1,4 +1,4 @@
-"""What a report shows of each family of tasks."""
+"""What a report shows of each kind of task."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Presentation:
-    """What is drawn and tabulated for the tasks of a family.
+    """What is drawn and tabulated for the tasks of a task kind.
 
     Attributes:
         scores: of a run; arms are compared on the first.
@@ -153,4 +153,4 @@ PRESENTATIONS: dict[str, Presentation] = {
         floors=_floors_of_task,
     ),
 }
-"""By the family's name."""
+"""By the task kind's name."""

@@ -22,7 +22,7 @@ from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.text import clean
 from cet_rl.runs.config import RunConfig, check_values
 from cet_rl.runs.folder import MetricsTable, RunFolder
-from cet_rl.runs.task_kinds import FAMILIES, RL, Family
+from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind
 
 STATES = {
     "finished": "",
@@ -52,20 +52,20 @@ class Run:
         path: of the folder.
         status: a key of `STATES`.
         problem: the error of a failed run, the reason why one is damaged, or what is wrong with its metrics.
-        family: of its task; None where the configuration cannot be read.
+        task_kind: of its task; None where the configuration cannot be read.
         config: of the run; None likewise.
         arm: the name that a sweep gives it, if it is not the usual one; "" for none.
-        steps: made, in the family's unit; without a summary the last that is logged, None if there is none.
+        steps: made, in the task kind's unit; without a summary the last that is logged, None if there is none.
         speed: steps a second.
         metrics: of the summary, finite ones.
-        columns: of metrics.csv: steps, the family's curve, and alignment; all of one length, nan for nothing.
+        columns: of metrics.csv: steps, the task kind's curve, and alignment; all of one length, nan for nothing.
         versions: of the packages it ran with.
     """
 
     path: Path
     status: str
     problem: str = ""
-    family: Family | None = None
+    task_kind: TaskKind | None = None
     config: RunConfig | None = None
     arm: str = ""
     steps: int | None = None
@@ -79,7 +79,7 @@ class RunReader:
     """Reads run folders. The tasks' catalogues are looked up once."""
 
     def __init__(self) -> None:
-        self._families = {task: family for family in FAMILIES for task in family.tasks()}
+        self._task_kinds = {task: task_kind for task_kind in TASK_KINDS for task in task_kind.tasks()}
 
     def read(self, place: Place) -> Run:
         """What is there; a run of status "damaged" rather than any exception."""
@@ -87,13 +87,13 @@ class RunReader:
         source = folder.config_file if place.planned is None else folder.path.parent / "sweep.yaml"
         try:
             values = load_plain(source, MOST_VALUES) if place.planned is None else place.planned
-            family, config = self._configuration(values, source.name)
+            task_kind, config = self._configuration(values, source.name)
             arm = "" if place.arm == config.label else clean(place.arm)
         except Exception as error:  # whatever a file of anybody's making can raise
             return Run(place.path, "damaged", reason(source, error))
         if place.planned is not None:
-            return Run(place.path, "waiting", family=family, config=config, arm=arm)
-        run = Run(place.path, "unfinished", family=family, config=config, arm=arm)
+            return Run(place.path, "waiting", task_kind=task_kind, config=config, arm=arm)
+        run = Run(place.path, "unfinished", task_kind=task_kind, config=config, arm=arm)
         try:
             if folder.summary_file.exists():
                 run = _with_summary(run, json.loads(read_bytes(folder.summary_file)))
@@ -101,7 +101,7 @@ class RunReader:
             return replace(run, status="damaged", problem=reason(folder.summary_file, error))
         try:
             if folder.metrics_file.exists():
-                run = replace(run, columns=_columns(folder.metrics_file, family, config))
+                run = replace(run, columns=_columns(folder.metrics_file, task_kind, config))
                 if run.steps is None and run.columns:
                     run = replace(run, steps=int(run.columns[MetricsTable.STEP][-1]))
         except Exception as error:
@@ -109,12 +109,12 @@ class RunReader:
             return replace(run, problem="; ".join(filter(None, [run.problem, reason(folder.metrics_file, error)])))
         return run
 
-    def _configuration(self, values: Mapping[str, Any], source: str) -> tuple[Family, RunConfig]:
+    def _configuration(self, values: Mapping[str, Any], source: str) -> tuple[TaskKind, RunConfig]:
         if not isinstance(values.get("task"), str):
             raise ValueError("it names no task")
-        family = self._families.get(values["task"], RL)
-        kind = family.config()
-        return family, kind(**check_values(values, source, kind))
+        task_kind = self._task_kinds.get(values["task"], RL)
+        kind = task_kind.config()
+        return task_kind, kind(**check_values(values, source, kind))
 
 
 def held_out(config: RunConfig) -> str:
@@ -163,14 +163,14 @@ def _finite(value: object) -> float:
     return float(value)
 
 
-def _columns(file: Path, family: Family, config: RunConfig) -> dict[str, FloatArray]:
+def _columns(file: Path, task_kind: TaskKind, config: RunConfig) -> dict[str, FloatArray]:
     """What figures need of metrics.csv; {} before the first row.
 
     Raises:
         ValueError: if it is no table, or its steps are none.
     """
     check_file(file)
-    curve = PRESENTATIONS[family.name].filled(held_out(config)).curve
+    curve = PRESENTATIONS[task_kind.name].filled(held_out(config)).curve
     wanted = (MetricsTable.STEP, curve)
     columns = read_columns(file, lambda name: name in wanted or name.startswith(ALIGNMENT), MOST_ROWS)
     steps = columns.get(MetricsTable.STEP)

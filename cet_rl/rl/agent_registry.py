@@ -87,8 +87,8 @@ def find_agent(name: str) -> AgentKind:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or package.module:Class"
     module, colon, attribute = name.rpartition(":")
-    families = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
-    if not colon or name.split(":")[0] in families:
+    prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
+    if not colon or name.split(":")[0] in prefixes:
         raise ValueError(f"unknown agent {name!r}; {hint}")
     found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
     if found is None:

@@ -1,4 +1,4 @@
-"""What the configurations of all families of tasks share, and where their values come from.
+"""What the configurations of all kinds of tasks share, and where their values come from.
 
 Precedence: defaults of the dataclass < tuned defaults of the task < configuration file < command line.
 """

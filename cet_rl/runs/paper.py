@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cet_rl.runs.task_kinds import family_of
+from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.runs.config import check_values
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 from cet_rl.traces.registry import TraceConfig
@@ -67,7 +67,7 @@ class PaperTable:
         name: of the file.
         source: where its values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
         table: number of the table that has the rows.
-        tasks: it holds for, all of one family.
+        tasks: it holds for, all of one kind.
         stacked: whether its time scale is that of retrograde signalling.
         rows: in the paper's sequence.
     """
@@ -158,7 +158,7 @@ def _table_of(task: str, stacked: bool) -> PaperTable:
 
 def _read(text: str, name: str) -> PaperTable:
     data = yaml.safe_load(text)
-    kind = family_of(data["tasks"][0]).config()
+    kind = task_kind_of(data["tasks"][0]).config()
     common = check_values(data["common"], f"paper/{name}.yaml, common", kind)
     rows = []
     for number, cells in enumerate(data["rows"], start=1):

@@ -1,6 +1,6 @@
-"""Families of tasks: what is learned decides which options there are, and who trains and evaluates.
+"""Kinds of tasks: what is learned decides which options there are, and who trains and evaluates.
 
-Nothing of a family is imported before it is needed.
+Nothing of a task kind is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Family:
-    """One family of tasks.
+class TaskKind:
+    """One kind of task.
 
     Attributes:
         name: short, for programs.
@@ -33,7 +33,7 @@ class Family:
         trainer: "module:function" of `train`.
         evaluator: "module:function" of `evaluate_run`.
         catalogue: "module:function" that returns its tasks and a line about each; None if its tasks are all those
-            that no other family knows.
+            that no other task kind knows.
         checkpoint: name of the file that holds what has been learned.
         evaluation_options: which options of `cet-rl eval` mean anything to it.
         data: "module:function", called with the values of some of a configuration's fields, that raises ValueError
@@ -59,7 +59,7 @@ class Family:
         return found
 
     def tasks(self) -> Mapping[str, str]:
-        """Names of its tasks and a line about each; empty for the family of all other tasks."""
+        """Names of its tasks and a line about each; empty for the task kind of all other tasks."""
         found: Mapping[str, str] = _load(self.catalogue)() if self.catalogue else {}
         return found
 
@@ -117,7 +117,7 @@ def _load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-RL = Family(
+RL = TaskKind(
     "rl",
     "reinforcement learning",
     home="cet_rl.rl.config:RLConfig",
@@ -126,7 +126,7 @@ RL = Family(
     evaluator="cet_rl.rl.training:evaluate_run",
     evaluation_options=("episodes", "agent", "seed"),
 )
-VISION = Family(
+VISION = TaskKind(
     "vision",
     "image classification",
     home="cet_rl.vision.config:VisionConfig",
@@ -138,7 +138,7 @@ VISION = Family(
     data="cet_rl.vision.training:check_data",
     data_fields=("task", "data_dir", "validation"),
 )
-RECURRENT = Family(
+RECURRENT = TaskKind(
     "recurrent",
     "recurrent networks",
     home="cet_rl.recurrent.config:RecurrentConfig",
@@ -148,17 +148,17 @@ RECURRENT = Family(
     catalogue="cet_rl.recurrent.task_registry:summaries",
     checkpoint="network.zip",
 )
-FAMILIES = (RL, VISION, RECURRENT)
+TASK_KINDS = (RL, VISION, RECURRENT)
 
 
-def family_of(task: str | None) -> Family:
-    """The family that a task belongs to: reinforcement learning for every name that is in no catalogue."""
-    return next((family for family in FAMILIES if task in family.tasks()), RL)
+def task_kind_of(task: str | None) -> TaskKind:
+    """The task kind that a task belongs to: reinforcement learning for every name that is in no catalogue."""
+    return next((task_kind for task_kind in TASK_KINDS if task in task_kind.tasks()), RL)
 
 
 def named_tasks() -> list[str]:
     """The tasks of all catalogues."""
-    return [task for family in FAMILIES for task in family.tasks()]
+    return [task for task_kind in TASK_KINDS for task in task_kind.tasks()]
 
 
 def check_spelling(task: str) -> None:
@@ -172,7 +172,7 @@ def check_spelling(task: str) -> None:
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
-    """Raise ValueError, saying whose it is, for an option that only other families have.
+    """Raise ValueError, saying whose it is, for an option that only other task kinds have.
 
     Args:
         name: of the option's field.
@@ -182,13 +182,13 @@ def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) ->
     """
     if name in own:
         return
-    for other in FAMILIES:
+    for other in TASK_KINDS:
         if name in {item.name for item in fields(other.config())}:
             raise ValueError(f"{shown} does not apply to {subject}: it is an option of {other.describe()}")
 
 
-def read_run(path: str | os.PathLike[str]) -> tuple[Family, RunFolder, dict[str, Any]]:
-    """The family of a run folder's task, the folder as that family has it, and the values of its configuration.
+def read_run(path: str | os.PathLike[str]) -> tuple[TaskKind, RunFolder, dict[str, Any]]:
+    """The task kind of a run folder's task, the folder as that task kind has it, and the values of its configuration.
 
     Raises:
         ValueError: if it is no run folder, or its configuration is damaged.
@@ -199,5 +199,5 @@ def read_run(path: str | os.PathLike[str]) -> tuple[Family, RunFolder, dict[str,
     mapping = read_mapping(str(file))
     if "task" not in mapping:
         raise ValueError(f"{file} is damaged: it names no task")
-    family = family_of(mapping["task"])
-    return family, RunFolder(path, family.checkpoint), check_values(mapping, str(file), family.config())
+    task_kind = task_kind_of(mapping["task"])
+    return task_kind, RunFolder(path, task_kind.checkpoint), check_values(mapping, str(file), task_kind.config())

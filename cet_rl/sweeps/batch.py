@@ -30,8 +30,8 @@ def vision_config(cell: Cell) -> VisionConfig:
     Raises:
         ValueError: if it cannot be part of a batch.
     """
-    family, config = configuration(cell)
-    if family is not VISION:
+    task_kind, config = configuration(cell)
+    if task_kind is not VISION:
         raise ValueError(
             f"--launcher batch is for {VISION.describe()}, not for {cell.values['task']}: leave it out"
         )

@@ -15,7 +15,7 @@ from cet_rl import __version__
 from cet_rl.runs.config import RunConfig, check_values, tuned_defaults
 from cet_rl.runs.folder import default_path
 from cet_rl.runs.paper import paper_cell
-from cet_rl.runs.task_kinds import FAMILIES, RL, Family, check_spelling, family_of, refuse_foreign
+from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind, check_spelling, refuse_foreign, task_kind_of
 from cet_rl.sweeps.file import Asked, Spec
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
@@ -39,7 +39,7 @@ def build_or_read(spec: Spec, folder: SweepFolder) -> Sweep:
 
 def digest(spec: Spec) -> str:
     """SHA-256 of all that a sweep's cells follow from: its file, and what this version of the package adds."""
-    kinds = [family.config() for family in FAMILIES]
+    kinds = [task_kind.config() for task_kind in TASK_KINDS]
     items = [item for kind in kinds for item in fields(kind)]
     defaults = [[item.name, repr(item.default)] for item in items if item.default is not dataclasses.MISSING]
     home = resources.files("cet_rl") / "configs"
@@ -91,15 +91,15 @@ def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None)
     return cells
 
 
-def configuration(cell: Cell) -> tuple[Family, RunConfig]:
-    """The family of a cell's task, and the cell's configuration for one thread.
+def configuration(cell: Cell) -> tuple[TaskKind, RunConfig]:
+    """The task kind of a cell's task, and the cell's configuration for one thread.
 
     Raises:
         ValueError: if sweep.yaml is from another version of this package.
     """
-    family = family_of(cell.values["task"])
-    values = check_values({**cell.values, "threads": 1}, f"sweep.yaml, {cell.name}", family.config())
-    return family, family.config()(**values)
+    task_kind = task_kind_of(cell.values["task"])
+    values = check_values({**cell.values, "threads": 1}, f"sweep.yaml, {cell.name}", task_kind.config())
+    return task_kind, task_kind.config()(**values)
 
 
 def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
@@ -110,23 +110,23 @@ def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
     """
     seen = set()
     for cell in cells:
-        family = family_of(cell.values["task"])
-        values = tuple(cell.values.get(name) for name in family.data_fields)
-        if family.data is None or (family.name, values) in seen:
+        task_kind = task_kind_of(cell.values["task"])
+        values = tuple(cell.values.get(name) for name in task_kind.data_fields)
+        if task_kind.data is None or (task_kind.name, values) in seen:
             continue
         if (read_summary(folder, cell.name) or {}).get("status") != "finished":
-            seen.add((family.name, values))
-            family.check_data(*values)
+            seen.add((task_kind.name, values))
+            task_kind.check_data(*values)
 
 
 def _resolve(config: RunConfig) -> RunConfig:
     """The configuration as its run's config.yaml will have it, but for device and threads, the machine's own."""
-    family = family_of(config.task)
-    if family is RL:
+    task_kind = task_kind_of(config.task)
+    if task_kind is RL:
         from cet_rl.envs import find_task
 
         find_task(config.task)
-    resolved = family.resolve(dataclasses.replace(config, threads=1))
+    resolved = task_kind.resolve(dataclasses.replace(config, threads=1))
     return dataclasses.replace(resolved, device=config.device, threads=None)
 
 
@@ -138,23 +138,23 @@ def _config(asked: Asked, where: str) -> RunConfig:
         raise ValueError(f"{where} names no task: set task, or put it in the grid")
     try:
         check_spelling(task)
-        family = family_of(task)
-        own = {item.name for item in fields(family.config())}
+        task_kind = task_kind_of(task)
+        own = {item.name for item in fields(task_kind.config())}
         for key in settings:
             refuse_foreign(key, own, task, key)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    values = check_values(settings, where, family.config())
+    values = check_values(settings, where, task_kind.config())
     try:
-        base = _paper(values) if asked.paper else _tuned(task, family)
-        return family.config()(**{**base, **values})
+        base = _paper(values) if asked.paper else _tuned(task, task_kind)
+        return task_kind.config()(**{**base, **values})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
 @cache
-def _tuned(task: str, family: Family) -> dict[str, Any]:
-    return tuned_defaults(task, family.config())
+def _tuned(task: str, task_kind: TaskKind) -> dict[str, Any]:
+    return tuned_defaults(task, task_kind.config())
 
 
 def _paper(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.config import check_seed, read_mapping
-from cet_rl.runs.task_kinds import FAMILIES
+from cet_rl.runs.task_kinds import TASK_KINDS
 
 PAPER = "paper"
 """The only `config` that a sweep can start from."""
@@ -242,8 +242,8 @@ def _is_paper(value: object, where: str) -> bool:
 
 
 def _check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> None:
-    """Raise ValueError for a key that is neither one of the sweep's own nor an option of any family of tasks."""
-    options = {item.name for family in FAMILIES for item in fields(family.config())}
+    """Raise ValueError for a key that is neither one of the sweep's own nor an option of any kind of task."""
+    options = {item.name for task_kind in TASK_KINDS for item in fields(task_kind.config())}
     known = {*own, *options} - _ELSEWHERE.keys()
     for key in mapping:
         if key in _ELSEWHERE:

@@ -30,8 +30,8 @@ def train_cell(folder: SweepFolder, cell: Cell) -> str:
     """Run a cell as `cet-rl train --resume` would, on one thread."""
     from cet_rl.sweeps.build import configuration  # takes a second, and what trains takes more
 
-    family, config = configuration(cell)
-    return family.train(config, folder.run_path(cell.name), resume=True, quiet=True)
+    task_kind, config = configuration(cell)
+    return task_kind.train(config, folder.run_path(cell.name), resume=True, quiet=True)
 
 
 def work(folder: SweepFolder, name: str, *, retry: bool = False, train: Trainer = train_cell) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from cet_rl.runs.config import read_mapping
-from cet_rl.runs.task_kinds import VISION, Family, check_spelling, family_of
+from cet_rl.runs.task_kinds import VISION, TaskKind, check_spelling, task_kind_of
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import Asked, Spec, parse_seeds
 from cet_rl.sweeps.jobs import Sweep
@@ -54,7 +54,7 @@ class TuningSpec:
 
     Attributes:
         source: the file.
-        family: of the task.
+        task_kind: of the task.
         fixed: settings of all trials.
         space: the options that are searched, by name.
         seeds: of a trial's runs.
@@ -68,7 +68,7 @@ class TuningSpec:
     """
 
     source: str
-    family: Family
+    task_kind: TaskKind
     fixed: Mapping[str, Any]
     space: Mapping[str, Dimension]
     seeds: tuple[int, ...]
@@ -113,15 +113,15 @@ def read_tuning(source: str) -> TuningSpec:
     if not isinstance(task, str):
         raise ValueError(f"{source} names no task: set task")
     check_spelling(task)
-    family = family_of(task)
+    task_kind = task_kind_of(task)
     own = {key: data.pop(key) for key in OWN if key in data}
-    _check_keys(data, source, family)
-    if family is VISION:
+    _check_keys(data, source, task_kind)
+    if task_kind is VISION:
         # Hyper-parameters are not chosen by the images that results are reported on.
         data.setdefault("validation", True)
-    space = _space(own.get("space"), data, source, family)
-    metric, direction = _metric(own.get("metric"), source, family, data)
-    curve = own.get("curve", _curves(family, data)[0])
+    space = _space(own.get("space"), data, source, task_kind)
+    metric, direction = _metric(own.get("metric"), source, task_kind, data)
+    curve = own.get("curve", _curves(task_kind, data)[0])
     if not (isinstance(curve, str) and curve):
         raise ValueError(f"{source}: curve must be a column of metrics.csv, got {curve!r}")
     trials = own.get("trials", TRIALS)
@@ -129,7 +129,7 @@ def read_tuning(source: str) -> TuningSpec:
         raise ValueError(f"{source}: trials must be a whole number of at least 1, got {trials!r}")
     spec = TuningSpec(
         source=source,
-        family=family,
+        task_kind=task_kind,
         fixed=data,
         space=space,
         seeds=parse_seeds(own.get("seeds", 0), f"{source}: seeds"),
@@ -146,8 +146,8 @@ def read_tuning(source: str) -> TuningSpec:
     return spec
 
 
-def _check_keys(data: Mapping[str, Any], source: str, family: Family) -> None:
-    options = {item.name for item in fields(family.config())}
+def _check_keys(data: Mapping[str, Any], source: str, task_kind: TaskKind) -> None:
+    options = {item.name for item in fields(task_kind.config())}
     for key in data:
         if key in ("seed", "threads"):
             raise ValueError(f"{source}: {key} has no place in a search: {_FIXED[key]}")
@@ -157,10 +157,10 @@ def _check_keys(data: Mapping[str, Any], source: str, family: Family) -> None:
             raise ValueError(f"{source}: unknown key {key!r}{hint}")
 
 
-def _space(value: object, fixed: Mapping[str, Any], source: str, family: Family) -> dict[str, Dimension]:
+def _space(value: object, fixed: Mapping[str, Any], source: str, task_kind: TaskKind) -> dict[str, Dimension]:
     if not (isinstance(value, Mapping) and value):
         raise ValueError(f"{source}: space must name options to search, such as lr: {{low: 1e-4, high: 1e-2}}")
-    options = {item.name for item in fields(family.config())}
+    options = {item.name for item in fields(task_kind.config())}
     space = {}
     for option, entry in value.items():
         where = f"{source}, space: {option}"
@@ -172,31 +172,31 @@ def _space(value: object, fixed: Mapping[str, Any], source: str, family: Family)
             raise ValueError(f"{where} is no option of {fixed['task']}{hint}")
         if option in fixed:
             raise ValueError(f"{where} is also set for all trials: leave out one of the two")
-        space[option] = read_dimension(option, entry, where, family.config())
+        space[option] = read_dimension(option, entry, where, task_kind.config())
     return space
 
 
-def _metrics(family: Family, fixed: Mapping[str, Any]) -> tuple[str, ...]:
-    """What summaries of a family have that can be a score, the default first."""
+def _metrics(task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, ...]:
+    """What summaries of a task kind have that can be a score, the default first."""
     held_out = "validation" if fixed.get("validation") else "test"
     return {
         "rl": ("train_return_mean", "eval_return_mean"),
         "vision": (f"{held_out}_accuracy", f"{held_out}_loss"),
         "recurrent": ("test_loss",),
-    }[family.name]
+    }[task_kind.name]
 
 
-def _curves(family: Family, fixed: Mapping[str, Any]) -> tuple[str, ...]:
+def _curves(task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, ...]:
     held_out = "validation" if fixed.get("validation") else "test"
     return {
         "rl": ("rollout/ep_rew_mean",),
         "vision": (f"{held_out}/accuracy",),
         "recurrent": ("train/loss",),
-    }[family.name]
+    }[task_kind.name]
 
 
-def _metric(value: object, source: str, family: Family, fixed: Mapping[str, Any]) -> tuple[str, Direction]:
-    known = _metrics(family, fixed)
+def _metric(value: object, source: str, task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, Direction]:
+    known = _metrics(task_kind, fixed)
     name = _one_of(known[0] if value is None else value, known, f"{source}: metric")
     return name, _direction_of(name)
 

@@ -41,14 +41,14 @@ class Measure:
 
 
 def score(run: Run) -> float | None:
-    """What the report compares arms of the run's family on, in the unit that it shows."""
+    """Return what the report compares arms of this kind of task on, in the unit that it shows."""
     measure = _presented(run).score
     value = run.metrics.get(measure.key)
     return None if value is None else measure.factor * value
 
 
 def over_training(run: Run) -> float | None:
-    """The mean of the family's curve over the run, in the unit that the report shows: it says who learns soon."""
+    """Return the mean of the learning curve over the run, in the unit that the report shows: who learns soon."""
     presentation = _presented(run)
     steps, values = _column(run, presentation.curve)
     if len(steps) < 2 or steps[-1] <= steps[0]:
@@ -105,9 +105,9 @@ def _audited(rule: str) -> bool:
 
 
 def _presented(run: Run) -> Presentation:
-    assert run.family is not None
+    assert run.task_kind is not None
     assert run.config is not None
-    return PRESENTATIONS[run.family.name].filled(held_out(run.config))
+    return PRESENTATIONS[run.task_kind.name].filled(held_out(run.config))
 
 
 def _waiting(run: Run) -> list[int]:

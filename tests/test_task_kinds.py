@@ -1,4 +1,4 @@
-"""Families of tasks: which there are, what they share, and how one is told from another."""
+"""Kinds of tasks: which there are, what they share, and how one is told from another."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from cet_rl.runs import archive
 from cet_rl.runs.config import RunConfig, Task, check_values, parse_config, read_mapping
 from cet_rl.runs.folder import RunFolder, default_path
 from cet_rl.runs.task_kinds import (
-    FAMILIES,
     RECURRENT,
     RL,
+    TASK_KINDS,
     VISION,
     check_spelling,
-    family_of,
     named_tasks,
     read_run,
+    task_kind_of,
 )
 
 
 @dataclass(frozen=True)
 class OtherConfig(RunConfig):
-    """A family with one field of its own."""
+    """A task kind with one field of its own."""
 
     task: Task
     delay: float = 4.0
@@ -58,26 +58,26 @@ def refusal(capsys, *arguments):
     return lines[0]
 
 
-def test_a_task_has_one_family():
-    assert [family.name for family in FAMILIES] == ["rl", "vision", "recurrent"]
+def test_a_task_has_one_task_kind():
+    assert [task_kind.name for task_kind in TASK_KINDS] == ["rl", "vision", "recurrent"]
     assert len(set(named_tasks())) == len(named_tasks())
     for task in ("digits", "mnist", "cifar10"):
-        assert family_of(task) is VISION
+        assert task_kind_of(task) is VISION
     for task in ("add", "late-add", "mimic"):
-        assert family_of(task) is RECURRENT
+        assert task_kind_of(task) is RECURRENT
     for task in ("CartPole-v1", "MinAtar/Breakout-v1", "my_module:MyEnv-v0", "minst", None):
-        assert family_of(task) is RL
+        assert task_kind_of(task) is RL
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_a_family_s_configurations_share_their_base(family):
-    kind = family.config()
+@pytest.mark.parametrize("task_kind", TASK_KINDS, ids=lambda task_kind: task_kind.name)
+def test_configurations_of_every_task_kind_share_their_base(task_kind):
+    kind = task_kind.config()
     assert issubclass(kind, RunConfig)
     assert {item.name for item in fields(RunConfig)} <= {item.name for item in fields(kind)}
-    config = kind(next(iter(family.tasks()), "CartPole-v1"), seed=3)
+    config = kind(next(iter(task_kind.tasks()), "CartPole-v1"), seed=3)
     assert kind(**check_values(yaml.safe_load(yaml.safe_dump(config.as_data())), "data", kind)) == config
     assert default_path(config).name == f"{config.task}-{config.label}-3"
-    for option in family.evaluation_options:
+    for option in task_kind.evaluation_options:
         assert option in {item.name for item in fields(EvalArguments)}
 
 
@@ -127,7 +127,7 @@ def test_what_may_be_a_gymnasium_id_is_let_pass(task):
         ("--config cartpole-8s mnist", ["cartpole-8s is for task CartPole-v1, not for mnist"]),
     ],
 )
-def test_options_of_another_family_are_refused(line, words, capsys):
+def test_options_of_another_task_kind_are_refused(line, words, capsys):
     said = refusal(capsys, "train", *line.split())
     for word in words:
         assert word in said
@@ -174,7 +174,7 @@ def test_options_of_eval_that_mean_nothing_to_a_data_set_are_refused(option, tmp
     assert "has no checkpoint yet" in refusal(capsys, "eval", str(tmp_path))
 
 
-def test_run_folders_know_their_family(tmp_path):
+def test_run_folders_know_their_task_kind(tmp_path):
     file = tmp_path / "config.yaml"
     with pytest.raises(ValueError, match=r"is no run folder: it has no config\.yaml"):
         read_run(tmp_path)
@@ -182,16 +182,16 @@ def test_run_folders_know_their_family(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
-    for task, family, name in [("CartPole-v1", RL, "agent.zip"), ("mnist", VISION, "network.zip")]:
+    for task, task_kind, name in [("CartPole-v1", RL, "agent.zip"), ("mnist", VISION, "network.zip")]:
         file.write_text(f"task: {task}\nseed: 3\n")
         found, folder, values = read_run(tmp_path)
-        assert found is family
+        assert found is task_kind
         assert folder.checkpoint_file == RunFolder(tmp_path, name).checkpoint_file
         assert folder.checkpoint_file.name == name
         assert values == {"task": task, "seed": 3}
 
 
-def test_curves_of_either_family_are_read(tmp_path):
+def test_curves_of_either_task_kind_are_read(tmp_path):
     (tmp_path / "metrics.csv").write_text("time/total_timesteps,test/accuracy\n1,0.1\n2,0.5\n")
     for task, arm in [("CartPole-v1", "cet5-2s"), ("mnist", VISION.config()("mnist", delay=2.0).label)]:
         (tmp_path / "config.yaml").write_text(f"task: {task}\ndelay: 2\nseed: 3\n")
@@ -201,7 +201,7 @@ def test_curves_of_either_family_are_read(tmp_path):
 
 
 def test_a_configuration_of_another_kind():
-    """What families share, on one that is none: checks, label, timing, files."""
+    """What task kinds share, on one that is none: checks, label, timing, files."""
     config = OtherConfig("anything", order=3, stacked=True)
     assert config.label == "cet3-4s-stacked"
     assert config.timing.layer_delays == (20, 0)
