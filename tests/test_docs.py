@@ -14,10 +14,10 @@ import pytest
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.recurrent import catalogue as tasks
+from cet_rl.recurrent import task_registry as tasks
 from cet_rl.recurrent.rules import registry as rules
 from cet_rl.runs.task_kinds import named_tasks
-from cet_rl.vision import catalogue as datasets
+from cet_rl.vision import datasets
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

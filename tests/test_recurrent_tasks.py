@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cet_rl.recurrent import catalogue
+from cet_rl.recurrent import task_registry
 from cet_rl.recurrent.cell import Cell
 from cet_rl.recurrent.task_registry import TASKS, build_task, register_task, summaries
 from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, symbol_steps
@@ -392,7 +392,7 @@ def test_tasks_of_the_catalogue_are_built_from_a_configuration():
 
 
 def test_a_task_of_a_third_party(monkeypatch):
-    monkeypatch.setattr(catalogue, "TASKS", dict(TASKS))
+    monkeypatch.setattr(task_registry, "TASKS", dict(TASKS))
     register_task("slow_add-2", "Add, far back", lambda settings: Add((9, settings.lags[1]), settings.alpha))
     assert build_task("slow_add-2", SETTINGS) == Add((9, 4), 0.25)
     assert summaries()["slow_add-2"] == "Add, far back"

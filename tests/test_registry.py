@@ -10,10 +10,11 @@ import gymnasium as gym
 import pytest
 from stable_baselines3 import A2C, DQN, PPO
 
-from cet_rl.agents import CETActorCritic, registry
+from cet_rl.agents import CETActorCritic
 from cet_rl.credit.activations import ACTIVATIONS
-from cet_rl.envs import catalogue, make_env, ready, register_env
+from cet_rl.envs import make_env, ready, register_env, tasks
 from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
 from cet_rl.rl.callbacks import Checkpointing
@@ -36,14 +37,14 @@ def _importable(monkeypatch):
 
 @pytest.fixture
 def _clean():
-    before = dict(registry._AGENTS), dict(catalogue._READY)
+    before = dict(agent_registry._AGENTS), dict(tasks._READY)
     yield
-    registry._AGENTS.clear()
-    registry._AGENTS.update(before[0])
-    for task in set(catalogue._READY) - set(before[1]):
+    agent_registry._AGENTS.clear()
+    agent_registry._AGENTS.update(before[0])
+    for task in set(tasks._READY) - set(before[1]):
         gym.registry.pop(task, None)
-    catalogue._READY.clear()
-    catalogue._READY.update(before[1])
+    tasks._READY.clear()
+    tasks._READY.update(before[1])
     plugins._loaded = True
 
 

@@ -25,7 +25,7 @@ from stable_baselines3.common.logger import Logger
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.progress import carry, carry_on, pending, restore_pending
 from cet_rl.cli import main
-from cet_rl.envs import catalogue, make_vec_env, register_env
+from cet_rl.envs import make_vec_env, register_env, tasks
 from cet_rl.rl import callbacks, training
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
@@ -278,7 +278,7 @@ class Unseen(gym.Env):
 def _unseen():
     register_env("Unseen-v0", "", Unseen)
     yield
-    catalogue._READY.pop("Unseen-v0")
+    tasks._READY.pop("Unseen-v0")
     gym.registry.pop("Unseen-v0")
 
 

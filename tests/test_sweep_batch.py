@@ -16,7 +16,7 @@ import yaml
 
 from cet_rl.cli import main
 from cet_rl.runs.lock import EXIT_BUSY, Lock
-from cet_rl.sweeps import batched
+from cet_rl.sweeps import batch
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_spec
 from cet_rl.sweeps.folder import SweepFolder
@@ -57,7 +57,7 @@ def test_cells_end_where_they_would_have_ended_alone(tmp_path):
 
 def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
-    launcher = batched.BatchLauncher(build(read_spec(file)).cells)
+    launcher = batch.BatchLauncher(build(read_spec(file)).cells)
     assert len({launcher._shapes[name] for name in launcher._shapes}) == 2
     assert sweep(file, folder, "--workers", "2") == 0
     assert [row["status"] for row in results(folder).values()] == ["finished"] * 3
@@ -97,12 +97,12 @@ def test_a_cell_that_another_runs_is_left_to_it(tmp_path, monkeypatch):
     folder.claim(asked)
     first, second = (cell.name for cell in asked.cells)
     trained = []
-    monkeypatch.setattr(batched, "_train", lambda folder, cells: trained.extend(cell.name for cell in cells))
+    monkeypatch.setattr(batch, "_train", lambda folder, cells: trained.extend(cell.name for cell in cells))
     lock = Lock(folder.locks, first)
     assert lock.acquire()
     try:
-        assert batched.work(folder, [first, second], False) == 0
-        assert batched.work(folder, [first], False) == EXIT_BUSY
+        assert batch.work(folder, [first, second], False) == 0
+        assert batch.work(folder, [first], False) == EXIT_BUSY
     finally:
         lock.release()
     assert trained == [second]
@@ -116,12 +116,12 @@ def test_a_failure_of_all_is_written_down_for_each(tmp_path, monkeypatch):
     def fail(folder, cells):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(batched, "_train", fail)
+    monkeypatch.setattr(batch, "_train", fail)
     names = [cell.name for cell in asked.cells]
-    assert batched.work(folder, names, False) == 1
+    assert batch.work(folder, names, False) == 1
     assert [folder.failure_file(name).read_text() for name in names] == ["RuntimeError: out of memory\n"] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
-    assert batched.work(folder, names, False) == 0  # nothing is due
+    assert batch.work(folder, names, False) == 0  # nothing is due
 
 
 @pytest.mark.slow

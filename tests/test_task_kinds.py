@@ -246,23 +246,23 @@ def test_files_say_what_they_hold(tmp_path):
 
 
 def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
-    from cet_rl.vision import catalogue
+    from cet_rl.vision import datasets
     from cet_rl.vision.data import ImageData, load
 
     def halves(name, data_dir, validation):
         digits = load("digits", None, validation=validation)
         return ImageData(name, digits.train, digits.test)
 
-    catalogue.register_dataset("mine", "my own digits", halves)
-    request.addfinalizer(lambda: catalogue.DATASETS.pop("mine"))
+    datasets.register_dataset("mine", "my own digits", halves)
+    request.addfinalizer(lambda: datasets.DATASETS.pop("mine"))
     monkeypatch.chdir(tmp_path)
     assert main(["train", "mine", "--delay", "0.4", "--total-steps", "20", "--hidden", "16", "--quiet"]) == 0
     assert main(["list", "datasets"]) == 0
     assert "my own digits" in capfd.readouterr().out
     with pytest.raises(ValueError, match="already"):
-        catalogue.register_dataset("mnist", "another", halves)
+        datasets.register_dataset("mnist", "another", halves)
     with pytest.raises(ValueError, match="no Gymnasium id"):
-        catalogue.register_dataset("Mine-v0", "an environment", halves)
+        datasets.register_dataset("Mine-v0", "an environment", halves)
 
 
 @pytest.mark.parametrize(
