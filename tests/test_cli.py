@@ -476,7 +476,7 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
 
 def test_agents_environments_and_data_sets_are_listed():
     listed = cet_rl("list", "agents", "envs", "datasets", "configs", cwd=".").stdout
-    for name in ("cet", "sb3:a2c", "sb3:ppo", "tianshou:a2c", "MinAtar/SpaceInvaders-v1", "Pendulum-v1", "paper"):
+    for name in ("cet", "sb3:a2c", "sb3:ppo", "MinAtar/SpaceInvaders-v1", "Pendulum-v1", "paper"):
         assert name in listed
     for name in ("digits", "mnist", "cifar10"):
         assert name in listed

@@ -140,12 +140,6 @@ def test_unknown_agents_are_named(name, message, tmp_path, monkeypatch):
         find_agent(name)
 
 
-def test_tianshou_missing_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tianshou", None)
-    with pytest.raises(ValueError, match=r'pip install "cet-rl\[tianshou\]"'):
-        find_agent("tianshou:a2c")
-
-
 @pytest.mark.usefixtures("_clean")
 def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
     (tmp_path / "a_plugin.py").write_text(
@@ -194,7 +188,7 @@ def test_names_are_given_once():
         register_env("CartPole-v1", "")
 
 
-@pytest.mark.parametrize("name", ["cet", "sb3:a2c", "sb3:ppo", "tianshou:a2c"])
+@pytest.mark.parametrize("name", ["cet", "sb3:a2c", "sb3:ppo"])
 def test_an_interrupted_agent_goes_on(tmp_path, monkeypatch, name):
     """Stopped as by a signal, and taken up again: counters and episodes continue to the end."""
     config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
@@ -221,10 +215,9 @@ def test_off_policy_agents_keep_what_means_something_else_there():
 
 def test_every_agent_takes_the_activation():
     assert set(ACTIVATIONS) == set(TORCH_ACTIVATIONS)
-    for name in ("sb3:a2c", "tianshou:a2c"):
-        config = resolve(RLConfig("CartPole-v1", agent=name, activation="tanh", **QUICK))
-        modules = find_agent(name).build(config).policy.modules()
-        assert any(type(module).__name__ == "Tanh" for module in modules)
+    config = resolve(RLConfig("CartPole-v1", agent="sb3:a2c", activation="tanh", **QUICK))
+    modules = find_agent("sb3:a2c").build(config).policy.modules()
+    assert any(type(module).__name__ == "Tanh" for module in modules)
 
 
 @pytest.mark.parametrize(

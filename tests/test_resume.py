@@ -51,7 +51,6 @@ WAYS = {
     "real actions": {"task": "Pendulum-v1"},
     "sb3:a2c": {"agent": "sb3:a2c"},
     "sb3:ppo": {"agent": "sb3:ppo", "delay": 0.0},
-    "tianshou:a2c": {"agent": "tianshou:a2c"},
 }
 TIMES = ("time/fps", "time/time_elapsed")
 

@@ -1,17 +1,17 @@
-"""The two faces towards Tianshou: our agent in its shape, and its A2C in the shape of Stable-Baselines3."""
+"""Our agent as a Tianshou algorithm, and a Tianshou agent that learns from delayed rewards."""
 
 from __future__ import annotations
 
 import copy
+import runpy
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback, StopTrainingOnMaxEpisodes
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -26,9 +26,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.tianshou import CETTianshou, CETTianshouPolicy
-from cet_rl.agents.tianshou_baselines import TianshouA2C
-from cet_rl.envs import make_env, make_vec_env
-from cet_rl.runs import archive
+from cet_rl.envs import DelayedReward, make_vec_env
 
 STEPS, ENVS = 16, 3
 
@@ -396,225 +394,11 @@ def test_refuses_bad_arguments(space, options, message):
         make(env, **options)
 
 
-def a2c(task="CartPole-v1", num_envs=2, seed=0, max_episode_steps=None, **options):
-    options = {"n_steps": 8, "hidden": (16, 16), "lr": 1e-3, **options}
-    return TianshouA2C(lambda: make_env(task, max_episode_steps=max_episode_steps), num_envs, seed=seed, **options)
-
-
-class Journal(BaseCallback):
-    """Writes down what happens, and stops after so many steps."""
-
-    def __init__(self, stop_after=None):
-        super().__init__()
-        self.lines, self.stop_after = [], stop_after
-
-    def _on_training_start(self):
-        self.lines.append("training starts")
-
-    def _on_rollout_start(self):
-        self.lines.append(f"rollout starts at {self.model.num_timesteps}")
-
-    def _on_step(self):
-        assert self.locals["rewards"].shape == self.locals["dones"].shape == (self.model.n_envs,)
-        return self.n_calls != self.stop_after
-
-    def _on_rollout_end(self):
-        self.lines.append(f"rollout ends at {self.model.num_timesteps}")
-
-    def _on_training_end(self):
-        self.lines.append("training ends")
-
-
-class Numbers(KVWriter):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        self.points = {}
-
-    def write(self, key_values, key_excluded, step=0):
-        self.points[step] = dict(key_values)
-
-    def close(self):
-        pass
-
-
-@pytest.mark.slow
-def test_a2c_learns_cartpole():
-    model = a2c(num_envs=4, n_steps=16, hidden=(64, 64)).learn(60_000)
-    assert len(model.ep_info_buffer) == 100
-    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) > 50  # at random: 22
-    mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 5, seed=9), n_eval_episodes=20)
-    assert mean > 50
-
-
-def test_a2c_keeps_the_callback_protocol():
-    model, journal = a2c(), Journal()
-    assert model.learn(32, [journal]) is model
-    expected = ["rollout starts at 0", "rollout ends at 16", "rollout starts at 16", "rollout ends at 32"]
-    assert journal.lines == ["training starts", *expected, "training ends"]
-    model.learn(16, journal, reset_num_timesteps=False)
-    assert journal.lines[-3:] == ["rollout starts at 32", "rollout ends at 48", "training ends"]
-    assert journal.model.get_env() is model.env
-    model.learn(16, lambda locals_, globals_: True)
-    assert model.num_timesteps == 16
-
-
-@pytest.mark.filterwarnings("ignore:rich is experimental")
-def test_a2c_takes_callbacks_of_stable_baselines():
-    evaluation = EvalCallback(make_vec_env("CartPole-v1", 1), eval_freq=10, n_eval_episodes=2, verbose=0)
-    with pytest.warns(UserWarning, match="not of the same type"):
-        a2c().learn(64, [evaluation, StopTrainingOnMaxEpisodes(100)], progress_bar=True)
-    assert evaluation.last_mean_reward >= 8
-
-
-def test_a2c_stops_when_a_callback_asks():
-    model, journal = a2c(), Journal(stop_after=11)
-    model.learn(1000, journal)
-    assert model.num_timesteps == 22
-    assert journal.lines[-2:] == ["rollout starts at 16", "training ends"]
-    model.learn(1000 - 22, reset_num_timesteps=False)
-    assert 1000 <= model.num_timesteps < 1016
-
-
-def test_a2c_logs_under_the_usual_names():
-    model, numbers = a2c(lr=1e-3), Numbers()
-    model.set_logger(Logger(None, [numbers]))
-    model.learn(800, log_interval=10)
-    assert list(numbers.points) == [160, 320, 480, 640, 800]
-    point = numbers.points[800]
-    for name in (
-        "rollout/ep_rew_mean",
-        "rollout/ep_len_mean",
-        "time/fps",
-        "train/value_loss",
-        "train/policy_loss",
-    ):
-        assert np.isfinite(point[name])
-    assert -np.log(2) <= point["train/entropy_loss"] < 0
-    rates = [point["train/learning_rate"] for point in numbers.points.values()]
-    np.testing.assert_allclose(rates, 1e-3 * np.array([0.8, 0.6, 0.4, 0.2, 0]), atol=1e-12)
-    model.learn(160, log_interval=10, reset_num_timesteps=False)  # five sixths are over when this one ends
-    assert numbers.points[960]["train/learning_rate"] == pytest.approx(0)
-    model.learn(160, log_interval=5)
-    assert numbers.points[80]["train/learning_rate"] == pytest.approx(1e-3 / 2)
-
-    steady, numbers = a2c(lr=1e-3, anneal_lr=False), Numbers()
-    steady.set_logger(Logger(None, [numbers]))
-    steady.learn(80, log_interval=5)
-    assert numbers.points[80]["train/learning_rate"] == 1e-3
-
-
-def test_a2c_records_whole_episodes_across_collections():
-    """CartPole pays one a step, so that returns are lengths; collections are shorter than episodes here."""
-    model = a2c(n_steps=3, max_episode_steps=20)
-    model.learn(900)
-    episodes = list(model.ep_info_buffer)
-    assert all(episode["r"] == episode["l"] for episode in episodes)
-    assert max(episode["l"] for episode in episodes) == 20
-    assert min(episode["l"] for episode in episodes) >= 8
-    assert sum(episode["l"] for episode in episodes) > 900 - 2 * 20
-
-
-def test_a2c_same_seed_same_numbers():
-    def run(seed):
-        model = a2c(seed=seed).learn(400)
-        return torch.cat([p.detach().flatten() for p in model.algorithm.parameters()]), list(model.ep_info_buffer)
-
-    (first, episodes), (second, again), (other, _) = run(3), run(3), run(4)
-    assert torch.equal(first, second)
-    assert episodes == again
-    assert not torch.equal(first, other)
-
-
-def test_a2c_predicts_like_any_model():
-    model = a2c()
-    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
-    actions, state = model.predict(observations, deterministic=True)
-    assert state is None
-    assert actions.shape == (200,)
-    for row in range(3):
-        action, _ = model.predict(observations[row], deterministic=True)
-        assert action.item() == actions[row]
-    same = np.tile(observations[:1], (200, 1))
-    assert len(set(model.predict(same, deterministic=True)[0])) == 1
-    assert len(set(model.predict(same)[0])) == 2
-    with pytest.raises(ValueError, match="shape"):
-        model.predict(observations[:, :3])
-    mean, deviation = evaluate_policy(model, make_vec_env("CartPole-v1", 3, seed=1), n_eval_episodes=6)
-    assert mean >= 8
-    assert np.isfinite(deviation)
-
-
-def test_a2c_parameters_survive_as_tensors_and_json():
-    model = a2c().learn(400)
-    tensors, rest = archive.flatten(model.get_parameters())
-    rest = archive.check_data("the rest", rest)
-    other = a2c(seed=1)
-    other.set_parameters(archive.as_state_dicts(archive.unflatten(tensors, rest)))
-    for (name, ours), theirs in zip(
-        model.algorithm.state_dict().items(), other.algorithm.state_dict().values(), strict=True
-    ):
-        if isinstance(ours, torch.Tensor):
-            assert torch.equal(ours, theirs), name
-    (ours,), (theirs,) = (agent.algorithm.state_dict()["_optimizers"] for agent in (model, other))
-    assert ours["param_groups"] == theirs["param_groups"]
-    for index, state in ours["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, theirs["state"][index][name])
-    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    first, second = (agent.predict(observations, deterministic=True)[0] for agent in (model, other))
-    np.testing.assert_array_equal(first, second)
-
-    with pytest.raises(ValueError, match="must be policy, critic, optimizer, got policy"):
-        other.set_parameters({"policy": model.policy.state_dict()})
-    other.set_parameters({"policy": model.policy.state_dict()}, exact_match=False)
-    with pytest.raises(ValueError, match="got nonsense"):
-        other.set_parameters({"nonsense": {}}, exact_match=False)
-
-
-def test_a2c_takes_reals_and_actions_that_start_anywhere():
-    pendulum = a2c("Pendulum-v1")
-    pendulum.learn(64)
-    actions, _ = pendulum.predict(np.ones((100, 3), np.float32))
-    assert actions.shape == (100, 1)
-    assert np.abs(actions).max() <= 2
-    assert np.abs(actions).max() > 1
-
-    class Reals(Script):
-        action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-
-        def step(self, action):
-            assert action.shape == (2,)
-            return super().step(5)
-
-    TianshouA2C(lambda: Reals(0), 2, n_steps=4, hidden=(8,)).learn(16)
-    model = TianshouA2C(lambda: Script(0), 2, n_steps=4, hidden=(8,), seed=0).learn(16)
-    assert set(model.predict(np.ones((100, 3), np.float32))[0]) == {5, 6}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_envs": 0}, "num_envs must be at least 1"),
-        ({"n_steps": 0}, "n_steps must be at least 1"),
-        ({"gamma": 1.1}, "gamma must lie in"),
-        ({"lam": -0.1}, "lam must lie in"),
-        ({"lr": 0.0}, "learning rate must be positive"),
-    ],
-)
-def test_a2c_refuses_bad_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
-        a2c(**options)
-
-
-def test_a2c_refuses_spaces_it_cannot_take():
-    def build(**spaces_):
-        env = Script(0)
-        for name, space in spaces_.items():
-            setattr(env, name, space)
-        return env
-
-    with pytest.raises(ValueError, match="discrete actions or a Box of vectors"):
-        TianshouA2C(lambda: build(action_space=spaces.MultiBinary(3)), 1)
-    with pytest.raises(ValueError, match="Box"):
-        TianshouA2C(lambda: build(observation_space=spaces.Discrete(3)), 1)
+@pytest.mark.parametrize("delay", ["0.4", "2"])
+def test_the_example_trains_a_tianshou_agent_on_delayed_rewards(delay, capsys):
+    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "tianshou_delayed_reward.py"))
+    env = example["build_env"]("CartPole-v1", float(delay))
+    assert isinstance(env, DelayedReward)
+    mean = example["main"](["--delay", delay, "--steps", "300", "--num-envs", "2"])
+    assert 8 <= mean <= 500
+    assert f"rewards {delay} s late: return {mean:.1f} over 20 episodes" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Making, saving and restoring each kind of agent for a run: ours, Stable-Baselines3's, Tianshou's."""
+"""Making, saving and restoring each kind of agent for a run: ours and Stable-Baselines3's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -19,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from cet_rl.agents.progress import carry, carry_on
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
-from cet_rl.envs import DelayedReward, make_env, make_vec_env
+from cet_rl.envs import DelayedReward, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
@@ -90,39 +89,6 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
     return AgentKind(build, save, restore, delays_credit=True, carry=carry, carry_on=carry_on)
 
 
-def tianshou_kind() -> AgentKind:
-    """Tianshou's A2C."""
-    from cet_rl.agents.tianshou_baselines import TianshouA2C
-
-    def build(config: RLConfig) -> Any:
-        return TianshouA2C(
-            lambda: _late_rewards_env(config),
-            config.num_envs,
-            n_steps=config.n_steps,
-            gamma=config.gamma,
-            lam=config.lam,
-            lr=config.lr,
-            anneal_lr=config.anneal_lr,
-            ent_coef=config.entropy_coef,
-            vf_coef=config.value_coef,
-            max_grad_norm=config.max_grad_norm,
-            hidden=config.hidden,
-            activation=ACTIVATIONS[config.activation],
-            seed=config.seed,
-            device=config.device,
-        )
-
-    def carry_tianshou(agent: Any) -> dict[str, Any]:
-        state: dict[str, Any] = agent.carry()
-        return state
-
-    def carry_on_tianshou(agent: Any, state: dict[str, Any]) -> None:
-        agent.carry_on(state)
-
-    restore = partial(_rebuild, build)
-    return AgentKind(build, _save_parameters, restore, carry=carry_tianshou, carry_on=carry_on_tianshou)
-
-
 def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
     """An algorithm that knows of no delay: it gets the configuration's values as far as it takes them."""
     takes = inspect.signature(algorithm.__init__).parameters
@@ -171,10 +137,6 @@ def _late_rewards(config: RLConfig) -> list[Any]:
     if not config.delay:
         return []
     return [partial(DelayedReward, delay=config.delay)]  # in steps of the clock that `make_env` puts inside
-
-
-def _late_rewards_env(config: RLConfig) -> gym.Env[Any, Any]:
-    return make_env(config.task, config.step_duration, wrappers=_late_rewards(config))
 
 
 def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:

@@ -112,19 +112,8 @@ def _sb3(name: str) -> AgentKind:
     return kind_of(getattr(stable_baselines3, name), name)
 
 
-def _tianshou_a2c() -> AgentKind:
-    try:
-        import tianshou  # noqa: F401
-    except ImportError:
-        raise ValueError('agent tianshou:a2c needs Tianshou: pip install "cet-rl[tianshou]"') from None
-    from cet_rl.rl.agent_kinds import tianshou_kind
-
-    return tianshou_kind()
-
-
 register_agent(
     "cet", "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)", _ours
 )
 register_agent("sb3:a2c", "Stable-Baselines3's A2C with Adam; rewards arrive late", lambda: _sb3("A2C"))
 register_agent("sb3:ppo", "Stable-Baselines3's PPO; rewards arrive late", lambda: _sb3("PPO"))
-register_agent("tianshou:a2c", "Tianshou's A2C; rewards arrive late", _tianshou_a2c)
