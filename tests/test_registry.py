@@ -12,8 +12,7 @@ from stable_baselines3 import A2C, DQN, PPO
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.credit.activations import ACTIVATIONS
-from cet_rl.envs import make_env, ready, register_env, tasks
-from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.envs import DelayedReward, make_env, ready, register_env, tasks
 from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent

@@ -1,9 +1,9 @@
 """Environments: clocks, delays, the split by sign, and vector environments that end episodes honestly."""
 
-from cet_rl.envs.clock import DelayedCredit, StepClock
-from cet_rl.envs.delayed_reward import DelayedReward
+from cet_rl.envs.clock import StepClock
+from cet_rl.envs.delays import DelayedCredit, DelayedReward
+from cet_rl.envs.sign_split import PositiveNegativeSplit
 from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
-from cet_rl.envs.split import PositiveNegativeSplit
 from cet_rl.envs.tasks import ready, register_env
 from cet_rl.envs.vector import GymnasiumVecEnv, find_task, make_env, make_vec_env
 

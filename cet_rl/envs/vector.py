@@ -16,7 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from cet_rl.envs.clock import DelayedCredit, StepClock
+from cet_rl.envs.clock import StepClock
+from cet_rl.envs.delays import DelayedCredit
 from cet_rl.envs.snapshot import capture, restore
 from cet_rl.envs.tasks import register_minatar
 from cet_rl.runs.plugins import import_named, load_plugins

@@ -1,4 +1,4 @@
-"""Rewards that really arrive late, to test any agent under a delay."""
+"""Delay what an agent learns from: the credit signal inside the agent, or the reward itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,40 @@ from typing import Any
 
 import gymnasium as gym
 
-from cet_rl.envs.clock import clock_of
-from cet_rl.traces.timing import whole_steps
+from cet_rl.envs.clock import StepClock, clock_of
+from cet_rl.traces.timing import CreditTiming, whole_steps
+
+
+class DelayedCredit(StepClock):
+    """Says when credit for what happens in this environment reaches an agent's layers.
+
+    Nothing about the environment changes. `CETActorCritic` takes its delays from here unless it is told of others:
+
+        env = DelayedCredit(gym.make("CartPole-v1"), delay=120, step_duration=0.3, stacked=True)
+        CETActorCritic("MlpPolicy", env, order=10)  # 800, 400 and 0 steps
+
+    Args:
+        env: any environment.
+        delay: T, in seconds.
+        step_duration: Δt, in seconds; None for that of a clock inside, or 0.2.
+        stacked: whether delays add up from the output layer down (retrograde signalling).
+
+    Raises:
+        ValueError: if the delay is negative or no whole number of steps.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        delay: float,
+        step_duration: float | None = None,
+        stacked: bool = False,
+    ) -> None:
+        step_duration = clock_of(env) if step_duration is None else step_duration
+        # First: the arguments recorded first are those that a spec is rebuilt with.
+        gym.utils.RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
+        super().__init__(env, step_duration)
+        self.credit_timing = CreditTiming(float(delay), self.step_duration, bool(stacked))
 
 
 class DelayedReward(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
