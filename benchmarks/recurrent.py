@@ -21,13 +21,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from cet_rl.recurrent import compiled
-from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled.network import advance, gather, read
 from cet_rl.recurrent.delayed import Readout, delay_rule
 from cet_rl.recurrent.online import Online
+from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import SeparableRule
 from cet_rl.recurrent.rules.local import FixedW
-from cet_rl.recurrent.rules.registry import RULES
 from cet_rl.traces.cascade import CET
 
 SECONDS = 0.2
@@ -42,7 +42,7 @@ def network_only(weight, weight_out, inputs, rates, slope, extended, z, alpha, x
         read(weight_out, rates, extended, z)
 
 
-def compiled_forward(cell: Cell, batch: int) -> Callable[[int], None]:
+def compiled_forward(cell: RNNCell, batch: int) -> Callable[[int], None]:
     n, m, outputs = cell.units, cell.columns, cell.outputs
     weight, weight_out = (tensor.numpy() for tensor in cell.initial_weights())
     arrays = (
@@ -54,7 +54,7 @@ def compiled_forward(cell: Cell, batch: int) -> Callable[[int], None]:
     return lambda steps: network_only(*arrays, np.ones((steps, batch, cell.inputs), np.float32))
 
 
-def defined_forward(cell: Cell, batch: int) -> Callable[[int], None]:
+def defined_forward(cell: RNNCell, batch: int) -> Callable[[int], None]:
     weight, weight_out = cell.initial_weights()
     x = torch.ones(batch, cell.inputs)
 
@@ -68,7 +68,7 @@ def defined_forward(cell: Cell, batch: int) -> Callable[[int], None]:
     return forward
 
 
-def learning(cell: Cell, batch: int, name: str, delay: int, executor: str) -> Callable[[int], None]:
+def learning(cell: RNNCell, batch: int, name: str, delay: int, executor: str) -> Callable[[int], None]:
     trace = CET(10, delay, "area") if delay else None
     online = Online(cell, delay_rule(RULES[name].kind(cell), trace, delay), Readout(trace, delay), lr=1e-4)
     memory = online.begin(*cell.initial_weights(), torch.zeros(batch, cell.units))
@@ -113,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cell = Cell(options.units, inputs=2, outputs=2)
+    cell = RNNCell(options.units, inputs=2, outputs=2)
     print("| rule | batch | definition | × forward | compiled | × forward | × definition |")
     print("|---|---|---|---|---|---|---|")
     with threadpool_limits(1):
@@ -121,7 +121,7 @@ def main() -> None:
             table(cell, batch, options)
 
 
-def table(cell: Cell, batch: int, options: argparse.Namespace) -> None:
+def table(cell: RNNCell, batch: int, options: argparse.Namespace) -> None:
     arms: dict[tuple[str, str], Callable[[int], None]] = {
         ("forward", "definition"): defined_forward(cell, batch),
         ("forward", "compiled"): compiled_forward(cell, batch),

@@ -23,7 +23,7 @@ import numpy as np
 from results import read, save, write
 
 from cet_rl.cli.train import parse_arguments
-from cet_rl.recurrent.task_registry import build_task
+from cet_rl.recurrent.tasks import build_task
 from cet_rl.recurrent.training import train
 from cet_rl.report.plots import ALIGNMENT, Curve, draw_curves, read_run
 from cet_rl.runs.folder import MetricsTable
@@ -163,7 +163,7 @@ def draw(name: str) -> None:
         axes.set_ylabel("loss, mean of seeds ± standard error")
         axes.set_ylim(study.shown)
         axes.set_title(f"{study.title}; {RULES[rule][0]}" if rule else study.title, fontsize=10)
-        for label, floor in build_task(study.task, parse_arguments([study.task]).learning).floors.items():
+        for label, floor in build_task(study.task, parse_arguments([study.task]).learning).baselines.items():
             axes.axhline(floor, color="0.4", linewidth=0.8, linestyle=":")
             place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
             axes.annotate(label, (1, floor), **place)

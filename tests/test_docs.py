@@ -14,8 +14,8 @@ import pytest
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.recurrent import task_registry as tasks
-from cet_rl.recurrent.rules import registry as rules
+from cet_rl.recurrent import config as tasks
+from cet_rl.recurrent import rules
 from cet_rl.runs.task_kinds import named_tasks
 from cet_rl.vision import datasets
 

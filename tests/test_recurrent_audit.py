@@ -11,15 +11,15 @@ from rich.console import Console
 
 from cet_rl import CET, PerfectMemory
 from cet_rl.cli import rules as command
-from cet_rl.recurrent.auditing.audit import audit
-from cet_rl.recurrent.auditing.meter import Contraction, Meter
-from cet_rl.recurrent.auditing.orders import Order, Term, leading_terms
-from cet_rl.recurrent.auditing.report import as_csv, as_markdown, print_tables
-from cet_rl.recurrent.auditing.verdicts import CRITERIA, JUMP
+from cet_rl.recurrent.audit.audit import audit_rule
+from cet_rl.recurrent.audit.meter import Contraction, Meter
+from cet_rl.recurrent.audit.orders import Order, Term, leading_terms
+from cet_rl.recurrent.audit.report import as_csv, as_markdown, print_tables
+from cet_rl.recurrent.audit.verdicts import CRITERIA, JUMP
 from cet_rl.recurrent.delayed import Delayed
-from cet_rl.recurrent.rules.base import Claims, Rule, SeparableRule, combine, immediate
+from cet_rl.recurrent.rules import RULES
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, combine, immediate
 from cet_rl.recurrent.rules.local import RFLO, KeRNL
-from cet_rl.recurrent.rules.registry import RULES
 from cet_rl.recurrent.rules.stochastic import UORO
 from cet_rl.recurrent.rules.synthetic import DNI
 
@@ -30,7 +30,7 @@ BUILT_IN = (
 
 @pytest.fixture(scope="module")
 def audits():
-    return {name: audit(RULES[name].kind) for name in BUILT_IN}
+    return {name: audit_rule(RULES[name].kind) for name in BUILT_IN}
 
 
 def failed(found):
@@ -126,7 +126,7 @@ def test_memory_and_time_are_those_of_the_equations(audits, name, memory, time):
 
 def test_built_in_rules_are_what_they_claim_to_be(audits):
     assert {name: found.differences for name, found in audits.items()} == dict.fromkeys(BUILT_IN, ())
-    assert all(found.claims is not None for found in audits.values())
+    assert all(found.declared_cost is not None for found in audits.values())
 
 
 def test_the_bound_on_jumps_separates_what_rests_from_what_does_not(audits):
@@ -143,13 +143,13 @@ def test_reasons_name_what_is_at_fault(audits):
 
 
 def test_options_that_are_given_are_kept():
-    assert [str(tensor) for tensor in audit(RULES["bptt"].kind, window=4).tensors] == [
+    assert [str(tensor) for tensor in audit_rule(RULES["bptt"].kind, window=4).tensors] == [
         *("inputs: 4 × m", "slope: 4 × n", "credit: 4 × n")
     ]
 
 
 def test_a_function_that_builds_a_rule_is_audited_like_its_class(audits):
-    assert audit(lambda cell: UORO(cell)) == audits["uoro"]
+    assert audit_rule(lambda cell: UORO(cell)) == audits["uoro"]
 
 
 # Rules that are not built in
@@ -157,19 +157,19 @@ def test_a_function_that_builds_a_rule_is_audited_like_its_class(audits):
 
 class SnAp1(SeparableRule):
     name = "snap-1"
-    claims = Claims("nm", "nm")
+    declared_cost = DeclaredCost("nm", "nm")
 
     def init_state(self, weight, rates, generator=None):
         return {"B": weight.new_zeros(len(rates), *weight.shape)}
 
-    def factors(self, state, moment):
-        own = 1 - self.cell.alpha + moment.slope * self.cell.recurrent(moment.weight).diagonal()
-        trace = own[:, :, None] * state["B"] + immediate(moment)
-        return {"B": trace}, moment.credit, trace
+    def factors(self, state, now):
+        own = 1 - self.cell.alpha + now.slope * self.cell.recurrent(now.weight).diagonal()
+        trace = own[:, :, None] * state["B"] + immediate(now)
+        return {"B": trace}, now.credit, trace
 
 
 def test_a_rule_of_ones_own_is_judged_by_the_same_criteria():
-    found = audit(SnAp1)
+    found = audit_rule(SnAp1)
     assert (str(found.memory), str(found.time), found.operations) == ("nm", "nm", {})
     assert found.plausible
     assert found.differences == ()
@@ -182,11 +182,11 @@ def test_a_rule_that_keeps_more_than_it_claims_is_found_out():
         def init_state(self, weight, rates, generator=None):
             return {"B": weight.new_zeros(len(rates), *weight.shape, self.cell.units)}
 
-        def factors(self, state, moment):
-            trace = 0.5 * state["B"] + immediate(moment)[..., None]
-            return {"B": trace}, moment.credit, trace.mean(-1)
+        def factors(self, state, now):
+            trace = 0.5 * state["B"] + immediate(now)[..., None]
+            return {"B": trace}, now.credit, trace.mean(-1)
 
-    found = audit(Cheat)
+    found = audit_rule(Cheat)
     assert found.differences == ("memory is n²m, nm is claimed", "time is n²m, nm is claimed")
     assert "B has order 3" in reason(found, "ii")
     assert "iv" in failed(found)  # elementwise, but more of it than there are synapses
@@ -194,25 +194,25 @@ def test_a_rule_that_keeps_more_than_it_claims_is_found_out():
 
 def test_needs_are_compared_in_both_directions():
     class Modest(UORO):
-        claims = Claims("nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
+        declared_cost = DeclaredCost("nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
 
-    assert audit(Modest).differences == (
+    assert audit_rule(Modest).differences == (
         "needs Jacobian, which is not claimed",
         "claims to need perturbed copy, but does not",
     )
 
 
 @pytest.mark.parametrize(
-    ("claims", "message"),
+    ("declared", "message"),
     [
-        (Claims("n^2", "nm"), "an order is written like n²m"),
-        (Claims("nm", "nm", frozenset({"magic"})), "need magic; known are matrix-vector"),
+        (DeclaredCost("n^2", "nm"), "an order is written like n²m"),
+        (DeclaredCost("nm", "nm", frozenset({"magic"})), "need magic; known are matrix-vector"),
     ],
 )
-def test_claims_that_cannot_be_read_are_refused(claims, message):
-    kind = type("Unreadable", (RFLO,), {"claims": claims})
+def test_declared_costs_that_cannot_be_read_are_refused(declared, message):
+    kind = type("Unreadable", (RFLO,), {"declared_cost": declared})
     with pytest.raises(ValueError, match=message):
-        audit(kind)
+        audit_rule(kind)
 
 
 def driven_rates(push):
@@ -224,36 +224,36 @@ def driven_rates(push):
         def init_state(self, weight, rates, generator=None):
             return {"A": torch.randn(rates.shape, generator=generator, dtype=torch.float64)}
 
-        def step(self, state, moment):
-            recurrent = self.cell.recurrent(moment.weight)
-            after = 0.5 * state["A"] + push(moment, recurrent, state["A"])
-            return {"A": after}, combine(after, immediate(moment))
+        def step(self, state, now):
+            recurrent = self.cell.recurrent(now.weight)
+            after = 0.5 * state["A"] + push(now, recurrent, state["A"])
+            return {"A": after}, combine(after, immediate(now))
 
     return Pushed
 
 
-def by_autograd(moment, recurrent, vector):
-    rates = moment.inputs[:, : len(recurrent)].clone().requires_grad_()
+def by_autograd(now, recurrent, vector):
+    rates = now.inputs[:, : len(recurrent)].clone().requires_grad_()
     with torch.enable_grad():
-        active = torch.tanh(torch.cat([rates, moment.inputs[:, len(recurrent) :]], 1) @ moment.weight.mT)
+        active = torch.tanh(torch.cat([rates, now.inputs[:, len(recurrent) :]], 1) @ now.weight.mT)
         return 0.5 * torch.autograd.grad(active, rates, vector)[0]
 
 
 @pytest.mark.parametrize(
     "push",
     [
-        lambda moment, recurrent, a: moment.slope * (a @ recurrent.mT),
-        lambda moment, recurrent, a: (moment.slope * a) @ recurrent,
-        lambda moment, recurrent, a: moment.slope * (recurrent * a).sum(-1),
-        lambda moment, recurrent, a: moment.slope * (recurrent * a.expand_as(recurrent)).sum(-1),
-        lambda moment, recurrent, a: a @ (moment.slope[0][:, None] * recurrent).mT,
-        lambda moment, recurrent, a: torch.einsum("bi,ij,bj->bi", moment.slope, recurrent, a),
-        lambda moment, recurrent, a: (torch.diag(moment.slope[0]) @ (recurrent @ a[0]))[None],
+        lambda now, recurrent, a: now.slope * (a @ recurrent.mT),
+        lambda now, recurrent, a: (now.slope * a) @ recurrent,
+        lambda now, recurrent, a: now.slope * (recurrent * a).sum(-1),
+        lambda now, recurrent, a: now.slope * (recurrent * a.expand_as(recurrent)).sum(-1),
+        lambda now, recurrent, a: a @ (now.slope[0][:, None] * recurrent).mT,
+        lambda now, recurrent, a: torch.einsum("bi,ij,bj->bi", now.slope, recurrent, a),
+        lambda now, recurrent, a: (torch.diag(now.slope[0]) @ (recurrent @ a[0]))[None],
         by_autograd,
     ],
 )
 def test_the_jacobian_is_seen_however_it_is_written(push):
-    found = audit(driven_rates(push))
+    found = audit_rule(driven_rates(push))
     assert found.operations["Jacobian"] == 1
     assert "ii" in failed(found)
 
@@ -265,34 +265,34 @@ def test_a_jacobian_that_is_stored_from_step_to_step_is_seen():
         def init_state(self, weight, rates, generator=None):
             return {"J": self.cell.recurrent(weight).clone(), "A": torch.ones_like(rates)}
 
-        def step(self, state, moment):
+        def step(self, state, now):
             after = state["A"] @ state["J"].mT
-            jacobian = moment.slope[0][:, None] * self.cell.recurrent(moment.weight)
-            return {"J": jacobian, "A": after}, combine(after, immediate(moment))
+            jacobian = now.slope[0][:, None] * self.cell.recurrent(now.weight)
+            return {"J": jacobian, "A": after}, combine(after, immediate(now))
 
-    assert "Jacobian" in audit(Stored).operations
+    assert "Jacobian" in audit_rule(Stored).operations
 
 
 def test_recurrent_weights_without_the_slope_are_no_jacobian():
-    found = audit(driven_rates(lambda moment, recurrent, a: a @ recurrent))
+    found = audit_rule(driven_rates(lambda now, recurrent, a: a @ recurrent))
     assert found.operations == {"matrix-vector": 1}
 
 
 def test_a_voltage_becomes_a_rate_by_a_nonlinearity():
     def twice(squash):
-        return audit(driven_rates(lambda moment, recurrent, a: squash(a @ recurrent) @ recurrent))
+        return audit_rule(driven_rates(lambda now, recurrent, a: squash(a @ recurrent) @ recurrent))
 
     assert "iii" in failed(twice(lambda voltage: 2 * voltage))
     assert "iii" not in failed(twice(torch.sigmoid))
 
 
 def test_a_forward_pass_from_other_rates_is_a_copy_and_one_from_the_networks_own_is_not():
-    def copy(moment, recurrent, a):
-        entering = moment.inputs[:, len(recurrent) :] @ moment.weight[:, len(recurrent) :].mT
+    def copy(now, recurrent, a):
+        entering = now.inputs[:, len(recurrent) :] @ now.weight[:, len(recurrent) :].mT
         return torch.sigmoid(a @ recurrent.mT + entering)
 
-    assert audit(driven_rates(copy)).operations["perturbed copy"] == 1
-    own = audit(driven_rates(lambda moment, recurrent, a: torch.tanh(moment.inputs @ moment.weight.mT)))
+    assert audit_rule(driven_rates(copy)).operations["perturbed copy"] == 1
+    own = audit_rule(driven_rates(lambda now, recurrent, a: torch.tanh(now.inputs @ now.weight.mT)))
     assert "perturbed copy" not in own.operations
 
 
@@ -308,14 +308,14 @@ class Remembering(Rule):
     def init_state(self, weight, rates, generator=None):
         return {"ring": rates.new_zeros(len(rates), self.window, self.cell.units)}
 
-    def step(self, state, moment):
+    def step(self, state, now):
         ring = state["ring"].clone()
-        ring[:, moment.clock % self.window] = moment.rates
-        return {"ring": ring}, combine(ring.mean(1), immediate(moment))
+        ring[:, now.clock % self.window] = now.rates
+        return {"ring": ring}, combine(ring.mean(1), immediate(now))
 
 
 def test_past_activity_is_found_in_a_ring_too():
-    found = audit(Remembering)
+    found = audit_rule(Remembering)
     assert [str(tensor) for tensor in found.tensors] == ["ring: T × n"]
     assert (str(found.memory), failed(found)) == ("Tn", {"online"})
 
@@ -325,11 +325,11 @@ def test_products_of_past_activity_are_found_where_they_shift():
         def init_state(self, weight, rates, generator=None):
             return {"line": weight.new_zeros(len(rates), self.window, *weight.shape)}
 
-        def step(self, state, moment):
-            line = torch.cat([immediate(moment)[:, None], state["line"][:, :-1]], dim=1)
-            return {"line": line}, combine(moment.credit, line[:, -1])
+        def step(self, state, now):
+            line = torch.cat([immediate(now)[:, None], state["line"][:, :-1]], dim=1)
+            return {"line": line}, combine(now.credit, line[:, -1])
 
-    assert [str(tensor) for tensor in audit(Shifting).tensors] == ["line: T × n × m"]
+    assert [str(tensor) for tensor in audit_rule(Shifting).tensors] == ["line: T × n × m"]
 
 
 def test_states_of_a_cascade_are_no_past_and_their_number_is_no_order():
@@ -337,21 +337,21 @@ def test_states_of_a_cascade_are_no_past_and_their_number_is_no_order():
         def __init__(self, cell, states: int = 5):
             super().__init__(cell, states)
 
-        def step(self, state, moment):
+        def step(self, state, now):
             mixing = 0.2 * torch.ones(self.window, self.window, dtype=torch.float64).tril()
-            after = torch.einsum("kl,bln->bkn", mixing, state["ring"]) + moment.rates[:, None]
-            return {"ring": after}, combine(after[:, -1], immediate(moment))
+            after = torch.einsum("kl,bln->bkn", mixing, state["ring"]) + now.rates[:, None]
+            return {"ring": after}, combine(after[:, -1], immediate(now))
 
-    found = audit(Cascade)
+    found = audit_rule(Cascade)
     assert [str(tensor) for tensor in found.tensors] == ["ring: states × n"]
     assert (str(found.memory), found.operations) == ("n", {})
 
 
 def test_a_cascade_behind_rflo_adds_no_order_and_its_signals_are_past():
-    found = audit(lambda cell: Delayed(RFLO(cell), CET(4, 6, "area"), 6))
+    found = audit_rule(lambda cell: Delayed(RFLO(cell), CET(4, 6, "area"), 6))
     assert (str(found.memory), str(found.time)) == ("nm", "nm")
     assert {tensor.name for tensor in found.tensors if tensor.past} == {"signals"}
-    perfect = audit(lambda cell: Delayed(RFLO(cell), PerfectMemory(6, "area"), 6))
+    perfect = audit_rule(lambda cell: Delayed(RFLO(cell), PerfectMemory(6, "area"), 6))
     assert {tensor.name for tensor in perfect.tensors if tensor.past} == {"signals", "trace"}
 
 
@@ -361,9 +361,9 @@ class Traced(RFLO):
     def change(self, trace):
         return trace
 
-    def factors(self, state, moment):
-        trace = self.change(0.5 * state["B"] + immediate(moment))
-        return {"B": trace}, moment.credit, trace
+    def factors(self, state, now):
+        trace = self.change(0.5 * state["B"] + immediate(now))
+        return {"B": trace}, now.credit, trace
 
 
 def test_noise_that_a_rule_draws_itself_is_noise():
@@ -371,7 +371,7 @@ def test_noise_that_a_rule_draws_itself_is_noise():
         def change(self, trace):
             return trace + 0.01 * torch.randn_like(trace)
 
-    assert "needs noise, which is not claimed" in audit(Drawing).differences
+    assert "needs noise, which is not claimed" in audit_rule(Drawing).differences
 
 
 def test_a_norm_of_all_synapses_is_not_local():
@@ -379,17 +379,17 @@ def test_a_norm_of_all_synapses_is_not_local():
         def change(self, trace):
             return trace / trace.norm()
 
-    assert reason(audit(Normalised), "ii") == "all entries of B go into one number"
+    assert reason(audit_rule(Normalised), "ii") == "all entries of B go into one number"
 
 
 def test_a_factorisation_is_a_matrix_product():
     class Solving(Traced):
-        def factors(self, state, moment):
-            state, credit, trace = super().factors(state, moment)
+        def factors(self, state, now):
+            state, credit, trace = super().factors(state, now)
             square = torch.eye(self.cell.units, dtype=trace.dtype) + trace[0, :, : self.cell.units]
             return state, torch.linalg.solve(square, credit[0])[None], trace
 
-    found = audit(Solving)
+    found = audit_rule(Solving)
     assert (str(found.time), "iv" in failed(found)) == ("n³", True)
 
 
@@ -400,52 +400,52 @@ def test_a_flattened_axis_counts_by_its_growth():
         def init_state(self, weight, rates, generator=None):
             return {"B": weight.new_zeros(len(rates), weight.numel())}
 
-        def step(self, state, moment):
-            trace = 0.5 * state["B"] + immediate(moment).flatten(1)
-            return {"B": trace}, combine(moment.credit, trace.view(-1, *moment.weight.shape))
+        def step(self, state, now):
+            trace = 0.5 * state["B"] + immediate(now).flatten(1)
+            return {"B": trace}, combine(now.credit, trace.view(-1, *now.weight.shape))
 
-    (tensor,) = audit(Flat).tensors
-    assert (tensor.order, str(audit(Flat).memory)) == (2, "n²")
+    (tensor,) = audit_rule(Flat).tensors
+    assert (tensor.order, str(audit_rule(Flat).memory)) == (2, "n²")
 
 
 def test_work_that_depends_on_what_happens_has_no_order():
     class Erratic(Traced):
-        def factors(self, state, moment):
-            for _ in range(1 + int(moment.rates.sum() > 0)):
+        def factors(self, state, now):
+            for _ in range(1 + int(now.rates.sum() > 0)):
                 state = {"B": 0.5 * state["B"]}
-            return super().factors(state, moment)
+            return super().factors(state, now)
 
-    found = audit(Erratic)
+    found = audit_rule(Erratic)
     assert found.time is None
     assert "time is irregular, nm is claimed" in found.differences
 
 
 def test_a_rule_that_hides_its_memory_is_refused():
     class Hiding(RFLO):
-        def factors(self, state, moment):
+        def factors(self, state, now):
             self.steps = getattr(self, "steps", 0) + 1
-            state, signal, trace = super().factors(state, moment)
+            state, signal, trace = super().factors(state, now)
             return state, self.steps * signal, trace
 
     with pytest.raises(ValueError, match="does not do the same again from the same state"):
-        audit(Hiding)
+        audit_rule(Hiding)
 
 
 def test_a_rule_that_changes_the_state_it_is_given_is_refused():
     class Overwriting(RFLO):
-        def factors(self, state, moment):
-            state["B"].mul_(0.5).add_(immediate(moment))
-            return state, moment.credit, state["B"]
+        def factors(self, state, now):
+            state["B"].mul_(0.5).add_(immediate(now))
+            return state, now.credit, state["B"]
 
     with pytest.raises(ValueError, match="changes the state that it is given"):
-        audit(Overwriting)
+        audit_rule(Overwriting)
 
 
 def test_options_of_constructors_reach_the_rule():
-    fast = audit(KeRNL, rate=0.3).tensors[0].jump
-    assert fast > 10 * audit(KeRNL, rate=1e-3).tensors[0].jump
+    fast = audit_rule(KeRNL, rate=0.3).tensors[0].jump
+    assert fast > 10 * audit_rule(KeRNL, rate=1e-3).tensors[0].jump
     with pytest.raises(ValueError, match="rate of dni"):
-        audit(DNI, rate=-1.0)
+        audit_rule(DNI, rate=-1.0)
 
 
 # Orders and counts

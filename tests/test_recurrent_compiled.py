@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cet_rl.recurrent import compiled
-from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import jit, local
 from cet_rl.recurrent.compiled.tanh import squash
 from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter, delay_rule
@@ -54,7 +54,7 @@ def build(
     delay=0,
     feedback=False,
     dtype=torch.float64,
-    cell=Cell(5, 2, 3, alpha=0.3),  # noqa: B008
+    cell=RNNCell(5, 2, 3, alpha=0.3),  # noqa: B008
     **options,
 ):
     """How it learns, what it starts with, and (x, label, noise) of STEPS steps."""
@@ -106,16 +106,16 @@ def test_every_rule_learns_as_defined(name, batch):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", RULES)
 def test_with_sums_of_gradients_and_fixed_feedback(name, batch):
-    # 60 steps and a clock of 2: two steps are owed in the end.
+    # 60 steps and a clock of 2: two steps are pending in the end.
     got, _ = assert_runs_alike(*build(name, batch=batch, update_every=3, feedback=True), clock=2)
-    assert got.owed_out.abs().max() > 0
+    assert got.pending_out.abs().max() > 0
 
 
 @pytest.mark.parametrize("output", ["softmax", "linear"])
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
 @pytest.mark.parametrize("name", ["rflo", "kernl", "future-bptt", "dni-b"])
 def test_with_other_networks(name, activation, output):
-    cell = Cell(4, 1, 2, alpha=0.5, activation=activation, output=output)
+    cell = RNNCell(4, 1, 2, alpha=0.5, activation=activation, output=output)
     online, memory, data = build(name, cell=cell, lr=0.005)
     # A linear network with what is learned about it diverges unless it forgets.
     assert_runs_alike(online, memory._replace(weight=0.5 * memory.weight), data)
@@ -123,7 +123,7 @@ def test_with_other_networks(name, activation, output):
 
 @pytest.mark.parametrize("name", RULES)
 def test_with_one_unit(name):
-    assert_runs_alike(*build(name, cell=Cell(1, 1, 1, alpha=1.0, output="linear"), lr=0.01))
+    assert_runs_alike(*build(name, cell=RNNCell(1, 1, 1, alpha=1.0, output="linear"), lr=0.01))
 
 
 @pytest.mark.parametrize("kind", TRACES)
@@ -138,10 +138,10 @@ def test_perfect_memory_repeats_the_undelayed_gradients_later():
     # Without updates, all gradients of the first 54 steps have come in after 60.
     online, memory, data = build("rflo", update_every=100)
     late, its_memory, _ = build("rflo", update_every=100, trace=PerfectMemory(6), delay=6)
-    owed = compiled.run(online, memory, 0, *part(data, 0, 54))[0]
+    pending = compiled.run(online, memory, 0, *part(data, 0, 54))[0]
     owed_later = compiled.run(late, its_memory, 0, *data)[0]
-    torch.testing.assert_close(owed_later.owed, owed.owed, rtol=1e-12, atol=0)
-    torch.testing.assert_close(owed_later.owed_out, owed.owed_out, rtol=1e-12, atol=0)
+    torch.testing.assert_close(owed_later.pending, pending.pending, rtol=1e-12, atol=0)
+    torch.testing.assert_close(owed_later.pending_out, pending.pending_out, rtol=1e-12, atol=0)
 
 
 CUTS = [(name, None) for name in RULES] + [(name, kind) for name in ("rflo", "dni") for kind in TRACES]
@@ -230,7 +230,7 @@ def test_supports_no_class_but_those_of_this_package():
     assert not also(Delayed(OwnRule(cell), trace, 4))
     assert not also(type("OwnDelayed", (Delayed,), {})(RFLO(cell), trace, 4))
     assert not also(RFLO(cell), type("OwnReadout", (Readout,), {})())
-    assert not also(RFLO(cell), cell=type("OwnCell", (Cell,), {})(5, 2, 3))
+    assert not also(RFLO(cell), cell=type("OwnCell", (RNNCell,), {})(5, 2, 3))
     assert not also(RFLO(cell), kind=type("OwnOnline", (Online,), {}))
     readout = Readout(trace, 4)
     readout.filter = type("OwnFilter", (TraceFilter,), {})(trace)

@@ -7,10 +7,10 @@ import torch
 
 from cet_rl import CET, ET, Legendre, PerfectMemory, SharpCET
 from cet_rl.credit import Synapses
-from cet_rl.recurrent import Cell, Delayed, Memory, Online, Readout, Rule, build_rule
+from cet_rl.recurrent import Delayed, Memory, Online, Readout, RNNCell, Rule, build_rule
 from cet_rl.recurrent.delayed import TraceFilter, delay_rule, hold
-from cet_rl.recurrent.rules.base import Moment
-from cet_rl.recurrent.rules.registry import RULES
+from cet_rl.recurrent.rules import RULES
+from cet_rl.recurrent.rules.base import StepInputs
 
 DOUBLE = torch.float64
 SEPARABLE = ["rflo", "kernl", "dni", "dni-b"]
@@ -38,7 +38,7 @@ def experience(rule, steps=25, batch=3, seed=0):
         inputs, rates, slope = cell.advance(weight, rates, x)
         credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label))
         drawn = None if noise is None else noise[clock].to(DOUBLE)
-        moments.append(Moment(weight, inputs, rates, slope, credit, label, drawn, clock))
+        moments.append(StepInputs(weight, inputs, rates, slope, credit, label, drawn, clock))
     return moments
 
 
@@ -47,15 +47,15 @@ def gradients(rule, moments):
         moments[0].weight, torch.zeros_like(moments[0].rates), torch.Generator().manual_seed(1)
     )
     found = []
-    for moment in moments:
-        state, gradient = rule.step(state, moment)
+    for now in moments:
+        state, gradient = rule.step(state, now)
         found.append(gradient)
     return torch.stack(found), state
 
 
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_with_a_perfect_memory_it_is_the_rule_without_delay_shifted(name):
-    rule = build_rule(name, Cell(4, 2, 3))
+    rule = build_rule(name, RNNCell(4, 2, 3))
     moments = experience(rule)
     prompt, _ = gradients(rule, moments)
     late, state = gradients(Delayed(rule, PerfectMemory(6, "area"), 6), moments)
@@ -63,21 +63,21 @@ def test_with_a_perfect_memory_it_is_the_rule_without_delay_shifted(name):
     assert not late[:6].any()
     assert prompt.abs().sum() > 0.1
     # What is still on its way comes with the flush.
-    owed = Delayed(rule, PerfectMemory(6, "area"), 6).flush(state, moments[0].weight)
-    torch.testing.assert_close(late.sum(0) + owed, prompt.sum(0), rtol=1e-12, atol=1e-12)
+    pending = Delayed(rule, PerfectMemory(6, "area"), 6).flush(state, moments[0].weight)
+    torch.testing.assert_close(late.sum(0) + pending, prompt.sum(0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
 @pytest.mark.parametrize("name", SEPARABLE)
 def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
-    rule = build_rule(name, Cell(4, 2, 3))
+    rule = build_rule(name, RNNCell(4, 2, 3))
     moments = experience(rule)
     state = rule.init_state(
         moments[0].weight, torch.zeros_like(moments[0].rates), torch.Generator().manual_seed(1)
     )
     signals, eligibilities = [], []
-    for moment in moments:
-        state, signal, eligibility = rule.factors(state, moment)
+    for now in moments:
+        state, signal, eligibility = rule.factors(state, now)
         signals.append(signal)
         eligibilities.append(eligibility)
     kernel = trace.kernel(len(moments)).tolist()
@@ -92,14 +92,14 @@ def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
 def test_without_a_stage_of_the_rule_s_own_it_is_what_the_credit_engine_gives(trace):
-    cell = Cell(4, 2, 3, alpha=1.0)  # no leak: RFLO's eligibility is that of a feedforward layer
+    cell = RNNCell(4, 2, 3, alpha=1.0)  # no leak: RFLO's eligibility is that of a feedforward layer
     rule = build_rule("rflo", cell)
     moments = experience(rule)
     late, _ = gradients(Delayed(rule, trace, 6), moments)
     engine = Synapses(cell.columns, cell.units, trace, delay_steps=6, num_envs=3, dtype=DOUBLE)
     zeros = torch.zeros(1, 3, dtype=DOUBLE)
-    for moment, gradient in zip(moments, late, strict=True):
-        found = engine(moment.inputs[None], moment.slope[None], moment.credit[None], zeros + 1, zeros)
+    for now, gradient in zip(moments, late, strict=True):
+        found = engine(now.inputs[None], now.slope[None], now.credit[None], zeros + 1, zeros)
         torch.testing.assert_close(found / 3, gradient, rtol=1e-10, atol=1e-12)
 
 
@@ -130,20 +130,20 @@ def test_without_a_trace_the_output_layer_learns_at_once():
 @pytest.mark.parametrize("name", OTHERS)
 def test_rules_that_do_not_separate_refuse(name):
     with pytest.raises(ValueError, match=f"rule {name} cannot learn from a late error"):
-        Delayed(build_rule(name, Cell(4, 2, 3)), CET(4, 6), 6)
+        Delayed(build_rule(name, RNNCell(4, 2, 3)), CET(4, 6), 6)
 
 
 def test_every_rule_either_waits_or_refuses():
     assert {*SEPARABLE, *OTHERS, "fixed-w"} == set(RULES)
-    fixed = build_rule("fixed-w", Cell(4, 2, 3))
+    fixed = build_rule("fixed-w", RNNCell(4, 2, 3))
     assert delay_rule(fixed, CET(4, 6), 6) is fixed
     assert delay_rule(fixed, None, 0) is fixed
-    assert isinstance(delay_rule(build_rule("rflo", Cell(4, 2, 3)), CET(4, 6), 6), Delayed)
+    assert isinstance(delay_rule(build_rule("rflo", RNNCell(4, 2, 3)), CET(4, 6), 6), Delayed)
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
 def test_steps_leave_what_they_are_given_untouched(trace):
-    rule = Delayed(build_rule("rflo", Cell(4, 2, 3)), trace, 6)
+    rule = Delayed(build_rule("rflo", RNNCell(4, 2, 3)), trace, 6)
     moments = experience(rule, steps=9)
     _, state = gradients(rule, moments[:8])
     before = {name: tensor.clone() for name, tensor in state.items()}
@@ -171,7 +171,7 @@ def test_a_line_without_length_hands_on():
 
 
 def test_a_memory_s_tensors_have_names():
-    cell = Cell(4, 2, 3)
+    cell = RNNCell(4, 2, 3)
     online = Online(cell, Delayed(build_rule("rflo", cell), CET(4, 6), 6), Readout(CET(4, 6), 6))
     memory = online.begin(*cell.initial_weights(), torch.zeros(2, 4))
     named = memory.named()
@@ -185,7 +185,7 @@ def test_a_memory_s_tensors_have_names():
 
 def test_learning_online_is_descent_along_the_rule_s_gradients():
     """Two updates of two steps each, written out."""
-    cell = Cell(3, 2, 2, output="linear")
+    cell = RNNCell(3, 2, 2, output="linear")
     rule: Rule = build_rule("rflo", cell)
     feedback = torch.randn(2, 3, dtype=DOUBLE)
     online = Online(cell, rule, lr=0.1, update_every=2, feedback=feedback)

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from test_recurrent_rules import assert_same, begin, courses, drive, forward, generator, make_course
 from torch.nn import functional
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Moment
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import StepInputs
 from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
 from cet_rl.recurrent.rules.local import RFLO, KeRNL
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
 from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 
-SMALL = [Cell(3, 2, 2), Cell(2, 1, 3, alpha=0.8, output="linear"), Cell(3, 1, 2, 0.3, "identity", "linear")]
+SMALL = [
+    RNNCell(3, 2, 2),
+    RNNCell(2, 1, 3, alpha=0.8, output="linear"),
+    RNNCell(3, 1, 2, 0.3, "identity", "linear"),
+]
 
 
 def unroll(course, weights, detached=()):
@@ -57,14 +61,14 @@ def leaf(array):
 
 
 def play(rule, course, state=None, noise=None):
-    """Each step's gradient, then what is owed at the end; and the last state."""
+    """Each step's gradient, then what is pending at the end; and the last state."""
     own, steps = begin(rule, course)
     state = own if state is None else state
     if noise is not None:
         steps = [step._replace(noise=row) for step, row in zip(steps, noise, strict=True)]
     gradients = []
-    for moment in steps:
-        state, gradient = rule.step(state, moment)
+    for now in steps:
+        state, gradient = rule.step(state, now)
         gradients.append(gradient)
     return torch.stack([*gradients, rule.flush(state, steps[-1].weight)]), state
 
@@ -138,17 +142,17 @@ def test_a_window_may_end_at_any_clock():
     rule = BPTT(SMALL[0], 3)
     state, steps = begin(rule, course)
     sizes = []
-    for moment in steps:
-        state, gradient = rule.step(state, moment._replace(clock=moment.clock + 100))  # 102, 105 are multiples
+    for now in steps:
+        state, gradient = rule.step(state, now._replace(clock=now.clock + 100))  # 102, 105 are multiples
         sizes.append(bool(gradient.any()))
     assert sizes == [False, True, False, False, True]
-    assert not rule.flush(state, moment.weight).any()
+    assert not rule.flush(state, now.weight).any()
 
 
 # --- random products -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", [Cell(2, 1, 2), Cell(2, 2, 2, 0.8, "identity", "linear")])
+@pytest.mark.parametrize("cell", [RNNCell(2, 1, 2), RNNCell(2, 2, 2, 0.8, "identity", "linear")])
 @pytest.mark.parametrize("kind", [UORO, KFRTRL, RKF])
 def test_the_mean_over_all_signs_is_the_true_gradient(kind, cell):
     """Two signs at each of four steps: 256 patterns, side by side as sequences. Step by step, not in sum alone."""
@@ -190,7 +194,7 @@ def test_kernl_that_does_not_learn_is_rflo(course):
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0])
 def test_kernl_is_exact_for_linear_units_that_drive_themselves(alpha):
     """J is diagonal and constant: α_i = α (1 - w_i) is its decay."""
-    cell = Cell(4, 2, 3, alpha, "identity", "linear")
+    cell = RNNCell(4, 2, 3, alpha, "identity", "linear")
     course = make_course(cell, batch=2, steps=8, frozen=True)
     own = np.array([0.9, -0.2, 0.5, 0.0]) if alpha < 1 else np.array([0.9, 0.1, 0.5, 0.0])
     weight = np.array(course.weight)
@@ -206,18 +210,18 @@ def test_kernl_is_exact_for_linear_units_that_drive_themselves(alpha):
 @pytest.mark.parametrize("sigma", [1e-5, 1e-3, 1.0])
 def test_kernl_has_nothing_to_learn_without_recurrence(sigma):
     """Noise decays as the filter does, however large: ε = 0 and so A = I and α_i = α stay, at any rate."""
-    course = without_recurrence(make_course(Cell(4, 2, 2), batch=3, steps=20))
+    course = without_recurrence(make_course(RNNCell(4, 2, 2), batch=3, steps=20))
     tolerance = 1e-10 * max(1.0, 1e-3 / sigma)  # r̃ - r is rounded at 1e-16, that is at 1e-16/σ in units of σ
     rule = KeRNL(course.cell, rate=0.1, sigma=sigma, timescale=0.5)
     state, steps = begin(rule, course)
-    for moment in steps:
-        state, _ = rule.step(state, moment)
-        missed = state["Omega"] @ state["A"].T - (state["perturbed"] - moment.rates) / sigma
+    for now in steps:
+        state, _ = rule.step(state, now)
+        missed = state["Omega"] @ state["A"].T - (state["perturbed"] - now.rates) / sigma
         assert_same(missed, torch.zeros_like(missed), tolerance)
         assert_same(state["A"], np.eye(4), tolerance)
         assert_same(state["timescale"], np.full(4, 0.5), tolerance)
         assert state["Omega"].abs().max() > 0.1
-    recurrent = make_course(Cell(4, 2, 2), batch=3, steps=20)
+    recurrent = make_course(RNNCell(4, 2, 2), batch=3, steps=20)
     after = play(rule, recurrent)[1]
     assert (after["A"] - torch.eye(4)).abs().max() > 1e-2
     assert (after["timescale"] - 0.5).abs().max() > 1e-2
@@ -225,15 +229,15 @@ def test_kernl_has_nothing_to_learn_without_recurrence(sigma):
 
 def test_kernl_descends_the_error_of_its_filter():
     """Half ε² at the last step, as a function of A and of the α_i of all steps, differentiated by autograd."""
-    cell, rate, sigma = Cell(3, 2, 2), 0.05, 0.1
+    cell, rate, sigma = RNNCell(3, 2, 2), 0.05, 0.1
     course, random = make_course(cell, batch=2, steps=6), np.random.default_rng(1)
     state, steps = begin(KeRNL(cell, rate=0, sigma=sigma), course)
     state["A"], state["timescale"] = torch.tensor(random.normal(size=(3, 3))), torch.tensor(random.uniform(size=3))
     sensitivity, timescale = state["A"].clone().requires_grad_(), state["timescale"].clone().requires_grad_()
     filtered = torch.zeros(2, 3, dtype=torch.float64)
-    for moment in steps[:-1]:
-        state, _ = KeRNL(cell, rate=0, sigma=sigma).step(state, moment)
-        filtered = (1 - timescale) * filtered + moment.noise
+    for now in steps[:-1]:
+        state, _ = KeRNL(cell, rate=0, sigma=sigma).step(state, now)
+        filtered = (1 - timescale) * filtered + now.noise
     after, _ = KeRNL(cell, rate=rate, sigma=sigma).step(state, steps[-1])
     filtered = (1 - timescale) * filtered + steps[-1].noise
     moved = (after["perturbed"] - steps[-1].rates) / sigma
@@ -245,13 +249,13 @@ def test_kernl_descends_the_error_of_its_filter():
 
 def test_kernl_finds_the_sensitivity_of_a_linear_unit():
     """What its form can hold it learns: A = 1, α_i = α (1 - w), where ε = 0 for any noise."""
-    cell, batch = Cell(1, 1, 1, 0.5, "identity", "linear"), 64
+    cell, batch = RNNCell(1, 1, 1, 0.5, "identity", "linear"), 64
     rule, weight = KeRNL(cell, rate=0.01, sigma=1.0, timescale=0.8), torch.tensor([[0.4, 0.0, 0.0]]).double()
     still = torch.zeros(batch, 1, dtype=torch.float64)
     inputs = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64).expand(batch, 3)
     state = rule.init_state(weight, still)
     for noise in rule.draw(batch, 1500, generator()).double():
-        state, _ = rule.step(state, Moment(weight, inputs, still, still + 0.5, still, still, noise))
+        state, _ = rule.step(state, StepInputs(weight, inputs, still, still + 0.5, still, still, noise))
     assert_same(state["timescale"], [0.5 * (1 - 0.4)], 1e-3)
     assert_same(state["A"], [[1.0]], 1e-3)
 
@@ -268,7 +272,7 @@ def ideal_guess(weight_out):
 @pytest.mark.parametrize("activation", ["tanh", "identity"])
 def test_dni_has_nothing_to_learn_where_credit_is_immediate(activation):
     """J = 0: A* is what credit is, its error in time is zero, and its gradient the true one."""
-    cell = Cell(3, 2, 2, 1.0, activation, "linear")
+    cell = RNNCell(3, 2, 2, 1.0, activation, "linear")
     course = without_recurrence(make_course(cell, batch=2, steps=12, frozen=True))
     ideal, rule = ideal_guess(course.weight_out[0]), DNI(cell, rate=0.1, renewal=2)
     expected = play(RTRL(cell), course)[0]
@@ -277,8 +281,8 @@ def test_dni_has_nothing_to_learn_where_credit_is_immediate(activation):
         state, _ = rule.step(state, steps[0])  # there was no credit before the first step
         state["A"] = ideal + 0.1 * wrong
         state["A_copy"] = state["A"].clone()
-        for t, moment in enumerate(steps[1:], 1):
-            state, gradient = rule.step(state, moment)
+        for t, now in enumerate(steps[1:], 1):
+            state, gradient = rule.step(state, now)
             if wrong:
                 assert (state["A"] - ideal - 0.1).abs().max() > 1e-4
                 break
@@ -288,7 +292,7 @@ def test_dni_has_nothing_to_learn_where_credit_is_immediate(activation):
 
 def test_dni_of_an_autonomous_linear_network_solves_its_equation():
     """With y* = 0 the future's credit is A r with A = WᵀW + Jᵀ A J."""
-    cell = Cell(3, 2, 2, 0.5, "identity", "linear")
+    cell = RNNCell(3, 2, 2, 0.5, "identity", "linear")
     course = make_course(cell, batch=4, steps=12, frozen=True)
     weight, weight_out = np.array(course.weight), np.array(course.weight_out)
     weight[..., 3:], weight_out[..., -1] = 0, 0
@@ -303,19 +307,19 @@ def test_dni_of_an_autonomous_linear_network_solves_its_equation():
     state, steps = begin(rule, course)
     state, _ = rule.step(state, steps[0])
     state["A"], state["A_copy"] = ideal, ideal.clone()
-    for t, moment in enumerate(steps[1:], 1):
-        state, signal, _ = rule.factors(state, moment)
+    for t, now in enumerate(steps[1:], 1):
+        state, signal, _ = rule.factors(state, now)
         assert_same(state["A"], ideal, 1e-9)
-        assert_same(signal, moment.rates @ ideal[:, :3].T, 1e-9)
-        assert moment.rates.abs().max() > 1e-2, f"nothing is left to learn from at step {t}"
+        assert_same(signal, now.rates @ ideal[:, :3].T, 1e-9)
+        assert now.rates.abs().max() > 1e-2, f"nothing is left to learn from at step {t}"
     state["A"] = ideal + 0.1
-    assert (rule.step(state, moment)[0]["A"] - state["A"]).abs().max() > 1e-4
+    assert (rule.step(state, now)[0]["A"] - state["A"]).abs().max() > 1e-4
 
 
 class Orbit:
     """A network on a periodic orbit of five states, and the best linear prediction of one from the one before."""
 
-    cell, period = Cell(2, 2, 2), 5
+    cell, period = RNNCell(2, 2, 2), 5
 
     def __init__(self):
         random, rates, orbit = np.random.default_rng(0), np.zeros(2), []
@@ -342,7 +346,7 @@ class Orbit:
         for t in range(math.ceil(math.log(within) / math.log(1 - rate * self.smallest))):
             now = [(t + phase) % self.period for phase in phases]
             seen = self.inputs[now], self.after[now], self.slope[now]
-            state, _ = rule.step(state, Moment(self.weight, *seen, nothing, nothing, None, t))
+            state, _ = rule.step(state, StepInputs(self.weight, *seen, nothing, nothing, None, t))
             kept = [*kept[1 - self.period :], state["jacobian"]]
         return torch.stack(kept).mean(0)
 
@@ -402,10 +406,10 @@ def test_the_network_s_derivatives_are_autograd_s(course):
     basis = torch.eye(n, dtype=weight.dtype)
     for k in range(n):
         one = basis[k].expand(len(x), n)
-        assert_same(cell.push(weight, advance.slope, one), J[:, :, k], 1e-12)
-        assert_same(cell.pull(weight, advance.slope, one), J[:, k], 1e-12)
+        assert_same(cell.jacobian_vector(weight, advance.slope, one), J[:, :, k], 1e-12)
+        assert_same(cell.backproject(weight, advance.slope, one), J[:, k], 1e-12)
     many = torch.randn(len(x), 2, 3, n, generator=generator(), dtype=weight.dtype)
-    assert_same(cell.push(weight, advance.slope, many), torch.einsum("bkl,bpql->bpqk", J, many), 1e-12)
+    assert_same(cell.jacobian_vector(weight, advance.slope, many), torch.einsum("bkl,bpql->bpqk", J, many), 1e-12)
     assert_same(cell.recurrent(weight), weight[:, :n], 0)
 
     # Squared error's own is that of the sum over outputs, which is n_out times the loss.
@@ -421,7 +425,7 @@ def test_the_network_s_derivatives_are_autograd_s(course):
 
 def test_losses_have_their_units():
     """Cross-entropy in nats, half the mean squared error; and a confident readout does not overflow."""
-    softmax, linear = Cell(1, 1, 3), Cell(1, 1, 3, output="linear")
+    softmax, linear = RNNCell(1, 1, 3), RNNCell(1, 1, 3, output="linear")
     z, label = torch.tensor([[2.0, 0.0, -1.0]]).double(), torch.tensor([[0.5, 0.25, 0.25]]).double()
     p = np.exp([2.0, 0.0, -1.0]) / np.exp([2.0, 0.0, -1.0]).sum()
     assert_same(softmax.loss(z, label), [-(0.5 * np.log(p[0]) + 0.25 * np.log(p[1]) + 0.25 * np.log(p[2]))], 1e-12)
@@ -433,7 +437,7 @@ def test_losses_have_their_units():
 
 
 def test_initial_weights_are_those_of_the_paper():
-    cell = Cell(60, 40, 30)
+    cell = RNNCell(60, 40, 30)
     weight, weight_out = cell.initial_weights(generator(), torch.float64)
     assert (weight.shape, weight_out.shape) == ((60, 101), (30, 61))
     assert_same(weight[:, :60] @ weight[:, :60].T, np.eye(60), 1e-12)
@@ -448,7 +452,7 @@ def test_initial_weights_are_those_of_the_paper():
 def test_initial_recurrent_weights_favour_no_rotation():
     """Of the uniform distribution over orthogonal matrices every entry has mean 0, and the trace variance 1."""
     drawn = generator()
-    found = torch.stack([Cell(3, 1, 1).initial_weights(drawn, torch.float64)[0][:, :3] for _ in range(600)])
+    found = torch.stack([RNNCell(3, 1, 1).initial_weights(drawn, torch.float64)[0][:, :3] for _ in range(600)])
     assert found.mean(0).abs().max() < 5 * (1 / 3 / 600) ** 0.5
     traces = found.diagonal(dim1=1, dim2=2).sum(1)
     assert abs(traces.square().mean() - 1) < 5 * (2 / 600) ** 0.5
@@ -456,7 +460,7 @@ def test_initial_recurrent_weights_favour_no_rotation():
 
 
 def test_initial_weights_are_seeded_and_do_not_depend_on_their_type():
-    cell = Cell(5, 2, 3)
+    cell = RNNCell(5, 2, 3)
     double, single = (cell.initial_weights(generator(3), dtype) for dtype in (torch.float64, torch.float32))
     for one, other in zip(double, single, strict=True):
         assert (one.dtype, other.dtype) == (torch.float64, torch.float32)
@@ -484,4 +488,4 @@ def test_initial_weights_are_seeded_and_do_not_depend_on_their_type():
 )
 def test_networks_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Cell(**{"units": 2, "inputs": 1, "outputs": 2, **arguments})
+        RNNCell(**{"units": 2, "inputs": 1, "outputs": 2, **arguments})

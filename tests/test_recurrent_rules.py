@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules import registry
-from cet_rl.recurrent.rules.base import Moment, Rule, balance
+from cet_rl.recurrent import rules as registry
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules import build_rule, find_rule, parse_options, register_rule
+from cet_rl.recurrent.rules.base import Rule, StepInputs, balance
 from cet_rl.recurrent.rules.exact import RTRL
-from cet_rl.recurrent.rules.registry import build_rule, find_rule, parse_options, register_rule
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
 from cet_rl.runs import plugins
 
@@ -43,7 +43,7 @@ class Course(NamedTuple):
         start: r_0, shape (B, n).
     """
 
-    cell: Cell
+    cell: RNNCell
     weight: np.ndarray
     weight_out: np.ndarray
     x: np.ndarray
@@ -65,7 +65,7 @@ class Seen(NamedTuple):
     e: np.ndarray
 
 
-def make_course(cell: Cell, batch: int = 2, steps: int = 6, seed: int = 0, frozen: bool = False) -> Course:
+def make_course(cell: RNNCell, batch: int = 2, steps: int = 6, seed: int = 0, frozen: bool = False) -> Course:
     """Random weights, other ones at each step unless frozen, and data; labels are distributions or numbers."""
     random, (n, m) = np.random.default_rng(seed), (cell.units, cell.columns)
     scales = np.concatenate([np.full(n, 0.9 / np.sqrt(n)), np.ones(cell.inputs), [0.5]])
@@ -83,12 +83,12 @@ def courses(draw, frozen=False):
     """Courses of networks of any size, α, activation and output."""
     sizes = [draw(st.integers(low, high)) for low, high in ((1, 4), (1, 3), (2, 3))]
     choices = [0.05, 0.5, 0.8, 1.0], ["tanh", "identity"], ["softmax", "linear"]
-    cell = Cell(*sizes, *(draw(st.sampled_from(choice)) for choice in choices))
+    cell = RNNCell(*sizes, *(draw(st.sampled_from(choice)) for choice in choices))
     counts = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     return make_course(cell, *counts, draw(st.integers(0, 999)), frozen)
 
 
-def drive(cell: Cell, weight: np.ndarray, rates: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
+def drive(cell: RNNCell, weight: np.ndarray, rates: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
     """r̂_t, r_t and D_t of one sequence, unit by unit."""
     inputs = np.array([*rates, *x, 1.0])
     new, slope = np.zeros(cell.units), np.zeros(cell.units)
@@ -116,14 +116,14 @@ def forward(course: Course) -> list[list[Seen]]:
     return steps
 
 
-def moments(seen: list[list[Seen]], noise=None, dtype=torch.float64, clock: int = 0) -> list[Moment]:
+def moments(seen: list[list[Seen]], noise=None, dtype=torch.float64, clock: int = 0) -> list[StepInputs]:
     """What rules get to see of it."""
     found = []
     for t, step in enumerate(seen):
         columns = [torch.tensor(np.stack(column)).to(dtype) for column in zip(*step, strict=True)]
         weight, inputs, rates, slope, _, credit, label = columns[:7]
         own = None if noise is None else noise[t].to(dtype)
-        found.append(Moment(weight[0], inputs, rates, slope, credit, label, own, clock + t))
+        found.append(StepInputs(weight[0], inputs, rates, slope, credit, label, own, clock + t))
     return found
 
 
@@ -131,11 +131,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def make_rule(name: str, cell: Cell) -> Rule:
+def make_rule(name: str, cell: RNNCell) -> Rule:
     return build_rule(name, cell, LIVELY.get(name))
 
 
-def begin(rule: Rule, course: Course, dtype=torch.float64, seed: int = 0) -> tuple[dict, list[Moment]]:
+def begin(rule: Rule, course: Course, dtype=torch.float64, seed: int = 0) -> tuple[dict, list[StepInputs]]:
     """A rule's state before the first step, and the moments that come, with noise if it takes some."""
     weight, rates = (torch.tensor(array[...]).to(dtype) for array in (course.weight[0], course.start))
     source = generator(seed)
@@ -143,11 +143,11 @@ def begin(rule: Rule, course: Course, dtype=torch.float64, seed: int = 0) -> tup
     return state, moments(forward(course), rule.draw(len(rates), len(course.x), source), dtype)
 
 
-def stack(trees: list) -> dict | Moment:
+def stack(trees: list) -> dict | StepInputs:
     """States or moments of several seeds as one, with an axis of seeds in front."""
     if isinstance(trees[0], dict):
         return {name: torch.stack([tree[name] for tree in trees]) for name in trees[0]}
-    return Moment(*(v[0] if not torch.is_tensor(v[0]) else torch.stack(v) for v in zip(*trees, strict=True)))
+    return StepInputs(*(v[0] if not torch.is_tensor(v[0]) else torch.stack(v) for v in zip(*trees, strict=True)))
 
 
 def assert_same(found: torch.Tensor, expected, tolerance: float = 1e-10, what: str = "") -> None:
@@ -285,8 +285,8 @@ def with_tables_axes(name: str, state: dict) -> dict:
 
 def assert_follows_the_table(name: str, rule: Rule, state: dict, course: Course, noise, clock: int) -> None:
     seen, expected = forward(course), with_tables_axes(name, state)
-    for t, moment in enumerate(moments(seen, noise, clock=clock)):
-        state, gradient = rule.step(state, moment)
+    for t, now in enumerate(moments(seen, noise, clock=clock)):
+        state, gradient = rule.step(state, now)
         drawn = None if noise is None else noise[t].double().numpy()
         expected, wanted = TABLE[name](rule, expected, seen[t], drawn, clock + t)
         found = with_tables_axes(name, state)
@@ -325,11 +325,11 @@ def test_random_products_follow_the_table_from_nothing(kind, course, seed):
 
 
 def test_kernl_time_scales_stop_at_zero():
-    course = make_course(Cell(4, 2, 2), batch=1, steps=8)
+    course = make_course(RNNCell(4, 2, 2), batch=1, steps=8)
     rule = build_rule("kernl", course.cell, {"rate": 3.0, "timescale": 0.3})
     state, steps = begin(rule, course)
-    for moment in steps:
-        state, _ = rule.step(state, moment)
+    for now in steps:
+        state, _ = rule.step(state, now)
         state["A"] = torch.eye(4, dtype=torch.float64)  # which such a rate would drive to infinity
         assert (state["timescale"] >= 0).all()
     assert (state["timescale"] == 0).any()
@@ -338,13 +338,13 @@ def test_kernl_time_scales_stop_at_zero():
 @pytest.mark.parametrize("kind", [UORO, KFRTRL, RKF])
 def test_random_products_of_a_saturated_network_stay_finite(kind):
     """D = 0 and J = 0: nothing comes in and nothing stays, 0/0 all over."""
-    rule = kind(Cell(3, 1, 2, alpha=1.0))
+    rule = kind(RNNCell(3, 1, 2, alpha=1.0))
     weight, rates, nothing = (torch.randn(shape, generator=generator()) for shape in ((3, 5), (2, 3), (2, 3)))
     inputs = torch.cat([rates, torch.ones(2, 2)], 1)
     state = rule.init_state(weight, rates, generator())
     noise = rule.draw(2, 1, generator())[0]
-    moment = Moment(weight, inputs, rates, 0 * nothing, nothing, torch.zeros(2, 2), noise)
-    after, gradient = rule.step(state, moment)
+    now = StepInputs(weight, inputs, rates, 0 * nothing, nothing, torch.zeros(2, 2), noise)
+    after, gradient = rule.step(state, now)
     sign = noise[:, :1] if kind is KFRTRL else noise
     if kind is UORO:
         expected = {"A": noise, "B": state["B"]}
@@ -373,7 +373,7 @@ def test_balance_makes_two_lengths_equal():
 
 # --- pure functions --------------------------------------------------------------------------------------------
 
-CELLS = [Cell(3, 2, 2), Cell(2, 1, 3, alpha=0.8, activation="identity", output="linear")]
+CELLS = [RNNCell(3, 2, 2), RNNCell(2, 1, 3, alpha=0.8, activation="identity", output="linear")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -383,21 +383,21 @@ def test_a_step_is_a_pure_function(name):
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
     kept = []
-    for moment in steps:
+    for now in steps:
         before = {key: tensor.clone() for key, tensor in state.items()}
-        seen = [value.clone() if torch.is_tensor(value) else value for value in moment]
-        after, gradient = rule.step(state, moment)
+        seen = [value.clone() if torch.is_tensor(value) else value for value in now]
+        after, gradient = rule.step(state, now)
         assert set(state) == set(before) == set(after)
         for key, tensor in before.items():
             assert torch.equal(state[key], tensor), key
-        for field, value in zip(moment, seen, strict=True):
+        for field, value in zip(now, seen, strict=True):
             assert torch.equal(field, value) if torch.is_tensor(value) else field == value
         kept.append((before, after, {key: tensor.clone() for key, tensor in after.items()}, gradient))
         state = after
-    flushed = rule.flush(state, moment.weight)
-    assert torch.equal(rule.flush(state, moment.weight), flushed)
-    for moment, (before, after, copy, gradient) in reversed(list(zip(steps, kept, strict=True))):
-        again, same = rule.step(before, moment)
+    flushed = rule.flush(state, now.weight)
+    assert torch.equal(rule.flush(state, now.weight), flushed)
+    for now, (before, after, copy, gradient) in reversed(list(zip(steps, kept, strict=True))):
+        again, same = rule.step(before, now)
         assert torch.equal(same, gradient)
         for key in after:
             assert torch.equal(again[key], after[key]), key
@@ -412,11 +412,11 @@ def test_types_are_those_of_the_weights(name):
     for dtype in (torch.float32, torch.float64):
         state, steps = begin(rule, course, dtype)
         gradients = []
-        for moment in steps:
-            state, gradient = rule.step(state, moment)
+        for now in steps:
+            state, gradient = rule.step(state, now)
             assert {tensor.dtype for tensor in (*state.values(), gradient)} == {dtype}
             gradients.append(gradient)
-        gradients.append(rule.flush(state, moment.weight))
+        gradients.append(rule.flush(state, now.weight))
         assert gradients[-1].dtype is dtype
         results[dtype] = torch.stack(gradients).double()
     assert_same(results[torch.float32], results[torch.float64], 2e-4)
@@ -428,9 +428,9 @@ def test_noise_may_stay_in_single_precision(name):
     course = make_course(CELLS[0], steps=2)
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
-    for moment in steps:
-        noise = None if moment.noise is None else moment.noise.float()
-        state, gradient = rule.step(state, moment._replace(noise=noise))
+    for now in steps:
+        noise = None if now.noise is None else now.noise.float()
+        state, gradient = rule.step(state, now._replace(noise=noise))
         assert {tensor.dtype for tensor in (*state.values(), gradient)} == {torch.float64}
 
 
@@ -439,11 +439,11 @@ def test_states_have_their_axis_of_sequences_first(name):
     course = make_course(CELLS[0], batch=5, steps=3)
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
-    for moment in steps:
+    for now in steps:
         for key, tensor in state.items():
             assert (len(tensor) == 5) == (key not in rule.shared), key
-        state, gradient = rule.step(state, moment)
-        assert gradient.shape == moment.weight.shape
+        state, gradient = rule.step(state, now)
+        assert gradient.shape == now.weight.shape
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"bptt", "future-bptt"}))
@@ -451,9 +451,9 @@ def test_rules_that_do_not_wait_owe_nothing(name):
     course = make_course(CELLS[0])
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
-    for moment in steps:
-        state, _ = rule.step(state, moment)
-    assert torch.equal(rule.flush(state, moment.weight), torch.zeros(3, 6, dtype=torch.float64))
+    for now in steps:
+        state, _ = rule.step(state, now)
+    assert torch.equal(rule.flush(state, now.weight), torch.zeros(3, 6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -467,14 +467,14 @@ def test_seeds_side_by_side_are_seeds_one_by_one(name):
     side_by_side = torch.func.vmap(rule.step, in_dims=(0, in_dims))
     for steps in zip(*(steps for _, steps in begun), strict=True):
         together, gradients = side_by_side(together, stack(list(steps)))
-        alone = [rule.step(state, moment) for state, moment in zip(states, steps, strict=True)]
+        alone = [rule.step(state, now) for state, now in zip(states, steps, strict=True)]
         states = [state for state, _ in alone]
         assert_same(gradients, torch.stack([gradient for _, gradient in alone]), 1e-12)
         for key, tensor in together.items():
             assert_same(tensor, torch.stack([state[key] for state in states]), 1e-12, key)
-    owed = torch.func.vmap(rule.flush)(together, torch.stack([step.weight for step in steps]))
+    pending = torch.func.vmap(rule.flush)(together, torch.stack([step.weight for step in steps]))
     alone = [rule.flush(state, step.weight) for state, step in zip(states, steps, strict=True)]
-    assert_same(owed, torch.stack(alone), 1e-12)
+    assert_same(pending, torch.stack(alone), 1e-12)
 
 
 @pytest.mark.cuda
@@ -486,8 +486,8 @@ def test_cuda_equals_cpu(name):
         _, steps = begin(rule, course)
         weight, rates = (torch.tensor(array[...]).to(device) for array in (course.weight[0], course.start))
         state, gradients = rule.init_state(weight, rates, generator()), []
-        for moment in steps:
-            moved = Moment(*(value.to(device) if torch.is_tensor(value) else value for value in moment))
+        for now in steps:
+            moved = StepInputs(*(value.to(device) if torch.is_tensor(value) else value for value in now))
             state, gradient = rule.step(state, moved)
             assert {tensor.device.type for tensor in (*state.values(), gradient)} == {device}
             gradients.append(gradient)
@@ -506,7 +506,7 @@ NOISE = {"uoro": 40, "kf-rtrl": 2, "r-kf": 40, "kernl": 40}  # numbers of a sequ
 
 @pytest.mark.parametrize("name", NAMES)
 def test_noise_is_reproducible_and_of_the_documented_kind(name):
-    rule = build_rule(name, Cell(40, 3, 20))
+    rule = build_rule(name, RNNCell(40, 3, 20))
     noise = rule.draw(30, 20, generator())
     if name not in NOISE:
         assert noise is None
@@ -543,7 +543,7 @@ def drawn_shapes(batch: int, n: int, m: int, known: int) -> dict[str, dict[str, 
 
 @pytest.mark.parametrize("name", drawn_shapes(1, 1, 1, 1))
 def test_random_starts_are_reproducible_and_of_the_documented_kind(name):
-    cell = Cell(40, 3, 20)
+    cell = RNNCell(40, 3, 20)
     rule, weight, rates = build_rule(name, cell), torch.randn(40, 44), torch.randn(30, 40)
     state = rule.init_state(weight, rates, generator())
     again = rule.init_state(weight.double(), rates.double(), generator())
@@ -565,7 +565,7 @@ def test_random_starts_are_reproducible_and_of_the_documented_kind(name):
 
 @pytest.mark.parametrize("kind", [UORO, KFRTRL, RKF])
 def test_the_start_is_a_standard_deviation(kind):
-    cell, weight, rates = Cell(3, 2, 2), torch.randn(3, 6), torch.randn(2, 3)
+    cell, weight, rates = RNNCell(3, 2, 2), torch.randn(3, 6), torch.randn(2, 3)
     one, three, none = (kind(cell, start).init_state(weight, rates, generator()) for start in (1.0, 3.0, 0.0))
     for key in one:
         assert_same(three[key], 3 * one[key], 1e-6)
@@ -573,7 +573,7 @@ def test_the_start_is_a_standard_deviation(kind):
 
 
 def test_starts_that_are_not_random():
-    cell, weight, rates = Cell(3, 2, 2), torch.randn(3, 6), torch.randn(4, 3)
+    cell, weight, rates = RNNCell(3, 2, 2), torch.randn(3, 6), torch.randn(4, 3)
     kernl, dni = (build_rule(name, cell).init_state(weight, rates) for name in ("kernl", "dni-b"))
     assert torch.equal(kernl["A"], torch.eye(3))
     assert torch.equal(kernl["timescale"], torch.full((3,), 0.8))
@@ -599,15 +599,15 @@ class Hebb(Rule):
 
     name = "hebb"
 
-    def __init__(self, cell: Cell, gain: float = 1.0, steps: int = 3) -> None:
+    def __init__(self, cell: RNNCell, gain: float = 1.0, steps: int = 3) -> None:
         super().__init__(cell)
         self.gain, self.steps = gain, steps
 
     def init_state(self, weight, rates, generator=None):
         return {}
 
-    def step(self, state, moment):
-        return state, -self.gain * moment.rates.mT @ moment.inputs / len(moment.rates)
+    def step(self, state, now):
+        return state, -self.gain * now.rates.mT @ now.inputs / len(now.rates)
 
 
 @pytest.fixture
@@ -666,7 +666,7 @@ def test_a_rule_may_be_named_by_its_module(monkeypatch):
     for missing, message in {
         "Hobb": "a_module has nothing named 'Hobb'",
         "NAMES": "is no subclass of cet_rl.recurrent.Rule",
-        "Cell": "is no subclass of cet_rl.recurrent.Rule",
+        "RNNCell": "is no subclass of cet_rl.recurrent.Rule",
         "Rule": "does not say what init_state, step is",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -701,7 +701,7 @@ def test_registrations_that_cannot_be():
         register_rule(Copy, "")
     with pytest.raises(ValueError, match="Needy has to be built from a cell and numbers that have defaults; gain"):
         register_rule(Needy, "")
-    for none in (3, Cell):
+    for none in (3, RNNCell):
         with pytest.raises(ValueError, match=r"is no subclass of cet_rl\.recurrent\.Rule"):
             register_rule(none, "")
     assert before == registry.RULES

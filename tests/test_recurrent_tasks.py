@@ -1,4 +1,4 @@
-"""Add and Mimic: floors, labels, statistics, and streams that can be cut and resumed anywhere."""
+"""Add and Mimic: baselines, labels, statistics, and streams that can be cut and resumed anywhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,10 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cet_rl.recurrent import task_registry
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.task_registry import TASKS, build_task, register_task, summaries
-from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, symbol_steps
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.config import TASKS, register_task, summaries
+from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, build_task, symbol_steps
 from cet_rl.runs import archive
 
 DOUBLE = torch.float64
@@ -39,13 +39,13 @@ def same(first, second):
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-# --- floors ---
+# --- baselines ---
 
 
 def test_floors_of_add_are_those_of_the_paper():
     expected = {"no history": 0.6616, "t2 only": 0.6277, "t1 only": 0.5192, "both": 0.4545}
     for lags in ((3, 5), (2, 4), (5, 3)):
-        assert Add(lags).floors == pytest.approx(expected, abs=1e-4)
+        assert Add(lags).baselines == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("lags", [(3, 5), (4, 2), (3, 3), (0, 2), (2, 0), (0, 0)])
@@ -66,16 +66,16 @@ def test_floors_of_add_are_what_the_optimal_predictor_scores(lags):
         guess = prediction[code]
         loss = -(y * np.log(guess, where=y > 0, out=np.zeros_like(y)))
         loss -= (1 - y) * np.log(1 - guess, where=y < 1, out=np.zeros_like(y))
-        assert Add(lags).floors[name] == pytest.approx(loss.mean(), abs=1.5e-3), name
+        assert Add(lags).baselines[name] == pytest.approx(loss.mean(), abs=1.5e-3), name
 
 
 def test_floors_of_special_lags():
     entropy = {p: coin_entropy(p) for p in (0.25, 0.5, 0.625, 0.75, 1.0, 0.875, 0.375)}
-    same_lag = Add((3, 3)).floors  # y = 0.5 + 0.25 x
+    same_lag = Add((3, 3)).baselines  # y = 0.5 + 0.25 x
     assert same_lag["no history"] == pytest.approx(entropy[0.625], abs=1e-12)
     for name in ("t1 only", "t2 only", "both"):
         assert same_lag[name] == pytest.approx((entropy[0.5] + entropy[0.75]) / 2, abs=1e-12)
-    present = Add((0, 3)).floors  # the present symbol is an input
+    present = Add((0, 3)).baselines  # the present symbol is an input
     assert present["no history"] == pytest.approx((entropy[0.375] + entropy[0.875]) / 2, abs=1e-12)
     assert present["t2 only"] == present["both"] < present["t1 only"] == present["no history"]
 
@@ -85,14 +85,14 @@ def test_floor_of_mimic_is_what_the_mean_label_scores(alpha, seed):
     task = Mimic(seed, alpha)
     label = task.stream(99, 50, DOUBLE).take(1000)[1][100:].flatten(0, 1)
     loss = task.cell.loss(label.mean(0).expand_as(label), label).mean()
-    assert task.floors["mean label"] == pytest.approx(float(loss), rel=0.02)
-    assert task.floors is task.floors
+    assert task.baselines["mean label"] == pytest.approx(float(loss), rel=0.02)
+    assert task.baselines is task.baselines
 
 
 def test_floor_of_mimic_is_of_the_size_that_the_authors_have():
-    floors = [Mimic(seed).floors["mean label"] for seed in range(5)]
-    assert all(0.02 < floor < 0.07 for floor in floors)
-    assert len(set(floors)) == 5
+    baselines = [Mimic(seed).baselines["mean label"] for seed in range(5)]
+    assert all(0.02 < floor < 0.07 for floor in baselines)
+    assert len(set(baselines)) == 5
 
 
 # --- Add ---
@@ -264,7 +264,7 @@ def test_a_state_is_a_copy():
 def test_labels_of_mimic_are_the_outputs_of_its_network(task):
     x, y = task.stream(13, 3, DOUBLE).take(200)
     weight, weight_out = task.weights
-    assert task.cell == Cell(task.units, task.inputs, task.outputs, task.alpha, "tanh", "linear")
+    assert task.cell == RNNCell(task.units, task.inputs, task.outputs, task.alpha, "tanh", "linear")
     rates = torch.zeros(3, task.units, dtype=DOUBLE)
     for now, label in zip(x, y, strict=True):
         rates = task.cell.advance(weight, rates, now).rates
@@ -287,7 +287,7 @@ def test_the_network_of_mimic_is_fixed_and_not_that_of_a_learner_of_the_same_see
     assert not torch.allclose(weight, Mimic(16).weights[0], atol=0.1)
     recurrent = weight[:, :32]
     torch.testing.assert_close(recurrent @ recurrent.T, torch.eye(32, dtype=DOUBLE), rtol=0, atol=1e-12)
-    learner = Cell(32, 32, 32).initial_weights(torch.Generator().manual_seed(15), DOUBLE)
+    learner = RNNCell(32, 32, 32).initial_weights(torch.Generator().manual_seed(15), DOUBLE)
     assert not torch.allclose(weight, learner[0], atol=0.1)
 
 
@@ -391,8 +391,8 @@ def test_tasks_of_the_catalogue_are_built_from_a_configuration():
     assert (Mimic(0).inputs, Mimic(0).outputs, Mimic(0).output) == (32, 32, "linear")
 
 
-def test_a_task_of_a_third_party(monkeypatch):
-    monkeypatch.setattr(task_registry, "TASKS", dict(TASKS))
+@patch.dict(TASKS)
+def test_a_task_of_a_third_party():
     register_task("slow_add-2", "Add, far back", lambda settings: Add((9, settings.lags[1]), settings.alpha))
     assert build_task("slow_add-2", SETTINGS) == Add((9, 4), 0.25)
     assert summaries()["slow_add-2"] == "Add, far back"
@@ -411,5 +411,5 @@ def test_a_task_that_is_not_there_is_refused():
 
 
 def test_the_catalogue_is_light():
-    code = "import sys, cet_rl.recurrent.task_registry as c; c.summaries(); sys.exit('torch' in sys.modules)"
+    code = "import sys, cet_rl.recurrent.config as c; c.summaries(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,11 +14,11 @@ import yaml
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.recurrent import Cell, LeakyRNN, RecurrentConfig, SeparableRule
+from cet_rl.recurrent import LeakyRNN, RecurrentConfig, RNNCell, SeparableRule
 from cet_rl.recurrent import learner as learner_module
 from cet_rl.recurrent.learner import SequenceLearner
+from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import immediate
-from cet_rl.recurrent.rules.registry import RULES
 from cet_rl.recurrent.training import resolve, train
 from cet_rl.runs import archive, session
 from cet_rl.traces.registry import TRACES
@@ -275,9 +275,9 @@ class HalfLeak(SeparableRule):
     def init_state(self, weight, rates, generator=None):
         return {"B": weight.new_zeros(len(rates), *weight.shape)}
 
-    def factors(self, state, moment):
-        trace = (1 - self.cell.alpha / 2) * state["B"] + immediate(moment)
-        return {"B": trace}, moment.credit, trace
+    def factors(self, state, now):
+        trace = (1 - self.cell.alpha / 2) * state["B"] + immediate(now)
+        return {"B": trace}, now.credit, trace
 
 
 def test_a_user_s_rule_by_its_name(tmp_path, capsys):
@@ -298,8 +298,8 @@ def test_rules_and_tasks_are_listed(capsys):
 def test_the_module_is_the_network_that_has_learned():
     learner = make(rule="rtrl", precision="float64")
     learner.advance(200)
-    cell: Cell = learner.online.cell
-    network = LeakyRNN.from_memory(cell, learner.memory)
+    cell: RNNCell = learner.online.cell
+    network = LeakyRNN.from_weights(cell, learner.memory.weight, learner.memory.weight_out)
     x = torch.randn(7, 3, 2, dtype=torch.float64)
     readouts, rates = network(x)
     r = torch.zeros(3, 6, dtype=torch.float64)

@@ -34,7 +34,7 @@ def _tasks() -> dict[str, str]:
 
 
 def _rules() -> dict[str, str]:
-    from cet_rl.recurrent.rules.registry import rules
+    from cet_rl.recurrent.rules import rules
 
     options = {name: ", ".join(f"{option}=" for option in entry.options()) for name, entry in rules().items()}
     return {

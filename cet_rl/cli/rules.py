@@ -13,7 +13,7 @@ from cet_rl.cli.options import parse
 from cet_rl.runs.files import replacing
 
 if TYPE_CHECKING:
-    from cet_rl.recurrent.auditing.report import Format
+    from cet_rl.recurrent.audit.report import Format
 
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
 """Formats that a file's name tells."""
@@ -46,11 +46,11 @@ def run(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from cet_rl.recurrent.auditing.audit import audit
-    from cet_rl.recurrent.auditing.report import as_text, print_tables
-    from cet_rl.recurrent.rules.registry import find_rule, rules
+    from cet_rl.recurrent.audit.audit import audit_rule
+    from cet_rl.recurrent.audit.report import as_text, print_tables
+    from cet_rl.recurrent.rules import find_rule, rules
 
-    audits = [audit(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
+    audits = [audit_rule(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
     told = "table" if output is None else SUFFIXES.get(output.suffix.lower(), "table")
     form: Format = parsed.format or told
     if output is not None:

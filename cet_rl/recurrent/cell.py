@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cet_rl.traces.base import check_whole
@@ -36,7 +36,7 @@ class Advance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class RNNCell:
     """Sizes and constants of a network; its weights are arguments.
 
     Attributes:
@@ -152,7 +152,7 @@ class Cell:
         """c̄ = W_outᵀ (ŷ - y*), the immediate credit of each unit: (B, n_out) to (B, n)."""
         return error @ weight_out[:, :-1]
 
-    def push(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
+    def jacobian_vector(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
         """J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n).
 
         Args:
@@ -164,6 +164,68 @@ class Cell:
         driven = vector @ self.recurrent(weight).mT
         return (1 - self.alpha) * vector + slope.view(slope.shape[0], *between, -1) * driven
 
-    def pull(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
+    def backproject(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
         """v J, in the last axis: how credit goes back over one step; (B, n) to (B, n)."""
         return (1 - self.alpha) * vector + (slope * vector) @ self.recurrent(weight)
+
+
+class LeakyRNN(nn.Module):
+    """Hold an `RNNCell` and its weights as a torch module, for whole sequences and for autograd.
+
+    Args:
+        cell: sizes and constants.
+        generator: of the initial weights; None for torch's own.
+        dtype: of the weights.
+
+    Attributes:
+        weight: W, shape (n, m): recurrent weights, input weights and biases.
+        weight_out: W_out, shape (n_out, n + 1): output weights and biases.
+    """
+
+    def __init__(
+        self, cell: RNNCell, *, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        weight, weight_out = cell.initial_weights(generator, dtype)
+        self.weight, self.weight_out = nn.Parameter(weight), nn.Parameter(weight_out)
+
+    @classmethod
+    def from_weights(cls, cell: RNNCell, weight: Tensor, weight_out: Tensor) -> LeakyRNN:
+        """Return a network with copies of W and W_out, such as those of a `Memory` that has learned online."""
+        network = cls(cell)
+        network.weight = nn.Parameter(weight.detach().clone())
+        network.weight_out = nn.Parameter(weight_out.detach().clone())
+        return network
+
+    def forward(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run through whole sequences.
+
+        Args:
+            x: shape (T, B, n_in).
+            rates: r_0, shape (B, n); None for zeros.
+
+        Returns:
+            Readouts z of shape (T, B, n_out), and the last rates, (B, n), to go on from.
+
+        Raises:
+            ValueError: if shapes do not fit.
+        """
+        cell = self.cell
+        if x.ndim != 3 or x.shape[2] != cell.inputs:
+            raise ValueError(f"x must have shape (T, B, {cell.inputs}), got {tuple(x.shape)}")
+        if rates is None:
+            rates = self.weight.new_zeros(x.shape[1], cell.units)
+        if rates.shape != (x.shape[1], cell.units):
+            raise ValueError(f"rates must have shape ({x.shape[1]}, {cell.units}), got {tuple(rates.shape)}")
+        readouts = x.new_empty(0, x.shape[1], cell.outputs)
+        steps = []
+        for x_t in x:
+            rates = cell.advance(self.weight, rates, x_t).rates
+            steps.append(cell.read(self.weight_out, rates))
+        return (torch.stack(steps) if steps else readouts), rates
+
+    def __call__(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Call `forward`, with its types."""
+        result: tuple[Tensor, Tensor] = super().__call__(x, rates)
+        return result

@@ -3,12 +3,68 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from cet_rl.recurrent.task_registry import summaries
 from cet_rl.runs.config import RunConfig
+from cet_rl.runs.plugins import load_plugins
 from cet_rl.traces.base import Normalization
+
+
+@dataclass(frozen=True)
+class Task:
+    """An entry of the catalogue.
+
+    Attributes:
+        summary: a line about it.
+        build: called with the run's configuration; returns the task, and raises ValueError with one clear line.
+            Or where to import it from, "module:function".
+    """
+
+    summary: str
+    build: Callable[[Any], Any] | str
+
+
+TASKS: dict[str, Task] = {
+    "add": Task(
+        "the sum of two past bits, as a probability: 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2)",
+        "cet_rl.recurrent.tasks:build_add",
+    ),
+    "late-add": Task("Add whose error comes late", "cet_rl.recurrent.tasks:build_add"),
+    "mimic": Task(
+        "the outputs of a fixed random recurrent network, from its inputs",
+        "cet_rl.recurrent.tasks:build_mimic",
+    ),
+}
+"""By name."""
+
+
+def register_task(name: str, summary: str, build: Callable[[Any], Any] | str) -> None:
+    """Add a task to those that `cet-rl train` knows.
+
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+
+    Args:
+        name: of the task.
+        summary: a line about it.
+        build: see `Task`.
+
+    Raises:
+        ValueError: if the name is taken, or could be a Gymnasium id.
+    """
+    if name in TASKS:
+        raise ValueError(f"there is a task {name!r} already")
+    if not name.replace("-", "").replace("_", "").isalnum() or "-v" in name:
+        raise ValueError(f"a task's name is letters, digits, - and _, and no Gymnasium id, got {name!r}")
+    TASKS[name] = Task(summary, build)
+
+
+def summaries() -> dict[str, str]:
+    """Name and a line about each, third parties' included."""
+    load_plugins()
+    return {name: task.summary for name, task in TASKS.items()}
+
 
 GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
 """Options of rules that a task is learned better with than with the rule's own defaults."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.rules.base import Moment, Rule, SeparableRule, State, combine
+from cet_rl.recurrent.rules.base import Rule, SeparableRule, State, StepInputs, combine
 from cet_rl.recurrent.rules.local import FixedW
 from cet_rl.traces.base import Trace
 
@@ -121,9 +121,9 @@ class Delayed(Rule):
         """The rule's."""
         return self.rule.draw(batch, steps, generator)
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        inner, signal, eligibility = self.rule.factors(state, moment)
+        inner, signal, eligibility = self.rule.factors(state, now)
         trace, recalled = self.filter.step(state["trace"], eligibility)
         signals, arrived = hold(state["signals"], signal)
         return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)

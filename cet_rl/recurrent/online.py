@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.delayed import Readout
-from cet_rl.recurrent.rules.base import Moment, Rule, State
+from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
 
 class Memory(NamedTuple):
@@ -24,8 +24,8 @@ class Memory(NamedTuple):
         rates: r, shape (B, n).
         rule: the rule's state.
         readout: the output layer's state.
-        owed: gradient of W since the last update, shape (n, m).
-        owed_out: gradient of W_out since the last update.
+        pending: gradient of W since the last update, shape (n, m).
+        pending_out: gradient of W_out since the last update.
     """
 
     weight: Tensor
@@ -33,8 +33,8 @@ class Memory(NamedTuple):
     rates: Tensor
     rule: State
     readout: State
-    owed: Tensor
-    owed_out: Tensor
+    pending: Tensor
+    pending_out: Tensor
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by name, those of states as "rule.B"."""
@@ -77,7 +77,7 @@ class Online:
 
     def __init__(
         self,
-        cell: Cell,
+        cell: RNNCell,
         rule: Rule,
         readout: Readout | None = None,
         *,
@@ -129,15 +129,15 @@ class Online:
         readout = cell.read(weight_out, rates)
         error = cell.error(readout, label)
         credit = cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
-        moment = Moment(weight, inputs, rates, slope, credit, label, noise, clock)
-        rule, gradient = self.rule.step(memory.rule, moment)
+        now = StepInputs(weight, inputs, rates, slope, credit, label, noise, clock)
+        rule, gradient = self.rule.step(memory.rule, now)
         layer, gradient_out = self.readout.step(memory.readout, error, rates)
-        owed, owed_out = memory.owed + gradient, memory.owed_out + gradient_out
+        pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
         if (clock + 1) % self.update_every == 0:
-            weight, weight_out = weight - self.lr * owed, weight_out - self.lr * owed_out
-            owed, owed_out = torch.zeros_like(owed), torch.zeros_like(owed_out)
+            weight, weight_out = weight - self.lr * pending, weight_out - self.lr * pending_out
+            pending, pending_out = torch.zeros_like(pending), torch.zeros_like(pending_out)
         loss = cell.loss(readout, label).mean()
-        return Memory(weight, weight_out, rates, rule, layer, owed, owed_out), loss
+        return Memory(weight, weight_out, rates, rule, layer, pending, pending_out), loss
 
     @torch.no_grad()
     def run(

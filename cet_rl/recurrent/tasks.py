@@ -6,6 +6,8 @@ label of Add, is held for 1/α steps.
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -15,15 +17,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell, Output
-from cet_rl.recurrent.task_registry import TaskSettings
+from cet_rl.recurrent.cell import Output, RNNCell
+from cet_rl.recurrent.config import TASKS
+from cet_rl.runs.plugins import load_plugins
 
 MAX_LAG = 1000
 """Longest lag of Add, in symbols."""
@@ -71,7 +74,7 @@ class SequenceTask(ABC):
     Attributes:
         inputs: n_in.
         outputs: n_out.
-        output: what the network's `Cell.output` is to be.
+        output: what the network's `RNNCell.output` is to be.
     """
 
     inputs: int
@@ -80,8 +83,8 @@ class SequenceTask(ABC):
 
     @property
     @abstractmethod
-    def floors(self) -> Mapping[str, float]:
-        """The least loss of predictors that lack something, by a few words; unit of `Cell.loss`."""
+    def baselines(self) -> Mapping[str, float]:
+        """The least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
 
     @abstractmethod
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
@@ -150,13 +153,13 @@ class Add(SequenceTask):
         symbol_steps(self.alpha)
 
     @cached_property
-    def floors(self) -> Mapping[str, float]:
+    def baselines(self) -> Mapping[str, float]:
         """In nats, of predictors that know the present symbol, and those at no, one or both lags."""
         first, second = self.lags
         known = {"no history": (), "t2 only": (second,), "t1 only": (first,), "both": self.lags}
-        return {name: self._floor({0, *lags}) for name, lags in known.items()}
+        return {name: self._baseline({0, *lags}) for name, lags in known.items()}
 
-    def _floor(self, known: set[int]) -> float:
+    def _baseline(self, known: set[int]) -> float:
         # The best prediction is the mean of labels that look alike; labels here are equally likely.
         lags = sorted(set(self.lags))
         bits = np.array(list(product((0.0, 1.0), repeat=len(lags))))
@@ -176,8 +179,8 @@ class Mimic(SequenceTask):
     """Give the outputs of a fixed random network of the same kind for the same independent bits.
 
     Attributes:
-        seed: of that network's weights. They are unlike those that `Cell.initial_weights` draws from a generator
-            of this seed: a learner of the same seed would have nothing to learn.
+        seed: of that network's weights. They are unlike those that `RNNCell.initial_weights` draws from a
+            generator of this seed: a learner of the same seed would have nothing to learn.
         alpha: α of both networks; a symbol is held 1/α steps.
         inputs: n_in, bits per symbol.
         units: n of the fixed network.
@@ -202,9 +205,9 @@ class Mimic(SequenceTask):
         symbol_steps(self.alpha)
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> RNNCell:
         """The fixed network; it starts at r_0 = 0."""
-        return Cell(self.units, self.inputs, self.outputs, self.alpha, output="linear")
+        return RNNCell(self.units, self.inputs, self.outputs, self.alpha, output="linear")
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -213,7 +216,7 @@ class Mimic(SequenceTask):
         return self.cell.initial_weights(torch.Generator().manual_seed(int(seed[0])), torch.float64)
 
     @cached_property
-    def floors(self) -> Mapping[str, float]:
+    def baselines(self) -> Mapping[str, float]:
         """Half the variance of the labels, mean over outputs: what the best constant scores.
 
         It is an estimate, within about 2 %, from 200 symbols of 64 sequences, always the same ones.
@@ -235,6 +238,45 @@ class Mimic(SequenceTask):
 def add_label(early: Array, late: Array) -> Array:
     """y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back."""
     return 0.5 + 0.5 * early - 0.25 * late
+
+
+class TaskSettings(Protocol):
+    """What of a run's configuration a task is built from."""
+
+    @property
+    def lags(self) -> tuple[int, int]:
+        """Of Add, in symbols."""
+
+    @property
+    def alpha(self) -> float:
+        """α of the network."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+
+def build_task(name: str, settings: TaskSettings) -> SequenceTask:
+    """The task of a name, third parties' included.
+
+    Args:
+        name: a key of `TASKS`.
+        settings: the run's configuration.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest or all names, or settings that the task refuses.
+    """
+    load_plugins()
+    if name not in TASKS:
+        near = difflib.get_close_matches(name.lower(), TASKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(TASKS)}"
+        raise ValueError(f"unknown task {name!r}; {hint}")
+    build = TASKS[name].build
+    if isinstance(build, str):
+        module, _, function = build.partition(":")
+        build = getattr(importlib.import_module(module), function)
+    task: SequenceTask = build(settings)
+    return task
 
 
 def build_add(settings: TaskSettings) -> Add:

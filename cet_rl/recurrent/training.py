@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
-from cet_rl.recurrent.task_registry import build_task
+from cet_rl.recurrent.tasks import build_task
 from cet_rl.runs.folder import RunFolder, Status, default_path
 from cet_rl.runs.machine import on_this_machine, set_threads
 from cet_rl.runs.session import Words, run
@@ -86,6 +86,6 @@ def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArgu
     set_threads(config.threads)
     learner = SequenceLearner(config)
     learner.load(folder.checkpoint_file)
-    floors = ", ".join(f"{name} {value:.4f}" for name, value in learner.task.floors.items())
+    baselines = ", ".join(f"{name} {value:.4f}" for name, value in learner.task.baselines.items())
     loss, steps = learner.test(TEST_STEPS), TESTED * TEST_STEPS
-    return f"{config.task}: loss {loss:.4f} over {steps:,} steps, weights frozen; floors: {floors}"
+    return f"{config.task}: loss {loss:.4f} over {steps:,} steps, weights frozen; baselines: {baselines}"

@@ -112,9 +112,9 @@ def _floors_of_task(config: RunConfig) -> Mapping[str, float]:
 
 @lru_cache
 def _floors(task: str, lags: tuple[int, int], alpha: float, seed: int) -> Mapping[str, float]:
-    from cet_rl.recurrent.task_registry import build_task  # torch: a second to load
+    from cet_rl.recurrent.tasks import build_task  # torch: a second to load
 
-    return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).floors
+    return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines
 
 
 PRESENTATIONS: dict[str, Presentation] = {

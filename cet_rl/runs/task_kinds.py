@@ -145,7 +145,7 @@ RECURRENT = TaskKind(
     resolver="cet_rl.recurrent.training:resolve",
     trainer="cet_rl.recurrent.training:train",
     evaluator="cet_rl.recurrent.training:evaluate_run",
-    catalogue="cet_rl.recurrent.task_registry:summaries",
+    catalogue="cet_rl.recurrent.config:summaries",
     checkpoint="network.zip",
 )
 TASK_KINDS = (RL, VISION, RECURRENT)

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled.binding import bind_layer, bind_rule
 from cet_rl.recurrent.compiled.jit import Array, build, layer_type, rule_type
 from cet_rl.recurrent.compiled.layout import Slot
@@ -25,8 +25,8 @@ _NETWORK = {
         Slot("weight", "nm", "m n"),
         Slot("weight_out", "oe", "o e"),
         Slot("rates", "bn", "b n"),
-        Slot("owed", "nm", "m n"),
-        Slot("owed_out", "oe", "o e"),
+        Slot("pending", "nm", "m n"),
+        Slot("pending_out", "oe", "o e"),
     )
 }
 
@@ -42,7 +42,7 @@ def supports(online: Online, memory: Memory) -> bool:
     kernel = KERNELS.get(type(bare))
     if kernel is None or (bare is not rule and kernel.late is None):
         return False
-    if not (type(online) is Online and type(online.cell) is Cell and type(readout) is Readout):
+    if not (type(online) is Online and type(online.cell) is RNNCell and type(readout) is Readout):
         return False
     filters = [part.filter for part in (rule, readout) if isinstance(part, Delayed | Readout)]
     if any(type(bridge) is not TraceFilter for bridge in filters if bridge is not None):
@@ -98,8 +98,8 @@ def run(
     inputs, extended, slope, z, error, credit = (
         np.zeros([sizes[axis] for axis in axes], dtype) for axes in ("bm", "be", "bn", "bo", "bo", "bn")
     )
-    weight, weight_out, rates, owed, owed_out = (array[0] for array in packed.values())
-    network = (weight, weight_out, back[0], owed, owed_out, inputs, extended, rates, slope, z, error, credit)
+    weight, weight_out, rates, pending, pending_out = (array[0] for array in packed.values())
+    network = (weight, weight_out, back[0], pending, pending_out, inputs, extended, rates, slope, z, error, credit)
     settings = np.array([online.cell.alpha, online.lr], dtype)
     options = [online.cell.activation == "tanh", online.cell.output == "softmax", online.update_every]
     loop, kernels = compiled_loop(dtype), (build(rule.run, rule_type(dtype)), build(layer.run, layer_type(dtype)))
@@ -120,7 +120,7 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-def _sizes(cell: Cell, batch: int) -> dict[str, int]:
+def _sizes(cell: RNNCell, batch: int) -> dict[str, int]:
     # By the letters of `layout`; beside them i for n_in, c for KF-RTRL's two signs, 0 for no noise.
     n, outputs = cell.units, cell.outputs
     return {

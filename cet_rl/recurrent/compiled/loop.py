@@ -42,7 +42,7 @@ def loop(
         sequences: x, labels and noise, (T, B, …).
         losses: mean over sequences of each step, (T,).
         network: W, W_out, what carries the error back in the first n of its columns, the two gradients that are
-            owed, r̂, [r; 1], r, D, z, error, credit.
+            pending, r̂, [r; 1], r, D, z, error, credit.
         rule_arrays: of the rule.
         layer_arrays: of the output layer's learning.
         settings: see `SETTINGS`.
@@ -50,7 +50,7 @@ def loop(
         clock: steps before these.
     """
     xs, labels, noises = sequences
-    weight, weight_out, back, owed, owed_out, inputs, extended, rates, slope, z, error, credit = network
+    weight, weight_out, back, pending, pending_out, inputs, extended, rates, slope, z, error, credit = network
     alpha, lr = settings[0], settings[1]
     is_tanh, is_softmax, update_every = options[0] != 0, options[1] != 0, options[2]
     for t in range(xs.shape[0]):
@@ -61,11 +61,11 @@ def loop(
         loss = cross_entropy(z, label, error) if is_softmax else squared_error(z, label, error)
         losses[t] = loss / losses.dtype.type(rates.shape[0])
         send_back(back, error, credit)
-        rule((weight, inputs, rates, slope, credit, owed, label, noise), rule_arrays, clock + t, t)
-        layer((weight_out, extended, rates, slope, error, owed_out, label, noise), layer_arrays, clock + t, t)
+        rule((weight, inputs, rates, slope, credit, pending, label, noise), rule_arrays, clock + t, t)
+        layer((weight_out, extended, rates, slope, error, pending_out, label, noise), layer_arrays, clock + t, t)
         if (clock + t + 1) % update_every == 0:
-            descend(weight, owed, lr)
-            descend(weight_out, owed_out, lr)
+            descend(weight, pending, lr)
+            descend(weight_out, pending_out, lr)
 
 
 @cache

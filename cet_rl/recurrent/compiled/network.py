@@ -104,7 +104,7 @@ def squared_error(z: Array, label: Array, error: Array) -> Any:
 
 @inner
 def descend(weight: Array, gradient: Array, rate: float) -> None:
-    """Take the step that is owed; nothing is owed after it."""
+    """Take the step that is pending; nothing is pending after it."""
     for j in range(weight.shape[0]):
         for i in range(weight.shape[1]):
             weight[j, i] -= rate * gradient[j, i]

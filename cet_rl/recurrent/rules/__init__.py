@@ -1,1 +1,188 @@
-"""Online learning rules, a class each."""
+"""The rules by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import Rule
+from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
+from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
+from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
+from cet_rl.recurrent.rules.synthetic import DNI, DNIb
+from cet_rl.runs.plugins import import_named, load_plugins
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """One entry of the registry.
+
+    Attributes:
+        kind: the class.
+        summary: a line about it.
+    """
+
+    kind: type[Rule]
+    summary: str
+
+    def options(self) -> dict[str, type]:
+        """What its constructor takes beside the cell, and of which type: whole numbers or numbers."""
+        return {p.name: _type_of(p) for p in _parameters(self.kind)}
+
+
+def _parameters(kind: type[Rule]) -> list[inspect.Parameter]:
+    parameters = list(inspect.signature(kind).parameters.values())[1:]
+    return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _type_of(parameter: inspect.Parameter) -> type:
+    whole = type(parameter.default) is int and "float" not in str(parameter.annotation)
+    return int if whole else float
+
+
+RULES: dict[str, RuleEntry] = {}
+"""By the name that `--rule` takes."""
+
+
+def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
+    """Add a rule to those that `cet-rl train` and `cet-rl rules` know.
+
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+
+    Args:
+        kind: a subclass of `Rule` with a `name`; its constructor takes a `RNNCell` and, if anything, numbers that
+            have defaults.
+        summary: a line about it.
+
+    Returns:
+        `kind`.
+
+    Raises:
+        ValueError: if it is no rule or an abstract one, has no name, the name is taken, or its constructor needs
+            more than a cell.
+    """
+    _check(kind)
+    if kind.name in RULES:
+        raise ValueError(f"there is a rule {kind.name!r} already")
+    RULES[kind.name] = RuleEntry(kind, summary)
+    return kind
+
+
+def _check(kind: object) -> None:
+    """Raise ValueError unless it is a rule that can be built and named."""
+    if not (isinstance(kind, type) and issubclass(kind, Rule)):
+        raise ValueError(f"{kind!r} is no subclass of cet_rl.recurrent.Rule")
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        raise ValueError(f"{kind.__name__} does not say what {', '.join(missing)} is: define it")
+    name = getattr(kind, "name", None)
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"{kind.__name__} needs a name of letters, digits, - and _, got {name!r}")
+    for parameter in _parameters(kind):
+        default = parameter.default
+        if default is not None and (isinstance(default, bool) or not isinstance(default, (int, float))):
+            raise ValueError(
+                f"{kind.__name__} has to be built from a cell and numbers that have defaults; {parameter.name} is "
+                "none: give it one"
+            )
+
+
+_BUILT_IN: dict[type[Rule], str] = {
+    FixedW: "only the output layer learns",
+    BPTT: "backpropagation through time, over windows that do not overlap",
+    FutureBPTT: "backpropagation through time, over a window that slides",
+    RTRL: "real-time recurrent learning (Williams, Zipser 1989): exact, n²m numbers",
+    UORO: "unbiased online recurrent optimisation (Tallec, Ollivier 2017): a random rank one",
+    KFRTRL: "Kronecker-factored RTRL (Mujika, Meier, Steger 2018): a random Kronecker product",
+    RKF: "reverse KF-RTRL (Marschall, Cho, Savin 2019): the other Kronecker product",
+    KeRNL: "kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities learned from noise",
+    RFLO: "random feedback local online learning (Murray 2019): a leaky trace at each synapse",
+    DNI: "decoupled neural interfaces (Jaderberg et al. 2017): credit that is guessed",
+    DNIb: "DNI(b) (Marschall, Cho, Savin 2019): DNI with a learned Jacobian",
+}
+for _kind, _summary in _BUILT_IN.items():
+    register_rule(_kind, _summary)
+
+
+def rules() -> dict[str, RuleEntry]:
+    """All rules by name, third parties' included."""
+    load_plugins()
+    return RULES
+
+
+def find_rule(name: str) -> RuleEntry:
+    """The entry of a name, or of a class that is written as module:Class.
+
+    Raises:
+        ValueError: if there is none, with the nearest or all names; or if the class is no rule.
+    """
+    known = rules()
+    module, colon, attribute = name.partition(":")
+    if colon:
+        kind = getattr(import_named(module, f"rule {name}"), attribute, None)
+        if kind is None:
+            raise ValueError(f"rule {name}: {module} has nothing named {attribute!r}")
+        _check(kind)
+        return RuleEntry(kind, " ".join((kind.__doc__ or attribute).split(".")[0].split()))
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        raise ValueError(f"unknown rule {name!r}; {hint}")
+    return known[name]
+
+
+def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
+    """A rule's options, written `name=value`, as its constructor takes them.
+
+    Args:
+        name: of the rule.
+        words: such as `window=10`.
+
+    Raises:
+        ValueError: for an option that the rule does not have, one given twice, or a value that is no number.
+    """
+    entry = find_rule(name)
+    known = entry.options()
+    found: dict[str, float] = {}
+    for word in words:
+        option, sign, text = word.partition("=")
+        if not sign:
+            raise ValueError(f"--rule-options takes name=value, got {word!r}")
+        if option not in known:
+            raise ValueError(f"rule {name} has no option {option!r}; {_has(entry)}")
+        if option in found:
+            raise ValueError(f"--rule-options gives {option} twice")
+        try:
+            found[option] = known[option](text)
+        except ValueError:
+            kind = "a whole number" if known[option] is int else "a number"
+            raise ValueError(f"option {option} of rule {name} must be {kind}, got {text!r}") from None
+    return found
+
+
+def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = None) -> Rule:
+    """A rule for a network.
+
+    Args:
+        name: a key of `rules()`.
+        cell: of the network.
+        options: of its constructor.
+
+    Raises:
+        ValueError: for an unknown rule, or an option that cannot be.
+    """
+    entry, given = find_rule(name), dict(options or {})
+    for option in given:
+        if option not in entry.options():
+            raise ValueError(f"rule {name} has no option {option!r}; {_has(entry)}")
+    arguments: dict[str, Any] = given
+    return entry.kind(cell, **arguments)
+
+
+def _has(entry: RuleEntry) -> str:
+    known = entry.options()
+    return f"it has {', '.join(known)}" if known else "it has none"

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
+from cet_rl.recurrent.cell import RNNCell
 
 State = dict[str, Tensor]
 """What a rule remembers, by name. Axes of sequences come first, except in `Rule.shared` tensors."""
 
 
-class Moment(NamedTuple):
+class StepInputs(NamedTuple):
     """What a rule gets to see of one step, B sequences side by side.
 
     Attributes:
@@ -45,17 +45,17 @@ class Moment(NamedTuple):
     clock: int = 0
 
     @property
-    def in_dims(self) -> Moment:
+    def in_dims(self) -> StepInputs:
         """For `torch.func.vmap` over seeds, which all tensors have one more axis for, in front.
 
-        Use: `torch.func.vmap(rule.step, in_dims=(0, moment.in_dims))(states, moment)`.
+        Use: `torch.func.vmap(rule.step, in_dims=(0, now.in_dims))(states, now)`.
         """
         axes: list[Any] = [0 if isinstance(value, Tensor) else None for value in self]
-        return Moment(*axes)
+        return StepInputs(*axes)
 
 
-class Claims(NamedTuple):
-    """What a rule says of itself, for the audit to compare with what it does (`cet_rl.recurrent.auditing.audit`).
+class DeclaredCost(NamedTuple):
+    """What a rule says of itself, for the audit to compare with what it does (`cet_rl.recurrent.audit.audit`).
 
     Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for
     none.
@@ -72,19 +72,19 @@ class Claims(NamedTuple):
 
 
 class Rule(ABC):
-    """A learning rule for the recurrent weights W of a `Cell`.
+    """A learning rule for the recurrent weights W of a `RNNCell`.
 
     `name` is the word that `--rule` takes; `shared` names those tensors of the state that are learned, like
-    weights, and so have no axis of sequences; `claims` is what the audit compares it with, `equations` what it
-    prints: updates and gradient, separated by semicolons.
+    weights, and so have no axis of sequences; `declared_cost` is what the audit compares it with, `equations` what
+    it prints: updates and gradient, separated by semicolons.
     """
 
     name: str
     shared: tuple[str, ...] = ()
-    claims: ClassVar[Claims | None] = None
+    declared_cost: ClassVar[DeclaredCost | None] = None
     equations: ClassVar[str] = ""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: RNNCell) -> None:
         self.cell = cell
 
     @abstractmethod
@@ -106,17 +106,17 @@ class Rule(ABC):
             generator: on the CPU; None for torch's own.
 
         Returns:
-            float32 of shape (T, B, …) on the CPU, a row of which is a moment's `noise`; None if it needs none.
+            float32 of shape (T, B, …) on the CPU, a row of which is a now's `noise`; None if it needs none.
         """
         return None
 
     @abstractmethod
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """Take in one step.
 
         Args:
             state: as it was; left untouched.
-            moment: what happened.
+            now: what happened.
 
         Returns:
             The state after it, and the gradient of the loss by W, shape (n, m), mean over sequences. It points
@@ -124,7 +124,7 @@ class Rule(ABC):
         """
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """The gradient that is still owed at the end, shape (n, m): zero, except for rules that wait.
+        """The gradient that is still pending at the end, shape (n, m): zero, except for rules that wait.
 
         Args:
             state: after the last step.
@@ -140,16 +140,16 @@ class SeparableRule(Rule):
     """
 
     @abstractmethod
-    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+    def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         """Take in one step.
 
         Returns:
             The state after it, the signal s of shape (B, n), and the eligibility E of shape (B, n, m).
         """
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        state, signal, eligibility = self.factors(state, moment)
+        state, signal, eligibility = self.factors(state, now)
         return state, combine(signal, eligibility)
 
 
@@ -158,9 +158,9 @@ def combine(signal: Tensor, eligibility: Tensor) -> Tensor:
     return torch.einsum("bi,bij->ij", signal, eligibility) / len(signal)
 
 
-def immediate(moment: Moment) -> Tensor:
+def immediate(now: StepInputs) -> Tensor:
     """e_ij = D_i r̂_j, how W_ij changes r_i within the step: shape (B, n, m)."""
-    return moment.slope[:, :, None] * moment.inputs[:, None, :]
+    return now.slope[:, :, None] * now.inputs[:, None, :]
 
 
 def draw_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Claims, Moment, Rule, State, immediate
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, immediate
 from cet_rl.traces.base import check_whole
 
 
@@ -19,18 +19,18 @@ class RTRL(Rule):
     """
 
     name = "rtrl"
-    claims = Claims("n²m", "n³m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian"}))
+    declared_cost = DeclaredCost("n²m", "n³m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian"}))
     equations = "M_kij ← Σ_l J_kl M_lij + δ_ki e_ij; G_ij = Σ_k c̄_k M_kij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """M = 0."""
         return {"M": weight.new_zeros(len(rates), *weight.shape, self.cell.units)}
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        influence = self.cell.push(moment.weight, moment.slope, state["M"])
-        influence.diagonal(dim1=1, dim2=3).add_(immediate(moment).mT)  # of shape (B, m, n)
-        gradient = torch.einsum("bk,bijk->ij", moment.credit, influence) / len(moment.credit)
+        influence = self.cell.jacobian_vector(now.weight, now.slope, state["M"])
+        influence.diagonal(dim1=1, dim2=3).add_(immediate(now).mT)  # of shape (B, m, n)
+        gradient = torch.einsum("bk,bijk->ij", now.credit, influence) / len(now.credit)
         return {"M": influence}, gradient
 
 
@@ -47,7 +47,7 @@ class _Unrolled(Rule):
         ValueError: for a window below one.
     """
 
-    def __init__(self, cell: Cell, window: int = 20) -> None:
+    def __init__(self, cell: RNNCell, window: int = 20) -> None:
         super().__init__(cell)
         check_whole(window, f"window of {self.name}")
         if window < 1:
@@ -60,8 +60,8 @@ class _Unrolled(Rule):
         shapes = {"inputs": m, "slope": n, "credit": n}
         return {name: weight.new_zeros(batch, self.window, width) for name, width in shapes.items()}
 
-    def _remember(self, state: State, moment: Moment) -> State:
-        new = {"inputs": moment.inputs, "slope": moment.slope, "credit": moment.credit}
+    def _remember(self, state: State, now: StepInputs) -> State:
+        new = {"inputs": now.inputs, "slope": now.slope, "credit": now.credit}
         return {name: torch.cat([state[name][:, 1:], new[name][:, None]], dim=1) for name in new}
 
 
@@ -73,15 +73,15 @@ class BPTT(_Unrolled):
     """
 
     name = "bptt"
-    claims = Claims("Tn + Tm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+    declared_cost = DeclaredCost("Tn + Tm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
     equations = "c_t = c̄_t + c_{t+1} J_{t+1}; G_ij = Σ_t c_ti e_tij"
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        state = self._remember(state, moment)
-        if (moment.clock + 1) % self.window:
-            return state, torch.zeros_like(moment.weight)
-        gradient = self.flush(state, moment.weight)
+        state = self._remember(state, now)
+        if (now.clock + 1) % self.window:
+            return state, torch.zeros_like(now.weight)
+        gradient = self.flush(state, now.weight)
         return {name: torch.zeros_like(tensor) for name, tensor in state.items()}, gradient
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class BPTT(_Unrolled):
         for step in reversed(range(self.window)):
             signals.append(arriving * slope[:, step])
             if step:
-                arriving = credit[:, step - 1] + self.cell.pull(weight, slope[:, step], arriving)
+                arriving = credit[:, step - 1] + self.cell.backproject(weight, slope[:, step], arriving)
         return torch.einsum("bti,btj->ij", torch.stack(signals[::-1], dim=1), inputs) / len(inputs)
 
 
@@ -103,15 +103,15 @@ class FutureBPTT(_Unrolled):
     """
 
     name = "future-bptt"
-    claims = Claims("Tn + Tm", "Tn² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
+    declared_cost = DeclaredCost("Tn + Tm", "Tn² + nm", frozenset({"matrix-vector", "Jacobian", "past activity"}))
     equations = "c_s ← c_s + c̄_t J_t ⋯ J_{s+1}; G_ij = c_si e_sij at s = t - T + 1"
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        state = self._remember(state, moment)
-        arriving, credit = moment.credit, [moment.credit]
+        state = self._remember(state, now)
+        arriving, credit = now.credit, [now.credit]
         for step in reversed(range(1, self.window)):
-            arriving = self.cell.pull(moment.weight, state["slope"][:, step], arriving)
+            arriving = self.cell.backproject(now.weight, state["slope"][:, step], arriving)
             credit.append(state["credit"][:, step - 1] + arriving)
         state["credit"] = torch.stack(credit[::-1], dim=1)
         signal = state["credit"][:, 0] * state["slope"][:, 0]

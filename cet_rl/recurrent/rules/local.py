@@ -7,23 +7,23 @@ import math
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Claims, Moment, Rule, SeparableRule, State, immediate
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, State, StepInputs, immediate
 
 
 class FixedW(Rule):
     """Leaves W as it is: only the output layer learns. What every other rule has to beat."""
 
     name = "fixed-w"
-    claims = Claims("0", "0")
+    declared_cost = DeclaredCost("0", "0")
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Nothing."""
         return {}
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """No gradient."""
-        return state, torch.zeros_like(moment.weight)
+        return state, torch.zeros_like(now.weight)
 
 
 class RFLO(SeparableRule):
@@ -33,17 +33,17 @@ class RFLO(SeparableRule):
     """
 
     name = "rflo"
-    claims = Claims("nm", "nm")
+    declared_cost = DeclaredCost("nm", "nm")
     equations = "B ← (1 - α) B + e; G_ij = c̄_i B_ij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """B = 0."""
         return {"B": weight.new_zeros(len(rates), *weight.shape)}
 
-    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+    def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         """See `SeparableRule.factors`."""
-        trace = (1 - self.cell.alpha) * state["B"] + immediate(moment)
-        return {"B": trace}, moment.credit, trace
+        trace = (1 - self.cell.alpha) * state["B"] + immediate(now)
+        return {"B": trace}, now.credit, trace
 
 
 class KeRNL(SeparableRule):
@@ -70,13 +70,13 @@ class KeRNL(SeparableRule):
 
     name = "kernl"
     shared = ("A", "timescale")
-    claims = Claims("n² + nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
+    declared_cost = DeclaredCost("n² + nm", "n² + nm", frozenset({"matrix-vector", "noise", "perturbed copy"}))
     equations = (
         "κ_i = 1 - α_i; r̃ ← f(r̃, x) + ζ; Ω ← κ Ω + ζ; Γ ← κ Γ - Ω_old; ε = A Ω - (r̃ - r); "
         "A ← A - η ε Ωᵀ; α_i ← α_i - η (ε A)_i Γ_i; B_ij ← κ_i B_ij + e_ij; G_ij = (c̄ A)_i B_ij"
     )
 
-    def __init__(self, cell: Cell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
+    def __init__(self, cell: RNNCell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
         super().__init__(cell)
         if not (math.isfinite(rate) and rate >= 0):
             raise ValueError(f"rate of kernl must be zero or positive, got {rate:g}")
@@ -102,18 +102,18 @@ class KeRNL(SeparableRule):
         """ζ/σ, standard normal, shape (T, B, n)."""
         return torch.randn(steps, batch, self.cell.units, generator=generator)
 
-    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+    def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         """See `SeparableRule.factors`."""
-        assert moment.noise is not None
-        n, sensitivity, batch = self.cell.units, state["A"], len(moment.rates)
-        noise = moment.noise.to(moment.rates)  # of one type for both that feel it
+        assert now.noise is not None
+        n, sensitivity, batch = self.cell.units, state["A"], len(now.rates)
+        noise = now.noise.to(now.rates)  # of one type for both that feel it
         kept = (1 - state["timescale"]).clamp(min=0)
-        perturbed = self.cell.advance(moment.weight, state["perturbed"], moment.inputs[:, n:-1]).rates
+        perturbed = self.cell.advance(now.weight, state["perturbed"], now.inputs[:, n:-1]).rates
         perturbed = perturbed + self.sigma * noise
         filtered = kept * state["Omega"] + noise  # Ω and Γ in units of σ
         slowed = kept * state["Gamma"] - state["Omega"]
-        missed = filtered @ sensitivity.mT - (perturbed - moment.rates) / self.sigma
-        trace = kept[:, None] * state["B"] + immediate(moment)
+        missed = filtered @ sensitivity.mT - (perturbed - now.rates) / self.sigma
+        trace = kept[:, None] * state["B"] + immediate(now)
         faster = (missed @ sensitivity) * slowed
         sensitivity = sensitivity - self.rate / batch * (missed.mT @ filtered)
         after = {
@@ -124,4 +124,4 @@ class KeRNL(SeparableRule):
             "Omega": filtered,
             "Gamma": slowed,
         }
-        return after, moment.credit @ sensitivity, trace
+        return after, now.credit @ sensitivity, trace

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Claims, Moment, Rule, State, balance, draw_signs, immediate
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, balance, draw_signs, immediate
 
 
 class _Stochastic(Rule):
@@ -27,7 +27,7 @@ class _Stochastic(Rule):
         ValueError: if it is negative or not finite.
     """
 
-    def __init__(self, cell: Cell, start: float = 1.0) -> None:
+    def __init__(self, cell: RNNCell, start: float = 1.0) -> None:
         super().__init__(cell)
         if not (math.isfinite(start) and start >= 0):
             raise ValueError(f"start of {self.name} must be zero or positive, got {start:g}")
@@ -57,22 +57,22 @@ class UORO(_Stochastic):
     """
 
     name = "uoro"
-    claims = Claims("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
+    declared_cost = DeclaredCost("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
     equations = "A ← ρ0 J A + ρ1 ν; B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """A of shape (B, n) and B of shape (B, n, m)."""
         return self._factors(weight, generator, tuple(rates.shape), (len(rates), *weight.shape))
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        assert moment.noise is not None
-        pushed = self.cell.push(moment.weight, moment.slope, state["A"])
-        projected = moment.noise[:, :, None] * immediate(moment)
+        assert now.noise is not None
+        pushed = self.cell.jacobian_vector(now.weight, now.slope, state["A"])
+        projected = now.noise[:, :, None] * immediate(now)
         kept, taken = balance(state["B"], pushed), self._blend(projected)
-        units = kept[:, None] * pushed + taken[:, None] * moment.noise
+        units = kept[:, None] * pushed + taken[:, None] * now.noise
         synapses = state["B"] / kept[:, None, None] + projected / taken[:, None, None]
-        signal = (moment.credit * units).sum(1)
+        signal = (now.credit * units).sum(1)
         return {"A": units, "B": synapses}, torch.einsum("b,bij->ij", signal, synapses) / len(signal)
 
 
@@ -85,7 +85,7 @@ class KFRTRL(_Stochastic):
     """
 
     name = "kf-rtrl"
-    claims = Claims("n²", "n³", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+    declared_cost = DeclaredCost("n²", "n³", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
     equations = "A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G_ij = (c̄ B)_i A_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
@@ -97,16 +97,16 @@ class KFRTRL(_Stochastic):
         """ν0 and ν1: shape (T, B, 2)."""
         return draw_signs((steps, batch, 2), generator)
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        assert moment.noise is not None
-        first, second = moment.noise[:, :1], moment.noise[:, 1:]
-        pushed = self.cell.push(moment.weight, moment.slope, state["B"])
-        kept, taken = balance(pushed, state["A"])[:, None], balance(moment.slope, moment.inputs)[:, None]
-        columns = first * kept * state["A"] + second * taken * moment.inputs
+        assert now.noise is not None
+        first, second = now.noise[:, :1], now.noise[:, 1:]
+        pushed = self.cell.jacobian_vector(now.weight, now.slope, state["B"])
+        kept, taken = balance(pushed, state["A"])[:, None], balance(now.slope, now.inputs)[:, None]
+        columns = first * kept * state["A"] + second * taken * now.inputs
         units = (first / kept)[:, :, None] * pushed
-        units = units + torch.diag_embed(second / taken * moment.slope)
-        signal = torch.einsum("bik,bk->bi", units, moment.credit)
+        units = units + torch.diag_embed(second / taken * now.slope)
+        signal = torch.einsum("bik,bk->bi", units, now.credit)
         return {"A": columns, "B": units}, signal.mT @ columns / len(signal)
 
 
@@ -119,7 +119,7 @@ class RKF(_Stochastic):
     """
 
     name = "r-kf"
-    claims = Claims("nm", "n²m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
+    declared_cost = DeclaredCost("nm", "n²m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
     equations = "A_i ← ρ0 A_i + ρ1 ν_i; B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1; G_ij = A_i (c̄ B)_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
@@ -127,13 +127,13 @@ class RKF(_Stochastic):
         n, m, batch = self.cell.units, self.cell.columns, len(rates)
         return self._factors(weight, generator, (batch, n), (batch, m, n))
 
-    def step(self, state: State, moment: Moment) -> tuple[State, Tensor]:
+    def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
-        assert moment.noise is not None
-        pushed = self.cell.push(moment.weight, moment.slope, state["B"])
-        projected = (moment.noise[:, :, None] * immediate(moment)).mT
+        assert now.noise is not None
+        pushed = self.cell.jacobian_vector(now.weight, now.slope, state["B"])
+        projected = (now.noise[:, :, None] * immediate(now)).mT
         kept, taken = balance(pushed, state["A"]), self._blend(projected)
-        units = kept[:, None] * state["A"] + taken[:, None] * moment.noise
+        units = kept[:, None] * state["A"] + taken[:, None] * now.noise
         columns = pushed / kept[:, None, None] + projected / taken[:, None, None]
-        signal = torch.einsum("bjk,bk->bj", columns, moment.credit)
+        signal = torch.einsum("bjk,bk->bj", columns, now.credit)
         return {"A": units, "B": columns}, units.mT @ signal / len(signal)

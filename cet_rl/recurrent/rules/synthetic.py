@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Claims, Moment, SeparableRule, State, immediate
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import DeclaredCost, SeparableRule, State, StepInputs, immediate
 from cet_rl.traces.base import check_whole
 
 
@@ -32,10 +32,10 @@ class DNI(SeparableRule):
 
     name = "dni"
     shared: tuple[str, ...] = ("A", "A_copy")
-    claims = Claims("n²", "n² + nm", frozenset({"matrix-vector", "Jacobian"}))
+    declared_cost = DeclaredCost("n²", "n² + nm", frozenset({"matrix-vector", "Jacobian"}))
     equations = "c* = c̄_{t-1} + (A⁻ r̃_t) J_t; A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ; G_ij = (A r̃_t)_i e_ij"
 
-    def __init__(self, cell: Cell, rate: float = 1e-2, renewal: int = 5) -> None:
+    def __init__(self, cell: RNNCell, rate: float = 1e-2, renewal: int = 5) -> None:
         super().__init__(cell)
         if not (math.isfinite(rate) and rate >= 0):
             raise ValueError(f"rate of {self.name} must be zero or positive, got {rate:g}")
@@ -59,23 +59,23 @@ class DNI(SeparableRule):
     def _known(self, rates: Tensor, label: Tensor) -> Tensor:
         return torch.cat([rates, label, torch.ones_like(rates[:, :1])], dim=1)
 
-    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+    def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         """See `SeparableRule.factors`."""
-        known, before = self._known(moment.rates, moment.label), state["known"]
-        target = state["credit"] + self._backwards(state, moment, known @ state["A_copy"].mT)
+        known, before = self._known(now.rates, now.label), state["known"]
+        target = state["credit"] + self._backwards(state, now, known @ state["A_copy"].mT)
         guess = state["A"] - self.rate / len(known) * (before @ state["A"].mT - target).mT @ before
-        renewed = (moment.clock + 1) % self.renewal == 0
+        renewed = (now.clock + 1) % self.renewal == 0
         after = {
             "A": guess,
             "A_copy": guess.clone() if renewed else state["A_copy"],
             "known": known,
-            "credit": moment.credit,
+            "credit": now.credit,
         }
-        return after, known @ guess.mT, immediate(moment)
+        return after, known @ guess.mT, immediate(now)
 
-    def _backwards(self, state: State, moment: Moment, guessed: Tensor) -> Tensor:
+    def _backwards(self, state: State, now: StepInputs, guessed: Tensor) -> Tensor:
         """What credit at t means for t - 1: (B, n) to (B, n)."""
-        return self.cell.pull(moment.weight, moment.slope, guessed)
+        return self.cell.backproject(now.weight, now.slope, guessed)
 
 
 class DNIb(DNI):
@@ -97,14 +97,14 @@ class DNIb(DNI):
 
     name = "dni-b"
     shared = ("A", "A_copy", "jacobian")
-    claims = Claims("n²", "n² + nm", frozenset({"matrix-vector"}))
+    declared_cost = DeclaredCost("n²", "n² + nm", frozenset({"matrix-vector"}))
     equations = (
         "𝒥 ← 𝒥 - η_J (𝒥 r_{t-1} - r_t) r_{t-1}ᵀ; c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥; "
         "A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ; G_ij = (A r̃_t)_i e_ij"
     )
 
     def __init__(
-        self, cell: Cell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
+        self, cell: RNNCell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
     ) -> None:
         super().__init__(cell, rate, renewal)
         self.jacobian_rate = rate if jacobian_rate is None else jacobian_rate
@@ -116,14 +116,14 @@ class DNIb(DNI):
         state = super().init_state(weight, rates, generator)
         return {**state, "jacobian": self.cell.recurrent(weight).clone()}
 
-    def factors(self, state: State, moment: Moment) -> tuple[State, Tensor, Tensor]:
+    def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         """See `SeparableRule.factors`."""
-        before, batch = moment.inputs[:, : self.cell.units], len(moment.rates)
-        missed = before @ state["jacobian"].mT - moment.rates
+        before, batch = now.inputs[:, : self.cell.units], len(now.rates)
+        missed = before @ state["jacobian"].mT - now.rates
         learned = state["jacobian"] - self.jacobian_rate / batch * (missed.mT @ before)
-        after, signal, eligibility = super().factors({**state, "jacobian": learned}, moment)
+        after, signal, eligibility = super().factors({**state, "jacobian": learned}, now)
         return {**after, "jacobian": learned}, signal, eligibility
 
-    def _backwards(self, state: State, moment: Moment, guessed: Tensor) -> Tensor:
+    def _backwards(self, state: State, now: StepInputs, guessed: Tensor) -> Tensor:
         """See `DNI._backwards`."""
         return torch.tanh(guessed) @ state["jacobian"]

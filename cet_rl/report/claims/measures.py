@@ -98,10 +98,10 @@ def plausible(run: Run) -> float | None:
 
 @cache
 def _audited(rule: str) -> bool:
-    from cet_rl.recurrent.auditing.audit import audit  # seconds: only where a claim has its runs
-    from cet_rl.recurrent.rules.registry import find_rule
+    from cet_rl.recurrent.audit.audit import audit_rule  # seconds: only where a claim has its runs
+    from cet_rl.recurrent.rules import find_rule
 
-    return audit(find_rule(rule).kind).plausible
+    return audit_rule(find_rule(rule).kind).plausible
 
 
 def _presented(run: Run) -> Presentation:

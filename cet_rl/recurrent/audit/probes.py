@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.auditing.meter import Contraction
-from cet_rl.recurrent.auditing.observe import Observer
-from cet_rl.recurrent.auditing.sizes import LARGE, SMALL, Subject, begin, drive
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Moment, Rule, State
+from cet_rl.recurrent.audit.meter import Contraction
+from cet_rl.recurrent.audit.observe import Observer
+from cet_rl.recurrent.audit.sizes import LARGE, SMALL, Subject, begin, drive
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
 SETTLING, WATCHED = 200, 60
 """Steps that a rule gets to come to rest with its network, and steps that it is watched for then."""
@@ -70,48 +70,48 @@ def observe(subject: Subject) -> Trace:
     )
 
 
-def _fields(moment: Moment) -> dict[str, Tensor]:
-    named = zip(Moment._fields, moment, strict=True)
+def _fields(now: StepInputs) -> dict[str, Tensor]:
+    named = zip(StepInputs._fields, now, strict=True)
     return {name: value for name, value in named if isinstance(value, Tensor)}
 
 
 def _trace(
-    subject: Subject, cell: Cell, steps: int, smaller: Sequence[Contraction]
-) -> tuple[Observer, list[State], list[Moment], Rule]:
+    subject: Subject, cell: RNNCell, steps: int, smaller: Sequence[Contraction]
+) -> tuple[Observer, list[State], list[StepInputs], Rule]:
     rule, warm = subject.build(cell), subject.period * -(-8 // subject.period)
     rates, moments = drive(cell, rule, warm + steps)
     states, observer = [begin(rule, moments[0], rates)], Observer(smaller)
-    for step, moment in enumerate(moments):
+    for step, now in enumerate(moments):
         if step < warm:
-            states.append(rule.step(states[-1], moment)[0])
+            states.append(rule.step(states[-1], now)[0])
             continue
-        observer.begin(_fields(moment), states[-1])
+        observer.begin(_fields(now), states[-1])
         with observer:
-            states.append(rule.step(states[-1], moment)[0])
+            states.append(rule.step(states[-1], now)[0])
     return observer, states, moments, rule
 
 
-def _check_pure(rule: Rule, state: State, moment: Moment) -> None:
+def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
     kept, given = ({name: tensor.clone() for name, tensor in state.items()} for _ in range(2))
-    after, gradient = rule.step(given, moment)
+    after, gradient = rule.step(given, now)
     if given.keys() != kept.keys() or any(not torch.equal(tensor, given[name]) for name, tensor in kept.items()):
         raise ValueError(f"rule {rule.name} changes the state that it is given: let step make new tensors")
-    again, repeated = rule.step(kept, moment)
+    again, repeated = rule.step(kept, now)
     if not torch.equal(gradient, repeated) or any(not torch.equal(t, again[name]) for name, t in after.items()):
         raise ValueError(
             f"rule {rule.name} does not do the same again from the same state: what it remembers belongs in there"
         )
 
 
-def _find_past(states: list[State], moments: list[Moment]) -> frozenset[str]:
+def _find_past(states: list[State], moments: list[StepInputs]) -> frozenset[str]:
     """Tensors with numbers of steps before the last one as they were, or that shift along an axis."""
 
-    def seen(moment: Moment) -> Tensor:
-        return torch.cat([getattr(moment, name).flatten() for name in ("inputs", "rates", "slope", "credit")])
+    def seen(now: StepInputs) -> Tensor:
+        return torch.cat([getattr(now, name).flatten() for name in ("inputs", "rates", "slope", "credit")])
 
     found = set()
     for step in range(len(moments) // 2, len(moments)):
-        old = torch.cat([seen(moment) for moment in moments[:step]])
+        old = torch.cat([seen(now) for now in moments[:step]])
         old = old[~torch.isin(old, seen(moments[step])) & (old != 0)]
         for name, tensor in states[step + 1].items():
             units = moments[0].rates.shape[1]
@@ -140,12 +140,12 @@ def jumps(subject: Subject) -> dict[str, float]:
 
     Input, label and rates are held; the rule's own noise and learning go on, with its own options.
     """
-    cell = Cell(16, 3, 2)
+    cell = RNNCell(16, 3, 2)
     rule = subject.build(cell, {})
     rates, moments = drive(cell, rule, SETTLING + WATCHED, at_rest=True)
     state, largest = begin(rule, moments[0], rates), dict[str, float]()
-    for step, moment in enumerate(moments):
-        before, (state, _) = state, rule.step(state, moment)
+    for step, now in enumerate(moments):
+        before, (state, _) = state, rule.step(state, now)
         if step < SETTLING:
             continue
         for name, tensor in state.items():

@@ -1,6 +1,6 @@
 """The audit of a learning rule: what it keeps and computes, as observed, and whether a brain might.
 
-    found = audit(RFLO)
+    found = audit_rule(RFLO)
     found.memory, found.time, found.operations      # nm, nm, {}
     found.plausible                                 # True
 
@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cet_rl.recurrent.auditing.orders import Order, Term
-from cet_rl.recurrent.auditing.probes import jumps, observe
-from cet_rl.recurrent.auditing.sizes import SMALL, Axis, Subject, find_axes, time_order
-from cet_rl.recurrent.auditing.verdicts import Verdict, compare, judge
-from cet_rl.recurrent.rules.base import Claims, Rule
+from cet_rl.recurrent.audit.orders import Order, Term
+from cet_rl.recurrent.audit.probes import jumps, observe
+from cet_rl.recurrent.audit.sizes import SMALL, Axis, Subject, find_axes, time_order
+from cet_rl.recurrent.audit.verdicts import Verdict, compare, judge
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Audit:
     totals: tuple[str, ...]
     owes: bool
     window: int | None
-    claims: Claims | None
+    declared_cost: DeclaredCost | None
     equations: str = ""
 
     @property
@@ -102,11 +102,11 @@ class Audit:
         return compare(self)
 
 
-def audit(build: Callable[..., Rule], **options: float) -> Audit:
+def audit_rule(build: Callable[..., Rule], **options: float) -> Audit:
     """Audit a learning rule, in a few small networks on the CPU.
 
     Args:
-        build: the class, or a function that makes a rule of a `Cell`.
+        build: the class, or a function that makes a rule of a `RNNCell`.
         options: of the constructor. A class's other options that are whole numbers are varied, to see whether
             something grows with them.
 
@@ -136,7 +136,7 @@ def audit(build: Callable[..., Rule], **options: float) -> Audit:
         tuple(sorted(trace.totals)),
         trace.owes,
         max((subject.counts[option] for option in time_options), default=None),
-        rule.claims,
+        rule.declared_cost,
         rule.equations,
     )
     compare(found)  # claims that cannot be read are found here, not when they are printed

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cet_rl.recurrent.auditing.orders import Order
+from cet_rl.recurrent.audit.orders import Order
 
 if TYPE_CHECKING:
-    from cet_rl.recurrent.auditing.audit import Audit
+    from cet_rl.recurrent.audit.audit import Audit
 
 CRITERIA = {
     "i": "vectors are rates, voltages or other variables of a cell",
@@ -109,8 +109,8 @@ def _product_faults(audit: Audit) -> list[str]:
 
 def _online_faults(audit: Audit) -> list[str]:
     kept = ", ".join(tensor.name for tensor in audit.tensors if tensor.past)
-    owed = ", and gradient comes after the last step" if audit.owes else ""
-    return [f"activity of earlier steps is kept in {kept}{owed}"] if kept else []
+    pending = ", and gradient comes after the last step" if audit.owes else ""
+    return [f"activity of earlier steps is kept in {kept}{pending}"] if kept else []
 
 
 def compare(audit: Audit) -> tuple[str, ...]:
@@ -119,19 +119,23 @@ def compare(audit: Audit) -> tuple[str, ...]:
     Raises:
         ValueError: for claims that cannot be read.
     """
-    if audit.claims is None:
+    if audit.declared_cost is None:
         return ()
-    unknown = sorted(set(audit.claims.needs) - set(OPERATIONS))
+    unknown = sorted(set(audit.declared_cost.needs) - set(OPERATIONS))
     if unknown:
         raise ValueError(f"claims of {audit.name} need {', '.join(unknown)}; known are {', '.join(OPERATIONS)}")
     found = []
     for what, claimed, seen in (
-        ("memory", audit.claims.memory, audit.memory),
-        ("time", audit.claims.time, audit.time),
+        ("memory", audit.declared_cost.memory, audit.memory),
+        ("time", audit.declared_cost.time, audit.time),
     ):
         if seen is None or Order.parse(claimed).growth != seen.growth:
             found.append(f"{what} is {seen or 'irregular'}, {claimed} is claimed")
     needs = set(audit.operations)
-    found += [f"needs {name}, which is not claimed" for name in OPERATIONS if name in needs - audit.claims.needs]
-    found += [f"claims to need {name}, but does not" for name in OPERATIONS if name in audit.claims.needs - needs]
+    found += [
+        f"needs {name}, which is not claimed" for name in OPERATIONS if name in needs - audit.declared_cost.needs
+    ]
+    found += [
+        f"claims to need {name}, but does not" for name in OPERATIONS if name in audit.declared_cost.needs - needs
+    ]
     return tuple(found)

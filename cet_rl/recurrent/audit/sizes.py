@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.auditing.meter import Meter
-from cet_rl.recurrent.auditing.orders import Order, Term, leading_terms
-from cet_rl.recurrent.cell import Cell
-from cet_rl.recurrent.rules.base import Moment, Rule, State
-from cet_rl.recurrent.rules.registry import RuleEntry
+from cet_rl.recurrent.audit.meter import Meter
+from cet_rl.recurrent.audit.orders import Order, Term, leading_terms
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules import RuleEntry
+from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
-SMALL, LARGE = Cell(7, 3, 2), Cell(14, 6, 4)
+SMALL, LARGE = RNNCell(7, 3, 2), RNNCell(14, 6, 4)
 """Networks that operations are observed in; α = 0.5 as in the paper."""
 
 
@@ -53,12 +53,12 @@ class Subject:
             return False
         return True
 
-    def build(self, cell: Cell, counts: Mapping[str, int] | None = None) -> Rule:
+    def build(self, cell: RNNCell, counts: Mapping[str, int] | None = None) -> Rule:
         """The rule for a network, with `self.counts` or others; {} for the rule's own."""
         return self._build(cell, **{**self._options, **(self.counts if counts is None else counts)})
 
 
-def drive(cell: Cell, rule: Rule, steps: int, *, at_rest: bool = False) -> tuple[Tensor, list[Moment]]:
+def drive(cell: RNNCell, rule: Rule, steps: int, *, at_rest: bool = False) -> tuple[Tensor, list[StepInputs]]:
     """Some steps of a random network with fixed weights and normal inputs, in float64, always the same.
 
     Args:
@@ -87,13 +87,13 @@ def drive(cell: Cell, rule: Rule, steps: int, *, at_rest: bool = False) -> tuple
         inputs, rates, slope = cell.advance(weight, rates, x[row])
         credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label[row]))
         drawn = None if noise is None else noise[step].to(weight)
-        moments.append(Moment(weight, inputs, rates, slope, credit, label[row], drawn, step))
+        moments.append(StepInputs(weight, inputs, rates, slope, credit, label[row], drawn, step))
     return start, moments
 
 
-def begin(rule: Rule, moment: Moment, rates: Tensor) -> State:
-    """The rule's state before its first moment, always the same."""
-    return rule.init_state(moment.weight, rates, torch.Generator().manual_seed(1))
+def begin(rule: Rule, now: StepInputs, rates: Tensor) -> State:
+    """The rule's state before its first now, always the same."""
+    return rule.init_state(now.weight, rates, torch.Generator().manual_seed(1))
 
 
 class Axis(NamedTuple):
@@ -118,7 +118,7 @@ def find_axes(subject: Subject, time_options: frozenset[str] = frozenset()) -> d
     base = {"n": 6, "n_in": 3, "n_out": 2, "batch": 1, **subject.counts}
 
     def lengths(sizes: Mapping[str, int]) -> dict[str, np.ndarray[Any, Any]]:
-        cell = Cell(sizes["n"], sizes["n_in"], sizes["n_out"])
+        cell = RNNCell(sizes["n"], sizes["n_in"], sizes["n_out"])
         weight = torch.zeros(cell.units, cell.columns, dtype=torch.float64)
         rule = subject.build(cell, {name: sizes[name] for name in subject.counts})
         state = rule.init_state(weight, torch.zeros(sizes["batch"], cell.units, dtype=torch.float64))
@@ -170,13 +170,13 @@ def time_order(subject: Subject, time_options: frozenset[str]) -> Order | None:
     """
 
     def total(counts: Mapping[str, int], units: int, inputs: int) -> int:
-        cell = Cell(units, inputs, 2)
+        cell = RNNCell(units, inputs, 2)
         rule = subject.build(cell, counts)
         rates, moments = drive(cell, rule, prod(max(1, count) for count in counts.values()))
         state, meter = begin(rule, moments[0], rates), Meter()
-        for moment in moments:
+        for now in moments:
             with meter:
-                state, _ = rule.step(state, moment)
+                state, _ = rule.step(state, now)
         return meter.cost
 
     windows = range(3, 7) if len(time_options) == 1 else range(1)

@@ -11,8 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cet_rl.recurrent.auditing.audit import Audit
-from cet_rl.recurrent.auditing.verdicts import CRITERIA, OPERATIONS
+from cet_rl.recurrent.audit.audit import Audit
+from cet_rl.recurrent.audit.verdicts import CRITERIA, OPERATIONS
 
 Format = Literal["table", "markdown", "csv"]
 
@@ -40,7 +40,7 @@ def _operations(audit: Audit) -> str:
 
 
 def _claims(audit: Audit) -> str:
-    if audit.claims is None:
+    if audit.declared_cost is None:
         return "none"
     return "agree" if not audit.differences else "differ: " + "; ".join(audit.differences)
 

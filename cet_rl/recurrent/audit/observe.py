@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.auditing.meter import Contraction, Meter, is_reduction
+from cet_rl.recurrent.audit.meter import Contraction, Meter, is_reduction
 
 SQUASHING = {
     *("tanh", "sigmoid", "relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "softplus", "elu"),
@@ -92,11 +92,11 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         self._inputs = torch.empty(0)
         self._units = 0
 
-    def begin(self, moment: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    def begin(self, now: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Start a step: these are the sources.
 
         Args:
-            moment: tensors of the moment by field.
+            now: tensors of the now by field.
             state: of the rule. Those that were made of W in an earlier step are remembered as such.
         """
         made_of_weight = {
@@ -107,9 +107,9 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         self._origins.clear()
         self._multiplied.clear()
         self._alive.clear()
-        self._inputs, self._units = moment["inputs"], moment["rates"].shape[1]
+        self._inputs, self._units = now["inputs"], now["rates"].shape[1]
         self._matrices = {"weight": "W"}
-        for name, tensor in moment.items():
+        for name, tensor in now.items():
             self._put(tensor, Origin(frozenset({name})))
         for name, tensor in state.items():
             if sum(size > 1 for size in tensor.shape) > 1:
