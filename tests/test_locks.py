@@ -1,26 +1,28 @@
-"""Who runs a cell: one process at a time, whatever becomes of it."""
+"""Who runs in a folder: one process at a time, whatever becomes of it."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from cet_rl.runs import lock as locks
-from cet_rl.runs.lock import Lock, holders
+from cet_rl.runs.folder import RunFolder
+from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 
 
-def leave_lock(folder, name="cell", number=1, age=0.0, **changes):
+def leave_lock(folder, name="job", number=1, age=0.0, **changes):
     """A lock as another process may have left it."""
-    folder.mkdir(exist_ok=True)
-    owner = replace(locks._this_process(), **changes)
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.{number}"
-    file.write_text(json.dumps(owner.__dict__))
+    file.write_text(json.dumps(asdict(replace(locks._this_process(), **changes))))
     os.utime(file, (time.time() - age, time.time() - age))
     return file
 
@@ -31,16 +33,51 @@ def a_dead_process():
     return process.pid
 
 
+def start_owner(folder):
+    """A process that holds the lock, and gives a sign of life every 20 ms."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom cet_rl.runs import lock\nlock.HEARTBEAT = 0.02\n"
+        "assert lock.Lock(Path(sys.argv[1]), 'job').acquire(); print('has it', flush=True); time.sleep(600)"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], text=True, **pipes)
+    assert process.stdout.readline() == "has it\n"
+    return process
+
+
 def test_one_of_two_has_the_lock(tmp_path):
-    first, second = Lock(tmp_path / "locks", "cell"), Lock(tmp_path / "locks", "cell")
+    first, second = Lock(tmp_path / "locks", "job"), Lock(tmp_path / "locks", "job")
     assert first.acquire()
     assert not second.acquire()
-    assert holders(tmp_path / "locks").keys() == {"cell"}
-    assert Lock(tmp_path / "locks", "cell.1").acquire()  # another cell
-    first.release()
-    assert second.acquire()
+    assert lock_owners(tmp_path / "locks").keys() == {"job"}
+    assert str(second.owner).endswith(f"process {os.getpid()}")
+    assert Lock(tmp_path / "locks", "job.1").acquire()  # another job
+    threading.Timer(0.2, first.release).start()
+    assert second.acquire(wait=20)
     second.release()
-    assert holders(tmp_path / "locks").keys() == {"cell.1"}
+    assert lock_owners(tmp_path / "locks").keys() == {"job.1"}
+
+
+def test_a_killed_owners_lock_is_free_at_once(tmp_path):
+    owner = start_owner(tmp_path)
+    assert not Lock(tmp_path, "job").acquire()
+    os.kill(owner.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie until its parent waits for it
+    began = time.monotonic()
+    assert Lock(tmp_path, "job").acquire()
+    assert time.monotonic() - began < 0.1
+    owner.communicate()
+
+
+def test_a_run_folders_refusal_names_who_runs_in_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    leave_lock(folder.path / "lock", "run")
+    with pytest.raises(ValueError, match=rf"is being run by another process \(.*, process {os.getpid()}\): wait"):
+        folder.locked().__enter__()
+    leave_lock(folder.path / "lock", "run", pid=a_dead_process())
+    with folder.locked():
+        assert lock_owners(folder.path / "lock").keys() == {"run"}
+    assert list(folder.path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -52,8 +89,8 @@ def test_one_of_two_has_the_lock(tmp_path):
         ({"started": None}, 0, True),
         ({"started": None}, 10_000, False),
         ({"boot": "an earlier one"}, 0, False),
-        ({"space": 5}, 0, True),  # another container on this machine
-        ({"space": 5}, 10_000, False),
+        ({"namespace": 5}, 0, True),  # another container on this machine
+        ({"namespace": 5}, 10_000, False),
         ({"host": "another"}, 200, True),
         ({"host": "another"}, 400, False),
         ({"machine": "another", "boot": "another", "pid": 1}, 200, True),  # of the same name
@@ -64,20 +101,20 @@ def test_a_dead_owners_lock_is_broken(tmp_path, changes, age, held):
         changes = {"boot": changes["boot"], "machine": ""} if "boot" in changes else changes
         held = held or "boot" in changes
     file = leave_lock(tmp_path / "locks", age=age, **changes)
-    lock = Lock(tmp_path / "locks", "cell")
-    assert (holders(tmp_path / "locks").keys() == {"cell"}) == held
+    lock = Lock(tmp_path / "locks", "job")
+    assert (lock_owners(tmp_path / "locks").keys() == {"job"}) == held
     assert lock.acquire() != held
     assert file.exists() == held
     lock.release()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
-def test_a_lock_that_is_not_legible_counts_by_its_age(tmp_path, text):
-    (tmp_path / "cell.3").write_text(text)
-    assert not Lock(tmp_path, "cell").acquire()
-    os.utime(tmp_path / "cell.3", (time.time() - 400,) * 2)
-    assert Lock(tmp_path, "cell").acquire()
-    assert [path.name for path in tmp_path.glob("cell*")] == ["cell.4"]
+def test_a_lock_that_cannot_be_read_counts_by_its_age(tmp_path, text):
+    (tmp_path / "job.3").write_text(text)
+    assert not Lock(tmp_path, "job").acquire()
+    os.utime(tmp_path / "job.3", (time.time() - 400,) * 2)
+    assert Lock(tmp_path, "job").acquire()
+    assert [path.name for path in tmp_path.glob("job*")] == ["job.4"]
 
 
 def test_of_many_who_find_a_dead_owners_lock_one_takes_it(tmp_path):
@@ -85,7 +122,7 @@ def test_of_many_who_find_a_dead_owners_lock_one_takes_it(tmp_path):
     for number in range(20):
         folder = tmp_path / str(number)
         leave_lock(folder, pid=dead)
-        contenders = [Lock(folder, "cell") for _ in range(8)]
+        contenders = [Lock(folder, "job") for _ in range(8)]
         start, won = threading.Barrier(8), []
 
         def contend(lock, start=start, won=won):
@@ -98,41 +135,35 @@ def test_of_many_who_find_a_dead_owners_lock_one_takes_it(tmp_path):
         for thread in threads:
             thread.join()
         assert sum(won) == 1
-        assert len(list(folder.glob("cell.*"))) == 1
+        assert len(list(folder.glob("job.*"))) == 1
 
 
 def test_one_who_looked_too_long_ago_steps_back(tmp_path, monkeypatch):
     """While it looks at a dead owner's lock, others break it and end, and a third takes one of another number."""
     leave_lock(tmp_path, pid=a_dead_process(), number=5)
-    late = Lock(tmp_path, "cell")
+    late = Lock(tmp_path, "job")
     looked = locks._living
 
     def and_then(folder, entries):
         found = looked(folder, entries)
         monkeypatch.setattr(locks, "_living", looked)
-        (tmp_path / "cell.5").unlink()
-        assert Lock(tmp_path, "cell").acquire()
+        (tmp_path / "job.5").unlink()
+        assert Lock(tmp_path, "job").acquire()
         return found
 
     monkeypatch.setattr(locks, "_living", and_then)
     assert not late.acquire()
-    assert [path.name for path in tmp_path.glob("cell*")] == ["cell.1"]
+    assert [path.name for path in tmp_path.glob("job*")] == ["job.1"]
 
 
-def test_a_heartbeat_and_the_loss_of_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "HEARTBEAT", 0.02)
-    lost = threading.Event()
-    lock = Lock(tmp_path, "cell", on_loss=lost.set)
-    assert lock.acquire()
-    os.utime(tmp_path / "cell.1", (0, 0))
-    deadline = time.monotonic() + 10
-    while (tmp_path / "cell.1").stat().st_mtime == 0:
+def test_an_owner_gives_signs_of_life_and_ends_when_its_lock_is_gone(tmp_path):
+    owner, file, deadline = start_owner(tmp_path), tmp_path / "job.1", time.monotonic() + 20
+    os.utime(file, (0, 0))
+    while file.stat().st_mtime == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert not lost.is_set()
-    (tmp_path / "cell.1").unlink()
-    assert lost.wait(10)
-    kept = Lock(tmp_path, "cell", on_loss=pytest.fail)
-    assert kept.acquire()
-    kept.release()
-    time.sleep(0.05)
+    assert owner.poll() is None
+    file.unlink()
+    _, err = owner.communicate(timeout=20)
+    assert owner.returncode == EXIT_BUSY
+    assert "another process has taken the lock of job: stopping" in err

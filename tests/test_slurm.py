@@ -178,7 +178,7 @@ def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
 
 
 def test_a_cell_of_a_living_job_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm_job, "PATIENCE", 0.1)
+    monkeypatch.setattr(slurm_job, "LEASE", 0.1)
     monkeypatch.setattr(slurm_job, "HEARTBEAT", 0.05)
     sweep = fake(0)
     job, lock = job_of(tmp_path, sweep), Lock(tmp_path / "locks", sweep.cells[0].name)

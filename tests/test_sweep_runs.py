@@ -19,7 +19,7 @@ from rich.console import Console
 from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_for
 
 from cet_rl.cli import main
-from cet_rl.runs.lock import Lock, holders
+from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.build import build, build_or_read, digest
 from cet_rl.sweeps.display import SweepDisplay
 from cet_rl.sweeps.file import read_spec
@@ -135,7 +135,7 @@ def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
         assert process.returncode == 130
     assert "stopping: waiting for 2 cells" in err
     assert "2 partial, 1 waiting; the same command goes on" in err
-    assert holders(tmp_path / "locks") == {}
+    assert lock_owners(tmp_path / "locks") == {}
     assert states_of(tmp_path, sweep) == ["partial", "partial", "waiting"]
 
 
@@ -146,7 +146,7 @@ def test_workers_stop_when_their_sweep_is_killed(tmp_path):
         wait_for((tmp_path / ".ran").exists)
         process.kill()
         process.wait()
-        wait_for(lambda: not holders(tmp_path / "locks"))
+        wait_for(lambda: not lock_owners(tmp_path / "locks"))
 
 
 def test_a_thousand_finished_cells_are_skipped_fast(tmp_path, monkeypatch, capsys):
@@ -190,7 +190,7 @@ def rows_of(path):
 
 def test_what_the_cells_were_made_from_is_the_same_in_every_process(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
-    code = "from cet_rl.sweeps import build, spec; print(build.digest(spec.read_spec('study.yaml')))"
+    code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_spec('study.yaml')))"
     runs = [[sys.executable, "-c", code]] * 2
     first, second = [subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True) for run in runs]
     assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
@@ -275,7 +275,7 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path):
         assert process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: holders(killed / "locks") == {})
+        wait_for(lambda: lock_owners(killed / "locks") == {})
         assert "partial" in states_of(killed, SweepFolder(killed).read())
     assert subprocess.run([*command, "killed"], cwd=tmp_path, timeout=300, check=False).returncode == 0
     for name in ("results.csv", "sweep.yaml"):

@@ -304,12 +304,12 @@ def test_a_folder_that_is_being_run_is_left_alone(tmp_path, capsys, task):
     run = tmp_path / "run"
     folder = RunFolder(run)
     command = ("train", task, "--delay", "1", "--total-steps", "200", "--run-dir", str(run))
-    with folder.held():
+    with folder.locked():
         said = refusal(capsys, *command)
         assert "is being run by another process" in said
         assert f"process {os.getpid()}" in said
         assert [entry.name for entry in run.iterdir()] == ["lock"]
-        with pytest.raises(ValueError, match="choose another --run-dir"), folder.held():
+        with pytest.raises(ValueError, match="choose another --run-dir"), folder.locked():
             pass
     assert not list(run.iterdir())
 
@@ -318,11 +318,11 @@ def test_a_dead_process_holds_no_folder(tmp_path):
     program = f"""
 import os
 from cet_rl.runs.folder import RunFolder
-with RunFolder({str(tmp_path)!r}).held():
+with RunFolder({str(tmp_path)!r}).locked():
     os._exit(0)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     assert list((tmp_path / "lock").iterdir())
-    with RunFolder(tmp_path).held():
+    with RunFolder(tmp_path).locked():
         pass
     assert not list(tmp_path.iterdir())

@@ -129,7 +129,7 @@ def train(
     if folder.status == "finished":
         say(f"{folder.path} is finished; its results are in {folder.summary_file}")
         return "finished"
-    with folder.held():
+    with folder.locked():
         resumed, carried = folder.claim(config.as_data(), resume=resume) == "resumed", None
         if resumed:
             agent, carried = _resume(config, folder, kind, say)

@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -29,7 +28,7 @@ import yaml
 
 from cet_rl.runs.files import naming, replacing, sync
 from cet_rl.runs.identity import differing, identity
-from cet_rl.runs.lock import Lock, holders
+from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.config import RunConfig
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ CHECKPOINTS = 10
 
 _LOCK = "lock"
 """Of a run folder, while somebody runs in it."""
-
-_PATIENCE = 60.0
-"""Seconds to wait for a process on another machine."""
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -145,25 +141,22 @@ class RunFolder:
                 raise ValueError(f"{self.path} already holds {state}: {hint}")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let nobody else run in the folder meanwhile.
+    def locked(self) -> Iterator[None]:
+        """Let no other process run in the folder while the block runs.
 
         Raises:
             ValueError: if another process does, naming it.
             OSError: if the folder cannot be written.
         """
-        place, waited = self.path / _LOCK, 0.0
-        lock = Lock(place, "run")
+        lock = Lock(self.path / _LOCK, "run")
         try:
-            while not lock.acquire():
-                owner = holders(place).get("run")
-                # That of another machine may have died, and be found so a moment after the lock of its cell.
-                if owner is None or owner.host == platform.node() or waited > _PATIENCE:
+            if not lock.acquire():
+                owner = lock.owner
+                # One on another machine may be dead, and seen to be so a little after the lock of its sweep's job.
+                if owner is None or owner.is_here or not lock.acquire(wait=2 * HEARTBEAT):
                     who = f" ({owner})" if owner else ""
                     hint = "wait for it, or choose another --run-dir"
                     raise ValueError(f"{self.path} is being run by another process{who}: {hint}")
-                time.sleep(1.0)
-                waited += 1.0
         except OSError as error:
             raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
         try:
@@ -171,8 +164,7 @@ class RunFolder:
         finally:
             lock.release()
             with suppress(OSError):
-                (place / ".clock").unlink(missing_ok=True)
-                place.rmdir()
+                lock.folder.rmdir()
 
     def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
         """Take the folder for a run of `config`, overwriting nothing.

@@ -119,7 +119,7 @@ def run(
         _say(f"{folder.path} is finished; its results are in {folder.summary_file}", quiet)
         return "finished"
     learner = build()
-    with folder.held():
+    with folder.locked():
         if folder.claim(config.as_data(), resume=resume) == "resumed":
             learner.load(folder.checkpoint_file)
             _say(f"resuming at {learner.step:,} {words.unit}", quiet)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, PATIENCE
+from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Command, LocalJob, worker_command
 from cet_rl.sweeps.states import look
@@ -73,7 +73,7 @@ class CellJob:
             if status in _STOPPED:
                 # SIGTERM, from SLURM: what follows is the end of this job, or SIGUSR2. If neither does, go on.
                 time.sleep(self.linger)
-            elif status == EXIT_BUSY and waited <= PATIENCE:
+            elif status == EXIT_BUSY and waited <= LEASE:
                 # Perhaps by this job's own predecessor, whose node has died: that shows after a while.
                 time.sleep(HEARTBEAT)
                 waited += HEARTBEAT

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cet_rl.runs.lock import holders
+from cet_rl.runs.lock import lock_owners
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell
 
@@ -117,7 +117,7 @@ def look_at_all(
         cells: of the sweep.
         known: what they were like; those that were finished are not looked at again.
     """
-    held = holders(folder.locks)
+    held = lock_owners(folder.locks)
     try:
         there = set(os.listdir(folder.path))
         failed = set(os.listdir(folder.failures)) if "failures" in there else set()

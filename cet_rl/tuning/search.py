@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.interrupt import Interruption
-from cet_rl.runs.lock import Lock, holders
+from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Launcher
 from cet_rl.sweeps.worker import EXIT_INTERRUPTED
@@ -119,7 +119,7 @@ class Search:
         from optuna import Trial
         from optuna.trial import TrialState
 
-        held = holders(self.folder.locks)
+        held = lock_owners(self.folder.locks)
         for frozen in self._all():
             left_behind = frozen.state == TrialState.RUNNING and _lock_of(frozen.number) not in held
             if left_behind and frozen.number not in self._seen:

@@ -152,11 +152,8 @@ class SearchFolder:
             OSError: if another has it for too long, or the folder cannot be written.
         """
         lock = Lock(self.locks, "study")
-        until = time.monotonic() + PATIENCE
-        while not lock.acquire():
-            if time.monotonic() > until:
-                raise OSError(f"another search has been creating the study of {self.path} for long; try again")
-            time.sleep(random.uniform(0.05, 0.15))  # two that step back for each other do not do so for ever
+        if not lock.acquire(wait=PATIENCE):
+            raise OSError(f"another search has been creating the study of {self.path} for long; try again")
         try:
             yield
         finally:
