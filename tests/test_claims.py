@@ -23,7 +23,7 @@ from cet_rl.report.plots import ALIGNMENT
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.reading import Run, held_out
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs.config import package_configs
+from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.sweeps.build import build, configuration

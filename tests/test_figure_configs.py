@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import yaml
 
-from cet_rl.runs.config import package_configs
+from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.paper import paper_cell, paper_tables
 from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, task_kind_of
 from cet_rl.sweeps.build import build, configuration

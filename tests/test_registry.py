@@ -20,7 +20,7 @@ from cet_rl.rl.callbacks import Checkpointing
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.training import resolve, train
 from cet_rl.runs import plugins
-from cet_rl.runs.config import tuned_defaults
+from cet_rl.runs.config_files import tuned_defaults
 
 QUICK = {"total_steps": 600, "hidden": (8,), "n_steps": 32, "num_envs": 2, "eval_episodes": 2, "device": "cpu"}
 

@@ -19,8 +19,9 @@ from cet_rl.cli.train import parse_arguments
 from cet_rl.report import plots
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
-from cet_rl.runs.config import RunConfig, Task, check_values, parse_config, read_mapping
-from cet_rl.runs.folder import RunFolder, default_path
+from cet_rl.runs.config import RunConfig, Task
+from cet_rl.runs.config_files import check_values, parse_config, read_mapping
+from cet_rl.runs.folder import RunFolder, default_path, read_run
 from cet_rl.runs.task_kinds import (
     RECURRENT,
     RL,
@@ -28,7 +29,6 @@ from cet_rl.runs.task_kinds import (
     VISION,
     check_spelling,
     named_tasks,
-    read_run,
     task_kind_of,
 )
 
@@ -102,7 +102,7 @@ def test_the_command_line_waits_with_what_takes_seconds():
     ],
 )
 def test_a_misspelt_data_set_is_recognised(task, meant, capsys):
-    wanted = f"cet-rl: error: unknown task '{task}': did you mean {meant}?"
+    wanted = f"cet-rl: error: unknown task '{task}'; did you mean {meant}?"
     assert refusal(capsys, "train", task, "--delay", "8") == wanted
     assert refusal(capsys, "train", task, "--batch-size", "8") == wanted
     assert refusal(capsys, "train", "--quiet", task) == wanted
@@ -178,7 +178,7 @@ def test_run_folders_know_their_task_kind(tmp_path):
     file = tmp_path / "config.yaml"
     with pytest.raises(ValueError, match=r"is no run folder: it has no config\.yaml"):
         read_run(tmp_path)
-    for text, message in [("delay: 8", "names no task"), ("task: [mnist]", "task must be of type str")]:
+    for text, message in [("delay: 8", "names no task"), ("task: [mnist]", "task must be text")]:
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_run(tmp_path)
@@ -227,7 +227,7 @@ def test_a_file_s_task_is_read_before_its_keys(tmp_path):
     file.write_text("task: mnist\nno_such_key: 1\n")
     assert read_mapping(str(file)) == {"task": "mnist", "no_such_key": 1}
     file.write_text("task: 3\n")
-    with pytest.raises(ValueError, match="task must be of type str, got 3"):
+    with pytest.raises(ValueError, match="task must be text, got 3"):
         read_mapping(str(file))
 
 

@@ -12,7 +12,8 @@ import torch
 
 from cet_rl.cli import main
 from cet_rl.runs import archive
-from cet_rl.vision.batchable import MAY_DIFFER, check_cells
+from cet_rl.runs.config import Mark, marked
+from cet_rl.vision.batchable import check_cells
 from cet_rl.vision.cells import CellBatch, train_cells
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import ImageData, ImageSet, load
@@ -237,6 +238,7 @@ OTHERWISE = {
     "precision": "bf16",
     "compile": True,
 }
+MAY_DIFFER = marked(VisionConfig, Mark.BATCHABLE)
 TOGETHER = {"trace": {"order": None}, "decay": {"trace": "et", "order": None}, "model": {"hidden": (9,)}}
 
 

@@ -201,7 +201,7 @@ class TestFolders:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("name", "hint"), [("minst", "mean mnist"), ("CIFAR-10", "mean cifar10"), ("xyz", "known are digits")]
+        ("name", "hint"), [("minst", "mean mnist"), ("CIFAR-10", "mean cifar10"), ("xyz", "choose from digits")]
     )
     def test_unknown_name(self, name, hint):
         assert hint in refusal(name, None)

@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from cet_rl.agents import CETActorCritic
 from cet_rl.rl import zoo
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs.config import read_config, tuned_defaults
+from cet_rl.runs.config_files import read_config, tuned_defaults
 from cet_rl.runs.paper import paper_cell
 
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")

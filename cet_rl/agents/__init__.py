@@ -1,6 +1,15 @@
 """The actor-critic that learns from delayed credit, as a Stable-Baselines3 algorithm."""
 
-from cet_rl.agents.policy import CETPolicy
-from cet_rl.agents.sb3 import CETActorCritic
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cet_rl.runs.plugins import import_on_use
+
+if TYPE_CHECKING:
+    from cet_rl.agents.policy import CETPolicy
+    from cet_rl.agents.sb3 import CETActorCritic
 
 __all__ = ["CETActorCritic", "CETPolicy"]
+
+__getattr__, __dir__ = import_on_use(__name__, __all__, ("policy", "sb3"))

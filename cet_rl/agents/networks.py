@@ -18,6 +18,7 @@ from cet_rl.agents.distributions import Distribution
 from cet_rl.credit.activations import ACTIVATIONS
 from cet_rl.credit.blas import matmul
 from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.runs.values import unknown
 
 Feedback = Literal["backprop", "fa", "dfa"]
 """How credit reaches a hidden layer: "backprop" through the transposed forward weights (weight transport), "fa"
@@ -75,7 +76,7 @@ class Actor(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}: choose from {', '.join(ACTIVATIONS)}")
+            raise unknown("activation", activation, ACTIVATIONS)
         if feedback not in get_args(Feedback):
             raise ValueError(f"feedback must be one of {', '.join(get_args(Feedback))}, got {feedback!r}")
         self.activation, self.feedback, self.head = ACTIVATIONS[activation], feedback, head

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from cet_rl import __version__
+from cet_rl.runs.values import unknown
 
 USAGE = """\
 cet-rl: learning when credit arrives late
@@ -61,10 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        return refuse(
-            f"unknown command {command!r}; " + (f"did you mean {near[0]}?" if near else "see cet-rl --help")
-        )
+        return refuse(str(unknown("command", command, COMMANDS)))
     try:
         status: int = importlib.import_module(COMMANDS[command]).run(arguments[1:])
         return status

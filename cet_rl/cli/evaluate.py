@@ -9,8 +9,10 @@ from typing import Annotated
 import tyro
 
 from cet_rl.cli.options import parse
-from cet_rl.runs.config import check_seed, flag
-from cet_rl.runs.task_kinds import TaskKind, read_run
+from cet_rl.runs.config import check_seed
+from cet_rl.runs.folder import read_run
+from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.runs.values import flag
 
 
 @dataclass(frozen=True)
@@ -54,5 +56,6 @@ def run(arguments: Sequence[str]) -> int:
     parsed.check_for(task_kind, values["task"])
     if not folder.checkpoint_file.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
-    print(task_kind.evaluate_run(folder, values, parsed))
+    options = {name: value for name, value in asdict(parsed).items() if name != "run" and value is not None}
+    print(task_kind.evaluate_run(values, folder.checkpoint_file, **options))
     return 0

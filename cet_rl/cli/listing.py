@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+
+from cet_rl.runs.values import unknown
 
 
 def _agents() -> dict[str, str]:
@@ -49,7 +50,7 @@ def _traces() -> dict[str, str]:
 
 
 def _configs() -> dict[str, str]:
-    from cet_rl.runs.config import package_configs
+    from cet_rl.runs.config_files import package_configs
 
     first_lines = {
         name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()
@@ -76,9 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     for name in arguments:
         if name not in SHELVES:
-            near = difflib.get_close_matches(name, SHELVES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(SHELVES)}"
-            raise ValueError(f"nothing to list under {name!r}; {hint}")
+            raise unknown("list", name, SHELVES)
     console = Console()
     for name in arguments or SHELVES:
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)

@@ -14,10 +14,12 @@ import tyro
 from cet_rl.cli import EXIT_INTERRUPTED
 from cet_rl.cli.options import parse
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs.config import RunConfig, check_values, flag, read_mapping, tuned_defaults
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.folder import RunFolder, default_path
 from cet_rl.runs.paper import paper_cell
 from cet_rl.runs.task_kinds import TASK_KINDS, TaskKind, check_spelling, named_tasks, refuse_foreign, task_kind_of
+from cet_rl.runs.values import flag
 from cet_rl.sweeps.file import KEYS
 
 PAPER = "paper"
@@ -169,7 +171,10 @@ def _parse(
 ) -> TrainArguments[RunConfig]:
     """Arguments over values, as far as they are given."""
     _refuse_foreign_options(arguments, kind, task)
-    default = kind.unchecked({"task": task or tyro.MISSING_NONPROP, **values})
+    default = object.__new__(kind)
+    for item in fields(kind):
+        value = task or tyro.MISSING_NONPROP if item.name == "task" else values.get(item.name, item.default)
+        object.__setattr__(default, item.name, value)
     parsed: TrainArguments[RunConfig] = parse(
         TrainArguments[kind],  # type: ignore[valid-type]
         arguments,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from cet_rl.envs.delays import DelayedCredit
 from cet_rl.envs.snapshot import capture, restore
 from cet_rl.envs.tasks import register_minatar
 from cet_rl.runs.plugins import import_named, load_plugins
+from cet_rl.runs.values import unknown
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 Vectorization = Literal["each", "numpy"]
@@ -153,17 +153,9 @@ def find_task(task: str) -> EnvSpec:
             import_named(module, f"environment {task!r}")
         return gym.spec(name)
     except gym.error.Error:
-        near = difflib.get_close_matches(name, gym.registry.keys(), n=3, cutoff=0.65)
-        if not near:  # the right name with a wrong version or in another case
-            stem = name.split("-v")[0].lower()
-            near = [known for known in gym.registry if known.split("-v")[0].lower() == stem]
-        hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "`cet-rl list` shows environments, data sets and other tasks; module:Id-v0 imports a module that "
-            "registers one"
-        )
-        raise ValueError(f"unknown environment {task!r}: {hint}") from None
+        otherwise = "`cet-rl list` shows environments, data sets and other tasks; module:Id-v0 imports one"
+        # Reversed, so that of two versions that are as near the later is suggested.
+        raise unknown("environment", name, reversed(gym.registry), otherwise) from None
 
 
 class GymnasiumVecEnv(VecEnv):

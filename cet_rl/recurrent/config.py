@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.plugins import load_plugins
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 
 
@@ -43,7 +44,7 @@ TASKS: dict[str, Task] = {
 def register_task(name: str, summary: str, build: Callable[[Any], Any] | str) -> None:
     """Add a task to those that `cet-rl train` knows.
 
-    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
 
     Args:
         name: of the task.
@@ -77,7 +78,7 @@ LAGS = (3, 5)
 class RecurrentConfig(RunConfig):
     """What to learn, and how."""
 
-    rule: str = "rflo"
+    rule: Annotated[str, Mark.LABELLED] = "rflo"
     """Learning rule of the recurrent weights: a name that `cet-rl list rules` shows, or module:Class."""
     delay: float = 0.0
     """Seconds until the error reaches the synapses; a time step stands for --step-ms. 0: no delay."""
@@ -107,13 +108,13 @@ class RecurrentConfig(RunConfig):
     """NAME=VALUE ...: options of the rule, such as window=10 of bptt; `cet-rl list rules` shows them."""
     precision: Literal["float32", "float64"] = "float32"
     """Of all numbers."""
-    executor: Literal["auto", "step", "compiled"] = "auto"
+    executor: Annotated[Literal["auto", "step", "compiled"], Mark.NEUTRAL] = "auto"
     """The definition, step by step, or a compiled loop, on CPUs and for the rules that come with the package."""
 
     def __post_init__(self) -> None:
         known = summaries()
         if self.task not in known:
-            raise ValueError(f"unknown sequence task {self.task!r}: choose from {', '.join(known)}")
+            raise unknown("sequence task", self.task, known)
         super().__post_init__()
         self.check_counts("units", "batch_size", "update_every")
         if self.units > 10_000:

@@ -6,7 +6,6 @@ label of Add, is held for 1/α steps.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import math
 import operator
@@ -27,6 +26,7 @@ from torch import Tensor
 from cet_rl.recurrent.cell import Output, RNNCell
 from cet_rl.recurrent.config import TASKS
 from cet_rl.runs.plugins import load_plugins
+from cet_rl.runs.values import unknown
 
 MAX_LAG = 1000
 """Longest lag of Add, in symbols."""
@@ -268,9 +268,7 @@ def build_task(name: str, settings: TaskSettings) -> SequenceTask:
     """
     load_plugins()
     if name not in TASKS:
-        near = difflib.get_close_matches(name.lower(), TASKS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(TASKS)}"
-        raise ValueError(f"unknown task {name!r}; {hint}")
+        raise unknown("task", name, TASKS)
     build = TASKS[name].build
     if isinstance(build, str):
         module, _, function = build.partition(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
@@ -14,9 +14,6 @@ from cet_rl.runs.folder import RunFolder, Status, default_path
 from cet_rl.runs.machine import on_this_machine, set_threads
 from cet_rl.runs.session import Words, run
 from cet_rl.runs.task_kinds import RECURRENT
-
-if TYPE_CHECKING:
-    from cet_rl.cli.evaluate import EvalArguments
 
 
 def resolve(config: RecurrentConfig) -> RecurrentConfig:
@@ -58,7 +55,7 @@ def train(
     """
     config = resolve(config)
     folder = RunFolder(run_dir or default_path(config), RECURRENT.checkpoint)
-    words = Words(agent=config.rule, unit="steps", score="test_loss")
+    words = Words(agent=config.rule, unit=RECURRENT.unit, score=RECURRENT.scores[0].key)
     return run(
         config,
         folder,
@@ -70,22 +67,21 @@ def train(
     )
 
 
-def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
-    """`cet-rl eval`: test the network of a run's last checkpoint.
+def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
+    """Test the network of a run's checkpoint, for `cet-rl eval`.
 
     Args:
-        folder: of the run.
-        values: of its configuration.
-        options: of the command; none applies.
+        values: of the run's configuration.
+        checkpoint: the file.
 
     Returns:
-        The line that says what came out.
+        A line with the result.
     """
     config = resolve(RecurrentConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)
     learner = SequenceLearner(config)
-    learner.load(folder.checkpoint_file)
+    learner.load(checkpoint)
     baselines = ", ".join(f"{name} {value:.4f}" for name, value in learner.task.baselines.items())
     loss, steps = learner.test(TEST_STEPS), TESTED * TEST_STEPS
     return f"{config.task}: loss {loss:.4f} over {steps:,} steps, weights frozen; baselines: {baselines}"

@@ -9,10 +9,9 @@ from functools import cache
 from typing import Any
 
 from cet_rl.report.presentation import Presentation
-from cet_rl.runs.config import RunConfig, flag, tuned_defaults
-
-OF_THE_MACHINE = ("device", "threads", "data_dir")
-"""Options that are left to whoever repeats a run."""
+from cet_rl.runs.config import Mark, RunConfig, marked
+from cet_rl.runs.config_files import tuned_defaults
+from cet_rl.runs.values import flag
 
 
 def command(config: RunConfig, presentation: Presentation) -> str:
@@ -26,7 +25,7 @@ def command(config: RunConfig, presentation: Presentation) -> str:
     options = {
         name: default
         for name, default in defaults.items()
-        if getattr(config, name) != default and name not in (*OF_THE_MACHINE, "seed")
+        if getattr(config, name) != default and name not in marked(type(config), Mark.MACHINE) | {"seed"}
     }
     shorter = config
     for name, default in list(options.items()):

@@ -17,14 +17,11 @@ from typing import Any
 from cet_rl.report.arms import Arm, Cell, Study
 from cet_rl.report.reading import Run, held_out
 from cet_rl.report.text import clean
-from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.traces.registry import TRACES
 
-OF_A_RUN = ("seed", "delay", "device", "threads", "data_dir", "alignment")
-"""Keys of a configuration that make no arm: where and how often it ran, and what was logged."""
-
-IN_LABELS = ("agent", "rule", "trace", "order")
-"""Keys that the names of arms tell of already."""
+NO_ARM = {"task", "seed", "delay", "alignment"}
+"""Options that make no arm, beside those of the machine: how often it ran, and what was logged."""
 
 LONGEST_LABEL = 44
 """Characters of an arm's name; longer ones are numbered, and their options are in the table."""
@@ -45,7 +42,10 @@ def studies(runs: Iterable[Run]) -> list[Study]:
 def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
     task_kind = runs[0].task_kind
     assert task_kind is not None
-    names = [item.name for item in dataclasses.fields(task_kind.config()) if item.name not in (*OF_A_RUN, "task")]
+    kind = task_kind.config()
+    names = [
+        item.name for item in dataclasses.fields(kind) if item.name not in NO_ARM | marked(kind, Mark.MACHINE)
+    ]
     configurations: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         assert run.config is not None
@@ -55,7 +55,7 @@ def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
         base: {values: _cell(values[0], alike) for values, alike in of_base.items()}
         for base, of_base in _by_base(configurations).items()
     }
-    told = () if any(run.arm for run in runs) else IN_LABELS
+    told = frozenset() if any(run.arm for run in runs) else marked(kind, Mark.LABELLED)
     varied = [
         name
         for place, name in enumerate(names, 1)

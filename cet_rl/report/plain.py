@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cet_rl.report.text import clean
-from cet_rl.runs.yaml_loader import LOADER
+from cet_rl.runs.config_files import load_yaml
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of a file beyond which it is called damaged."""
@@ -46,7 +44,7 @@ def load_plain(file: Path, most: int) -> Mapping[str, Any]:
     Raises:
         OSError, ValueError, yaml.YAMLError, RecursionError, and others of Python's: if it is none.
     """
-    loaded = yaml.load(read_bytes(file), Loader=LOADER)
+    loaded = load_yaml(read_bytes(file))
     if not isinstance(loaded, Mapping):
         raise ValueError("it holds no mapping of names to values")
     waiting: list[object] = [loaded]

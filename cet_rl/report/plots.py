@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from cet_rl.runs import task_kinds
+from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
         FileNotFoundError: if there are no metrics yet.
         ValueError: if it is no run folder, or its configuration is damaged.
     """
-    task_kind, run, values = task_kinds.read_run(folder)
+    task_kind, run, values = run_folders.read_run(folder)
     config = task_kind.config()(**values)
     return Curve(arm or config.label, config.seed, read_columns(run.metrics_file))
 

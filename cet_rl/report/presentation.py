@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any
 
-from cet_rl.report.plots import RETURN
 from cet_rl.report.statistics import Statistic, interquartile_mean, mean
 from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.task_kinds import RECURRENT, RL, VISION
+from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, Score, TaskKind
 
 
 @dataclass(frozen=True)
@@ -117,37 +117,38 @@ def _floors(task: str, lags: tuple[int, int], alpha: float, seed: int) -> Mappin
     return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines
 
 
+def _measure(score: Score) -> Measure:
+    factor, unit, digits = (100, "%", score.digits - 2) if score.percent else (1, "", score.digits)
+    return Measure(score.key, score.title, score.higher_is_better, factor, unit, digits)
+
+
+def _presentation(task_kind: TaskKind, **own: Any) -> Presentation:
+    curve = _measure(task_kind.curve)
+    return Presentation(
+        scores=tuple(map(_measure, task_kind.scores)),
+        curve=curve.key,
+        curve_title=curve.heading,
+        curve_factor=curve.factor,
+        steps=task_kind.unit,
+        **own,
+    )
+
+
 PRESENTATIONS: dict[str, Presentation] = {
-    RL.name: Presentation(
-        scores=(
-            Measure("train_return_mean", "training return (last 100 episodes)"),
-            Measure("eval_return_mean", "evaluation return (deterministic)"),
-        ),
-        curve=RETURN,
-        curve_title="return (last 100 episodes)",
-        steps="samples",
+    RL.name: _presentation(
+        RL,
         statistic=interquartile_mean,
         statistic_title="interquartile mean",
         over_score="return",
     ),
-    VISION.name: Presentation(
-        scores=(
-            Measure("{held_out}_accuracy", "{held_out} accuracy", factor=100, unit="%", digits=2),
-            Measure("{held_out}_loss", "{held_out} loss", higher_is_better=False, digits=4),
-        ),
-        curve="{held_out}/accuracy",
-        curve_title="{held_out} accuracy, %",
-        curve_factor=100,
-        steps="updates",
+    VISION.name: _presentation(
+        VISION,
         settling=0.1,
         over_score="accuracy",
         defaults={"model": "network", "hidden": "widths"},
     ),
-    RECURRENT.name: Presentation(
-        scores=(Measure("test_loss", "test loss", higher_is_better=False, digits=4),),
-        curve="train/loss",
-        curve_title="training loss",
-        steps="time steps",
+    RECURRENT.name: _presentation(
+        RECURRENT,
         settling=0.05,
         defaults={"rule_options": "options"},
         floors=_floors_of_task,

@@ -20,7 +20,8 @@ from cet_rl.report.plain import check_file, load_plain, read_bytes, reason
 from cet_rl.report.plots import ALIGNMENT, FloatArray, read_columns
 from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.text import clean
-from cet_rl.runs.config import RunConfig, check_values
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config_files import check_values
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cet_rl.report.arms import Arm, Cell, Study
-from cet_rl.report.commands import OF_THE_MACHINE, command
+from cet_rl.report.commands import command
 from cet_rl.report.drawing import Picture, in_seconds
 from cet_rl.report.page import Content, Entry, Html, element, figure, link, table
 from cet_rl.report.reading import STATES, Run
 from cet_rl.report.statistics import LEAST, Estimate
 from cet_rl.report.text import clean, counted, listed, number
+from cet_rl.runs.config import Mark
+from cet_rl.runs.task_kinds import options_marked
 
 
 def overview(title: str, runs: Sequence[Run], studies: Sequence[Study], problems: Sequence[str]) -> list[Content]:
@@ -50,7 +52,7 @@ def section(study: Study, place: int, pictures: Mapping[str, Picture]) -> list[C
     for _, cell in study.cells:
         repeat = command(cell.config, study.presentation)
         lines += [f"{repeat} --seed {run.config.seed}" for run in cell.runs if run.config]
-    left = ", ".join(name.replace("_", "-") for name in OF_THE_MACHINE)
+    left = ", ".join(name.replace("_", "-") for name in sorted(options_marked(Mark.MACHINE)))
     parts.append(
         element(
             "details",

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cet_rl.runs.lazy import lazy_names
+from cet_rl.runs.plugins import import_on_use
 
 if TYPE_CHECKING:
-    from cet_rl.rl.agent_registry import AgentKind as AgentKind
-    from cet_rl.rl.agent_registry import register_agent as register_agent
-    from cet_rl.rl.config import RLConfig as RLConfig
-    from cet_rl.rl.training import train as train
-
-_HOME = {
-    "AgentKind": "agent_registry",
-    "RLConfig": "config",
-    "register_agent": "agent_registry",
-    "train": "training",
-}
+    from cet_rl.rl.agent_registry import AgentKind, register_agent
+    from cet_rl.rl.config import RLConfig
+    from cet_rl.rl.training import train
 
 __all__ = ["AgentKind", "RLConfig", "register_agent", "train"]
 
-__getattr__ = lazy_names(__name__, _HOME)
+__getattr__, __dir__ = import_on_use(__name__, __all__, ("config", "agent_registry", "training"))

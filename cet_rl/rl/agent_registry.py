@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.plugins import import_named, load_plugins
+from cet_rl.runs.values import unknown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,12 +84,10 @@ def find_agent(name: str) -> AgentKind:
     known = agents()
     if name in known:
         return _AGENTS[name].make()
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or package.module:Class"
     module, colon, attribute = name.rpartition(":")
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
     if not colon or name.split(":")[0] in prefixes:
-        raise ValueError(f"unknown agent {name!r}; {hint}")
+        raise unknown("agent", name, [*known, "package.module:Class"])
     found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
     if found is None:
         raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")

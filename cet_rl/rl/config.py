@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from cet_rl.agents.hyperparameters import check_hyperparameters
-from cet_rl.runs.config import LayeredConfig, Task
+from cet_rl.runs.config import LayeredConfig, Mark, Task
 
 CONVOLUTIONS = 3
 """Of a convolutional actor: `cet_rl.agents.networks.CHANNELS`, which need not be imported for this."""
@@ -19,7 +19,7 @@ class RLConfig(LayeredConfig):
 
     task: Task
     """Gymnasium id, such as CartPole-v1; module:Id-v0 imports the module that registers it."""
-    agent: str = "cet"
+    agent: Annotated[str, Mark.LABELLED] = "cet"
     """A name that `cet-rl list agents` shows, or module:Class."""
     delay: float = 0.0
     """Seconds until credit reaches the actor's synapses; for agents without synaptic traces, until the environment
@@ -28,9 +28,9 @@ class RLConfig(LayeredConfig):
     """Milliseconds that one environment step stands for."""
     lam: float = 0.95
     """Lambda of the RL eligibility trace and of the critic's returns."""
-    random_lam: tuple[float, float] | None = None
+    random_lam: Annotated[tuple[float, float] | None, Mark.TRACED] = None
     """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
-    feedback: Literal["backprop", "fa", "dfa"] = "backprop"
+    feedback: Annotated[Literal["backprop", "fa", "dfa"], Mark.TRACED] = "backprop"
     """How credit reaches hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
     gamma: float = 0.99
     """Discount."""
@@ -44,9 +44,9 @@ class RLConfig(LayeredConfig):
     """Joint norm that the gradients are clipped to."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the dense hidden layers of the actor, and of a dense critic."""
-    actor: Literal["mlp", "conv"] = "mlp"
+    actor: Annotated[Literal["mlp", "conv"], Mark.TRACED] = "mlp"
     """Dense (maps are flattened) or with three convolutions first, for maps (MinAtar)."""
-    critic: Literal["auto", "mlp", "conv"] = "auto"
+    critic: Annotated[Literal["auto", "mlp", "conv"], Mark.TRACED] = "auto"
     """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
     """Of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
@@ -58,9 +58,9 @@ class RLConfig(LayeredConfig):
     """Steps of each environment between updates; 1 updates after every step."""
     seed: int = 0
     """Of networks, actions and environments."""
-    eval_episodes: int = 100
+    eval_episodes: Annotated[int, Mark.NEUTRAL] = 100
     """Deterministic episodes at the end of the run."""
-    eval_max_steps: int = 10_000
+    eval_max_steps: Annotated[int, Mark.NEUTRAL] = 10_000
     """Step cap of an evaluation episode in a task that has none."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -22,32 +22,15 @@ from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.callbacks import Checkpointing, EventWriter, LiveDisplay, TableWriter, recent_return
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.evaluation import evaluate
-from cet_rl.runs.config import flag, tuned_defaults
+from cet_rl.runs.config import Mark, marked
+from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.ending import to_its_end
 from cet_rl.runs.events import purge_events
 from cet_rl.runs.folder import MetricsTable, RunFolder, Status, checkpoint_interval, default_path
 from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.values import flag
 from cet_rl.traces.plot import kernel_figure
-
-if TYPE_CHECKING:
-    from cet_rl.cli.evaluate import EvalArguments
-
-OF_TRACED_AGENTS = (
-    "order",
-    "trace",
-    "stacked",
-    "decay",
-    "normalization",
-    "random_lam",
-    "error_at",
-    "feedback",
-    "discretization",
-    "actor",
-    "critic",
-    "alignment",
-)
-"""Options that only our own kind of agent can follow."""
 
 LOG_EVERY = 10_000
 """Samples between two logged points of a long run."""
@@ -77,7 +60,7 @@ def _without_traces(config: RLConfig) -> RLConfig:
     """
     tuned = tuned_defaults(config.task, RLConfig)
     defaults: dict[str, Any] = {
-        item.name: item.default for item in fields(RLConfig) if item.name in OF_TRACED_AGENTS
+        item.name: item.default for item in fields(RLConfig) if item.name in marked(RLConfig, Mark.TRACED)
     }
     for name, default in defaults.items():
         if getattr(config, name) not in (default, tuned.get(name, default)):
@@ -307,25 +290,33 @@ class _Run:
             _say(text)
 
 
-def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
-    """`cet-rl eval`: play the policy of a run's last checkpoint without exploring.
+def evaluate_run(
+    values: Mapping[str, Any],
+    checkpoint: Path,
+    *,
+    episodes: int = EVALUATION_EPISODES,
+    agent: str | None = None,
+    seed: int | None = None,
+) -> str:
+    """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`.
 
     Args:
-        folder: of the run.
-        values: of its configuration.
-        options: of the command.
+        values: of the run's configuration.
+        checkpoint: the file.
+        episodes: number of episodes.
+        agent: name of the agent, if the configuration names one that is called otherwise now.
+        seed: of the environments; None to derive it from that of the run.
 
     Returns:
-        The line that says what came out.
+        A line with the result.
     """
-    if options.agent is not None:
-        values = {**values, "agent": options.agent}
+    if agent is not None:
+        values = {**values, "agent": agent}
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)
-    agent = find_agent(config.agent).restore(config, folder.checkpoint_file, False)
-    episodes = options.episodes or EVALUATION_EPISODES
-    mean, deviation = evaluate(agent, config, episodes, options.seed)
+    restored = find_agent(config.agent).restore(config, checkpoint, False)
+    mean, deviation = evaluate(restored, config, episodes, seed)
     return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {episodes} episodes"
 
 

@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from cet_rl import agents
 from cet_rl.cli import EXIT_BAD_INPUT, refuse
 from cet_rl.runs.archive import File
+from cet_rl.runs.values import unknown
 
 if TYPE_CHECKING:
     import optuna
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else EXIT_BAD_INPUT
     command, *options = arguments
     if command not in COMMANDS:
-        return refuse(f"unknown command {command!r}; choose from {', '.join(COMMANDS)}")
+        return refuse(str(unknown("command", command, COMMANDS)))
     try:
         register()
     except ImportError as error:

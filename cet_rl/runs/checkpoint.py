@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cet_rl.runs import archive, typed_json
 from cet_rl.runs.files import sync
-from cet_rl.runs.identity import differing
+from cet_rl.runs.task_kinds import differing
 
 PART = "run"
 """Name of what a run adds to the file of its learner: its configuration, and what it carries."""

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from cet_rl.runs.files import naming, replacing, sync
-from cet_rl.runs.identity import differing, identity
+from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
 
 if TYPE_CHECKING:
     from cet_rl.runs.checkpoint import Checkpoints
@@ -112,7 +113,7 @@ class RunFolder:
     def _identity(self) -> dict[str, Any] | None:
         """What config.yaml says that has to stay as it is; None if it cannot be read."""
         try:
-            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
             kept = {str(key): value for key, value in identity(saved).items()}
             data: dict[str, Any] = json.loads(json.dumps(kept, default=str))
             return data
@@ -199,12 +200,12 @@ class RunFolder:
             return "resumed"
         for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
             leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
-        write_text(self.config_file, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.config_file, dump_yaml(dict(config)))
         return "fresh"
 
     def _refuse_other(self, config: Mapping[str, Any]) -> None:
         try:
-            saved = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
             changes = ", ".join(differing(saved, config))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
             raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
@@ -241,6 +242,22 @@ class RunFolder:
         if error is not None:
             summary["error"] = error
         write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+def read_run(path: str | os.PathLike[str]) -> tuple[TaskKind, RunFolder, dict[str, Any]]:
+    """Return the kind of a run's task, the run's folder, and the values of its configuration.
+
+    Raises:
+        ValueError: if it is no run folder, or its configuration is damaged.
+    """
+    file = RunFolder(path).config_file
+    if not file.is_file():
+        raise ValueError(f"{file.parent} is no run folder: it has no {file.name}")
+    mapping = read_mapping(str(file))
+    if "task" not in mapping:
+        raise ValueError(f"{file} is damaged: it names no task")
+    task_kind = task_kind_of(mapping["task"])
+    return task_kind, RunFolder(path, task_kind.checkpoint), check_values(mapping, str(file), task_kind.config())
 
 
 def default_path(config: RunConfig) -> Path:

@@ -13,10 +13,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from cet_rl.runs.task_kinds import task_kind_of
-from cet_rl.runs.config import check_values
+from cet_rl.runs.config_files import check_values, load_yaml
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 from cet_rl.traces.registry import TraceConfig
 
@@ -157,7 +155,7 @@ def _table_of(task: str, stacked: bool) -> PaperTable:
 
 
 def _read(text: str, name: str) -> PaperTable:
-    data = yaml.safe_load(text)
+    data = load_yaml(text)
     kind = task_kind_of(data["tasks"][0]).config()
     common = check_values(data["common"], f"paper/{name}.yaml, common", kind)
     rows = []

@@ -1,9 +1,9 @@
-"""What third parties bring, found through the entry points of installed packages: agents, environments, data sets,
-learning rules and sequence tasks.
+"""Import code by name: plugins of other packages, modules that a user names, and public names on first use.
 
-A package that brings some names a function in its `pyproject.toml`,
+A package that brings agents, environments, data sets, learning rules or sequence tasks of its own names a function in
+its `pyproject.toml`,
 
-    [project.entry-points."cet_rl.runs.plugins"]
+    [project.entry-points."cet_rl.plugins"]
     mine = "my_package.cet_rl_plugin:register"
 
 and calls `register_agent`, `register_env`, `register_dataset`, `register_rule` and `register_task` there. The
@@ -16,10 +16,11 @@ import importlib
 import os
 import sys
 import warnings
-from importlib.metadata import entry_points
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
-GROUP = "cet_rl.runs.plugins"
+GROUP = "cet_rl.plugins"
 
 _loaded = False
 
@@ -30,6 +31,8 @@ def load_plugins() -> None:
     if _loaded:
         return
     _loaded = True  # before they run: a plugin may look things up itself
+    from importlib.metadata import entry_points
+
     for plugin in entry_points(group=GROUP):
         try:
             plugin.load()()
@@ -53,3 +56,27 @@ def import_named(name: str, wanted_by: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         raise ValueError(f"{wanted_by}: cannot import {name!r} ({type(error).__name__}: {error})") from error
+
+
+def import_on_use(
+    package: str, names: Sequence[str], modules: Sequence[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose public names are imported on first use.
+
+    This keeps the import of its light modules cheap where others need torch.
+
+    Args:
+        package: its name.
+        names: its public names, that is its `__all__`.
+        modules: the modules that have them; these are searched in turn, so light ones come first.
+    """
+
+    def find(name: str) -> Any:
+        if name in names:
+            for module in modules:
+                found = importlib.import_module(f"{package}.{module}")
+                if hasattr(found, name):
+                    return getattr(found, name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find, lambda: sorted({*vars(sys.modules[package]), *names})

@@ -1,86 +1,110 @@
-"""Kinds of tasks: what is learned decides which options there are, and who trains and evaluates.
+"""Know the kinds of tasks: which options each has, how its scores are called, and which functions train and evaluate.
 
-Nothing of a task kind is imported before it is needed.
+Nothing of a kind of task is imported before it is needed.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cet_rl.runs.config import RunConfig, check_values, read_mapping
-from cet_rl.runs.folder import RunFolder, Status
+from cet_rl.runs.config import Mark, RunConfig, marked
+from cet_rl.runs.config_files import tuned_defaults
+from cet_rl.runs.values import nearest
 
-if TYPE_CHECKING:
-    from cet_rl.cli.evaluate import EvalArguments
+
+@dataclass(frozen=True)
+class Score:
+    """Describe a number that says how good a run is.
+
+    Attributes:
+        key: of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images that are tested on.
+        title: name of the number for people.
+        word: the same in one word, for tables and progress.
+        digits: decimals of the number as it is stored.
+        higher_is_better: False for losses.
+        percent: True to show a share as a percentage.
+    """
+
+    key: str
+    title: str
+    word: str
+    digits: int
+    higher_is_better: bool = True
+    percent: bool = False
+
+    def on(self, held_out: str) -> Score:
+        """Return the same score with `held_out`, "test" or "validation", filled in."""
+        key, title = (text.format(held_out=held_out) for text in (self.key, self.title))
+        return replace(self, key=key, title=title)
 
 
 @dataclass(frozen=True)
 class TaskKind:
-    """One kind of task.
+    """Describe one kind of task.
 
     Attributes:
-        name: short, for programs.
+        name: short name, for programs.
         title: what its tasks are about, for people.
         home: "module:Class" of its configuration.
-        resolver: "module:function" of `resolve`.
-        trainer: "module:function" of `train`.
-        evaluator: "module:function" of `evaluate_run`.
-        catalogue: "module:function" that returns its tasks and a line about each; None if its tasks are all those
-            that no other task kind knows.
+        training: module with its functions `resolve`, `train` and `evaluate_run` and, where tasks need data, `check_data`.
+        scores: numbers of a summary that say how good a run is; arms are compared on the first.
+        curve: column of metrics.csv that shows how learning goes.
+        progress: column of metrics.csv that a run under way shows.
+        unit: name of its steps.
+        catalogue: "module:function" that returns its tasks and a line about each; None if its tasks are all that
+            no other kind of task knows.
         checkpoint: name of the file that holds what has been learned.
-        evaluation_options: which options of `cet-rl eval` mean anything to it.
-        data: "module:function", called with the values of some of a configuration's fields, that raises ValueError
-            or OSError if the data they name cannot be had; None where there are none to be had.
-        data_fields: these fields.
+        evaluation_options: options of `cet-rl eval` that it takes.
+        data_fields: fields of a configuration that `check_data` is called with; empty where tasks need no data.
     """
 
     name: str
     title: str
     home: str
-    resolver: str
-    trainer: str
-    evaluator: str
+    training: str
+    scores: tuple[Score, ...]
+    curve: Score
+    progress: Score
+    unit: str
     catalogue: str | None = None
     checkpoint: str = "agent.zip"
     evaluation_options: tuple[str, ...] = ()
-    data: str | None = None
     data_fields: tuple[str, ...] = ()
 
     def config(self) -> type[RunConfig]:
-        """The class of its configurations."""
+        """Return the class of its configurations."""
         found: type[RunConfig] = _load(self.home)
         return found
 
     def tasks(self) -> Mapping[str, str]:
-        """Names of its tasks and a line about each; empty for the task kind of all other tasks."""
+        """Return the names of its tasks and a line about each; empty for the kind of all other tasks."""
         found: Mapping[str, str] = _load(self.catalogue)() if self.catalogue else {}
         return found
 
     def describe(self) -> str:
-        """In a few words: "image classification (digits, mnist)"."""
+        """Return a short description: "image classification (digits, mnist)"."""
         tasks = ", ".join(self.tasks())
         return f"{self.title} ({tasks})" if tasks else self.title
 
     def resolve(self, config: RunConfig) -> RunConfig:
-        """The configuration with nothing left to choose, as a run's config.yaml has it.
+        """Return a configuration with all defaults filled in, as a run's config.yaml has it.
 
         Raises:
             ValueError: for what cannot be run on this machine.
         """
-        resolved: RunConfig = _load(self.resolver)(config)
+        resolved: RunConfig = _load(f"{self.training}:resolve")(config)
         return resolved
 
     def check_data(self, *values: Any) -> None:
-        """Raise ValueError or OSError if data cannot be had; `values` are those of `data_fields`."""
-        if self.data is not None:
-            _load(self.data)(*values)
+        """Raise ValueError or OSError if data cannot be loaded; `values` are those of `data_fields`."""
+        if self.data_fields:
+            _load(f"{self.training}:check_data")(*values)
 
     def train(
         self,
@@ -90,25 +114,24 @@ class TaskKind:
         resume: bool = False,
         checkpoint_every: int | None = None,
         quiet: bool = False,
-    ) -> Status:
-        """Run a configuration in a run folder; see `cet_rl.rl.training.train`."""
-        status: Status = _load(self.trainer)(
+    ) -> Any:
+        """Run a configuration in a run folder, and return its status; see `cet_rl.rl.training.train`."""
+        return _load(f"{self.training}:train")(
             config, run_dir, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
         )
-        return status
 
-    def evaluate_run(self, folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
+    def evaluate_run(self, values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:
         """Evaluate what a run has learned.
 
         Args:
-            folder: of the run.
             values: of its configuration.
-            options: as given to `cet-rl eval`, None where they are not.
+            checkpoint: the file to evaluate.
+            options: those of `cet-rl eval` that were given, all in `evaluation_options`.
 
         Returns:
-            The line that says what came out.
+            A line with the result.
         """
-        line: str = _load(self.evaluator)(folder, values, options)
+        line: str = _load(f"{self.training}:evaluate_run")(values, checkpoint, **options)
         return line
 
 
@@ -117,34 +140,46 @@ def _load(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+_LOSS = Score("train/loss", "training loss", "loss", 4, higher_is_better=False)
+_RETURN = Score("rollout/ep_rew_mean", "return (last 100 episodes)", "return", 1)
+_ACCURACY = Score("{held_out}_accuracy", "{held_out} accuracy", "accuracy", 4, percent=True)
+
 RL = TaskKind(
     "rl",
     "reinforcement learning",
     home="cet_rl.rl.config:RLConfig",
-    resolver="cet_rl.rl.training:resolve",
-    trainer="cet_rl.rl.training:train",
-    evaluator="cet_rl.rl.training:evaluate_run",
+    training="cet_rl.rl.training",
+    scores=(
+        Score("train_return_mean", "training return (last 100 episodes)", "return", 1),
+        Score("eval_return_mean", "evaluation return (deterministic)", "return", 1),
+    ),
+    curve=_RETURN,
+    progress=_RETURN,
+    unit="samples",
     evaluation_options=("episodes", "agent", "seed"),
 )
 VISION = TaskKind(
     "vision",
     "image classification",
     home="cet_rl.vision.config:VisionConfig",
-    resolver="cet_rl.vision.training:resolve",
-    trainer="cet_rl.vision.training:train",
-    evaluator="cet_rl.vision.training:evaluate_run",
+    training="cet_rl.vision.training",
+    scores=(_ACCURACY, Score("{held_out}_loss", "{held_out} loss", "loss", 4, higher_is_better=False)),
+    curve=replace(_ACCURACY, key="{held_out}/accuracy"),
+    progress=_LOSS,
+    unit="updates",
     catalogue="cet_rl.vision.datasets:summaries",
     checkpoint="network.zip",
-    data="cet_rl.vision.training:check_data",
     data_fields=("task", "data_dir", "validation"),
 )
 RECURRENT = TaskKind(
     "recurrent",
     "recurrent networks",
     home="cet_rl.recurrent.config:RecurrentConfig",
-    resolver="cet_rl.recurrent.training:resolve",
-    trainer="cet_rl.recurrent.training:train",
-    evaluator="cet_rl.recurrent.training:evaluate_run",
+    training="cet_rl.recurrent.training",
+    scores=(Score("test_loss", "test loss", "loss", 4, higher_is_better=False),),
+    curve=_LOSS,
+    progress=_LOSS,
+    unit="time steps",
     catalogue="cet_rl.recurrent.config:summaries",
     checkpoint="network.zip",
 )
@@ -152,32 +187,47 @@ TASK_KINDS = (RL, VISION, RECURRENT)
 
 
 def task_kind_of(task: str | None) -> TaskKind:
-    """The task kind that a task belongs to: reinforcement learning for every name that is in no catalogue."""
+    """Return the kind of a task: reinforcement learning for every name that is in no catalogue."""
     return next((task_kind for task_kind in TASK_KINDS if task in task_kind.tasks()), RL)
 
 
 def named_tasks() -> list[str]:
-    """The tasks of all catalogues."""
+    """Return the tasks of all catalogues."""
     return [task for task_kind in TASK_KINDS for task in task_kind.tasks()]
 
 
 def check_spelling(task: str) -> None:
     """Raise ValueError for a name that is close to one in a catalogue and does not look like a Gymnasium id."""
-    known = {name.lower(): name for name in named_tasks()}
-    if task in known.values() or re.search(r"[:/]|-v\d+$", task):
-        return
-    near = difflib.get_close_matches(task.lower(), known, n=1, cutoff=0.75)
+    known = named_tasks()
+    near = None if task in known or re.search(r"[:/]|-v\d+$", task) else nearest(task, known, 1 / 3)
     if near:
-        raise ValueError(f"unknown task {task!r}: did you mean {known[near[0]]}?")
+        raise ValueError(f"unknown task {task!r}; did you mean {near}?")
+
+
+def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
+    """Return a configuration: the defaults of its class, under those of its task, under the values given.
+
+    Args:
+        values: checked for type, the task among them.
+        base: to start from in place of the task's tuned defaults.
+
+    Raises:
+        ValueError: for values that are impossible or do not fit together.
+    """
+    kind = task_kind_of(values["task"]).config()
+    return kind(**{**(_tuned_defaults(values["task"], kind) if base is None else base), **values})
+
+
+_tuned_defaults = cache(tuned_defaults)
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
-    """Raise ValueError, saying whose it is, for an option that only other task kinds have.
+    """Raise ValueError for an option that only other kinds of tasks have, and say which.
 
     Args:
         name: of the option's field.
-        own: names that there are.
-        subject: what it does not apply to.
+        own: names of the options that there are.
+        subject: what the option does not apply to.
         shown: the option as it was written.
     """
     if name in own:
@@ -187,17 +237,18 @@ def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) ->
             raise ValueError(f"{shown} does not apply to {subject}: it is an option of {other.describe()}")
 
 
-def read_run(path: str | os.PathLike[str]) -> tuple[TaskKind, RunFolder, dict[str, Any]]:
-    """The task kind of a run folder's task, the folder as that task kind has it, and the values of its configuration.
+@cache
+def options_marked(mark: Mark) -> frozenset[str]:
+    """Return the options of all kinds of tasks that have a mark."""
+    return frozenset().union(*(marked(task_kind.config(), mark) for task_kind in TASK_KINDS))
 
-    Raises:
-        ValueError: if it is no run folder, or its configuration is damaged.
-    """
-    file = RunFolder(path).config_file
-    if not file.is_file():
-        raise ValueError(f"{file.parent} is no run folder: it has no {file.name}")
-    mapping = read_mapping(str(file))
-    if "task" not in mapping:
-        raise ValueError(f"{file} is damaged: it names no task")
-    task_kind = task_kind_of(mapping["task"])
-    return task_kind, RunFolder(path, task_kind.checkpoint), check_values(mapping, str(file), task_kind.config())
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that make a configuration the one it is: all but those of the machine."""
+    return {key: value for key, value in values.items() if key not in options_marked(Mark.MACHINE)}
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return the values in which two configurations differ, each in words: "lr 0.001 there, 0.01 here"."""
+    keys = identity({**there, **here})
+    return [f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if there.get(k) != here.get(k)]

@@ -12,7 +12,8 @@ from importlib import resources
 from typing import Any
 
 from cet_rl import __version__
-from cet_rl.runs.config import RunConfig, check_values, tuned_defaults
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config_files import check_values, tuned_defaults
 from cet_rl.runs.folder import default_path
 from cet_rl.runs.paper import paper_cell
 from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind, check_spelling, refuse_foreign, task_kind_of
@@ -112,7 +113,7 @@ def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
     for cell in cells:
         task_kind = task_kind_of(cell.values["task"])
         values = tuple(cell.values.get(name) for name in task_kind.data_fields)
-        if task_kind.data is None or (task_kind.name, values) in seen:
+        if not task_kind.data_fields or (task_kind.name, values) in seen:
             continue
         if (read_summary(folder, cell.name) or {}).get("status") != "finished":
             seen.add((task_kind.name, values))

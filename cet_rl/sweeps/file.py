@@ -15,7 +15,6 @@ Precedence: defaults < tuned defaults of the task, or the paper's row < settings
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections import Counter
@@ -24,8 +23,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from cet_rl.runs.config import check_seed, read_mapping
+from cet_rl.runs.config import check_seed
+from cet_rl.runs.config_files import read_mapping
 from cet_rl.runs.task_kinds import TASK_KINDS
+from cet_rl.runs.values import unknown
 
 PAPER = "paper"
 """The only `config` that a sweep can start from."""
@@ -249,6 +250,4 @@ def _check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> N
         if key in _ELSEWHERE:
             raise ValueError(f"{where}: {key} has no place in a sweep: {_ELSEWHERE[key]}")
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where}: unknown key {key!r}{hint}")
+            raise unknown(f"{where}: unknown key", key, sorted(known))

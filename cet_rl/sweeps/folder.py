@@ -13,13 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import replacing
-from cet_rl.runs.identity import differing
-from cet_rl.runs.yaml_loader import DUMPER, LOADER
+from cet_rl.runs.task_kinds import differing
 from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
@@ -70,7 +69,7 @@ class SweepFolder:
         if not self.spec_file.is_file():
             raise ValueError(f"{self.path} is no sweep folder: it has no {self.spec_file.name}")
         try:
-            data = yaml.load(self.spec_file.read_text(encoding="utf-8"), Loader=LOADER)
+            data = load_yaml(self.spec_file.read_text(encoding="utf-8"))
             cells = []
             for name, own in data["cells"].items():
                 values = {**data["common"], **own}
@@ -150,7 +149,7 @@ class SweepFolder:
         for cell in cells:
             file = self.run_path(cell.name) / "config.yaml"
             try:
-                saved = yaml.load(file.read_text(encoding="utf-8"), Loader=LOADER)
+                saved = load_yaml(file.read_text(encoding="utf-8"))
                 same = fingerprint(saved) == fingerprint(cell.values)
             except FileNotFoundError:
                 continue
@@ -171,10 +170,8 @@ def _as_yaml(sweep: Sweep) -> str:
         cell.name: {"arm": cell.arm, **{key: v for key, v in cell.values.items() if key not in common}}
         for cell in sweep.cells
     }
-    options: dict[str, Any] = {"Dumper": DUMPER, "sort_keys": False, "allow_unicode": True}
-    head = yaml.dump({"title": sweep.title, "made_from": sweep.made_from, "common": common}, **options)
-    rows = yaml.dump({"cells": own}, default_flow_style=None, width=1_000_000, **options)
-    return str(head) + str(rows)
+    head = dump_yaml({"title": sweep.title, "made_from": sweep.made_from, "common": common})
+    return head + dump_yaml({"cells": own}, default_flow_style=None, width=1_000_000)
 
 
 def _names(sweep: Sweep) -> set[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cet_rl.runs.identity import identity
+from cet_rl.runs.task_kinds import identity
 
 DIGITS = 8
 """Of the fingerprint in a cell's name."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cet_rl.runs.files import replacing
-from cet_rl.runs.identity import identity
+from cet_rl.runs.task_kinds import identity
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell, settings_shared
 from cet_rl.sweeps.states import CellState, read_summary

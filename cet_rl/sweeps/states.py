@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cet_rl.runs.lock import lock_owners
+from cet_rl.runs.task_kinds import TASK_KINDS, Score
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell
 
@@ -21,18 +22,13 @@ STATES: tuple[State, ...] = ("finished", "running", "partial", "failed", "waitin
 STEP = "time/total_timesteps"
 SPEED = "time/fps"
 
-RESULTS = (
-    ("train_return_mean", "return", 1),
-    ("eval_return_mean", "return", 1),
-    ("test_accuracy", "accuracy", 4),
-    ("validation_accuracy", "accuracy", 4),
-    ("test_loss", "loss", 4),
-    ("validation_loss", "loss", 4),
+RESULTS = tuple(
+    score.on(held_out) for kind in TASK_KINDS for score in kind.scores for held_out in ("test", "validation")
 )
-"""Metrics of a summary that say how good a run is, the first that it has; what it is called; its digits."""
+"""The metrics of a summary that say how good a run is; of a run's, the first is shown."""
 
-PROGRESS = (("rollout/ep_rew_mean", "return", 1), ("train/loss", "loss", 4))
-"""The same for a run that is under way, by the columns of its metrics.csv."""
+PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
+"""The same for a run that is under way, as columns of its metrics.csv."""
 
 _LONG = 1e7
 """Scores from which on are shown with an exponent: of a run that has diverged."""
@@ -150,9 +146,11 @@ def _progress(file: Path) -> tuple[int | None, str, float | None]:
         return None, "", None
 
 
-def _first(values: Mapping[str, Any], choices: Iterable[tuple[str, str, int]]) -> str:
-    for key, word, digits in choices:
-        if values.get(key) not in (None, ""):
-            number = float(values[key])
-            return f"{word} {number:.{digits}f}" if abs(number) < _LONG else f"{word} {number:.3g}"
+def _first(values: Mapping[str, Any], scores: Iterable[Score]) -> str:
+    for score in scores:
+        if values.get(score.key) not in (None, ""):
+            number = float(values[score.key])
+            return (
+                f"{score.word} {number:.{score.digits}f}" if abs(number) < _LONG else f"{score.word} {number:.3g}"
+            )
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization, Trace, check_order, check_whole
 from cet_rl.traces.cascade import CET, Discretization, check_discretization
 from cet_rl.traces.exponential import ET, LTPLTD
@@ -97,7 +98,7 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in TRACES:
-            raise ValueError(f"unknown trace {self.kind!r}: choose from {', '.join(TRACES)}")
+            raise unknown("trace", self.kind, TRACES)
         kind = TRACES[self.kind]
         classical = self.kind == "et" or (self.kind == "cet" and self.order == 1)
         if self.order is not None:

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cet_rl.runs.config import Mark
+from cet_rl.runs.config_files import dump_yaml
 from cet_rl.runs.files import replacing
-from cet_rl.runs.identity import OF_THIS_MACHINE
+from cet_rl.runs.task_kinds import options_marked
 from cet_rl.tuning.spec import TuningSpec
 from cet_rl.tuning.study import SearchFolder
 
@@ -65,14 +66,14 @@ def write_best(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
         return
     params = params_of(spec, best)
     # What chooses hyper-parameters tests on images held out; who trains with them tests on the test set.
-    left_out = {"seed", "validation", *(key for key in OF_THIS_MACHINE if key not in spec.fixed)}
+    left_out = {"seed", "validation", *(key for key in options_marked(Mark.MACHINE) if key not in spec.fixed)}
     values = spec.sweep(params).cells[0].values
     ordered = {key: values[key] for key in ("task", *params)}
     ordered |= {key: value for key, value in values.items() if key not in left_out}
     seeds = f"seed{'s' * (len(spec.seeds) > 1)} {', '.join(map(str, spec.seeds))}"
     trials = len(study.get_trials(deepcopy=False))
     head = f"# The best of {trials} trials: {spec.metric} {best.value:.6g} over {seeds}"
-    text = yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+    text = dump_yaml(ordered)
     with replacing(folder.best_file) as stream:
         stream.write(f"{head} (trial {best.number}).\n# Searched: {describe_params(params)}.\n{text}".encode())
 

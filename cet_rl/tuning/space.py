@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.runs.config import RunConfig, check_values
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config_files import check_values
 
 if TYPE_CHECKING:
     from optuna import Trial

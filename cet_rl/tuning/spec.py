@@ -14,14 +14,15 @@ trials   how many. Default 50
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cet_rl.runs.config import read_mapping
-from cet_rl.runs.task_kinds import VISION, TaskKind, check_spelling, task_kind_of
+from cet_rl.runs.config import Mark
+from cet_rl.runs.config_files import read_mapping
+from cet_rl.runs.task_kinds import VISION, TaskKind, check_spelling, options_marked, task_kind_of
+from cet_rl.runs.values import unknown
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import Asked, Spec, parse_seeds
 from cet_rl.sweeps.jobs import Sweep
@@ -40,8 +41,7 @@ _FIXED = {
     "task": "a search is for one task",
     "seed": "use seeds",
     "threads": "each run takes one thread",
-    "device": "it changes no result",
-    "data_dir": "it changes no result",
+    **dict.fromkeys(options_marked(Mark.MACHINE) - {"threads"}, "it changes no result"),
     "total_steps": "it is the budget, and trials are compared at the same share of it",
     "validation": "scores on other images cannot be compared",
 }
@@ -120,8 +120,10 @@ def read_tuning(source: str) -> TuningSpec:
         # Hyper-parameters are not chosen by the images that results are reported on.
         data.setdefault("validation", True)
     space = _space(own.get("space"), data, source, task_kind)
-    metric, direction = _metric(own.get("metric"), source, task_kind, data)
-    curve = own.get("curve", _curves(task_kind, data)[0])
+    held_out = "validation" if data.get("validation") else "test"
+    scores = tuple(score.on(held_out).key for score in task_kind.scores)
+    metric = _one_of(own.get("metric", scores[0]), scores, f"{source}: metric")
+    curve = own.get("curve", task_kind.curve.on(held_out).key)
     if not (isinstance(curve, str) and curve):
         raise ValueError(f"{source}: curve must be a column of metrics.csv, got {curve!r}")
     trials = own.get("trials", TRIALS)
@@ -134,7 +136,7 @@ def read_tuning(source: str) -> TuningSpec:
         space=space,
         seeds=parse_seeds(own.get("seeds", 0), f"{source}: seeds"),
         metric=metric,
-        direction=direction,
+        direction=_direction_of(metric),
         curve=curve,
         curve_direction=_direction_of(curve),
         pruner=_one_of(own.get("pruner", "median"), PRUNERS, f"{source}: pruner"),
@@ -152,9 +154,7 @@ def _check_keys(data: Mapping[str, Any], source: str, task_kind: TaskKind) -> No
         if key in ("seed", "threads"):
             raise ValueError(f"{source}: {key} has no place in a search: {_FIXED[key]}")
         if key not in options:
-            near = difflib.get_close_matches(str(key), [*OWN, *sorted(options)], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{source}: unknown key {key!r}{hint}")
+            raise unknown(f"{source}: unknown key", key, [*OWN, *sorted(options)])
 
 
 def _space(value: object, fixed: Mapping[str, Any], source: str, task_kind: TaskKind) -> dict[str, Dimension]:
@@ -167,38 +167,11 @@ def _space(value: object, fixed: Mapping[str, Any], source: str, task_kind: Task
         if option in _FIXED:
             raise ValueError(f"{where} cannot be searched: {_FIXED[option]}")
         if option not in options:
-            near = difflib.get_close_matches(str(option), sorted(options), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where} is no option of {fixed['task']}{hint}")
+            raise unknown(f"{source}, space: unknown option of {fixed['task']}", option, sorted(options))
         if option in fixed:
             raise ValueError(f"{where} is also set for all trials: leave out one of the two")
         space[option] = read_dimension(option, entry, where, task_kind.config())
     return space
-
-
-def _metrics(task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, ...]:
-    """What summaries of a task kind have that can be a score, the default first."""
-    held_out = "validation" if fixed.get("validation") else "test"
-    return {
-        "rl": ("train_return_mean", "eval_return_mean"),
-        "vision": (f"{held_out}_accuracy", f"{held_out}_loss"),
-        "recurrent": ("test_loss",),
-    }[task_kind.name]
-
-
-def _curves(task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, ...]:
-    held_out = "validation" if fixed.get("validation") else "test"
-    return {
-        "rl": ("rollout/ep_rew_mean",),
-        "vision": (f"{held_out}/accuracy",),
-        "recurrent": ("train/loss",),
-    }[task_kind.name]
-
-
-def _metric(value: object, source: str, task_kind: TaskKind, fixed: Mapping[str, Any]) -> tuple[str, Direction]:
-    known = _metrics(task_kind, fixed)
-    name = _one_of(known[0] if value is None else value, known, f"{source}: metric")
-    return name, _direction_of(name)
 
 
 def _direction_of(name: str) -> Direction:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import replacing
 from cet_rl.runs.lock import Lock
 from cet_rl.tuning.spec import TuningSpec
@@ -92,7 +93,7 @@ class SearchFolder:
             if self.path.is_dir() and any(not entry.startswith(".") for entry in os.listdir(self.path)):
                 raise ValueError(f"{self.path} is not empty and holds no search: choose another --run-dir")
             name = f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}"
-            text = yaml.safe_dump({"study": name, "settings": settings}, sort_keys=False, allow_unicode=True)
+            text = dump_yaml({"study": name, "settings": settings})
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 draft = self.path / f".{name}.tmp"
@@ -106,7 +107,7 @@ class SearchFolder:
             except OSError as error:
                 raise OSError(f"cannot write to the search's folder {self.path}: {error.strerror}") from None
         try:
-            saved = yaml.safe_load(self.file.read_text(encoding="utf-8"))
+            saved = load_yaml(self.file.read_text(encoding="utf-8"))
             name, earlier = str(saved["study"]), dict(saved["settings"])
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
             raise ValueError(f"{self.file} is damaged: choose another --run-dir") from None

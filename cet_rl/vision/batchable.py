@@ -6,27 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from cet_rl.runs.config import Mark, marked
 from cet_rl.vision.config import VisionConfig
-
-MAY_DIFFER = frozenset(
-    {
-        "delay",
-        "order",
-        "trace",
-        "stacked",
-        "step_ms",
-        "normalization",
-        "decay",
-        "discretization",
-        "lr",
-        "weight_decay",
-        "seed",
-        "warmup",
-        "max_grad_norm",
-        "alignment",
-    }
-)
-"""In what cells may differ from each other."""
 
 
 def check_cell(config: VisionConfig) -> None:
@@ -51,11 +32,11 @@ def check_cells(configs: Sequence[VisionConfig]) -> None:
             if here[name] != there[name]:
                 raise ValueError(
                     f"cells of one batch must not differ in {name}: {there[name]!r} and {here[name]!r}; "
-                    f"they may in {', '.join(sorted(MAY_DIFFER))}"
+                    f"they may in {', '.join(sorted(marked(VisionConfig, Mark.BATCHABLE)))}"
                 )
 
 
 def shared(config: VisionConfig) -> dict[str, Any]:
     """All of a run that cells of its batch have in common."""
     names = [item.name for item in dataclasses.fields(config)]
-    return {name: getattr(config, name) for name in names if name not in MAY_DIFFER}
+    return {name: getattr(config, name) for name in names if name not in marked(VisionConfig, Mark.BATCHABLE)}

@@ -40,8 +40,8 @@ class CellBatch:
             to where the batch is.
 
     Raises:
-        ValueError: if there are none, or they differ in more than `batchable.MAY_DIFFER`, are streaming, salient,
-            remember f' at the soma through a trace, or are not at the same step.
+        ValueError: if there are none, or they differ in more than options marked as batchable, are streaming,
+            salient, remember f' at the soma through a trace, or are not at the same step.
     """
 
     def __init__(self, learners: Sequence[ImageLearner]) -> None:

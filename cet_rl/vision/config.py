@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from cet_rl.runs.config import LayeredConfig
+from cet_rl.runs.config import LayeredConfig, Mark
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.vision.datasets import DATASETS, Network, summaries
 
@@ -44,25 +45,25 @@ class VisionConfig(LayeredConfig):
     """Share of a batch, the images with the largest losses, that leave traces and cause errors. Default: all."""
     soma: Literal["exact", "trace"] = "exact"
     """How f' of an image is remembered until its error comes: exactly, or through the trace itself."""
-    weight_decay: float = 1e-3
+    weight_decay: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 1e-3
     """Of AdamW."""
-    warmup: float = 0.1
+    warmup: Annotated[float, Mark.BATCHABLE] = 0.1
     """Share of the run in which the learning rate rises; it then falls to a tenth along a cosine."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, Mark.BATCHABLE] = 0.5
     """Norm that the gradient is clipped to."""
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, Mark.MACHINE] = None
     """Folder with the data set's Parquet files. Default: the Hugging Face hub, or its cache."""
     validation: bool = False
     """Hold out a tenth of the training set and test on that, to choose hyper-parameters."""
     precision: Literal["float32", "bf16"] = "float32"
     """Of activations; bf16 is for GPUs."""
-    compile: bool = False
+    compile: Annotated[bool, Mark.NEUTRAL] = False
     """Compile the network with torch.compile; pays on GPUs in long runs."""
 
     def __post_init__(self) -> None:
         known = summaries()
         if self.task not in known:
-            raise ValueError(f"unknown data set {self.task!r}: choose from {', '.join(known)}")
+            raise unknown("data set", self.task, known)
         super().__post_init__()
         self.check_counts("batch_size", "streams")
         for name, widths in {"--hidden": self.hidden or (), "--channels": self.channels}.items():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cet_rl.runs.values import unknown
 from cet_rl.vision.datasets import DATASETS, summaries
 from cet_rl.vision.hub import read_hub
 from cet_rl.vision.parquet import CLASSES, Raw, Source, decode, needs_extra, read_folder
@@ -108,9 +108,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validatio
     """
     known = summaries()
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown data set {name!r}; {hint}")
+        raise unknown("data set", name, known)
     loader = DATASETS[name].loader
     if isinstance(loader, str):
         module, _, function = loader.partition(":")

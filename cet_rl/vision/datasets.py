@@ -54,7 +54,7 @@ DATASETS: dict[str, Dataset] = {
 def register_dataset(name: str, summary: str, loader: Loader | str, *, network: Network = "mlp") -> None:
     """Add a data set to those that `cet-rl train` and `VisionConfig` know.
 
-    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
 
     Args:
         name: of the task.

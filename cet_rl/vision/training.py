@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cet_rl.runs.folder import RunFolder, Status, default_path
 from cet_rl.runs.machine import on_this_machine, set_threads
@@ -14,9 +14,6 @@ from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import ImageData, load
 from cet_rl.vision.learner import ImageLearner
-
-if TYPE_CHECKING:
-    from cet_rl.cli.evaluate import EvalArguments
 
 
 def resolve(config: VisionConfig) -> VisionConfig:
@@ -72,7 +69,7 @@ def train(
     """
     config = resolve(config)
     folder = RunFolder(run_dir or default_path(config), VISION.checkpoint)
-    words = Words(agent=config.network, unit="updates", score=f"{config.held_out}_accuracy")
+    words = Words(agent=config.network, unit=VISION.unit, score=VISION.scores[0].on(config.held_out).key)
     return run(
         config,
         folder,
@@ -84,22 +81,21 @@ def train(
     )
 
 
-def evaluate_run(folder: RunFolder, values: Mapping[str, Any], options: EvalArguments) -> str:
-    """`cet-rl eval`: test the network of a run's last checkpoint.
+def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
+    """Test the network of a run's checkpoint, for `cet-rl eval`.
 
     Args:
-        folder: of the run.
-        values: of its configuration.
-        options: of the command; none applies.
+        values: of the run's configuration.
+        checkpoint: the file.
 
     Returns:
-        The line that says what came out.
+        A line with the result.
     """
     config = resolve(VisionConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)
     learner = ImageLearner(config, load_data(config))
-    learner.load(folder.checkpoint_file)
+    learner.load(checkpoint)
     accuracy, loss = learner.test()
     images = f"{len(learner.data.test):,} {config.held_out} images"
     return f"{config.task}: {accuracy:.2%} of {images} right, loss {loss:.4f}"

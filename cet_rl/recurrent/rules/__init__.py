@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
 from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 from cet_rl.runs.plugins import import_named, load_plugins
+from cet_rl.runs.values import unknown
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ RULES: dict[str, RuleEntry] = {}
 def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
     """Add a rule to those that `cet-rl train` and `cet-rl rules` know.
 
-    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
 
     Args:
         kind: a subclass of `Rule` with a `name`; its constructor takes a `RNNCell` and, if anything, numbers that
@@ -129,9 +129,7 @@ def find_rule(name: str) -> RuleEntry:
         _check(kind)
         return RuleEntry(kind, " ".join((kind.__doc__ or attribute).split(".")[0].split()))
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
-        raise ValueError(f"unknown rule {name!r}; {hint}")
+        raise unknown("rule", name, known)
     return known[name]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cet_rl.report.claims.checks import Check
+from cet_rl.runs.config import Mark
+from cet_rl.runs.task_kinds import options_marked
 
-RATES = ("lr", "weight_decay", "normalization", "decay")
+RATES = tuple(sorted(options_marked(Mark.TABULATED)))
 """Options that the paper's tables have for each order and delay, and that may therefore differ between sides."""
 
 

@@ -23,16 +23,16 @@ from cet_rl.report.finding import find_runs
 from cet_rl.report.reading import Run, RunReader
 from cet_rl.report.statistics import LEAST
 from cet_rl.report.text import counted, listed
-from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.task_kinds import options_marked
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
 
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "not enough data")
 
 NEVER_TELLS = (
-    *("seed", "task", "delay", "trace", "order", "alignment"),
-    *("device", "threads", "data_dir", "executor", "compile", "eval_episodes", "eval_max_steps"),
+    {"seed", "task", "delay", "trace", "order"} | options_marked(Mark.MACHINE) | options_marked(Mark.NEUTRAL)
 )
 """Options that make no setting: seeds, what sides are told apart by, and what changes no score."""
 
