@@ -7,6 +7,7 @@ The traces themselves are here; `cet_rl.credit` computes with them at synapses, 
 from importlib.metadata import PackageNotFoundError, version
 
 from cet_rl.traces import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET, Trace
+from cet_rl.traces.registry import register_trace
 from cet_rl.traces.timing import CreditTiming
 
 try:
@@ -14,4 +15,15 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["CET", "ET", "LTPLTD", "CreditTiming", "Legendre", "PerfectMemory", "SharpCET", "Trace", "__version__"]
+__all__ = [
+    "CET",
+    "ET",
+    "LTPLTD",
+    "CreditTiming",
+    "Legendre",
+    "PerfectMemory",
+    "SharpCET",
+    "Trace",
+    "__version__",
+    "register_trace",
+]

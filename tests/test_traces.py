@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.linalg import expm, solve_discrete_lyapunov
 
-from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
-from cet_rl.traces.registry import TraceConfig
+from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET, Trace, register_trace
+from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.sharp import RIDGE
 
 GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
@@ -181,7 +182,8 @@ def test_no_other_readout_is_sharper(kind, order, delay, seed):
 def test_no_other_speed_is_sharper(kind, delay):
     """A fine scan of the one remaining scalar finds nothing better than the search did."""
     from cet_rl.traces.cascade import cascade_transition
-    from cet_rl.traces.sharp import legendre_transition, sharpest_readout
+    from cet_rl.traces.legendre import legendre_transition
+    from cet_rl.traces.sharp import sharpest_readout
 
     trace = kind(10, delay)
     dynamics, speed = (cascade_transition, trace.rate) if kind is SharpCET else (legendre_transition, trace.window)
@@ -267,10 +269,74 @@ def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, dela
     assert kernel.max() == pytest.approx(1) if normalization == "peak" else kernel.sum() == pytest.approx(1)
 
 
-def test_an_unknown_discretisation_is_refused():
-    with pytest.raises(ValueError, match="discretization must be one of exact, official"):
-        CET(4, 5, "area", "approximate")
-    with pytest.raises(ValueError, match="only a cascade"):
-        TraceConfig("legendre", 4, discretization="official")
-    with pytest.raises(ValueError, match="only a cascade"):
-        TraceConfig("cet", 1, discretization="official")
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda: CET(4, 5, "area", "approximate"), "discretization must be one of exact, official"),
+        (lambda: TraceConfig("legendre", options={"discretization": "official"}), "only 'cet' takes one"),
+        (
+            lambda: TraceConfig("cet", 1, options={"discretization": "official"}),
+            "only a cascade of order 2",
+        ),
+        (lambda: TraceConfig("cet", options={"decay": 0.5}), "order 5: only 'et' takes one"),
+        (lambda: TraceConfig("et", options={"decay": 1.5}), "between 0 and 1"),
+        (lambda: TraceConfig("ltp-ltd", options={"ratio": "big"}), "ratio .* must be a number, got 'big'"),
+        (lambda: TraceConfig("ltp-ltd", options={"ratio": 0.5}), "above 1, got 0.5"),
+        (lambda: TraceConfig("perfect", options={"taps": 3}), "taps 3 has no meaning for trace 'perfect'"),
+        (lambda: TraceConfig("ltp-ltd", 3), "order 3 has no meaning"),
+        (lambda: TraceConfig("cet", 2.5), "order must be a whole number"),
+        (lambda: TraceConfig("cet", normalization="sum"), "'area' or 'peak'"),
+        (lambda: TraceConfig("cat"), "unknown trace 'cat'"),
+        (lambda: TraceConfig("math:Cat"), "math has nothing named 'Cat'"),
+        (lambda: TraceConfig("math:pi"), "is no subclass of cet_rl.Trace"),
+        (lambda: register_trace("cet", CET), "there is a trace 'cet' already"),
+        (lambda: register_trace("a b", CET), "letters, digits"),
+        (lambda: register_trace("abstract", Trace), "does not define"),
+        (lambda: parse_trace_options(["ratio"]), "takes name=value"),
+        (lambda: parse_trace_options(["ratio=2", "ratio=3"]), "ratio twice"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(choose, message):
+    with pytest.raises(ValueError, match=message):
+        choose()
+
+
+@pytest.mark.parametrize(
+    ("choice", "trace", "label"),
+    [
+        (TraceConfig(), CET(5, 7, "peak"), "cet5"),
+        (TraceConfig("cet", 1), ET.from_delay(7, "peak"), "et"),
+        (
+            TraceConfig("cet", 3, "area", {"discretization": "official"}),
+            CET(3, 7, "area", "official"),
+            "official-cet3",
+        ),
+        (TraceConfig("cet", 1, options={"decay": 0.9}), ET(0.9, "peak"), "et0.9"),
+        (TraceConfig("et", 1, options={"decay": None}), ET.from_delay(7, "peak"), "et"),
+        (TraceConfig("ltp-ltd", options=parse_trace_options(["ratio=3"])), LTPLTD(7, 3, "peak"), "ltp-ltd-ratio3"),
+        (TraceConfig("ltp-ltd", options={"ratio": 2.0}), LTPLTD(7, 2, "peak"), "ltp-ltd"),
+        (TraceConfig("cet_rl:Legendre", 4), Legendre(4, 7, "peak"), "legendre4"),
+        (TraceConfig("perfect"), PerfectMemory(7, "peak"), "perfect"),
+        (TraceConfig("none"), None, "none"),
+    ],
+)
+def test_choices_build_traces_and_have_labels(choice, trace, label):
+    assert choice.build(7) == trace
+    assert choice.build(0) is None
+    assert choice.label == label
+
+
+def test_a_kind_of_ones_own_with_an_option(monkeypatch):
+    """Options go by keyword to where the class has them; its docstring is its summary."""
+    monkeypatch.setattr("cet_rl.traces.registry.TRACES", dict(TRACES))
+
+    @dataclass(frozen=True)
+    class Box(PerfectMemory):
+        """Average what happened around the delay. More text."""
+
+        width: int = 1
+
+    register_trace("box", Box)
+    assert find_trace("box").summary == "Average what happened around the delay"
+    assert TraceConfig("box", options={"width": 3}).build(9) == Box(9, "peak", 3)
+    assert TraceConfig("box", options={"width": 3}).label == "box-width3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
@@ -48,6 +49,7 @@ class CETActorCritic(StoredAlgorithm):
         stacked: whether delays add up from the output layer down (retrograde signalling); None for what the
             environment says, or not.
         discretization: of a cascade, "exact" or "official", see `cet_rl.CET`.
+        trace_options: other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
         step_duration: seconds one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 where it has none.
         learning_rate: of Adam, for actor and critic: a number, `ConstantSchedule` or `LinearSchedule`. The
@@ -85,6 +87,7 @@ class CETActorCritic(StoredAlgorithm):
         decay: float | None = None,
         stacked: bool | None = None,
         discretization: Discretization = "exact",
+        trace_options: Mapping[str, Any] | None = None,
         step_duration: float | None = None,
         learning_rate: float | Schedule = LinearSchedule(5e-4, 0.0, 1.0),  # noqa: B008 - stateless
         n_steps: int = 128,
@@ -144,6 +147,7 @@ class CETActorCritic(StoredAlgorithm):
                 normalization,
                 stacked=self.stacked,
                 discretization=discretization,
+                options=trace_options,
             ),
             gamma=float(gamma),
             lam=float(lam),
@@ -392,14 +396,16 @@ class CETActorCritic(StoredAlgorithm):
         """What `load` passes to the constructor, as plain data."""
         config = asdict(self.learner_config)
         trace = config.pop("trace")
+        options = dict(trace["options"])
         return {
             "delay": self.delay,
             "order": trace["order"],
             "trace": trace["kind"],
             "normalization": trace["normalization"],
-            "decay": trace["decay"],
+            "decay": options.pop("decay", None),
             "stacked": self.stacked,
-            "discretization": trace["discretization"],
+            "discretization": options.pop("discretization", "exact"),
+            "trace_options": options,
             "step_duration": self.step_duration,
             "learning_rate": schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,

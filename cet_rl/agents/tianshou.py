@@ -8,6 +8,7 @@ Needs the extra `tianshou`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -147,7 +148,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         optim: makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
             rate of 5e-4 and ε = 1e-5.
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
-        order, trace, normalization, decay, discretization: of the trace, as in `CETActorCritic`.
+        order, trace, normalization, decay, discretization, trace_options: of the trace, as in `CETActorCritic`.
         stacked: whether delays add up from the output layer down (retrograde signalling).
         step_duration: seconds one environment step stands for.
         gamma: discount.
@@ -196,6 +197,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         normalization: Normalization = "peak",
         decay: float | None = None,
         discretization: Discretization = "exact",
+        trace_options: Mapping[str, Any] | None = None,
         stacked: bool = False,
         step_duration: float = BEHAVIOURAL_STEP,
         gamma: float = 0.99,
@@ -215,7 +217,14 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         self.timing = CreditTiming(delay, step_duration, stacked, layers=len(networks.actor.weights))
         config = LearnerConfig(
             trace=TraceConfig.for_delay(
-                delay, trace, order, decay, normalization, stacked=stacked, discretization=discretization
+                delay,
+                trace,
+                order,
+                decay,
+                normalization,
+                stacked=stacked,
+                discretization=discretization,
+                options=trace_options,
             ),
             gamma=gamma,
             lam=lam,

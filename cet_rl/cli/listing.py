@@ -44,9 +44,13 @@ def _rules() -> dict[str, str]:
 
 
 def _traces() -> dict[str, str]:
-    from cet_rl.traces.registry import TRACES
+    from cet_rl.traces.registry import traces
 
-    return {name: kind.summary for name, kind in TRACES.items()}
+    found = {}
+    for name, kind in traces().items():
+        own = ", ".join(f"{option}=" for option in kind.options if option not in ("order", "normalization"))
+        found[name] = f"{kind.summary} ({own})" if own else kind.summary
+    return found
 
 
 def _configs() -> dict[str, str]:

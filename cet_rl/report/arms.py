@@ -140,7 +140,7 @@ class Study:
             if "decay" in arm.following:
                 delays: dict[str, list[str]] = {}
                 for delay, cell in arm.cells.items():
-                    decay = cell.config.trace_config.decay
+                    decay = cell.config.trace_config.options.get("decay")
                     delays.setdefault("its default" if decay is None else f"{decay:g}", []).append(f"{delay:g}")
                 each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
                 found.append(f"{arm.label}: decay {'; '.join(each)}.")

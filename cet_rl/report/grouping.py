@@ -116,7 +116,8 @@ def _base(runs: list[Run], *, decay: bool = True) -> str:
     config = runs[0].config
     assert config is not None
     trace = config.trace_config
-    shown = {} if decay else {trace.label: dataclasses.replace(trace, decay=None).label}
+    without = dataclasses.replace(trace, options={**trace.options, "decay": None})
+    shown = {} if decay else {trace.label: without.label}
     label = "-".join(shown.get(part, part) for part in config.arm)
     return clean(next((run.arm for run in runs if run.arm), label), LONGEST_LABEL)
 
@@ -161,7 +162,12 @@ def _place(config: RunConfig) -> tuple[Any, ...]:
     trace = config.trace_config
     others = tuple(part for part in config.arm if part != trace.label)
     kinds = list(TRACES)
-    return bool(config.delay), [_sortable(part) for part in others], kinds.index(trace.kind), trace.states
+    return (
+        bool(config.delay),
+        [_sortable(part) for part in others],
+        kinds.index(trace.kind) if trace.kind in kinds else len(kinds),
+        trace.states,
+    )
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

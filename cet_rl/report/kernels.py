@@ -102,7 +102,7 @@ def _described(study: Study) -> dict[float, dict[str, Described]]:
         label = trace.label if len(users[trace.label]) > 1 else arm
         for steps in set(config.timing.layer_delays) - {0}:
             of_delay = found[round(steps * duration, 9)]
-            same = label not in of_delay or of_delay[label][0].decay == trace.decay
+            same = label not in of_delay or of_delay[label][0].options == trace.options
             of_delay.setdefault(label if same else trace.label, (trace, steps, duration))
     return found
 

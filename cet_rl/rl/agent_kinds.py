@@ -22,6 +22,7 @@ from cet_rl.envs import DelayedReward, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
+from cet_rl.traces.registry import parse_trace_options
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "relu": torch.nn.ReLU,
@@ -65,6 +66,7 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
             normalization=config.normalization,
             decay=config.decay,
             discretization=config.discretization,
+            trace_options=parse_trace_options(config.trace_options),
             lam=config.lam,
             random_lam=config.random_lam,
             error_at=config.error_at,

@@ -16,7 +16,7 @@ import tyro
 
 from cet_rl.runs.values import checked, flag
 from cet_rl.traces.base import Normalization
-from cet_rl.traces.registry import TRACES, TraceConfig
+from cet_rl.traces.registry import TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.timing import CreditTiming
 
 
@@ -80,6 +80,8 @@ class RunConfig(ABC):
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
     discretization: Annotated[Literal["exact", "official"], Mark.TRACED, Mark.BATCHABLE] = "exact"
     """Of a cascade: Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
+    trace_options: Annotated[tuple[str, ...], Mark.TRACED, Mark.BATCHABLE] = ()
+    """NAME=VALUE ...: other options of the trace, such as ratio=3 of ltp-ltd; `cet-rl list traces` shows them."""
     lr: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 5e-4
     """Learning rate of Adam."""
     total_steps: int = 1_000_000
@@ -139,6 +141,7 @@ class RunConfig(ABC):
             self.normalization,
             stacked=self.stacked,
             discretization=self.discretization,
+            options=parse_trace_options(self.trace_options),
         )
 
     @property
@@ -154,7 +157,7 @@ class RunConfig(ABC):
     def with_trace(self) -> Self:
         """Return the same configuration with the default kind and order of its trace filled in."""
         trace = self.trace_config
-        order = trace.states if TRACES[trace.kind].takes_order else self.order
+        order = trace.states if find_trace(trace.kind).takes_order else self.order
         return dataclasses.replace(self, trace=trace.kind, order=order)
 
     def as_data(self) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from cet_rl.traces.base import Normalization, Trace, Transition
 from cet_rl.traces.cascade import CET
 from cet_rl.traces.exponential import ET, LTPLTD
+from cet_rl.traces.legendre import Legendre
 from cet_rl.traces.perfect import PerfectMemory
-from cet_rl.traces.sharp import Legendre, SharpCET
+from cet_rl.traces.sharp import SharpCET
 
 __all__ = [
     "CET",

@@ -11,8 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
-from typing import TYPE_CHECKING, Literal, get_args
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,14 @@ class Trace(ABC):
     def __post_init__(self) -> None:
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be 'area' or 'peak', got {self.normalization!r}")
+
+    @classmethod
+    def from_delay(cls, delay_steps: int, *args: Any, **options: Any) -> Trace:
+        """Return the trace for credit that arrives `delay_steps` late; options are the constructor's.
+
+        A kind overrides this where its constructor takes no delay, or where some options mean another kind.
+        """
+        return cls(*args, delay_steps=delay_steps, **options)  # type: ignore[call-arg]
 
     @property
     @abstractmethod
@@ -133,6 +141,12 @@ def check_whole(number: object, name: str) -> None:
     """Raise ValueError unless `number` is an integer, of Python's kind or numpy's."""
     if not isinstance(number, Integral):
         raise ValueError(f"{name} must be a whole number, got {number!r}")
+
+
+def check_number(number: object, name: str) -> None:
+    """Raise ValueError unless `number` is a real number, of Python's kind or numpy's."""
+    if not isinstance(number, Real):
+        raise ValueError(f"{name} must be a number, got {number!r}")
 
 
 def check_order(order: int, kind: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
+from cet_rl.traces.exponential import ET
 
 Discretization = Literal["exact", "official"]
 
@@ -73,6 +74,27 @@ class CET(Trace):
         check_order(self.order, "CET")
         check_delay_steps(self.delay_steps, "CET")
         check_discretization(self.discretization)
+
+    @classmethod
+    def from_delay(
+        cls,
+        delay_steps: int,
+        order: int,
+        normalization: Normalization = "area",
+        discretization: Discretization = "exact",
+        decay: float | None = None,
+    ) -> Trace:
+        """Return the cascade of `order` stages; one stage is the classical trace, which has a `decay`."""
+        if order == 1:
+            if discretization != "exact":
+                raise ValueError(
+                    f"discretization {discretization!r} has no meaning for order 1: "
+                    "only a cascade of order 2 or more has a choice"
+                )
+            return ET.from_delay(delay_steps, normalization, decay)
+        if decay is not None:
+            raise ValueError(f"decay {decay!r} has no meaning for a cascade of order {order}: only 'et' takes one")
+        return cls(order, delay_steps, normalization, discretization)
 
     @property
     def rate(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps
+from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_number
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,15 @@ class ET(Trace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number(self.decay, "decay")
         if not 0 < self.decay < 1:
             raise ValueError(f"decay must lie strictly between 0 and 1, got {self.decay:g}")
 
     @classmethod
-    def from_delay(cls, delay_steps: int, normalization: Normalization = "area") -> ET:
-        """The trace with rate α = 1/T (paper, section 3): β = exp(-1/D)."""
+    def from_delay(cls, delay_steps: int, normalization: Normalization = "area", decay: float | None = None) -> ET:
+        """Return the trace with rate α = 1/T (paper, section 3), β = exp(-1/D), unless `decay` says otherwise."""
         check_delay_steps(delay_steps, "ET")
-        return cls(math.exp(-1 / delay_steps), normalization)
+        return cls(math.exp(-1 / delay_steps) if decay is None else float(decay), normalization)
 
     @property
     def states(self) -> int:
@@ -68,6 +69,7 @@ class LTPLTD(Trace):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_delay_steps(self.delay_steps, "LTPLTD")
+        check_number(self.ratio, "ratio of the two rates")
         if not (math.isfinite(self.ratio) and self.ratio > 1):
             raise ValueError(f"ratio of the two rates must be finite and above 1, got {self.ratio:g}")
 

@@ -1,126 +1,188 @@
-"""The kinds of trace by name, and a trace described before its delay is known."""
+"""The kinds of trace by name, and the choice of one before the delay of a layer is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
+from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
-from cet_rl.traces.base import Normalization, Trace, check_order, check_whole
+from cet_rl.traces.base import Normalization, Trace, check_whole
 from cet_rl.traces.cascade import CET, Discretization, check_discretization
 from cet_rl.traces.exponential import ET, LTPLTD
+from cet_rl.traces.legendre import Legendre
 from cet_rl.traces.perfect import PerfectMemory
-from cet_rl.traces.sharp import Legendre, SharpCET
+from cet_rl.traces.sharp import SharpCET
 
 DEFAULT_ORDER = 5
+
+_ANY_DELAY = 100
+"""Delay in steps of the trace that is built to check options: constructors check them and compute nothing."""
 
 
 @dataclass(frozen=True)
 class TraceKind:
-    """One entry of the registry.
+    """Describe one kind of trace.
 
     Attributes:
-        build: from a description and a delay in steps (at least 1) to a trace; None for no trace.
+        trace: its class; None for no trace.
         summary: one line for `cet-rl list traces`.
-        takes_order: whether the order means anything to it.
-        takes_decay: whether the per-step decay does.
     """
 
-    build: Callable[[TraceConfig, int], Trace | None]
+    trace: type[Trace] | None
     summary: str
-    takes_order: bool = False
-    takes_decay: bool = False
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Names and defaults of what `Trace.from_delay` takes of this class beside the delay."""
+        return {} if self.trace is None else _options(self.trace)
+
+    @property
+    def takes_order(self) -> bool:
+        """Whether its number of states can be chosen."""
+        return "order" in self.options
 
 
-def _classical(config: TraceConfig, delay_steps: int) -> ET:
-    if config.decay is None:
-        return ET.from_delay(delay_steps, config.normalization)
-    return ET(config.decay, config.normalization)
-
-
-def _cascade(config: TraceConfig, delay_steps: int) -> Trace:
-    if config.states == 1:  # a cascade of one stage is the classical trace
-        return _classical(config, delay_steps)
-    return CET(config.states, delay_steps, config.normalization, config.discretization)
+@cache
+def _options(trace: type[Trace]) -> Mapping[str, Any]:
+    own = trace.from_delay.__func__ is not Trace.from_delay.__func__  # type: ignore[attr-defined]
+    parameters = inspect.signature(trace.from_delay if own else trace).parameters
+    if "delay_steps" not in parameters:
+        raise ValueError(f"{trace.__name__} must take delay_steps, or define the class method from_delay")
+    return {name: parameter.default for name, parameter in parameters.items() if name != "delay_steps"}
 
 
 TRACES: dict[str, TraceKind] = {
-    "cet": TraceKind(
-        _cascade, "cascade of n stages, read at the last; peaks at the delay (paper, Eqs. 4-8)", takes_order=True
-    ),
-    "sharp": TraceKind(
-        lambda config, steps: SharpCET(config.states, steps, config.normalization),
-        "the same cascade, read as the sharpest weighted sum of all its stages",
-        takes_order=True,
-    ),
-    "legendre": TraceKind(
-        lambda config, steps: Legendre(config.states, steps, config.normalization),
-        "Legendre delay network of n states with the sharpest readout",
-        takes_order=True,
-    ),
-    "et": TraceKind(
-        _classical, "classical eligibility trace, one decaying state (paper, Eq. 2)", takes_decay=True
-    ),
-    "ltp-ltd": TraceKind(
-        lambda config, steps: LTPLTD(steps, normalization=config.normalization),
-        "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)",
-    ),
-    "perfect": TraceKind(
-        lambda config, steps: PerfectMemory(steps, config.normalization),
-        "recalls exactly what happened a delay ago: the upper bound",
-    ),
-    "none": TraceKind(lambda config, steps: None, "no synaptic trace: backpropagation without delay"),
+    "cet": TraceKind(CET, "cascade of n stages, read at the last; peaks at the delay (paper, Eqs. 4-8)"),
+    "sharp": TraceKind(SharpCET, "the same cascade, read as the sharpest weighted sum of all its stages"),
+    "legendre": TraceKind(Legendre, "Legendre delay network of n states with the sharpest readout"),
+    "et": TraceKind(ET, "classical eligibility trace, one decaying state (paper, Eq. 2)"),
+    "ltp-ltd": TraceKind(LTPLTD, "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)"),
+    "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago: the upper bound"),
+    "none": TraceKind(None, "no synaptic trace: backpropagation without delay"),
 }
 """Every kind of trace, by the name that `--trace` and `trace=` take."""
 
 
-@dataclass(frozen=True)
-class TraceConfig:
-    """Which synaptic trace to use, whatever the delay of a layer turns out to be.
+def register_trace(name: str, trace: type[Trace], summary: str = "") -> type[Trace]:
+    """Add a kind of trace to those that `--trace` and `trace=` take by name, and return its class.
 
-    Attributes:
-        kind: a key of `TRACES`.
-        order: number of states, for the kinds that have a choice; None for 5. A cascade of order 1 is the
-            classical trace.
-        decay: per-step decay β in (0, 1) of the classical trace; None for exp(-1/D) (paper, section 3).
-        normalization: "area" or "peak", see `Trace`.
-        discretization: of a cascade, "exact" or "official", see `CET`.
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
+
+    Args:
+        name: letters, digits, - and _.
+        trace: a subclass of `Trace`. `delay_steps`, `order`, `normalization` and its own options are passed by
+            keyword to `from_delay` where it takes them, which the constructor's are unless the class overrides it.
+        summary: one line for `cet-rl list traces`; the first sentence of the class's docstring if empty.
 
     Raises:
-        ValueError: for a kind, order, decay or normalisation that cannot be, or an option of another kind.
+        ValueError: if the name is taken or malformed, or the class is no trace, abstract, or takes no delay.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise ValueError(f"a trace needs a name of letters, digits, - and _, got {name!r}")
+    if name in TRACES:
+        raise ValueError(f"there is a trace {name!r} already")
+    TRACES[name] = _entry(trace, summary)
+    return trace
+
+
+def _entry(trace: object, summary: str = "") -> TraceKind:
+    """Return a registry entry; raise ValueError unless it is a class of traces that can be built."""
+    if not (isinstance(trace, type) and issubclass(trace, Trace)):
+        raise ValueError(f"{trace!r} is no subclass of cet_rl.Trace")
+    if missing := sorted(trace.__abstractmethods__):
+        raise ValueError(f"{trace.__name__} does not define {', '.join(missing)}")
+    _options(trace)
+    return TraceKind(trace, summary or " ".join((trace.__doc__ or trace.__name__).split(".")[0].split()))
+
+
+def traces() -> dict[str, TraceKind]:
+    """Return all kinds by name, those of plugins included."""
+    load_plugins()
+    return TRACES
+
+
+def find_trace(name: str) -> TraceKind:
+    """Return the kind of a name, or of a class written as module:Class.
+
+    Raises:
+        ValueError: if there is none, or the class is no trace.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon:
+        found = getattr(import_named(module, f"trace {name}"), attribute, None)
+        if found is None:
+            raise ValueError(f"trace {name}: {module} has nothing named {attribute!r}")
+        return _entry(found)
+    kind = TRACES.get(name) or traces().get(name)
+    if kind is None:
+        raise unknown("trace", name, traces())
+    return kind
+
+
+def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
+    """Return options written as NAME=VALUE, such as ratio=3, by name: numbers and true or false, else text.
+
+    Raises:
+        ValueError: for a word without =, or an option given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not (sign and name):
+            raise ValueError(f"--trace-options takes name=value, got {word!r}")
+        if name in found:
+            raise ValueError(f"--trace-options gives {name} twice")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+@dataclass(frozen=True)
+class TraceConfig:
+    """Choose a synaptic trace, whatever the delay of a layer turns out to be.
+
+    Attributes:
+        kind: a key of `TRACES`, or module:Class.
+        order: number of states, for the kinds that have a choice; None for 5. A cascade of order 1 is the
+            classical trace.
+        normalization: "area" or "peak", see `Trace`.
+        options: what else the kind's `from_delay` takes, by name: `decay` of "et", `ratio` of "ltp-ltd",
+            `discretization` of "cet". What is None or its default is left out.
+
+    Raises:
+        ValueError: for an unknown kind, a value that it refuses, or an option that it does not have.
     """
 
     kind: str = "cet"
     order: int | None = None
-    decay: float | None = None
     normalization: Normalization = "peak"
-    discretization: Discretization = "exact"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in TRACES:
-            raise unknown("trace", self.kind, TRACES)
-        kind = TRACES[self.kind]
-        classical = self.kind == "et" or (self.kind == "cet" and self.order == 1)
+        known = find_trace(self.kind).options
+        given = {name: value for name, value in self.options.items() if value is not None}
+        for name, value in given.items():
+            if name not in known or name in ("order", "normalization"):
+                takers = [repr(kind) for kind, entry in traces().items() if name in entry.options]
+                hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
+                raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
+        object.__setattr__(self, "options", {name: v for name, v in given.items() if v != known[name]})
         if self.order is not None:
+            check_whole(self.order, "order")
+            object.__setattr__(self, "order", int(self.order))
             if self.order < 1:
                 raise ValueError(f"order must be at least 1, got {self.order}")
-            if not kind.takes_order and not (self.kind == "et" and self.order == 1):
-                raise ValueError(f"order {self.order} has no meaning for trace {self.kind!r}; leave it out")
-            if kind.takes_order and not classical:
-                check_order(self.order, f"trace {self.kind!r}")
-        if self.decay is not None:
-            if not classical:
-                raise ValueError(f"decay has no meaning for trace {self.kind!r}: only 'et' takes one")
-            if not 0 < self.decay < 1:
-                raise ValueError(f"decay must lie strictly between 0 and 1, got {self.decay:g}")
-        if self.discretization != "exact" and (self.kind != "cet" or classical):
-            raise ValueError(
-                f"discretization {self.discretization!r} has no meaning for trace {self.kind!r}: only a cascade "
-                "of order 2 or more has a choice"
-            )
-        check_discretization(self.discretization)
-        if self.kind != "none":
-            ET(0.5, self.normalization)  # refuses an unknown normalisation
+        trace = self.build(_ANY_DELAY)  # which refuses options that cannot be
+        if self.order not in (None, getattr(trace, "states", None)):
+            raise ValueError(f"order {self.order} has no meaning for trace {self.kind!r}; leave it out")
 
     @classmethod
     def for_delay(
@@ -133,12 +195,14 @@ class TraceConfig:
         *,
         stacked: bool = False,
         discretization: Discretization = "exact",
+        options: Mapping[str, Any] | None = None,
     ) -> TraceConfig:
-        """The trace of a run whose credit arrives `delay` seconds late: a cascade unless told otherwise.
+        """Return the choice for a run whose credit arrives `delay` seconds late: a cascade unless told otherwise.
 
         Raises:
-            ValueError: also for options that have no meaning without a delay, or if "none" is to bridge one.
+            ValueError: also for options that have no meaning without a delay, and for "none" with one.
         """
+        check_discretization(discretization)
         if not delay:
             if kind not in (None, "none"):
                 raise ValueError(
@@ -150,15 +214,8 @@ class TraceConfig:
             raise ValueError(
                 "trace 'none' is backpropagation without delay: leave the delay out, or choose a trace"
             )
-        if order is not None:
-            check_whole(order, "order")
-        return cls(
-            kind or ("cet" if delay else "none"),
-            None if order is None else int(order),
-            None if decay is None else float(decay),
-            normalization,
-            discretization,
-        )
+        named = {"decay": decay, "discretization": None if discretization == "exact" else discretization}
+        return cls(kind or ("cet" if delay else "none"), order, normalization, named | dict(options or {}))
 
     @property
     def states(self) -> int:
@@ -166,13 +223,24 @@ class TraceConfig:
         return DEFAULT_ORDER if self.order is None else self.order
 
     def build(self, delay_steps: int) -> Trace | None:
-        """The trace of a layer that waits `delay_steps` for credit: none where it does not wait at all."""
-        return TRACES[self.kind].build(self, delay_steps) if delay_steps else None
+        """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all."""
+        kind = find_trace(self.kind)
+        if kind.trace is None or not delay_steps:
+            return None
+        common = {"order": self.states, "normalization": self.normalization}
+        taken = {name: value for name, value in common.items() if name in kind.options}
+        return kind.trace.from_delay(delay_steps, **taken, **self.options)
 
     @property
     def label(self) -> str:
-        """Short name for folders and legends: cet5, et, et0.99, perfect."""
-        if self.kind == "et" or (self.kind == "cet" and self.order == 1):
-            return "et" if self.decay is None else f"et{self.decay:g}"
-        name = self.kind if self.discretization == "exact" else f"{self.discretization}-{self.kind}"
-        return f"{name}{self.states}" if TRACES[self.kind].takes_order else name
+        """Short name for folders and legends: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
+        trace = self.build(_ANY_DELAY)  # a cascade of order 1 is named for what it is
+        label = next((name for name, kind in TRACES.items() if kind.trace is type(trace)), self.kind)
+        label = "none" if trace is None else re.sub(r"[^\w.-]+", "-", label) + str(getattr(trace, "order", ""))
+        for name, value in self.options.items():
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, str):
+                label = f"{shown}-{label}"
+            else:
+                label += shown if name == "decay" else f"-{name}{shown}"
+        return label

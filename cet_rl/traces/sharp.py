@@ -53,28 +53,8 @@ def sharpest_speed(dynamics: Dynamics, delay_steps: int, low: float, high: float
     return float(np.exp(found.x))
 
 
-def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArray]:
-    """One step of a Legendre delay network (Voelker, Kajić & Eliasmith 2019), the input held over the step.
-
-    θ ẋ = A x + B h with A_ij = (2i+1) (-1 if i < j else (-1)^{i-j+1}), B_i = (2i+1) (-1)^i.
-
-    Args:
-        order: n, the number of Legendre polynomials.
-        window: θ in steps.
-
-    Returns:
-        M, shape (n, n), and K, shape (n,).
-    """
-    i, j = np.indices((order, order))
-    A = (2 * i + 1) * np.where(i < j, -1.0, (-1.0) ** (i - j + 1)) / window
-    B = (2 * np.arange(order) + 1) * (-1.0) ** np.arange(order) / window
-    M: FloatArray = scipy.linalg.expm(A)
-    K: FloatArray = scipy.linalg.solve(A, (M - np.eye(order)) @ B)
-    return M, K
-
-
 @dataclass(frozen=True)
-class _SharpReadout(Trace):
+class SharpReadout(Trace):
     """What the two kinds share: everything but the dynamics."""
 
     order: int
@@ -104,7 +84,7 @@ class _SharpReadout(Trace):
 
 
 @dataclass(frozen=True)
-class SharpCET(_SharpReadout):
+class SharpCET(SharpReadout):
     """The cascade of `CET`, but the synapse reads a weighted sum of all its stages instead of the last.
 
     The rate is the one that remembers best: about 1.24 (n-1)/D at order 10. The kernel has negative lobes and
@@ -126,28 +106,8 @@ class SharpCET(_SharpReadout):
         return _sharp_cascade(self.order, self.delay_steps)[1]
 
 
-@dataclass(frozen=True)
-class Legendre(_SharpReadout):
-    """The states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
-
-    The window is the one that remembers best: about 1.09 D at order 10.
-
-    Attributes:
-        order: n ≥ 2.
-        delay_steps: D ≥ 1.
-        normalization: see `Trace`.
-    """
-
-    @property
-    def window(self) -> float:
-        """θ, in steps."""
-        return _sharp_legendre(self.order, self.delay_steps)[0]
-
-    def _unscaled(self) -> Transition:
-        return _sharp_legendre(self.order, self.delay_steps)[1]
-
-
-def _sharpest(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> tuple[float, Transition]:
+def sharpest_transition(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> tuple[float, Transition]:
+    """Return the speed in [low, high] that remembers best, and (M, K, C) with the sharpest readout, unscaled."""
     speed = sharpest_speed(dynamics, delay_steps, low, high)
     M, K = dynamics(speed)
     return speed, Transition(M, K, sharpest_readout(M, K, delay_steps)[0])
@@ -156,13 +116,6 @@ def _sharpest(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> 
 @lru_cache(maxsize=256)
 def _sharp_cascade(order: int, delay_steps: int) -> tuple[float, Transition]:
     peak_at_delay = (order - 1) / delay_steps
-    return _sharpest(
+    return sharpest_transition(
         lambda rate: cascade_transition(order, rate), delay_steps, peak_at_delay / 3, peak_at_delay * 5
-    )
-
-
-@lru_cache(maxsize=256)
-def _sharp_legendre(order: int, delay_steps: int) -> tuple[float, Transition]:
-    return _sharpest(
-        lambda window: legendre_transition(order, window), delay_steps, delay_steps / 3, delay_steps * 5
     )
