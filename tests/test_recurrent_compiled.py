@@ -15,10 +15,7 @@ from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
 from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
 from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
 from cet_rl.recurrent.rules.synthetic import DNI, DNIb
-from cet_rl.traces.cascade import CET
-from cet_rl.traces.exponential import ET
-from cet_rl.traces.perfect import PerfectMemory
-from cet_rl.traces.sharp import Legendre, SharpCET
+from cet_rl.traces import CET, ET, Legendre, PerfectMemory, SharpCET
 
 STEPS = 60
 RULES = {
