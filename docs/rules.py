@@ -112,7 +112,7 @@ def run(name: str, seeds: str = "5") -> None:
             folder = folder_of(name, arm, seed)
             words = [study.task, *shlex.split(options), "--seed", str(seed)]
             print("cet-rl train", *words, "--resume --run-dir", folder, flush=True)
-            train(parse_arguments(words).learning, folder, resume=True, quiet=True)  # here: starting takes longer
+            train(parse_arguments(words).config, folder, resume=True, quiet=True)  # here: starting takes longer
 
 
 def collect(name: str) -> None:
@@ -163,7 +163,7 @@ def draw(name: str) -> None:
         axes.set_ylabel("loss, mean of seeds ± standard error")
         axes.set_ylim(study.shown)
         axes.set_title(f"{study.title}; {RULES[rule][0]}" if rule else study.title, fontsize=10)
-        for label, floor in build_task(study.task, parse_arguments([study.task]).learning).baselines.items():
+        for label, floor in build_task(study.task, parse_arguments([study.task]).config).baselines.items():
             axes.axhline(floor, color="0.4", linewidth=0.8, linestyle=":")
             place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
             axes.annotate(label, (1, floor), **place)

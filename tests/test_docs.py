@@ -92,7 +92,7 @@ def test_commands_parse(command, tmp_path):
     run = tmp_path / "runs" / "CartPole-v1-cet5-8s-0"  # what one of them resumes
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("task: CartPole-v1\ndelay: 8\n")
-    task = parse_arguments(shlex.split(command)).learning.task
+    task = parse_arguments(shlex.split(command)).config.task
     assert task in named_tasks() or "-v" in task
 
 

@@ -72,7 +72,7 @@ def test_every_row_is_a_configuration_that_is_found(table, row):
         assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
         command = [task, "--config", "paper", "--delay", f"{row.delay:g}", *["--stacked"] * table.stacked]
         parsed = parse_arguments([*command, *(["--order", str(row.order)] if row.order else [])])
-        assert (parsed.learning, parsed.note) == (config, line)
+        assert (parsed.config, parsed.note) == (config, line)
 
 
 @rows_of(table for table in TABLES.values() if task_kind_of(table.tasks[0]) is RL)

@@ -53,11 +53,11 @@ def finished(tmp_path_factory):
 
 
 def test_the_defaults_are_the_paper_s_setting():
-    config = parse_arguments(["add"]).learning
+    config = parse_arguments(["add"]).config
     wanted = {"rule": "rflo", "lags": (3, 5), "units": 32, "alpha": 0.5, "lr": 1e-3, "total_steps": 100_000}
     assert {name: getattr(config, name) for name in wanted} == wanted
     assert (config.batch_size, config.update_every, config.delay, config.activation) == (1, 1, 0.0, "tanh")
-    late = parse_arguments(["late-add"]).learning
+    late = parse_arguments(["late-add"]).config
     assert (late.lags, late.timing.layer_delays) == ((2, 4), (20, 20))
     cell = make("mimic").online.cell
     assert (cell.inputs, cell.outputs, cell.output) == (32, 32, "linear")
@@ -356,7 +356,7 @@ def test_add_is_learned_as_well_as_with_the_authors_code(rule, theirs, tolerance
 def test_a_cascade_learns_across_twenty_steps_and_a_classical_trace_does_not():
     losses = {}
     for options in ("--order 10", "--trace et"):
-        config = parse_arguments(["late-add", "--rule", "rflo", *options.split()]).learning
+        config = parse_arguments(["late-add", "--rule", "rflo", *options.split()]).config
         losses[options] = []
         for seed in (1, 2, 3):
             learner = SequenceLearner(resolve(replace(config, seed=seed)))

@@ -1127,7 +1127,7 @@ def test_commands_repeat_a_run(config):
     task_kind = {RLConfig: "rl", VisionConfig: "vision", RecurrentConfig: "recurrent"}[type(config)]
     presentation = PRESENTATIONS[task_kind]
     line = command(config, presentation)
-    parsed = parse_arguments([*shlex.split(line)[2:], "--seed", str(config.seed)]).learning
+    parsed = parse_arguments([*shlex.split(line)[2:], "--seed", str(config.seed)]).config
     filled = {name: getattr(parsed, source) for name, source in presentation.defaults.items()}
     assert replace(parsed.with_trace(), **filled, device="cpu", threads=1) == config
     assert "--device" not in line

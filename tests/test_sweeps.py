@@ -97,7 +97,7 @@ def test_seeds_that_are_none(value, words):
 
 REFUSALS = [
     ("task: digits\ngird: {delay: [1]}", ["unknown key 'gird'", "did you mean grid?"]),
-    ("task: digits\ngrid: {dely: [1]}", ["study.yaml, grid: unknown key 'dely'", "'delay'"]),
+    ("task: digits\ngrid: {dely: [1]}", ["study.yaml, grid: unknown key 'dely'", "did you mean delay"]),
     ("task: digits\narms: [{order: 2}, {oder: 5}]", ["study.yaml, arm 2: unknown key 'oder'"]),
     ("task: digits\nquick: {total_step: 5}", ["study.yaml, quick: unknown key 'total_step'"]),
     ("task: digits\ndelay: 1\ngrid: {delay: [1, 2]}", ["delay is set for all cells and in the grid"]),

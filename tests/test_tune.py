@@ -120,7 +120,7 @@ def test_a_search_scores_the_mean_over_seeds_and_writes_the_best(tmp_path, capfd
     assert (
         f"test_loss {best.value:.6g} over seeds 0, 1 (trial {best.number})" in search.folder.best_file.read_text()
     )
-    found = parse_arguments(["add", "--config", str(search.folder.best_file), "--seed", "7"]).learning
+    found = parse_arguments(["add", "--config", str(search.folder.best_file), "--seed", "7"]).config
     assert (found.lr, found.units, found.seed) == (best.params["lr"], 4, 7)
 
 
@@ -290,7 +290,7 @@ def test_choices_come_back_as_they_are_in_the_file(tmp_path):
         ({"pruner": "mean"}, "pruner must be one of median"),
         ({"lr": 0.1}, "lr is also set for all trials"),
         ({"space": {"total_steps": {"low": 1, "high": 2}}}, "total_steps cannot be searched"),
-        ({"space": {"num_envs": {"low": 1, "high": 2}}}, "num_envs is no option of add"),
+        ({"space": {"num_envs": {"low": 1, "high": 2}}}, "unknown option of add .num_envs."),
         ({"space": {"lr": 0.1}}, "must be {low"),
         ({"space": {"lr": {"low": 0.1}}}, "needs low and high"),
         ({"space": {"lr": {"low": 0.1, "high": 0.1}}}, "low must be less than high"),

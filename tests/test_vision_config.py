@@ -231,7 +231,7 @@ PAPER_ROWS = [
 )
 def test_the_paper_s_rows(line, lr, weight_decay, batch, salience, warmup, total):
     parsed = parse_arguments([*line.split(), "--config", "paper"])
-    config = parsed.learning
+    config = parsed.config
     assert (config.lr, config.weight_decay, config.batch_size) == (lr, weight_decay, batch)
     assert (config.salience, config.warmup, config.total_steps) == (salience, warmup, total)
     assert (config.step_ms, config.normalization, config.max_grad_norm) == (200.0, "area", 0.5)
@@ -246,7 +246,7 @@ def test_the_paper_s_rows(line, lr, weight_decay, batch, salience, warmup, total
 
 def test_options_go_over_the_paper_s_row():
     line = "mnist --delay 2 --order 10 --config paper --lr 5e-4 --hidden 64 --streaming"
-    config = parse_arguments(line.split()).learning
+    config = parse_arguments(line.split()).config
     assert (config.lr, config.hidden, config.streaming, config.weight_decay) == (5e-4, (64,), True, 1e-2)
 
 
@@ -290,7 +290,7 @@ def test_a_file_s_values(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(
         "task: digits\ndelay: 2\norder: 6\nhidden: [32]\nchannels: []\nsalience: 0.5\nlr: 1e-2\n"
     )
-    config = parse_arguments(["--config", "mine.yaml", "--order", "4"]).learning
+    config = parse_arguments(["--config", "mine.yaml", "--order", "4"]).config
     assert config == VisionConfig(
         "digits", delay=2.0, order=4, hidden=(32,), channels=(), salience=0.5, lr=1e-2, total_steps=1000
     )
@@ -300,11 +300,11 @@ def test_a_file_s_values(tmp_path, monkeypatch):
 
 def test_tuned_defaults():
     assert tuned_defaults("digits", VisionConfig) == {"total_steps": 1000}
-    assert parse_arguments(["digits"]).learning == VisionConfig("digits", total_steps=1000)
-    assert parse_arguments(["digits", "--total-steps", "9"]).learning.total_steps == 9
+    assert parse_arguments(["digits"]).config == VisionConfig("digits", total_steps=1000)
+    assert parse_arguments(["digits", "--total-steps", "9"]).config.total_steps == 9
     for task in set(DATASETS) - {"digits"}:
         assert tuned_defaults(task, VisionConfig) == {}
-        assert parse_arguments([task]).learning == VisionConfig(task)
+        assert parse_arguments([task]).config == VisionConfig(task)
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1000, 0.1), (50, 0.2), (7, 0.5), (20_000, 0.1), (1000, 0.999)])

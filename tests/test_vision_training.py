@@ -426,7 +426,7 @@ def test_validation_has_names_of_its_own(tmp_path, capsys):
 @pytest.mark.parametrize("options", [[], ["--streaming"], ["--salience", "0.5"]], ids=" ".join)
 def test_every_kind_of_trace_trains(digits, kind, options):
     line = ["digits", "--hidden", "16", "--delay", "0.6", "--trace", kind, "--lr", "1e-2", "--total-steps", "60"]
-    learner = ImageLearner(resolve(parse_arguments([*line, *options]).learning), digits)
+    learner = ImageLearner(resolve(parse_arguments([*line, *options]).config), digits)
     losses = [learner.advance(measure=step > 10).item() for step in range(60)]
     assert np.isfinite(losses).all()
     assert learner.test()[0] > 0.25
@@ -798,7 +798,7 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
 @pytest.mark.parametrize("step", [0, 1, 11, 12], ids="at {}".format)
 def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
     """Also between epochs of eleven batches, and before the first update."""
-    config = resolve(parse_arguments(["digits", "--hidden", "16", "--total-steps", "30", *WAYS[way]]).learning)
+    config = resolve(parse_arguments(["digits", "--hidden", "16", "--total-steps", "30", *WAYS[way]]).config)
     learner, other = (ImageLearner(config, digits) for _ in range(2))
     for _ in range(step):
         learner.advance(measure=True)
@@ -820,7 +820,7 @@ def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
 
 def accuracy(data, line):
     """On the test set, after a run by the command's arguments."""
-    config = resolve(replace(parse_arguments(line.split()).learning, alignment=False))
+    config = resolve(replace(parse_arguments(line.split()).config, alignment=False))
     learner = ImageLearner(config, data.to(config.device))
     for _ in range(config.total_steps):
         learner.advance()

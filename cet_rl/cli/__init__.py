@@ -1,30 +1,37 @@
-"""The command line: a module for each command, imported when it is called."""
+"""The command line: one module for each command, imported when it is called."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from cet_rl import __version__
-from cet_rl.runs.values import unknown
+from cet_rl.runs.values import flag, unknown
+
+T = TypeVar("T")
 
 USAGE = """\
 cet-rl: learning when credit arrives late
 
-  cet-rl train TASK [--delay S] [--order N] [--trace KIND] …   learn; every option: cet-rl train TASK --help
-  cet-rl sweep FILE [--workers N] [--quick] [--status]         many runs from one file, resumed when typed again
-  cet-rl tune FILE [--trials N] [--workers N] [--storage URL]  search for hyper-parameters, with Optuna
+  cet-rl train TASK [--delay S] [--order N] [--trace KIND] …   learn; for every option: cet-rl train TASK --help
+  cet-rl sweep FILE [--workers N] [--quick] [--status]         make many runs from one file; repeat it to resume
+  cet-rl tune FILE [--trials N] [--workers N] [--storage URL]  search for hyper-parameters with Optuna
   cet-rl eval RUN [--episodes N] [--seed N]                    evaluate what a run has learned
-  cet-rl report RUNS... [--out DIR] [--claims]                 figures and tables of many runs as one HTML file, or
-                                                               what they say of the papers' claims
+  cet-rl report RUNS... [--out DIR] [--claims]                 turn many runs into a page of figures and tables, or
+                                                               compare them with the papers' claims
   cet-rl list [agents|envs|datasets|tasks|rules|traces|configs]
-                                                               show what there is
+                                                               list what is available
   cet-rl rules [RULE ...] [--format F] [--output FILE]         audit learning rules of recurrent networks
   cet-rl --version
 
-Example: CartPole across an eight-second credit delay, five states a synapse
+Example: CartPole with credit that arrives eight seconds late, and five trace states a synapse
   cet-rl train CartPole-v1 --delay 8 --order 5
 """
 
@@ -49,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
 
     Returns:
-        The exit status: 0, 1 if cells of a sweep have failed, 2 for bad input (with one line on stderr), 130 after
+        The exit status: 0, 1 if jobs of a sweep have failed, 2 for bad input (with one line on stderr), 130 after
         Ctrl-C.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -67,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
@@ -77,6 +84,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def refuse(reason: str) -> int:
-    """Print one line on stderr; the exit status for bad input."""
+    """Print one line on stderr, and return the exit status for bad input."""
     print(f"cet-rl: error: {reason}", file=sys.stderr)
     return EXIT_BAD_INPUT
+
+
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    options: Collection[str] | None = None,
+    default: T | None = None,
+) -> T:
+    """Parse a command's arguments into a dataclass; `--help` prints and exits.
+
+    Args:
+        kind: the dataclass.
+        arguments: of the command.
+        prog: the command as it is typed.
+        description: of the command, for its help.
+        options: names of its options; None for the dataclass' fields.
+        default: holds the values of options that are not given; None for the dataclass' defaults.
+
+    Raises:
+        ValueError: for arguments that do not fit, in one line.
+    """
+    import tyro  # takes a tenth of a second, which `cet-rl --help` need not wait for
+
+    known = {"help", *({item.name for item in fields(kind)} if options is None else options)}  # type: ignore[arg-type]
+    for name in options_among(arguments):
+        if name not in known and name.removeprefix("no_") not in known:
+            prefix = "no_" * name.startswith("no_")
+            raise unknown(
+                "option", flag(name), [flag(prefix + each) for each in sorted(known)], f"see {prog} --help"
+            )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            values: dict[str, Any] = {"prog": prog, "description": description, "default": default}
+            parsed: T = tyro.cli(kind, args=list(arguments), **values)
+            return parsed
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        reason = _one_line(printed.getvalue()) or "these arguments do not fit"
+        stray = re.fullmatch(r"Unrecognized options: (.*)", reason)
+        raise ValueError(f"unexpected {stray[1]}: usage is {prog} [OPTIONS]" if stray else reason) from None
+
+
+def options_among(arguments: Sequence[str]) -> list[str]:
+    """Return the options that are given, as names of fields, or with no_ before them."""
+    return [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+
+
+def _one_line(box: str) -> str:
+    # tyro draws a box with a title, what is wrong, a rule, and hints. Only what is wrong is of interest.
+    lines: list[str] = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        if line.startswith("╭") or not line.strip("│╰╯ \t"):
+            continue
+        text = line.strip("│╰╯ \t")
+        if set(text) <= {"─"} or text.startswith("Got errors"):
+            break
+        lines.append(text)
+    return re.sub(r"^Error parsing [A-Za-z]+: ", "", " ".join(lines))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from cet_rl.cli.options import parse
+from cet_rl.cli import parse
 from cet_rl.runs.config import check_seed
 from cet_rl.runs.folder import read_run
 from cet_rl.runs.task_kinds import TaskKind

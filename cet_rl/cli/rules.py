@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from cet_rl.cli.options import parse
+from cet_rl.cli import parse
 from cet_rl.runs.files import replacing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from cet_rl.cli.options import parse
+from cet_rl.cli import parse
 
 
 @dataclass(frozen=True)

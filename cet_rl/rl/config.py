@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cet_rl.agents.hyperparameters import check_hyperparameters
-from cet_rl.runs.config import LayeredConfig, Mark, Task
+from cet_rl.runs.config import LayeredConfig, Mark
 
 CONVOLUTIONS = 3
 """Of a convolutional actor: `cet_rl.agents.networks.CHANNELS`, which need not be imported for this."""
@@ -17,7 +17,7 @@ CONVOLUTIONS = 3
 class RLConfig(LayeredConfig):
     """What to learn, and how."""
 
-    task: Task
+    task: str
     """Gymnasium id, such as CartPole-v1; module:Id-v0 imports the module that registers it."""
     agent: Annotated[str, Mark.LABELLED] = "cet"
     """A name that `cet-rl list agents` shows, or module:Class."""

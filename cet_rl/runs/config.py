@@ -12,8 +12,6 @@ from enum import Enum
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
 
-import tyro
-
 from cet_rl.runs.values import checked, flag
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TraceConfig, find_trace, parse_trace_options
@@ -52,17 +50,13 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"--seed must lie in [0, 2^32), got {seed}")
 
 
-Task = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TASK")]
-"""A task's name, as the command line takes it."""
-
-
 @dataclass(frozen=True)
 class RunConfig(ABC):
     """What to learn, and how."""
 
     # The docstring above heads the options in `cet-rl train --help`. A configuration holds all that repeats a run;
     # it raises ValueError for values that are impossible or do not fit together.
-    task: Task
+    task: str
     """What to learn."""
     delay: Annotated[float, Mark.BATCHABLE] = 0.0
     """Seconds until credit reaches the synapses. 0: no delay."""

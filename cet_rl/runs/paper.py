@@ -8,6 +8,7 @@ replace nothing.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,6 +18,9 @@ from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.runs.config_files import check_values, load_yaml
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 from cet_rl.traces.registry import TraceConfig
+
+PAPER = "paper"
+"""Name of the configuration that stands for the row of the paper's tables for a task, delay and order."""
 
 BACKPROP = "backprop"
 """Stands in a row's `order` for the baseline without delay."""
@@ -103,6 +107,22 @@ def paper_tables() -> tuple[PaperTable, ...]:
     folder = resources.files("cet_rl") / "configs" / "paper"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return tuple(_read(file.read_text(encoding="utf-8"), file.name.removesuffix(".yaml")) for file in files)
+
+
+def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the row of the paper's tables for a configuration, and a line about it; see `paper_cell`.
+
+    Args:
+        values: of the configuration, those that are given.
+
+    Raises:
+        ValueError: for an agent that the paper does not have, or if it has no such row.
+    """
+    if values.get("agent", "cet") != "cet":
+        raise ValueError(
+            f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
+        )
+    return paper_cell(**{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values})
 
 
 def paper_cell(

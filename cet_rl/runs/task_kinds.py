@@ -215,10 +215,7 @@ def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = Non
         ValueError: for values that are impossible or do not fit together.
     """
     kind = task_kind_of(values["task"]).config()
-    return kind(**{**(_tuned_defaults(values["task"], kind) if base is None else base), **values})
-
-
-_tuned_defaults = cache(tuned_defaults)
+    return kind(**{**(tuned_defaults(values["task"], kind) if base is None else base), **values})
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
-from functools import cache
 from importlib import resources
-from typing import Any
 
 from cet_rl import __version__
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.config_files import check_values, tuned_defaults
+from cet_rl.runs.config_files import check_values
 from cet_rl.runs.folder import default_path
-from cet_rl.runs.paper import paper_cell
-from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind, check_spelling, refuse_foreign, task_kind_of
+from cet_rl.runs.paper import paper_values
+from cet_rl.runs.task_kinds import (
+    RL,
+    TASK_KINDS,
+    TaskKind,
+    build_config,
+    check_spelling,
+    refuse_foreign,
+    task_kind_of,
+)
 from cet_rl.sweeps.file import Asked, Spec
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
@@ -147,31 +153,9 @@ def _config(asked: Asked, where: str) -> RunConfig:
         raise ValueError(f"{where}: {error}") from None
     values = check_values(settings, where, task_kind.config())
     try:
-        base = _paper(values) if asked.paper else _tuned(task, task_kind)
-        return task_kind.config()(**{**base, **values})
+        return build_config(values, paper_values(values)[0] if asked.paper else None)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-
-
-@cache
-def _tuned(task: str, task_kind: TaskKind) -> dict[str, Any]:
-    return tuned_defaults(task, task_kind.config())
-
-
-def _paper(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of the paper's tables that a cell names."""
-    if values.get("agent", "cet") != "cet":
-        raise ValueError(
-            f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
-        )
-    row, _ = paper_cell(
-        values["task"],
-        delay=values.get("delay", 0.0),
-        order=values.get("order"),
-        stacked=values.get("stacked", False),
-        trace=values.get("trace"),
-    )
-    return row
 
 
 def _pair(first: Asked, second: Asked) -> str:

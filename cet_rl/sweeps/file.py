@@ -25,11 +25,9 @@ from typing import Any
 
 from cet_rl.runs.config import check_seed
 from cet_rl.runs.config_files import read_mapping
+from cet_rl.runs.paper import PAPER
 from cet_rl.runs.task_kinds import TASK_KINDS
 from cet_rl.runs.values import unknown
-
-PAPER = "paper"
-"""The only `config` that a sweep can start from."""
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
 """Of the file of a sweep that are no options of `cet-rl train`."""
