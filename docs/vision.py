@@ -24,7 +24,7 @@ from results import NAMES, draw_heatmap, read, save, write
 
 from cet_rl.report.plots import ALIGNMENT, Curve, draw_curves, read_run
 from cet_rl.runs.folder import MetricsTable
-from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.paper import paper_row
 
 ACCURACY = "test/accuracy"
 NAMES = {**NAMES, "none": ("backpropagation, no delay", "0.6"), "cet6": ("CET 6", "C0")}
@@ -71,7 +71,7 @@ class Study:
             yield "none", "", 0, shlex.split(f"{self.undelayed} {self.common} --seed 0")
         for delay in self.delays:
             for arm, (own, order) in TRACES.items():
-                row, _ = paper_cell(self.task, delay=delay, order=order, stacked=self.stacked)
+                row, _ = paper_row(self.task, delay=delay, order=order, stacked=self.stacked)
                 rates = f"--lr {row['lr']} --weight-decay {row['weight_decay']}"
                 shared = f"--delay {delay:g} {'--stacked' * self.stacked} {own} {rates} {self.common}"
                 for seed in self.seeds.get((arm, delay), (0,)):

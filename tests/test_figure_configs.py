@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cet_rl.runs.config_files import package_configs
-from cet_rl.runs.paper import paper_cell, paper_tables
+from cet_rl.runs.paper import paper_row, paper_tables
 from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, task_kind_of
 from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_spec
@@ -108,7 +108,7 @@ def test_cascades_of_the_figures_have_the_rates_of_the_tables(name):
         _, config = configuration(cell)
         if config.trace_config.kind not in ("cet", "et"):
             continue
-        row, _ = paper_cell(
+        row, _ = paper_row(
             config.task, delay=config.delay, order=config.trace_config.states, stacked=config.stacked
         )
         assert {key: getattr(config, key) for key in row} == row

@@ -11,7 +11,7 @@ import yaml
 from cet_rl.cli.train import parse_arguments
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import paper
-from cet_rl.runs.paper import paper_cell, paper_tables
+from cet_rl.runs.paper import paper_row, paper_tables
 from cet_rl.runs.task_kinds import RL, task_kind_of
 from cet_rl.traces.registry import DEFAULT_ORDER
 
@@ -65,7 +65,7 @@ def rows_of(tables):
 @rows_of(TABLES.values())
 def test_every_row_is_a_configuration_that_is_found(table, row):
     for task in table.tasks:
-        values, line = paper_cell(task, delay=row.delay, order=row.order, stacked=table.stacked)
+        values, line = paper_row(task, delay=row.delay, order=row.order, stacked=table.stacked)
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
         config = task_kind_of(task).config()(**values)
@@ -154,7 +154,7 @@ RETROGRADE = [
 )
 def test_cells_read_from_the_paper(stacked, cell):
     task, delay, order, lr, decay, normalization = cell
-    values, _ = paper_cell(task, delay=delay, order=order, stacked=stacked)
+    values, _ = paper_row(task, delay=delay, order=order, stacked=stacked)
     assert (values["lr"], values.get("decay"), values["normalization"]) == (lr, decay, normalization)
     assert values.get("delay", 0) == delay
     assert values.get("order") == order
@@ -188,7 +188,7 @@ def test_cells_read_from_the_paper(stacked, cell):
     ],
 )
 def test_cells_of_data_sets_read_from_the_paper(task, delay, order, lr, weight_decay):
-    values, _ = paper_cell(task, delay=delay, order=order, stacked=delay == 120)
+    values, _ = paper_row(task, delay=delay, order=order, stacked=delay == 120)
     assert (values["lr"], values["weight_decay"], values.get("decay")) == (lr, weight_decay, None)
 
 
@@ -215,7 +215,7 @@ def test_what_the_rows_of_an_environment_share(task, total_steps, num_envs, n_st
 
 def test_what_is_asked_for_in_other_words():
     def cell(**asked):
-        return paper_cell("CartPole-v1", **asked)
+        return paper_row("CartPole-v1", **asked)
 
     assert cell() == cell(delay=0.0, trace="none")
     assert cell(delay=8) == cell(delay=8, order=DEFAULT_ORDER, trace="cet")
@@ -228,20 +228,20 @@ def test_what_is_asked_for_in_other_words():
 
 def test_the_line_that_says_which_row_it_is():
     assert (
-        paper_cell("LunarLander-v3", delay=32, order=8)[1]
+        paper_row("LunarLander-v3", delay=32, order=8)[1]
         == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
     )
-    assert paper_cell("CartPole-v1")[1] == "paper, Table 6: CartPole-v1, no delay, backprop: lr 9e-4"
+    assert paper_row("CartPole-v1")[1] == "paper, Table 6: CartPole-v1, no delay, backprop: lr 9e-4"
     assert (
-        paper_cell("CartPole-v1", delay=120, order=1, stacked=True)[1]
+        paper_row("CartPole-v1", delay=120, order=1, stacked=True)[1]
         == "paper, Table 7: CartPole-v1, 120 s a layer, classical trace, decay 0.9: lr 1e-4"
     )
     assert (
-        paper_cell("mnist", delay=0.6, order=6)[1]
+        paper_row("mnist", delay=0.6, order=6)[1]
         == "paper, Table 2: mnist, 0.6 s, CET order 6: lr 1e-3, weight decay 1e-1"
     )
     assert (
-        paper_cell("mnist", delay=10, order=1)[1]
+        paper_row("mnist", delay=10, order=1)[1]
         == "paper, Table 2: mnist, 10 s, classical trace: lr 1e-4, weight decay 0"
     )
 
@@ -274,7 +274,7 @@ def test_the_line_that_says_which_row_it_is():
 )
 def test_what_the_paper_does_not_have_is_refused(task, asked, words):
     with pytest.raises(ValueError, match=r".") as refusal:
-        paper_cell(task, **asked)
+        paper_row(task, **asked)
     for word in words:
         assert word in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -288,7 +288,7 @@ def test_a_key_that_is_none_is_refused_with_its_place():
 
 def test_looking_up_a_cell_does_not_import_torch():
     code = (
-        "import sys; from cet_rl.runs.paper import paper_cell; paper_cell('mnist', delay=1, order=2); "
-        "paper_cell('CartPole-v1', delay=8); sys.exit('torch' in sys.modules)"
+        "import sys; from cet_rl.runs.paper import paper_row; paper_row('mnist', delay=1, order=2); "
+        "paper_row('CartPole-v1', delay=8); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

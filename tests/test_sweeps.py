@@ -9,7 +9,7 @@ import yaml
 from sweep_fakes import fake
 
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.paper import paper_row
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import parse_seeds, read_spec
 from cet_rl.sweeps.folder import SweepFolder
@@ -174,7 +174,7 @@ def test_cells_of_the_paper(tmp_path):
     arms = "arms: [{order: 1}, {order: 8, lr: 1.0}, {trace: perfect, config: null}]"
     text = f"task: LunarLander-v3\nconfig: paper\ngrid: {{delay: [4, 32]}}\n{arms}\nhidden: [8]"
     cells = cells_of(tmp_path, text)
-    row, _ = paper_cell("LunarLander-v3", delay=32.0, order=1)
+    row, _ = paper_row("LunarLander-v3", delay=32.0, order=1)
     assert {key: cells[1].values[key] for key in ("lr", "decay", "lam", "total_steps")} == {
         key: row[key] for key in ("lr", "decay", "lam", "total_steps")
     }

@@ -18,7 +18,7 @@ from cet_rl.agents import CETActorCritic
 from cet_rl.rl import zoo
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config_files import read_config, tuned_defaults
-from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.paper import paper_row
 
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
 HYPERPARAMETERS = yaml.safe_load((resources.files("cet_rl") / "configs/zoo/cet.yaml").read_text(encoding="utf-8"))
@@ -209,6 +209,6 @@ def test_cartpole_is_that_of_the_command_line():
 
 
 def test_lunar_lander_is_that_of_the_paper():
-    config = RLConfig(**paper_cell("LunarLander-v3", delay=8, order=5)[0])
+    config = RLConfig(**paper_row("LunarLander-v3", delay=8, order=5)[0])
     assert HYPERPARAMETERS["LunarLander-v3"] == as_the_zoo_says(config)
     assert not config.anneal_lr

@@ -1,4 +1,4 @@
-"""`cet-rl eval`: what a run has learned."""
+"""`cet-rl eval`: evaluate what a run has learned."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import tyro
 from cet_rl.cli import parse
 from cet_rl.runs.config import check_seed
 from cet_rl.runs.folder import read_run
-from cet_rl.runs.task_kinds import TaskKind
 from cet_rl.runs.values import flag
 
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """What to evaluate, and how. All but the run are for reinforcement learning."""
+    """What to evaluate, and how. All options are for reinforcement learning."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
     episodes: int | None = None
     """Deterministic episodes. Default 100."""
     agent: str | None = None
-    """The agent, if the run's configuration names one that is called otherwise now; as for `cet-rl train`."""
+    """The agent, if it has another name now than in the run's configuration; as for `cet-rl train`."""
     seed: int | None = None
-    """Of the evaluation's environments. Default: follows from the run's."""
+    """Seed of the environments. Default: derived from that of the run."""
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 1:
@@ -34,17 +33,9 @@ class EvalArguments:
         if self.seed is not None:
             check_seed(self.seed)
 
-    def check_for(self, task_kind: TaskKind, task: str) -> None:
-        """Raise ValueError if an option was given that means nothing for the run's kind of task."""
-        for name, value in asdict(self).items():
-            if name != "run" and value is not None and name not in task_kind.evaluation_options:
-                raise ValueError(
-                    f"{flag(name)} does not apply to a run of {task} ({task_kind.title}): leave it out"
-                )
-
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     parsed = parse(
         EvalArguments,
         arguments,
@@ -53,9 +44,13 @@ def run(arguments: Sequence[str]) -> int:
         "what it has not learned from.",
     )
     task_kind, folder, values = read_run(parsed.run)
-    parsed.check_for(task_kind, values["task"])
-    if not folder.checkpoint_file.is_file():
-        raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
     options = {name: value for name, value in asdict(parsed).items() if name != "run" and value is not None}
-    print(task_kind.evaluate_run(values, folder.checkpoint_file, **options))
+    for name in options.keys() - set(task_kind.evaluation_options):
+        raise ValueError(
+            f"{flag(name)} does not apply to a run of {values['task']} ({task_kind.title}): leave it out"
+        )
+    checkpoint = folder.checkpoint_file
+    if not checkpoint.is_file():
+        raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
+    print(task_kind.evaluate_run(values, checkpoint, **options))
     return 0

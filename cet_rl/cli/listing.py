@@ -1,4 +1,4 @@
-"""`cet-rl list`: what there is."""
+"""`cet-rl list`: list agents, environments, data sets, tasks, rules, traces and configurations."""
 
 from __future__ import annotations
 
@@ -75,9 +75,11 @@ SHELVES: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nShow what there is; everything without an argument.")
+        print(
+            f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nList what is available; everything without an argument."
+        )
         return 0
     for name in arguments:
         if name not in SHELVES:

@@ -1,4 +1,4 @@
-"""`cet-rl report`: a folder of runs as one page of figures and tables."""
+"""`cet-rl report`: turn a folder of runs into one page of figures and tables."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ReportArguments:
     out: str | None = None
     """Folder to write to. Default: the first of RUNS."""
     title: str | None = None
-    """Of the page. Default: the name of the first of RUNS."""
+    """Title of the page. Default: the name of the first of RUNS."""
     claims: bool = False
-    """Say what the runs say of the papers' claims, and of ours, instead; with --out, also write claims.md."""
+    """Check the papers' claims, and ours, on the runs instead; with --out, also write claims.md."""
     quiet: bool = False
     """Print nothing but errors."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     parsed = parse(
         ReportArguments,
         arguments,
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _claims(parsed: ReportArguments) -> int:
-    """Judge the claims on the runs, print the verdicts, and write them where --out says."""
+    """Check the claims on the runs, print the verdicts, and write them where --out says."""
     if parsed.title is not None:
         raise ValueError("--title is for the page of figures: leave it out with --claims")
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`cet-rl rules`: what learning rules of recurrent networks keep and compute, and whether a brain might."""
+"""`cet-rl rules`: audit learning rules of recurrent networks: cost, and biological plausibility."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RulesArguments:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     parsed = parse(
         RulesArguments,
         arguments,

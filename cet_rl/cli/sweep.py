@@ -1,4 +1,4 @@
-"""`cet-rl sweep`: many runs from one file."""
+"""`cet-rl sweep`: make many runs from one file."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class SweepArguments:
     run_dir: str | None = None
     """The sweep's folder. Default runs/NAME, NAME that of the file, or runs/NAME-quick."""
     workers: int | None = None
-    """Cells at a time, one thread each. Default: as many as there are processors; as many as SLURM can place."""
+    """Runs at a time, one thread each. Default: as many as there are processors, or as many as SLURM can place."""
     data_dir: str | None = None
-    """For image classification: folder with the data, in the place of the file's, as machines differ in it."""
+    """For image classification: folder with the data on this machine, in place of the file's."""
     quick: bool = False
-    """With the smaller budget that the file has under quick."""
+    """Use the smaller budget that the file gives under quick."""
     retry: bool = False
-    """Run cells that have failed again."""
+    """Repeat runs that have failed."""
     status: bool = False
-    """Print what has become of the cells and stop; write results.csv of those that are finished."""
+    """Print the state of all runs and stop; write results.csv of those that are finished."""
     launcher: Literal["local", "batch", "slurm"] = "local"
-    """Where cells run: as processes on this machine until all are done; cells of image classification, for a GPU,
-    as one batched model in one process (--workers of them at a time, default 64); or as job arrays of SLURM, which
-    the command submits and does not wait for. The folder must then lie where all nodes find it."""
+    """How to run: local, as processes on this machine until all are done; batch, image classification on a GPU, as
+    one batched model in one process (--workers of them at a time, default 64); slurm, as job arrays, which the
+    command submits and does not wait for. The folder must then lie where all nodes find it."""
     slurm: tuple[str, ...] = ()
     """KEY=VALUE ...: options of sbatch, such as partition=long time=4:00:00 mem=8G. time, by default one hour,
-    need not suffice: a cell saves its checkpoint signal-delay seconds before (default 90) and is queued again."""
+    need not suffice: a run saves its checkpoint signal-delay seconds before (default 90) and is queued again."""
     quiet: bool = False
     """Print nothing but errors."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     options = parse(
         SweepArguments,
         arguments,
         prog="cet-rl sweep",
-        description="Run every cell of a sweep: fixed settings, a grid, arms and seeds, from a YAML file. The "
-        "same command again goes on where it was: finished cells are skipped, partial ones resumed. Several at "
-        "once on one folder share the work.",
+        description="Make all runs of a sweep: fixed settings, a grid, arms and seeds, from a YAML file. The same "
+        "command resumes it: finished runs are skipped, partial ones go on. Several at once on one folder share "
+        "the work.",
     )
     from cet_rl.sweeps.build import build_or_read, check_data
     from cet_rl.sweeps.file import read_spec

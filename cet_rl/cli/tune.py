@@ -1,4 +1,4 @@
-"""`cet-rl tune`: a search for hyper-parameters."""
+"""`cet-rl tune`: search for hyper-parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TuneArguments:
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """YAML file of a search: settings, and under space the options to search."""
     trials: int | None = None
-    """How many there are to be in all, those of earlier goes included. Default: the file's trials, else 50."""
+    """Number of trials in all, those of earlier commands included. Default: the file's trials, else 50."""
     workers: int | None = None
     """Trials at a time, one thread each. Default: as many as there are processors."""
     storage: str | None = None
@@ -36,13 +36,13 @@ class TuneArguments:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command, and return its exit status."""
     options = parse(
         TuneArguments,
         arguments,
         prog="cet-rl tune",
         description="Search for hyper-parameters with Optuna. A trial is a run for each seed; one that does worse "
-        "than others on the way is stopped. The same command again goes on where it was. Writes best.yaml, a "
+        "than others on the way is stopped. The same command resumes the search. Writes best.yaml, a "
         "configuration file, and trials.csv.",
     )
     from cet_rl.sweeps.launcher import LocalLauncher

@@ -1,8 +1,7 @@
-"""The hyper-parameters of the paper's experiments (Tables 1 to 7), looked up by cell.
+"""Look up the hyper-parameters of the paper's experiments (Tables 1 to 7).
 
 `configs/paper` has a file for each task and time scale: what all of its runs share (for environments, Table 5),
-and a row for each order and delay (Tables 1 to 4, 6 and 7). They are asked for by name (`--config paper`) and
-replace nothing.
+and a row for each order and delay (Tables 1 to 4, 6 and 7). They are used only when named (`--config paper`).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ BACKPROP = "backprop"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of a table.
+    """Hold one row of a table.
 
     Attributes:
         values: keys and values of a configuration, those that all rows share included; no task.
@@ -48,7 +47,7 @@ class PaperRow:
         return float(self.values.get("delay", 0.0))
 
     def describe(self) -> str:
-        """The row in a few words: "32 s, CET order 8: lr 5e-4"."""
+        """Return a short description: "32 s, CET order 8: lr 5e-4"."""
         rate = f"lr {_short(self.values['lr'])}"
         if "weight_decay" in self.values:
             rate += f", weight decay {_short(self.values['weight_decay'])}"
@@ -63,15 +62,15 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """What the paper says about one task at one time scale.
+    """Hold the paper's hyper-parameters for one task at one time scale.
 
     Attributes:
         name: of the file.
-        source: where its values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
+        source: of its values: "Tables 5 and 6 of the paper", "Table 2 of the paper".
         table: number of the table that has the rows.
-        tasks: it holds for, all of one kind.
-        stacked: whether its time scale is that of retrograde signalling.
-        rows: in the paper's sequence.
+        tasks: the tasks that it is for, all of one kind.
+        stacked: True for the time scale of retrograde signalling.
+        rows: in the paper's order.
     """
 
     name: str
@@ -82,14 +81,14 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
 
     def find(self, delay: float, order: int | None) -> PaperRow | None:
-        """The row for a delay in seconds and an order (None: the baseline); None if there is none."""
+        """Return the row for a delay in seconds and an order (None: the baseline), or None if there is none."""
         for row in self.rows:
             if row.order == order and math.isclose(row.delay, delay, rel_tol=RELATIVE_TOLERANCE):
                 return row
         return None
 
     def describe_rows(self) -> str:
-        """What it has rows for: "delays of 2, 4 and 8 s with orders 1, 2 and 5, and backprop without delay"."""
+        """Return the rows in words: "delays of 2, 4 and 8 s with orders 1, 2 and 5, and backprop without delay"."""
         delays = sorted({row.delay for row in self.rows if row.order is not None})
         orders = sorted({row.order for row in self.rows if row.order is not None})
         text = f"{'a delay' if len(delays) == 1 else 'delays'} of {_list(delays)} s with orders {_list(orders)}"
@@ -98,7 +97,7 @@ class PaperTable:
 
 @cache
 def paper_tables() -> tuple[PaperTable, ...]:
-    """All tables, by name.
+    """Return all tables, in the order of their names.
 
     Raises:
         ValueError: for a file with a key or value that configurations of its tasks do not have, naming file, row
@@ -110,7 +109,7 @@ def paper_tables() -> tuple[PaperTable, ...]:
 
 
 def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the row of the paper's tables for a configuration, and a line about it; see `paper_cell`.
+    """Return the row of the paper's tables for a configuration, and a line about it; see `paper_row`.
 
     Args:
         values: of the configuration, those that are given.
@@ -122,13 +121,13 @@ def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
         )
-    return paper_cell(**{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values})
+    return paper_row(**{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values})
 
 
-def paper_cell(
+def paper_row(
     task: str, *, delay: float = 0.0, order: int | None = None, stacked: bool = False, trace: str | None = None
 ) -> tuple[dict[str, Any], str]:
-    """The paper's hyper-parameters for one run.
+    """Return the paper's hyper-parameters for one run.
 
     Args:
         task: Gymnasium id or data set.
@@ -138,7 +137,7 @@ def paper_cell(
         trace: None, "cet", "et" (order 1), or "none" without a delay.
 
     Returns:
-        Keys and values of a configuration, and a line that says which row they are:
+        Keys and values of a configuration, and a line that names the row:
         "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4".
 
     Raises:
@@ -187,7 +186,7 @@ def _read(text: str, name: str) -> PaperTable:
 
 
 def _short(number: float) -> str:
-    """5e-4 for 0.0005; 0 for nothing."""
+    """Return a number as short text: 5e-4 for 0.0005, 0 for 0.0."""
     if not number:
         return "0"
     mantissa, exponent = f"{number:e}".split("e")

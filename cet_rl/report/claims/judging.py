@@ -24,7 +24,7 @@ from cet_rl.report.reading import Run, RunReader
 from cet_rl.report.statistics import LEAST
 from cet_rl.report.text import counted, listed
 from cet_rl.runs.config import Mark, RunConfig
-from cet_rl.runs.paper import paper_cell
+from cet_rl.runs.paper import paper_row
 from cet_rl.runs.task_kinds import options_marked
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
@@ -208,7 +208,7 @@ def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
         return False
     order = None if trace.kind == "none" else 1 if trace.kind == "et" else trace.states
     try:
-        row, _ = paper_cell(config.task, delay=config.delay, order=order, stacked=config.stacked)
+        row, _ = paper_row(config.task, delay=config.delay, order=order, stacked=config.stacked)
     except ValueError:  # no such row
         return False
     return all(getattr(config, name) == row[name] for name in names if name in row)
