@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from cet_rl.agents import CETActorCritic
 from cet_rl.rl import zoo
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs.config_files import read_config, tuned_defaults
+from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.paper import paper_row
 
 needs_zoo = pytest.mark.skipif(importlib.util.find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed")
@@ -201,7 +201,12 @@ def as_the_zoo_says(config):
 
 
 def test_cartpole_is_that_of_the_command_line():
-    config = RLConfig(**{**tuned_defaults("CartPole-v1", RLConfig), **read_config("cartpole-8s", RLConfig)})
+    config = RLConfig(
+        **{
+            **tuned_defaults("CartPole-v1", RLConfig),
+            **check_values(read_mapping("cartpole-8s"), "cartpole-8s", RLConfig),
+        }
+    )
     wanted = as_the_zoo_says(config)
     rate = HYPERPARAMETERS["CartPole-v1"]["learning_rate"]
     assert {**HYPERPARAMETERS["CartPole-v1"], "learning_rate": float(rate.removeprefix("lin_"))} == wanted

@@ -52,5 +52,5 @@ def run(arguments: Sequence[str]) -> int:
     checkpoint = folder.checkpoint_file
     if not checkpoint.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
-    print(task_kind.evaluate_run(values, checkpoint, **options))
+    print(task_kind.training().evaluate_run(values, checkpoint, **options))
     return 0

@@ -2,72 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from cet_rl.rl.agent_registry import agents
+from cet_rl.runs.config_files import package_configs
+from cet_rl.runs.paper import PAPER
+from cet_rl.runs.task_kinds import RECURRENT, VISION
 from cet_rl.runs.values import unknown
+from cet_rl.traces.registry import traces
 
 
-def _agents() -> dict[str, str]:
-    from cet_rl.rl.agent_registry import agents
-
-    return agents()
-
-
-def _envs() -> dict[str, str]:
-    from cet_rl.envs.tasks import ready
-
-    return ready()
-
-
-def _datasets() -> dict[str, str]:
-    from cet_rl.runs.task_kinds import VISION
-
-    return dict(VISION.tasks())
-
-
-def _tasks() -> dict[str, str]:
-    from cet_rl.runs.task_kinds import RECURRENT
-
-    return dict(RECURRENT.tasks())
+SHARED = ("order", "normalization")
+"""Options of traces that `cet-rl train` has options of its own for."""
 
 
 def _rules() -> dict[str, str]:
     from cet_rl.recurrent.rules import rules
 
-    options = {name: ", ".join(f"{option}=" for option in entry.options()) for name, entry in rules().items()}
-    return {
-        name: entry.summary + (f" ({options[name]})" if options[name] else "") for name, entry in rules().items()
-    }
+    return {name: _with_options(entry.summary, entry.options()) for name, entry in rules().items()}
 
 
 def _traces() -> dict[str, str]:
-    from cet_rl.traces.registry import traces
+    own = {name: [each for each in kind.options if each not in SHARED] for name, kind in traces().items()}
+    return {name: _with_options(kind.summary, own[name]) for name, kind in traces().items()}
 
-    found = {}
-    for name, kind in traces().items():
-        own = ", ".join(f"{option}=" for option in kind.options if option not in ("order", "normalization"))
-        found[name] = f"{kind.summary} ({own})" if own else kind.summary
-    return found
+
+def _with_options(summary: str, options: Iterable[str]) -> str:
+    named = ", ".join(f"{option}=" for option in options)
+    return f"{summary} ({named})" if named else summary
 
 
 def _configs() -> dict[str, str]:
-    from cet_rl.runs.config_files import package_configs
-
-    first_lines = {
-        name: file.read_text(encoding="utf-8").splitlines()[0] for name, file in package_configs().items()
-    }
-    named = {name: line.lstrip("# ") for name, line in sorted(first_lines.items())}
-    return {**named, "paper": "the row of the paper's tables for the task, delay and order that are given"}
+    files = sorted(package_configs().items())
+    first_lines = {name: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, file in files}
+    return {**first_lines, PAPER: "the row of the paper's tables for the task, delay and order that are given"}
 
 
-SHELVES: dict[str, Callable[[], dict[str, str]]] = {
-    "agents": _agents,
-    "envs": _envs,
-    "datasets": _datasets,
-    "tasks": _tasks,
+SHELVES: dict[str, Callable[[], Mapping[str, str]]] = {
+    "agents": agents,
+    "envs": lambda: importlib.import_module("cet_rl.envs.tasks").ready(),  # imports Gymnasium
+    "datasets": VISION.tasks,
+    "tasks": RECURRENT.tasks,
     "rules": _rules,
     "traces": _traces,
     "configs": _configs,

@@ -86,12 +86,16 @@ def run(arguments: Sequence[str]) -> int:
     if options.seeds is not None:
         return _run_seeds(parsed, options.seeds)
     # Training is imported here at the earliest: it takes seconds, which `--help` and a misspelt option should not.
-    status = task_kind_of(parsed.config.task).train(
-        parsed.config,
-        options.run_dir,
-        resume=options.resume,
-        checkpoint_every=options.checkpoint_every,
-        quiet=options.quiet,
+    status = (
+        task_kind_of(parsed.config.task)
+        .training()
+        .train(
+            parsed.config,
+            options.run_dir,
+            resume=options.resume,
+            checkpoint_every=options.checkpoint_every,
+            quiet=options.quiet,
+        )
     )
     return 0 if status == "finished" else EXIT_INTERRUPTED
 

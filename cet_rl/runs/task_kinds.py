@@ -10,7 +10,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.config import Mark, RunConfig, marked
@@ -48,17 +47,24 @@ class Score:
 class TaskKind:
     """Describe one kind of task.
 
+    Its package has a module `config` with its class of configurations, and a module `training` with functions
+
+        resolve(config) -> config           with all defaults filled in, as a run's config.yaml has them
+        train(config, run_dir, *, resume, checkpoint_every, quiet) -> status
+        evaluate_run(values, checkpoint, **options) -> str              a line with the result, for `cet-rl eval`
+        check_data(*values)                 raises ValueError or OSError if data cannot be loaded
+
     Attributes:
         name: short name, for programs.
         title: what its tasks are about, for people.
-        home: "module:Class" of its configuration.
-        training: module with its functions `resolve`, `train` and `evaluate_run` and, where tasks need data, `check_data`.
+        package: "cet_rl.vision".
+        class_name: name of its class of configurations.
         scores: numbers of a summary that say how good a run is; arms are compared on the first.
         curve: column of metrics.csv that shows how learning goes.
         progress: column of metrics.csv that a run under way shows.
         unit: name of its steps.
-        catalogue: "module:function" that returns its tasks and a line about each; None if its tasks are all that
-            no other kind of task knows.
+        catalogue: its module whose `summaries` returns its tasks and a line about each; None if its tasks are all
+            that no other kind of task knows.
         checkpoint: name of the file that holds what has been learned.
         evaluation_options: options of `cet-rl eval` that it takes.
         data_fields: fields of a configuration that `check_data` is called with; empty where tasks need no data.
@@ -66,8 +72,8 @@ class TaskKind:
 
     name: str
     title: str
-    home: str
-    training: str
+    package: str
+    class_name: str
     scores: tuple[Score, ...]
     curve: Score
     progress: Score
@@ -79,65 +85,24 @@ class TaskKind:
 
     def config(self) -> type[RunConfig]:
         """Return the class of its configurations."""
-        found: type[RunConfig] = _load(self.home)
+        found: type[RunConfig] = getattr(importlib.import_module(f"{self.package}.config"), self.class_name)
         return found
+
+    def training(self) -> Any:
+        """Return its module `training`, which takes seconds to import."""
+        return importlib.import_module(f"{self.package}.training")
 
     def tasks(self) -> Mapping[str, str]:
         """Return the names of its tasks and a line about each; empty for the kind of all other tasks."""
-        found: Mapping[str, str] = _load(self.catalogue)() if self.catalogue else {}
+        if self.catalogue is None:
+            return {}
+        found: Mapping[str, str] = importlib.import_module(f"{self.package}.{self.catalogue}").summaries()
         return found
 
     def describe(self) -> str:
         """Return a short description: "image classification (digits, mnist)"."""
         tasks = ", ".join(self.tasks())
         return f"{self.title} ({tasks})" if tasks else self.title
-
-    def resolve(self, config: RunConfig) -> RunConfig:
-        """Return a configuration with all defaults filled in, as a run's config.yaml has it.
-
-        Raises:
-            ValueError: for what cannot be run on this machine.
-        """
-        resolved: RunConfig = _load(f"{self.training}:resolve")(config)
-        return resolved
-
-    def check_data(self, *values: Any) -> None:
-        """Raise ValueError or OSError if data cannot be loaded; `values` are those of `data_fields`."""
-        if self.data_fields:
-            _load(f"{self.training}:check_data")(*values)
-
-    def train(
-        self,
-        config: RunConfig,
-        run_dir: str | Path | None = None,
-        *,
-        resume: bool = False,
-        checkpoint_every: int | None = None,
-        quiet: bool = False,
-    ) -> Any:
-        """Run a configuration in a run folder, and return its status; see `cet_rl.rl.training.train`."""
-        return _load(f"{self.training}:train")(
-            config, run_dir, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
-        )
-
-    def evaluate_run(self, values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:
-        """Evaluate what a run has learned.
-
-        Args:
-            values: of its configuration.
-            checkpoint: the file to evaluate.
-            options: those of `cet-rl eval` that were given, all in `evaluation_options`.
-
-        Returns:
-            A line with the result.
-        """
-        line: str = _load(f"{self.training}:evaluate_run")(values, checkpoint, **options)
-        return line
-
-
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 _LOSS = Score("train/loss", "training loss", "loss", 4, higher_is_better=False)
@@ -147,8 +112,8 @@ _ACCURACY = Score("{held_out}_accuracy", "{held_out} accuracy", "accuracy", 4, p
 RL = TaskKind(
     "rl",
     "reinforcement learning",
-    home="cet_rl.rl.config:RLConfig",
-    training="cet_rl.rl.training",
+    package="cet_rl.rl",
+    class_name="RLConfig",
     scores=(
         Score("train_return_mean", "training return (last 100 episodes)", "return", 1),
         Score("eval_return_mean", "evaluation return (deterministic)", "return", 1),
@@ -161,26 +126,26 @@ RL = TaskKind(
 VISION = TaskKind(
     "vision",
     "image classification",
-    home="cet_rl.vision.config:VisionConfig",
-    training="cet_rl.vision.training",
+    package="cet_rl.vision",
+    class_name="VisionConfig",
     scores=(_ACCURACY, Score("{held_out}_loss", "{held_out} loss", "loss", 4, higher_is_better=False)),
     curve=replace(_ACCURACY, key="{held_out}/accuracy"),
     progress=_LOSS,
     unit="updates",
-    catalogue="cet_rl.vision.datasets:summaries",
+    catalogue="datasets",
     checkpoint="network.zip",
     data_fields=("task", "data_dir", "validation"),
 )
 RECURRENT = TaskKind(
     "recurrent",
     "recurrent networks",
-    home="cet_rl.recurrent.config:RecurrentConfig",
-    training="cet_rl.recurrent.training",
+    package="cet_rl.recurrent",
+    class_name="RecurrentConfig",
     scores=(Score("test_loss", "test loss", "loss", 4, higher_is_better=False),),
     curve=_LOSS,
     progress=_LOSS,
     unit="time steps",
-    catalogue="cet_rl.recurrent.config:summaries",
+    catalogue="config",
     checkpoint="network.zip",
 )
 TASK_KINDS = (RL, VISION, RECURRENT)

@@ -123,7 +123,7 @@ def check_data(cells: Iterable[Cell], folder: SweepFolder) -> None:
             continue
         if (read_summary(folder, cell.name) or {}).get("status") != "finished":
             seen.add((task_kind.name, values))
-            task_kind.check_data(*values)
+            task_kind.training().check_data(*values)
 
 
 def _resolve(config: RunConfig) -> RunConfig:
@@ -133,7 +133,7 @@ def _resolve(config: RunConfig) -> RunConfig:
         from cet_rl.envs import find_task
 
         find_task(config.task)
-    resolved = task_kind.resolve(dataclasses.replace(config, threads=1))
+    resolved: RunConfig = task_kind.training().resolve(dataclasses.replace(config, threads=1))
     return dataclasses.replace(resolved, device=config.device, threads=None)
 
 

@@ -31,7 +31,7 @@ def train_cell(folder: SweepFolder, cell: Cell) -> str:
     from cet_rl.sweeps.build import configuration  # takes a second, and what trains takes more
 
     task_kind, config = configuration(cell)
-    status: str = task_kind.train(config, folder.run_path(cell.name), resume=True, quiet=True)
+    status: str = task_kind.training().train(config, folder.run_path(cell.name), resume=True, quiet=True)
     return status
 
 
