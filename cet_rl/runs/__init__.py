@@ -1,0 +1,1 @@
+"""Everything about any run: configurations, kinds of tasks, run folders, checkpoints and the session that drives it."""

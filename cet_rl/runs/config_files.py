@@ -1,0 +1,147 @@
+"""Read configurations: YAML files of a user's own, those that come with the package, and tuned defaults of tasks.
+
+Numbers and words in YAML are read as people read them (and YAML 1.2): 5e-4 is a number; 1:30, yes and no are text; so
+is 010, which YAML 1.1 takes for eight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cet_rl.runs.config import RunConfig, types_of
+from cet_rl.runs.values import checked, unknown
+
+_NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""The exceptions that PyYAML raises for text that is no YAML, and for tags whose values do not fit."""
+
+_NOTATION = {
+    "null": (r"~|null|Null|NULL|", "~nN\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    "merge": ("<<", "<"),
+}
+"""The notation of everything in YAML that is not text, and the characters that it can begin with."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Load plain data only, several times as fast where libyaml is, with the notation above."""
+
+    yaml_implicit_resolvers: Any = {}
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Dump plain data only, and quote text that our notation or that of YAML 1.1 would read as something else."""
+
+
+for _tag, (_pattern, _first) in _NOTATION.items():
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def load_yaml(text: str | bytes) -> Any:
+    """Return the plain data that YAML text stands for.
+
+    Raises:
+        yaml.YAMLError: for text that is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(data: Any, **options: Any) -> str:
+    """Return plain data as YAML text, keys in their order, with options of `yaml.dump`."""
+    text: str = yaml.dump(data, Dumper=_Dumper, **{"sort_keys": False, "allow_unicode": True, **options})
+    return text
+
+
+def package_configs() -> dict[str, Traversable]:
+    """Return the configuration files that come with the package, by name."""
+    folder = resources.files("cet_rl") / "configs"
+    return {f.name.removesuffix(".yaml"): f for f in folder.iterdir() if f.name.endswith(".yaml")}
+
+
+@cache
+def tuned_defaults(task: str, kind: type[RunConfig]) -> Mapping[str, Any]:
+    """Return the tuned defaults of a task, or of its namespace (MinAtar/…); empty if there are none."""
+    folder = resources.files("cet_rl") / "configs" / "tuned"
+    for name in (task.replace("/", "-"), task.split("/")[0]):
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return parse_config(_read_text(path, path.name), path.name, kind)
+    return {}
+
+
+def read_mapping(source: str) -> Mapping[str, Any]:
+    """Return a configuration file as YAML has it, by path or by name, with nothing but its task checked.
+
+    For callers who must know the task before they can tell which keys are allowed.
+
+    Raises:
+        ValueError: if there is no such file, it is no YAML mapping, or its task is no text.
+    """
+    path: Traversable = Path(source)
+    if not path.is_file():
+        known = package_configs()
+        if source not in known:
+            raise unknown("configuration file", source, sorted(known))
+        path = known[source]
+    mapping = _parse_mapping(_read_text(path, source), source)
+    if "task" in mapping:
+        checked(mapping["task"], str, f"{source}: task")
+    return mapping
+
+
+def parse_config(text: str, source: str, kind: type[RunConfig]) -> dict[str, Any]:
+    """Return YAML text as values of `kind`.
+
+    Raises:
+        ValueError: for what is no such mapping, naming source and key.
+    """
+    return check_values(_parse_mapping(text, source), source, kind)
+
+
+def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig]) -> dict[str, Any]:
+    """Return values with the types of the fields of `kind`.
+
+    Raises:
+        ValueError: for a key that `kind` does not have, or a value of another type, naming source and key.
+    """
+    types, values = types_of(kind), {}
+    for key, value in mapping.items():
+        if key not in types:
+            raise unknown(f"{source}: unknown key", key, types)
+        values[key] = checked(value, types[key], f"{source}: {key}")
+    return values
+
+
+def _read_text(path: Traversable, source: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is no UTF-8 text") from None
+
+
+def _parse_mapping(text: str, source: str) -> Mapping[str, Any]:
+    try:
+        data = load_yaml(text)
+    except _NO_YAML as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" at line {place.line + 1}" if place else ""
+        raise ValueError(f"{source} is no valid YAML{where}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{source} must hold a mapping of keys to values")
+    return data

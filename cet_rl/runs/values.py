@@ -1,0 +1,116 @@
+"""Check values against the types of the fields that they are for, and suggest what an unknown name may have meant."""
+
+from __future__ import annotations
+
+import reprlib
+import types
+import typing
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any, Literal
+
+import numpy as np
+
+FARTHEST = 0.4
+"""Edits per character from which on a known name is no suggestion for an unknown one."""
+
+
+def flag(name: str) -> str:
+    """Return a field's name as an option of the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None = None) -> ValueError:
+    """Return the error for a name that does not exist: with the nearest that does, or with all of them.
+
+    Args:
+        kind: what the name stands for, as in "trace" or "mine.yaml: unknown key".
+        name: as it was given.
+        known: the names that there are.
+        otherwise: hint if none is near; None for the list of all.
+    """
+    known = list(known)
+    near = nearest(str(name), known)
+    hint = f"did you mean {near}?" if near else otherwise or f"choose from {', '.join(known)}"
+    return ValueError(f"{kind if 'unknown' in kind else f'unknown {kind}'} {name!r}; {hint}")
+
+
+def nearest(name: str, known: Iterable[str], farthest: float = FARTHEST) -> str | None:
+    """Return the known name that the fewest edits lead to, in lower case, or None if all take too many.
+
+    Args:
+        name: as it was given.
+        known: the names that there are; of several that are as near, the first is returned.
+        farthest: largest number of edits per character of the longer name.
+    """
+    edits = {each: _edits(name.lower(), each.lower()) / max(len(name), len(each), 1) for each in known}
+    best = min(edits, key=edits.__getitem__, default=None)
+    return best if best is not None and edits[best] <= farthest else None
+
+
+def _edits(a: str, b: str) -> int:
+    """Return the least number of insertions, deletions, substitutions and swaps of neighbours from one to the other."""
+    rows = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, start=1):
+        row = [i]
+        for j, y in enumerate(b, start=1):
+            edits = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
+            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
+                edits = min(edits, rows[-2][j - 2] + 1)
+            row.append(edits)
+        rows.append(row)
+    return rows[-1][-1]
+
+
+_TYPES: dict[Any, tuple[Any, str]] = {
+    bool: ((bool, np.bool_), "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    type(None): (type(None), "none"),
+}
+"""The values that a field of some type takes, and their name."""
+
+
+def checked(value: Any, hint: Any, where: str) -> Any:
+    """Return a value as its field's type: whole numbers as float, lists as tuples, numpy's numbers as plain ones.
+
+    Args:
+        value: from Python, a YAML file or the command line.
+        hint: the field's type.
+        where: the value stands, for the message.
+
+    Raises:
+        ValueError: for a value of another type, naming place, type and value.
+    """
+    try:
+        return _convert(value, hint)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{where} must be {in_words(hint)}, got {reprlib.repr(value)}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return arguments[arguments.index(value)]
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or (... not in arguments and len(value) != len(arguments)):
+            raise TypeError
+        return tuple(_convert(each, arguments[0]) for each in value)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None and type(None) in arguments else _convert(value, arguments[0])
+    accepted = _TYPES[hint][0]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError
+    return None if value is None else hint(value)
+
+
+def in_words(hint: Any) -> str:
+    """Return a field's type in words, such as "a whole number or none"."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        number = "" if ... in arguments else f"{len(arguments)} "
+        return f"a list of {number}{_TYPES[arguments[0]][1].removeprefix('a ')}s"
+    return " or ".join(map(in_words, arguments)) if arguments else _TYPES[hint][1]
