@@ -15,7 +15,6 @@ from cet_rl.runs.task_kinds import RECURRENT, VISION
 from cet_rl.runs.values import unknown
 from cet_rl.traces.registry import traces
 
-
 SHARED = ("order", "normalization")
 """Options of traces that `cet-rl train` has options of its own for."""
 

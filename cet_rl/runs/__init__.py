@@ -1,1 +1,1 @@
-"""Everything about any run: configurations, kinds of tasks, run folders, checkpoints and the session that drives it."""
+"""Runs of any kind: configurations, kinds of tasks, folders, checkpoints and the session that drives a run."""

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, cached_property
@@ -32,7 +31,9 @@ class Mark(Enum):
 @cache
 def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
     """Return the names of the fields with a mark, which a field that is overridden keeps."""
-    hints = [typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)]
+    hints = [
+        typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
+    ]
     return frozenset(
         name for found in hints for name, hint in found.items() if mark in getattr(hint, "__metadata__", ())
     )

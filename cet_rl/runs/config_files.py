@@ -1,7 +1,7 @@
 """Read configurations: YAML files of a user's own, those that come with the package, and tuned defaults of tasks.
 
-Numbers and words in YAML are read as people read them (and YAML 1.2): 5e-4 is a number; 1:30, yes and no are text; so
-is 010, which YAML 1.1 takes for eight.
+Numbers and words in YAML are read as people read them (and YAML 1.2): 5e-4 is a number; 1:30, yes and no are text;
+so is 010, which YAML 1.1 takes for eight.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -39,7 +39,7 @@ _NOTATION = {
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Load plain data only, several times as fast where libyaml is, with the notation above."""
 
-    yaml_implicit_resolvers: Any = {}
+    yaml_implicit_resolvers: ClassVar[Any] = {}
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

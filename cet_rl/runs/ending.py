@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
-from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.folder import Status
+from cet_rl.runs.interrupt import Interruption
 
 
 class Summarise(Protocol):

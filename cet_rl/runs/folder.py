@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from cet_rl.runs.files import naming, replacing, sync
-from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
-from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
+from cet_rl.runs.files import naming, replacing, sync
+from cet_rl.runs.lock import HEARTBEAT, Lock
+from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
 if TYPE_CHECKING:
     from cet_rl.runs.checkpoint import Checkpoints

@@ -1,13 +1,14 @@
 """Locks that say who runs in a folder, on one machine or on several that share it.
 
-A lock is a file NAME.NUMBER that names its owner. Taking one creates the next number exclusively, which is atomic on
-local file systems, NFS from version 3, Lustre, GPFS and BeeGFS; `flock` is not needed. A dead owner's file is removed
-only by the process that has taken the next number. (`filelock.SoftFileLease` moves it away before taking its place,
-and may so move a living owner's: of six processes that found a dead owner's lock, two took it in 3 of 60 trials.)
+A lock is a file NAME.NUMBER that names its owner. Taking one creates the next number exclusively, which is atomic
+on local file systems, NFS from version 3, Lustre, GPFS and BeeGFS; `flock` is not needed. A dead owner's file is
+removed only by the process that has taken the next number. (`filelock.SoftFileLease` moves it away before taking
+its place, and may so move a living owner's: of six processes that found a dead owner's lock, two took it in 3 of
+60 trials.)
 
-An owner on this machine is dead when its process is gone. One on another machine is dead after `LEASE` seconds without
-a heartbeat; the machines' clocks must agree to within minutes. An owner that was suspended for longer may find its lock
-gone: it exits at once, so that no two processes write into one folder.
+An owner on this machine is dead when its process is gone. One on another machine is dead after `LEASE` seconds
+without a heartbeat; the machines' clocks must agree to within minutes. An owner that was suspended for longer may
+find its lock gone: it exits at once, so that no two processes write into one folder.
 """
 
 from __future__ import annotations
@@ -202,7 +203,9 @@ class Lock:
                 os.utime(file)
             except FileNotFoundError:
                 if not self._released.is_set():
-                    print(f"another process has taken the lock of {self.name}: stopping", file=sys.stderr, flush=True)
+                    print(
+                        f"another process has taken the lock of {self.name}: stopping", file=sys.stderr, flush=True
+                    )
                     os._exit(EXIT_BUSY)
                 return
             except OSError:  # a file server that does not answer for a moment

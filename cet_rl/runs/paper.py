@@ -13,10 +13,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.runs.config_files import check_values, load_yaml
-from cet_rl.traces.timing import RELATIVE_TOLERANCE
+from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
 PAPER = "paper"
 """Name of the configuration that stands for the row of the paper's tables for a task, delay and order."""
@@ -88,7 +88,7 @@ class PaperTable:
         return None
 
     def describe_rows(self) -> str:
-        """Return the rows in words: "delays of 2, 4 and 8 s with orders 1, 2 and 5, and backprop without delay"."""
+        """Return the rows in words: "delays of 2 and 4 s with orders 1 and 5, and backprop without delay"."""
         delays = sorted({row.delay for row in self.rows if row.order is not None})
         orders = sorted({row.order for row in self.rows if row.order is not None})
         text = f"{'a delay' if len(delays) == 1 else 'delays'} of {_list(delays)} s with orders {_list(orders)}"
@@ -121,7 +121,9 @@ def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise ValueError(
             f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
         )
-    return paper_row(**{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values})
+    return paper_row(
+        **{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values}
+    )
 
 
 def paper_row(

@@ -1,7 +1,7 @@
 """Import code by name: plugins of other packages, modules that a user names, and public names on first use.
 
-A package that brings agents, environments, data sets, learning rules or sequence tasks of its own names a function in
-its `pyproject.toml`,
+A package that brings agents, environments, data sets, learning rules or sequence tasks of its own names a function
+in its `pyproject.toml`,
 
     [project.entry-points."cet_rl.plugins"]
     mine = "my_package.cet_rl_plugin:register"

@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cet_rl.runs.progress import Display
+from cet_rl.runs.config import RunConfig
 from cet_rl.runs.ending import to_its_end
 from cet_rl.runs.events import purge_events
 from cet_rl.runs.files import naming
+from cet_rl.runs.folder import MetricsTable, RunFolder, Status, checkpoint_interval
 from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.machine import set_threads
+from cet_rl.runs.progress import Display
 from cet_rl.traces.plot import kernel_figure
-from cet_rl.runs.config import RunConfig
-from cet_rl.runs.folder import MetricsTable, RunFolder, Status, checkpoint_interval
 
 LEAST_POINTS = 50
 """Logged in a run."""

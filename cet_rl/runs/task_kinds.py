@@ -1,4 +1,4 @@
-"""Know the kinds of tasks: which options each has, how its scores are called, and which functions train and evaluate.
+"""Know the kinds of tasks: the options and scores of each, and the functions that train and evaluate it.
 
 Nothing of a kind of task is imported before it is needed.
 """
@@ -22,7 +22,7 @@ class Score:
     """Describe a number that says how good a run is.
 
     Attributes:
-        key: of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images that are tested on.
+        key: of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images tested on.
         title: name of the number for people.
         word: the same in one word, for tables and progress.
         digits: decimals of the number as it is stored.

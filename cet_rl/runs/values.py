@@ -1,4 +1,4 @@
-"""Check values against the types of the fields that they are for, and suggest what an unknown name may have meant."""
+"""Check values against the types of their fields, and suggest what an unknown name may have meant."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def nearest(name: str, known: Iterable[str], farthest: float = FARTHEST) -> str 
 
 
 def _edits(a: str, b: str) -> int:
-    """Return the least number of insertions, deletions, substitutions and swaps of neighbours from one to the other."""
+    """Return the least number of insertions, deletions, substitutions and swaps between two texts."""
     rows = [list(range(len(b) + 1))]
     for i, x in enumerate(a, start=1):
         row = [i]
