@@ -56,7 +56,7 @@ def test_synapses(geometry, executor, supervised):
         assert {tensor.device.type for tensor in synapses.buffers()} == {"meta"}
 
 
-@pytest.mark.parametrize("mode", ["batch", "matrix", "streaming", "salience", "streaming salience", "soma"])
+@pytest.mark.parametrize("mode", ["batch", "matrix", "streaming", "salience", "streaming salience", "memory"])
 @pytest.mark.parametrize("kind", ["cet", "legendre", "perfect"])
 @pytest.mark.parametrize("maps", [False, True], ids=["dense", "convolution"])
 def test_traced_layers(monkeypatch, maps, kind, mode):
@@ -71,7 +71,7 @@ def test_traced_layers(monkeypatch, maps, kind, mode):
         delay=1.0,
         streaming=streaming,
         record_alignment=streaming,
-        soma="trace" if mode == "soma" else "exact",
+        derivative_memory="trace" if mode == "memory" else "exact",
     ).to("meta")
     if mode == "matrix":
         for layer in traced_layers(model).values():

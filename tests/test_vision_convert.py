@@ -118,12 +118,12 @@ def test_copies_and_states_of_converted_models(build, in_shape):
 def test_delays_add_up_from_the_output():
     names = {"0.0": 12, "0.3": 9, "2.0": 6, "2.3": 3, "2.5": 0}
     layers = traced_layers(convert(normalised(), delay=0.6, stacked=True, error_at="activation"))
-    assert {name: layer.delay_steps for name, layer in layers.items()} == names
-    assert [layer.trace for layer in layers.values()] == [*(CET(5, d) for d in (12, 9, 6, 3)), None]
+    assert {name: layer.rule.delay_steps for name, layer in layers.items()} == names
+    assert [layer.rule.trace for layer in layers.values()] == [*(CET(5, d) for d in (12, 9, 6, 3)), None]
     assert [layer.traced for layer in layers.values()] == [True] * 4 + [False]
     layers = traced_layers(convert(normalised(), "et", delay=0.6, error_at="activation"))
     assert list(layers) == list(names)
-    assert {(layer.delay_steps, layer.trace) for layer in layers.values()} == {(3, ET.from_delay(3))}
+    assert {(layer.rule.delay_steps, layer.rule.trace) for layer in layers.values()} == {(3, ET.from_delay(3))}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_delays_add_up_from_the_output():
     ],
 )
 def test_traces_by_name(options, expected):
-    assert convert(nn.Linear(2, 3), delay=0.6, **options).trace == expected
+    assert convert(nn.Linear(2, 3), delay=0.6, **options).rule.trace == expected
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_traces_that_cannot_be(options, message):
 
 def test_the_step_duration_counts():
     [layer] = traced_layers(convert(nn.Linear(2, 3), delay=0.6, step_duration=0.3)).values()
-    assert layer.delay_steps == 2
+    assert layer.rule.delay_steps == 2
     with pytest.raises(ValueError, match=r"nearest valid delays are 0.4 s and 0.6 s"):
         convert(nn.Linear(2, 3), delay=0.5)
 
@@ -167,10 +167,10 @@ def test_the_step_duration_counts():
 def test_activations_become_part_of_the_layer():
     model = convert(normalised(), **LATE)
     (convolution, *_), _, head = model
-    assert [layer.activation for layer in traced_layers(model).values()] == [
+    assert [layer.rule.activation for layer in traced_layers(model).values()] == [
         *("identity", "tanh", "sigmoid", "identity", "identity")
     ]
-    assert convolution.activation == "identity"
+    assert convolution.rule.activation == "identity"
     assert [type(layer) for layer in model[0]] == [
         TracedConv2d,
         nn.BatchNorm2d,
@@ -192,9 +192,36 @@ def test_only_within_a_sequence_does_an_activation_follow():
             return self.second(self.activation(self.first(x)))
 
     model = convert(Branches(), delay=0.2)
-    assert model.first.activation == "identity"
+    assert model.first.rule.activation == "identity"
     assert isinstance(model.activation, nn.Tanh)
     assert isinstance(model.second, TracedLinear)
+
+
+class Residual(nn.Sequential):
+    """A sequence with a forward pass of its own, which uses the activation in its own way."""
+
+    def forward(self, x):
+        first = self[0](x)
+        return self[2](self[1](first)) + first
+
+
+def test_a_sequence_with_its_own_forward_keeps_its_activations():
+    plain = Residual(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    x = torch.randn(5, 4)
+    assert torch.equal(convert(plain)(x), plain(x))
+    late = convert(plain, delay=0.2)
+    assert torch.equal(late(x), plain(x))
+    assert late[0].rule.activation == "identity"
+    by_instance = nn.Sequential(*plain)
+    by_instance.forward = lambda x: by_instance[0](x)
+    assert isinstance(convert(by_instance, delay=0.2)[1], nn.Tanh)
+
+
+def test_a_hooked_activation_is_kept():
+    plain, seen = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), []
+    plain[1].register_forward_hook(lambda _, inputs, output: seen.append((inputs[0] < 0).any()))
+    convert(plain, delay=0.2)(torch.randn(9, 4))
+    assert seen == [True]
 
 
 def test_a_shared_activation_is_kept_where_it_is_needed():
@@ -235,10 +262,10 @@ def test_every_layer_of_a_network_is_that_of_the_loop(kind, error_at):
     for name, layer in traced_layers(model).items():
         case = Case(
             *(layer.weight.shape[1::-1]),
-            layer.trace,
-            layer.delay_steps,
+            layer.rule.trace,
+            layer.rule.delay_steps,
             kernel_size=3 if name == "0" else None,
-            activation=layer.activation,
+            activation=layer.rule.activation,
             error_at=error_at,
         )
         case.plain.load_state_dict(plain[int(name)].state_dict())
@@ -284,7 +311,7 @@ def test_convolutions_that_synapses_cannot_follow(options, late):
     model = nn.Sequential(
         nn.ReLU(), nn.Conv2d(**{"in_channels": 2, "out_channels": 4, "kernel_size": 3, **options})
     )
-    with pytest.raises(ValueError, match="layer '1' is a convolution that synapses cannot follow"):
+    with pytest.raises(ValueError, match="layer '1' is a convolution that traced layers do not support"):
         convert(model, **late)
 
 
@@ -295,8 +322,8 @@ def test_models_that_cannot_be_converted():
         convert(convert(perceptron()))
     with pytest.raises(ValueError, match="tanh needs error_at='activation'"):
         convert(normalised(), delay=0.4)
-    with pytest.raises(ValueError, match="soma='trace' remembers images"):
-        convert(perceptron(), delay=0.4, soma="trace", streaming=True)
+    with pytest.raises(ValueError, match="derivative_memory='trace' needs images"):
+        convert(perceptron(), delay=0.4, derivative_memory="trace", streaming=True)
     with pytest.raises(ValueError, match="streams must be at least 1"):
         convert(perceptron(), delay=0.4, streams=0)
 
@@ -316,9 +343,27 @@ class Orthogonal(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
+class Flipped(nn.Conv2d):
+    """Not what nn.Conv2d computes, but with its forward."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight.flip(-1), bias)
+
+
 def hooked(kind):
     layer = nn.Linear(4, 4)
     getattr(layer, f"register_{kind}")(lambda *_: None)
+    return layer
+
+
+def carrying(**more):
+    """A layer with buffers, parameters, modules or attributes of its own."""
+    layer = nn.Linear(4, 4)
+    for name, value in more.items():
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            layer.register_buffer(name, value)
+        else:
+            setattr(layer, name, value)
     return layer
 
 
@@ -334,6 +379,12 @@ def hooked(kind):
         (hooked("forward_pre_hook"), "has hooks"),
         (hooked("full_backward_hook"), "has hooks"),
         (nn.LazyLinear(4), "has no shape yet"),
+        (Flipped(4, 4, 1), "'0' is a Flipped with a forward of its own: convert knows Conv2d's"),
+        (carrying(forward=lambda x: x), "with a forward of its own"),
+        (carrying(mask=torch.ones(4)), "'0' has mask besides weight and bias, which would be lost"),
+        (carrying(gain=nn.Parameter(torch.ones(4))), "'0' has gain besides weight and bias"),
+        (carrying(adapter=nn.Flatten()), "'0' has adapter besides weight and bias"),
+        (carrying(times=3), "'0' has an attribute 'times', which means something else"),
     ],
     ids=str,
 )
@@ -341,6 +392,10 @@ def hooked(kind):
 def test_layers_that_no_other_can_stand_in_for(layer, message, delay):
     with pytest.raises(ValueError, match=message):
         convert(nn.Sequential(layer, nn.Linear(4, 3)), delay=delay)
+
+
+def test_attributes_stay_with_their_layer():
+    assert convert(nn.Sequential(carrying(role="first")), delay=0.2)[0].role == "first"
 
 
 def test_subclasses_that_compute_the_same_are_converted():
@@ -355,7 +410,7 @@ def test_arguments_of_the_wrong_kind():
         convert(perceptron(), CET(5, 1), delay=0.2)
     with pytest.raises(ValueError, match="trace must be a trace such as"):
         TracedLinear(4, 3, trace="cet", delay_steps=3)
-    with pytest.raises(ValueError, match=r"ET.* is made for no delay of its own: give delay_steps"):
+    with pytest.raises(ValueError, match=r"ET.* has no delay of its own: give delay_steps"):
         TracedLinear(4, 3, trace=ET(0.8))
 
 

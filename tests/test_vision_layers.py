@@ -83,7 +83,7 @@ def test_a_soma_that_remembers_through_the_trace(case, extra):
     assume(case.trace is not None)
     x, error = batches(case, extra)
     soma = through_the_soma(case, x, error)
-    parameters, down = use(case.layer(soma="trace"), x, error)
+    parameters, down = use(case.layer(derivative_memory="trace"), x, error)
     assert_same(parameters, in_batch(case, x, error, soma))
     assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
 
@@ -92,7 +92,7 @@ def test_a_soma_without_a_trace_knows_only_the_present():
     case = replace(DENSE, trace=None, delay_steps=2)
     x, error = batches(case, 3)
     soma = through_the_soma(case, x, error)
-    assert_same(use(case.layer(soma="trace"), x, error)[0], in_batch(case, x, error, soma))
+    assert_same(use(case.layer(derivative_memory="trace"), x, error)[0], in_batch(case, x, error, soma))
 
 
 @given(case=cases(), extra=st.integers(1, 5), matrix=st.booleans())
@@ -118,7 +118,7 @@ def test_alignment_is_the_cosine_with_what_is_due(case, extra, matrix):
 def test_alignment_is_with_the_true_gradient_whatever_the_soma(case):
     case = replace(case, error_at="activation")
     x, error = batches(case, 6)
-    layer = case.layer(soma="trace")
+    layer = case.layer(derivative_memory="trace")
     with measured(layer):
         (weight, _), _ = use(layer, x, error)
     truth = arrived(case, case.images(x, error), range(len(x)), 0, len(x))
@@ -181,7 +181,7 @@ def test_many_layers_at_once(case, activation, shared):
         name: torch.stack([dict(layer.named_parameters())[name].detach() for layer in layers])
         for name in ("weight", "bias")
     }
-    matrices = torch.stack([layer._in_batch.matrix(7, x.dtype, x.device) for layer in layers])
+    matrices = torch.stack([layer.batch.matrix(7, x.dtype, x.device) for layer in layers])
     model = deepcopy(layers[0])
     model.matrix = matrices[0]
 
@@ -228,20 +228,21 @@ def test_the_errors_that_come_in_stay_as_they_are(case, activation, columns, mon
     assert not torch.equal(expected[0], layer.weight.grad)
 
 
-@pytest.mark.parametrize("mode", ["batch", "streaming", "salience", "both", "soma"])
+@pytest.mark.parametrize("mode", ["batch", "streaming", "salience", "both", "memory"])
 @pytest.mark.parametrize("seen_in", [torch.float32, torch.bfloat16])
 @BOTH
 def test_mixed_precision(case, mode, seen_in):
     """Computed in less, but the gradients are of the parameters' type, and close."""
     steps = 12
-    options = {"streaming": mode in ("streaming", "both"), "soma": "trace" if mode == "soma" else "exact"}
+    options = {"streaming": mode in ("streaming", "both")}
+    options |= {"derivative_memory": "trace" if mode == "memory" else "exact"}
     x, error = (signal.float() for signal in case.batch(steps))
     x = x.to(seen_in)
     results = []
     for mixed in (False, True):
         layer = case.layer(**options).float()
         if mode in ("salience", "both"):
-            layer.moments = seen_moments(layer, steps)
+            layer.times = seen_moments(layer, steps)
         leaf = (x if mixed else x.float()).clone().requires_grad_()
         for _ in range(2):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
@@ -258,7 +259,7 @@ def test_mixed_precision(case, mode, seen_in):
 def seen_moments(layer, steps):
     """All of a stretch twice as long, every other step."""
     with seen_at(layer, range(0, 2 * steps, 2), 2 * steps):
-        return layer.moments
+        return layer.times
 
 
 @BOTH
@@ -298,6 +299,22 @@ def test_only_what_is_wanted_gets_a_gradient(case):
     assert_same([layer.weight.grad], [2 * in_batch(case, x, error)[0]])
 
 
+@pytest.mark.parametrize("matrix", [False, True])
+@BOTH
+def test_second_derivatives_are_refused(case, matrix):
+    """They would mix late credit with the true gradient."""
+    x, error = batches(case, 3)
+    layer = case.layer()
+    if matrix:
+        layer.use_matrix(len(x))
+    leaf = x.requires_grad_()
+    with pytest.raises(RuntimeError, match=r"differentiated twice \(create_graph=True\)"):
+        torch.autograd.grad((layer(leaf) * error).sum(), leaf, create_graph=True)
+    parameters = dict(layer.named_parameters())
+    first = grad(lambda values: (functional_call(layer, values, (x,)) * error).sum())(parameters)
+    assert_same(list(first.values()), use(layer, x.detach(), error)[0])
+
+
 @BOTH
 def test_copies_are_independent(case):
     x, error = batches(case, 3)
@@ -313,10 +330,10 @@ def test_copies_are_independent(case):
     [
         ({"activation": "gelu"}, "activation must be one of relu, identity, tanh, sigmoid, got 'gelu'"),
         ({"error_at": "soma"}, "error_at must be one of preactivation, activation, got 'soma'"),
-        ({"soma": "none"}, "soma must be one of exact, trace, got 'none'"),
+        ({"derivative_memory": "none"}, "derivative_memory must be one of exact, trace, got 'none'"),
         ({"activation": "tanh"}, "tanh needs error_at='activation'"),
         ({"activation": "sigmoid", "trace": None}, "sigmoid needs error_at='activation'"),
-        ({"soma": "trace", "streaming": True}, "soma='trace' remembers images that are seen after the batch"),
+        ({"derivative_memory": "trace", "streaming": True}, "needs images shown after the batch"),
         ({"delay_steps": -1}, "delay_steps must not be negative, got -1"),
         ({"streams": 0}, "streams must be at least 1, got 0"),
     ],
@@ -330,10 +347,10 @@ def test_bad_options_are_named(case, options, message):
 @BOTH
 def test_bad_batches_are_named(case):
     layer = case.layer()
-    with pytest.raises(ValueError, match="credit comes 2 steps late, but a batch is only 2 steps long"):
+    with pytest.raises(ValueError, match="credit arrives 2 steps late, but a batch is only 2 steps long"):
         layer(case.batch(2)[0])
     two = replace(case, streams=2)
-    with pytest.raises(ValueError, match="a batch of 5 images does not part into 2 streams"):
+    with pytest.raises(ValueError, match="a batch of 5 images does not divide into 2 streams"):
         two.layer()(case.batch(5)[0])
     with pytest.raises(ValueError, match="a batch is only 2 steps long"):
         two.layer()(case.batch(4)[0])
@@ -343,12 +360,12 @@ def test_bad_batches_are_named(case):
 @pytest.mark.parametrize("kind", [TracedLinear, TracedConv2d])
 def test_the_delay_is_that_of_the_trace_unless_given(kind):
     size = () if kind is TracedLinear else (1,)
-    assert kind(2, 3, *size, trace=CET(3, 4)).delay_steps == 4
-    assert kind(2, 3, *size, trace=CET(3, 4), delay_steps=1).delay_steps == 1
-    assert kind(2, 3, *size, trace=ET(0.5), delay_steps=2).delay_steps == 2
-    with pytest.raises(ValueError, match="made for no delay of its own"):
+    assert kind(2, 3, *size, trace=CET(3, 4)).rule.delay_steps == 4
+    assert kind(2, 3, *size, trace=CET(3, 4), delay_steps=1).rule.delay_steps == 1
+    assert kind(2, 3, *size, trace=ET(0.5), delay_steps=2).rule.delay_steps == 2
+    with pytest.raises(ValueError, match="has no delay of its own"):
         kind(2, 3, *size, trace=ET(0.5))
-    assert kind(2, 3, *size).delay_steps == 0
+    assert kind(2, 3, *size).rule.delay_steps == 0
     assert kind(2, 3, *size, trace=PerfectMemory(0)).traced
 
 
@@ -367,7 +384,7 @@ def test_one_matrix_is_for_batches_of_its_size_only():
     for images, context in ((6, nullcontext()), (8, seen_at(layer, range(8), 8))):
         with context, pytest.raises(ValueError, match="batches of 8 images"):
             layer(torch.randn(images, 3))
-    with pytest.raises(ValueError, match="neither streams"):
+    with pytest.raises(ValueError, match="neither stream"):
         TracedLinear(3, 4, trace=CET(3, 2), streaming=True).use_matrix(8)
 
 

@@ -72,7 +72,7 @@ def test_a_soma_that_remembers_through_the_trace(case, shown):
     area, delay = replace(case.trace, normalization="area"), case.delay_steps
     late = remember(area, times, case.derivative(x), times[-1] + delay + 1)
     soma = torch.stack([late[time + delay] for time in times])
-    parameters, down = show(case.layer(soma="trace"), x, error, times, steps)
+    parameters, down = show(case.layer(derivative_memory="trace"), x, error, times, steps)
     assert_same(parameters, all_arrived(case, x, error, times, soma))
     assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
 
@@ -202,7 +202,7 @@ def test_the_forward_pass_says_when():
     layer = DENSE.layer()
     with seen_at(layer, [1, 5, 6], 9):
         y = layer(x)
-    assert layer.moments is None
+    assert layer.times is None
     y.backward(error)
     assert_same([layer.weight.grad, layer.bias.grad], expected)
 
@@ -211,7 +211,7 @@ def test_an_error_within_the_block_ends_it():
     layer = DENSE.layer()
     with pytest.raises(KeyError), seen_at(layer, [1], 9):
         raise KeyError
-    assert layer.moments is None
+    assert layer.times is None
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_bad_times_are_named(case, times, message):
     layer = case.layer()
     with pytest.raises(ValueError, match=message), seen_at(layer, times, 9):
         layer(case.batch(3)[0])
-    assert layer.moments is None
+    assert layer.times is None
 
 
 @BOTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from io import BytesIO
@@ -17,7 +18,7 @@ from cet_rl import CET, Legendre, PerfectMemory, SharpCET
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision import credit
 from cet_rl.vision.conversion import convert, prepare
-from cet_rl.vision.layers import measured
+from cet_rl.vision.layers import measured, seen_at
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
@@ -48,7 +49,7 @@ def parts(signal, lengths, streams=1):
 
 def in_turn(layer, x, error, lengths):
     """The gradients of each batch, parameters and then x, in one list."""
-    streams = layer.streams
+    streams = layer.rule.streams
     batches = zip(parts(x, lengths, streams), parts(error, lengths, streams), strict=True)
     found = [use(layer, *batch) for batch in batches]
     return [gradient for parameters, down in found for gradient in (*parameters, down)]
@@ -221,6 +222,93 @@ def test_time_passes_with_errors_alone(case):
 
 
 @FORMS
+def test_time_does_not_pass_in_eval_mode(case):
+    """There, gradients are those of backpropagation, and the traces stay as they are."""
+    x, error = case.batch(8)
+    expected = in_turn(case.layer(streaming=True), x, error, [4, 4])
+    layer = case.layer(streaming=True)
+    found = in_turn(layer, x[:4], error[:4], [4])
+    assert_same(in_turn(layer.eval(), x[:3], error[:3], [3]), case.backpropagate(x[:3], error[:3]))
+    found += in_turn(layer.train(), x[4:], error[4:], [4])
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("needs_down", [False, True])
+@FORMS
+def test_time_passes_for_a_frozen_layer(case, needs_down):
+    x, error = case.batch(12)
+    expected = in_turn(case.layer(streaming=True), x, error, [4, 4, 4])
+    layer = case.layer(streaming=True)
+    in_turn(layer, x[:4], error[:4], [4])
+    layer.requires_grad_(False)
+    layer(x[4:8].clone().requires_grad_(needs_down)).backward(error[4:8])
+    layer.requires_grad_(True)
+    assert_same(in_turn(layer, x[8:], error[8:], [4]), expected[6:])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("salient", [False, True])
+def test_numbers_that_are_not_finite_are_refused_before_they_reach_a_trace(number, salient):
+    """They would stay in the traces for ever."""
+
+    def step(model, x, scale=1.0):
+        model.zero_grad()
+        with seen_at(model, range(6), 6) if salient else nullcontext():
+            loss = (model(x) * scale).sum()
+        loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    model, other = network(), network()
+    batches = [torch.randn(6, 2, 4, 4) for _ in range(3)]
+    broken = batches[1].clone()
+    broken[3, 0, 2, 2] = number
+    step(model, batches[0])
+    state = deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match=r"the input of layer '0' holds a number that is not finite"):
+        step(model, broken)
+    with pytest.raises(FloatingPointError, match=r"the error of layer '5' holds a number that is not finite"):
+        step(model, batches[1], number)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    found = [step(model, batch) for batch in batches[1:]]
+    step(other, batches[0])
+    for expected, gradients in zip([step(other, batch) for batch in batches[1:]], found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(expected, gradients, strict=True))
+
+
+def test_huge_numbers_are_finite():
+    layer = STATES.layer(streaming=True).float()
+    layer(torch.full((8, 4), 3e38)).backward(torch.zeros(8, 3))
+
+
+@FORMS
+def test_an_empty_batch_is_refused(case):
+    layer, (x, _) = case.layer(streaming=True), case.batch(1)
+    with pytest.raises(ValueError, match=f"layer '{type(layer).__name__}' is streaming, and got a batch without"):
+        layer(x[:0])
+
+
+def test_a_compiled_model_learns_the_same():
+    """Compiled code calls the layers as they are."""
+    expected = learn(network(), range(3))
+    found = learn(torch.compile(network(), backend="eager"), range(3))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
+def test_ranks_keep_their_own_traces(tmp_path):
+    """DistributedDataParallel broadcasts buffers unless told not to; one process is enough to see it."""
+    wrap = nn.parallel.DistributedDataParallel
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        with pytest.raises(RuntimeError, match="give it broadcast_buffers=False"):
+            learn(wrap(network()), range(1))
+        found = learn(wrap(network(), broadcast_buffers=False), range(4))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(a, b) for a, b in zip(found, learn(network(), range(4)), strict=True))
+
+
+@FORMS
 def test_time_does_not_run_backwards(case):
     x, error = case.batch(4)
     layer = case.layer(streaming=True)
@@ -291,12 +379,12 @@ def test_float32_is_close_to_float64(case):
 def test_batches_that_do_not_part_into_streams_are_named(case, images):
     layer = replace(case, streams=2).layer(streaming=True)
     x, error = case.batch(images)
-    with pytest.raises(ValueError, match=f"a batch of {images} images does not part into 2 streams"):
+    with pytest.raises(ValueError, match=f"a batch of {images} images does not divide into 2 streams"):
         layer(x).backward(error)
 
 
 @FORMS
 def test_batches_that_do_not_part_into_streams_are_named_before_any_work(case):
     layer = replace(case, streams=2).layer(streaming=True)
-    with pytest.raises(ValueError, match="a batch of 5 images does not part into 2 streams"):
+    with pytest.raises(ValueError, match="a batch of 5 images does not divide into 2 streams"):
         layer(case.batch(5)[0])

@@ -1,4 +1,4 @@
-"""A model of ordinary layers, made to learn from late credit."""
+"""Convert a model of ordinary layers into one that learns from late credit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from cet_rl.traces.base import Normalization, Trace
+from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
-from cet_rl.vision.layers import ErrorAt, Soma, TracedConv2d, TracedLayer, TracedLinear
+from cet_rl.vision.credit import DerivativeMemory, ErrorAt
+from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
@@ -30,39 +31,39 @@ def convert(
     step_duration: float = BEHAVIOURAL_STEP,
     stacked: bool = False,
     error_at: ErrorAt = "preactivation",
-    soma: Soma = "exact",
+    derivative_memory: DerivativeMemory = "exact",
     streaming: bool = False,
     streams: int = 1,
     record_alignment: bool = False,
 ) -> nn.Module:
-    """A copy of a model in which every Linear and Conv2d is a traced layer with the same parameters.
+    """Return a copy of a model in which every Linear and Conv2d is a traced layer with the same parameters.
 
-    Within an `nn.Sequential`, an activation that follows such a layer directly becomes part of it, as synapses
-    store f' x, and `nn.Identity` takes its place; names and the `state_dict` stay as they are. Where no known
+    Within an `nn.Sequential`, an activation that directly follows such a layer becomes part of it, as synapses
+    store f' x, and `nn.Identity` takes its place; names and the `state_dict` stay the same. Where no known
     activation follows directly, f' = 1. Without a delay nothing changes, bit for bit.
 
     Args:
-        model: its Linear and Conv2d are found in the sequence in which they are defined, which should be that in
-            which they are used.
+        model: its Linear and Conv2d layers are taken in the order in which they are defined, which should be that
+            in which they are used.
         trace: of the synapses, a name that `cet-rl list traces` shows, or a `TraceConfig`, which has order, decay
             and normalisation of its own; None for a cascade, or none without a delay.
         delay: T, in seconds, until credit reaches a layer.
         order: states of a trace; None for 5.
         decay: per step, of the classical trace; None for exp(-1/D).
         normalization: "area" or "peak"; None for area.
-        step_duration: seconds an image is seen.
+        step_duration: seconds an image is shown.
         stacked: add up delays from the output layer down (retrograde signalling).
-        error_at: see `TracedLinear`; so are the following.
-        soma: see `TracedLinear`.
+        error_at: see `TracedLinear`, as for the following options.
+        derivative_memory: see `TracedLinear`.
         streaming: see `TracedLinear`.
         streams: see `TracedLinear`.
         record_alignment: see `TracedLinear`.
 
     Raises:
         ValueError: if there is no such layer or one is in two places; for a convolution with groups, dilation,
-            oblong kernels or other than zero padding; for layers that a traced one could not stand in for, as
-            those with a `forward` of their own, hooks, or a parametrised weight; for a delay that is no whole
-            number of steps; or for what `TracedLinear` refuses.
+            oblong kernels or other than zero padding; for layers that a traced one cannot replace, as those with a
+            `forward`, hooks, parameters or buffers of their own, or a parametrised weight; for a delay that is no
+            whole number of steps; or for what `TracedLinear` refuses.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
@@ -85,7 +86,7 @@ def convert(
         raise ValueError("a TraceConfig has order, decay and normalization of its own: leave these out")
     options: dict[str, Any] = {
         "error_at": error_at,
-        "soma": soma,
+        "derivative_memory": derivative_memory,
         "streaming": streaming,
         "streams": streams,
         "record_alignment": record_alignment,
@@ -94,9 +95,13 @@ def convert(
         parent = model.get_submodule(name.rpartition(".")[0])
         child = name.rpartition(".")[2]
         activation = _take_activation(parent, child)
-        traced = _traced(
-            model.get_submodule(name), name, trace.build(delay_steps), delay_steps, activation, options
-        )
+        given = {
+            "trace": trace.build(delay_steps),
+            "delay_steps": delay_steps,
+            "activation": activation,
+            **options,
+        }
+        traced = _traced(model.get_submodule(name), name, given)
         if name:
             setattr(parent, child, traced)
         else:
@@ -105,11 +110,11 @@ def convert(
 
 
 def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False) -> None:
-    """Make all that traced layers carry from batch to batch, so that a state can be loaded into it.
+    """Create all that traced layers carry from batch to batch, so that a state can be loaded into it.
 
     Args:
         model: as `convert` returns it.
-        in_shape: of one image.
+        in_shape: shape of one image.
         salient: whether images will have times of their own (`seen_at`).
     """
     shapes: dict[TracedLayer, tuple[int, ...]] = {}
@@ -131,94 +136,87 @@ def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False)
         for hook in hooks:
             hook.remove()
     for layer, shape in shapes.items():
-        layer.prepare(shape, salient=salient)
+        layer.prepare(torch.Size(shape), salient=salient)
 
 
 def _take_activation(parent: nn.Module, child: str) -> str:
-    """The activation that follows a child of an nn.Sequential, taken out of it."""
-    if not isinstance(parent, nn.Sequential):
+    """Return the activation that follows a child of an nn.Sequential, and put nn.Identity in its place."""
+    if not isinstance(parent, nn.Sequential) or not _computes_as(parent, nn.Sequential):
         return "identity"
     keys = list(parent._modules)
     position = keys.index(child) + 1
     if position < len(keys):
         following = parent[position]
-        if type(following) in _ACTIVATIONS:
+        if type(following) in _ACTIVATIONS and not _has_hooks(following):
             parent[position] = nn.Identity().train(following.training)
             return _ACTIVATIONS[type(following)]
     return "identity"
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_load_state_dict_pre_hooks",
-)
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module, perhaps of a subclass, has the forward pass of `kind`."""
+    methods = ("forward", "__call__", "_call_impl", "_conv_forward")
+    own = any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
+    return not own and not any(name in vars(module) for name in methods)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any("hooks" in name and bool(value) for name, value in vars(module).items())
 
 
 def _check_replaceable(name: str, layer: nn.Module) -> None:
-    """Raise ValueError for a layer that does more than a traced one in its place would do."""
+    """Raise ValueError for a layer that does more than a traced layer in its place would do."""
     where = f"layer {name!r}" if name else "the model"
     if isinstance(layer, nn.MultiheadAttention):
         raise ValueError(f"{where} is an attention, which uses its weights without calling layers: not supported")
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or isinstance(layer, TracedLayer):
+    if isinstance(layer, TracedLayer):
+        raise ValueError(f"{where} is traced already")
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
         return
     plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
     if is_parametrized(layer):
         raise ValueError(f"{where} has a parametrised weight, whose gradient is not the synapses': not supported")
     if any(isinstance(parameter, UninitializedParameter) for parameter in layer.parameters()):
         raise ValueError(f"{where} has no shape yet: show the model a batch first")
-    if type(layer).forward is not plain.forward or type(layer).__call__ is not plain.__call__:
+    if not _computes_as(layer, plain):
         raise ValueError(
             f"{where} is a {type(layer).__name__} with a forward of its own: convert knows {plain.__name__}'s"
         )
-    if any(getattr(layer, hooks) for hooks in _HOOKS):
+    if _has_hooks(layer):
         raise ValueError(f"{where} has hooks, which would be lost: register them after converting")
+    more = [*layer._parameters, *layer._buffers, *layer._modules]
+    if more := [each for each in more if each not in ("weight", "bias")]:
+        raise ValueError(f"{where} has {', '.join(more)} besides weight and bias, which would be lost")
 
 
-def _traced(
-    layer: nn.Module,
-    name: str,
-    trace: Trace | None,
-    delay_steps: int,
-    activation: str,
-    options: dict[str, Any],
-) -> TracedLayer:
-    if isinstance(layer, TracedLayer):
-        raise ValueError(f"layer {name!r} is traced already")
-    given: dict[str, Any] = {"trace": trace, "delay_steps": delay_steps, "activation": activation, **options}
+def _traced(layer: nn.Module, name: str, options: dict[str, Any]) -> TracedLayer:
+    """Return the traced layer that takes the place of a Linear or Conv2d."""
     new: TracedLinear | TracedConv2d
+    options |= {"bias": layer.bias is not None, "device": "meta"}
     if isinstance(layer, nn.Linear):
-        new = TracedLinear(layer.in_features, layer.out_features, layer.bias is not None, device="meta", **given)
+        plain: nn.Module = nn.Linear(1, 1, device="meta")
+        new = TracedLinear(layer.in_features, layer.out_features, **options)
     else:
         assert isinstance(layer, nn.Conv2d)
+        plain = nn.Conv2d(1, 1, 1, device="meta")
         padding = layer.padding
         if isinstance(padding, str) and (padding == "valid" or layer.stride == (1, 1)):
             padding = tuple((size - 1) // 2 if padding == "same" else 0 for size in layer.kernel_size)
         even_same = layer.padding == "same" and any(size % 2 == 0 for size in layer.kernel_size)
         square = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, padding))
-        if (
-            not square
-            or even_same
-            or layer.groups > 1
-            or set(layer.dilation) != {1}
-            or layer.padding_mode != "zeros"
-        ):
+        plainly = layer.groups == 1 and set(layer.dilation) == {1} and layer.padding_mode == "zeros"
+        if not (square and plainly) or even_same:
             raise ValueError(
-                f"layer {name!r} is a convolution that synapses cannot follow: traced are square kernels, the "
-                "same stride and zero padding along both sides, no groups and no dilation"
+                f"layer {name!r} is a convolution that traced layers do not support: they have square kernels, "
+                "the same stride and zero padding along both sides, no groups and no dilation"
             )
-        new = TracedConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size[0],
-            layer.stride[0],
-            int(padding[0]),
-            layer.bias is not None,
-            device="meta",
-            **given,
-        )
+        size = (layer.kernel_size[0], layer.stride[0], int(padding[0]))
+        new = TracedConv2d(layer.in_channels, layer.out_channels, *size, **options)
     new.weight, new.bias = layer.weight, layer.bias
+    new.layer_name = name or new.layer_name
+    # What others have attached to the layer, such as a mark of their own, stays attached.
+    for attribute in vars(layer).keys() - vars(plain).keys():
+        if attribute in vars(new):
+            raise ValueError(f"layer {name!r} has an attribute {attribute!r}, which means something else here")
+        setattr(new, attribute, getattr(layer, attribute))
     return new.train(layer.training)

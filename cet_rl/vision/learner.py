@@ -59,7 +59,7 @@ def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
         step_duration=config.step_duration,
         stacked=config.stacked,
         error_at=config.error_at,
-        soma=config.soma,
+        derivative_memory=config.soma,
         streaming=config.streaming,
         streams=config.streams,
         record_alignment=config.streaming and config.alignment,
