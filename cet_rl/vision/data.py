@@ -1,24 +1,26 @@
-"""Images with labels: digits, MNIST and CIFAR-10.
+"""Load data sets, and draw training batches from them.
 
-`datasets`, pyarrow, PIL and scikit-learn (the extra `vision`) are imported only when a data set is loaded.
+pyarrow, PIL, huggingface_hub and scikit-learn (the extra `vision`) are imported only when a data set is loaded.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cet_rl.runs.values import unknown
-from cet_rl.vision.datasets import DATASETS, summaries
-from cet_rl.vision.hub import read_hub
-from cet_rl.vision.parquet import CLASSES, Raw, Source, decode, needs_extra, read_folder
+from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages, summaries
 
 HELD_OUT = 0.1
 """Share of the training images that stands in for the test set with `validation` (paper, App. C)."""
@@ -29,77 +31,27 @@ DIGITS_TEST_SHARE = 0.2
 SPLIT_SEED = 0
 """Seed of both splits: the same images are held out whatever the seed of a run."""
 
-SOURCES = {
-    "mnist": Source("ylecun/mnist", "L", (28, 28), (0.5,), (0.5,)),
-    "cifar10": Source(
-        "uoft-cs/cifar10", "RGB", (32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flips=True
-    ),
-}
-"""Data sets that come as Parquet files."""
+CONNECT_SECONDS = 5.0
+"""Longest wait for the hub's first answer."""
 
+_MODES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images and their labels, all on one device.
-
-    Attributes:
-        images: (N, C, H, W) float32, standardised.
-        labels: (N,) int64.
-    """
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> ImageSet:
-        """The same set on another device."""
-        return ImageSet(self.images.to(device), self.labels.to(device))
-
-
-@dataclass(frozen=True, eq=False)
-class ImageData:
-    """A data set to learn and to be tested on.
-
-    Attributes:
-        name: as in `DATASETS`.
-        train: images to learn.
-        test: images to test on: the test set, or with `validation` a part of the training set left out of `train`.
-        classes: number of classes; labels are 0 … classes − 1.
-        flips: whether training images are to be flipped left to right at random.
-    """
-
-    name: str
-    train: ImageSet
-    test: ImageSet
-    classes: int = CLASSES
-    flips: bool = False
-
-    @property
-    def in_shape(self) -> tuple[int, int, int]:
-        """Of one image: channels, height, width."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
-
-    def to(self, device: torch.device | str) -> ImageData:
-        """The same data on another device."""
-        return ImageData(self.name, self.train.to(device), self.test.to(device), self.classes, self.flips)
+_Raw = tuple[Tensor, Tensor]  # pixels (N, C, H, W) uint8, labels (N,) int64
 
 
 def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validation: bool = False) -> ImageData:
     """Load a data set into memory, on the CPU.
 
-    All images are standardised with statistics of the training images alone. Classes keep the sizes they have:
-    the authors' code cuts all of them to that of the smallest, which leaves out up to a tenth of MNIST.
+    All images are standardised with statistics of the training images alone. Classes keep their sizes: the
+    authors' code cuts all of them to that of the smallest, which leaves out up to a tenth of MNIST.
 
     Args:
-        name: digits, mnist or cifar10.
-        data_dir: for mnist and cifar10, a folder with train.parquet and test.parquet, or the shards of a hub
-            snapshot, directly or in a folder of the data set's name; None to fetch them from the Hugging Face
+        name: key in `DATASETS`.
+        data_dir: for data sets in Parquet files, a folder with train.parquet and test.parquet, or the shards of a
+            hub snapshot, directly or in a folder of the data set's name; None to fetch them from the Hugging Face
             hub (or the hub's cache on this computer).
         validation: test on a fixed tenth of the training images, which are then not learned; the test set is not
-            used at all. For the choice of hyper-parameters.
+            used at all. For choosing hyper-parameters.
 
     Raises:
         ValueError: if there is no such data set, the extra `vision` is not installed, or files are damaged or hold
@@ -110,48 +62,59 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validatio
     if name not in known:
         raise unknown("data set", name, known)
     loader = DATASETS[name].loader
+    directory = None if data_dir is None else os.fspath(data_dir)
+    if isinstance(loader, ParquetImages):
+        return load_parquet(name, loader, directory, validation)
     if isinstance(loader, str):
         module, _, function = loader.partition(":")
         loader = getattr(importlib.import_module(module), function)
-    data: ImageData = loader(name, None if data_dir is None else os.fspath(data_dir), validation)
+    data: ImageData = loader(name, directory, validation)
     return data
 
 
 def load_digits(name: str, data_dir: str | None, validation: bool) -> ImageData:
-    """scikit-learn's digits; see `load`."""
+    """Load scikit-learn's digits, with the same share of every digit in both parts; see `load`."""
     if data_dir is not None:
         raise ValueError("digits comes with scikit-learn: it takes no data_dir (--data-dir)")
-    train, test = _digits()
-    return _finish(name, train, test, validation, (0.5,), (0.5,))
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise _needs_extra(name) from None
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)  # whole numbers from 0 to 16
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    classes = len(bunch.target_names)
+    # RandomState, because numpy promises that its stream never changes.
+    random = np.random.RandomState(SPLIT_SEED)
+    testing = torch.zeros(len(labels), dtype=torch.bool)
+    for digit in range(classes):
+        members = (labels == digit).nonzero().flatten()
+        shuffled = members[torch.from_numpy(random.permutation(len(members)))]
+        testing[shuffled[: round(DIGITS_TEST_SHARE * len(members))]] = True
+    train, test = ((pixels[chosen], labels[chosen]) for chosen in (~testing, testing))
+    return _standardise(name, train, test, validation, ParquetImages("", (1, 8, 8), classes))
 
 
-def load_parquet(name: str, data_dir: str | None, validation: bool) -> ImageData:
-    """One of `SOURCES`; see `load`."""
-    source = SOURCES[name]
+def load_parquet(name: str, source: ParquetImages, data_dir: str | None, validation: bool) -> ImageData:
+    """Load a data set from Parquet files; see `load`."""
     splits = ("train",) if validation else ("train", "test")
     try:
         import pyarrow  # noqa: F401
         from PIL import Image  # noqa: F401
     except ImportError:
-        raise needs_extra(name) from None
-    if data_dir is None:
-        tables = read_hub(name, source.repository, splits)
-    else:
-        tables = read_folder(name, Path(data_dir), splits)
-    raw = {split: decode(table, source) for split, table in tables.items()}
-    return _finish(name, raw["train"], raw.get("test"), validation, source.mean, source.deviation, source.flips)
+        raise _needs_extra(name) from None
+    folder = _download(name, source.repository, splits) if data_dir is None else Path(data_dir)
+    files = _find_files(name, folder, splits)
+    raw = {split: _read(paths, split, source) for split, paths in files.items()}
+    return _standardise(name, raw["train"], raw.get("test"), validation, source)
 
 
-def _finish(
-    name: str,
-    train: Raw,
-    test: Raw | None,
-    validation: bool,
-    mean: Sequence[float],
-    deviation: Sequence[float],
-    flips: bool = False,
-) -> ImageData:
-    """Hold images out if asked, then standardise."""
+def _needs_extra(name: str) -> ValueError:
+    return ValueError(f"{name} needs the extra vision: pip install 'cet-rl[vision]'")
+
+
+def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, source: ParquetImages) -> ImageData:
+    """Hold images out if asked, then standardise with statistics of the training images."""
     if validation:
         pixels, labels = train
         held = round(HELD_OUT * len(labels))
@@ -164,7 +127,7 @@ def _finish(
         kept, held_out = order[held:].sort().values, order[:held].sort().values
         train, test = (pixels[kept], labels[kept]), (pixels[held_out], labels[held_out])
     assert test is not None
-    # The authors' code standardises the test set with statistics of its own; we use those of the training set for
+    # The authors' code standardises the test set with its own statistics; we use those of the training set for
     # both, because a deployed network has no statistics of images it has yet to see.
     counts = torch.bincount(train[0].flatten(), minlength=256).double()
     values = torch.arange(256, dtype=torch.float64)
@@ -172,31 +135,298 @@ def _finish(
     spread = (counts @ (values - centre).square() / counts.sum()).sqrt().item()
     if spread == 0:
         raise ValueError(f"{name}: all pixels of the training images are the same")
-    scale = torch.tensor(deviation, dtype=torch.float64) / spread
-    shift = torch.tensor(mean, dtype=torch.float64) - centre * scale
-
-    def standardise(raw: Raw) -> ImageSet:
-        images = raw[0].float()
+    scale = torch.tensor(source.deviation, dtype=torch.float64) / spread
+    shift = torch.tensor(source.mean, dtype=torch.float64) - centre * scale
+    sets = []
+    for pixels, labels in (train, test):
+        images = pixels.float()
         images.mul_(scale.float().view(-1, 1, 1)).add_(shift.float().view(-1, 1, 1))
-        return ImageSet(images, raw[1])
+        sets.append(ImageSet(images, labels))
+    return ImageData(name, *sets, source.classes, source.flips)
 
-    return ImageData(name, standardise(train), standardise(test), CLASSES, flips)
+
+# --- files ---
 
 
-def _digits() -> tuple[Raw, Raw]:
-    """scikit-learn's digits: the training and the test part, the same share of every digit in both."""
+def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
+    """Return the folder of a hub repository's Parquet files, fetched or from the hub's cache on this computer."""
     try:
-        from sklearn.datasets import load_digits
+        import huggingface_hub
+        from huggingface_hub import constants
+        from huggingface_hub.utils.tqdm import (
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
     except ImportError:
-        raise needs_extra("digits") from None
-    bunch = load_digits()
-    pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)  # whole numbers from 0 to 16
-    labels = torch.from_numpy(bunch.target.astype(np.int64))
-    # RandomState, because numpy promises that its stream never changes.
-    random = np.random.RandomState(SPLIT_SEED)
-    testing = torch.zeros(len(labels), dtype=torch.bool)
-    for digit in range(CLASSES):
-        members = (labels == digit).nonzero().flatten()
-        shuffled = members[torch.from_numpy(random.permutation(len(members)))]
-        testing[shuffled[: round(DIGITS_TEST_SHARE * len(members))]] = True
-    return (pixels[~testing], labels[~testing]), (pixels[testing], labels[testing])
+        raise _needs_extra(name) from None
+    answers = not constants.HF_HUB_OFFLINE and _hub_answers()
+    logger = logging.getLogger("huggingface_hub")
+    level, had_bars = logger.level, not are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            # By itself the library would ask for half a minute and longer before it turns to its cache.
+            return Path(
+                huggingface_hub.snapshot_download(
+                    repository,
+                    repo_type="dataset",
+                    allow_patterns=[f"*{split}*.parquet" for split in splits],
+                    local_files_only=not answers,
+                )
+            )
+    except Exception as error:  # of huggingface_hub, its HTTP library and the file system
+        reason = _reason(error)
+        if not answers:
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
+            reason = f"{why}, and its cache on this computer has no copy"
+        raise OSError(
+            f"cannot fetch {name} from the Hugging Face hub: {reason}; without a network, give a folder of "
+            "Parquet files: --data-dir DIR"
+        ) from error
+    finally:
+        logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()
+
+
+def _hub_answers() -> bool:
+    """Return whether anything at all comes back from the hub, in bounded time."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:  # the HTTP library differs between versions
+        return False
+    return True
+
+
+def _find_files(name: str, data_dir: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """Return the Parquet files of each split, all from the first folder that has any."""
+    if not data_dir.is_dir():
+        problem = "is no folder" if data_dir.exists() else "does not exist"
+        raise OSError(
+            f"the data folder {data_dir} {problem}; it should hold {name}/train.parquet and test.parquet"
+        )
+    # A hub snapshot keeps its files one folder further down, named after its configuration.
+    inner = ("", "plain_text", name, "data")
+    for folder in [base / each for base in (data_dir / name, data_dir) for each in inner]:
+        found = {split: _split_files(folder, split) for split in splits}
+        if any(found.values()):
+            break
+    missing = [split for split in splits if not found[split]]
+    if missing:
+        among = folder if len(missing) < len(splits) else f"{data_dir / name} or {data_dir}"
+        raise OSError(
+            f"no {' and no '.join(f'{split}.parquet' for split in missing)} in {among} "
+            f"(nor {missing[0]}-00000-of-….parquet as on the hub)"
+        )
+    return found
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """Return train.parquet, or all of train-00000-of-00002.parquet, train-00001-of-00002.parquet."""
+    whole = folder / f"{split}.parquet"
+    if whole.is_file():
+        return [whole]
+    shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+    counts = {int(match[1]) for shard in shards if (match := re.search(r"-of-(\d+)\.parquet$", shard.name))}
+    if shards and counts != {len(shards)}:
+        raise OSError(
+            f"{folder} has {len(shards)} of {max(counts, default=0)} files {split}-*.parquet: copy all of one set"
+        )
+    return shards
+
+
+def _read(paths: Sequence[Path], split: str, source: ParquetImages) -> _Raw:
+    """Return the pixels and labels of one split, checked."""
+    import pyarrow
+    import pyarrow.compute as compute
+    import pyarrow.parquet as parquet
+
+    tables = []
+    for path in paths:
+        with open(path, "rb"):  # a file that may not be read has a clear error of its own
+            pass
+        try:
+            with parquet.ParquetFile(path) as file:
+                columns = _columns(file.schema_arrow, source, str(path))
+                table = file.read(columns=columns).select(columns).rename_columns(["image", "label"])
+                tables.append(table.replace_schema_metadata())
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path} is damaged or no Parquet file; copy or download it again ({_reason(error)})"
+            ) from error
+    where = str(paths[0] if len(paths) == 1 else paths[0].parent / f"{split}-*.parquet")
+    try:
+        table = pyarrow.concat_tables(tables)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{where}: the files have columns of different types ({_reason(error)})") from error
+    if not table.num_rows:
+        raise ValueError(f"{where} holds no images")
+    images, labels = table["image"], table["label"]
+    if pyarrow.types.is_struct(images.type):
+        images = compute.struct_field(images, "bytes")
+    for column, what in ((images, "image"), (labels, "label")):
+        if column.null_count:
+            raise ValueError(f"{where}: row {column.is_null().to_pylist().index(True):,} has no {what}")
+    low, high = compute.min_max(labels).as_py().values()
+    if low < 0 or high >= source.classes:
+        raise ValueError(f"{where}: labels go from {low} to {high}; they must be from 0 to {source.classes - 1}")
+    return _decode(images, source.shape, where), torch.from_numpy(labels.to_numpy().astype(np.int64))
+
+
+def _columns(schema: Any, source: ParquetImages, where: str) -> list[str]:
+    """Return the names of the image and the label column, of types that can be read."""
+    from pyarrow import types
+
+    label = source.label
+    image = next((each for each in ("image", "img") if each in schema.names), None)
+    if image is None or label not in schema.names:
+        found = ", ".join(schema.names) or "none"
+        raise ValueError(f"{where} has the columns {found}; needed are image (or img) and {label}")
+    kind = schema.field(image).type
+    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (types.is_binary(kind) or types.is_large_binary(kind)):
+        raise ValueError(f"{where}: column {image} is of type {kind}; needed are the bytes of PNG or JPEG files")
+    kind = schema.field(label).type
+    if not types.is_integer(kind):
+        most = source.classes - 1
+        raise ValueError(f"{where}: column {label} is of type {kind}; needed are whole numbers from 0 to {most}")
+    return [image, label]
+
+
+def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
+    """Return the pixels of encoded images, (N, C, H, W) uint8."""
+    from PIL import Image
+
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    planes: list[bytes] = []
+    with warnings.catch_warnings(action="ignore"):
+        for row, encoded in enumerate(images.to_pylist()):
+            try:
+                image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
+                fits = image.size == (width, height) and image.mode == mode
+                if fits:
+                    planes.append(image.tobytes())
+            except MemoryError:
+                raise
+            except Exception as error:  # PIL has many kinds for damaged files
+                raise ValueError(
+                    f"{where}: the image in row {row:,} cannot be decoded as PNG or JPEG ({_reason(error)})"
+                ) from error
+            if not fits:
+                found = f"{image.width}×{image.height} pixels, {_MODES.get(image.mode, image.mode)}"
+                needed = f"{width}×{height} pixels, {_MODES[mode]}"
+                raise ValueError(f"{where}: the image in row {row:,} has {found}; needed are {needed}")
+    pixels = torch.frombuffer(bytearray().join(planes), dtype=torch.uint8).view(len(planes), height, width, -1)
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's message, cut to a readable length, or its kind if it has none."""
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+# --- batches ---
+
+
+class Batches(Iterator[tuple[Tensor, Tensor]]):
+    """Draw an endless, seeded stream of training batches.
+
+    Every epoch goes through a fresh permutation of the images; what is left at its end and fills no batch is
+    dropped, as in the authors' code. All random numbers come from a generator of its own on the CPU, so that the
+    order is the same on every device; images are gathered on the device they are on.
+
+    Args:
+        images: to draw from.
+        batch_size: images in every batch.
+        seed: of the permutations and flips.
+        flips: whether to flip each image left to right with probability 1/2, anew each epoch.
+
+    Yields:
+        x: (batch_size, C, H, W) float32, contiguous.
+        y: (batch_size,) int64.
+
+    Raises:
+        ValueError: if the batch size is not at least 1, or larger than the set.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int = 0, *, flips: bool = False) -> None:
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(
+                f"the batch size must be from 1 to {len(images):,}, the size of the training set, got {batch_size}"
+            )
+        self.batch_size = batch_size
+        self._images = images.images.contiguous()
+        self._labels = images.labels
+        self._flips = flips
+        self._generator = torch.Generator().manual_seed(seed)
+        self._position = 0
+        self._set_epoch(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool))
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if self._position + self.batch_size > len(self._order):
+            self._draw_epoch()
+        now = slice(self._position, self._position + self.batch_size)
+        self._position = now.stop
+        rows = self._rows[now]
+        x = self._images.index_select(0, rows)
+        if self._flips:
+            x = torch.where(self._mirror[now], x.flip(3), x)
+        return x, self._labels.index_select(0, rows)
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Return the stream's position as CPU tensors and integers, from which it resumes bit for bit."""
+        return {
+            "order": self._order,
+            "flipped": self._flipped,
+            "position": self._position,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
+        """Resume where another stream with the same images, batch size and flips was when its state was taken.
+
+        Raises:
+            ValueError: if the state is incomplete or of another training set.
+        """
+        order, flipped, position, generator = (
+            state.get(key) for key in ("order", "flipped", "position", "generator")
+        )
+        size = len(self._labels)
+        if not (
+            isinstance(order, Tensor)
+            and isinstance(flipped, Tensor)
+            and isinstance(position, int)
+            and isinstance(generator, Tensor)
+            and generator.shape == self._generator.get_state().shape
+            and len(order) in (0, size)
+            and len(flipped) == (len(order) if self._flips else 0)
+            and 0 <= position <= len(order)
+            and torch.equal(order.cpu().sort().values, torch.arange(len(order)))
+        ):
+            raise ValueError(
+                f"this is no state of a stream of batches from {size:,} images "
+                f"{'with' if self._flips else 'without'} flips: resume with the data of the run"
+            )
+        self._generator.set_state(generator.cpu())
+        self._position = position
+        self._set_epoch(order.cpu(), flipped.cpu())
+
+    def _draw_epoch(self) -> None:
+        size = len(self._labels)
+        order = torch.randperm(size, generator=self._generator)
+        coins = torch.rand(size if self._flips else 0, generator=self._generator)
+        self._position = 0
+        self._set_epoch(order, coins < 0.5)
+
+    def _set_epoch(self, order: Tensor, flipped: Tensor) -> None:
+        # A whole epoch goes to the device at once: a copy for each batch would make the device wait.
+        self._order, self._flipped = order, flipped
+        self._rows = order.to(self._images.device)
+        self._mirror = flipped.to(self._images.device).view(-1, 1, 1, 1)

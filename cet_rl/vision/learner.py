@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cet_rl.runs import archive
-from cet_rl.vision.batches import Batches
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
-from cet_rl.vision.data import ImageData
+from cet_rl.vision.data import Batches
+from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import measured, seen_at, traced_layers
 from cet_rl.vision.models import MODELS
 

@@ -12,7 +12,8 @@ from cet_rl.runs.machine import on_this_machine, set_threads
 from cet_rl.runs.session import Words, run
 from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.config import VisionConfig
-from cet_rl.vision.data import ImageData, load
+from cet_rl.vision.data import load
+from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.learner import ImageLearner
 
 
