@@ -250,11 +250,11 @@ def test_files_say_what_they_hold(tmp_path):
 
 def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
     from cet_rl.vision import datasets
-    from cet_rl.vision.data import ImageData, load
+    from cet_rl.vision.data import load
 
     def halves(name, data_dir, validation):
         digits = load("digits", None, validation=validation)
-        return ImageData(name, digits.train, digits.test)
+        return datasets.ImageData(name, digits.train, digits.test, 10)
 
     datasets.register_dataset("mine", "my own digits", halves)
     request.addfinalizer(lambda: datasets.DATASETS.pop("mine"))

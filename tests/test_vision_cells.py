@@ -16,7 +16,8 @@ from cet_rl.runs.config import Mark, marked
 from cet_rl.vision.batchable import check_cells
 from cet_rl.vision.cells import CellBatch, train_cells
 from cet_rl.vision.config import VisionConfig
-from cet_rl.vision.data import ImageData, ImageSet, load
+from cet_rl.vision.data import load
+from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.learner import ImageLearner
 from cet_rl.vision.training import resolve, train
 
@@ -36,7 +37,7 @@ SHAPED = pytest.mark.parametrize("shape", SHAPES)
 
 def as_double(data):
     train, test = (ImageSet(part.images.double(), part.labels) for part in (data.train, data.test))
-    return ImageData(data.name, train, test)
+    return ImageData(data.name, train, test, data.classes)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from cet_rl.vision.training import resolve
 NAN, INF = float("nan"), float("inf")
 
 REFUSALS = [
-    ({"task": "fashion"}, ["unknown data set 'fashion'", "digits, mnist, cifar10"]),
+    ({"task": "fashion"}, ["unknown data set 'fashion'", "digits, mnist, cifar10, fashion_mnist, cifar100"]),
     ({"task": "Digits"}, ["unknown data set 'Digits'"]),
     # Salience.
     ({"salience": 0.0}, ["--salience must lie in (0, 1], got 0"]),

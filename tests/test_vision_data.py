@@ -17,21 +17,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cet_rl.vision import data, hub
-from cet_rl.vision.batches import Batches
-from cet_rl.vision.data import ImageSet, load
-from cet_rl.vision.datasets import DATASETS
+from cet_rl.vision import data
+from cet_rl.vision.data import Batches, load
+from cet_rl.vision.datasets import DATASETS, ImageSet, ParquetImages
 from cet_rl.vision.models import MODELS, cnn, mlp
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra vision")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra vision")
 Image = pytest.importorskip("PIL.Image", reason="needs the extra vision")
 
-SHAPES = {"mnist": (28, 28), "cifar10": (32, 32, 3)}
+
+def source(name: str) -> ParquetImages:
+    loader = DATASETS[name].loader
+    assert isinstance(loader, ParquetImages)
+    return loader
 
 
 def random_pixels(name: str, count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, *SHAPES[name]), dtype=np.uint8)
+    """(count, H, W) for grey images, (count, H, W, 3) for those in colour."""
+    channels, *size = source(name).shape
+    shape = (count, *size, channels) if channels > 1 else (count, *size)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -40,8 +46,10 @@ def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return stream.getvalue()
 
 
-def columns(encoded: list[bytes | None], labels: list[Any], image: str = "image") -> Any:
-    return pa.table({image: [{"bytes": each, "path": None} for each in encoded], "label": labels})
+def columns(
+    encoded: list[bytes | None], labels: list[Any], image: str = "image", label: str = "label", **more: list[Any]
+) -> Any:
+    return pa.table({image: [{"bytes": each, "path": None} for each in encoded], label: labels, **more})
 
 
 def write(folder: Path, split: str, table: Any, file: str | None = None) -> Path:
@@ -57,7 +65,8 @@ def make(
     """Random images in both files; returns their pixels."""
     pixels = {"train": random_pixels(name, train, 1), "test": random_pixels(name, test, 2)}
     for split, each in pixels.items():
-        write(folder, split, columns([encode(one) for one in each], [n % 10 for n in range(len(each))], image))
+        labels = [n % 10 for n in range(len(each))]
+        write(folder, split, columns([encode(one) for one in each], labels, image, source(name).label))
     return pixels
 
 
@@ -150,26 +159,26 @@ class TestFolders:
         assert load("mnist", tmp_path).train.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize("image", ["image", "img"])
-    def test_mnist_values(self, tmp_path, image):
-        pixels = make(tmp_path / "mnist", image=image)
-        loaded = load("mnist", str(tmp_path))
+    @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+    def test_values(self, tmp_path, name, image):
+        """In the columns of the hub, labels of CIFAR-100 in `fine_label` beside coarse ones."""
+        described, pixels = source(name), {}
+        for split, count in (("train", 40), ("test", 10)):
+            pixels[split] = random_pixels(name, count, len(split))
+            labels = [n * 7 % described.classes for n in range(count)]
+            more = {"coarse_label": [0] * count} if described.label == "fine_label" else {}
+            encoded = [encode(each) for each in pixels[split]]
+            write(tmp_path / name, split, columns(encoded, labels, image, described.label, **more))
+        loaded = load(name, str(tmp_path))
+        assert (loaded.in_shape, loaded.classes) == (described.shape, 100 if name == "cifar100" else 10)
+        assert loaded.flips == (name in ("cifar10", "cifar100"))
         mean, deviation = pixels["train"].mean(), pixels["train"].std()
         for split, images in (("train", loaded.train), ("test", loaded.test)):
-            expected = (pixels[split][:, None] - mean) / deviation * 0.5 + 0.5
-            np.testing.assert_allclose(images.images.numpy(), expected, atol=1e-5)
-            assert images.labels.tolist() == [n % 10 for n in range(len(images))]
-        assert loaded.in_shape == (1, 28, 28)
-        assert not loaded.flips
-
-    def test_cifar10_values(self, tmp_path):
-        pixels = make(tmp_path / "cifar10", "cifar10", "img")
-        loaded = load("cifar10", tmp_path)
-        mean, deviation = pixels["train"].mean(), pixels["train"].std()
-        expected = (pixels["test"] - mean) / deviation * (0.2023, 0.1994, 0.2010) + (0.4914, 0.4822, 0.4465)
-        np.testing.assert_allclose(loaded.test.images.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
-        assert loaded.test.images.is_contiguous()
-        assert loaded.in_shape == (3, 32, 32)
-        assert loaded.flips
+            plain = pixels[split].reshape(len(images), *described.shape[1:], -1)
+            expected = (plain - mean) / deviation * described.deviation + described.mean
+            np.testing.assert_allclose(images.images.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+            assert images.images.is_contiguous()
+            assert images.labels.tolist() == [n * 7 % described.classes for n in range(len(images))]
 
     def test_jpeg_and_plain_bytes(self, tmp_path):
         pixels = np.full((28, 28), 7, np.uint8)
@@ -323,56 +332,72 @@ class TestRefusals:
 
 
 class TestHub:
-    """The hub's own code, on data it finds in the working directory or its cache; nothing is downloaded."""
+    """The hub's own code, on snapshots in its cache; nothing is downloaded."""
 
     @pytest.fixture(autouse=True)
     def _cache(self, tmp_path, monkeypatch):
-        datasets = pytest.importorskip("datasets", reason="needs the extra vision")
-        (tmp_path / "cache").mkdir()
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.chdir(tmp_path)
+        pytest.importorskip("huggingface_hub", reason="needs the extra vision")
+        from huggingface_hub import constants
 
-    def test_loads_quietly_and_restores_settings(self, tmp_path, monkeypatch, capfd):
-        import datasets
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(data, "_hub_answers", lambda: False)
+
+    @staticmethod
+    def snapshot(tmp_path: Path, name: str, inside: str) -> Path:
+        """A repository in the cache, as the library keeps it; returns the folder of its files."""
+        cached = tmp_path / "cache" / f"datasets--{source(name).repository.replace('/', '--')}"
+        folder = cached / "snapshots" / ("0" * 40) / inside
+        make(folder, name)
+        for split in ("train", "test"):
+            (folder / f"{split}.parquet").rename(folder / f"{split}-00000-of-00001.parquet")
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("0" * 40)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("name", "inside"), [("mnist", "mnist"), ("cifar10", "plain_text"), ("fashion_mnist", "fashion_mnist")]
+    )
+    def test_cache_serves_without_network(self, tmp_path, capfd, name, inside):
         from huggingface_hub.utils import are_progress_bars_disabled
 
-        monkeypatch.setattr(hub, "hub_answers", lambda: True)
-        make(tmp_path / "ylecun" / "mnist")
-        level = logging.getLogger("datasets").level
-        loaded = load("mnist")
-        assert capfd.readouterr() == ("", "")
+        folder = self.snapshot(tmp_path, name, inside)
+        level = logging.getLogger("huggingface_hub").level
+        loaded = load(name)
         assert (len(loaded.train), len(loaded.test)) == (40, 10)
-        assert torch.equal(loaded.train.images, load("mnist", tmp_path / "ylecun" / "mnist").train.images)
-        assert not datasets.utils.are_progress_bars_disabled()
-        assert not are_progress_bars_disabled()
-        assert logging.getLogger("datasets").level == level
-        assert not datasets.config.HF_HUB_OFFLINE
-
-    def test_cache_serves_without_network(self, tmp_path, monkeypatch, capfd):
-        monkeypatch.setattr(hub, "hub_answers", lambda: False)
-        make(tmp_path / "uoft-cs" / "cifar10", "cifar10", "img")
-        load("cifar10")
-        (tmp_path / "uoft-cs").rename(tmp_path / "gone")
-        # As the library names what it has downloaded; the test above loaded it from a folder.
-        (tmp_path / "cache" / "cifar10").rename(tmp_path / "cache" / "uoft-cs___cifar10")
-        assert len(load("cifar10").test) == 10
+        assert torch.equal(loaded.train.images, load(name, folder).train.images)
         assert capfd.readouterr() == ("", "")
+        assert not are_progress_bars_disabled()
+        assert logging.getLogger("huggingface_hub").level == level
+
+    def test_only_what_is_needed_is_fetched(self, tmp_path, monkeypatch):
+        import huggingface_hub
+
+        asked = []
+
+        def fetch(repository: str, **options: Any) -> str:
+            asked.append((repository, options["allow_patterns"], options["local_files_only"]))
+            return str(self.snapshot(tmp_path, "mnist", "mnist").parent)
+
+        monkeypatch.setattr(data, "_hub_answers", lambda: True)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+        assert len(load("mnist", validation=True).train) == 36
+        assert asked == [("ylecun/mnist", ["*train*.parquet"], False)]
 
     def test_offline(self, monkeypatch, capfd):
-        import datasets
+        from huggingface_hub import constants
 
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         message = refusal("mnist", None, OSError)
         assert "HF_HUB_OFFLINE is set" in message
         assert "--data-dir DIR" in message
-        assert datasets.config.HF_HUB_OFFLINE
         assert capfd.readouterr() == ("", "")
 
     def test_hub_that_does_not_answer(self, monkeypatch):
         from huggingface_hub import constants
 
-        monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
+        monkeypatch.undo()
+        monkeypatch.setattr(data, "CONNECT_SECONDS", 0.2)
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen(5)
@@ -383,20 +408,20 @@ class TestHub:
         assert "does not answer" in message
         assert "--data-dir DIR" in message
 
-    def test_other_failures(self, monkeypatch):
-        import datasets
+    def test_other_failures(self, tmp_path, monkeypatch):
+        import huggingface_hub
 
-        def fail(repository: str) -> None:
+        def fail(repository: str, **options: Any) -> str:
             raise RuntimeError("no space left\nat all")
 
-        monkeypatch.setattr(hub, "hub_answers", lambda: True)
-        monkeypatch.setattr(datasets, "load_dataset", fail)
+        monkeypatch.setattr(data, "_hub_answers", lambda: True)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
         assert "no space left; without" in refusal("mnist", None, OSError)
-        monkeypatch.setattr(datasets, "load_dataset", lambda repository: {"training": None})
-        assert "ylecun/mnist (train) does not exist on the hub: there are training" in refusal("mnist", None)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+        assert "no train.parquet and no test.parquet in" in refusal("mnist", None, OSError)
 
-    def test_without_datasets(self, monkeypatch):
-        hide(monkeypatch, "datasets")
+    def test_without_the_library(self, monkeypatch):
+        hide(monkeypatch, "huggingface_hub")
         assert "pip install 'cet-rl[vision]'" in refusal("mnist", None)
 
 
@@ -595,5 +620,10 @@ class TestModels:
             cnn((1, 8, 8), 10, hidden=0)
 
 
-def test_catalogue():
-    assert set(DATASETS) == {"digits", *data.SOURCES}
+def test_labels_beyond_the_classes_are_refused(tmp_path):
+    make(tmp_path, "cifar100")
+    table = columns([encode(random_pixels("cifar100", 1)[0])], [100], label="fine_label")
+    write(tmp_path, "train", table)
+    assert "labels go from 100 to 100; they must be from 0 to 99" in refusal("cifar100", tmp_path)
+    make(tmp_path, "cifar10")
+    assert "needed are image (or img) and fine_label" in refusal("cifar100", tmp_path)

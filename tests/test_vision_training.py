@@ -29,7 +29,8 @@ from cet_rl.runs import archive, session
 from cet_rl.traces.registry import TRACES
 from cet_rl.vision import learner as learner_module
 from cet_rl.vision.config import VisionConfig
-from cet_rl.vision.data import ImageData, ImageSet, load
+from cet_rl.vision.data import load
+from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import ImageLearner, rate_at
 from cet_rl.vision.models import cnn, mlp
@@ -243,7 +244,7 @@ def test_testing_in_pieces(digits, monkeypatch):
 def test_training_goes_on_after_a_test_that_fails(digits):
     learner = make(digits, **CNN)
     broken = ImageSet(torch.zeros(3, 2, 8, 8), torch.zeros(3, dtype=torch.int64))
-    learner.data = ImageData("digits", digits.train, broken)
+    learner.data = ImageData("digits", digits.train, broken, 10)
     with pytest.raises(RuntimeError):
         learner.test()
     assert all(module.training for module in learner.network.modules())

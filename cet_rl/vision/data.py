@@ -137,12 +137,13 @@ def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, so
         raise ValueError(f"{name}: all pixels of the training images are the same")
     scale = torch.tensor(source.deviation, dtype=torch.float64) / spread
     shift = torch.tensor(source.mean, dtype=torch.float64) - centre * scale
-    sets = []
-    for pixels, labels in (train, test):
+
+    def standardised(pixels: Tensor, labels: Tensor) -> ImageSet:
         images = pixels.float()
         images.mul_(scale.float().view(-1, 1, 1)).add_(shift.float().view(-1, 1, 1))
-        sets.append(ImageSet(images, labels))
-    return ImageData(name, *sets, source.classes, source.flips)
+        return ImageSet(images, labels)
+
+    return ImageData(name, standardised(*train), standardised(*test), source.classes, source.flips)
 
 
 # --- files ---

@@ -118,17 +118,17 @@ DATASETS: dict[str, Dataset] = {
         "mlp",
         ParquetImages("ylecun/mnist", (1, 28, 28), 10),
     ),
-    "fashion_mnist": Dataset(
-        "28×28 pictures of clothes of ten kinds, 60,000 images to learn and 10,000 to test",
-        "mlp",
-        ParquetImages("zalando-datasets/fashion_mnist", (1, 28, 28), 10),
-    ),
     "cifar10": Dataset(
         "32×32 colour photographs of ten kinds, 50,000 images to learn and 10,000 to test",
         "cnn",
         ParquetImages(
             "uoft-cs/cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flips=True
         ),
+    ),
+    "fashion_mnist": Dataset(
+        "28×28 pictures of clothes of ten kinds, 60,000 images to learn and 10,000 to test",
+        "mlp",
+        ParquetImages("zalando-datasets/fashion_mnist", (1, 28, 28), 10),
     ),
     "cifar100": Dataset(
         "32×32 colour photographs of a hundred kinds, 50,000 images to learn and 10,000 to test",
