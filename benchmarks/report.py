@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from cet_rl.report.plots import ALIGNMENT, RETURN
+from cet_rl.report.plots import RETURN
+from cet_rl.report.reading import ALIGNMENT
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.folder import MetricsTable, RunFolder
 

@@ -14,14 +14,19 @@ import yaml
 
 from cet_rl.cli import main
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.report.claims import CLAIMS, checks, examine, examine_folders, measures
-from cet_rl.report.claims.claim import RATES, Claim
-from cet_rl.report.claims.measures import ACCURACY, LOSS, RETURN
-from cet_rl.report.claims.sides import cascade, side, with_rule
-from cet_rl.report.claims.writing import as_markdown
-from cet_rl.report.plots import ALIGNMENT
-from cet_rl.report.presentation import PRESENTATIONS
-from cet_rl.report.reading import Run, held_out
+from cet_rl.report.claims import CLAIMS, PaperClaim, checks, examine, examine_folders, model
+from cet_rl.report.claims.checks import RATES
+from cet_rl.report.claims.judging import as_markdown
+from cet_rl.report.claims.model import (
+    TEST_ACCURACY,
+    TEST_LOSS,
+    TRAINING_RETURN,
+    with_cascade,
+    with_rule,
+    with_trace,
+)
+from cet_rl.report.reading import ALIGNMENT, Run
+from cet_rl.report.statistics import presentation
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.folder import MetricsTable
@@ -49,33 +54,34 @@ def cells(config):
 
 
 def runs_needed(claim, seeds=3):
-    """The task kind and configuration of the runs of its sweep that a claim looks at."""
-    sides = [each for check in claim.checks for each in check.sides]
+    """The task_kind and configuration of the runs of its sweep that a claim looks at."""
+    sides = [each for check in claim.checks for each in check.filters]
     return [
         (task_kind, config)
         for task_kind, config in cells(claim.config)
-        if config.seed < seeds and any(each.has(config) for each in sides)
+        if config.seed < seeds and any(each.selects(config) for each in sides)
     ]
 
 
 def made_up(task_kind, config, wanted):
     """Metrics and columns of a run whose measures are what is wanted."""
-    presentation = PRESENTATIONS[task_kind.name].filled(held_out(config))
-    metrics = {presentation.score.key: wanted.get(measures.score, 0.0) / presentation.score.factor}
+    held_out = getattr(config, "held_out", "")
+    shows, score = presentation(task_kind, held_out), task_kind.scores[0].on(held_out)
+    metrics = {score.key: wanted.get(model.score, 0.0) / (100 if score.percent else 1)}
     steps = np.linspace(1, config.total_steps, ROWS).round()
-    curve = np.full(ROWS, wanted.get(measures.over_training, 0.0) / presentation.curve_factor)
-    columns = {MetricsTable.STEP: steps, presentation.curve: curve}
+    curve = np.full(ROWS, wanted.get(model.over_training, 0.0) / shows.curve_factor)
+    columns = {MetricsTable.STEP: steps, shows.curve: curve}
     delays = config.timing.layer_delays
     waiting = [layer for layer, delay in enumerate(delays) if delay]
     for layer in waiting:
-        values = np.full(ROWS, wanted.get(measures.alignment, 0.0))
+        values = np.full(ROWS, wanted.get(model.alignment, 0.0))
         early, late = steps <= config.total_steps / 3, steps >= config.total_steps * 2 / 3
-        values[early] = wanted.get(measures.early_alignment, values[0])
-        values[late] = wanted.get(measures.late_alignment, values[-1])
-        values[late] = wanted.get(measures.alignment_gain, values[-1])
+        values[early] = wanted.get(model.early_alignment, values[0])
+        values[late] = wanted.get(model.late_alignment, values[-1])
+        values[late] = wanted.get(model.alignment_gain, values[-1])
         if layer == waiting[-1]:
-            values[:] = wanted.get(measures.last_waiting_alignment, values)
-            values[:] = wanted.get(measures.depth_loss, values)
+            values[:] = wanted.get(model.last_delayed_alignment, values)
+            values[:] = wanted.get(model.depth_loss, values)
         columns[f"{ALIGNMENT}{layer}"] = values
     return metrics, columns
 
@@ -86,7 +92,7 @@ def means_for(claim, against=()):
     All statistics are linear in the means: each is moved to where it should be, in turns, until all are there.
     """
     keys = list(
-        dict.fromkeys((check.measure.function, each.name) for check in claim.checks for each in check.sides)
+        dict.fromkeys((check.measure.value, each.name) for check in claim.checks for each in check.filters)
     )
     means = np.full(len(keys), 0.5)
     wanted = [number for number in range(len(claim.checks)) if number not in against]
@@ -94,7 +100,7 @@ def means_for(claim, against=()):
         moved = False
         for number in [*wanted, *against]:
             check = claim.checks[number]
-            places = [keys.index((check.measure.function, each.name)) for each in check.sides]
+            places = [keys.index((check.measure.value, each.name)) for each in check.filters]
             low, high = check.above, check.below
             if number in against:  # on the far side of the end that there is
                 low, high = (high, np.inf) if np.isfinite(high) else (-np.inf, low)
@@ -116,12 +122,12 @@ def made_up_runs(claim, against=(), seeds=3):
     for number, (task_kind, config) in enumerate(runs_needed(claim, seeds)):
         wanted = {}
         for check in claim.checks:
-            for each in check.sides:
-                if each.has(config):
-                    mean = means[check.measure.function, each.name]
-                    wanted[check.measure.function] = mean + SPREAD * (config.seed - 1)
+            for each in check.filters:
+                if each.selects(config):
+                    mean = means[check.measure.value, each.name]
+                    wanted[check.measure.value] = mean + SPREAD * (config.seed - 1)
         metrics, columns = made_up(task_kind, config, wanted)
-        if wanted.keys() == {measures.score}:
+        if wanted.keys() == {model.score}:
             columns = {}  # the summary has it
         runs.append(Run(number, "finished", "", task_kind, config, metrics=metrics, columns=columns))
     return runs
@@ -148,11 +154,11 @@ def audits(monkeypatch):
 
     def set_from(claim, against=()):
         for (function, name), mean in means_for(claim, against).items():
-            if function is measures.plausible:
-                rules = {each.name: each.where["rule"] for check in claim.checks for each in check.sides}
+            if function is model.plausible:
+                rules = {each.name: each.where["rule"] for check in claim.checks for each in check.filters}
                 verdicts[rules[name]] = mean > 0.5
 
-    monkeypatch.setattr(measures, "_audited", verdicts.__getitem__)
+    monkeypatch.setattr(model, "_audited", verdicts.__getitem__)
     return set_from
 
 
@@ -170,7 +176,7 @@ def test_folders_of_runs_decide_a_claim_all_three_ways(name, tmp_path, audits):
         (found,) = examine_folders([tmp_path / case], [claim])
         assert found.verdict == ("does not hold" if against else "holds"), found.numbers
         assert not found.lacking
-        assert len(found.outcomes) == len(claim.checks)
+        assert len(found.results) == len(claim.checks)
 
         shutil.rmtree(folders[0])
         (found,) = examine_folders([tmp_path / case], [claim])
@@ -216,7 +222,7 @@ def test_each_claim_has_a_name_a_place_words_and_a_configuration_of_its_own_pack
 
 def run_of(config, score, status="finished"):
     task_kind = task_kind_of(config.task)
-    key = PRESENTATIONS[task_kind.name].filled(held_out(config)).score.key
+    key = task_kind.scores[0].on(getattr(config, "held_out", "")).key
     return Run(f"{config.label}-{config.seed}", status, task_kind=task_kind, config=config, metrics={key: score})
 
 
@@ -225,8 +231,10 @@ def cartpole(order, seed, score, status="finished", **options):
 
 
 def better_claim(by=0.0, **options):
-    sides = cascade("CartPole-v1", 5, 8.0), cascade("CartPole-v1", 1, 8.0)
-    return Claim("c", "Ours", "Five states are better.", "quick", (checks.better(*sides, RETURN, by),), **options)
+    sides = with_cascade("CartPole-v1", 5, 8.0), with_cascade("CartPole-v1", 1, 8.0)
+    return PaperClaim(
+        "c", "Ours", "Five states are better.", "quick", (checks.higher(*sides, TRAINING_RETURN, by),), **options
+    )
 
 
 def seeds(order, scores, **options):
@@ -334,9 +342,9 @@ def test_seeds_that_draw_the_task_are_compared_pair_by_pair():
     def mimic(rule, losses):
         return [run_of(RecurrentConfig("mimic", rule=rule, seed=seed), loss) for seed, loss in enumerate(losses)]
 
-    check = checks.lower(with_rule("mimic", "rflo"), with_rule("mimic", "fixed-w"), LOSS)
+    check = checks.lower(with_rule("mimic", "rflo"), with_rule("mimic", "fixed-w"), TEST_LOSS)
     runs = [*mimic("rflo", (0.10, 0.20, 0.30)), *mimic("fixed-w", (0.11, 0.21, 0.31))]
-    claim = Claim("c", "Ours", "Lower.", "quick", (check,), ("rule_options",))
+    claim = PaperClaim("c", "Ours", "Lower.", "quick", (check,), ("rule_options",))
 
     assert verdict(runs, claim) == "does not hold"
     assert verdict(runs, dataclasses.replace(claim, paired=True)) == "holds"
@@ -344,41 +352,37 @@ def test_seeds_that_draw_the_task_are_compared_pair_by_pair():
 
 
 def test_a_cascade_of_one_state_is_the_classical_trace():
-    classical = cascade("digits", 1, 2.0)
+    classical = with_cascade("digits", 1, 2.0)
 
-    assert classical.has(VisionConfig("digits", delay=2.0, order=1))
-    assert classical.has(VisionConfig("digits", delay=2.0, trace="et"))
-    assert not classical.has(VisionConfig("digits", delay=2.0, order=2))
-    assert not side("digits", "cet", 1, 2.0).has(VisionConfig("digits", delay=2.0, order=1))
+    assert classical.selects(VisionConfig("digits", delay=2.0, order=1))
+    assert classical.selects(VisionConfig("digits", delay=2.0, trace="et"))
+    assert not classical.selects(VisionConfig("digits", delay=2.0, order=2))
+    assert not with_trace("digits", "cet", 1, 2.0).selects(VisionConfig("digits", delay=2.0, order=1))
 
 
 def test_stacked_delays_are_another_side():
-    uniform = cascade("digits", 2, 2.0)
+    uniform = with_cascade("digits", 2, 2.0)
 
-    assert uniform.has(VisionConfig("digits", delay=2.0, order=2))
-    assert not uniform.has(VisionConfig("digits", delay=2.0, order=2, stacked=True))
+    assert uniform.selects(VisionConfig("digits", delay=2.0, order=2))
+    assert not uniform.selects(VisionConfig("digits", delay=2.0, order=2, stacked=True))
 
 
 # -------------------- statistics
 
 
+PAIR = with_trace("digits", "none"), with_cascade("digits", 2, 2.0)
+ORDERS = [with_cascade("digits", order, 2.0) for order in (1, 2, 6, 10)]
+
+
 @pytest.mark.parametrize(
     ("check", "means", "value"),
     [
-        (checks.better(side("digits", "none"), cascade("digits", 2, 2.0), ACCURACY), (3.0, 5.0), -2.0),
-        (checks.near(side("digits", "none"), cascade("digits", 2, 2.0), ACCURACY, 1.0), (3.0, 5.0), -2.0),
-        (
-            checks.more_than_share(side("digits", "none"), cascade("digits", 2, 2.0), ACCURACY, 0.5),
-            (3.0, 5.0),
-            0.5,
-        ),
-        (checks.at_least(side("digits", "none"), ACCURACY, 1.0), (3.0,), 3.0),
-        (checks.rises([cascade("digits", order, 2.0) for order in (1, 2, 6)], ACCURACY), (1.0, 4.0, 3.0), 1.0),
-        (
-            checks.falls([cascade("digits", order, 2.0) for order in (1, 2, 6, 10)], ACCURACY),
-            (0.0, 1.0, 4.0, 9.0),
-            3.0,
-        ),
+        (checks.higher(*PAIR, TEST_ACCURACY), (3.0, 5.0), -2.0),
+        (checks.near(*PAIR, TEST_ACCURACY, 1.0), (3.0, 5.0), -2.0),
+        (checks.more_than_share(*PAIR, TEST_ACCURACY, 0.5), (3.0, 5.0), 0.5),
+        (checks.at_least(PAIR[0], TEST_ACCURACY, 1.0), (3.0,), 3.0),
+        (checks.rises(ORDERS[:3], TEST_ACCURACY), (1.0, 4.0, 3.0), 1.0),
+        (checks.falls(ORDERS, TEST_ACCURACY), (0.0, 1.0, 4.0, 9.0), 3.0),
     ],
 )
 def test_statistics_are_what_their_names_say(check, means, value):
@@ -386,7 +390,7 @@ def test_statistics_are_what_their_names_say(check, means, value):
 
 
 def test_closeness_is_passed_on_neither_side_of_its_band():
-    check = checks.near(side("digits", "none"), cascade("digits", 2, 2.0), ACCURACY, 1.0)
+    check = checks.near(*PAIR, TEST_ACCURACY, 1.0)
     level = np.array([50.0, 50.1, 50.2])
 
     assert check.evaluate([level + 0.5, level]).passed
@@ -395,7 +399,7 @@ def test_closeness_is_passed_on_neither_side_of_its_band():
 
 
 def test_intervals_are_the_same_each_time_and_widen_with_the_spread():
-    check = checks.better(side("digits", "none"), cascade("digits", 2, 2.0), ACCURACY)
+    check = checks.higher(*PAIR, TEST_ACCURACY)
     wide = [np.array([1.0, 2.0, 3.0]), np.array([0.0, 1.0, 2.0])]
     first, second = check.evaluate(wide), check.evaluate(wide)
     narrow = check.evaluate([values / 10 for values in wide])
@@ -419,27 +423,27 @@ def test_alignment_is_that_of_layers_that_wait():
     first, second = np.linspace(0.0, 0.8, 9), np.full(9, 0.9)
     run = with_columns(config, l0=first, l1=second, l2=np.full(9, 1.0))
 
-    assert measures.alignment(run) == pytest.approx((first.mean() + 0.9) / 2)
-    assert measures.last_waiting_alignment(run) == pytest.approx(0.9)
-    assert measures.depth_loss(run) == pytest.approx(0.9 - first.mean())
-    assert measures.early_alignment(run) == pytest.approx((first[:3].mean() + 0.9) / 2)
-    assert measures.late_alignment(run) == pytest.approx((first[6:].mean() + 0.9) / 2)
-    assert measures.alignment_gain(run) == pytest.approx((first[6:].mean() - first[:3].mean()) / 2)
+    assert model.alignment(run) == pytest.approx((first.mean() + 0.9) / 2)
+    assert model.last_delayed_alignment(run) == pytest.approx(0.9)
+    assert model.depth_loss(run) == pytest.approx(0.9 - first.mean())
+    assert model.early_alignment(run) == pytest.approx((first[:3].mean() + 0.9) / 2)
+    assert model.late_alignment(run) == pytest.approx((first[6:].mean() + 0.9) / 2)
+    assert model.alignment_gain(run) == pytest.approx((first[6:].mean() - first[:3].mean()) / 2)
 
 
 def test_the_mean_over_training_is_weighed_by_steps():
     run = run_of(VisionConfig("digits", delay=2.0, order=2), 0.0)
     columns = {MetricsTable.STEP: np.array([0.0, 1.0, 10.0]), "test/accuracy": np.array([0.0, 1.0, 1.0])}
 
-    assert measures.over_training(dataclasses.replace(run, columns=columns)) == pytest.approx(95.0)
+    assert model.over_training(dataclasses.replace(run, columns=columns)) == pytest.approx(95.0)
 
 
 def test_what_was_not_logged_is_none():
     run = run_of(VisionConfig("digits", delay=2.0, order=2), 0.0)
 
-    for function in (measures.alignment, measures.alignment_gain, measures.depth_loss, measures.over_training):
+    for function in (model.alignment, model.alignment_gain, model.depth_loss, model.over_training):
         assert function(run) is None
-    assert measures.plausible(run) is None
+    assert model.plausible(run) is None
 
 
 # -------------------- the command

@@ -1,4 +1,4 @@
-"""`cet-rl report`: turn a folder of runs into one page of figures and tables."""
+"""`cet-rl report`: a folder of runs as one page of figures and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """What to report on, and where."""
+    """Say what to report on, and where."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
@@ -23,13 +23,13 @@ class ReportArguments:
     title: str | None = None
     """Title of the page. Default: the name of the first of RUNS."""
     claims: bool = False
-    """Check the papers' claims, and ours, on the runs instead; with --out, also write claims.md."""
+    """Judge the papers' claims, and ours, by the runs instead; with --out, also write claims.md."""
     quiet: bool = False
     """Print nothing but errors."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit status."""
+    """Run the command and return its exit status."""
     parsed = parse(
         ReportArguments,
         arguments,
@@ -55,13 +55,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _claims(parsed: ReportArguments) -> int:
-    """Check the claims on the runs, print the verdicts, and write them where --out says."""
+    """Judge the claims by the runs, print the verdicts, and write them where --out says."""
     if parsed.title is not None:
         raise ValueError("--title is for the page of figures: leave it out with --claims")
     from rich.console import Console
 
     from cet_rl.report.claims import examine_folders
-    from cet_rl.report.claims.writing import print_claims, write_claims
+    from cet_rl.report.claims.judging import print_claims, write_claims
 
     findings = examine_folders(parsed.runs)
     if not parsed.quiet:

@@ -1,5 +1,13 @@
 """Reports: a folder of runs as one page of figures and tables.
 
+reading.py      finds run folders and reads them
+grouping.py     groups runs by task, arm, delay and seed
+statistics.py   what runs are compared on, averages over seeds, bootstrap intervals
+plots.py        learning curves and alignment of run folders, for a user's own figures
+drawing.py      what all figures of a report share; the figures are in scores.py, curves.py and kernels.py
+page.py         writes the page, whose text and looks are in template.html.j2
+claims/         what the papers claim, and whether runs support it
+
 from cet_rl.report import write_report
 
 write_report(["runs/fig4"])  # runs/fig4/report.html, and its figures beside it
@@ -7,6 +15,6 @@ write_report(["runs/fig4"])  # runs/fig4/report.html, and its figures beside it
 
 from __future__ import annotations
 
-from cet_rl.report.build import Report, write_report
+from cet_rl.report.page import Report, write_report
 
 __all__ = ["Report", "write_report"]

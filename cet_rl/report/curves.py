@@ -7,186 +7,107 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cet_rl.report.arms import Arm, Study
 from cet_rl.report.drawing import (
     ACROSS,
+    MARGIN,
     MOST_ARMS,
     Picture,
-    count_steps,
-    in_seconds,
+    baselines_of,
+    draw_baselines,
+    format_steps,
     label_outside,
     legend,
+    loss_limit,
     panels,
     png,
     scaled_at_the_end,
     some_delays,
     styles,
 )
-from cet_rl.report.floors import draw_floors, floors
-from cet_rl.report.limits import MARGIN, highest
-from cet_rl.report.plots import ALIGNMENT, Curve, draw_alignment_over, draw_curves
-from cet_rl.report.presentation import Presentation
-from cet_rl.report.text import counted, listed
+from cet_rl.report.grouping import Arm, Comparison
+from cet_rl.report.plots import Curve, by_arm, draw_alignment_over, draw_curves
+from cet_rl.report.reading import ALIGNMENT
+from cet_rl.report.statistics import Presentation
+from cet_rl.report.text import counted, in_seconds, listed
 from cet_rl.runs.folder import MetricsTable
 
-SEEDS_OF_A_RANGE = 5
-"""Up to so many seeds the band goes from the lowest to the highest; with more it is a standard error."""
+MOST_SEEDS_OF_A_RANGE = 5
+"""Up to this many seeds the band goes from the lowest to the highest; with more it is a standard error."""
 
-MAGNITUDES = 30.0
-"""Quotient of the largest and the smallest value of an axis from which on it is logarithmic."""
+LOGARITHMIC = 30.0
+"""Quotient of an axis' largest and smallest value from which on it is logarithmic."""
 
 MOST_LAYERS = 9
-"""With alignment that are drawn."""
+"""Layers whose alignment is drawn."""
 
-MOST_ROWS = 3
+MOST_DELAYS = 3
 """Delays whose alignment is drawn, the longest ones."""
 
 MOST_LAYERS_ABREAST = 5
-"""With more, there is only room for one delay."""
+"""Layers above which there is only room for one delay."""
+
+# -------------------- learning curves
 
 
-def learning_curves(study: Study) -> list[Picture]:
-    """The task kind's curve over training, a panel for each delay; none if nothing was logged."""
-    column = study.presentation.curve
-    delays = [delay for delay in study.delays if any(_curves(arm, delay, [column]) for arm in study.compared)]
+def learning_curves(comparison: Comparison) -> list[Picture]:
+    """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
+    shows = comparison.presentation
+    delays = [
+        delay
+        for delay in comparison.delays
+        if any(_curves(arm, delay, [shows.curve]) for arm in comparison.compared)
+    ]
     shown = some_delays(delays or [0.0])
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True)
-    arms = study.best(study.compared, MOST_ARMS, shown[-1] if delays else None)
-    references = study.best(study.references, 4)
-    look, lines = styles(study), floors(study)
-    band = _band(study)
-    curves: dict[int, Curve] = {}
-    where: dict[int, str] = {}
+    arms = comparison.best(comparison.compared, MOST_ARMS, shown[-1] if delays else None)
+    references = comparison.best(comparison.references, 4)
+    of_references = [curve for arm in references for curve in _curves(arm, 0.0, [shows.curve])]
+    looks, baselines = styles(comparison), baselines_of(comparison)
+    band = _band(comparison)
+    curves, lines = list(of_references), dict[str, Line2D]()
     for axes, delay in zip(grid, shown, strict=True):
-        here = [curve for arm in arms for curve in _curves(arm, delay, [column])]
-        here += [curve for arm in references for curve in _curves(arm, 0.0, [column])]
+        here = [curve for arm in arms for curve in _curves(arm, delay, [shows.curve])]
+        curves += here
         with scaled_at_the_end(axes):
-            draw_curves(axes, here, column, look, band=band)
-        count_steps(axes)
+            lines |= draw_curves(axes, here + of_references, shows.curve, looks, band=band)
+        format_steps(axes)
         axes.set_title(in_seconds(delay), fontsize=9)
-        draw_floors(axes, lines, vertical=False, named=axes is grid[-1])
-        for curve in here:  # those of references once, though they are in each panel
-            curves[id(curve.columns)] = curve
-            at = f" at {in_seconds(delay)}" if delay and curve.arm not in [arm.label for arm in references] else ""
-            where[id(curve.columns)] = f"{curve.arm}{at}, seed {curve.seed}"
+        draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
     if not curves:
         return []
-    cut, beyond = _limit(grid[0], list(curves.values()), study.presentation, list(lines.values()))
-    label_outside(grid, study.presentation.steps, study.presentation.curve_title)
-    figure.suptitle(study.title, fontsize=10)
-    legend(figure, grid, styles(study))
-    caption = [f"{study.presentation.curve_title.capitalize()} over training. {_meaning(study, band)}"]
-    caption += _left_out(study, arms, references, delays, shown)
-    caption += ["Dotted lines: floors of predictors that know only what is written there."] * bool(lines)
+    cut, beyond = _limit(grid[0], curves, shows, list(baselines.values()))
+    label_outside(grid, shows.steps, shows.curve_title)
+    figure.suptitle(comparison.title, fontsize=10)
+    legend(figure, lines, list(looks))
+    caption = [f"{shows.curve_title.capitalize()} over training. {_meaning(comparison, band)}"]
+    caption += _left_out(comparison, arms, references, delays, shown)
+    caption += ["Dotted: the best that predictors can do that know only what is written there."] * bool(baselines)
     caption += ["The axis leaves out part of the beginning."] * cut
-    above = [
-        f"{where[id(curve.columns)]} (up to {study.presentation.curve_factor * high:.4g})"
-        for curve, high in beyond
-    ]
-    caption += [f"The axis also leaves out what is far above all else: {listed(above, 6)}."] * bool(above)
-    caption += study.decays
-    return [Picture("curves", png(figure), " ".join(caption), f"Curves of {study.presentation.curve_title}")]
-
-
-def alignment(study: Study) -> list[Picture]:
-    """Cosine between each layer's update and the true gradient; none if none was logged.
-
-    A panel for each layer, and a row of them for each of the longest delays. A picture over training and, where
-    the task kind says so, one over the score.
-    """
-    logged = [delay for delay in study.delays if _layers(study, delay)]
-    if not logged:
-        return []
-    layers = _layers(study, logged[-1])
-    shown = logged[-MOST_ROWS:] if len(layers) <= MOST_LAYERS_ABREAST else logged[-1:]
-    across = len(layers) if len(shown) > 1 else ACROSS
-    columns = [f"{ALIGNMENT}{layer}" for layer in layers]
-    arms = study.best(study.compared, MOST_ARMS, logged[-1])
-    curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
-    left = [in_seconds(delay) for delay in logged if delay not in shown]
-    rest = f" Also logged, not drawn: {listed(left)}." if left else ""
-    what = f"Cosine between each layer's update and the true gradient of the same data, {_in_words(shown)}"
-    presentation, score = study.presentation, study.presentation.over_score
-    pictures: list[Picture] = []
-    for over in dict.fromkeys((None, score)):
-        count = len(shown) * len(layers)
-        figure, grid = panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
-        places = [(delay, layer) for delay in shown for layer in layers]
-        for axes, (delay, layer) in zip(grid, places, strict=True):
-            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-            title = f"layer {layer}" if layer.isdecimal() else layer[:20]
-            axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
-            if over is None:
-                with scaled_at_the_end(axes):
-                    draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", styles(study), band=_band(study))
-                count_steps(axes)
-            else:
-                _draw_over_score(axes, study, arms, curves[delay], layer)
-        x = presentation.curve_title if over else presentation.steps
-        label_outside(grid, x, "cosine with the true gradient", across)
-        one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
-        figure.suptitle(f"{study.title}{one}", fontsize=10)
-        legend(figure, grid, styles(study))
-        if over is None:
-            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(study, _band(study))}{rest}"
-            pictures.append(Picture("alignment", png(figure), caption, "Alignment of each layer over training"))
-        else:
-            caption = f"{what}, over the {over} that went with it: means in bins, all seeds.{rest}"
-            name, alternative = f"alignment-{over}", f"Alignment of each layer over {over}"
-            pictures.append(Picture(name, png(figure), caption, alternative))
-    return pictures
-
-
-def _draw_over_score(axes: Axes, study: Study, arms: Sequence[Arm], curves: Sequence[Curve], layer: str) -> None:
-    """Draw a layer's alignment over the column that learning curves show."""
-    look, presentation = styles(study), study.presentation
-    for arm in arms:
-        of_arm = [curve for curve in curves if curve.arm == arm.label]
-        factor, own = presentation.curve_factor, look[arm.label]
-        draw_alignment_over(axes, of_arm, layer, presentation.curve, factor=factor, **own)
-
-
-def _in_words(delays: Sequence[float]) -> str:
-    """Delays in a sentence: "2 s, 8 s and 32 s"."""
-    *others, last = map(in_seconds, delays)
-    return f"{', '.join(others)} and {last}" if others else last
+    caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
+    caption += comparison.decays
+    return [Picture("curves", png(figure), " ".join(caption), f"Curves of {shows.curve_title}")]
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
-    """What an arm's runs at a delay have logged, those without any value in these columns left out."""
-    cell = arm.cells.get(delay)
-    found = []
-    for run in cell.drawn if cell else ():
-        if any(np.isfinite(run.columns.get(column, np.empty(0))).any() for column in columns):
-            assert run.config is not None
-            found.append(Curve(arm.label, run.config.seed, run.columns))
-    return found
+    """Return what an arm's runs at a delay have logged, without runs that have no value in these columns."""
+    return [
+        Curve(arm.label, run.config.seed, run.columns)
+        for run in (arm.at[delay].drawn if delay in arm.at else ())
+        if run.config and any(np.isfinite(run.columns.get(column, np.empty(0))).any() for column in columns)
+    ]
 
 
-def _layers(study: Study, delay: float) -> list[str]:
-    """Layers with alignment at a delay, input side first."""
-    names = {
-        name.removeprefix(ALIGNMENT)
-        for arm in study.compared
-        if delay in arm.cells
-        for run in arm.cells[delay].drawn
-        for name, values in run.columns.items()
-        if name.startswith(ALIGNMENT) and np.isfinite(values).any()
-    }
-    numbered = sorted((name for name in names if name.isdecimal()), key=int)
-    return [*numbered, *sorted(names - set(numbered))][:MOST_LAYERS]
+def _band(comparison: Comparison) -> Literal["range", "error"]:
+    seeds = max(len(at_delay.drawn) for _, at_delay in comparison.all_runs)
+    return "error" if seeds > MOST_SEEDS_OF_A_RANGE else "range"
 
 
-def _band(study: Study) -> Literal["range", "error"]:
-    seeds = max(len(cell.drawn) for _, cell in study.cells)
-    return "error" if seeds > SEEDS_OF_A_RANGE else "range"
-
-
-def _meaning(study: Study, band: str) -> str:
-    """What lines and bands are."""
-    counts = {len(cell.drawn) for _, cell in study.cells if cell.drawn}
+def _meaning(comparison: Comparison, band: str) -> str:
+    """Say what lines and bands are."""
+    counts = {len(at_delay.drawn) for _, at_delay in comparison.all_runs if at_delay.drawn}
     if counts == {1}:
         return "One seed each."
     seeds = f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{min(counts)} seeds"
@@ -197,22 +118,24 @@ def _meaning(study: Study, band: str) -> str:
 
 
 def _left_out(
-    study: Study, arms: Sequence[Arm], references: Sequence[Arm], delays: Sequence[float], shown: Sequence[float]
+    comparison: Comparison,
+    arms: Sequence[Arm],
+    references: Sequence[Arm],
+    delays: Sequence[float],
+    shown: Sequence[float],
 ) -> list[str]:
-    """Sentences on what else there is, and on what has not finished."""
-    found = []
-    if references and delays:
-        found.append("Grey: arms without delay, the same in each panel.")
+    """Return sentences on what is not drawn, and on what has not finished."""
+    found = ["Grey: arms without delay, the same in each panel."] * bool(references and delays)
     left = [in_seconds(delay) for delay in delays if delay not in shown]
     if left:
         found.append(f"Not drawn: {listed(left)}.")
-    hidden = len(study.arms) - len(arms) - len(references)
+    hidden = len(comparison.arms) - len(arms) - len(references)
     if hidden:
         found.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
     partial = [
-        f"{arm.label} at {in_seconds(cell.delay)}"
-        for arm, cell in study.cells
-        if arm in (*arms, *references) and cell.drawn and not cell.finished
+        f"{arm.label} at {in_seconds(at_delay.delay)}"
+        for arm, at_delay in comparison.all_runs
+        if arm in (*arms, *references) and at_delay.drawn and not at_delay.finished
     ]
     if partial:
         found.append(f"Not finished, drawn as far as they are: {listed(partial)}.")
@@ -220,29 +143,28 @@ def _left_out(
 
 
 def _limit(
-    axes: Axes, curves: Sequence[Curve], presentation: Presentation, lines: Sequence[float]
-) -> tuple[bool, list[tuple[Curve, float]]]:
-    """Show the values after the first share of each run, and these lines, but not all of runs that diverge.
+    axes: Axes, curves: Sequence[Curve], presentation: Presentation, baselines: Sequence[float]
+) -> tuple[bool, int]:
+    """Fit the axis to the values after the first share of each run, and to baselines, but not to diverging runs.
 
     Returns:
-        Whether part of the beginning is left out; runs that go beyond the axis later, with their highest values.
+        Whether part of the beginning is left out, and how many runs go beyond the axis later.
     """
     early: list[float] = []
-    late = []
+    lows, highs = [], []
     for curve in curves:
         at, found = curve.over(MetricsTable.STEP, presentation.curve)
         settled = at >= presentation.settling * at[-1]
         early += found[~settled].tolist()
-        late.append((float(found[settled].min()), float(found[settled].max())))
-    top = None if presentation.score.higher_is_better else highest(late)
-    low = min([*(least for least, _ in late), *lines])
-    high = max([*(most for _, most in late if top is None or most <= top), *lines])
-    beyond = [(curve, most) for curve, (_, most) in zip(curves, late, strict=True) if most > high]
+        lows.append(float(found[settled].min()))
+        highs.append(float(found[settled].max()))
+    top = None if presentation.score.higher_is_better else loss_limit(highs)
+    low, high = min([*lows, *baselines]), max([max(highs) if top is None else top, *baselines])
     form = FuncFormatter(lambda value, _: f"{presentation.curve_factor * value:.6g}")
     axes.yaxis.set_major_formatter(form)
     if not presentation.settling or not high > low:
-        return False, []
-    if low > 0 and high > MAGNITUDES * low:
+        return False, 0
+    if low > 0 and high > LOGARITHMIC * low:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(form)
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -250,4 +172,75 @@ def _limit(
     else:
         margin = MARGIN * (high - low)
         axes.set_ylim(low - margin, high + margin)
-    return bool(early) and (min(early) < low or max(early) > high), beyond
+    return bool(early) and (min(early) < low or max(early) > high), sum(each > high for each in highs)
+
+
+# -------------------- alignment
+
+
+def alignment(comparison: Comparison) -> list[Picture]:
+    """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
+
+    There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
+    and, for kinds of tasks where that makes sense, another is over the score.
+    """
+    logged = [delay for delay in comparison.delays if _layers(comparison, delay)]
+    if not logged:
+        return []
+    layers = _layers(comparison, logged[-1])
+    shown = logged[-MOST_DELAYS:] if len(layers) <= MOST_LAYERS_ABREAST else logged[-1:]
+    across = len(layers) if len(shown) > 1 else ACROSS
+    columns = [f"{ALIGNMENT}{layer}" for layer in layers]
+    arms = comparison.best(comparison.compared, MOST_ARMS, logged[-1])
+    curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
+    left = [in_seconds(delay) for delay in logged if delay not in shown]
+    rest = f" Also logged, not drawn: {listed(left)}." if left else ""
+    *others, last = map(in_seconds, shown)
+    delays = f"{', '.join(others)} and {last}" if others else last
+    what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
+    shows, looks, band = comparison.presentation, styles(comparison), _band(comparison)
+    pictures = []
+    for over in dict.fromkeys((None, shows.over_score)):
+        count = len(shown) * len(layers)
+        figure, grid = panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
+        lines: dict[str, Line2D] = {}
+        for axes, (delay, layer) in zip(grid, [(d, layer) for d in shown for layer in layers], strict=True):
+            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+            title = f"layer {layer}" if layer.isdecimal() else layer[:20]
+            axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
+            if over is None:
+                with scaled_at_the_end(axes):
+                    lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", looks, band=band)
+                format_steps(axes)
+                continue
+            for arm, of_arm in by_arm(curves[delay]).items():
+                style = {"label": arm, **looks[arm]}
+                draw_alignment_over(axes, of_arm, layer, shows.curve, factor=shows.curve_factor, **style)
+                lines.setdefault(arm, Line2D([], [], marker="o", markersize=3, **looks[arm]))
+        x = shows.curve_title if over else shows.steps
+        label_outside(grid, x, "cosine with the true gradient", across)
+        one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
+        figure.suptitle(f"{comparison.title}{one}", fontsize=10)
+        legend(figure, lines, list(looks))
+        if over is None:
+            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}{rest}"
+            pictures.append(Picture("alignment", png(figure), caption, "Alignment of each layer over training"))
+        else:
+            caption = f"{what}, over the {over} that went with it: means in bins, all seeds.{rest}"
+            alternative = f"Alignment of each layer over {over}"
+            pictures.append(Picture(f"alignment-{over}", png(figure), caption, alternative))
+    return pictures
+
+
+def _layers(comparison: Comparison, delay: float) -> list[str]:
+    """Return the layers with alignment at a delay, input side first."""
+    names = {
+        name.removeprefix(ALIGNMENT)
+        for arm in comparison.compared
+        if delay in arm.at
+        for run in arm.at[delay].drawn
+        for name, values in run.columns.items()
+        if name.startswith(ALIGNMENT) and np.isfinite(values).any()
+    }
+    numbered = sorted((name for name in names if name.isdecimal()), key=int)
+    return [*numbered, *sorted(names - set(numbered))][:MOST_LAYERS]

@@ -1,54 +1,64 @@
-"""What all figures of a report share: how they look, and how they become files."""
+"""Parts that all figures of a report share: looks, panels, legends, axes, and how a figure becomes a file."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from cet_rl.report.arms import Study
+from cet_rl.report.grouping import Comparison
+from cet_rl.report.statistics import baselines
 from cet_rl.report.text import steps
 
 DPI = 120
-LEVEL = 3
-"""Of compression, of nine."""
 
 ACROSS = 3
 """Panels side by side."""
 
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
-"""Dashes of successive arms; as many as have no divisor in common with the colours, so that few arms are alike."""
+"""Dashes of successive arms: seven, so that together with ten colours seventy arms differ."""
 
 COLORS = 10
 
 MOST_ARMS = 20
-"""Drawn as curves; no more can be told apart."""
+"""Arms that are drawn as curves; more cannot be told apart."""
 
 LONGEST_ENTRY = 28
 """Characters of a legend's entry."""
 
 MOST_PANELS = 6
-"""One for each delay; of more the shortest and the longest are drawn."""
+"""Panels for delays; of more delays the shortest, the longest and some between are drawn."""
+
+MARGIN = 0.04
+"""Share of an axis that is added on each side of what is shown."""
+
+FENCE = 5.0
+"""Interquartile ranges above the upper quartile beyond which a loss does not set an axis."""
+
+LEAST_LOSSES = 4
+"""Losses below which all of them are shown."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report.
+    """Hold a figure of the report.
 
     Attributes:
-        name: short, for its file.
+        name: short name, for its file.
         png: the picture itself.
         caption: what it shows, how many runs it rests on, and what is missing.
         alternative: the same in a few words, for those who cannot see it.
@@ -62,7 +72,7 @@ class Picture:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within it figures look the same whatever the user's settings, and text is never taken for mathematics."""
+    """Make figures look the same whatever the user's settings, and take no text for mathematics."""
     ours: Any = {
         **{"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
         "axes.titley": 1.0,  # nothing is above the axes: need not be looked for
@@ -73,25 +83,24 @@ def drawing() -> Iterator[None]:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file that depends on nothing but what is drawn."""
+    """Return the figure as a PNG file that depends on nothing but what is drawn."""
     figure.set_dpi(DPI)
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if not axis.get_label_text():
-                axis.set_label_coords(0.5, 0.0)  # else a place below all ticks is looked for, again and again
+                axis.set_label_coords(0.5, 0.0)  # else a place below all ticks is searched for, again and again
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()  # once; `savefig` draws twice
     width, height = canvas.get_width_height()
     drawn = Image.frombuffer("RGBA", (width, height), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
     stream = io.BytesIO()
-    # Nothing shines through: without its alpha a picture is smaller even at a level that takes half the time.
-    drawn.convert("RGB").save(stream, "png", dpi=(DPI, DPI), compress_level=LEVEL)
+    drawn.convert("RGB").save(stream, "png", dpi=(DPI, DPI), compress_level=3)
     return stream.getvalue()
 
 
 @contextmanager
 def scaled_at_the_end(axes: Axes) -> Iterator[None]:
-    """Within it limits do not follow what is drawn: every band would have those of all panels computed anew."""
+    """Compute limits once at the end, because every band drawn would have them computed anew for all panels."""
     axes.set_autoscale_on(False)
     yield
     axes.autoscale()
@@ -100,19 +109,18 @@ def scaled_at_the_end(axes: Axes) -> Iterator[None]:
 def panels(
     count: int, width: float = 3.0, height: float = 2.5, most_across: int = ACROSS, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, row by row.
+    """Return a figure with `count` panels, row by row.
 
     Args:
-        count: of panels.
+        count: number of panels.
         width: of each, in inches.
         height: of each, in inches.
         most_across: panels side by side.
-        **options: of `Figure.subplots`.
+        **options: options of `Figure.subplots`.
     """
     across = min(count, most_across)
     down = math.ceil(count / across)
-    wide = max(across * width, 6.0)
-    figure = Figure(figsize=(wide, max(down * height, 2.8)), layout="constrained")
+    figure = Figure(figsize=(max(across * width, 6.0), max(down * height, 2.8)), layout="constrained")
     grid = list(figure.subplots(down, across, squeeze=False, **options).flat)
     for axes in grid[count:]:
         axes.set_visible(False)
@@ -122,78 +130,104 @@ def panels(
 
 
 def label_outside(grid: Sequence[Axes], x: str, y: str, most_across: int = ACROSS) -> None:
-    """Name the axes once for each column and row of a figure's panels, which `panels` has made."""
+    """Name the axes once for each column and row of the panels that `panels` has made."""
     across = min(len(grid), most_across)
     for place, axes in enumerate(grid):
         axes.set_xlabel(x if place >= len(grid) - across else "")
         axes.set_ylabel(y if place % across == 0 else "")
 
 
-def legend(figure: Figure, axes: Sequence[Axes], order: Iterable[str] = (), height: float = 0.17) -> None:
-    """One legend for all panels, below them, for which the figure grows.
+def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = ()) -> None:
+    """Add one legend for all panels below them, and make the figure higher by it.
 
     Args:
-        figure: of the panels.
-        axes: the panels.
-        order: of the entries; those that are not in it come after, as they are met.
-        height: of a row, in inches.
+        figure: figure to change.
+        lines: a line for each entry; matplotlib's own search would miss labels that begin with "_".
+        order: order of the entries; others follow.
     """
-    entries: dict[str, Any] = {}
-    for each in axes:
-        for handle, label in zip(*each.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if not entries:
+    if not lines:
         return
-    entries = {label: entries[label] for label in (*filter(entries.__contains__, order), *entries)}
-    names = [_short(label) for label in entries]
-    longest = max(map(len, names))
-    fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * longest + 0.5))))
-    rows = math.ceil(len(entries) / fitting)
-    columns = math.ceil(len(entries) / rows)
-    figure.set_figheight(figure.get_figheight() + height * rows + 0.1)
-    figure.legend(
-        list(entries.values()), names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8
-    )
+    labels = [*(label for label in order if label in lines), *(label for label in lines if label not in order)]
+    names = [_short(label) for label in labels]
+    fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.5))))
+    rows = math.ceil(len(names) / fitting)
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows + 0.1)
+    handles = [lines[label] for label in labels]
+    columns = math.ceil(len(names) / rows)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _short(label: str) -> str:
-    """A label that leaves room for others; its ends tell most."""
+    """Cut a long label in its middle, because its ends say most."""
     half = LONGEST_ENTRY // 2
     return label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}"
 
 
-def arm_style(label: str, number: int) -> Mapping[str, Any]:
-    """How the line of a study's arm is drawn: successive ones differ in colour and in dash.
+def arm_style(number: int) -> Mapping[str, Any]:
+    """Return colour, dash and width of an arm's line; successive arms differ in both colour and dash.
 
     Args:
-        label: of the arm.
-        number: its place among those of the study that are compared, the same in all figures.
+        number: the arm's place in its comparison, the same in all figures.
     """
-    look = {"color": f"C{number % COLORS}", "linestyle": LINES[number % len(LINES)], "linewidth": 1.4}
-    return {"label": label, **look}
+    return {"color": f"C{number % COLORS}", "linestyle": LINES[number % len(LINES)], "linewidth": 1.4}
 
 
-def styles(study: Study) -> Mapping[str, Mapping[str, Any]]:
-    """How each line is drawn, by its arm's label, in all figures of a study; references grey."""
-    found = {arm.label: arm_style(arm.label, number) for number, arm in enumerate(study.compared)}
-    for number, arm in enumerate(study.references):
-        found[arm.label] = {**arm_style(arm.label, number), "color": "0.45", "linewidth": 1.2}
+def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
+    """Return how the line of each arm is drawn in all figures of a comparison; references are grey."""
+    found = {arm.label: arm_style(number) for number, arm in enumerate(comparison.compared)}
+    for number, arm in enumerate(comparison.references):
+        found[arm.label] = {**arm_style(number), "color": "0.45", "linewidth": 1.2}
     return found
 
 
-def count_steps(axes: Axes) -> None:
-    """Ticks of an axis of steps."""
+def format_steps(axes: Axes) -> None:
+    """Set ticks of an axis of steps: 20 k, 1.5 M."""
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
 
 
 def some_delays(delays: Sequence[float], most: int = MOST_PANELS) -> list[float]:
-    """Delays that there is room for: all, or the shortest and the longest ones evenly chosen between."""
+    """Choose delays for which there is room: all, or the shortest, the longest and some evenly chosen between."""
     if len(delays) <= most:
         return list(delays)
     return [delays[round(place * (len(delays) - 1) / (most - 1))] for place in range(most)]
 
 
-def in_seconds(delay: float) -> str:
-    """A delay in words."""
-    return f"{delay:g} s" if delay else "no delay"
+def loss_limit(losses: Sequence[float]) -> float | None:
+    """Return the largest loss an axis shows, so that a few diverging runs do not set it; None if it shows all.
+
+    Losses that lie more than `FENCE` interquartile ranges above the upper quartile are left out. Returns and
+    accuracies are always shown: one that is far from all others is a result.
+    """
+    if len(losses) < LEAST_LOSSES:
+        return None
+    lower, upper = np.quantile(losses, [0.25, 0.75], method="lower")
+    shown = max(loss for loss in losses if loss <= upper + FENCE * (upper - lower))
+    return shown if min(losses) < shown < max(losses) else None
+
+
+def baselines_of(comparison: Comparison) -> Mapping[str, float]:
+    """Return the baselines of a comparison's task by name; {} if it has none, or arms have different ones."""
+    if not comparison.presentation.has_baselines:
+        return {}
+    configs = [run.config for _, at_delay in comparison.all_runs for run in at_delay.runs]
+    return baselines([config for config in configs if config is not None])
+
+
+def draw_baselines(axes: Axes, lines: Mapping[str, float], *, vertical: bool, named: bool = True) -> None:
+    """Draw dotted lines, with their names outside of the axes.
+
+    Args:
+        axes: axes to draw on.
+        lines: values by name.
+        vertical: whether scores go to the right, and not up.
+        named: whether names are written.
+    """
+    for name, value in lines.items():
+        draw = axes.axvline if vertical else axes.axhline
+        draw(value, color="0.5", linestyle=":", linewidth=1, zorder=0)
+        look: dict[str, Any] = {"fontsize": 7, "color": "0.4", "ha": "left"}
+        if named and vertical:
+            axes.text(value, 1.01, name, rotation=45, va="bottom", transform=axes.get_xaxis_transform(), **look)
+        elif named:
+            axes.text(1.01, value, name, va="center", transform=axes.get_yaxis_transform(), **look)

@@ -1,9 +1,9 @@
-"""Runs put together: what is one arm, what is another, and what is a seed of the same.
+"""Groups runs: by task into comparisons, and within each by arm, delay and seed.
 
-An arm is a configuration without its delay and its seed, named by the run's label or by its sweep. Options in
-which runs of one label and one delay differ make arms of their own, and join the name; options that only go with
-the delay, as the rates of the paper's tables do, do not. Nor does the decay of a classical trace, though it is
-in a run's label.
+An arm is a configuration without its delay and its seed, named by the run's label or by its sweep. Options that
+differ between runs of one label and one delay split an arm, and join its name. Options that change only along with
+the delay, as the rates of the paper's tables do, do not split it; nor does the decay of a classical trace, though
+it is in a run's label.
 """
 
 from __future__ import annotations
@@ -11,107 +11,302 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from cet_rl.report.arms import Arm, Cell, Study
-from cet_rl.report.reading import Run, held_out
+import numpy as np
+
+from cet_rl.report.reading import FloatArray, Run
+from cet_rl.report.statistics import Estimate, Measure, Presentation, estimate, presentation
 from cet_rl.report.text import clean
 from cet_rl.runs.config import Mark, RunConfig, marked
+from cet_rl.runs.task_kinds import TaskKind
 from cet_rl.traces.registry import TRACES
 
-NO_ARM = {"task", "seed", "delay", "alignment"}
-"""Options that make no arm, beside those of the machine: how often it ran, and what was logged."""
+NEVER_SPLITS = {"task", "seed", "delay", "alignment"}
+"""Options that never split an arm, beside those of the machine: how often it ran, and what was logged."""
 
 LONGEST_LABEL = 44
 """Characters of an arm's name; longer ones are numbered, and their options are in the table."""
 
 
-def studies(runs: Iterable[Run]) -> list[Study]:
-    """Runs by task, damaged ones left out; tasks in the order of their names.
+@dataclass(frozen=True, eq=False)
+class ArmAtDelay:
+    """Hold the runs of an arm at one delay.
 
-    What is tested on other data, and what has stacked delays, is a study of its own.
+    Attributes:
+        delay: delay in seconds.
+        runs: one run for each seed, in the order of the seeds.
+        repeats: further runs of the same seeds, which do not count.
+    """
+
+    delay: float
+    runs: tuple[Run, ...]
+    repeats: tuple[Run, ...] = ()
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of the first run."""
+        config = self.runs[0].config
+        assert config is not None
+        return config
+
+    @property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that have a result."""
+        return tuple(run for run in self.runs if run.status == "finished")
+
+    @property
+    def drawn(self) -> tuple[Run, ...]:
+        """The runs whose curves are shown: finished ones or, if there are none, all."""
+        return tuple(run for run in self.finished or self.runs if run.columns)
+
+    def scores(self, measure: Measure) -> FloatArray:
+        """Return the measure of each finished run that has one."""
+        values = [measure.value(run) for run in self.finished]
+        return np.array([value for value in values if value is not None])
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Hold an arm of a comparison.
+
+    Attributes:
+        label: name, unique in its comparison.
+        at: its runs by delay in seconds, increasing.
+        following: options that change along with the delay.
+    """
+
+    label: str
+    at: Mapping[float, ArmAtDelay]
+    following: tuple[str, ...] = ()
+
+    @property
+    def undelayed(self) -> bool:
+        """Whether its credit is never delayed."""
+        return not any(self.at)
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration at its shortest delay."""
+        return next(iter(self.at.values())).config
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Hold the runs of one task that can be compared with each other.
+
+    Attributes:
+        task: name of the task.
+        tested_on: data that images are tested on, test or validation; "" for other tasks.
+        stacked: whether delays add up from the output layer down.
+        task_kind: kind of the task.
+        arms: arms in the order in which they are shown.
+        differing: by arm's label and delay, as text, the options that differ within the comparison and that names
+            of arms do not show.
+    """
+
+    task: str
+    tested_on: str
+    stacked: bool
+    task_kind: TaskKind
+    arms: tuple[Arm, ...]
+    differing: Mapping[tuple[str, float], str]
+
+    @property
+    def title(self) -> str:
+        """The task, and what is unusual about all of its runs here."""
+        tested = ["tested on a validation set"] * (self.tested_on == "validation")
+        return ", ".join([clean(self.task, 80), *tested, *["stacked delays"] * self.stacked])
+
+    @property
+    def presentation(self) -> Presentation:
+        """What is shown of its kind of task."""
+        return presentation(self.task_kind, self.tested_on)
+
+    @cached_property
+    def delays(self) -> tuple[float, ...]:
+        """Delays in seconds at which arms are compared; arms without delay join the comparison at each of them."""
+        delayed = [arm for arm in self.arms if not arm.undelayed]
+        return tuple(sorted({delay for arm in delayed or self.arms for delay in arm.at}))
+
+    @cached_property
+    def references(self) -> tuple[Arm, ...]:
+        """Arms without delay, if others have one."""
+        return tuple(arm for arm in self.arms if arm.undelayed) if any(self.delays) else ()
+
+    @cached_property
+    def compared(self) -> tuple[Arm, ...]:
+        """All other arms."""
+        return tuple(arm for arm in self.arms if arm not in self.references)
+
+    @cached_property
+    def all_runs(self) -> tuple[tuple[Arm, ArmAtDelay], ...]:
+        """Each arm at each of its delays, arm by arm."""
+        return tuple((arm, at_delay) for arm in self.arms for at_delay in arm.at.values())
+
+    @cached_property
+    def decays(self) -> tuple[str, ...]:
+        """A sentence about each arm whose decay changes with the delay: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
+        found = []
+        for arm in self.arms:
+            if "decay" in arm.following:
+                delays: dict[str, list[str]] = {}
+                for delay, at_delay in arm.at.items():
+                    decay = at_delay.config.trace_config.options.get("decay")
+                    delays.setdefault("its default" if decay is None else f"{decay:g}", []).append(f"{delay:g}")
+                each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
+                found.append(f"{arm.label}: decay {'; '.join(each)}.")
+        return tuple(found)
+
+    @cached_property
+    def missing(self) -> tuple[tuple[Arm, float], ...]:
+        """Arms and delays without any result, though the comparison has both."""
+        wanted = [(arm, delay) for arm in self.compared for delay in self.delays]
+        wanted += [(arm, delay) for arm in self.references for delay in arm.at]
+        return tuple((arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None)
+
+    def estimate(self, arm: Arm, delay: float, measure: Measure | None = None) -> Estimate | None:
+        """Return the average over the seeds of an arm at a delay; None where there is no result.
+
+        Args:
+            arm: an arm of this comparison.
+            delay: delay in seconds.
+            measure: measure of a run; None for the score.
+        """
+        measure = measure or self.presentation.score
+        key = (arm.label, delay, measure.title)
+        if key not in self._estimates:
+            scores = arm.at[delay].scores(measure) if delay in arm.at else np.empty(0)
+            self._estimates[key] = estimate([scores], self.presentation.statistic) if len(scores) else None
+        return self._estimates[key]
+
+    def over_delays(self, arm: Arm) -> Estimate | None:
+        """Return the average over the seeds of all delays, resampled within each.
+
+        It is None unless the arm has results at every delay of the comparison, at least two, and of equally many
+        seeds at each, so that no delay weighs more than another.
+        """
+        if len(self.delays) < 2 or arm in self.references:
+            return None
+        score = self.presentation.score
+        strata = [arm.at[delay].scores(score) for delay in self.delays if delay in arm.at]
+        if len(strata) < len(self.delays) or not len(strata[0]) or len(set(map(len, strata))) > 1:
+            return None
+        return estimate(strata, self.presentation.statistic)
+
+    def best(self, arms: Sequence[Arm], most: int, delay: float | None = None) -> tuple[Arm, ...]:
+        """Return the arms with the best scores, in the order they are given.
+
+        Args:
+            arms: arms to choose from.
+            most: how many to choose at most.
+            delay: delay in seconds at which they are compared; None for the mean over their delays.
+        """
+
+        def rank(arm: Arm) -> float:
+            found = [self.estimate(arm, each) for each in arm.at if delay is None or each == delay]
+            centres = [each.centre for each in found if each]
+            if not centres:
+                return float("inf")
+            mean = sum(centres) / len(centres)
+            return -mean if self.presentation.score.higher_is_better else mean
+
+        chosen = sorted(arms, key=rank)[:most]
+        return tuple(arm for arm in arms if arm in chosen)
+
+    @cached_property
+    def _estimates(self) -> dict[tuple[str, float, str], Estimate | None]:
+        return {}
+
+
+# -------------------- from runs to comparisons
+
+Values = tuple[Any, ...]
+"""A configuration's delay, then its other options."""
+
+
+def group_runs(runs: Iterable[Run]) -> list[Comparison]:
+    """Group runs by task, in the order of the tasks' names; damaged runs are left out.
+
+    Runs tested on other data, and runs with stacked delays, make comparisons of their own.
     """
     groups: dict[tuple[str, str, bool], list[Run]] = defaultdict(list)
     for run in runs:
         if run.config is not None and run.status != "damaged":
-            groups[run.config.task, held_out(run.config), run.config.stacked].append(run)
-    return [_study(*kind, group) for kind, group in sorted(groups.items(), key=lambda item: item[0])]
+            groups[run.config.task, run.tested_on, run.config.stacked].append(run)
+    return [_comparison(*key, group) for key, group in sorted(groups.items(), key=lambda item: item[0])]
 
 
-def _study(task: str, tested: str, stacked: bool, runs: list[Run]) -> Study:
+def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Comparison:
     task_kind = runs[0].task_kind
     assert task_kind is not None
     kind = task_kind.config()
-    names = [
-        item.name for item in dataclasses.fields(kind) if item.name not in NO_ARM | marked(kind, Mark.MACHINE)
-    ]
-    configurations: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    unsplit = NEVER_SPLITS | marked(kind, Mark.MACHINE)
+    names = [item.name for item in dataclasses.fields(kind) if item.name not in unsplit]
+    configurations: dict[Values, list[Run]] = defaultdict(list)
     for run in runs:
         assert run.config is not None
-        values = tuple(getattr(run.config, name) for name in names)
-        configurations[run.config.delay, *values].append(run)
-    by_label = {
-        base: {values: _cell(values[0], alike) for values, alike in of_base.items()}
-        for base, of_base in _by_base(configurations).items()
-    }
-    told = frozenset() if any(run.arm for run in runs) else marked(kind, Mark.LABELLED)
+        configurations[run.config.delay, *(getattr(run.config, name) for name in names)].append(run)
+    shown = frozenset() if any(run.arm for run in runs) else marked(kind, Mark.LABELLED)
     varied = [
         name
         for place, name in enumerate(names, 1)
-        if len({values[place] for values in configurations}) > 1 and name not in told
+        if len({values[place] for values in configurations}) > 1 and name not in shown
     ]
-    arms: dict[str, tuple[tuple[Any, ...], Arm]] = {}
-    for (base, delayed), of_label in by_label.items():
-        if not delayed and (base, True) in by_label:
-            base = f"{base}, no delay"
-        telling = _telling(list(of_label))
-        rows: dict[tuple[Any, ...], dict[float, Cell]] = defaultdict(dict)
-        for values, cell in of_label.items():
-            rows[tuple(values[place] for place in telling)][values[0]] = cell
-        own_names = [names[place - 1] for place in telling]
-        for own, cells in sorted(rows.items(), key=lambda row: list(map(_sortable, row[0]))):
-            label = _label(base, [_option(*option) for option in zip(own_names, own, strict=True)], arms)
-            found = {name: {getattr(cell.config, name) for cell in cells.values()} for name in varied}
-            following = tuple(name for name, different in found.items() if len(different) > 1)
-            arm = Arm(label, dict(sorted(cells.items())), following)
-            arms[label] = (*_place(arm.config), list(map(_sortable, own)), label), arm
+    by_label = _by_label(configurations)
+    arms: dict[str, tuple[Values, Arm]] = {}
+    for (label, delayed), alike in by_label.items():
+        if not delayed and (label, True) in by_label:
+            label = f"{label}, no delay"
+        splitting = _splitting(list(alike))
+        rows: dict[Values, dict[float, ArmAtDelay]] = defaultdict(dict)
+        for values, of_configuration in alike.items():
+            own = tuple(values[place] for place in splitting)
+            rows[own][values[0]] = _one_run_a_seed(values[0], of_configuration)
+        for own, at in sorted(rows.items(), key=lambda row: list(map(_sortable, row[0]))):
+            options = [_option(names[place - 1], value) for place, value in zip(splitting, own, strict=True)]
+            name = _unique_label(label, options, arms)
+            found = {option: {getattr(each.config, option) for each in at.values()} for option in varied}
+            following = tuple(option for option, different in found.items() if len(different) > 1)
+            arm = Arm(name, dict(sorted(at.items())), following)
+            arms[name] = (*_order(arm.config), list(map(_sortable, own)), name), arm
     ordered = tuple(arm for _, arm in sorted(arms.values(), key=lambda pair: pair[0]))
     differing = {
-        (arm.label, delay): ", ".join(_option(name, getattr(cell.config, name)) for name in varied)
+        (arm.label, delay): ", ".join(_option(name, getattr(at_delay.config, name)) for name in varied)
         for arm in ordered
-        for delay, cell in arm.cells.items()
+        for delay, at_delay in arm.at.items()
     }
-    return Study(task, tested, stacked, task_kind, ordered, differing)
+    return Comparison(task, tested_on, stacked, task_kind, ordered, differing)
 
 
-def _by_base(
-    configurations: Mapping[tuple[Any, ...], list[Run]],
-) -> dict[tuple[str, bool], dict[tuple[Any, ...], list[Run]]]:
-    """Configurations by the name of their arm and by whether they have a delay (at place 0).
+def _by_label(configurations: Mapping[Values, list[Run]]) -> dict[tuple[str, bool], dict[Values, list[Run]]]:
+    """Group configurations by their arm's label and by whether they have a delay.
 
-    Names that differ in nothing but a trace's decay become one, without it, where each delay has one decay only.
+    Labels that differ only in a trace's decay become one, without the decay, where each delay has one decay only.
     """
-    alike: dict[tuple[str, bool], list[tuple[str, tuple[Any, ...]]]] = defaultdict(list)
+    alike: dict[tuple[str, bool], list[tuple[str, Values]]] = defaultdict(list)
     for values, runs in configurations.items():
-        alike[_base(runs, decay=False), bool(values[0])].append((_base(runs), values))
-    found: dict[tuple[str, bool], dict[tuple[Any, ...], list[Run]]] = defaultdict(dict)
+        alike[_label(runs, decay=False), bool(values[0])].append((_label(runs), values))
+    found: dict[tuple[str, bool], dict[Values, list[Run]]] = defaultdict(dict)
     for (short, delayed), members in alike.items():
-        decays: dict[float, set[str]] = defaultdict(set)
-        for base, values in members:
-            decays[values[0]].add(base)
-        joined = len({base for base, _ in members}) > 1 and all(len(bases) == 1 for bases in decays.values())
-        for base, values in members:
-            found[short if joined else base, delayed][values] = configurations[values]
+        at_delay: dict[float, set[str]] = defaultdict(set)
+        for label, values in members:
+            at_delay[values[0]].add(label)
+        joined = len({label for label, _ in members}) > 1 and all(len(each) == 1 for each in at_delay.values())
+        for label, values in members:
+            found[short if joined else label, delayed][values] = configurations[values]
     return found
 
 
-def _base(runs: list[Run], *, decay: bool = True) -> str:
-    """The name of a configuration's arm: one that a sweep gives to any of its runs, or the run's label.
+def _label(runs: list[Run], *, decay: bool = True) -> str:
+    """Return the name that a sweep gives to any of a configuration's runs, or else the run's label.
 
     Args:
-        runs: of the configuration.
-        decay: whether the label tells that of a trace.
+        runs: runs of one configuration.
+        decay: whether a run's label shows a trace's decay.
     """
     config = runs[0].config
     assert config is not None
@@ -122,18 +317,18 @@ def _base(runs: list[Run], *, decay: bool = True) -> str:
     return clean(next((run.arm for run in runs if run.arm), label), LONGEST_LABEL)
 
 
-def _label(base: str, options: list[str], taken: Collection[str]) -> str:
-    """The name of an arm: with the options that tell it from others of its label, or with a number."""
-    label = f"{base} ({', '.join(options)})" if options else base
+def _unique_label(label: str, options: list[str], taken: Collection[str]) -> str:
+    """Add to a label the options that split its arm, or a number where that is too long or taken."""
+    unique = f"{label} ({', '.join(options)})" if options else label
     number = 1
-    while len(label) > LONGEST_LABEL or label in taken:
-        label = f"{base[: LONGEST_LABEL - 6]} [{number}]"
+    while len(unique) > LONGEST_LABEL or unique in taken:
+        unique = f"{label[: LONGEST_LABEL - 6]} [{number}]"
         number += 1
-    return label
+    return unique
 
 
-def _telling(configurations: list[tuple[Any, ...]]) -> list[int]:
-    """Places of the options that tell configurations of the same delay (at place 0) apart: as few as it takes."""
+def _splitting(configurations: list[Values]) -> list[int]:
+    """Return the places of as few options as it takes to tell configurations of the same delay apart."""
     chosen: list[int] = []
     kinds = len({values[:1] for values in configurations})
     for place in range(1, len(configurations[0])):
@@ -144,8 +339,8 @@ def _telling(configurations: list[tuple[Any, ...]]) -> list[int]:
     return chosen
 
 
-def _cell(delay: float, runs: list[Run]) -> Cell:
-    """One run for each seed: a finished one before others, then by path."""
+def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
+    """Choose one run for each seed: a finished one before others, then the first by path."""
     chosen: dict[int, Run] = {}
     repeats = []
     for run in sorted(runs, key=lambda run: (run.status != "finished", run.path)):
@@ -154,24 +349,19 @@ def _cell(delay: float, runs: list[Run]) -> Cell:
             repeats.append(run)
         else:
             chosen[run.config.seed] = run
-    return Cell(delay, tuple(run for _, run in sorted(chosen.items())), tuple(repeats))
+    return ArmAtDelay(delay, tuple(run for _, run in sorted(chosen.items())), tuple(repeats))
 
 
-def _place(config: RunConfig) -> tuple[Any, ...]:
-    """Where an arm is shown: without delay first, then by what learns, then by trace and order."""
+def _order(config: RunConfig) -> Values:
+    """Return a sort key for arms: without delay first, then by what learns, then by trace and order."""
     trace = config.trace_config
     others = tuple(part for part in config.arm if part != trace.label)
-    kinds = list(TRACES)
-    return (
-        bool(config.delay),
-        [_sortable(part) for part in others],
-        kinds.index(trace.kind) if trace.kind in kinds else len(kinds),
-        trace.states,
-    )
+    kinds = [*TRACES, trace.kind]  # one of module:Class comes last
+    return bool(config.delay), [_sortable(part) for part in others], kinds.index(trace.kind), trace.states
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Values of different types in one order: None, numbers, then text, numbers in it as numbers."""
+    """Return a sort key for values of any type: None, numbers, then text, with numbers in it as numbers."""
     if value is None:
         return 0, 0
     if isinstance(value, (bool, int, float)):

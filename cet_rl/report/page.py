@@ -1,170 +1,379 @@
-"""A page of HTML: one file that needs no network, no other file and no JavaScript to be read.
+"""Writes a report: what stands on the page, and all figures, drawn by several processes where that helps.
 
-`Html` is text that is HTML already; whatever else is put on the page is escaped.
+The page's text and looks are in template.html.j2.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
+import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import shlex
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
-from cet_rl.report.drawing import Picture
+import jinja2
 
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 75rem; padding: 1rem; color: #222; background: #fff;
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { margin-top: 3rem; border-top: 2px solid #ddd; padding-top: 1rem; }
-figure { margin: 2rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption, .note { color: #555; font-size: .875rem; max-width: 50rem; }
-nav ul, ul.plain { padding-left: 1.2rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #bbb; } td.number, th.number { text-align: right; }
-th button { all: unset; cursor: pointer; font-weight: bold; } th button:focus-visible { outline: 2px solid #06c; }
-th[aria-sort=ascending] button::after { content: " \\25B4"; }
-th[aria-sort=descending] button::after { content: " \\25BE"; }
-tr.finished td.state { color: #176117; } tr.failed td.state, tr.damaged td.state { color: #a40000; }
-tr.interrupted td.state, tr.unfinished td.state { color: #8a5a00; }
-td { white-space: nowrap; } th.number { max-width: 9rem; }
-td.text { white-space: normal; }
-td.text:not(:empty) { min-width: 14rem; overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: #f6f6f6; padding: .75rem; font-size: .8125rem; }
-a { color: #0645ad; } summary { cursor: pointer; }
-@media print { nav { display: none; } .wide { overflow: visible; } }
-""".strip()
+from cet_rl.report.curves import alignment, learning_curves
+from cet_rl.report.drawing import Picture, drawing
+from cet_rl.report.grouping import Arm, ArmAtDelay, Comparison, group_runs
+from cet_rl.report.kernels import kernels
+from cet_rl.report.reading import STATES, Run, read_runs
+from cet_rl.report.scores import heatmap, scores
+from cet_rl.report.statistics import LEAST_SEEDS, Estimate
+from cet_rl.report.text import clean, counted, in_seconds, listed, number
+from cet_rl.runs.files import replacing
+from cet_rl.runs.folder import write_text
+from cet_rl.sweeps.launcher import processors
 
-SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  table.querySelectorAll("th").forEach((head, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
-    button.addEventListener("click", () => {
-      const up = head.getAttribute("aria-sort") !== "ascending";
-      table.querySelectorAll("th").forEach(other => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-      const compare = (a, b) => {
-        const [x, y] = [key(a), key(b)];
-        if (x === "" || y === "") return (x === "") - (y === "");
-        const order = isNaN(x) || isNaN(y) ? x.localeCompare(y, "en", {numeric: true}) : x - y;
-        return up ? order : -order;
-      };
-      const body = table.tBodies[0];
-      body.append(...[...body.rows].sort(compare));
-    });
-  });
-}
-""".strip()
+FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (heatmap, scores, learning_curves, alignment, kernels)
+"""Figures in the order of the page; each returns no picture where there is nothing to draw."""
 
+MOST_PROCESSES = 4
+"""Processes that draw; each takes some 200 MB."""
 
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-
-Content = str | Html
-
-
-def html(content: Content) -> Html:
-    """Content as HTML: escaped, unless it is HTML already."""
-    return content if isinstance(content, Html) else Html(escape(content, quote=True))
-
-
-def element(name: str, *content: Content, **attributes: str) -> Html:
-    """An element with its content; `class_` stands for the attribute class."""
-    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{html(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{written}>{join(content)}</{name}>")
-
-
-def join(parts: Iterable[Content], between: str = "") -> Html:
-    """Parts one after the other."""
-    return Html(between.join(map(html, parts)))
+MOST_FAILED = 8
+"""Failed runs that are named in a section; the table of runs has them all."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A cell of a table.
+class Report:
+    """Hold what has been written.
 
     Attributes:
-        content: that is shown.
-        value: by which it is sorted; None for the content, "" to come last.
-        kind: class of the cell: "number", "text", "state" or "".
+        page: the HTML file.
+        pictures: the files beside it.
+        runs: all runs that the report is about.
     """
 
-    content: Content
+    page: Path
+    pictures: tuple[Path, ...]
+    runs: tuple[Run, ...]
+
+
+class TableCell(NamedTuple):
+    """Hold a cell of a table.
+
+    Attributes:
+        text: text that is shown.
+        value: value by which the cell is sorted; None for the text, "" to come last.
+        kind: class of the cell: "number", "text", "state" or "".
+        link: relative address of a link; "" for none.
+    """
+
+    text: str
     value: float | str | None = None
     kind: str = ""
-
-    def as_html(self) -> Html:
-        """The td element."""
-        attributes = {"class_": self.kind} if self.kind else {}
-        if self.value is not None:
-            attributes["data_value"] = self.value if isinstance(self.value, str) else repr(self.value)
-        return element("td", self.content, **attributes)
+    link: str = ""
 
 
-def table(
-    caption: str, heads: Mapping[str, str], rows: Sequence[tuple[str, Sequence[Entry]]], *, sortable: bool = False
-) -> Html:
-    """A table that scrolls sideways where it is too wide.
+@dataclass(frozen=True)
+class Table:
+    """Hold a table that a click on a column's name sorts.
+
+    Attributes:
+        caption: what it shows.
+        heads: name and class of each column.
+        rows: class and cells of each row.
+    """
+
+    caption: str
+    heads: Sequence[tuple[str, str]]
+    rows: Sequence[tuple[str, Sequence[TableCell]]]
+
+
+class EmbeddedFigure(NamedTuple):
+    """Hold a picture, the file beside the page that it is in as well, and its bytes in base 64."""
+
+    picture: Picture
+    file: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Hold what stands on the page about one comparison, in its order."""
+
+    title: str
+    notes: Sequence[str]
+    figures: Sequence[EmbeddedFigure]
+    results: Table
+    commands: Sequence[str]
+
+
+def write_report(
+    folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None, title: str | None = None
+) -> Report:
+    """Write report.html, which needs no other file, and its figures as PNG files beside it.
+
+    The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow.
 
     Args:
-        caption: what it shows.
-        heads: names of the columns, with the class of each.
-        rows: class and cells of each.
-        sortable: whether a click on a column's name sorts by it.
+        folders: run folders, or folders that hold run folders at any depth.
+        out: folder to write to; None for the first of `folders`.
+        title: title of the page; None for the name of the first folder.
+
+    Raises:
+        ValueError: if there is no run folder in one of the folders.
+        OSError: if the report cannot be written.
     """
-    top = join(element("th", name, scope="col", class_=kind) for name, kind in heads.items())
-    body = join((element("tr", join(map(Entry.as_html, cells)), class_=kind) for kind, cells in rows), "\n")
-    whole = join(
-        [
-            element("thead", element("tr", top)),
-            Html("\n"),
-            element("tbody", Html("\n"), body, Html("\n")),
+    if not folders:
+        raise ValueError("a report needs at least one run folder, or a folder that holds some")
+    start = Path(folders[0] if out is None else out)
+    runs, problems = read_runs(folders)
+    comparisons = group_runs(runs)
+    name = clean(title if title is not None else Path(folders[0]).resolve().name or "runs", 120)
+    sections: list[Section] = []
+    for slug, comparison, pictures in zip(_slugs(comparisons), comparisons, draw_all(comparisons), strict=True):
+        figures = [
+            EmbeddedFigure(picture, f"report-{slug}-{picture.name}.png", base64.b64encode(picture.png).decode())
+            for picture in pictures
         ]
+        sections.append(_section(comparison, figures))
+    html = render(
+        title=name,
+        overview=_overview(runs),
+        versions=_versions(runs),
+        problems=problems,
+        sections=sections,
+        runs=_runs_table(runs, comparisons, start),
     )
-    inner = element("table", whole, class_="sortable") if sortable else element("table", whole)
-    return join([element("p", caption, class_="note"), element("div", inner, class_="wide")], "\n")
+    page = start / "report.html"
+    all_figures = [figure for section in sections for figure in section.figures]
+    try:
+        start.mkdir(parents=True, exist_ok=True)
+        for figure in all_figures:
+            with replacing(start / figure.file) as stream:
+                stream.write(figure.picture.png)
+        write_text(page, html)
+    except OSError as error:
+        raise OSError(f"cannot write the report to {start}: {error.strerror}") from None
+    return Report(page, tuple(start / figure.file for figure in all_figures), tuple(runs))
 
 
-def figure(picture: Picture, file: str, number: int) -> Html:
-    """A picture in the page itself, which leads to the file beside it."""
-    data = base64.b64encode(picture.png).decode()
-    image = Html(f'<img alt="{html(picture.alternative)}" src="data:image/png;base64,{data}">')
-    caption = element("figcaption", element("b", f"Figure {number}."), " ", picture.caption)
-    return element("figure", element("a", image, href=quote(file)), caption)
-
-
-def link(target: Path, start: Path, text: str) -> Html:
-    """A link to a folder, relative to the page's own."""
-    way = os.path.relpath(target.resolve(), start.resolve())
-    return element("a", text, href="./" + quote(os.fsencode(way)))
-
-
-def document(title: str, body: Iterable[Content]) -> str:
-    """The whole page. It forbids itself to load anything."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    head = join(
-        [
-            Html('<meta charset="utf-8">'),
-            Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            element("title", title),
-            element("style", Html(STYLE)),
-        ],
-        "\n",
+def render(**content: object) -> str:
+    """Fill in the page's template; all text is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    main = element("body", Html("\n"), join(body, "\n"), Html("\n"), element("script", Html(SCRIPT)))
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n{main}\n</html>\n'
+    return environment.get_template("template.html.j2").render(content)
+
+
+def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return names for files: letters, digits, dots and dashes, unique whatever their case."""
+    slugs: list[str] = []
+    for comparison in comparisons:
+        base = re.sub(r"[^A-Za-z0-9.]+", "-", comparison.title).strip("-.")[:60] or "task"
+        slug, number = base, 1
+        while slug.lower() in map(str.lower, slugs):
+            number += 1
+            slug = f"{base}-{number}"
+        slugs.append(slug)
+    return slugs
+
+
+# -------------------- figures
+
+
+def draw_all(comparisons: Sequence[Comparison]) -> list[list[Picture]]:
+    """Return the pictures of each comparison, the same ones however many processes draw."""
+    processes = min(len(comparisons), processors(), MOST_PROCESSES)
+    # Forking is quick, but unsafe beside threads, such as those of torch.
+    may_fork = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+    if processes > 1 and may_fork and not multiprocessing.current_process().daemon:
+        try:
+            with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+                return list(pool.map(draw, comparisons))
+        except BrokenProcessPool:  # one was killed, for its memory perhaps
+            pass
+    return [draw(comparison) for comparison in comparisons]
+
+
+def draw(comparison: Comparison) -> list[Picture]:
+    """Return the pictures of one comparison."""
+    with drawing():
+        return [picture for figure in FIGURES for picture in figure(comparison)]
+
+
+# -------------------- text
+
+
+def _overview(runs: Sequence[Run]) -> str:
+    """Count the runs, by state."""
+    states = Counter(run.status for run in runs)
+    said = [
+        f"{states[state]:,} {state}{f' ({meaning})' * bool(meaning)}"
+        for state, meaning in STATES.items()
+        if states[state]
+    ]
+    return f"{counted(len(runs), 'run')}: {'; '.join(said)}."
+
+
+def _versions(runs: Sequence[Run]) -> str:
+    """Say which versions the runs were made with: "torch 2.13.0, numpy 2.4.6 or 2.4.5"."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for name, version in run.versions.items():
+            found.setdefault(name, set()).add(version)
+    if not found:
+        return "No run says which versions it was made with."
+    shown = [f"{name} {' or '.join(sorted(versions))}" for name, versions in sorted(found.items())]
+    return f"Runs were made with {listed(shown, 20)}."
+
+
+def _section(comparison: Comparison, figures: Sequence[EmbeddedFigure]) -> Section:
+    commands = [
+        f"cet-rl train --config {shlex.quote(str(run.path / 'config.yaml'))}"
+        for _, at_delay in comparison.all_runs
+        for run in at_delay.runs
+        if run.status != "waiting"
+    ]
+    return Section(comparison.title, _notes(comparison), figures, _results(comparison), commands)
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    """Return sentences on what the comparison consists of, and what it lacks."""
+    runs = [run for _, at_delay in comparison.all_runs for run in at_delay.runs]
+    states = Counter(run.status for run in runs)
+    delays = ", ".join(f"{delay:g} s" for delay in sorted({each.delay for _, each in comparison.all_runs}))
+    counts = [len(at_delay.runs) for _, at_delay in comparison.all_runs]
+    seeds = counted(counts[0], "seed") if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    arms = counted(len(comparison.arms), "arm")
+    notes = [f"{counted(len(runs), 'run')}: {arms}, {seeds} each; credit delay {delays}."]
+    others = [f"{states[state]} {state}" for state in STATES if state != "finished" and states[state]]
+    if others:
+        notes.append(f"Not among the results: {listed(others)}.")
+    if comparison.missing:
+        names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
+        notes.append(f"Missing, without any result: {listed(names)}.")
+    repeats = sum(len(at_delay.repeats) for _, at_delay in comparison.all_runs)
+    if repeats:
+        notes.append(f"{counted(repeats, 'run')} of the same configuration and seed as another, not counted.")
+    score = comparison.presentation.score
+    unscored = [run for run in runs if run.status == "finished" and score.value(run) is None]
+    if unscored:
+        notes.append(f"{counted(len(unscored), 'finished run')} without a {score.title}.")
+    failed = [f"{clean(run.path.name, 60)}: {clean(run.problem, 160)}" for run in runs if run.status == "failed"]
+    notes += [f"Failed: {text}" for text in failed[:MOST_FAILED]]
+    if len(failed) > MOST_FAILED:
+        notes.append(f"{len(failed) - MOST_FAILED} more failed; see the table of runs.")
+    return notes
+
+
+# -------------------- tables
+
+
+def _results(comparison: Comparison) -> Table:
+    """Return the table of arms at delays."""
+    score, *others = comparison.presentation.scores
+    pooled = {arm.label: each for arm in comparison.compared if (each := comparison.over_delays(arm))}
+    numbers = ["delay", "n", score.heading, "95 % interval", "lowest to highest"]
+    numbers += [*(measure.heading for measure in others), "steps/s"]
+    heads = [("arm", ""), *((name, "number") for name in numbers), ("options that differ", "")]
+    rows: list[tuple[str, list[TableCell]]] = []
+    for arm in comparison.arms:
+        rows += [("", _result(comparison, arm, at_delay)) for at_delay in arm.at.values()]
+        if arm.label in pooled:
+            empty = [TableCell("", "", "number")] * (len(others) + 1)
+            estimate = _estimate_cells(comparison, pooled[arm.label])
+            rows.append(
+                ("", [TableCell(arm.label), TableCell("all", "", "number"), *estimate, *empty, TableCell("")])
+            )
+    caption = (
+        f"Results of finished runs: {comparison.presentation.statistic_title} over n seeds, with a bootstrap "
+        f"interval where n is at least {LEAST_SEEDS}. Steps are {comparison.presentation.steps}."
+    )
+    if pooled:
+        caption += " All: the seeds of all delays together, resampled within each."
+    return Table(caption, heads, rows)
+
+
+def _result(comparison: Comparison, arm: Arm, at_delay: ArmAtDelay) -> list[TableCell]:
+    speeds = sorted(run.speed for run in at_delay.finished if run.speed is not None)
+    others = [(m, comparison.estimate(arm, at_delay.delay, m)) for m in comparison.presentation.scores[1:]]
+    return [
+        TableCell(arm.label),
+        TableCell(in_seconds(at_delay.delay), at_delay.delay, "number"),
+        *_estimate_cells(comparison, comparison.estimate(arm, at_delay.delay)),
+        *(_number_cell(found.centre if found else None, measure.digits) for measure, found in others),
+        _number_cell(speeds[len(speeds) // 2] if speeds else None, 0),
+        TableCell(comparison.differing[arm.label, at_delay.delay], kind="text"),
+    ]
+
+
+def _estimate_cells(comparison: Comparison, found: Estimate | None) -> list[TableCell]:
+    """Return cells for count, centre, interval and range."""
+    score = comparison.presentation.score
+    if found is None:
+        return [TableCell("0", 0, "number"), *[TableCell("–", "", "number")] * 3]
+    interval = TableCell("n too small", "", "number")
+    if found.low is not None:
+        interval = TableCell(f"{score.show(found.low)} to {score.show(found.high)}", found.low, "number")
+    return [
+        TableCell(str(found.count), found.count, "number"),
+        _number_cell(found.centre, score.digits),
+        interval,
+        TableCell(f"{score.show(found.least)} to {score.show(found.most)}", found.least, "number"),
+    ]
+
+
+def _number_cell(value: float | None, digits: int) -> TableCell:
+    return TableCell(number(value, digits), "" if value is None else value, "number")
+
+
+def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path) -> Table:
+    """Return the table of all runs, damaged ones first, with links relative to the page's folder `start`."""
+    counted_runs: dict[Path, tuple[Comparison, Arm]] = {}
+    repeats: dict[Path, tuple[Comparison, Arm]] = {}
+    for comparison in comparisons:
+        for arm, at_delay in comparison.all_runs:
+            counted_runs |= {run.path: (comparison, arm) for run in at_delay.runs}
+            repeats |= {run.path: (comparison, arm) for run in at_delay.repeats}
+    found = {**counted_runs, **repeats}
+    order = {path: place for place, path in enumerate(found, 1)}
+    rows = []
+    for run in sorted(runs, key=lambda run: (order.get(run.path, 0), run.path)):
+        said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
+        problem = "; ".join([*said, *filter(None, [run.problem])])
+        rows.append((run.status, _run_row(run, found, problem, start)))
+    heads: Mapping[str, str] = {
+        **dict.fromkeys(["run", "state", "task", "arm"], ""),
+        **dict.fromkeys(["delay", "seed", "score", "steps", "steps/s"], "number"),
+        "note": "",
+    }
+    caption = "A click on a column's name sorts by it. Scores are those that the arms of a task are compared on."
+    return Table(caption, list(heads.items()), rows)
+
+
+def _run_row(run: Run, found: Mapping[Path, tuple[Comparison, Arm]], problem: str, start: Path) -> list[TableCell]:
+    config, name = run.config, clean(run.path.name or run.path, 80)
+    link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
+    score = _number_cell(None, 0)
+    task, arm = (clean(config.task, 80), clean(config.label, 60)) if config else ("–", "–")
+    if run.path in found:
+        comparison, of_arm = found[run.path]
+        task, arm = comparison.title, of_arm.label
+        measure = comparison.presentation.score
+        score = _number_cell(measure.value(run), measure.digits)
+    return [
+        TableCell(name, link="" if run.status == "waiting" else link),
+        TableCell(run.status, kind="state"),
+        TableCell(task),
+        TableCell(arm),
+        TableCell(in_seconds(config.delay) if config else "–", config.delay if config else "", "number"),
+        TableCell(str(config.seed) if config else "–", config.seed if config else "", "number"),
+        score,
+        _number_cell(run.steps, 0),
+        _number_cell(run.speed, 0),
+        TableCell(problem, kind="text"),
+    ]

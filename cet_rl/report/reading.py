@@ -1,66 +1,83 @@
-"""Run folders as a report sees them: read whatever state they are in, and never believed.
+"""Finds run folders and reads what is in them, whatever state they are in.
 
-Nothing that a folder names is imported or run. A file that cannot be what a run leaves behind makes the run a
-damaged one, with the reason; the others are read all the same.
+Nothing that a folder names is imported or run. A file that cannot be read, or does not fit the others, makes its
+run a damaged one, with the reason; the other runs are read all the same.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from cet_rl.report.finding import Place
-from cet_rl.report.plain import check_file, load_plain, read_bytes, reason
-from cet_rl.report.plots import ALIGNMENT, FloatArray, read_columns
-from cet_rl.report.presentation import PRESENTATIONS
 from cet_rl.report.text import clean
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.config_files import check_values
+from cet_rl.runs.config_files import check_values, load_yaml
 from cet_rl.runs.folder import MetricsTable, RunFolder
-from cet_rl.runs.task_kinds import RL, TASK_KINDS, TaskKind
+from cet_rl.runs.task_kinds import TaskKind, task_kind_of
+from cet_rl.sweeps.folder import SweepFolder
+
+FloatArray = npt.NDArray[np.float64]
+
+ALIGNMENT = "credit/alignment/"
+"""Beginning of the names of alignment's columns in metrics.csv; a layer's name follows."""
 
 STATES = {
     "finished": "",
-    "interrupted": "stopped before the end; goes on with --resume",
+    "interrupted": "stopped before the end; continues with --resume",
     "failed": "ended with an error",
     "unfinished": "no summary yet: running, or killed",
     "waiting": "planned by a sweep, not started",
     "damaged": "a file cannot be read, or does not fit the others",
 }
-"""What can have become of a run, and what that means."""
+"""States of a run, each with its meaning where that is not obvious."""
 
 MOST_ROWS = 1_000
-"""Of a metrics.csv that are kept: more than a figure can show."""
+"""Rows of a metrics.csv that are kept: more than a figure can show."""
 
 LARGEST_NUMBER = 1e15
-"""Magnitude of a score or a logged value beyond which it counts as none."""
+"""Magnitude beyond which a score or a logged value counts as missing."""
 
-MOST_VALUES = 10_000
-"""In a configuration."""
+
+@dataclass(frozen=True)
+class RunLocation:
+    """Locate a run, or one that a sweep plans.
+
+    Attributes:
+        path: run folder.
+        arm: name that a sweep gives the run in legends; "" for none.
+        planned: configuration of a sweep's run that has no folder yet; None where there is a folder.
+    """
+
+    path: Path
+    arm: str = ""
+    planned: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run folder says.
+    """Hold what a run folder says.
 
     Attributes:
-        path: of the folder.
+        path: run folder.
         status: a key of `STATES`.
-        problem: the error of a failed run, the reason why one is damaged, or what is wrong with its metrics.
-        task_kind: of its task; None where the configuration cannot be read.
-        config: of the run; None likewise.
-        arm: the name that a sweep gives it, if it is not the usual one; "" for none.
-        steps: made, in the task kind's unit; without a summary the last that is logged, None if there is none.
-        speed: steps a second.
-        metrics: of the summary, finite ones.
-        columns: of metrics.csv: steps, the task kind's curve, and alignment; all of one length, nan for nothing.
-        versions: of the packages it ran with.
+        problem: error of a failed run, why a run is damaged, or what is wrong with its metrics.
+        task_kind: kind of its task; None where the configuration cannot be read.
+        config: configuration; None likewise.
+        arm: name that a sweep gives it, if that is not the usual one; "" for none.
+        steps: steps made; without a summary the last that was logged, None if there is none.
+        speed: steps per second.
+        metrics: metrics of the summary.
+        columns: steps, learning curve and alignment, all of one length, nan where a row has nothing.
+        versions: versions of the packages it ran with.
     """
 
     path: Path
@@ -75,62 +92,143 @@ class Run:
     columns: Mapping[str, FloatArray] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def tested_on(self) -> str:
+        """The data a run on images is tested on, test or validation; "" for other runs."""
+        return str(getattr(self.config, "held_out", ""))
 
-class RunReader:
-    """Reads run folders. The tasks' catalogues are looked up once."""
 
-    def __init__(self) -> None:
-        self._task_kinds = {task: task_kind for task_kind in TASK_KINDS for task in task_kind.tasks()}
+def read_runs(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
+    """Read all runs at or below some folders, in the order of their paths.
 
-    def read(self, place: Place) -> Run:
-        """What is there; a run of status "damaged" rather than any exception."""
-        folder = RunFolder(place.path)
-        source = folder.config_file if place.planned is None else folder.path.parent / "sweep.yaml"
-        try:
-            values = load_plain(source, MOST_VALUES) if place.planned is None else place.planned
-            task_kind, config = self._configuration(values, source.name)
-            arm = "" if place.arm == config.label else clean(place.arm)
-        except Exception as error:  # whatever a file of anybody's making can raise
-            return Run(place.path, "damaged", reason(source, error))
-        if place.planned is not None:
-            return Run(place.path, "waiting", task_kind=task_kind, config=config, arm=arm)
-        run = Run(place.path, "unfinished", task_kind=task_kind, config=config, arm=arm)
-        try:
-            if folder.summary_file.exists():
-                run = _with_summary(run, json.loads(read_bytes(folder.summary_file)))
-        except Exception as error:
-            return replace(run, status="damaged", problem=reason(folder.summary_file, error))
-        try:
-            if folder.metrics_file.exists():
-                run = replace(run, columns=_columns(folder.metrics_file, task_kind, config))
-                if run.steps is None and run.columns:
-                    run = replace(run, steps=int(run.columns[MetricsTable.STEP][-1]))
-        except Exception as error:
-            # The score is in the summary: such a run is used, without its curve.
-            return replace(run, problem="; ".join(filter(None, [run.problem, reason(folder.metrics_file, error)])))
-        return run
+    Returns:
+        The runs, and a line about each sweep whose planned runs are not known.
 
-    def _configuration(self, values: Mapping[str, Any], source: str) -> tuple[TaskKind, RunConfig]:
+    Raises:
+        ValueError: if one of the folders does not exist, or holds neither a run nor a sweep.
+    """
+    locations, problems = find_runs(folders)
+    return [read_run(location) for location in locations], problems
+
+
+def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation], list[str]]:
+    """Find the run folders at or below some folders, each once, and runs that sweeps there have not started.
+
+    A run folder has a config.yaml, or a summary.json whose config.yaml is lost. Folders whose names start with a
+    dot are left out; links are followed.
+
+    Returns:
+        The runs in the order of their paths, and a line about each sweep that cannot be read.
+
+    Raises:
+        ValueError: if one of the folders does not exist, or holds neither a run nor a sweep.
+    """
+    found: dict[str, RunLocation] = {}
+    problems: list[str] = []
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise ValueError(f"there is no folder {root}: name run folders, or folders that hold some")
+        locations, sweeps = _walk(root)
+        for folder in sweeps:
+            try:
+                locations = {**_jobs(folder, locations), **locations}
+            except Exception:  # a file that anybody may have edited can raise anything
+                why = "its sweep.yaml is damaged, edited, or of another version"
+                problems.append(f"Which runs {clean(folder)} still waits for is not known: {why}.")
+        if not locations:
+            raise ValueError(f"there is no run folder in {root}: one has a config.yaml, as cet-rl train writes it")
+        found = {**locations, **found}
+    return sorted(found.values(), key=lambda location: location.path), problems
+
+
+def _walk(root: Path) -> tuple[dict[str, RunLocation], list[Path]]:
+    """Return run folders by their real paths, and folders of sweeps."""
+    seen: set[str] = set()
+    locations: dict[str, RunLocation] = {}
+    sweeps: list[Path] = []
+    for name, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(name)
+        if real in seen:  # a link to a folder already visited
+            inner.clear()
+            continue
+        seen.add(real)
+        if "config.yaml" in files or "summary.json" in files:
+            locations[real] = RunLocation(Path(name))
+        if "sweep.yaml" in files:
+            sweeps.append(Path(name))
+        inner[:] = sorted(folder for folder in inner if folder != "checkpoint" and not folder.startswith("."))
+    return locations, sweeps
+
+
+def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocation]:
+    """Set the arms of a sweep's runs in `locations`; return the runs that it has not started."""
+    sweep = SweepFolder(folder)
+    planned: dict[str, RunLocation] = {}
+    for job in sweep.read().cells:
+        path = sweep.run_path(job.name)
+        real = os.path.realpath(path)
+        if os.path.dirname(real) != os.path.realpath(folder):
+            raise ValueError(f"{job.name} names no folder in the sweep's own")
+        if real in locations:
+            locations[real] = RunLocation(locations[real].path, job.arm)
+        else:
+            planned[real] = RunLocation(path, job.arm, job.values)
+    return planned
+
+
+def read_run(location: RunLocation) -> Run:
+    """Read a run; one that cannot be read has the status "damaged", and nothing is raised."""
+    folder = RunFolder(location.path)
+    source = folder.config_file if location.planned is None else folder.path.parent / "sweep.yaml"
+    try:
+        values = location.planned or load_yaml(source.read_bytes())
+        if not isinstance(values, Mapping):
+            raise ValueError("it holds no mapping of names to values")
         if not isinstance(values.get("task"), str):
             raise ValueError("it names no task")
-        task_kind = self._task_kinds.get(values["task"], RL)
+        task_kind = task_kind_of(values["task"])
         kind = task_kind.config()
-        return task_kind, kind(**check_values(values, source, kind))
+        config = kind(**check_values(values, source.name, kind))
+        arm = "" if location.arm == config.label else clean(location.arm)
+    except Exception as error:  # a file that anybody may have edited can raise anything
+        return Run(location.path, "damaged", _reason(source, error))
+    run = Run(location.path, "unfinished", task_kind=task_kind, config=config, arm=arm)
+    if location.planned is not None:
+        return replace(run, status="waiting")
+    try:
+        if folder.summary_file.exists():
+            run = _with_summary(run, json.loads(folder.summary_file.read_bytes()))
+    except Exception as error:
+        return replace(run, status="damaged", problem=_reason(folder.summary_file, error))
+    try:
+        if folder.metrics_file.exists():
+            curve = task_kind.curve.on(run.tested_on).key
+            run = replace(run, columns=_columns(folder.metrics_file, curve))
+            if run.steps is None and run.columns:
+                run = replace(run, steps=int(run.columns[MetricsTable.STEP][-1]))
+    except Exception as error:
+        # The score is in the summary: such a run is used, without its curve.
+        return replace(run, problem="; ".join(filter(None, [run.problem, _reason(folder.metrics_file, error)])))
+    return run
 
 
-def held_out(config: RunConfig) -> str:
-    """What a run of images is tested on, test or validation; "" for runs of other kinds."""
-    return str(getattr(config, "held_out", ""))
+def _reason(file: Path, error: Exception) -> str:
+    """Say in one line why a file cannot be read, beginning with its name."""
+    if isinstance(error, FileNotFoundError):
+        return f"there is no {file.name}"
+    text = str(error.strerror if isinstance(error, OSError) else error) or type(error).__name__
+    text = text.replace(str(file), file.name)
+    return clean(text if text.startswith(file.name) else f"{file.name}: {text}")
 
 
 def _with_summary(run: Run, summary: object) -> Run:
-    """The run with what its summary says.
+    """Return the run with what its summary says.
 
     Raises:
-        ValueError: if it is no summary, or one of another run.
+        ValueError: if it is no summary, or that of another run.
     """
     if not isinstance(summary, Mapping):
-        raise ValueError("it holds no names with values")
+        raise ValueError("it holds no mapping of names to values")
     assert run.config is not None
     for name, expected in (("task", run.config.task), ("seed", run.config.seed)):
         if summary.get(name) != expected:
@@ -140,19 +238,17 @@ def _with_summary(run: Run, summary: object) -> Run:
         raise ValueError(f"its status is {status!r}, not finished, interrupted or failed")
     if not isinstance(metrics, Mapping):
         raise ValueError("it has no metrics")
-    taken = {str(name): _finite(value) for name, value in metrics.items() if value is not None}
-    steps = _finite(summary.get("steps"))
+    if not isinstance(versions, Mapping):
+        versions = {}
     speed = summary.get("steps_per_second")
     return replace(
         run,
         status=str(status),
         problem=clean(summary.get("error", "no error was written")) if status == "failed" else "",
-        steps=int(steps),
+        steps=int(_finite(summary.get("steps"))),
         speed=None if speed is None else _finite(speed),
-        metrics=taken,
-        versions={clean(name, 40): clean(value, 40) for name, value in versions.items()}
-        if isinstance(versions, Mapping)
-        else {},
+        metrics={str(name): _finite(value) for name, value in metrics.items() if value is not None},
+        versions={clean(name, 40): clean(value, 40) for name, value in versions.items()},
     )
 
 
@@ -164,14 +260,12 @@ def _finite(value: object) -> float:
     return float(value)
 
 
-def _columns(file: Path, task_kind: TaskKind, config: RunConfig) -> dict[str, FloatArray]:
-    """What figures need of metrics.csv; {} before the first row.
+def _columns(file: Path, curve: str) -> dict[str, FloatArray]:
+    """Return the columns of metrics.csv for steps, the learning curve and alignment; {} before the first row.
 
     Raises:
-        ValueError: if it is no table, or its steps are none.
+        ValueError: if it is no table, or its steps do not increase.
     """
-    check_file(file)
-    curve = PRESENTATIONS[task_kind.name].filled(held_out(config)).curve
     wanted = (MetricsTable.STEP, curve)
     columns = read_columns(file, lambda name: name in wanted or name.startswith(ALIGNMENT), MOST_ROWS)
     steps = columns.get(MetricsTable.STEP)
@@ -183,3 +277,41 @@ def _columns(file: Path, task_kind: TaskKind, config: RunConfig) -> dict[str, Fl
     if not (np.isfinite(steps).all() and (np.abs(steps) <= LARGEST_NUMBER).all() and (np.diff(steps) >= 0).all()):
         raise ValueError("its steps do not increase")
     return {name: np.where(np.abs(values) <= LARGEST_NUMBER, values, np.nan) for name, values in columns.items()}
+
+
+def read_columns(
+    file: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None, most: int | None = None
+) -> dict[str, FloatArray]:
+    """Read the numbers of a metrics.csv.
+
+    Args:
+        file: file to read.
+        wanted: says for a column's name whether it is read; None for all columns.
+        most: rows that are kept, evenly spaced; None for all.
+
+    Returns:
+        Columns by name, all of one length, nan where a row has nothing.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no table.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            header, *rows = csv.reader(stream.read().split("\n"))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    rows = [row for row in rows if len(row) == len(header)]  # one that is being written may be cut
+    if most is not None and len(rows) > most:
+        rows = [rows[place] for place in np.linspace(0, len(rows) - 1, most).astype(int)]
+    if not rows:
+        return {}
+    places = {name: place for place, name in enumerate(header) if wanted is None or wanted(name)}
+    return {name: np.array([_number(row[place]) for row in rows]) for name, place in places.items()}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")

@@ -1,161 +1,252 @@
-"""Scores of arms as points: the statistic over seeds with its interval, and every seed."""
+"""Scores of arms at delays: as numbers in coloured cells (paper, Figs. 3 and 4), and as points with intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from cet_rl.report.arms import Arm, Study
-from cet_rl.report.drawing import MOST_PANELS, Picture, in_seconds, panels, png, some_delays
-from cet_rl.report.floors import draw_floors, floors
-from cet_rl.report.limits import MARGIN, highest
-from cet_rl.report.plots import FloatArray
-from cet_rl.report.statistics import LEAST, RESAMPLES, Estimate
-from cet_rl.report.text import listed
+from cet_rl.report.drawing import (
+    MARGIN,
+    MOST_PANELS,
+    Picture,
+    baselines_of,
+    draw_baselines,
+    loss_limit,
+    panels,
+    png,
+    some_delays,
+)
+from cet_rl.report.grouping import Arm, Comparison
+from cet_rl.report.reading import FloatArray
+from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate
+from cet_rl.report.text import in_seconds, listed
 
-MOST_ROWS = 40
-"""Arms that are drawn; the table has them all."""
+MOST_ROWS = 60
+"""Arms of a heatmap; the table has them all."""
+
+MOST_COLUMNS = 24
+"""Delays of a heatmap."""
+
+MOST_POINTS = 40
+"""Arms that are drawn as points."""
+
+# -------------------- heatmap
 
 
-def scores(study: Study) -> list[Picture]:
-    """A panel for each delay, and one for all delays together; none without any result.
+def heatmap(comparison: Comparison) -> list[Picture]:
+    """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
+
+    An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
+    hatched.
+    """
+    delays, score = some_delays(comparison.delays, MOST_COLUMNS), comparison.presentation.score
+    rows = (*comparison.references, *comparison.best(comparison.compared, MOST_ROWS))
+    if len(delays) < 2 or not rows:
+        return []
+    found = [
+        [comparison.estimate(arm, 0.0 if arm in comparison.references else delay) for delay in delays]
+        for arm in rows
+    ]
+    values = np.array([[each.centre if each else np.nan for each in row] for row in found])
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return []
+    counts = {each.count for row in found for each in row if each}
+    low, high = float(known.min()), float(known.max())
+    size = (1.4 + 0.085 * max(len(arm.label) for arm in rows) + 0.72 * len(delays), 1.0 + 0.3 * len(rows))
+    figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 2.2)), layout="constrained")
+    axes = figure.subplots()
+    colors = mpl.colormaps["viridis" if score.higher_is_better else "viridis_r"].with_extremes(bad="white")
+    high = high if high > low else low + 1 + abs(low)
+    image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
+    bright = image.to_rgba(values)[..., :3] @ [0.3, 0.59, 0.11] > 0.5
+    frames = []
+    for row, arm in enumerate(rows):
+        reference = arm in comparison.references
+        for column in range(1 if reference else len(delays)):
+            each = found[row][column]
+            place = (len(delays) - 1) / 2 if reference else column
+            left, top, width = column - 0.5, row - 0.5, len(delays) if reference else 1
+            frames.append([(left, top), (left + width, top), (left + width, top + 1), (left, top + 1)])
+            if each is None:
+                look: Any = {"fill": False, "hatch": "////", "edgecolor": "0.8", "linewidth": 0}
+                axes.add_patch(Rectangle((left, top), width, 1, **look))
+                text, color = "–", "0.3"
+            else:
+                text = score.show(each.centre) + (f"  ({each.count})" if len(counts) > 1 else "")
+                color = "black" if bright[row, column] else "white"
+            written = axes.text(place, row, text, ha="center", va="center", fontsize=8, color=color)
+            written.set_in_layout(column in (0, len(delays) - 1))  # others do not reach beyond the axes
+    # All at once: a hundred patches take their time.
+    edges: Any = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.5, "joinstyle": "miter"}
+    axes.add_collection(PolyCollection(frames, **edges), autolim=False)
+    axes.set_xticks(range(len(delays)), [in_seconds(delay) for delay in delays])
+    axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("credit delay")
+    axes.set_title(f"{comparison.title}: {score.heading}", fontsize=9)
+    caption = _heatmap_caption(comparison, counts, len(rows), delays)
+    return [Picture("heatmap", png(figure), caption, f"Heatmap of {score.title}")]
+
+
+def _subject(comparison: Comparison) -> str:
+    """Return the score's title and unit as a sentence begins: "Test accuracy (%)"."""
+    score = comparison.presentation.score
+    return score.title[0].upper() + score.title[1:] + (f" ({score.unit})" if score.unit else "")
+
+
+def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays: Sequence[float]) -> str:
+    presentation = comparison.presentation
+    seeds = f"n = {min(counts)}"
+    if len(counts) > 1:
+        seeds += f" to {max(counts)}, in brackets in each cell"
+    better = "" if presentation.score.higher_is_better else "; lower is better"
+    average = f"{presentation.statistic_title} over the seeds of finished runs"
+    parts = [f"{_subject(comparison)}: {average}, {seeds}{better}."]
+    if comparison.references:
+        parts.append("Arms without delay are drawn across all columns.")
+    if comparison.missing:
+        names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
+        parts.append(f"Hatched, without a result: {listed(names)}.")
+    if rows < len(comparison.arms):
+        parts.append(f"The {rows} best arms of {len(comparison.arms)}; the table has them all.")
+    left = [in_seconds(delay) for delay in comparison.delays if delay not in delays]
+    if left:
+        parts.append(f"Not drawn: {listed(left)}.")
+    following = sorted({name.replace("_", "-") for arm in comparison.arms for name in arm.following})
+    if following:
+        parts.append(f"Along a row these options differ as well: {listed(following)}; see the table.")
+    return " ".join([*parts, *comparison.decays])
+
+
+# -------------------- points
+
+Mark = tuple[int, Estimate, FloatArray]
+"""An arm in a panel: its row, the average over its seeds, and each seed's score."""
+
+
+def scores(comparison: Comparison) -> list[Picture]:
+    """Draw a panel for each delay, and one for all delays together; nothing without any result.
 
     Arms without delay, where others have one, are drawn in each panel with hollow points.
     """
-    rows = (*study.references, *study.best(study.compared, MOST_ROWS))
-    rows = tuple(arm for arm in rows if any(study.estimate(arm, delay) for delay in arm.cells))
+    rows = (*comparison.references, *comparison.best(comparison.compared, MOST_POINTS))
+    rows = tuple(arm for arm in rows if any(comparison.estimate(arm, delay) for delay in arm.at))
     if not rows:
         return []
-    pooled = {arm.label: study.over_delays(arm) for arm in rows}
-    together = sum(each is not None for each in pooled.values()) > 1
-    found = [delay for delay in study.delays if any(study.estimate(arm, delay) for arm in study.compared)]
-    delays = some_delays(found, MOST_PANELS - together) or [0.0]
+    pooled = {row: found for row, arm in enumerate(rows) if (found := comparison.over_delays(arm))}
+    together = len(pooled) > 1
+    known = [
+        delay for delay in comparison.delays if any(comparison.estimate(arm, delay) for arm in comparison.compared)
+    ]
+    delays = some_delays(known, MOST_PANELS - together) or [0.0]
     count = len(delays) + together
     labels = max(len(arm.label) for arm in rows)
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
     figure, grid = panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
-    lines = floors(study)
-    drawn: list[list[_Marks]] = []
-    for axes, delay in zip(grid, delays, strict=False):
-        drawn.append([])
-        for hollow in (True, False):
-            marks = _marks(study, rows, delay, hollow=hollow)
-            _draw(axes, marks, hollow=hollow)
-            drawn[-1] += marks
-        axes.set_title(in_seconds(delay), fontsize=9, pad=34 if lines else None)
-    if together:
-        marks = [_Marks(place, each, np.empty(0)) for place, arm in enumerate(rows) if (each := pooled[arm.label])]
-        _draw(grid[-1], marks, hollow=False)
-        drawn.append(marks)
-        grid[-1].set_title("all delays", fontsize=9, pad=34 if lines else None)
-    cut = [_limit(axes, marks, study, list(lines.values())) for axes, marks in zip(grid, drawn, strict=True)]
-    for axes in grid:
+    lines = baselines_of(comparison)
+    cut = False
+    for place, axes in enumerate(grid):
+        if place < len(delays):
+            hollow, marks = _marks(comparison, rows, delays[place])
+        else:
+            hollow, marks = [], [(row, found, np.empty(0)) for row, found in pooled.items()]
+        _draw(axes, hollow, color="0.35", markerfacecolor="white")
+        _draw(axes, marks, color="C0")
+        title = in_seconds(delays[place]) if place < len(delays) else "all delays"
+        axes.set_title(title, fontsize=9, pad=34 if lines else None)
+        if not comparison.presentation.score.higher_is_better:
+            cut |= _limit(axes, [*hollow, *marks], list(lines.values()))
         axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        draw_floors(axes, lines, vertical=True)
-    figure.supxlabel(study.presentation.score.heading, fontsize=9)
-    figure.suptitle(study.title, fontsize=10)
-    caption = _caption(study, rows, delays, together=together, floored=bool(lines))
-    caption += " Arrows: beyond the axis, up to the number beside them." * any(cut)
-    return [Picture("scores", png(figure), caption, f"{study.presentation.score.title} of each arm")]
+        draw_baselines(axes, lines, vertical=True)
+    figure.supxlabel(comparison.presentation.score.heading, fontsize=9)
+    figure.suptitle(comparison.title, fontsize=10)
+    caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))
+    caption += " Some losses lie beyond the axis; see the table." * cut
+    return [Picture("scores", png(figure), caption, f"{comparison.presentation.score.title} of each arm")]
 
 
-@dataclass(frozen=True, eq=False)
-class _Marks:
-    """What is drawn of an arm: the place of its row, its statistic, and each seed's score."""
-
-    place: int
-    found: Estimate
-    seeds: FloatArray
-
-
-def _marks(study: Study, rows: Sequence[Arm], delay: float, *, hollow: bool) -> list[_Marks]:
-    """Marks of the arms without delay, or of those with one, at this delay."""
-    marks = []
-    for place, arm in enumerate(rows):
-        own = 0.0 if hollow else delay
-        if (arm in study.references) == hollow and (found := study.estimate(arm, own)):
-            marks.append(_Marks(place, found, arm.cells[own].scores(study.presentation.score)))
-    return marks
+def _marks(comparison: Comparison, rows: Sequence[Arm], delay: float) -> tuple[list[Mark], list[Mark]]:
+    """Return the marks of arms without delay, where others have one, and those of arms at this delay."""
+    hollow: list[Mark] = []
+    marks: list[Mark] = []
+    for row, arm in enumerate(rows):
+        reference = arm in comparison.references
+        own = 0.0 if reference else delay
+        if found := comparison.estimate(arm, own):
+            mark = row, found, arm.at[own].scores(comparison.presentation.score)
+            (hollow if reference else marks).append(mark)
+    return hollow, marks
 
 
-def _draw(axes: Axes, marks: Sequence[_Marks], *, hollow: bool) -> None:
-    """Draw them all at once: an artist for each mark takes its time."""
+def _draw(axes: Axes, marks: Sequence[Mark], color: str, markerfacecolor: str | None = None) -> None:
+    """Draw all marks at once, because an artist for each takes its time."""
     if not marks:
         return
-    color = "0.35" if hollow else "C0"
-    seeds = np.concatenate([each.seeds for each in marks])
-    places = np.repeat([each.place for each in marks], [len(each.seeds) for each in marks])
+    seeds = np.concatenate([values for _, _, values in marks])
+    places = np.repeat([row for row, _, _ in marks], [len(values) for _, _, values in marks])
     axes.plot(seeds, places, "|", color=color, markersize=7, alpha=0.45, markeredgewidth=1)
-    ends = [(each.place, each.found.low, each.found.high) for each in marks if each.found.low is not None]
+    ends = [(row, found.low, found.high) for row, found, _ in marks if found.low is not None]
     if ends:
-        place, low, high = zip(*ends, strict=True)
-        axes.hlines(place, low, high, colors=color, linewidth=1.6, capstyle="butt")
-    points = [each.found.centre for each in marks], [each.place for each in marks]
-    axes.plot(*points, "o", color=color, markersize=4.5, markerfacecolor="white" if hollow else color)
+        row, low, high = zip(*ends, strict=True)
+        axes.hlines(row, low, high, colors=color, linewidth=1.6, capstyle="butt")
+    points = [found.centre for _, found, _ in marks], [row for row, _, _ in marks]
+    axes.plot(*points, "o", color=color, markersize=4.5, markerfacecolor=markerfacecolor or color)
 
 
-def _limit(axes: Axes, drawn: Sequence[_Marks], study: Study, lines: Sequence[float]) -> bool:
-    """Cut the axis where few losses are far above all others, with an arrow in their rows; whether it was."""
-    score = study.presentation.score
-    ends: list[tuple[_Marks, list[tuple[float, float]]]] = []
-    for each in drawn:
-        found = each.found
-        whole = (
-            found.centre if found.low is None else found.low,
-            found.centre if found.high is None else found.high,
-        )
-        ends.append((each, [(seed, seed) for seed in each.seeds.tolist()] or [whole]))
-    ranges = [single for _, of_marks in ends for single in of_marks]
-    top = None if score.higher_is_better else highest(ranges)
+def _limit(axes: Axes, marks: Sequence[Mark], lines: Sequence[float]) -> bool:
+    """Limit an axis of losses where a few diverge; return whether any lies beyond it."""
+    losses = [loss for _, found, values in marks for loss in values.tolist() or [found.least, found.centre]]
+    top = loss_limit(losses)
     if top is None:
         return False
-    low, high = min([*(least for least, _ in ranges), *lines]), max([top, *lines])
+    low, high = min([*losses, *lines]), max([top, *lines])
     margin = MARGIN * (high - low)
     axes.set_xlim(low - margin, high + margin)
-    cut = False
-    for each, of_marks in ends:
-        most = max(end for _, end in of_marks)
-        if most > high + margin:
-            cut = True
-            place: Any = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 7}
-            axes.text(1.01, each.place, f"\N{BLACK RIGHT-POINTING SMALL TRIANGLE} {score.show(most)}", **place)
-    return cut
+    return True
 
 
-def _caption(study: Study, rows: Sequence[Arm], delays: Sequence[float], *, together: bool, floored: bool) -> str:
-    presentation = study.presentation
-    counts = {each.count for arm in rows for delay in arm.cells if (each := study.estimate(arm, delay))}
+def _scores_caption(
+    comparison: Comparison, rows: Sequence[Arm], delays: Sequence[float], *, together: bool, baselines: bool
+) -> str:
+    counts = {each.count for arm in rows for delay in arm.at if (each := comparison.estimate(arm, delay))}
     seeds = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     parts = [
-        f"{presentation.score.subject}. Points: {presentation.statistic_title} over the seeds of finished runs "
-        f"(n = {seeds}); ticks: single seeds."
+        f"{_subject(comparison)}. Points: {comparison.presentation.statistic_title} over the seeds of finished "
+        f"runs (n = {seeds}); ticks: single seeds."
     ]
-    if max(counts) >= LEAST:
+    if max(counts) >= LEAST_SEEDS:
         parts.append(
             f"Lines: 95 % intervals of a bootstrap over seeds ({RESAMPLES:,} resamples"
-            f"{', for all delays drawn within each' * together}); none where n is below {LEAST}."
+            f"{', for all delays drawn within each' * together}); none where n is below {LEAST_SEEDS}."
         )
     else:
-        parts.append(f"No intervals: n is too small (below {LEAST}).")
-    if not presentation.score.higher_is_better:
+        parts.append(f"No intervals: n is too small (below {LEAST_SEEDS}).")
+    if not comparison.presentation.score.higher_is_better:
         parts.append("Lower is better.")
-    if study.references:
+    if comparison.references:
         parts.append("Hollow: arms without delay, the same in each panel.")
-    if floored:
-        parts.append("Dotted: floors of predictors that know only what is written there.")
-    left = [in_seconds(delay) for delay in study.delays if delay not in delays]
+    if baselines:
+        parts.append("Dotted: the best that predictors can do that know only what is written there.")
+    left = [in_seconds(delay) for delay in comparison.delays if delay not in delays]
     if left:
         parts.append(f"Not drawn: {listed(left)}.")
-    hidden = len(study.arms) - len(rows)
+    hidden = len(comparison.arms) - len(rows)
     if hidden:
-        parts.append(f"{hidden} of {len(study.arms)} arms have no result or are not among the {MOST_ROWS} best.")
+        arms = f"{hidden} of {len(comparison.arms)} arms"
+        parts.append(f"{arms} have no result or are not among the {MOST_POINTS} best.")
     return " ".join(parts)

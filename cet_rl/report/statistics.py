@@ -1,4 +1,4 @@
-"""Averages over seeds, and how sure one can be of them.
+"""The numbers that runs are compared on, their averages over seeds, and how sure one can be of these.
 
 After Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice": the
 interquartile mean, and percentile intervals of a bootstrap that draws within each stratum.
@@ -6,29 +6,37 @@ interquartile mean, and percentile intervals of a bootstrap that draws within ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
-import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from cet_rl.report.reading import FloatArray, Run
+from cet_rl.report.text import number
+from cet_rl.runs.config import RunConfig
+from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, Score, TaskKind
+
 Statistic = Callable[[FloatArray], FloatArray]
-"""From values of shape (..., n) to shape (...)."""
+"""Function from values of shape (..., n) to shape (...)."""
 
 RESAMPLES = 2_000
 LEVEL = 0.95
-LEAST = 3
-"""Values in every stratum, below which no interval is claimed."""
+LEAST_SEEDS = 3
+"""Values per stratum below which no interval is given."""
+
+# -------------------- averages and intervals
 
 
 def interquartile_mean(values: FloatArray) -> FloatArray:
-    """The mean of what is left without the lowest and the highest quarter, each rounded down to whole values.
+    """Return the mean without the lowest and the highest quarter, each rounded down to whole values.
 
     With fewer than four values it is their mean.
 
     Args:
-        values: of shape (..., n), n at least 1.
+        values: shape (..., n), n at least 1.
     """
     count = values.shape[-1]
     cut = count // 4
@@ -37,26 +45,49 @@ def interquartile_mean(values: FloatArray) -> FloatArray:
 
 
 def mean(values: FloatArray) -> FloatArray:
-    """The arithmetic mean.
-
-    Args:
-        values: of shape (..., n), n at least 1.
-    """
+    """Return the arithmetic mean over the last axis of values of shape (..., n), n at least 1."""
     average: FloatArray = values.mean(-1)
     return average
 
 
+def bootstrap_interval(
+    samples: Sequence[FloatArray],
+    statistic: Callable[[Sequence[FloatArray]], FloatArray],
+    *,
+    paired: bool = False,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the ends of a percentile interval from a bootstrap that draws within each sample.
+
+    Args:
+        samples: values of each stratum, of shape (n,).
+        statistic: function from as many arrays of shape (resamples, n) to shape (resamples,).
+        paired: draw the same places in every sample, because equal places belong together.
+        seed: seed of the resamples; the same values always have the same interval.
+    """
+    generator = np.random.default_rng(seed)
+    drawn: list[FloatArray] = []
+    places = None
+    for values in samples:
+        if places is None or not paired:
+            places = generator.integers(len(values), size=(RESAMPLES, len(values)))
+        drawn.append(values[places])
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of some values.
+    """Hold a statistic of some values.
 
     Attributes:
         centre: the statistic.
         low: lower end of its bootstrap interval; None where there are too few values.
         high: upper end.
-        count: of values.
-        least: of the values.
-        most: of the values.
+        count: number of values.
+        least: smallest value.
+        most: largest value.
     """
 
     centre: float
@@ -68,23 +99,167 @@ class Estimate:
 
 
 def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean, seed: int = 0) -> Estimate:
-    """A statistic of all values together, with a stratified bootstrap interval.
+    """Return a statistic of all values together, with a stratified bootstrap interval.
 
     Args:
-        strata: values that are drawn from separately, such as the seeds at one delay; each of shape (n,).
-        statistic: of the pooled values.
-        seed: of the resamples: the same values always have the same interval.
+        strata: values that are resampled separately, such as the seeds at one delay; each of shape (n,).
+        statistic: statistic of the pooled values.
+        seed: seed of the resamples.
 
     Raises:
-        ValueError: if a stratum, or all of them, is missing.
+        ValueError: if there is no stratum, or an empty one.
     """
     if not strata or not all(len(stratum) for stratum in strata):
         raise ValueError("an estimate needs at least one value in each stratum")
     pooled = np.concatenate(strata)
     low = high = None
-    if min(map(len, strata)) >= LEAST:
-        generator = np.random.default_rng(seed)
-        drawn = [stratum[generator.integers(len(stratum), size=(RESAMPLES, len(stratum)))] for stratum in strata]
-        tail = (1 - LEVEL) / 2
-        low, high = map(float, np.quantile(statistic(np.concatenate(drawn, axis=1)), [tail, 1 - tail]))
+    if min(map(len, strata)) >= LEAST_SEEDS:
+        low, high = bootstrap_interval(strata, lambda drawn: statistic(np.concatenate(drawn, axis=1)), seed=seed)
     return Estimate(float(statistic(pooled)), low, high, len(pooled), float(pooled.min()), float(pooled.max()))
+
+
+# -------------------- what runs are compared on
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Reduce a run to one number that says how well, how fast or how truly it has learned.
+
+    Attributes:
+        title: the number's name.
+        value: returns the number in the unit that is shown; None for a run that does not have it.
+        digits: decimals that are shown.
+        unit: unit; "" for none.
+        higher_is_better: False for losses.
+    """
+
+    title: str
+    value: Callable[[Run], float | None]
+    digits: int = 1
+    unit: str = ""
+    higher_is_better: bool = True
+
+    def show(self, value: float | None) -> str:
+        """Format a value without its unit."""
+        return number(value, self.digits)
+
+    @property
+    def heading(self) -> str:
+        """Title and unit for a table: "test accuracy, %"."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+
+def summary_metric(run: Run, key: str, factor: float) -> float | None:
+    """Return a metric of a run's summary times `factor`; None if it is not there."""
+    return factor * run.metrics[key] if key in run.metrics else None
+
+
+def measure_of(score: Score) -> Measure:
+    """Return the measure that reads a score of a kind of task, shares as percentages."""
+    factor, unit, digits = (100, "%", score.digits - 2) if score.percent else (1, "", score.digits)
+    value = partial(summary_metric, key=score.key, factor=factor)
+    return Measure(score.title, value, digits, unit, score.higher_is_better)
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """Say what is drawn and tabulated for a kind of task.
+
+    Attributes:
+        scores: measures of a run; arms are compared on the first.
+        curve: column of metrics.csv that is drawn over training.
+        curve_title: name of that column for people, with its unit.
+        curve_factor: from that column's numbers to those shown.
+        over_score: what the curve shows, in one word, where alignment is drawn over it as well; None where not.
+        steps: name of a run's steps.
+        statistic: average over seeds.
+        statistic_title: its name.
+        settling: share of a run whose values do not decide how much of the curves' axis is shown.
+        has_baselines: whether tasks know losses that limited predictors cannot get below.
+    """
+
+    scores: tuple[Measure, ...]
+    curve: str
+    curve_title: str
+    curve_factor: float
+    over_score: str | None
+    steps: str
+    statistic: Statistic
+    statistic_title: str
+    settling: float
+    has_baselines: bool
+
+    @property
+    def score(self) -> Measure:
+        """The measure that arms are compared on."""
+        return self.scores[0]
+
+
+@cache
+def presentation(task_kind: TaskKind, tested_on: str = "") -> Presentation:
+    """Return what is shown of a kind of task whose images, if any, are tested on "test" or "validation" data."""
+    curve = task_kind.curve.on(tested_on)
+    returns = task_kind.name == RL.name  # not the same object where another process draws
+    return Presentation(
+        scores=tuple(measure_of(score.on(tested_on)) for score in task_kind.scores),
+        curve=curve.key,
+        curve_title=measure_of(curve).heading,
+        curve_factor=100 if curve.percent else 1,
+        over_score=curve.word if curve.higher_is_better else None,
+        steps=task_kind.unit,
+        statistic=interquartile_mean if returns else mean,
+        statistic_title="interquartile mean" if returns else "mean",
+        settling={VISION.name: 0.1, RECURRENT.name: 0.05}.get(task_kind.name, 0.0),
+        has_baselines=task_kind.name == RECURRENT.name,
+    )
+
+
+def presentation_of(run: Run) -> Presentation:
+    """Return what is shown of a run's kind of task."""
+    assert run.task_kind is not None
+    return presentation(run.task_kind, run.tested_on)
+
+
+# -------------------- baselines of sequence tasks
+
+LEAST_ALPHA = 0.01
+"""Below this α a symbol is held for so long that estimating baselines takes too much memory."""
+
+MOST_SEEDS = 5
+"""Seeds whose baselines are averaged: in some tasks each seed makes a task of its own."""
+
+
+def baselines(configs: Iterable[RunConfig]) -> Mapping[str, float]:
+    """Return the losses that limited predictors cannot get below, by what these know, averaged over seeds.
+
+    The result is empty if the task has none, or if the configurations have different ones.
+    """
+    from cet_rl.recurrent.config import RecurrentConfig
+
+    of_seed: dict[int, set[RunConfig]] = defaultdict(set)
+    for config in configs:
+        of_seed[config.seed].add(config)
+    values: dict[str, list[float]] = defaultdict(list)
+    seeds = sorted(of_seed)[:MOST_SEEDS]
+    for seed in seeds:
+        found = set()
+        for config in of_seed[seed]:
+            assert isinstance(config, RecurrentConfig)
+            if config.alpha < LEAST_ALPHA:
+                return {}
+            try:
+                found.add(tuple(_baselines(config.task, config.lags, config.alpha, seed).items()))
+            except Exception:  # a third party's task may raise anything; a report can do without baselines
+                return {}
+        if len(found) > 1:
+            return {}
+        for name, value in found.pop():
+            values[name].append(value)
+    return {name: sum(each) / len(each) for name, each in values.items() if len(each) == len(seeds)}
+
+
+@cache
+def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> Mapping[str, float]:
+    from cet_rl.recurrent.tasks import build_task  # torch: a second to load
+
+    return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines

@@ -1,17 +1,17 @@
-"""Text from run folders, which may hold anything, made fit for a page and a figure; and numbers as text."""
+"""Text from run folders, made fit for a page or a figure, and numbers as text."""
 
 from __future__ import annotations
 
 import math
 
 LONGEST = 300
-"""Characters of a text from a folder that are shown."""
+"""Characters of a text from a run folder that are shown."""
 
 
 def clean(text: object, longest: int = LONGEST) -> str:
-    """One line that can be shown: without control characters, and cut where it is too long.
+    """Return one printable line: control characters are replaced, and a long line is cut.
 
-    It is not escaped: whoever puts it into HTML does that.
+    Nothing is escaped for HTML; the page's template does that.
     """
     line = " ".join(str(text).split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
@@ -19,7 +19,7 @@ def clean(text: object, longest: int = LONGEST) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals; a dash for None and what is not finite."""
+    """Format a number with the given decimals; None and non-finite values give a dash."""
     if value is None or not math.isfinite(value):
         return "–"
     if abs(value) >= 1e7:
@@ -30,19 +30,24 @@ def number(value: float | None, digits: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: "1 run", "3 runs"."""
+    """Return a count with its noun: "1 run", "3 runs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(items: list[str], most: int = 12) -> str:
-    """Items with commas; so many of them, and how many more there are."""
+    """Join items with commas; beyond `most` of them, say how many more there are."""
     shown = ", ".join(items[:most])
     return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown
 
 
 def steps(value: float) -> str:
-    """A count of steps, short: 500, 20 k, 1.5 M."""
+    """Format a number of steps briefly: 500, 20 k, 1.5 M."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= unit:
             return f"{value / unit:.4g}{name}"
     return f"{value:.4g}"
+
+
+def in_seconds(delay: float) -> str:
+    """Format a delay in seconds: "8 s", or "no delay"."""
+    return f"{delay:g} s" if delay else "no delay"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cet_rl.report.plots import FloatArray, read_columns
+from cet_rl.report.reading import FloatArray, read_columns
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps.folder import SweepFolder

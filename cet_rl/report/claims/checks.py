@@ -1,9 +1,9 @@
-"""Checks: a statistic of the means of several sides, and for which of its values a claim is right.
+"""Claims and their checks: a statistic of the means of several arms, and for which values a claim is right.
 
-A check is passed if the whole 95 % bootstrap interval of its statistic lies where the claim says, over at least
-three seeds a side. Seeds are drawn within each side: independently, or together where the seed draws the task as
-well and runs are compared seed by seed. With three seeds such an interval is narrow: it says what these runs show,
-and more seeds say more.
+A check passes if the whole 95 % bootstrap interval of its statistic lies where the claim says, over at least three
+seeds an arm. Seeds are drawn within each arm: independently, or together where the seed draws the task as well and
+runs are compared seed by seed. With three seeds such an interval is narrow: it says what these runs show, and more
+seeds say more.
 """
 
 from __future__ import annotations
@@ -14,30 +14,58 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.report.claims.measures import Measure
-from cet_rl.report.claims.sides import Side
-from cet_rl.report.plots import FloatArray
-from cet_rl.report.statistics import LEVEL, RESAMPLES
+from cet_rl.report.claims.model import RunFilter
+from cet_rl.report.reading import FloatArray
+from cet_rl.report.statistics import Measure, Statistic, bootstrap_interval
 from cet_rl.report.text import number
+from cet_rl.runs.config import Mark
+from cet_rl.runs.task_kinds import options_marked
+
+RATES = tuple(sorted(options_marked(Mark.TABULATED)))
+"""Options that the paper's tables have for each order and delay, and that may therefore differ between arms."""
+
+
+@dataclass(frozen=True)
+class PaperClaim:
+    """Hold a claim: what a paper, or this project, says comes out.
+
+    Attributes:
+        name: short and unique name.
+        place: where it is said: "CET paper, Fig. 3".
+        words: what is said, with the margins by which it is judged.
+        config: name of the sweep that tests it.
+        checks: checks that all have to pass.
+        free: options, beside those of the checks' filters, in which runs of different arms may differ. In all
+            others they have to agree.
+        paired: compare seed by seed, because the seed draws the task as well as the network.
+    """
+
+    name: str
+    place: str
+    words: str
+    config: str
+    checks: tuple[Check, ...]
+    free: tuple[str, ...] = ()
+    paired: bool = False
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison.
+    """Compare arms by one statistic.
 
     Attributes:
         words: what the statistic is: "CET 10 at 8 s - ET at 8 s".
-        sides: that it is of.
-        measure: of each run.
-        statistic: from means over seeds, of shape (..., sides), to numbers, of shape (...).
-        above: the statistic has to be larger than this.
-        below: and smaller than this.
+        filters: filters of the arms' runs.
+        measure: measure of each run.
+        statistic: function from means over seeds, of shape (..., arms), to numbers, of shape (...).
+        above: value that the statistic has to be above.
+        below: value that it has to be below.
     """
 
     words: str
-    sides: tuple[Side, ...]
+    filters: tuple[RunFilter, ...]
     measure: Measure
-    statistic: Callable[[FloatArray], FloatArray]
+    statistic: Statistic
     above: float = -math.inf
     below: float = math.inf
 
@@ -45,35 +73,35 @@ class Check:
     def bound(self) -> str:
         """Where the statistic has to lie: "above 0"."""
         ends = {"above": self.above, "below": self.below}
-        return " and ".join(f"{word} {_short(end)}" for word, end in ends.items() if math.isfinite(end))
+        return " and ".join(
+            f"{word} {number(end, 0) if end == int(end) else f'{end:g}'}"
+            for word, end in ends.items()
+            if math.isfinite(end)
+        )
 
-    def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False, seed: int = 0) -> Outcome:
-        """Evaluate it on the measure's values of each side's runs.
+    def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False, seed: int = 0) -> CheckResult:
+        """Evaluate the check on the measured values of each arm's runs.
 
         Args:
-            samples: a value for each seed, of shape (seeds,), for each side.
+            samples: a value for each seed, of shape (seeds,), for each arm.
             paired: whether equal places are equal seeds, which are then drawn together.
-            seed: of the resamples: the same values always have the same interval.
+            seed: seed of the resamples; the same values always have the same interval.
         """
-        generator = np.random.default_rng(seed)
-        means = np.array([values.mean() for values in samples])
-        drawn, places = [], None
-        for values in samples:
-            if places is None or not paired:
-                places = generator.integers(len(values), size=(RESAMPLES, len(values)))
-            drawn.append(values[places].mean(-1))
-        tail = (1 - LEVEL) / 2
-        low, high = np.quantile(self.statistic(np.stack(drawn, axis=-1)), [tail, 1 - tail])
-        return Outcome(self, tuple(samples), float(self.statistic(means)), float(low), float(high))
+
+        def of_means(drawn: Sequence[FloatArray]) -> FloatArray:
+            return self.statistic(np.stack([values.mean(-1) for values in drawn], axis=-1))
+
+        low, high = bootstrap_interval(samples, of_means, paired=paired, seed=seed)
+        return CheckResult(self, tuple(samples), float(of_means(samples)), low, high)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a check.
+class CheckResult:
+    """Hold the result of a check.
 
     Attributes:
-        check: that was made.
-        samples: values of each side, of shape (seeds,), in the order of the check's sides.
+        check: the check.
+        samples: values of each arm, of shape (seeds,), in the order of the check's filters.
         centre: the statistic.
         low: lower end of its interval.
         high: upper end.
@@ -91,88 +119,89 @@ class Outcome:
         return self.low > self.check.above and self.high < self.check.below
 
     def __str__(self) -> str:
-        """The numbers: "CET 10 at 8 s - ET at 8 s: +4.20 % [+3.90, +4.60], above 0: yes"."""
-        check, measure = self.check, self.check.measure
-        low, high = (number(end, measure.digits) for end in (self.low, self.high))
+        """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: yes"."""
+        low, high = map(self.check.measure.show, (self.low, self.high))
         answer = "yes" if self.passed else "no"
-        return f"{check.words}: {measure.show(self.centre)} [{low}, {high}], {check.bound}: {answer}"
+        return f"{self.check.words}: {self._with_unit(self.centre)} [{low}, {high}], {self.check.bound}: {answer}"
 
     def means(self) -> dict[str, str]:
-        """The mean of each side, as text, by the side's name."""
+        """Return the mean of each arm, as text, by the arm's name."""
         return {
-            side.name: self.check.measure.show(float(values.mean()))
-            for side, values in zip(self.check.sides, self.samples, strict=True)
+            each.name: self._with_unit(float(values.mean()))
+            for each, values in zip(self.check.filters, self.samples, strict=True)
         }
 
-
-def better(first: Side, second: Side, measure: Measure, by: float = 0.0) -> Check:
-    """The first side is higher than the second by more than `by`."""
-    return Check(_less(first, second), (first, second), measure, _difference, above=by)
-
-
-def lower(first: Side, second: Side, measure: Measure, by: float = 0.0) -> Check:
-    """The first side is lower than the second by more than `by`, as a better loss is."""
-    return Check(_less(first, second), (first, second), measure, _difference, below=-by if by else 0.0)
+    def _with_unit(self, value: float) -> str:
+        measure = self.check.measure
+        return f"{measure.show(value)} {measure.unit}".rstrip()
 
 
-def near(first: Side, second: Side, measure: Measure, within: float) -> Check:
-    """The two sides are less than `within` apart."""
-    return Check(_less(first, second), (first, second), measure, _difference, above=-within, below=within)
+# -------------------- kinds of checks
 
 
-def loses_less(first: Side, reference: Side, measure: Measure, than: float) -> Check:
-    """The first side is not as much as `than` below the reference; it may be above."""
-    return Check(_less(first, reference), (first, reference), measure, _difference, above=-than)
+def higher(first: RunFilter, second: RunFilter, measure: Measure, by: float = 0.0) -> Check:
+    """Check that the first arm is higher than the second by more than `by`."""
+    return Check(_minus(first, second), (first, second), measure, _minus_share(), above=by)
 
 
-def at_least(only: Side, measure: Measure, value: float) -> Check:
-    """The side's mean is above a value."""
+def lower(first: RunFilter, second: RunFilter, measure: Measure, by: float = 0.0) -> Check:
+    """Check that the first arm is lower than the second by more than `by`, as a better loss is."""
+    return Check(_minus(first, second), (first, second), measure, _minus_share(), below=-by if by else 0.0)
+
+
+def near(first: RunFilter, second: RunFilter, measure: Measure, within: float) -> Check:
+    """Check that two arms are less than `within` apart."""
+    return Check(_minus(first, second), (first, second), measure, _minus_share(), above=-within, below=within)
+
+
+def loses_less(first: RunFilter, reference: RunFilter, measure: Measure, than: float) -> Check:
+    """Check that the first arm is less than `than` below the reference; it may be above."""
+    return Check(_minus(first, reference), (first, reference), measure, _minus_share(), above=-than)
+
+
+def at_least(only: RunFilter, measure: Measure, value: float) -> Check:
+    """Check that an arm's mean is above a value."""
     return Check(only.name, (only,), measure, _only, above=value)
 
 
-def at_most(only: Side, measure: Measure, value: float) -> Check:
-    """The side's mean is below a value."""
+def at_most(only: RunFilter, measure: Measure, value: float) -> Check:
+    """Check that an arm's mean is below a value."""
     return Check(only.name, (only,), measure, _only, below=value)
 
 
-def more_than_share(first: Side, reference: Side, measure: Measure, share: float) -> Check:
-    """The first side is higher than a share of the reference."""
-    return Check(_less(first, reference, share), (first, reference), measure, _beyond(share), above=0.0)
+def more_than_share(first: RunFilter, reference: RunFilter, measure: Measure, share: float) -> Check:
+    """Check that the first arm is higher than a share of the reference."""
+    return Check(_minus(first, reference, share), (first, reference), measure, _minus_share(share), above=0.0)
 
 
-def less_than_share(first: Side, reference: Side, measure: Measure, share: float) -> Check:
-    """The first side is lower than a share of the reference."""
-    return Check(_less(first, reference, share), (first, reference), measure, _beyond(share), below=0.0)
+def less_than_share(first: RunFilter, reference: RunFilter, measure: Measure, share: float) -> Check:
+    """Check that the first arm is lower than a share of the reference."""
+    return Check(_minus(first, reference, share), (first, reference), measure, _minus_share(share), below=0.0)
 
 
-def rises(sides: Sequence[Side], measure: Measure) -> Check:
-    """From each side to the next the measure rises, on average: the slope of the line of least squares."""
-    return Check(_steps(sides, measure), tuple(sides), measure, _slope, above=0.0)
+def rises(arms: Sequence[RunFilter], measure: Measure) -> Check:
+    """Check that the measure rises from arm to arm, on average: the slope of the least-squares line."""
+    return Check(_change(arms, measure), tuple(arms), measure, _slope, above=0.0)
 
 
-def falls(sides: Sequence[Side], measure: Measure) -> Check:
-    """From each side to the next the measure falls, on average."""
-    return Check(_steps(sides, measure), tuple(sides), measure, _slope, below=0.0)
+def falls(arms: Sequence[RunFilter], measure: Measure) -> Check:
+    """Check that the measure falls from arm to arm, on average."""
+    return Check(_change(arms, measure), tuple(arms), measure, _slope, below=0.0)
 
 
-def _less(first: Side, second: Side, share: float = 1.0) -> str:
+def _minus(first: RunFilter, second: RunFilter, share: float = 1.0) -> str:
     return f"{first.name} - {'' if share == 1 else f'{share:g} × '}{second.name}"
 
 
-def _steps(sides: Sequence[Side], measure: Measure) -> str:
-    return f"{measure.title}, change a step from {sides[0].name} to {sides[-1].name}"
-
-
-def _difference(means: FloatArray) -> FloatArray:
-    found: FloatArray = means[..., 0] - means[..., 1]
-    return found
+def _change(arms: Sequence[RunFilter], measure: Measure) -> str:
+    return f"{measure.title}, change per step from {arms[0].name} to {arms[-1].name}"
 
 
 def _only(means: FloatArray) -> FloatArray:
     return means[..., 0]
 
 
-def _beyond(share: float) -> Callable[[FloatArray], FloatArray]:
+def _minus_share(share: float = 1.0) -> Callable[[FloatArray], FloatArray]:
     def statistic(means: FloatArray) -> FloatArray:
         found: FloatArray = means[..., 0] - share * means[..., 1]
         return found
@@ -184,7 +213,3 @@ def _slope(means: FloatArray) -> FloatArray:
     places = np.arange(means.shape[-1]) - (means.shape[-1] - 1) / 2
     found: FloatArray = (means * places).sum(-1) / (places**2).sum()
     return found
-
-
-def _short(value: float) -> str:
-    return number(value, 0) if value == int(value) else f"{value:g}"

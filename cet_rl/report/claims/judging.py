@@ -1,60 +1,75 @@
-"""From runs to verdicts.
+"""Judges claims by runs, and writes the verdicts.
 
-Only finished runs count. Runs are compared within one setting: a set of values for all options of the
-configuration but those that the claim's sides name or leave free. So runs of different budgets, step durations or
-networks never meet. A claim that can be decided in several settings is judged by the one with the largest budget.
+Only finished runs count. Runs are compared within one setting: the values of all options but those that the
+claim's filters name or that the claim leaves free. So runs of different budgets, step durations or networks are
+never mixed. A claim that can be decided in several settings is judged by the one with the largest budget.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cet_rl.report.claims.catalogue import CLAIMS
-from cet_rl.report.claims.checks import Check, Outcome
-from cet_rl.report.claims.claim import Claim
-from cet_rl.report.claims.sides import Side
-from cet_rl.report.finding import find_runs
-from cet_rl.report.reading import Run, RunReader
-from cet_rl.report.statistics import LEAST
+from cet_rl.report.claims import cet_paper, others
+from cet_rl.report.claims.checks import Check, CheckResult, PaperClaim
+from cet_rl.report.claims.model import RunFilter
+from cet_rl.report.reading import Run, read_runs
+from cet_rl.report.statistics import LEAST_SEEDS, LEVEL
 from cet_rl.report.text import counted, listed
 from cet_rl.runs.config import Mark, RunConfig
+from cet_rl.runs.folder import write_text
 from cet_rl.runs.paper import paper_row
 from cet_rl.runs.task_kinds import options_marked
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+CLAIMS = (*cet_paper.CLAIMS, *others.CLAIMS)
+"""All claims, in the order in which they are reported."""
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
 
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "not enough data")
 
-NEVER_TELLS = (
+NO_SETTING = (
     {"seed", "task", "delay", "trace", "order"} | options_marked(Mark.MACHINE) | options_marked(Mark.NEUTRAL)
 )
-"""Options that make no setting: seeds, what sides are told apart by, and what changes no score."""
+"""Options that make no setting: seeds, what arms differ in, and what changes no score."""
+
+FILE = "claims.md"
+"""The file that `write_claims` writes."""
+
+METHOD = (
+    f"Only finished runs count. A check passes if the whole {LEVEL:.0%} bootstrap interval over seeds (in "
+    f"brackets) lies where the claim says, with at least {LEAST_SEEDS} seeds an arm. A claim holds if all of its "
+    "checks pass, and does not hold if one fails: its runs do not show what it says."
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What runs say of a claim.
+    """Hold what runs say about a claim.
 
     Attributes:
-        claim: that was judged.
-        verdict: holds if every check has passed, does not hold if one has not; of neither, not enough data.
-        outcomes: of the checks for which there were enough runs.
-        lacking: what was missing for the others, each in words.
-        seeds: the least and the largest number of seeds of a side that was evaluated; None if none was.
+        claim: the claim.
+        verdict: "holds" if every check has passed, "does not hold" if one has failed, else "not enough data".
+        results: results of the checks for which there were enough runs.
+        lacking: what was missing for the others, as text.
+        seeds: smallest and largest number of seeds of an arm that was evaluated; None if none was.
         steps: budget of the runs; None without any.
-        elsewhere: budgets and verdicts of other settings that could be decided.
-        failed: runs of the claim's sides that ended with an error, as those do that diverge; they are left out.
+        elsewhere: budgets and verdicts of other settings in which the claim could be decided.
+        failed: runs of the claim's arms that ended with an error, as those do that diverge; they are left out.
     """
 
-    claim: Claim
+    claim: PaperClaim
     verdict: Verdict
-    outcomes: tuple[Outcome, ...] = ()
+    results: tuple[CheckResult, ...] = ()
     lacking: tuple[str, ...] = ()
     seeds: tuple[int, int] | None = None
     steps: int | None = None
@@ -65,14 +80,14 @@ class Finding:
     def numbers(self) -> str:
         """What the verdict rests on, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
         means: dict[str, dict[str, str]] = defaultdict(dict)
-        for outcome in self.outcomes:
-            means[outcome.check.measure.title].update(outcome.means())
+        for result in self.results:
+            means[result.check.measure.title].update(result.means())
         parts = [
-            f"{title}: {', '.join(f'{side} {mean}' for side, mean in of_sides.items())}"
-            for title, of_sides in means.items()
+            f"{title}: {', '.join(f'{arm} {mean}' for arm, mean in of_arms.items())}"
+            for title, of_arms in means.items()
         ]
-        parts += [str(outcome) for outcome in self.outcomes]
-        if self.outcomes:
+        parts += map(str, self.results)
+        if self.results:
             parts.append(f"{self.steps:,} steps")
         if self.lacking:
             parts.append(f"({'; '.join(self.lacking)}: cet-rl sweep {self.claim.config})")
@@ -80,121 +95,131 @@ class Finding:
         parts += [f"{counted(self.failed, 'run')} failed and left out"] * bool(self.failed)
         return "; ".join(parts)
 
+    @property
+    def seeds_shown(self) -> str:
+        """Seeds of the arms that were evaluated: "3", "3–5", "–" if none was."""
+        if self.seeds is None:
+            return "–"
+        least, most = self.seeds
+        return str(least) if least == most else f"{least}–{most}"
+
+
+# -------------------- from runs to verdicts
+
 
 def examine_folders(
-    folders: Sequence[str | os.PathLike[str]], claims: Iterable[Claim] = CLAIMS
+    folders: Sequence[str | os.PathLike[str]], claims: Iterable[PaperClaim] = CLAIMS
 ) -> tuple[Finding, ...]:
-    """What the runs in some folders say of each claim, in the claims' order.
+    """Judge each claim by the runs in some folders, in the claims' order.
 
     Args:
         folders: run folders, or folders that hold run folders at any depth.
-        claims: to judge.
+        claims: claims to judge.
 
     Raises:
         ValueError: if there is no run folder in one of the folders.
     """
-    places, _ = find_runs(folders)
-    reader = RunReader()
-    return examine([reader.read(place) for place in places], claims)
+    runs, _ = read_runs(folders)
+    return examine(runs, claims)
 
 
-def examine(runs: Iterable[Run], claims: Iterable[Claim] = CLAIMS) -> tuple[Finding, ...]:
-    """The same of runs that have been read."""
+def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple[Finding, ...]:
+    """Judge each claim by runs that have been read, in the claims' order."""
     read = [run for run in runs if run.config is not None]
     return tuple(_examine(claim, read) for claim in claims)
 
 
-def _examine(claim: Claim, runs: Sequence[Run]) -> Finding:
-    sides = [side for check in claim.checks for side in check.sides]
-    free = {*NEVER_TELLS, *claim.free, *(name for side in sides for name in side.where)}
+def _examine(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
+    filters = [each for check in claim.checks for each in check.filters]
+    free = {*NO_SETTING, *claim.free, *(name for each in filters for name in each.where)}
     settings: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     failed = 0
     for run in runs:
         config = run.config
         assert config is not None
-        if run.status in ("finished", "failed") and any(side.has(config) for side in sides):
+        if run.status in ("finished", "failed") and any(each.selects(config) for each in filters):
             failed += run.status == "failed"
             if run.status == "finished":
                 settings[_values(config, lambda name: name not in free)].append(run)
     found = [_judge(claim, of_setting) for of_setting in settings.values()] or [_judge(claim, [])]
 
     def rank(finding: Finding) -> tuple[bool, int, int]:
-        seeds = sum(len(values) for outcome in finding.outcomes for values in outcome.samples)
+        seeds = sum(len(values) for result in finding.results for values in result.samples)
         return finding.verdict != "not enough data", finding.steps or 0, seeds
 
     best = max(found, key=rank)
-    others = [each for each in found if each is not best and each.verdict != "not enough data"]
-    elsewhere = sorted((each.steps or 0, each.verdict) for each in others)
+    decided = [each for each in found if each is not best and each.verdict != "not enough data"]
+    elsewhere = sorted((each.steps or 0, each.verdict) for each in decided)
     return replace(best, elsewhere=tuple(elsewhere), failed=failed)
 
 
-def _judge(claim: Claim, runs: Sequence[Run]) -> Finding:
-    """A claim in one setting."""
-    outcomes: list[Outcome] = []
+def _judge(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
+    """Judge a claim in one setting."""
+    results: list[CheckResult] = []
     found: dict[str, int] = {}
     ambiguous: dict[str, None] = {}
     for check in claim.checks:
         samples: list[Mapping[int, Run]] = []
-        for side in check.sides:
-            chosen, tie = _chosen(side, claim, runs)
+        for each in check.filters:
+            chosen, tie = _choose(each, claim, runs)
             if tie:
-                ambiguous[side.name] = None
-            elif len(chosen) < LEAST:
-                found[side.name] = len(chosen)
+                ambiguous[each.name] = None
+            elif len(chosen) < LEAST_SEEDS:
+                found[each.name] = len(chosen)
             samples.append({} if tie else chosen)
-        if not all(len(chosen) >= LEAST for chosen in samples):
+        if not all(len(chosen) >= LEAST_SEEDS for chosen in samples):
             continue
-        # Only now: a measure may take seconds.
-        measured = [_measured(check, chosen) for chosen in samples]
+        measured = [_measure(check, chosen) for chosen in samples]  # not before: a measure may take seconds
         if claim.paired:
             common = set.intersection(*map(set, measured))
             measured = [{seed: values[seed] for seed in sorted(common)} for values in measured]
-        if all(len(values) >= LEAST for values in measured):
+        if all(len(values) >= LEAST_SEEDS for values in measured):
             arrays = [np.array(list(values.values())) for values in measured]
-            outcomes.append(check.evaluate(arrays, paired=claim.paired))
-        for side, values in zip(check.sides, measured, strict=True):
-            if len(values) < LEAST:
-                found[f"{side.name} with {check.measure.title}{' and shared seeds' * claim.paired}"] = len(values)
+            results.append(check.evaluate(arrays, paired=claim.paired))
+        for each, values in zip(check.filters, measured, strict=True):
+            if len(values) < LEAST_SEEDS:
+                shared = " and shared seeds" * claim.paired
+                found[f"{each.name} with {check.measure.title}{shared}"] = len(values)
     lacking = [f"needs one setting of {name}, found several with as many seeds" for name in ambiguous]
     if found:
         counts = "none" if not any(found.values()) else ", ".join(map(str, found.values()))
-        lacking.append(f"needs {counted(LEAST, 'seed')} of {listed(list(found), 12)}, found {counts}")
+        lacking.append(f"needs {counted(LEAST_SEEDS, 'seed')} of {listed(list(found), 12)}, found {counts}")
     verdict: Verdict = "not enough data" if lacking else "holds"
-    if not all(outcome.passed for outcome in outcomes):
+    if not all(result.passed for result in results):
         verdict = "does not hold"
-    seeds = [len(values) for outcome in outcomes for values in outcome.samples]
+    seeds = [len(values) for result in results for values in result.samples]
     steps = runs[0].config.total_steps if runs and runs[0].config is not None else None
     span = (min(seeds), max(seeds)) if seeds else None
-    return Finding(claim, verdict, tuple(outcomes), tuple(lacking), span, steps)
+    return Finding(claim, verdict, tuple(results), tuple(lacking), span, steps)
 
 
-def _measured(check: Check, runs: Mapping[int, Run]) -> dict[int, float]:
-    """The values of the runs that have one, by seed."""
-    values = {seed: check.measure.function(run) for seed, run in runs.items()}
+def _measure(check: Check, runs: Mapping[int, Run]) -> dict[int, float]:
+    """Return the measured values, by seed, of the runs that have one."""
+    values = {seed: check.measure.value(run) for seed, run in runs.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _chosen(side: Side, claim: Claim, runs: Iterable[Run]) -> tuple[Mapping[int, Run], bool]:
-    """A side's runs, one for each seed.
+def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> tuple[Mapping[int, Run], bool]:
+    """Choose an arm's runs, one for each seed.
 
-    Of several values of free options those of the paper's tables are taken, if they have seeds enough, or else
+    Of several values of free options those of the paper's tables are taken, if they have enough seeds, or else
     those with the most seeds.
 
     Returns:
-        The runs by seed, and whether several values have as many seeds, so that there is nothing to choose by.
+        The runs by seed, and whether several values have equally many seeds, so that none can be chosen.
     """
     variants: dict[tuple[Any, ...], dict[int, Run]] = defaultdict(dict)
     for run in runs:
         config = run.config
         assert config is not None
-        if side.has(config):
-            rates = _values(config, lambda name: name in claim.free and name not in side.where)
+        if arm.selects(config):
+            rates = _values(config, lambda name: name in claim.free and name not in arm.where)
             variants[rates].setdefault(config.seed, run)
 
     def rank(variant: Mapping[int, Run]) -> tuple[bool, int]:
         config = next(iter(variant.values())).config
         assert config is not None
-        return len(variant) >= LEAST and _is_of_the_paper(config, claim.free), len(variant)
+        return len(variant) >= LEAST_SEEDS and _is_of_the_paper(config, claim.free), len(variant)
 
     ranked = sorted(variants.values(), key=rank, reverse=True)
     tie = len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1])
@@ -202,7 +227,7 @@ def _chosen(side: Side, claim: Claim, runs: Iterable[Run]) -> tuple[Mapping[int,
 
 
 def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
-    """Whether some options are as in the row of the paper's tables for the task, delay and order."""
+    """Return whether some options are as in the paper's tables for the task, delay and order."""
     trace = config.trace_config
     if trace.kind not in ("cet", "et", "none"):
         return False
@@ -215,5 +240,70 @@ def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
 
 
 def _values(config: RunConfig, wanted: Callable[[str], bool]) -> tuple[Any, ...]:
-    """Names and values of some of a configuration's options."""
+    """Return names and values of some of a configuration's options."""
     return tuple((item.name, getattr(config, item.name)) for item in fields(config) if wanted(item.name))
+
+
+# -------------------- verdicts as text
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Count the verdicts: "holds 3, does not hold 1, not enough data 29"."""
+    counts = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
+
+
+def print_claims(findings: Sequence[Finding], console: Console) -> None:
+    """Print a table of claims, verdicts, numbers and seeds an arm."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(show_lines=True)
+    for head in ("claim", "verdict", "numbers"):
+        grid.add_column(head, overflow="fold")
+    grid.add_column("n", justify="right")
+    for finding in findings:
+        claim = finding.claim
+        words = f"{claim.name} ({claim.place}): {claim.words}"
+        # As plain text: rich would take the square brackets of intervals for markup.
+        grid.add_row(*map(Text, (words, finding.verdict, finding.numbers, finding.seeds_shown)))
+    console.print(grid)
+    console.print(f"{summary(findings)}. {METHOD}", highlight=False)
+
+
+def as_markdown(findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]]) -> str:
+    """Return the findings as a Markdown page, which names the folders that the runs are from."""
+    rows = [["claim", "place", "statement", "verdict", "numbers", "n"], ["---"] * 6]
+    for finding in findings:
+        verdict = f"**{finding.verdict}**" if finding.results else finding.verdict
+        claim = finding.claim
+        rows.append([f"`{claim.name}`", claim.place, claim.words, verdict, finding.numbers, finding.seeds_shown])
+    lines = [
+        "# Claims",
+        "",
+        f"Judged by the runs in {', '.join(f'`{folder}`' for folder in folders)}: {summary(findings)}.",
+        METHOD,
+        "n is the number of seeds an arm. `cet-rl sweep CONFIG` makes the runs that a claim needs.",
+        "",
+        *(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_claims(
+    findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> Path:
+    """Write claims.md and return its path.
+
+    Args:
+        findings: findings to write.
+        folders: folders that the runs are from.
+        out: folder to write to; made if it is not there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    file = Path(out) / FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, as_markdown(findings, folders))
+    return file
