@@ -139,23 +139,26 @@ def interrupt(monkeypatch):
     """Make a run end at a step: after its checkpoint there, as Ctrl-C, or at once, as a kill."""
 
     def arrange(at, *, at_once=False):
-        advance = SequenceLearner.advance
+        advance, begin = SequenceLearner.advance, session.Session.begin
+        sessions = []
 
         def wrapped(self, limit=None, *, measure=False):
             if at_once and self.step >= at:
                 raise StopError
             result = advance(self, limit, measure=measure)
             if self.step >= at and not at_once:
-                loop[0].interruption.wanted = True
+                sessions[-1].interruption.wanted = True
             return result
 
-        loop = []
-        go = session.RunLoop.go
-        monkeypatch.setattr(session.RunLoop, "go", lambda self: (loop.append(self), go(self))[1])
+        def begun(self, *given, **named):
+            begin(self, *given, **named)
+            sessions.append(self)
+
+        monkeypatch.setattr(session.Session, "begin", begun)
         monkeypatch.setattr(SequenceLearner, "advance", wrapped)
 
         def undo():
-            monkeypatch.setattr(session.RunLoop, "go", go)
+            monkeypatch.setattr(session.Session, "begin", begin)
             monkeypatch.setattr(SequenceLearner, "advance", advance)
 
         return undo
@@ -175,7 +178,7 @@ def interrupt(monkeypatch):
     ids=lambda options: options["rule"],
 )
 def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interrupt, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "LEAST_POINTS", 10)
+    monkeypatch.setattr(session, "LOGGED_POINTS", 10)
     monkeypatch.setattr(learner_module, "CURVE_STEPS", 10)
     monkeypatch.setattr(learner_module, "TEST_STEPS", 10)
     alignment = options["rule"] == "uoro"

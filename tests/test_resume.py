@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -21,18 +22,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from stable_baselines3.common.logger import Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from cet_rl.agents import CETActorCritic
-from cet_rl.agents.progress import carry, carry_on, pending, restore_pending
+from cet_rl.agents.runtime_state import pending, restore, restore_pending, runtime_state
 from cet_rl.cli import main
 from cet_rl.envs import make_vec_env, register_env, tasks
 from cet_rl.rl import callbacks, training
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.training import train
-from cet_rl.runs import archive, typed_json
-from cet_rl.runs.checkpoint import PART
-from cet_rl.runs.folder import RunFolder
+from cet_rl.runs import archive, log, typed_json
+from cet_rl.runs.folder import MetricsTable, RunFolder
 
 SMALL = {
     **{"task": "CartPole-v1", "delay": 1.0, "total_steps": 640, "hidden": (4,), "num_envs": 2, "n_steps": 16},
@@ -66,20 +68,20 @@ def _often_and_quickly(monkeypatch):
 
 def often_and_quickly(patch):
     patch.setattr(training, "CHECKPOINT_EVERY", 100)
-    patch.setattr(training, "LEAST_POINTS", 8)
-    patch.setattr(training, "kernel_figure", lambda *given: Figure((1, 1)))  # figures take time
+    patch.setattr(training, "LOGGED_POINTS", 8)
+    patch.setattr(log, "kernel_figure", lambda *given: Figure((1, 1)))  # figures take time
 
 
 def kill_at(patch, moment):
     """A run dies at the first step of its environments from this number of samples on."""
-    step = callbacks.Checkpointing._on_step
+    step = callbacks.SessionCallback._on_step
 
     def dying(self):
         if self.model.num_timesteps >= moment:
             raise Killed
         return step(self)
 
-    patch.setattr(callbacks.Checkpointing, "_on_step", dying)
+    patch.setattr(callbacks.SessionCallback, "_on_step", dying)
 
 
 def killed_and_resumed(config, folder, monkeypatch, *moments):
@@ -97,16 +99,20 @@ def rows(folder):
 
 
 def logged(folder):
-    """Everything TensorBoard has of a run, times apart, whichever file it is in."""
+    """Return what TensorBoard shows of a run, times apart: a later file hides points from its first step on."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    return sorted(
-        (event.step, value.tag, value.SerializeToString())
-        for file in folder.glob("events.out.tfevents.*")
-        for event in EventFileLoader(str(file)).Load()
-        for value in event.summary.value
-        if value.tag not in TIMES and not value.tag.startswith("_hparams_/")  # which hold the time they began
-    )
+    found = []
+    files = folder.glob("events.out.tfevents.*")
+    for file in sorted(files, key=lambda file: (file.name.endswith(".evaluation"), file.stat().st_mtime_ns)):
+        for event in EventFileLoader(str(file)).Load():
+            if event.HasField("session_log"):
+                found = [point for point in found if point[0] < event.step]
+            for value in event.summary.value:
+                # Those of hyper-parameters hold the time they were written.
+                if value.tag not in TIMES and not value.tag.startswith("_hparams_/"):
+                    found.append((event.step, value.tag, value.SerializeToString()))
+    return sorted(found)
 
 
 def summary(folder):
@@ -120,7 +126,7 @@ def assert_same_end(one, other, what="agent"):
         (data, tensors), (others, theirs) = (archive.read(file, what=what) for file in (first, second))
         assert data == others
         different = [key for key in tensors if not torch.equal(tensors[key], theirs[key])]
-        raise AssertionError(f"different are {different}, or what the run carries")
+        raise AssertionError(f"different are {different}, or the runtime state")
     assert rows(one) == rows(other)
     assert logged(one) == logged(other)
     assert summary(one)["metrics"] == summary(other)["metrics"]
@@ -152,15 +158,15 @@ def whole(tmp_path_factory):
 
 def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(tmp_path, monkeypatch, whole):
     config, reference = whole
-    ask = callbacks.Checkpointing._on_rollout_start
+    ask = callbacks.SessionCallback._on_rollout_start
     for moment in (0, 96, 352):
         with monkeypatch.context() as patch:
 
             def stop(self, moment=moment):
-                self.interruption.wanted = self.model.num_timesteps >= moment
+                self.session.interruption.wanted = self.model.num_timesteps >= moment
                 ask(self)
 
-            patch.setattr(callbacks.Checkpointing, "_on_rollout_start", stop)
+            patch.setattr(callbacks.SessionCallback, "_on_rollout_start", stop)
             assert train(config, tmp_path, resume=True, quiet=True) == "interrupted"
             assert summary(tmp_path)["steps"] == moment
 
@@ -177,6 +183,26 @@ def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(t
             train(config, tmp_path, resume=True, quiet=True)
     assert train(config, tmp_path, resume=True, quiet=True) == "finished"
     assert_same_end(reference, tmp_path)
+
+
+@pytest.mark.parametrize("agent", ["cet", "sb3:a2c"])
+def test_the_last_return_is_the_same_everywhere(tmp_path, monkeypatch, agent):
+    """The 22nd and last update is not one of those logged, which are every third."""
+    config = RLConfig(**{**SMALL, "total_steps": 704, "agent": agent})
+    killed_and_resumed(config, tmp_path, monkeypatch, 400)
+    last = summary(tmp_path)["metrics"]["train_return_mean"]
+    row = rows(tmp_path)[-1]
+    assert (row[MetricsTable.STEP], float(row["rollout/ep_rew_mean"])) == ("704", last)
+    values = {tag: [] for _, tag, _ in logged(tmp_path)}
+    for step, tag, value in logged(tmp_path):
+        values[tag].append((step, Summary.Value.FromString(value).tensor.float_val[0]) if "rew" in tag else step)
+    assert values["rollout/ep_rew_mean"][-1] == (704, pytest.approx(last))
+    evaluation = summary(tmp_path)["metrics"]["eval_return_mean"]
+    assert values["eval/mean_reward"] == [(704, pytest.approx(evaluation))]
+    assert all(len(set(points)) == len(points) for points in values.values())
+    hyperparameters = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"]
+    for tag in (b"rollout/ep_rew_mean", b"eval/mean_reward"):  # their last points are shown
+        assert tag in hyperparameters.plugin_data.content
 
 
 def damage_newest(folder):
@@ -230,9 +256,9 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_nothing(tmp_path, monkeypa
         saved.append(self)
         if len(saved) == 3:
             if write == "checkpoint":
-                patch.setattr(archive, "attach", fail)
+                patch.setattr(archive, "write", fail)
             else:
-                patch.setattr(callbacks.MetricsTable, "add", fail)
+                patch.setattr(MetricsTable, "add", fail)
         save(self, *given, **named)
 
     with monkeypatch.context() as patch:
@@ -294,7 +320,7 @@ def _unseen():
         ("CartPole-v1", "stable_baselines3:DQN", "the replay buffer of DQN is not kept: it fills anew"),
     ],
 )
-def test_what_cannot_be_carried_on_is_said(tmp_path, monkeypatch, capsys, task, agent, words):
+def test_what_cannot_be_restored_is_named(tmp_path, monkeypatch, capsys, task, agent, words):
     config = RLConfig(**{**SMALL, "task": task, "agent": agent, "total_steps": 300, "num_envs": 1})
     with monkeypatch.context() as patch:
         kill_at(patch, 250)
@@ -306,9 +332,9 @@ def test_what_cannot_be_carried_on_is_said(tmp_path, monkeypatch, capsys, task, 
     assert words in said
 
 
-def test_an_agent_that_carries_nothing_goes_on_in_fresh_episodes(tmp_path, monkeypatch, capsys, whole):
+def test_an_agent_without_runtime_state_resumes_in_fresh_episodes(tmp_path, monkeypatch, capsys, whole):
     kind = find_agent("cet")
-    bare = AgentKind(kind.build, kind.save, kind.restore, delays_credit=True)
+    bare = AgentKind(kind.build, kind.contents, kind.load, delays_credit=True)
     monkeypatch.setattr(training, "find_agent", lambda name: bare)
     with monkeypatch.context() as patch:
         kill_at(patch, 300)
@@ -321,8 +347,8 @@ def test_an_agent_that_carries_nothing_goes_on_in_fresh_episodes(tmp_path, monke
     )
 
 
-def test_numpy_s_vector_form_goes_on_with_the_agent():
-    """For those who write their own loop: the agent's file and what `carry` gives."""
+def test_numpy_s_vector_form_resumes_with_the_agent():
+    """Users' own loops resume from the agent's file and its runtime state."""
 
     def build():
         env = make_vec_env("CartPole-v1", 3, 1, vectorization="numpy", delay=1.0)
@@ -334,7 +360,11 @@ def test_numpy_s_vector_form_goes_on_with_the_agent():
         def _on_rollout_start(self):
             if self.num_timesteps == 96 and self.found is None:
                 tensors = {}
-                self.found = typed_json.encode(carry(self.model), tensors), tensors, self.model.get_parameters()
+                self.found = (
+                    typed_json.encode(runtime_state(self.model), tensors),
+                    tensors,
+                    self.model.get_parameters(),
+                )
                 self.model.save(path)
 
         def _on_step(self):
@@ -344,7 +374,7 @@ def test_numpy_s_vector_form_goes_on_with_the_agent():
     first.learn(240, callback=capture)
     path.seek(0)
     again = CETActorCritic.load(path, build().get_env(), device="cpu")
-    carry_on(again, typed_json.decode(*capture.found[:2]))
+    restore(again, typed_json.decode(*capture.found[:2]))
     again.learn(144, reset_num_timesteps=False)
     for name, parameters in first.get_parameters().items():
         if name != "optimizer":
@@ -353,7 +383,7 @@ def test_numpy_s_vector_form_goes_on_with_the_agent():
     assert np.array_equal(first._last_obs, again._last_obs)
 
 
-def test_means_that_are_under_way_are_carried_on():
+def test_pending_means_are_restored():
     logger, again = Logger(None, []), Logger(None, [])
     for value in (1.0, 2.0):
         logger.record_mean("a", value, exclude="csv")
@@ -372,21 +402,21 @@ def test_means_that_are_under_way_are_carried_on():
 @given(data=st.data())
 @settings(max_examples=40)
 def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, mutable):
-    """Any value of the JSON part replaced by any other, with the digest that belongs to it."""
+    """Replace any value of the run's JSON part by any other."""
     folder, content, config = mutable
     file = folder.path / "checkpoint" / "agent.zip"
     file.write_bytes(content)
-    tree, tensors = archive.read_part(file, PART)
-    node, key = tree, "carried"
+    tree, tensors = archive.read_run(file, what="agent")
+    node, key = tree, "runtime_state"
     while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 9)):
         node = node[key]
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
     node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"dict": []}]))
     agent, agent_tensors = archive.read(file, what="agent")
-    archive.write(file, agent, agent_tensors, what="agent")
-    archive.attach(file, tree, tensors, part=PART)
+    archive.write(file, agent, agent_tensors, what="agent", run=(tree, tensors))
+    session = SimpleNamespace(folder=folder, say=lambda text: None)
     with contextlib.suppress(ValueError):
-        training._resume(config, folder, find_agent("cet"), lambda text: None)
+        training._load(config, session, find_agent("cet"))
 
 
 @pytest.fixture(scope="module")

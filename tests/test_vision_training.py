@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.runs import archive, session
+from cet_rl.runs import archive, log, session
 from cet_rl.traces.registry import TRACES
 from cet_rl.vision import learner as learner_module
 from cet_rl.vision.config import VisionConfig
@@ -567,28 +567,28 @@ def interrupt(monkeypatch):
     """Sets the updates after which Ctrl-C is pressed, once each; with `twice`, the second press stops at once."""
 
     def at(*steps, twice=False):
-        loops, waiting = [], set(steps)
-        begin, original = session.RunLoop.__init__, ImageLearner.advance
+        sessions, waiting = [], set(steps)
+        begin, original = session.Session.begin, ImageLearner.advance
 
         def press(step):
             if step in waiting:
                 waiting.remove(step)
-                loops[-1].interruption.wanted = True
+                sessions[-1].interruption.wanted = True
                 if twice:
                     raise KeyboardInterrupt
 
-        def init(self, *arguments, **options):
+        def begun(self, *arguments, **options):
             begin(self, *arguments, **options)
-            loops.append(self)
-            press(self.learner.step)
+            sessions.append(self)
+            press(self.step())
 
         def advance(self, *limit, **options):
             loss = original(self, *limit, **options)
             press(self.step)
             return loss
 
-        monkeypatch.setattr(session.RunLoop, "__init__", init)
-        monkeypatch.setattr(session.RunLog, "describe", lambda *given: None)  # figures take time
+        monkeypatch.setattr(session.Session, "begin", begun)
+        monkeypatch.setattr(log.RunLog, "describe", lambda *given, **named: None)  # figures take time
         monkeypatch.setattr(ImageLearner, "advance", advance)
 
     return at
@@ -728,26 +728,32 @@ def as_bytes(data, tensors, what="network"):
     return stream.getvalue()
 
 
+def save(learner, path):
+    archive.write(path, *learner.contents(), what="network")
+
+
 def foreign_files(good, tmp_path, digits):
     """What may lie in the place of a checkpoint, and what is said of it."""
     data, tensors = archive.read(io.BytesIO(good), what="network")
     stream = io.BytesIO()
     torch.save({"network": Booby()}, stream)
     wider, of_cnn, longer = (tmp_path / f"{name}.zip" for name in ("wider", "cnn", "longer"))
-    make(digits, hidden=(17,)).save(wider)
-    make(digits, **CNN).save(of_cnn)
-    make(digits, hidden=(16,)).save(longer)
+    for path, options in ((wider, {"hidden": (17,)}), (of_cnn, CNN), (longer, {"hidden": (16,)})):
+        save(make(digits, **options), path)
     fewer = {name: value for name, value in tensors.items() if name != "batches/order"}
     return {
         "nothing": (b"", "is damaged or no cet-rl network file"),
         "text": (b"no zip at all", "is damaged or no cet-rl network file"),
         "truncated": (good[: len(good) // 2], "is damaged or no cet-rl network file"),
         "cut at the end": (good[:-1], "is damaged or no cet-rl network file"),
-        "flipped": (good[:4000] + bytes([good[4000] ^ 255]) + good[4001:], "is damaged or no cet-rl network file"),
+        "flipped": (good[:9000] + bytes([good[9000] ^ 255]) + good[9001:], "is damaged or no cet-rl network file"),
         "torch's": (stream.getvalue(), "is damaged or no cet-rl network file"),
         "a pickle": (pickle.dumps(Booby()), "is damaged or no cet-rl network file"),
         "pickled tensors": (
-            other_archive(network_json="{}", tensors_safetensors=pickle.dumps(Booby())),
+            other_archive(
+                network_json=f'{{"format": "cet-rl network", "format_version": {archive.VERSION}}}',
+                network_safetensors=pickle.dumps(Booby()),
+            ),
             "is damaged or no cet-rl network file",
         ),
         "an agent": (as_bytes({}, tensors, "agent"), "is damaged or no cet-rl network file"),
@@ -803,10 +809,10 @@ def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
     learner, other = (ImageLearner(config, digits) for _ in range(2))
     for _ in range(step):
         learner.advance(measure=True)
-    learner.save(tmp_path / "saved.zip")
+    save(learner, tmp_path / "saved.zip")
     other.load(tmp_path / "saved.zip")
     assert other.step == step
-    other.save(tmp_path / "again.zip")
+    save(other, tmp_path / "again.zip")
     assert (tmp_path / "again.zip").stat().st_size == (tmp_path / "saved.zip").stat().st_size
     assert_same(*(archive.read(tmp_path / f"{name}.zip", what="network")[1] for name in ("again", "saved")))
     for _ in range(3):

@@ -125,7 +125,7 @@ class CETActorCritic(StoredAlgorithm):
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=archive.check_data("policy_kwargs", policy_kwargs or {}),
+            policy_kwargs=archive.as_json("policy_kwargs", policy_kwargs or {}),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -160,7 +160,7 @@ class CETActorCritic(StoredAlgorithm):
         )
         if self.env is not None:
             self.check_environment()
-        archive.check_data("the agent's arguments", self.constructor_arguments())  # rather now than after learning
+        archive.as_json("the agent's arguments", self.constructor_arguments())  # rather now than after learning
         if _init_setup_model:
             self._setup_model()
 

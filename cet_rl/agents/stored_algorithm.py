@@ -58,6 +58,14 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: exclude and include have no meaning")
+        archive.write(path, *self.contents(), what="agent")
+
+    def contents(self) -> archive.Contents:
+        """Return what `save` writes: JSON data, and tensors by name.
+
+        Raises:
+            ValueError: if something cannot be saved as data.
+        """
         data = {
             "cet_rl": __version__,
             "algorithm": type(self).__name__,
@@ -77,8 +85,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         }
         tree = {**self.get_parameters(), "generator": {"state": self.generator.get_state()}}
         tensors, rest = archive.flatten(tree)
-        data["rest"] = archive.check_data("the optimiser's settings", rest)
-        archive.write(path, data, tensors, what="agent")
+        data["rest"] = archive.as_json("the optimiser's settings", rest)
+        return data, tensors
 
     @classmethod
     def load(  # type: ignore[override]

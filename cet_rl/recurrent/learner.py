@@ -188,8 +188,8 @@ class SequenceLearner:
         stream = self.task.stream(self._test_seed, TESTED, self.dtype)
         return test_loss(self.online.cell, self.memory, stream, steps)
 
-    def save(self, file: Path) -> None:
-        """Write everything that going on takes, in one stroke."""
+    def contents(self) -> archive.Contents:
+        """Return everything that resuming needs, for `archive.write`."""
         tensors, rest = archive.flatten(
             {
                 "memory": self.memory.named(),
@@ -198,11 +198,11 @@ class SequenceLearner:
                 "loss": {"sum": self.loss_sum},
             }
         )
-        data = {"step": self.step, "losses": self.losses, "rest": archive.check_data("the stream", rest)}
-        archive.write(file, data, tensors, what="network")
+        data = {"step": self.step, "losses": self.losses, "rest": archive.as_json("the stream", rest)}
+        return data, tensors
 
     def load(self, file: Path) -> None:
-        """Go on where `save` was called.
+        """Restore the state that `contents` returned, from a file.
 
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.

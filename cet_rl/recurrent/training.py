@@ -1,4 +1,4 @@
-"""A recurrent network's run from configuration to summary."""
+"""Run a recurrent network: from configuration to summary."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
 from cet_rl.recurrent.tasks import build_task
-from cet_rl.runs.folder import RunFolder, Status, default_path
+from cet_rl.runs.folder import Status
 from cet_rl.runs.machine import on_this_machine, set_threads
-from cet_rl.runs.session import Words, run
+from cet_rl.runs.session import Session, run
 from cet_rl.runs.task_kinds import RECURRENT
 
 
 def resolve(config: RecurrentConfig) -> RecurrentConfig:
-    """The configuration with nothing left to choose: trace, rule's options, device and threads.
+    """Return the configuration with trace, rule options, device and threads filled in.
 
     Raises:
-        ValueError: for a device that is not there, or a rule, task and delay that do not fit together.
+        ValueError: if the device is not available, or rule, task and delay do not fit together.
     """
     config = on_this_machine(config).with_trace()
-    build_online(config, build_task(config.task, config))  # takes a millisecond, and refuses what cannot be
+    build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
     return replace(config, rule_options=config.options)
 
 
@@ -40,8 +40,8 @@ def train(
     Args:
         config: what to run.
         run_dir: the run folder itself; None for that of `default_path`.
-        resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
-            interruption; without one, start afresh.
+        resume: resume from the checkpoint of an interrupted run, with the same result as if there had been no
+            interruption; without a checkpoint, start a new run.
         checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
 
@@ -49,22 +49,15 @@ def train(
         "finished" or "interrupted".
 
     Raises:
-        ValueError, OSError: for what cannot be, before any work is lost.
+        ValueError, OSError: for input that cannot be used, before any work is lost.
         FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
             is from before.
     """
     config = resolve(config)
-    folder = RunFolder(run_dir or default_path(config), RECURRENT.checkpoint)
-    words = Words(agent=config.rule, unit=RECURRENT.unit, score=RECURRENT.scores[0].key)
-    return run(
-        config,
-        folder,
-        lambda: SequenceLearner(config),
-        words,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        quiet=quiet,
+    session = Session(
+        config, RECURRENT, run_dir, config.rule, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
     )
+    return run(session, SequenceLearner)
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:

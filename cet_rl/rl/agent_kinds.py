@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents.progress import carry, carry_on
+from cet_rl.agents.runtime_state import restore, runtime_state
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs import DelayedReward, make_vec_env
@@ -81,14 +81,15 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
             **_common(config),
         )
 
-    def restore(config: RLConfig, file: Path, with_environments: bool) -> CETActorCritic:
+    def contents(agent: BaseAlgorithm) -> archive.Contents:
+        assert isinstance(agent, CETActorCritic)
+        return agent.contents()
+
+    def load(config: RLConfig, file: Path, with_environments: bool) -> CETActorCritic:
         env = environments(config) if with_environments else None
         return algorithm.load(file, env, device=config.device)
 
-    def save(agent: BaseAlgorithm, file: Path) -> None:
-        agent.save(file)
-
-    return AgentKind(build, save, restore, delays_credit=True, carry=carry, carry_on=carry_on)
+    return AgentKind(build, contents, load, delays_credit=True, runtime_state=runtime_state, restore=restore)
 
 
 def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
@@ -118,7 +119,7 @@ def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
         except (AssertionError, NotImplementedError, TypeError) as error:
             raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
 
-    return AgentKind(build, _save_parameters, partial(_rebuild, build), carry=carry, carry_on=carry_on)
+    return AgentKind(build, _contents, partial(_rebuild, build), runtime_state=runtime_state, restore=restore)
 
 
 def _common(config: RLConfig) -> dict[str, Any]:
@@ -141,8 +142,8 @@ def _late_rewards(config: RLConfig) -> list[Any]:
     return [partial(DelayedReward, delay=config.delay)]  # in steps of the clock that `make_env` puts inside
 
 
-def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:
-    """Networks, optimisers and progress as tensors and JSON; such algorithms' own `save` pickles."""
+def _contents(agent: BaseAlgorithm) -> archive.Contents:
+    """Return networks, optimisers and progress as JSON and tensors; such algorithms' own `save` pickles."""
     tensors, rest = archive.flatten(agent.get_parameters())
     data = {
         "algorithm": type(agent).__name__,
@@ -150,9 +151,9 @@ def _save_parameters(agent: BaseAlgorithm, file: Path) -> None:
             "num_timesteps": agent.num_timesteps,
             "episodes": episodes_to_data(agent.ep_info_buffer),
         },
-        "rest": archive.check_data("the optimiser's settings", rest),
+        "rest": archive.as_json("the optimiser's settings", rest),
     }
-    archive.write(file, data, tensors, what="agent")
+    return data, tensors
 
 
 def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:

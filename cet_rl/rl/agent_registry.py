@@ -15,33 +15,34 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     from cet_rl.rl.config import RLConfig
+    from cet_rl.runs.archive import Contents
 
 
 @dataclass(frozen=True)
 class AgentKind:
-    """How to make, save and restore one kind of agent.
+    """Make, save and restore one kind of agent.
 
     What is made has the interface of a Stable-Baselines3 algorithm as far as a run uses it: `learn`, `predict`,
     `num_timesteps`, `ep_info_buffer`, `logger`, `set_logger`.
 
     Attributes:
         build: from a resolved configuration to an agent with its training environments.
-        save: writes an agent to a file with `cet_rl.runs.archive.write`.
-        restore: from a configuration and a file to an agent; with its training environments if asked to.
-        delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get rewards
-            that arrive late.
-        carry: what else a run that goes on needs: environments, random numbers, counters, as
-            `cet_rl.runs.typed_json` encodes it, and under "gaps" a list of lines about what cannot be
-            had. None if nothing: such a run goes on in fresh episodes.
-        carry_on: takes that over, after `restore`.
+        contents: from an agent to what its file holds, as `cet_rl.runs.archive.write` takes it.
+        load: from a configuration and a file to an agent; with its training environments if the flag is set.
+        delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get delayed
+            rewards.
+        runtime_state: from an agent to whatever else a resumed run needs: environments, random numbers, counters,
+            as `cet_rl.runs.typed_json` encodes it, and under "not_restored" a list of lines about what cannot be
+            saved. None if nothing: such a run resumes in fresh episodes.
+        restore: puts an agent into that state, after `load`.
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
-    save: Callable[[BaseAlgorithm, Path], None]
-    restore: Callable[[RLConfig, Path, bool], BaseAlgorithm]
+    contents: Callable[[BaseAlgorithm], Contents]
+    load: Callable[[RLConfig, Path, bool], BaseAlgorithm]
     delays_credit: bool = False
-    carry: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
-    carry_on: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
+    runtime_state: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
+    restore: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,134 +1,105 @@
-"""What the command line adds to a run, as Stable-Baselines3 callbacks and log writers."""
+"""Stable-Baselines3's training loop within a run session: a callback and a log writer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, TensorBoardOutputFormat
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.runs.files import naming
 from cet_rl.runs.folder import MetricsTable
-from cet_rl.runs.interrupt import Interruption
-from cet_rl.runs.progress import Display
+from cet_rl.runs.log import RunLog
+from cet_rl.runs.session import Session
 
 
-class Checkpointing(BaseCallback):
-    """Saves the agent every so many samples, and stops the run between two updates when asked to.
+class SessionCallback(BaseCallback):
+    """Save checkpoints, show progress, and stop the run between two updates when it is interrupted.
 
-    A checkpoint is taken before a rollout begins, when nothing is half done.
+    A checkpoint is saved before a rollout begins, when nothing is half done.
 
     Args:
-        save: writes a checkpoint of an agent.
-        every: samples between checkpoints.
-        interruption: says when to stop.
+        session: of the run, which has begun.
+        save: saves a checkpoint of the agent as it is.
+
+    Attributes:
+        stopped: whether the run has been stopped by an interruption.
     """
 
-    def __init__(self, save: Callable[[BaseAlgorithm], None], every: int, interruption: Interruption) -> None:
+    def __init__(self, session: Session, save: Callable[[], None]) -> None:
         super().__init__()
-        self._write, self.every, self.interruption = save, every, interruption
-        self.stopped = False
-        self.steps_saved: int | None = None
-        self._next = 0
+        self.session, self._save, self.stopped = session, save, False
 
     def _on_training_start(self) -> None:
-        self._next = self._following()
-
-    def _following(self) -> int:
-        """The next multiple of the interval, so that a resumed run writes checkpoints where any run does."""
-        return self.model.num_timesteps - self.model.num_timesteps % self.every + self.every
+        if not self.session.quiet:
+            self.session.display.start(self.model.num_timesteps)
 
     def _on_rollout_start(self) -> None:
-        self.stopped = self.interruption.wanted
-        if self.stopped or self.model.num_timesteps >= self._next:
-            self.save()
-
-    def save(self) -> None:
-        """Save the agent as it is now."""
-        self._write(self.model)
-        self.steps_saved = self.model.num_timesteps
-        self._next = self._following()
+        self.stopped = self.session.interruption.wanted
+        if self.stopped or self.model.num_timesteps >= self.session.next_save:
+            self._save()
 
     def _on_step(self) -> bool:
         return not self.stopped
 
-
-def recent_return(model: Any) -> float | None:
-    """Mean return of the last 100 training episodes; None before the first has ended."""
-    episodes = model.ep_info_buffer
-    return float(np.mean([episode["r"] for episode in episodes])) if episodes else None
-
-
-class LiveDisplay(BaseCallback):
-    """Progress, return, speed and time left.
-
-    Args:
-        total: samples of the whole run.
-    """
-
-    def __init__(self, total: int) -> None:
-        super().__init__()
-        self._display = Display(total, unit="samples", shows="return", digits=1)
-
-    def _on_training_start(self) -> None:
-        self._display.start(self.model.num_timesteps)
-
     def _on_rollout_end(self) -> None:
-        self._display.update(self.model.num_timesteps, recent_return(self.model))
+        if not self.session.quiet:
+            self.session.display.update(self.model.num_timesteps, recent_mean(self.model))
 
     def _on_training_end(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the terminal as it should be, however the run ended."""
-        self._display.close()
-
-    def _on_step(self) -> bool:
-        return True
+        self.session.display.close()
 
 
-class EventWriter(TensorBoardOutputFormat):
-    """Writes what is logged for TensorBoard.
+class LogWriter(TensorBoardOutputFormat):
+    """Write what Stable-Baselines3's logger records to TensorBoard and metrics.csv.
 
     Args:
-        folder: of the run. A file there that cannot be written is an OSError that names it.
+        log: of the run, which also closes the files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with naming(folder):
-            super().__init__(str(folder))
+    def __init__(self, log: RunLog) -> None:
+        self._log, self.writer, self._is_closed = log, log.writer, False
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """The numbers and figures of one step."""
-        with naming(self._folder):
+        """Write the numbers and figures of one step.
+
+        Raises:
+            OSError: if a file cannot be written, naming it.
+        """
+        with naming(self._log.table.path.parent):
             super().write(key_values, key_excluded, step)
-
-    def close(self) -> None:
-        """Finish the file."""
-        with naming(self._folder):
-            super().close()
-
-
-class TableWriter(KVWriter):
-    """Writes what is logged into metrics.csv."""
-
-    def __init__(self, table: MetricsTable) -> None:
-        self.table = table
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """One row of the numbers among `key_values`."""
         row = {
             name: float(value) if isinstance(value, (float, np.floating)) else value
             for name, value in key_values.items()
             if isinstance(value, (int, float, np.number)) and "csv" not in key_excluded[name]
         }
         if row:
-            self.table.add({MetricsTable.STEP: step, **row})
+            self._log.table.add({MetricsTable.STEP: step, **row})
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Leave the files open for the session."""
+
+
+def recent_mean(model: Any, key: str = "r") -> float | None:
+    """Return the mean return ("r") or length ("l") of the last 100 training episodes, None without any."""
+    episodes = model.ep_info_buffer
+    return float(np.mean([episode[key] for episode in episodes])) if episodes else None
+
+
+def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
+    """Make an algorithm of Stable-Baselines3 log after every `interval` rollouts, counted from the run's first.
+
+    Its own `log_interval` counts from the call of `learn`, and must be one; a resumed run would log at other steps
+    than one that was not interrupted.
+    """
+    write, per_rollout = agent.dump_logs, agent.n_steps * agent.n_envs
+
+    def dump_logs(iteration: int = 0) -> None:
+        iteration = agent.num_timesteps // per_rollout
+        if iteration % interval == 0:
+            write(iteration)
+
+    agent.dump_logs = dump_logs  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""How good an agent is: deterministic episodes on environments it has not learned from."""
+"""Evaluate agents: deterministic episodes on environments they have not learned from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs.interrupt import Interruption
 
 EVALUATION_SEED_OFFSET = 1_000_003
-"""Added to a run's seed for its evaluation episodes, so that they are none it has learned from."""
+"""Added to a run's seed for its evaluation, so that its episodes are none the agent has learned from."""
 
 
 def evaluate(
@@ -21,17 +21,17 @@ def evaluate(
     seed: int | None = None,
     stop: Interruption | None = None,
 ) -> tuple[float, float]:
-    """Mean and standard deviation of the return over deterministic episodes on environments of their own.
+    """Return mean and standard deviation of the return over deterministic episodes on separate environments.
 
     Args:
         agent: to evaluate.
         config: of its run.
         episodes: how many; None for the configuration's number.
         seed: of the environments; None for one that follows from the run's.
-        stop: asked before every step.
+        stop: interruption to look at before every step.
 
     Raises:
-        KeyboardInterrupt: if `stop` says so.
+        KeyboardInterrupt: if `stop` is wanted.
     """
 
     def check(*_: object) -> None:

@@ -1,12 +1,11 @@
-"""What has been learned as a file: JSON and tensors in a zip archive. Reading one never runs anything in it.
+"""Files of networks and agents: JSON and tensors in one zip archive. Reading one never runs anything in it.
 
-The last 64 bytes are the SHA-256 of all bytes before them (`head -c -64 FILE | sha256sum`): a file that was cut
-off or altered is known by it. That guards against accidents, not against somebody who computes a new digest.
+`agent.zip` holds `agent.json` and `agent.safetensors`, `network.zip` accordingly; a checkpoint of a run also holds
+`run.json` and `run.safetensors`. The checksums of the zip format tell a damaged file from a whole one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,24 +20,138 @@ from torch import Tensor
 
 from cet_rl.runs.files import replacing
 
-VERSION = 2
-"""Of what is written. Version 1, which had no digest, is still read."""
+VERSION = 3
+"""Version of the format, written into every file; others are refused."""
 
-_MARK = b"sha256:"
-_DIGEST_LENGTH = 64
+RUN = "run"
+"""Name of the part of a checkpoint that belongs to the run and not to the agent or network."""
+
+Contents = tuple[dict[str, Any], dict[str, Tensor]]
+"""What a file holds: plain JSON data, and tensors by name."""
 
 File = str | os.PathLike[str] | IO[bytes]
 
 
 class DamagedFileError(ValueError):
-    """A file that is not whole any more, or was never one of ours."""
+    """Report a file that is damaged or has another format."""
 
 
-def check_data(name: str, value: object) -> Any:
-    """`value` as plain JSON data (tuples become lists).
+class UnsupportedVersionError(ValueError):
+    """Report a file whose format version this package does not read."""
+
+
+def write(
+    file: File, data: dict[str, Any], tensors: dict[str, Tensor], *, what: str, run: Contents | None = None
+) -> None:
+    """Write a file; one on disk is replaced atomically or stays as it is.
+
+    Args:
+        file: a path, ".zip" added unless it ends so, or a binary file object.
+        data: plain JSON data.
+        tensors: tensors by name.
+        what: kind of file: "agent" or "network".
+        run: contents of the run's own part, for a checkpoint.
 
     Raises:
-        ValueError: if it holds anything else, such as a class or a function.
+        OSError: if the file cannot be written.
+    """
+    header = {"format": f"cet-rl {what}", "format_version": VERSION, **data}
+    parts = {what: (header, tensors)} | ({} if run is None else {RUN: run})
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, (part, its_tensors) in parts.items():
+            # Without a date, equal contents are equal files.
+            archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(part, indent=2, allow_nan=False))
+            archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(its_tensors))
+    if not isinstance(file, (str, os.PathLike)):
+        file.write(stream.getvalue())
+        return
+    path = with_suffix(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as target:
+        target.write(stream.getbuffer())
+
+
+def read(file: File, *, what: str) -> Contents:
+    """Read a file that `write` has written.
+
+    Args:
+        file: a path, ".zip" added unless it ends so, or a binary file object.
+        what: kind of file expected: "agent" or "network".
+
+    Returns:
+        Data, including the format and its version, and tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is damaged or of another kind; this is a ValueError.
+        UnsupportedVersionError: if it has another format version; this is a ValueError.
+    """
+    with _opened(file, what) as (header, archive):
+        return header, safetensors.torch.load(archive.read(f"{what}.safetensors"))
+
+
+def read_run(path: Path, *, what: str) -> Contents | None:
+    """Return the run's own part of a checkpoint, None if it has none; errors as of `read`."""
+    with _opened(path, what) as (_, archive):
+        if f"{RUN}.json" not in archive.namelist():
+            return None
+        data: dict[str, Any] = json.loads(archive.read(f"{RUN}.json"))
+        return dict(data), safetensors.torch.load(archive.read(f"{RUN}.safetensors"))
+
+
+def check(path: Path, *, what: str) -> None:
+    """Verify the checksums of a file without loading its tensors; errors as of `read`."""
+    with _opened(path, what) as (_, archive):
+        bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"bad checksum of {bad}")
+
+
+@contextmanager
+def _opened(file: File, what: str) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+    """Open a file and check its header; errors of the block that uses it count as damage of the file."""
+    path = with_suffix(file) if isinstance(file, (str, os.PathLike)) else None
+    name = "the file object" if path is None else str(path)
+    try:
+        stream = open(path, "rb") if path else io.BytesIO(_read_all(file))  # type: ignore[arg-type]  # noqa: SIM115
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {what} file {name}") from None
+    with stream:
+        try:
+            archive = zipfile.ZipFile(stream)
+            header = json.loads(archive.read(f"{what}.json"))
+            if not isinstance(header, dict) or header.get("format") != f"cet-rl {what}":
+                raise ValueError("it names another format")
+            version = header.get("format_version")
+            if version != VERSION:
+                raise UnsupportedVersionError(
+                    f"{name} has format version {version}, this cet-rl reads version {VERSION}"
+                )
+            yield header, archive
+        except UnsupportedVersionError:
+            raise
+        except Exception as error:  # zipfile, zlib, json and safetensors each have errors of their own
+            raise DamagedFileError(f"{name} is damaged or no cet-rl {what} file ({error})") from None
+
+
+def _read_all(stream: IO[bytes]) -> bytes:
+    if stream.seekable():
+        stream.seek(0)
+    return stream.read()
+
+
+def with_suffix(file: str | os.PathLike[str]) -> Path:
+    """Return the path with ".zip" added unless it ends so, as Stable-Baselines3 does."""
+    path = Path(file)
+    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+
+
+def as_json(name: str, value: object) -> Any:
+    """Return `value` as plain JSON data; tuples become lists.
+
+    Raises:
+        ValueError: if it holds anything else, such as a class or a function; the message names it by `name`.
     """
     try:
         return json.loads(json.dumps(value, allow_nan=False))
@@ -49,7 +162,7 @@ def check_data(name: str, value: object) -> Any:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a nested dict into its tensors, by path, and the rest with the tensors left out."""
+    """Split a nested dict into its tensors, named by their paths, and the rest without the tensors."""
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for key, value in tree.items():
@@ -65,7 +178,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], 
 
 
 def unflatten(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`, but that all keys are strings and tuples lists, as JSON has them."""
+    """Invert `flatten`; as in JSON, all keys are strings then and tuples are lists."""
     tree: dict[str, Any] = json.loads(json.dumps(rest))
     for path, tensor in tensors.items():
         *parents, name = path.split("/")
@@ -77,7 +190,7 @@ def unflatten(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any
 
 
 def as_state_dicts(saved: dict[str, Any]) -> dict[str, Any]:
-    """State dicts as torch wants them: its optimisers number parameters and have betas as a tuple, JSON cannot."""
+    """Restore what JSON cannot express in optimisers' state dicts: parameter numbers, and betas as a tuple."""
     for state_dict in saved.values():
         if "param_groups" in state_dict:
             states = state_dict.get("state", {})
@@ -86,165 +199,3 @@ def as_state_dicts(saved: dict[str, Any]) -> dict[str, Any]:
                 if "betas" in group:
                     group["betas"] = tuple(group["betas"])
     return saved
-
-
-def write(file: File, data: dict[str, Any], tensors: dict[str, Tensor], *, what: str) -> None:
-    """Write a file; one on disk is replaced in one stroke or not at all.
-
-    Args:
-        file: a path, ".zip" added unless it ends so, or a binary file object.
-        data: plain JSON data.
-        tensors: by name.
-        what: the file holds: "agent", "network".
-    """
-    header = {"format": f"cet-rl {what}", "format_version": VERSION, **data}
-    names = f"{what}.json", "tensors.safetensors"
-    if not isinstance(file, (str, os.PathLike)):
-        content = io.BytesIO()
-        _add(content, "w", header, tensors, names)
-        file.write(content.getvalue())
-        return
-    path = with_suffix(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        _add(stream, "w", header, tensors, names)
-
-
-def attach(path: Path, data: dict[str, Any], tensors: dict[str, Tensor], *, part: str) -> None:
-    """Add a part of its own to a file that `write` has written, in place.
-
-    Args:
-        path: of the file; to be one that nobody else reads yet.
-        data: plain JSON data.
-        tensors: by name.
-        part: its name, none that is there already: "run".
-    """
-    with open(path, "r+b") as stream:
-        _add(stream, "a", data, tensors, (f"{part}.json", f"{part}.safetensors"))
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _add(stream: IO[bytes], mode: Any, data: Any, tensors: dict[str, Tensor], names: tuple[str, str]) -> None:
-    """Put JSON and tensors into an archive, and the digest of it all at its end."""
-    with zipfile.ZipFile(stream, mode) as archive:
-        # Without a date, equal contents are equal files.
-        archive.writestr(zipfile.ZipInfo(names[0]), json.dumps(data, indent=2, allow_nan=False))
-        archive.writestr(zipfile.ZipInfo(names[1]), safetensors.torch.save(tensors))
-        archive.comment = _MARK + bytes(_DIGEST_LENGTH)  # a zip archive's comment is the last thing in it
-    length = stream.seek(0, os.SEEK_END) - _DIGEST_LENGTH
-    digest = _digest(stream, length)
-    stream.seek(length)
-    stream.write(digest)
-
-
-def _digest(stream: IO[bytes], length: int) -> bytes:
-    """SHA-256 of the first bytes of a stream, as hexadecimal text."""
-    stream.seek(0)
-    found = hashlib.sha256()
-    while length > 0 and (block := stream.read(min(length, 1 << 20))):
-        found.update(block)
-        length -= len(block)
-    return found.hexdigest().encode()
-
-
-def read(file: File, *, what: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a file that `write` has written.
-
-    Args:
-        file: a path, ".zip" added unless it ends so, or a binary file object.
-        what: the file has to hold: "agent", "network".
-
-    Returns:
-        Data, with the format and its version, and tensors.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        DamagedFileError: if it is damaged or of another kind; this is a ValueError.
-        ValueError: if it is from a newer version of this package.
-    """
-    source = with_suffix(file) if isinstance(file, (str, os.PathLike)) else file
-    name = str(source) if isinstance(source, Path) else "the file object"
-    with _opened(source, name, what) as (header, archive):
-        try:
-            return header, safetensors.torch.load(archive.read("tensors.safetensors"))
-        except Exception as error:
-            raise _damaged(name, what, error) from None
-
-
-def check(path: Path, *, what: str) -> None:
-    """Raise as `read` does for a file that is not whole, of another kind or too new, without loading tensors."""
-    with _opened(path, str(path), what) as (_, archive):
-        bad = None if archive.comment else archive.testzip()  # version 1 has the checksums of zip archives only
-    if bad is not None:
-        raise _damaged(str(path), what, f"bad checksum of {bad}")
-
-
-def read_part(path: Path, part: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """What `attach` has added to a file that `check` has found whole; None if there is no such part.
-
-    Raises:
-        DamagedFileError: if it cannot be read.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if f"{part}.json" not in archive.namelist():
-                return None
-            data = json.loads(archive.read(f"{part}.json"))
-            tensors = safetensors.torch.load(archive.read(f"{part}.safetensors"))
-    except Exception as error:
-        raise _damaged(str(path), part, error) from None
-    if not isinstance(data, dict):
-        raise _damaged(str(path), part, "its data are no mapping")
-    return data, tensors
-
-
-@contextmanager
-def _opened(source: Path | IO[bytes], name: str, what: str) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
-    """The header of a file whose bytes are those of its digest, and its archive."""
-    try:
-        stream = open(source, "rb") if isinstance(source, Path) else io.BytesIO(_whole(source))  # noqa: SIM115
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no {what} file {name}") from None
-    with stream:
-        try:
-            sealed = _is_sealed(stream)
-            archive = zipfile.ZipFile(stream)
-            header = json.loads(archive.read(f"{what}.json"))
-            if not isinstance(header, dict) or header.get("format") != f"cet-rl {what}":
-                raise ValueError("it names another format")
-            version = header.get("format_version")
-            if version == VERSION and not sealed:
-                raise ValueError("it has no digest")
-        except Exception as error:  # a damaged archive can fail in any of zipfile's, zlib's or json's ways
-            raise _damaged(name, what, error) from None
-        if version not in (1, VERSION):
-            raise ValueError(f"{name} has format version {version}, this cet-rl reads version {VERSION}")
-        yield header, archive
-
-
-def _whole(stream: IO[bytes]) -> bytes:
-    if stream.seekable():
-        stream.seek(0)
-    return stream.read()
-
-
-def _is_sealed(stream: IO[bytes]) -> bool:
-    """Whether a file has a digest. ValueError if it is that of other contents."""
-    length = stream.seek(0, os.SEEK_END) - _DIGEST_LENGTH
-    stream.seek(max(length - len(_MARK), 0))
-    if stream.read(len(_MARK)) != _MARK:
-        return False
-    if stream.read() != _digest(stream, length):
-        raise ValueError("its contents are not those of its digest")
-    return True
-
-
-def _damaged(name: str, what: str, reason: object) -> DamagedFileError:
-    return DamagedFileError(f"{name} is damaged or no cet-rl {what} file ({reason})")
-
-
-def with_suffix(file: str | os.PathLike[str]) -> Path:
-    """The path with ".zip" added unless it has it, as Stable-Baselines3 does."""
-    path = Path(file)
-    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")

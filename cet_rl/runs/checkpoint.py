@@ -1,10 +1,10 @@
-"""The checkpoints of a run: the last two, each whole or not there, and which of them to go on from."""
+"""Checkpoints of a run: the last two are kept, each whole or not there, and the newest good one is used."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,16 @@ from cet_rl.runs import archive, typed_json
 from cet_rl.runs.files import sync
 from cet_rl.runs.task_kinds import differing
 
-PART = "run"
-"""Name of what a run adds to the file of its learner: its configuration, and what it carries."""
-
 
 class Checkpoints:
-    """A checkpoint and the one before it, NAME.zip and NAME.previous.zip.
+    """Keep a checkpoint and the one before it, NAME.zip and NAME.previous.zip.
 
-    A new one is written beside them and takes its place only when it is whole and on the disk: whatever happens,
-    one of the two is good. Both hold the configuration of their run, so that one that has been put there from
-    elsewhere is not taken for the run's own.
+    A new checkpoint is written beside them and takes its place only when it is whole and on the disk, so that one
+    of the two is always good. Both hold the configuration of their run; a file copied from another run is not
+    used.
 
     Args:
-        newest: path of the newest; its stem says what it holds: "agent", "network".
+        newest: path of the newest; its stem is the kind of file, "agent" or "network".
 
     Attributes:
         newest: as given.
@@ -39,52 +36,46 @@ class Checkpoints:
         self._bad: set[Path] = set()
 
     def save(
-        self, write: Callable[[Path], None], config: Mapping[str, Any] | None, carried: object = None
+        self, contents: archive.Contents, config: Mapping[str, Any] | None, runtime_state: object = None
     ) -> None:
-        """Write a checkpoint; the newest so far becomes the one before.
+        """Write a checkpoint; the newest so far becomes the previous one.
 
         Args:
-            write: writes what has been learned to a path, with `cet_rl.runs.archive.write`.
-            config: of the run, as JSON data; None if it cannot be told.
-            carried: what else the run carries, as far as `cet_rl.runs.typed_json` can encode it.
+            contents: what has been learned.
+            config: the run's configuration as JSON data; None if it is unknown.
+            runtime_state: whatever else the run needs to resume, see `cet_rl.runs.typed_json.encode`.
 
         Raises:
-            OSError: if it cannot be written, naming the file; those that are there stay as they are.
-            ValueError: if something carried is no plain data.
+            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
+            ValueError: if the runtime state holds anything but plain data.
         """
         tensors: dict[str, Tensor] = {}
-        data = {"config": config, "carried": typed_json.encode(carried, tensors)}
+        run = {"config": config, "runtime_state": typed_json.encode(runtime_state, tensors)}
         fresh = self.newest.with_name(f".{self.newest.stem}.{os.getpid()}.tmp.zip")
         try:
-            write(fresh)
-            archive.attach(fresh, data, tensors, part=PART)
+            archive.write(fresh, *contents, what=self.newest.stem, run=(run, tensors))
             if self.newest.exists() and self.newest not in self._bad:
                 os.replace(self.newest, self.previous)
                 self._bad.discard(self.previous)
             os.replace(fresh, self.newest)
             self._bad.discard(self.newest)
             sync(self.newest.parent)
-        except (OSError, ValueError) as error:  # on a full disk zipfile can end in either
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError):
-                cause = cause.__context__
-            if cause is None:
-                raise
+        except OSError as error:
             kept = "; the checkpoints before it are as they were" if self.newest.exists() else ""
-            raise OSError(f"cannot write checkpoint {self.newest}: {cause.strerror or cause}{kept}") from error
+            raise OSError(f"cannot write checkpoint {self.newest}: {error.strerror or error}{kept}") from error
         finally:
             fresh.unlink(missing_ok=True)
 
     def find(self, config: Mapping[str, Any] | None) -> Path | None:
-        """The newest checkpoint that is whole and of this run; None if there is none at all.
+        """Return the newest checkpoint that is whole and of this run, None if there is none at all.
 
-        One that has to be passed over is told of in the log, once.
+        One that has to be passed over is named in the log, once.
 
         Args:
-            config: of the run; None if it cannot be told.
+            config: the run's configuration; None if it is unknown.
 
         Raises:
-            ValueError: if there are checkpoints but none is good, or one that is too new for this package.
+            ValueError: if there are checkpoints but none is good, or one has another format version.
         """
         reasons: dict[Path, str] = {}
         for path in (self.newest, self.previous):
@@ -95,9 +86,9 @@ class Checkpoints:
             except archive.DamagedFileError as error:
                 reasons[path] = str(error)
                 continue
-            told = self._bad.issuperset(reasons)
+            reported = self._bad.issuperset(reasons)
             self._bad.update(reasons)
-            if reasons and not told:
+            if reasons and not reported:
                 logging.getLogger(__name__).warning("%s; using %s", "; ".join(reasons.values()), path)
             return path
         if reasons:
@@ -106,27 +97,24 @@ class Checkpoints:
 
     def _check(self, path: Path, config: Mapping[str, Any] | None) -> None:
         archive.check(path, what=self.newest.stem)
-        part = archive.read_part(path, PART)
-        theirs = part[0].get("config") if part else None
+        run = archive.read_run(path, what=self.newest.stem)
+        theirs = run[0].get("config") if run else None
         if not isinstance(theirs, dict) or config is None:
             return
         changes = differing(theirs, config)
         if changes:
             raise archive.DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
 
-    def carried(self, path: Path) -> Any:
-        """What a run carried when it wrote a checkpoint; None if that says nothing.
-
-        Args:
-            path: as `find` gave it.
+    def runtime_state(self, path: Path) -> Any:
+        """Return the runtime state of a checkpoint that `find` returned, None if it has none.
 
         Raises:
             ValueError: if it cannot be read.
         """
-        part = archive.read_part(path, PART)
-        if part is None:
+        run = archive.read_run(path, what=self.newest.stem)
+        if run is None:
             return None
         try:
-            return typed_json.decode(part[0].get("carried"), part[1])
+            return typed_json.decode(run[0].get("runtime_state"), run[1])
         except ValueError as error:
             raise archive.DamagedFileError(f"{path} is damaged: {error}") from None

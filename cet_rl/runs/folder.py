@@ -1,10 +1,10 @@
-"""Run folders: what a run leaves behind, and how a folder says what became of it.
+"""Run folders: the files of a run, and what they say about its state.
 
-config.yaml     everything resolved, enough to repeat the run
+config.yaml     the resolved configuration, enough to repeat the run
 events.out.…    TensorBoard
 metrics.csv     the same numbers, a row each time they are logged
-checkpoint/     agent.zip (network.zip of data sets), and agent.previous.zip, the one before: tensors and JSON
-lock/           who runs in it, for as long as somebody does
+checkpoint/     agent.zip or network.zip, and agent.previous.zip, the one before: tensors and JSON
+lock/           the process that runs in the folder, while there is one
 summary.json    at the end: status, speed, metrics, versions
 """
 
@@ -17,7 +17,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -33,27 +33,28 @@ from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
 if TYPE_CHECKING:
+    from cet_rl.runs.archive import Contents
     from cet_rl.runs.checkpoint import Checkpoints
 
 Status = Literal["finished", "interrupted", "failed"]
 
 EVALUATED = "eval/"
-"""What the numbers of the evaluation at the end of a run are called. One that goes on will find them again."""
+"""Prefix of the numbers of the evaluation at the end of a run. A resumed run evaluates again."""
 
 CHECKPOINTS = 10
-"""Taken in a run unless told otherwise, interruptions apart."""
+"""Number of checkpoints in a run by default, not counting interruptions."""
 
 _LOCK = "lock"
-"""Of a run folder, while somebody runs in it."""
+"""Folder of the lock within a run folder."""
 
 _VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 def checkpoint_interval(total_steps: int, asked: int | None) -> int:
-    """Steps from one checkpoint to the next: those asked for, or a tenth of the run.
+    """Return the steps from one checkpoint to the next: `asked`, or a tenth of the run.
 
     Raises:
-        ValueError: if fewer than one is asked for.
+        ValueError: if `asked` is less than one.
     """
     if asked is not None and asked < 1:
         raise ValueError(f"--checkpoint-every must be at least 1, got {asked}")
@@ -61,14 +62,11 @@ def checkpoint_interval(total_steps: int, asked: int | None) -> int:
 
 
 class RunFolder:
-    """A folder for one run.
+    """Find, read and write the files of one run.
 
     Args:
-        path: of the folder itself.
+        path: the folder itself.
         checkpoint: the checkpoint's file name.
-
-    Attributes:
-        checkpoints: the last two (`cet_rl.runs.checkpoint.Checkpoints`).
     """
 
     def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
@@ -80,38 +78,38 @@ class RunFolder:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """The last two."""
-        from cet_rl.runs.checkpoint import Checkpoints  # torch takes a second
+        """The last two checkpoints."""
+        from cet_rl.runs.checkpoint import Checkpoints  # importing torch takes a second
 
         return Checkpoints(self._checkpoint)
 
     @property
     def checkpoint_file(self) -> Path:
-        """The newest checkpoint that is good; without any, where the first will be.
+        """The newest good checkpoint; without any, the path of the first one to come.
 
         Raises:
-            ValueError: if there are some and none is good, or the newest is from a newer version of this package.
+            ValueError: if there are some and none is good, or the newest has another format version.
         """
         if not self._checkpoint.parent.is_dir():
             return self._checkpoint
         return self.checkpoints.find(self._identity()) or self._checkpoint
 
-    def save_checkpoint(self, write: Callable[[Path], None], carried: object = None) -> None:
-        """Write a checkpoint, after everything that has been logged up to it.
+    def save_checkpoint(self, contents: Contents, runtime_state: object = None) -> None:
+        """Write a checkpoint, after everything logged so far has reached the disk.
 
         Args:
-            write: writes what has been learned to a path, with `cet_rl.runs.archive.write`.
-            carried: what else going on takes, as `cet_rl.runs.typed_json` encodes it.
+            contents: what has been learned.
+            runtime_state: what else resuming needs, see `cet_rl.runs.typed_json.encode`.
 
         Raises:
-            OSError: if it cannot be written, naming the file; those that are there stay as they are.
+            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
         """
         for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
             sync(file)
-        self.checkpoints.save(write, self._identity(), carried)
+        self.checkpoints.save(contents, self._identity(), runtime_state)
 
     def _identity(self) -> dict[str, Any] | None:
-        """What config.yaml says that has to stay as it is; None if it cannot be read."""
+        """Return the values of config.yaml that must not change, None if it cannot be read."""
         try:
             saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
             kept = {str(key): value for key, value in identity(saved).items()}
@@ -122,14 +120,14 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        """What the summary says: finished, interrupted or failed; None without a readable one."""
+        """Status in the summary: finished, interrupted or failed; None without a readable one."""
         try:
             return str(json.loads(self.summary_file.read_text(encoding="utf-8"))["status"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def check(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Raise ValueError for all that `claim` does, touching nothing."""
+    def check_usable(self, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Raise ValueError where `open_for` would, without touching anything."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run folder {self.path} is a file")
         if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
@@ -167,26 +165,26 @@ class RunFolder:
             with suppress(OSError):
                 lock.folder.rmdir()
 
-    def claim(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
-        """Take the folder for a run of `config`, overwriting nothing.
+    def open_for(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
+        """Prepare the folder for a run of `config`; nothing of another run is overwritten.
 
         Args:
             config: resolved, as it goes into config.yaml.
             resume: whether an earlier run of the same configuration may be there.
 
         Returns:
-            "fresh" for a new run, "resumed" if there is a checkpoint to go on from, "finished" if there is
+            "fresh" for a new run, "resumed" if there is a checkpoint to resume from, "finished" if there is
             nothing left to do.
 
         Raises:
             ValueError: if the folder holds something else, or a run without `resume`, or one of another
-                configuration.
+                configuration, or damaged checkpoints only.
             OSError: if it cannot be written.
         """
-        self.check(config, resume=resume)
+        self.check_usable(config, resume=resume)
         if self.status == "finished":
             return "finished"
-        checkpoint = self.checkpoint_file  # refused before anything is touched, if none is good
+        checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched
         try:
             (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
             probe = self.path / ".writable"
@@ -195,7 +193,7 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
-            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)  # of a process killed while it wrote
         if checkpoint.exists():
             return "resumed"
         for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
@@ -227,7 +225,7 @@ class RunFolder:
         metrics: Mapping[str, float | int | None],
         error: str | None = None,
     ) -> None:
-        """Write summary.json. Numbers that are not finite become null."""
+        """Write summary.json; numbers that are not finite become null."""
         summary: dict[str, Any] = {
             "task": task,
             "agent": agent,
@@ -261,13 +259,13 @@ def read_run(path: str | os.PathLike[str]) -> tuple[TaskKind, RunFolder, dict[st
 
 
 def default_path(config: RunConfig) -> Path:
-    """The folder of a run that is given none: runs/TASK-LABEL-SEED."""
+    """Return the default folder of a run, runs/TASK-LABEL-SEED."""
     task = re.sub(r"[/:]", "-", config.task)
     return Path("runs") / f"{task}-{config.label}-{config.seed}"
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide a run's numbers."""
+    """Return the versions of Python and of the packages that a run's numbers depend on."""
     found = {"python": platform.python_version()}
     for package in _VERSIONS_OF:
         try:
@@ -278,18 +276,17 @@ def versions() -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one stroke."""
+    """Replace a text file atomically."""
     with replacing(path) as stream:
         stream.write(text.encode())
 
 
 class MetricsTable:
-    """metrics.csv: a row each time numbers are logged; columns come as they are first seen.
+    """Write metrics.csv: a row each time numbers are logged; columns are added when first seen.
 
     Args:
-        path: of the file; earlier rows are kept as far as they go.
-        last_step: rows logged later than this are dropped, as a run that is resumed logs them again, and with them
-            what an evaluation at the end has found.
+        path: the file; whole rows that are already in it are kept.
+        last_step: later rows are dropped, and so are the numbers of an evaluation: a resumed run logs them again.
     """
 
     STEP = "time/total_timesteps"
@@ -302,7 +299,7 @@ class MetricsTable:
             try:
                 with open(path, newline="", encoding="utf-8") as stream:
                     text = stream.read()
-                # What follows the last line break is half a row, written when the process was killed.
+                # A row without a line break was being written when the process was killed.
                 reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
                 whole = [
                     row
@@ -320,7 +317,7 @@ class MetricsTable:
         self._rewrite()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, or complete the last one if it is of the same step."""
+        """Append a row, or add to the last one if it has the same step."""
         same_step = bool(self._rows) and str(self._rows[-1][self.STEP]) == str(row[self.STEP])
         if same_step:
             self._rows[-1].update(row)
@@ -333,6 +330,10 @@ class MetricsTable:
         else:
             with naming(self.path), open(self.path, "a", newline="", encoding="utf-8") as stream:
                 csv.DictWriter(stream, self._columns).writerow(row)
+
+    def has(self, name: str, step: int) -> bool:
+        """Return whether a number has been logged at this step, the last one so far."""
+        return bool(self._rows) and str(self._rows[-1][self.STEP]) == str(step) and bool(self._rows[-1].get(name))
 
     def _rewrite(self) -> None:
         text = io.StringIO(newline="")

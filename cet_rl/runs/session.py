@@ -1,6 +1,8 @@
-"""A run in a folder, for learners of our own: learn, log, save, evaluate, summarise.
+"""The run session: everything around the learning of a run, the same for all families of tasks.
 
-Reinforcement learning goes through Stable-Baselines3's loop instead (`cet_rl.rl.training`).
+A `Session` holds one run's folder, log, display, checkpoints, interruption and summary. Learners of our own plug
+in as a `Learner`; `run` drives one of them, `run_batch` several that take their steps together, each in a folder
+of its own. Reinforcement learning drives a session from Stable-Baselines3's callbacks (`cet_rl.rl.training`).
 """
 
 from __future__ import annotations
@@ -8,302 +10,428 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
+from cet_rl.runs.archive import Contents
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.ending import to_its_end
-from cet_rl.runs.events import purge_events
-from cet_rl.runs.files import naming
-from cet_rl.runs.folder import MetricsTable, RunFolder, Status, checkpoint_interval
+from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval, default_path
 from cet_rl.runs.interrupt import Interruption
+from cet_rl.runs.log import RunLog
 from cet_rl.runs.machine import set_threads
 from cet_rl.runs.progress import Display
-from cet_rl.traces.plot import kernel_figure
+from cet_rl.runs.task_kinds import TaskKind
 
-LEAST_POINTS = 50
-"""Logged in a run."""
+LOGGED_POINTS = 50
+"""Points logged in a run."""
 
 
 class Learner(Protocol):
-    """What can be run.
+    """Learn one run.
 
     Attributes:
-        step: how far it has come, in the unit of the configuration's `total_steps`.
+        step: steps made so far, in the unit of the configuration's `total_steps`.
     """
 
     step: int
 
     def advance(self, limit: int, *, measure: bool) -> Tensor:
-        """Learn a little, at least one step and not beyond `limit`; the loss.
+        """Learn at least one step, not beyond `limit`, and return the loss.
 
-        With `measure`, have `measurements` ready when it comes to `limit`.
+        With `measure`, have `measurements` ready on reaching `limit`.
         """
 
     @property
     def loss_sum(self) -> Tensor:
-        """Of all losses since the last `take_loss`."""
+        """Sum of all losses since the last `take_loss`."""
 
     def take_loss(self) -> float:
-        """Mean loss since this was last asked for."""
+        """Return the mean loss since the last call."""
 
     def measurements(self) -> Mapping[str, float]:
-        """What else to log, by TensorBoard tag; nan where there is nothing."""
+        """Return what else to log, by TensorBoard tag; nan where there is nothing."""
 
     def evaluate(self) -> Mapping[str, float]:
-        """How good it is, by the names that summary.json has."""
+        """Return the results by their names in summary.json."""
 
-    def save(self, file: Path) -> None:
-        """Write everything that going on takes with `cet_rl.runs.archive.write`."""
+    def contents(self) -> Contents:
+        """Return everything that resuming needs, for a checkpoint."""
 
     def load(self, file: Path) -> None:
-        """Go on from where the learner stood that wrote this file."""
+        """Restore the state that `contents` returned, from a checkpoint."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """How a run speaks of itself.
+class LearnerBatch(Protocol):
+    """Learn several runs whose learners take their steps together; lists have an element for each run."""
 
-    Args:
-        agent: what learns, for the summary.
-        unit: of steps: "updates".
-        score: the evaluation's name that says most: "test_accuracy".
-    """
+    @property
+    def step(self) -> int:
+        """Steps made so far."""
 
-    agent: str
-    unit: str
-    score: str
+    def advance(self, limit: int, *, measure: bool) -> object:
+        """Learn at least one step, not beyond `limit`, see `Learner.advance`."""
+
+    def loss_sums(self) -> list[float]:
+        """Return the sums of all losses since the last `take_losses`."""
+
+    def take_losses(self) -> list[float]:
+        """Return the mean losses since the last call."""
+
+    def measurements(self) -> Sequence[Mapping[str, float]]:
+        """Return what else to log."""
+
+    def evaluate(self) -> Sequence[Mapping[str, float]]:
+        """Return the results."""
+
+    def contents(self) -> Sequence[Contents]:
+        """Return everything that resuming needs."""
 
 
-def run(
-    config: RunConfig,
-    folder: RunFolder,
-    build: Callable[[], Learner],
-    words: Words,
-    *,
-    resume: bool,
-    checkpoint_every: int | None,
-    quiet: bool,
-) -> Status:
-    """One go at a run in its folder, from the beginning or from its last checkpoint.
+class _Single:
+    """Present one learner as a batch of one."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self.advance = learner.advance
+
+    @property
+    def step(self) -> int:
+        return self._learner.step
+
+    def loss_sums(self) -> list[float]:
+        return [float(self._learner.loss_sum)]
+
+    def take_losses(self) -> list[float]:
+        return [self._learner.take_loss()]
+
+    def measurements(self) -> list[Mapping[str, float]]:
+        return [self._learner.measurements()]
+
+    def evaluate(self) -> list[Mapping[str, float]]:
+        return [self._learner.evaluate()]
+
+    def contents(self) -> list[Contents]:
+        return [self._learner.contents()]
+
+
+class Session:
+    """Hold what a run needs besides its learner.
+
+    `open` after locking the folder, `begin` with the learner in place, then learn within `run_and_summarize`.
 
     Args:
         config: resolved.
-        folder: of the run, which may be there already.
-        build: makes the learner at its first step.
-        words: for the summary and for people.
-        resume: go on from the checkpoint of an interrupted run; without one, start afresh.
+        kind: of the run's task.
+        run_dir: the run folder itself, None for that of `default_path`; nothing in it is touched before `open`.
+        agent: what learns, for the summary.
+        resume: whether the folder may hold an interrupted run of the same configuration.
         checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
+        interruption: shared by runs that learn together; None for one of its own.
 
-    Returns:
-        "finished" or "interrupted".
+    Attributes:
+        status: how the run ended; None before.
+        learning_seconds: time spent learning, to be added by whoever drives the session.
+        next_save: step at which the next checkpoint is due.
 
     Raises:
-        ValueError, OSError: for what cannot be, before any work is lost.
-        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
-            is from before.
-    """
-    assert config.threads is not None
-    set_threads(config.threads)
-    save_every = checkpoint_interval(config.total_steps, checkpoint_every)
-    # Everything that can be refused is refused before the folder is touched.
-    folder.check(config.as_data(), resume=resume)
-    if folder.status == "finished":
-        _say(f"{folder.path} is finished; its results are in {folder.summary_file}", quiet)
-        return "finished"
-    learner = build()
-    with folder.locked():
-        if folder.claim(config.as_data(), resume=resume) == "resumed":
-            learner.load(folder.checkpoint_file)
-            _say(f"resuming at {learner.step:,} {words.unit}", quiet)
-        _say(f"run folder {folder.path}", quiet)
-        return RunLoop(config, folder, learner, words, save_every, quiet=quiet).go()
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
-
-
-class RunLog:
-    """Where numbers of a run go: TensorBoard and metrics.csv.
-
-    Args:
-        folder: of the run.
-        last_step: what was logged later than this is dropped, as a run that is resumed logs it again.
-    """
-
-    def __init__(self, folder: RunFolder, last_step: int = 0) -> None:
-        self._folder = folder.path
-        self._resumed = purge_events(folder.path, last_step)
-        self._writer = SummaryWriter(str(folder.path))
-        self._table = MetricsTable(folder.metrics_file, last_step)
-
-    def describe(self, config: RunConfig, score: str) -> None:
-        """Hyper-parameters and kernels for TensorBoard; nothing for a run that is resumed, which has them.
-
-        Args:
-            config: of the run.
-            score: the evaluation's name that says most.
-        """
-        if self._resumed:
-            return
-        writer: Any = self._writer.file_writer
-        for summary in hparams(config.as_hyperparameters(), {f"eval/{score}": 0.0}):  # type: ignore[no-untyped-call]
-            writer.add_summary(summary)
-        if config.delay:
-            delays = config.timing.layer_delays
-            traces = [config.trace_config.build(delay) for delay in delays]
-            self._writer.add_figure("credit/kernel", kernel_figure(traces, delays, config.step_duration))
-
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers by TensorBoard tag; those that are not finite are left out."""
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        with naming(self._folder):
-            for name, value in finite.items():
-                self._writer.add_scalar(name, value, step)
-        self._table.add({MetricsTable.STEP: step, **finite})
-
-    def flush(self) -> None:
-        """Hand everything to the system, which keeps it should this process be killed."""
-        with naming(self._folder):
-            self._writer.flush()
-
-    def close(self) -> None:
-        """Finish the files."""
-        with naming(self._folder):
-            self._writer.close()
-
-
-class RunLoop:
-    """One go at a run: from wherever the learner stands to the summary.
-
-    Args:
-        config: resolved.
-        folder: claimed.
-        learner: at the step it goes on from.
-        words: for the summary and for people.
-        save_every: steps from one checkpoint to the next.
-        quiet: print nothing.
+        ValueError: if the folder cannot be used.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        folder: RunFolder,
-        learner: Learner,
-        words: Words,
-        save_every: int,
+        kind: TaskKind,
+        run_dir: str | Path | None,
+        agent: str,
         *,
-        quiet: bool,
+        resume: bool,
+        checkpoint_every: int | None = None,
+        quiet: bool = False,
+        interruption: Interruption | None = None,
     ) -> None:
-        self.config, self.folder, self.learner = config, folder, learner
-        self.words, self.unit, self.save_every, self.quiet = words, words.unit, save_every, quiet
-        self.interruption = Interruption()
-        self.display = Display(config.total_steps, unit=self.unit, shows="loss", digits=4)
-        self.began = time.monotonic()
+        self.config, self.kind, self.agent, self.quiet = config, kind, agent, quiet
+        self.folder = RunFolder(run_dir or default_path(config), kind.checkpoint)
+        self._resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
+        self.folder.check_usable(config.as_data(), resume=resume)
+        self.interruption = interruption or Interruption()
+        shows = kind.progress
+        self.display = Display(config.total_steps, unit=kind.unit, shows=shows.word, digits=shows.digits)
+        self.status: Status | None = None
         self.learning_seconds = 0.0
-        self.steps_before = learner.step
-        self.steps_saved = learner.step
 
-    def go(self) -> Status:
-        """Run to the end, or until interrupted.
-
-        Raises:
-            FloatingPointError: if the loss is not finite any more; the summary says "failed".
-            OSError: if a file cannot be written; the summary says "failed", if that can be.
-        """
-        self.log = RunLog(self.folder, self.steps_before)
-        return to_its_end(self._learn_and_evaluate, self.interruption, self._summarise, self._close)
-
-    def _close(self) -> None:
-        self.display.close()
-        self.log.close()
-
-    def _learn_and_evaluate(self) -> Status:
-        self.log.describe(self.config, self.words.score)
-        if not self._learn():
-            self._save()
-            self._summarise("interrupted", {})
-            self._say(f"interrupted at {self.learner.step:,} {self.unit}; go on with --resume")
-            return "interrupted"
-        found = dict(self.learner.evaluate())
-        if not all(map(math.isfinite, found.values())):
-            raise self._diverged()
-        self._save()
-        self.log.add({f"eval/{name}": value for name, value in found.items()}, self.learner.step)
-        self._summarise("finished", found)
-        speed = f"; {self._speed():,.0f} {self.unit}/s" if self.learning_seconds else ""
-        shown = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
-        self._say(shown + speed)
-        self._say(f"curves: tensorboard --logdir {self.folder.path}")
-        return "finished"
-
-    def _learn(self) -> bool:
-        """Learn to the end; False if interrupted before."""
-        learner, total = self.learner, self.config.total_steps
-        log_every, save_every = max(1, total // LEAST_POINTS), self.save_every
-        if not self.quiet:
-            self.display.start(learner.step)
-        mean: float | None = None
-        while learner.step < total:
-            if self.interruption.wanted:
-                return False
-            began = time.monotonic()
-            log_at = min(learner.step - learner.step % log_every + log_every, total)
-            limit = min(log_at, learner.step - learner.step % save_every + save_every)
-            learner.advance(limit, measure=limit == log_at)
-            due = learner.step == log_at
-            save = learner.step % save_every == 0 and learner.step < total
-            if (due or save) and not math.isfinite(float(learner.loss_sum)):
-                raise self._diverged()
-            mean = learner.take_loss() if due else mean
-            self.learning_seconds += time.monotonic() - began
-            if due:
-                values = {"train/loss": mean or 0.0, **learner.measurements(), "time/fps": self._speed() or 0.0}
-                self.log.add(values, learner.step)
-            if save:
-                self._save()
-            if not self.quiet:
-                self.display.update(learner.step, mean)
-        self.display.close()
+    def is_finished(self) -> bool:
+        """Return whether the folder holds the finished run, and say so to the user."""
+        if self.folder.status != "finished":
+            return False
+        self.say(f"{self.folder.path} is finished; its results are in {self.folder.summary_file}")
         return True
 
-    def _diverged(self) -> FloatingPointError:
-        return FloatingPointError(
-            f"the loss is not finite at {self.learner.step:,} {self.unit}: use a smaller --lr "
-            f"({self.config.lr:g} now)"
-        )
+    def open(self) -> bool:
+        """Open the locked folder for this run, and return whether there is a checkpoint to resume from."""
+        return self.folder.open_for(self.config.as_data(), resume=self._resume) == "resumed"
 
-    def _save(self) -> None:
+    def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
+        """Start clock and log.
+
+        Args:
+            step: returns the learner's step.
+            resumed: whether it is that of a checkpoint.
+        """
+        self.step, self._first = step, step()
+        self._saved, self._began = self._first, time.monotonic()
+        self._schedule_save()
+        self.log = RunLog(self.folder, self._first if resumed else None)
+        self.say(f"run folder {self.folder.path}")
+
+    def _schedule_save(self) -> None:
+        """Set `next_save` to a multiple of the interval, so that resumed runs save where others do."""
+        step = self.step()
+        self.next_save = step - step % self._save_every + self._save_every
+
+    def save(self, contents: Contents, runtime_state: object = None) -> None:
+        """Write a checkpoint of the learner as it is now; see `RunFolder.save_checkpoint`."""
         self.log.flush()
-        self.folder.save_checkpoint(self.learner.save)
-        self.steps_saved = self.learner.step
+        self.folder.save_checkpoint(contents, runtime_state)
+        self._saved = self.step()
+        self._schedule_save()
 
-    def _speed(self) -> float | None:
-        made = self.learner.step - self.steps_before
-        return made / self.learning_seconds if self.learning_seconds else None
+    def speed(self) -> float | None:
+        """Return the steps per second of learning; None before any."""
+        return (self.step() - self._first) / self.learning_seconds if self.learning_seconds else None
 
-    def _summarise(self, status: Status, metrics: Mapping[str, float], error: str | None = None) -> None:
+    def interrupted(self, metrics: Mapping[str, float | None]) -> Status:
+        """End the run, whose checkpoint has been saved, with a summary that says "interrupted"."""
+        self.summarize("interrupted", metrics)
+        self.say(f"interrupted at {self._saved:,} {self.kind.unit}; go on with --resume")
+        return "interrupted"
+
+    def finished(self, metrics: Mapping[str, float | int | None], text: str) -> Status:
+        """End the run with a summary that says "finished", and print `text` and the speed."""
+        self.summarize("finished", metrics)
+        speed = self.speed()
+        self.say(text + (f"; {speed:,.0f} {self.kind.unit}/s" if speed else ""))
+        self.say(f"curves: tensorboard --logdir {self.folder.path}")
+        return "finished"
+
+    def failed(self, error: Exception) -> None:
+        """End the run with a summary that says "failed", if that can be written."""
+        self.status = "failed"
+        with suppress(OSError):  # the error itself is what matters
+            self.summarize("failed", {}, f"{type(error).__name__}: {error}")
+
+    def summarize(
+        self, status: Status, metrics: Mapping[str, float | int | None], error: str | None = None
+    ) -> None:
+        """Write summary.json."""
         self.folder.write_summary(
             task=self.config.task,
-            agent=self.words.agent,
+            agent=self.agent,
             seed=self.config.seed,
             status=status,
-            steps=self.steps_saved if status == "interrupted" else self.learner.step,
-            wall_seconds=time.monotonic() - self.began,
-            steps_per_second=self._speed(),
+            steps=self._saved if status == "interrupted" else self.step(),
+            wall_seconds=time.monotonic() - self._began,
+            steps_per_second=self.speed(),
             metrics=metrics,
             error=error,
         )
+        self.status = status
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line for the user, unless the run is quiet."""
         self.display.close()
-        _say(text, self.quiet)
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close display and log."""
+        self.display.close()
+        self.log.close()
+
+
+def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:
+    """Learn, and leave summaries and closed files however that ends.
+
+    Args:
+        sessions: runs that have begun, with one interruption.
+        learn: learns until the end or an interruption, and writes the summary of either. A second Ctrl-C ends the
+            runs without asking it.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        Exception: whatever `learn` raised; the summaries say "failed", if they can be written.
+    """
+    try:
+        with sessions[0].interruption.watched():
+            return learn()
+    except KeyboardInterrupt:
+        for session in sessions:
+            if session.status is None:
+                session.summarize("interrupted", {})
+        return "interrupted"
+    except Exception as error:
+        for session in sessions:
+            if session.status is None:
+                session.failed(error)
+        raise
+    finally:
+        for session in sessions:
+            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
+                session.close()
+
+
+def run(session: Session, build: Callable[[Any], Learner]) -> Status:
+    """Run a learner in its folder, from the beginning or from its last checkpoint.
+
+    Args:
+        session: of the run.
+        build: makes the learner of a configuration, at its first step.
+
+    Returns:
+        "finished" or "interrupted".
+
+    Raises:
+        ValueError, OSError: for input that cannot be used, before any work is lost.
+        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
+            is from before.
+    """
+    return run_batch([session], build, lambda learners: _Single(learners[0]))
+
+
+def run_batch(
+    sessions: Sequence[Session],
+    build: Callable[[Any], Learner],
+    join: Callable[[Sequence[Any]], LearnerBatch],
+) -> Status:
+    """Run several learners together, each in its folder; one that fails does not end the others.
+
+    Finished runs are left alone. Those whose checkpoints are at different steps run one group after the other.
+
+    Args:
+        sessions: of the runs, with one interruption.
+        build: makes the learner of a configuration, at its first step.
+        join: lets learners that are at the same step take their steps together.
+
+    Returns:
+        "interrupted", or "finished" when all runs have ended; each session's status says how.
+
+    Raises:
+        ValueError, OSError: for input that cannot be used, before any work is lost.
+        Exception: whatever ended all runs, or the only one.
+    """
+    assert sessions[0].config.threads is not None
+    set_threads(sessions[0].config.threads)
+    sessions = [session for session in sessions if not session.is_finished()]
+    learners = [build(session.config) for session in sessions]
+    groups: dict[int, list[tuple[Session, Learner, bool]]] = {}
+    with ExitStack() as locks:
+        for session in sessions:
+            locks.enter_context(session.folder.locked())
+        for session, learner in zip(sessions, learners, strict=True):
+            if session.folder.status == "finished":
+                continue
+            resumed = session.open()
+            if resumed:
+                learner.load(session.folder.checkpoint_file)
+                session.say(f"resuming at {learner.step:,} {session.kind.unit}")
+            groups.setdefault(learner.step, []).append((session, learner, resumed))
+        for _, group in sorted(groups.items()):
+            batch = join([learner for _, learner, _ in group])
+            for session, _, resumed in group:
+                session.begin(lambda batch=batch: batch.step, resumed=resumed)  # type: ignore[misc]
+            loop = _Loop([session for session, _, _ in group], batch)
+            if run_and_summarize(loop.sessions, loop.run) == "interrupted":
+                return "interrupted"
+    return "finished"
+
+
+class _Loop:
+    """Learn runs together to their end."""
+
+    def __init__(self, sessions: Sequence[Session], batch: LearnerBatch) -> None:
+        self.sessions, self.batch = sessions, batch
+        self._first = sessions[0]  # all have the same interruption, steps and intervals
+
+    def run(self) -> Status:
+        """Learn until the end or an interruption."""
+        score = self._first.kind.scores[0].on(getattr(self._first.config, "held_out", "test"))
+        self._each(lambda run: run.log.describe(run.config, [f"{EVALUATED}{score.key}"], kernels=True))
+        if not self._learn():
+            self._each(Session.save, self.batch.contents())
+            self._each(lambda run: run.interrupted({}))
+            return "interrupted"
+        if self._active():
+            found = self.batch.evaluate()
+            self._each(self._check_finite, [sum(values.values()) for values in found])
+            self._each(self._finish, found, self.batch.contents())
+        return "finished"
+
+    def _active(self) -> list[Session]:
+        return [session for session in self.sessions if session.status is None]
+
+    def _each(self, act: Callable[..., object], *values: Sequence[Any]) -> None:
+        """Call `act` with each run that has not ended and its values; an error ends the run it belongs to."""
+        for session, *given in zip(self.sessions, *values, strict=True):
+            if session.status is not None:
+                continue
+            try:
+                act(session, *given)
+            except (OSError, FloatingPointError) as error:
+                if len(self.sessions) == 1:
+                    raise
+                session.failed(error)
+                session.say(f"{session.folder.path} failed: {error}")
+
+    def _learn(self) -> bool:
+        """Learn to the end, and return False if interrupted before."""
+        batch, first, total = self.batch, self._first, self._first.config.total_steps
+        log_every = max(1, total // LOGGED_POINTS)
+        if not first.quiet:
+            first.display.start(batch.step)
+        mean: float | None = None
+        while batch.step < total and (active := self._active()):
+            if first.interruption.wanted:
+                return False
+            began = time.monotonic()
+            log_at = min(batch.step - batch.step % log_every + log_every, total)
+            save_at = active[0].next_save
+            batch.advance(min(log_at, save_at), measure=log_at <= save_at)
+            log, save = batch.step == log_at, batch.step == save_at and batch.step < total
+            if log or save:
+                self._each(self._check_finite, batch.loss_sums())
+            losses = batch.take_losses() if log else []
+            for session in self.sessions:
+                session.learning_seconds += time.monotonic() - began
+            if log:
+                self._each(self._log, losses, batch.measurements())
+                known = [loss for loss, run in zip(losses, self.sessions, strict=True) if run.status is None]
+                mean = sum(known) / max(len(known), 1)
+            if save:
+                self._each(Session.save, batch.contents())
+            if not first.quiet:
+                first.display.update(batch.step, mean)
+        first.display.close()
+        return True
+
+    def _check_finite(self, session: Session, number: float) -> None:
+        if not math.isfinite(number):
+            raise FloatingPointError(
+                f"the loss is not finite at {self.batch.step:,} {session.kind.unit}: use a smaller --lr "
+                f"({session.config.lr:g} now)"
+            )
+
+    def _log(self, session: Session, loss: float, measurements: Mapping[str, float]) -> None:
+        values = {"train/loss": loss, **measurements, "time/fps": session.speed() or 0.0}
+        session.log.add(values, self.batch.step)
+
+    def _finish(self, session: Session, found: Mapping[str, float], contents: Contents) -> None:
+        session.save(contents)
+        session.log.add_evaluation(found, self.batch.step)
+        text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        session.finished(found, text if len(self.sessions) == 1 else f"{session.folder.path}: {text}")

@@ -1,4 +1,4 @@
-"""Cells of image classification as one batched model in one process (`cet_rl.vision.cells`), for a GPU.
+"""Cells of image classification as one batched model in one process (`cet_rl.vision.batched`), for a GPU.
 
 One small network leaves a GPU idle, and processes of one cell each would only take turns on it.
 """
@@ -17,7 +17,7 @@ from cet_rl.sweeps.jobs import Cell
 from cet_rl.sweeps.launcher import Job, LocalJob, check_workers
 from cet_rl.sweeps.states import look
 from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, is_due, note_failure, run_worker
-from cet_rl.vision.batchable import check_cell, shared
+from cet_rl.vision.batchable import check_batchable, shared
 from cet_rl.vision.config import VisionConfig
 
 CELLS_AT_A_TIME = 64
@@ -36,7 +36,7 @@ def vision_config(cell: Cell) -> VisionConfig:
             f"--launcher batch is for {VISION.describe()}, not for {cell.values['task']}: leave it out"
         )
     assert isinstance(config, VisionConfig)
-    check_cell(config)
+    check_batchable(config)
     return config
 
 
@@ -135,10 +135,10 @@ def work(folder: SweepFolder, names: Sequence[str], retry: bool) -> int:
 
 
 def _train(folder: SweepFolder, cells: Sequence[Cell]) -> None:
-    from cet_rl.vision.cells import train_cells  # takes a second
+    from cet_rl.vision.training import train_batch  # takes a second
 
     configs = [vision_config(cell) for cell in cells]
-    train_cells(configs, [folder.run_path(cell.name) for cell in cells], quiet=True)
+    train_batch(configs, [folder.run_path(cell.name) for cell in cells], quiet=True)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from cet_rl.runs.plugins import import_on_use
 
 if TYPE_CHECKING:
-    from cet_rl.vision.cells import train_cells
     from cet_rl.vision.config import VisionConfig
     from cet_rl.vision.conversion import convert, prepare
     from cet_rl.vision.layers import TracedConv2d, TracedLinear, measured, seen_at, traced_layers
-    from cet_rl.vision.training import train
+    from cet_rl.vision.training import train, train_batch
 
 __all__ = [
     "TracedConv2d",
@@ -23,7 +22,7 @@ __all__ = [
     "seen_at",
     "traced_layers",
     "train",
-    "train_cells",
+    "train_batch",
 ]
 
-__getattr__, __dir__ = import_on_use(__name__, __all__, ("config", "layers", "conversion", "training", "cells"))
+__getattr__, __dir__ = import_on_use(__name__, __all__, ("config", "layers", "conversion", "training"))

@@ -1,4 +1,4 @@
-"""Which runs can be the cells of one batched model (`cet_rl.vision.cells`): those of the same shapes."""
+"""Decide which runs can be batched (`cet_rl.vision.batched`): those of the same shapes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from cet_rl.runs.config import Mark, marked
 from cet_rl.vision.config import VisionConfig
 
 
-def check_cell(config: VisionConfig) -> None:
-    """Raise ValueError unless this run can be a cell of some batch."""
+def check_batchable(config: VisionConfig) -> None:
+    """Raise ValueError unless this run can be part of a batch."""
     if config.streaming or config.salience is not None or config.soma != "exact":
         raise ValueError(
-            f"cell {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot "
+            f"run {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot "
             "be batched; train it alone"
         )
     if config.compile:
-        raise ValueError(f"cell {config.label}: a batch of cells is not compiled; leave compile out")
+        raise ValueError(f"run {config.label}: a batch is not compiled; leave compile out")
 
 
-def check_cells(configs: Sequence[VisionConfig]) -> None:
-    """Raise ValueError unless these runs can be cells of one batch."""
+def check_batch(configs: Sequence[VisionConfig]) -> None:
+    """Raise ValueError unless these runs can be batched together."""
     if not configs:
-        raise ValueError("there are no cells to train")
+        raise ValueError("there are no runs to train")
     for config in configs:
-        check_cell(config)
-        there, here = shared(configs[0]), shared(config)
-        for name in there:
-            if here[name] != there[name]:
+        check_batchable(config)
+        first, other = shared(configs[0]), shared(config)
+        for name in first:
+            if other[name] != first[name]:
                 raise ValueError(
-                    f"cells of one batch must not differ in {name}: {there[name]!r} and {here[name]!r}; "
+                    f"runs of one batch must not differ in {name}: {first[name]!r} and {other[name]!r}; "
                     f"they may in {', '.join(sorted(marked(VisionConfig, Mark.BATCHABLE)))}"
                 )
 
 
 def shared(config: VisionConfig) -> dict[str, Any]:
-    """All of a run that cells of its batch have in common."""
+    """Return the values that all runs of a batch must have in common."""
     names = [item.name for item in dataclasses.fields(config)]
     return {name: getattr(config, name) for name in names if name not in marked(VisionConfig, Mark.BATCHABLE)}

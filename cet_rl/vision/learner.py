@@ -205,8 +205,8 @@ class ImageLearner:
             self.network.train()
         return right / len(labels), loss / len(labels)
 
-    def save(self, file: Path) -> None:
-        """Write everything that going on takes, in one stroke."""
+    def contents(self) -> archive.Contents:
+        """Return everything that resuming needs, for `archive.write`."""
         tensors, rest = archive.flatten(
             {
                 "network": self.network.state_dict(),
@@ -218,12 +218,12 @@ class ImageLearner:
         data = {
             "step": self.step,
             "losses": self.losses,
-            "rest": archive.check_data("the optimiser's settings", rest),
+            "rest": archive.as_json("the optimiser's settings", rest),
         }
-        archive.write(file, data, tensors, what="network")
+        return data, tensors
 
     def load(self, file: Path) -> None:
-        """Go on where `save` was called.
+        """Restore the state that `contents` returned, from a file.
 
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.

@@ -1,16 +1,20 @@
-"""An image classification run from configuration to summary."""
+"""Run image classification: from configuration to summary, alone or many runs at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cet_rl.runs.folder import RunFolder, Status, default_path
+from cet_rl.runs.folder import Status, default_path
+from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.machine import on_this_machine, set_threads
-from cet_rl.runs.session import Words, run
+from cet_rl.runs.session import Session, run, run_batch
 from cet_rl.runs.task_kinds import VISION
+from cet_rl.vision.batchable import check_batch
+from cet_rl.vision.batched import BatchedLearner
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData
@@ -18,10 +22,10 @@ from cet_rl.vision.learner import ImageLearner
 
 
 def resolve(config: VisionConfig) -> VisionConfig:
-    """The configuration with nothing left to choose: trace, network, device and threads of this machine.
+    """Return the configuration with trace, network, data folder, device and threads filled in.
 
     Raises:
-        ValueError: for a device that is not there.
+        ValueError: if the device is not available.
     """
     config = on_this_machine(config).with_trace()
     data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().resolve())
@@ -29,17 +33,17 @@ def resolve(config: VisionConfig) -> VisionConfig:
 
 
 def load_data(config: VisionConfig) -> ImageData:
-    """The configuration's data on its device.
+    """Return the configuration's data on its device.
 
     Raises:
-        ValueError, OSError: if there are none, or fewer images than one batch.
+        ValueError, OSError: if they cannot be loaded.
     """
     data = load(config.task, config.data_dir, validation=config.validation)
     return data.to(config.device)
 
 
 def check_data(task: str, data_dir: str | None, validation: bool) -> None:
-    """Raise ValueError or OSError, in one clear line, if a data set cannot be had."""
+    """Raise ValueError or OSError with a one-line message if a data set cannot be loaded."""
     load(task, data_dir, validation=validation)
 
 
@@ -56,8 +60,8 @@ def train(
     Args:
         config: what to run.
         run_dir: the run folder itself; None for that of `default_path`.
-        resume: go on from the checkpoint of an interrupted run, with the same result as if there had been no
-            interruption; without one, start afresh.
+        resume: resume from the checkpoint of an interrupted run, with the same result as if there had been no
+            interruption; without a checkpoint, start a new run.
         checkpoint_every: updates from one checkpoint to the next; None for ten in the run.
         quiet: print nothing.
 
@@ -65,21 +69,52 @@ def train(
         "finished" or "interrupted".
 
     Raises:
-        ValueError, OSError: for what cannot be, before any work is lost.
+        ValueError, OSError: for input that cannot be used, before any work is lost.
         FloatingPointError: if the loss is not finite any more; the summary says "failed".
     """
     config = resolve(config)
-    folder = RunFolder(run_dir or default_path(config), VISION.checkpoint)
-    words = Words(agent=config.network, unit=VISION.unit, score=VISION.scores[0].on(config.held_out).key)
-    return run(
-        config,
-        folder,
-        lambda: ImageLearner(config, load_data(config)),
-        words,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        quiet=quiet,
+    session = Session(
+        config, VISION, run_dir, config.network, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
     )
+    return run(session, lambda config: ImageLearner(config, load_data(config)))
+
+
+def train_batch(
+    configs: Sequence[VisionConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
+) -> list[Path]:
+    """Train many runs at once; each leaves a run folder as if it had been alone.
+
+    Two things differ: alignment is not logged, and speeds are those of the batch.
+
+    Finished runs are left alone, interrupted ones are resumed. A run that fails, say because its loss is not
+    finite, leaves a summary that says so; the others go on.
+
+    Args:
+        configs: configurations of the runs, see `cet_rl.vision.batchable.check_batch`.
+        folders: the run folders; None for those of `default_path`.
+        quiet: print nothing.
+
+    Returns:
+        The run folders.
+
+    Raises:
+        ValueError, OSError: for input that cannot be used, before any work is lost.
+        KeyboardInterrupt: when interrupted, after all checkpoints have been written.
+    """
+    configs = [resolve(config) for config in configs]
+    check_batch(configs)
+    paths = [Path(folder) for folder in folders or map(default_path, configs)]
+    if len(paths) != len(configs) or len(set(paths)) < len(configs):
+        raise ValueError("every run of a batch needs a folder of its own")
+    interruption = Interruption()
+    sessions = [
+        Session(config, VISION, path, config.network, resume=True, quiet=quiet, interruption=interruption)
+        for config, path in zip(configs, paths, strict=True)
+    ]
+    data = cache(lambda: load_data(configs[0]))
+    if run_batch(sessions, lambda config: ImageLearner(config, data()), BatchedLearner) == "interrupted":
+        raise KeyboardInterrupt
+    return paths
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:

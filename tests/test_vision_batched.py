@@ -1,10 +1,11 @@
-"""Cells that learn side by side, against the same learners alone."""
+"""Runs that learn together as one batch, against the same learners alone."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
+import os
+import signal
 from dataclasses import fields, replace
 
 import pytest
@@ -13,13 +14,15 @@ import torch
 from cet_rl.cli import main
 from cet_rl.runs import archive
 from cet_rl.runs.config import Mark, marked
-from cet_rl.vision.batchable import check_cells
-from cet_rl.vision.cells import CellBatch, train_cells
+from cet_rl.runs.folder import RunFolder
+from cet_rl.runs.log import RunLog
+from cet_rl.vision.batchable import check_batch
+from cet_rl.vision.batched import BatchedLearner
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.learner import ImageLearner
-from cet_rl.vision.training import resolve, train
+from cet_rl.vision.training import resolve, train, train_batch
 
 SHAPES = {
     "mlp": {"hidden": (16, 12)},
@@ -45,9 +48,10 @@ def digits():
     return load("digits")
 
 
-def configs(shape, total=200, cells=DIFFERENCES):
+def configs(shape, total=200):
     return [
-        resolve(VisionConfig("digits", total_steps=total, device="cpu", **SHAPES[shape], **cell)) for cell in cells
+        resolve(VisionConfig("digits", total_steps=total, device="cpu", **SHAPES[shape], **values))
+        for values in DIFFERENCES
     ]
 
 
@@ -74,18 +78,18 @@ def distance(a, b):
 
 
 @SHAPED
-def test_every_cell_learns_what_it_learns_alone(digits, shape):
+def test_every_run_learns_what_it_learns_alone(digits, shape):
     """In double precision the two ways differ in no more than rounding."""
     data, found = as_double(digits), configs(shape)
     solo, losses = alone(found, data, 200)
-    batch = CellBatch(learners(found, data))
+    batch = BatchedLearner(learners(found, data))
     together = torch.stack([batch.advance() for _ in range(200)])
     assert together.shape == losses.shape == (200, 5)
     assert (together - losses).abs().max() < 1e-9
-    batch.give_back()
-    for cell, learner in zip(batch.learners, solo, strict=True):
-        assert cell.step == learner.step == batch.step == 200
-        assert distance(cell, learner) < 1e-9
+    batch.write_back()
+    for member, learner in zip(batch.learners, solo, strict=True):
+        assert member.step == learner.step == batch.step == 200
+        assert distance(member, learner) < 1e-9
     assert batch.test() == [pytest.approx(learner.test(), abs=1e-6) for learner in solo]
     assert len({loss for _, loss in batch.test()}) == 5
 
@@ -94,16 +98,16 @@ def test_every_cell_learns_what_it_learns_alone(digits, shape):
 def test_in_single_precision(digits, shape):
     found = configs(shape, total=20)
     solo, losses = alone(found, digits, 20)
-    batch = CellBatch(learners(found, digits))
+    batch = BatchedLearner(learners(found, digits))
     together = torch.stack([batch.advance() for _ in range(20)])
     assert (together - losses).abs().max() < 1e-5
-    batch.give_back()
+    batch.write_back()
     # Where a gradient is close to nothing, AdamW turns its rounding into a share of the learning rate, here 1e-2.
     assert max(distance(*pair) for pair in zip(batch.learners, solo, strict=True)) < 3e-5
 
 
 def test_in_half_precision_they_learn(digits):
-    batch = CellBatch(learners([replace(c, precision="bf16", lr=1e-2) for c in configs("mlp", 60)], digits))
+    batch = BatchedLearner(learners([replace(c, precision="bf16", lr=1e-2) for c in configs("mlp", 60)], digits))
     losses = torch.stack([batch.advance() for _ in range(60)])
     assert losses.dtype == torch.float32
     assert (losses[-5:].mean(0) < 0.9 * losses[:5].mean(0)).all()
@@ -111,17 +115,17 @@ def test_in_half_precision_they_learn(digits):
 
 
 @SHAPED
-def test_cells_and_learners_take_turns(digits, shape):
+def test_learning_alone_and_together_in_turns(digits, shape):
     """Alone, together, alone: it makes no difference, also to the optimiser."""
     data, found = as_double(digits), configs(shape, 60)
     solo, _ = alone(found, data, 45)
     turns, _ = alone(found, data, 15)
-    batch = CellBatch(turns)
+    batch = BatchedLearner(turns)
     assert batch.step == 15
     for _ in range(15):
         batch.advance()
     assert all(learner.step == 15 for learner in turns)
-    batch.give_back()
+    batch.write_back()
     for learner in turns:
         assert learner.step == 30
         for _ in range(15):
@@ -132,39 +136,39 @@ def test_cells_and_learners_take_turns(digits, shape):
 @SHAPED
 def test_what_is_given_back_is_saved_and_goes_on(digits, shape, tmp_path):
     found = configs(shape, 60)
-    batch = CellBatch(learners(found, digits))
+    batch = BatchedLearner(learners(found, digits))
     for _ in range(10):
         batch.advance()
-    batch.give_back()
+    batch.write_back()
     for number, learner in enumerate(batch.learners):
-        learner.save(tmp_path / f"{number}.zip")
+        archive.write(tmp_path / f"{number}.zip", *learner.contents(), what="network")
     loaded = learners(found, digits)
     for number, learner in enumerate(loaded):
         learner.load(tmp_path / f"{number}.zip")
         assert learner.step == 10
         assert distance(learner, batch.learners[number]) == 0
-    again = CellBatch(loaded)
+    again = BatchedLearner(loaded)
     for _ in range(10):
         assert torch.equal(again.advance(), batch.advance())
-    again.give_back()
-    batch.give_back()
+    again.write_back()
+    batch.write_back()
     assert max(distance(*pair) for pair in zip(again.learners, batch.learners, strict=True)) == 0
 
 
 def test_a_learner_that_is_given_back_measures_as_before(digits):
     """Also the one that waits for nothing, which has no alignment to measure."""
     solo, _ = alone(configs("mlp", 60), digits, 2)
-    batch = CellBatch(learners(configs("mlp", 60), digits))
+    batch = BatchedLearner(learners(configs("mlp", 60), digits))
     batch.advance()
-    batch.give_back()
-    for cell, learner in zip(batch.learners, solo, strict=True):
-        cell.advance(measure=True)
-        assert cell.measurements().keys() == learner.measurements().keys()
+    batch.write_back()
+    for member, learner in zip(batch.learners, solo, strict=True):
+        member.advance(measure=True)
+        assert member.measurements().keys() == learner.measurements().keys()
 
 
 @SHAPED
 def test_testing_changes_nothing(digits, shape):
-    batch = CellBatch(learners(configs(shape, 60), digits))
+    batch = BatchedLearner(learners(configs(shape, 60), digits))
     for _ in range(10):
         batch.advance()
     before = {name: value.clone() for name, value in {**batch.parameters, **batch.buffers}.items()}
@@ -173,25 +177,25 @@ def test_testing_changes_nothing(digits, shape):
     for name, value in {**batch.parameters, **batch.buffers}.items():
         assert torch.equal(value, before[name])
     assert all(module.training for module in batch._base.modules())
-    batch.give_back()
+    batch.write_back()
     assert found == [pytest.approx(learner.test(), abs=1e-5) for learner in batch.learners]
 
 
-def test_one_cell_is_enough(digits):
+def test_one_run_is_enough(digits):
     found = configs("mlp", 20)[:1]
     solo, _ = alone(found, digits, 5)
-    batch = CellBatch(learners(found, digits))
+    batch = BatchedLearner(learners(found, digits))
     for _ in range(5):
         batch.advance()
-    batch.give_back()
+    batch.write_back()
     assert distance(batch.learners[0], solo[0]) < 1e-6
 
 
-def test_cells_at_different_steps_are_refused(digits):
+def test_runs_at_different_steps_are_refused(digits):
     pair = learners(configs("mlp", 20)[:2], digits)
     pair[0].advance()
-    with pytest.raises(ValueError, match="cells must all be at the same step"):
-        CellBatch(pair)
+    with pytest.raises(ValueError, match="must all be at the same step"):
+        BatchedLearner(pair)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +207,10 @@ def test_cells_at_different_steps_are_refused(digits):
     ],
     ids=str,
 )
-def test_cells_with_a_past_of_their_own_are_refused(values):
+def test_runs_with_a_past_of_their_own_are_refused(values):
     config = VisionConfig("digits", **values)
-    with pytest.raises(ValueError, match=rf"cell {config.label}: .*train it alone"):
-        check_cells([config])
+    with pytest.raises(ValueError, match=rf"run {config.label}: .*train it alone"):
+        check_batch([config])
 
 
 OTHERWISE = {
@@ -250,23 +254,23 @@ def test_every_field_is_tested():
 
 
 @pytest.mark.parametrize("name", OTHERWISE)
-def test_in_what_cells_may_differ(name):
+def test_in_which_fields_runs_may_differ(name):
     first = VisionConfig("digits", delay=2.0, order=6, hidden=(16,))
     other = replace(first, **TOGETHER.get(name, {}), **{name: OTHERWISE[name]})
     if name in MAY_DIFFER:
-        check_cells([first, other])
+        check_batch([first, other])
         return
-    with pytest.raises(ValueError, match=r"cells of one batch must not differ in|leave compile out") as refusal:
-        check_cells([first, other])
+    with pytest.raises(ValueError, match=r"runs of one batch must not differ in|leave compile out") as refusal:
+        check_batch([first, other])
     assert "\n" not in str(refusal.value)
     assert any(each in str(refusal.value) for each in (name, *TOGETHER.get(name, {})))
 
 
-def test_no_cells_are_refused():
-    with pytest.raises(ValueError, match="there are no cells to train"):
-        check_cells([])
-    with pytest.raises(ValueError, match="there are no cells to train"):
-        train_cells([])
+def test_no_runs_are_refused():
+    with pytest.raises(ValueError, match="there are no runs to train"):
+        check_batch([])
+    with pytest.raises(ValueError, match="there are no runs to train"):
+        train_batch([])
 
 
 # Run folders.
@@ -286,11 +290,11 @@ def summary(folder):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Of three runs that were trained together."""
-    root = tmp_path_factory.mktemp("cells")
-    return train_cells(RUNS, [root / str(number) for number in range(3)], quiet=True)
+    root = tmp_path_factory.mktemp("runs")
+    return train_batch(RUNS, [root / str(number) for number in range(3)], quiet=True)
 
 
-def test_cells_leave_run_folders(folders, tmp_path, capsys):
+def test_batched_runs_leave_run_folders(folders, tmp_path, capsys):
     for number, (config, folder) in enumerate(zip(RUNS, folders, strict=True)):
         solo = tmp_path / str(number)
         assert train(config, solo, quiet=True) == "finished"
@@ -304,6 +308,8 @@ def test_cells_leave_run_folders(folders, tmp_path, capsys):
         assert len(pairs) == 20
         for here, there in pairs:
             for name, value in here.items():
+                if name == "time/fps":
+                    continue
                 assert bool(value) == bool(there[name])
                 assert float(value or 0) == pytest.approx(float(there[name] or 0), abs=1e-4)
         capsys.readouterr()
@@ -311,12 +317,12 @@ def test_cells_leave_run_folders(folders, tmp_path, capsys):
         assert f"{found['metrics']['test_accuracy']:.2%} of 359 test images right" in capsys.readouterr().out
 
 
-def test_finished_cells_are_left_alone(folders, tmp_path, capsys):
+def test_finished_runs_are_left_alone(folders, tmp_path, capsys):
     before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert train_cells(RUNS, folders) == list(folders)
-    assert capsys.readouterr() == ("", "")
-    assert train_cells([*RUNS, replace(RUNS[0], seed=9)], [*folders, tmp_path / "new"], quiet=True)
+    assert train_batch(RUNS, folders) == list(folders)
+    assert capsys.readouterr().err.count(" is finished; its results are in ") == 3
+    assert train_batch([*RUNS, replace(RUNS[0], seed=9)], [*folders, tmp_path / "new"], quiet=True)
     assert before == {
         path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()
     }
@@ -325,7 +331,7 @@ def test_finished_cells_are_left_alone(folders, tmp_path, capsys):
 
 def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    paths = train_cells([replace(config, total_steps=2) for config in RUNS])
+    paths = train_batch([replace(config, total_steps=2) for config in RUNS])
     assert [str(path) for path in paths] == [
         "runs/digits-cet6-2s-0",
         "runs/digits-none-3",
@@ -334,24 +340,24 @@ def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
     assert all(summary(path)["steps"] == 2 for path in paths)
     said = capsys.readouterr()
     assert "2 of 2 updates" in said.out + said.err
-    assert "mean accuracy 0." in said.out + said.err
-    assert train_cells([replace(config, total_steps=2) for config in RUNS], quiet=True) == paths
+    assert said.err.count("test accuracy 0.") == 3
+    assert train_batch([replace(config, total_steps=2) for config in RUNS], quiet=True) == paths
     assert capsys.readouterr() == ("", "")
 
 
 def test_validation_has_names_of_its_own(tmp_path):
-    [path] = train_cells([replace(RUNS[0], validation=True, total_steps=2)], [tmp_path / "run"], quiet=True)
+    [path] = train_batch([replace(RUNS[0], validation=True, total_steps=2)], [tmp_path / "run"], quiet=True)
     assert list(summary(path)["metrics"]) == ["validation_accuracy", "validation_loss"]
     assert "validation/accuracy" in rows(path)[0]
 
 
 def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
-        train_cells(RUNS[:2], [tmp_path / "a", f"{tmp_path}/./a"], quiet=True)
-    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
-        train_cells([RUNS[0], replace(RUNS[0], lr=0.5)], quiet=True)  # the same by default
-    with pytest.raises(ValueError, match="every cell needs a folder of its own"):
-        train_cells(RUNS, [tmp_path / "a", tmp_path / "b"], quiet=True)
+    with pytest.raises(ValueError, match="every run of a batch needs a folder of its own"):
+        train_batch(RUNS[:2], [tmp_path / "a", f"{tmp_path}/./a"], quiet=True)
+    with pytest.raises(ValueError, match="every run of a batch needs a folder of its own"):
+        train_batch([RUNS[0], replace(RUNS[0], lr=0.5)], quiet=True)  # the same by default
+    with pytest.raises(ValueError, match="every run of a batch needs a folder of its own"):
+        train_batch(RUNS, [tmp_path / "a", tmp_path / "b"], quiet=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -366,35 +372,117 @@ def test_folders_that_cannot_be_used(tmp_path):
 )
 def test_what_cannot_be_is_refused_before_any_folder_is_made(tmp_path, values, words):
     with pytest.raises(ValueError, match=words):
-        train_cells([replace(config, **values) for config in RUNS[:2]], [tmp_path / "a", tmp_path / "b"])
+        train_batch([replace(config, **values) for config in RUNS[:2]], [tmp_path / "a", tmp_path / "b"])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_run_is_refused_before_any_other_is_made(tmp_path):
     train(replace(RUNS[0], total_steps=2), tmp_path / "other", quiet=True)
     with pytest.raises(ValueError, match=r"another configuration \(.*total_steps 2 there, 20 here"):
-        train_cells(RUNS[:2], [tmp_path / "a", tmp_path / "other"], quiet=True)
+        train_batch(RUNS[:2], [tmp_path / "a", tmp_path / "other"], quiet=True)
     assert not (tmp_path / "a").exists()
 
 
-def test_a_loss_that_is_not_finite_is_no_success(tmp_path):
-    """Whether it is an error of the whole or not, the other cell is none the worse for it."""
-    paths = [tmp_path / "good", tmp_path / "bad"]
-    with contextlib.suppress(FloatingPointError):
-        train_cells([RUNS[0], replace(RUNS[0], lr=1e30)], paths, quiet=True)
-    assert summary(paths[1])["status"] == "failed"
-    assert summary(paths[0])["status"] == "finished"
-    _, tensors = archive.read(paths[0] / "checkpoint" / "network.zip", what="network")
-    assert all(value.isfinite().all() for value in tensors.values())
+def interrupted_at(monkeypatch, step, *, error=None):
+    """Press Ctrl-C after this update, or raise an error before it."""
+    advance = BatchedLearner.advance
+
+    def patched(self, *given, **named):
+        if self.step == step - 1:
+            if error is not None:
+                raise error
+            os.kill(os.getpid(), signal.SIGINT)
+        return advance(self, *given, **named)
+
+    monkeypatch.setattr(BatchedLearner, "advance", patched)
 
 
-def test_a_cell_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
-    """Or has none; the others finish."""
-    good = VisionConfig("digits", hidden=(16,), total_steps=60)
+def test_an_interrupted_batch_is_resumed(folders, tmp_path, monkeypatch):
+    paths = [tmp_path / str(number) for number in range(3)]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            train_batch(RUNS, paths, quiet=True)
+    for path in paths:
+        assert (summary(path)["status"], summary(path)["steps"]) == ("interrupted", 7)
+        assert not (path / "lock").exists()
+    train(RUNS[0], paths[0], resume=True, quiet=True)  # one of them alone
+    assert train_batch(RUNS, paths, quiet=True) == paths
+    for path, whole in zip(paths, folders, strict=True):
+        assert summary(path)["metrics"] == pytest.approx(summary(whole)["metrics"], abs=1e-4)
+        here, there = rows(path), rows(whole)
+        assert [row["time/total_timesteps"] for row in here] == [row["time/total_timesteps"] for row in there]
+        if path != paths[0]:
+            assert [row["train/loss"] for row in here] == [row["train/loss"] for row in there]
+
+
+def test_runs_at_different_steps_are_resumed_in_groups(folders, tmp_path, monkeypatch):
+    paths = [tmp_path / str(number) for number in range(3)]
+    for runs, step in (([0, 1], 5), ([2], 9)):
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, step)
+            with pytest.raises(KeyboardInterrupt):
+                train_batch([RUNS[n] for n in runs], [paths[n] for n in runs], quiet=True)
+    assert train_batch(RUNS, paths, quiet=True) == paths
+    for path, whole in zip(paths, folders, strict=True):
+        assert summary(path)["status"] == "finished"
+        assert summary(path)["metrics"] == pytest.approx(summary(whole)["metrics"], abs=1e-4)
+
+
+def test_an_error_of_the_whole_batch_is_in_every_summary(tmp_path, monkeypatch):
+    paths = [tmp_path / str(number) for number in range(3)]
+    interrupted_at(monkeypatch, 7, error=RuntimeError("out of memory"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_batch(RUNS, paths, quiet=True)
+    for path in paths:
+        assert (summary(path)["status"], summary(path)["error"]) == ("failed", "RuntimeError: out of memory")
+        assert not (path / "lock").exists()
+
+
+def test_a_run_that_cannot_be_written_fails_alone(folders, tmp_path, monkeypatch):
+    """Its own error is in its summary, and the others end as they would have."""
+    paths = [tmp_path / str(number) for number in range(3)]
+    add = RunLog.add
+
+    def full(self, values, step):
+        if step == 9 and self.table.path.parent == paths[1]:
+            raise OSError(28, "No space left on device", str(self.table.path))
+        add(self, values, step)
+
+    monkeypatch.setattr(RunLog, "add", full)
+    assert train_batch(RUNS, paths, quiet=True) == paths
+    assert [summary(path)["status"] for path in paths] == ["finished", "failed", "finished"]
+    assert "No space left on device" in summary(paths[1])["error"]
+    assert summary(paths[1])["steps"] == 9
+    for number in (0, 2):
+        assert summary(paths[number])["metrics"] == summary(folders[number])["metrics"]
+
+
+def test_a_folder_that_another_process_runs_in_is_refused(tmp_path):
+    with RunFolder(tmp_path / "taken").locked(), pytest.raises(ValueError, match="being run by another process"):
+        train_batch(RUNS[:2], [tmp_path / "free", tmp_path / "taken"], quiet=True)
+    assert not (tmp_path / "free" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("total", [20, 60])
+def test_a_run_that_diverges_fails_alone(tmp_path, total):
+    """It keeps its last good checkpoint, or has none."""
+    good = VisionConfig("digits", hidden=(16,), total_steps=total)
     bad = replace(good, lr=1e30, weight_decay=0.0, seed=1)
-    folders = train_cells([good, bad], [tmp_path / "good", tmp_path / "bad"], quiet=True)
+    folders = train_batch([good, bad], [tmp_path / "good", tmp_path / "bad"], quiet=True)
     assert [summary(folder)["status"] for folder in folders] == ["finished", "failed"]
-    file = folders[1] / "checkpoint" / "network.zip"
-    if file.is_file():
-        tensors = archive.read(file, what="network")[1]
-        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
+    assert summary(folders[1])["error"].startswith("FloatingPointError: the loss is not finite at")
+    for folder in folders:
+        for file in (folder / "checkpoint").iterdir():
+            tensors = archive.read(file, what="network")[1]
+            assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
+    assert (folders[0] / "checkpoint" / "network.zip").is_file()
+
+
+def test_if_all_diverge_the_batch_ends(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    bad = [replace(RUNS[1], lr=1e30, weight_decay=0.0, seed=seed, total_steps=500) for seed in (0, 1)]
+    assert train_batch(bad, paths, quiet=True) == paths
+    for path in paths:
+        assert summary(path)["status"] == "failed"
+        assert summary(path)["steps"] < 100

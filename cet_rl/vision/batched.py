@@ -1,0 +1,202 @@
+"""Learn many runs of one network at once, as one batched model.
+
+A GPU is idle most of the time while one small network learns on it. Runs that differ in trace, order, delay,
+learning rate, weight decay or seed have the same shapes, so their parameters are stacked and every operation is
+mapped over them (`torch.func.vmap`); the matrix of each layer's kernel is one more stacked tensor. Every run has
+its own order of images, clipped gradient and optimiser, and learns what it would have learned alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional
+
+from cet_rl.runs.archive import Contents
+from cet_rl.vision.batchable import check_batch
+from cet_rl.vision.layers import traced_layers
+from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
+
+
+class BatchedLearner:
+    """Let learners take their steps together; a `cet_rl.runs.session.LearnerBatch`.
+
+    Args:
+        learners: freshly made or loaded, all at the same step. They do not change until `write_back`.
+
+    Attributes:
+        learners: as given.
+        step: updates made.
+        parameters: of all networks by name, each stacked to (C, *shape) for C learners.
+        buffers: accordingly.
+
+    Raises:
+        ValueError: if there are none, or they differ in more than options marked as batchable, are streaming,
+            salient, remember f' at the soma through a trace, or are not at the same step.
+    """
+
+    def __init__(self, learners: Sequence[ImageLearner]) -> None:
+        check_batch([learner.config for learner in learners])
+        if len({learner.step for learner in learners}) > 1:
+            raise ValueError("runs of one batch must all be at the same step")
+        self.learners = list(learners)
+        self.step = learners[0].step
+        first = learners[0]
+        self.config, self.data = first.config, first.data
+        networks = [deepcopy(learner.network) for learner in self.learners]
+        for network in networks:
+            for layer in traced_layers(network).values():
+                layer.use_matrix(self.config.batch_size)
+                layer.traced = True  # the matrix of layers without a delay is the unit matrix
+        self._base = networks[0]
+        self.parameters, self.buffers = stack_module_state(networks)
+        self._adam = {name: self._stack_adam(name) for name in self.parameters}
+        configs = [learner.config for learner in self.learners]
+        like = next(iter(self.parameters.values()))
+        self._weight_decay = like.new_tensor([config.weight_decay for config in configs])
+        self._max_norm = like.new_tensor([config.max_grad_norm for config in configs])
+        self._loss_sums = torch.stack([learner.loss_sum for learner in self.learners])
+        self._losses = first.losses
+
+    def _stack_adam(self, name: str) -> tuple[Tensor, Tensor]:
+        states = [
+            learner.optimizer.state.get(dict(learner.network.named_parameters())[name], {})
+            for learner in self.learners
+        ]
+        zero = torch.zeros_like(self.parameters[name][0])
+        mean, square = (
+            torch.stack([state.get(key, zero) for state in states]) for key in ("exp_avg", "exp_avg_sq")
+        )
+        return mean, square
+
+    def _forward(self, x: Tensor, *, shared: bool = False) -> Tensor:
+        """Return logits, (C, N, classes), of (C, N, …) images, or of (N, …) images shared by all networks."""
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            logits: Tensor = functional_call(self._base, (parameters, buffers), (images,))
+            return logits
+
+        half = self.config.precision == "bf16" and not shared  # tests are in float32
+        with torch.autocast(self.config.device, torch.bfloat16, enabled=half):
+            logits = vmap(one, in_dims=(0, 0, None if shared else 0))(self.parameters, self.buffers, x)
+        result: Tensor = logits.float() if half else logits
+        return result
+
+    def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
+        """Let every learner learn from a batch of its own.
+
+        Args:
+            limit: without effect, as one update is made.
+            measure: without effect, as alignment is not measured.
+
+        Returns:
+            Mean losses before the update, (C,).
+        """
+        batches = [next(learner.batches) for learner in self.learners]
+        x = torch.stack([images for images, _ in batches])
+        y = torch.stack([labels for _, labels in batches])
+        logits = self._forward(x)
+        losses = (
+            functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
+        )
+        names = list(self.parameters)
+        gradients = torch.autograd.grad(losses.sum(), [self.parameters[name] for name in names])
+        self._step(dict(zip(names, gradients, strict=True)))
+        self.step += 1
+        self._loss_sums += losses.detach()
+        self._losses += 1
+        return losses.detach()
+
+    def loss_sums(self) -> list[float]:
+        """Return each learner's sum of losses since the last `take_losses`."""
+        sums: list[float] = self._loss_sums.tolist()
+        return sums
+
+    def take_losses(self) -> list[float]:
+        """Return each learner's mean loss since the last call."""
+        means: list[float] = (self._loss_sums / self._losses).tolist()
+        self._loss_sums, self._losses = torch.zeros_like(self._loss_sums), 0
+        return means
+
+    @torch.no_grad()
+    def _step(self, gradients: dict[str, Tensor]) -> None:
+        """Clip gradients and apply AdamW as torch does, with each learner's own numbers."""
+        square = torch.stack([g.flatten(1).norm(dim=1).square() for g in gradients.values()]).sum(0)
+        shrink = (self._max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        configs = [learner.config for learner in self.learners]
+        rates = shrink.new_tensor([c.lr * rate_at(self.step, c.total_steps, c.warmup) for c in configs])
+        group = self.learners[0].optimizer.param_groups[0]
+        (beta1, beta2), eps = group["betas"], group["eps"]
+        taken = self.step + 1
+        for name, gradient in gradients.items():
+            each = (-1, *(1 for _ in gradient.shape[1:]))
+            parameter, (mean, square_mean) = self.parameters[name], self._adam[name]
+            rate = rates.view(each)
+            gradient = gradient * shrink.view(each)
+            parameter.mul_(1 - rate * self._weight_decay.view(each))
+            mean.lerp_(gradient, 1 - beta1)
+            square_mean.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            spread = (square_mean.sqrt() / (1 - beta2**taken) ** 0.5).add_(eps)
+            parameter.sub_(rate / (1 - beta1**taken) * mean / spread)
+
+    @torch.no_grad()
+    def test(self) -> list[tuple[float, float]]:
+        """Return accuracy and mean loss of each learner on the test set, or on what is held out."""
+        images, labels = self.data.test.images, self.data.test.labels
+        count = len(self.learners)
+        right = torch.zeros(count, device=images.device)
+        loss = torch.zeros(count, device=images.device)
+        self._base.eval()
+        try:
+            for x, y in zip(
+                torch.split(images, EVALUATED_AT_ONCE), torch.split(labels, EVALUATED_AT_ONCE), strict=True
+            ):
+                logits = self._forward(x, shared=True)
+                right += (logits.argmax(2) == y).sum(1)
+                repeated = y.expand(count, -1).flatten()
+                each = functional.cross_entropy(logits.flatten(0, 1), repeated, reduction="none")
+                loss += each.view(count, -1).sum(1)
+        finally:
+            self._base.train()
+        return [(float(a) / len(labels), float(b) / len(labels)) for a, b in zip(right, loss, strict=True)]
+
+    def measurements(self) -> list[dict[str, float]]:
+        """Return how well each learner does on the test set, and its learning rate."""
+        found = []
+        for learner, (accuracy, loss) in zip(self.learners, self.test(), strict=True):
+            config = learner.config
+            rate = config.lr * rate_at(self.step - 1, config.total_steps, config.warmup)
+            held_out = config.held_out
+            found.append({f"{held_out}/accuracy": accuracy, f"{held_out}/loss": loss, "train/learning_rate": rate})
+        return found
+
+    def evaluate(self) -> list[dict[str, float]]:
+        """Return accuracy and mean loss of each learner by their names in summary.json."""
+        held_out = self.config.held_out
+        return [{f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss} for accuracy, loss in self.test()]
+
+    def contents(self) -> list[Contents]:
+        """Return everything that each learner needs to resume."""
+        self.write_back()
+        return [learner.contents() for learner in self.learners]
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Bring every learner to the state of the batch: it can be saved, tested or continue alone."""
+        for number, learner in enumerate(self.learners):
+            for name, parameter in learner.network.named_parameters():
+                parameter.copy_(self.parameters[name][number])
+                mean, square = self._adam[name]
+                learner.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step), device=parameter.device),
+                    "exp_avg": torch.empty_like(parameter).copy_(mean[number]),
+                    "exp_avg_sq": torch.empty_like(parameter).copy_(square[number]),
+                }
+            for name, buffer in learner.network.named_buffers():
+                buffer.copy_(self.buffers[name][number])
+            learner.step, learner.losses = self.step, self._losses
+            learner.loss_sum = self._loss_sums[number].clone()
