@@ -9,8 +9,9 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
+from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import Categorical, DiagonalGaussian
-from cet_rl.agents.learner import ActorCriticLearner, LearnerConfig, Rollout
+from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic
 from cet_rl.credit import Synapses
 from cet_rl.rl.config import CONVOLUTIONS

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
+from cet_rl.runs import archive
 
 
 def make(num_envs=2, seed=0, **options):
@@ -186,9 +187,9 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
         monkeypatch.setattr(pickle, name, forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
     model.save(tmp_path / "agent")
-    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
-        assert sorted(archive.namelist()) == ["agent.json", "tensors.safetensors"]
-        json.loads(archive.read("agent.json"))
+    with zipfile.ZipFile(tmp_path / "agent.zip") as file:
+        assert sorted(file.namelist()) == ["agent.json", "tensors.safetensors"]
+        json.loads(file.read("agent.json"))
     CETActorCritic.load(tmp_path / "agent")
     model.set_parameters(tmp_path / "agent")
 
@@ -236,8 +237,8 @@ def test_damaged_files_are_refused(tmp_path, damage):
     elif damage == "not a zip":
         path.write_bytes(b"hello")
     else:
-        with zipfile.ZipFile(path) as archive:
-            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path) as file:
+            parts = {name: file.read(name) for name in file.namelist()}
         if damage == "other zip":
             parts = {"readme": b"hello"}
         else:
@@ -248,9 +249,9 @@ def test_damaged_files_are_refused(tmp_path, damage):
                 tensors.pop("policy/actor.weights.0")
             archive.write(path, data, tensors, what="agent")
         if damage in ("other zip", "no digest"):
-            with zipfile.ZipFile(path, "w") as archive:
+            with zipfile.ZipFile(path, "w") as file:
                 for name, part in parts.items():
-                    archive.writestr(name, part)
+                    file.writestr(name, part)
     with pytest.raises(ValueError, match=r"damaged|agent file|version"):
         CETActorCritic.load(path)
     with pytest.raises(FileNotFoundError, match="no agent file"):
@@ -289,7 +290,7 @@ def test_vec_normalize_comes_back_with_the_environment(tmp_path):
 def test_environments_in_other_processes():
     env = SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2, start_method="fork")
     model = CETActorCritic("MlpPolicy", env, delay=1.0, n_steps=16, seed=0)
-    assert model.step_duration == 0.2
+    assert model.timing.step_duration == 0.2
     model.learn(64)
     env.close()
 
@@ -343,9 +344,9 @@ def test_mutated_files_are_refused_or_harmless(data):
 @given(data=st.data())
 def test_mutated_data_is_refused_or_harmless(data):
     """Any value of the JSON part replaced by any other."""
-    with zipfile.ZipFile(io.BytesIO(AGENT_FILE)) as archive:
-        tree = json.loads(archive.read("agent.json"))
-        tensors = load(archive.read("tensors.safetensors"))
+    with zipfile.ZipFile(io.BytesIO(AGENT_FILE)) as file:
+        tree = json.loads(file.read("agent.json"))
+        tensors = load(file.read("tensors.safetensors"))
     node = tree
     while True:
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))

@@ -284,10 +284,10 @@ def test_the_agent_skips_resetting_steps():
             return True
 
         def _on_rollout_end(self):
-            recording = self.model._recording
-            ends = recording.terminated + recording.truncated
-            np.testing.assert_array_equal(recording.valid[1:], 1 - ends[:-1])
-            invalid.append((recording.valid == 0).sum())
+            rollout = self.model._rollout
+            ends = rollout.terminated + rollout.truncated
+            assert torch.equal(rollout.valid[1:], 1 - ends[:-1])
+            invalid.append((rollout.valid == 0).sum())
 
     model.learn(512, callback=Watch())
     assert sum(invalid) > 5

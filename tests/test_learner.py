@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import Categorical
-from cet_rl.agents.learner import ActorCriticLearner, LearnerConfig, Rollout
+from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.networks import Actor, Critic
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import CreditTiming

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import DelayedCredit, DelayedReward, StepClock, make_vec_env
+from cet_rl.traces.registry import TraceConfig
 
 OPTIONS = {"n_steps": 16, "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
 
@@ -275,3 +278,176 @@ def test_every_shape_of_agent_learns_and_comes_back(tmp_path, task, options):
         again = loaded.policy.evaluate_actions(torch.as_tensor(observation), drawn)
     assert values.shape == log_probabilities.shape == (2,)
     torch.testing.assert_close(again[1], log_probabilities)
+
+
+@pytest.mark.parametrize("name", ["ent_coef", "vf_coef", "max_grad_norm"])
+def test_settings_take_effect_when_they_are_changed(name):
+    """As on A2C: an agent whose setting was changed learns what an agent made with it learns."""
+
+    def learned(**options):
+        model = make(make_vec_env("CartPole-v1", 2, 0), **options)
+        if not options:
+            setattr(model, name, 0.123)
+        assert getattr(model, name) == 0.123
+        model.learn(64)
+        return torch.cat([p.flatten() for p in model.policy.parameters()])
+
+    assert torch.equal(learned(), learned(**{name: 0.123}))
+
+
+def test_settings_that_the_traces_are_built_on_are_read_only(tmp_path):
+    model = make(make_vec_env("CartPole-v1", 2, 0))
+    for name, value in {"gamma": 0.9, "gae_lambda": 0.5}.items():
+        setattr(model, name, getattr(model, name))
+        with pytest.raises(AttributeError, match=f"{name} is built into the agent's traces"):
+            setattr(model, name, value)
+    with pytest.raises(ValueError, match="entropy_coef must be finite"):
+        model.ent_coef = -1.0
+    model.ent_coef = 0.5
+    model.save(tmp_path / "agent")
+    assert CETActorCritic.load(tmp_path / "agent").ent_coef == 0.5
+
+
+def test_rollouts_may_change_their_length():
+    models = [make(make_vec_env("CartPole-v1", 2, 0), n_steps=n_steps) for n_steps in (8, 24)]
+    for model in models:
+        model.n_steps = 8
+        model.learn(48)
+        assert model._n_updates == 3
+    assert all(map(torch.equal, *(model.policy.parameters() for model in models)))
+
+
+def test_frozen_weights_stay():
+    model = make(make_vec_env("CartPole-v1", 2, 0))
+    actor, critic = model.policy.actor, model.policy.critic
+    model.learn(64)
+    for parameter in [actor.weights[0], *critic.parameters()]:
+        parameter.requires_grad_(False)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(64, reset_num_timesteps=False)
+    for parameter, old in zip(model.policy.parameters(), before, strict=True):
+        assert torch.equal(parameter, old) != parameter.requires_grad
+
+
+class Leave(BaseCallback):
+    """Leaves learning at a step, by asking or by an exception."""
+
+    def __init__(self, at, error=None):
+        super().__init__()
+        self.at, self.error, self.starts = at, error, []
+
+    def _on_step(self):
+        if self.num_timesteps == self.at and self.error:
+            raise self.error
+        return self.num_timesteps != self.at
+
+    def _on_rollout_end(self):
+        self.starts.append(self.model._rollout.starts.clone())
+
+
+class Phases(gym.Env):
+    """Shows the step within an episode of seven steps; the reward depends on the action."""
+
+    observation_space = gym.spaces.Box(0, 10, (3,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.step_number = 0
+        return self.observation, {}
+
+    @property
+    def observation(self):
+        return np.eye(8, dtype=np.float32)[self.step_number, :3] + self.step_number
+
+    def step(self, action):
+        self.step_number += 1
+        return self.observation, float(action), self.step_number == 7, False, {}
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), RuntimeError("mine")], ids=str)
+@pytest.mark.parametrize("stop", [5, 7, 9])
+def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
+    """The next gradient is that of an agent whose rollouts end where this one was left."""
+
+    def gradients(model):
+        return [weight.grad.clone() for weight in model.policy.actor.weights]
+
+    whole = make(make_vec_env(Phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
+    left = make(make_vec_env(Phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
+    whole.n_steps = stop
+    whole.learn(stop)
+    whole.n_steps = 16
+    with pytest.raises(type(error)) if error else contextlib.nullcontext():
+        left.learn(1000, callback=Leave(stop, error))
+    assert left._n_updates == 0
+    np.testing.assert_array_equal(left._last_obs, whole._last_obs)
+    np.testing.assert_array_equal(left._last_episode_starts, whole._last_episode_starts)
+    left.generator.set_state(whole.generator.get_state())
+    watch = Leave(-1)
+    for model in (whole, left):
+        model.learn(16, callback=watch, reset_num_timesteps=False)
+    assert torch.equal(*watch.starts)
+    for expected, found in zip(gradients(whole), gradients(left), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients(whole))
+
+
+def test_after_numbers_that_are_not_finite_episodes_end():
+    model = make(make_vec_env("CartPole-v1", 2, 0))
+
+    class Spoil(BaseCallback):
+        def _on_step(self):
+            self.model._rollout.rewards[0, 0] = float("nan")
+            return False
+
+    model.learn(64, callback=Spoil())
+    assert model._last_episode_starts.all()
+    model.learn(64, reset_num_timesteps=False)
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("builds", "message"),
+    [
+        ([1.0, 8.0], "must have one delay, these have 1 s and 8 s"),
+        ([1.0, None], "some of the environments have a credit_timing, others have none"),
+    ],
+)
+def test_environments_with_different_delays_are_refused(builds, message):
+    def build(delay):
+        env = StepClock(gym.make("CartPole-v1"))
+        return env if delay is None else DelayedCredit(env, delay)
+
+    env = DummyVecEnv([lambda delay=delay: build(delay) for delay in builds])
+    with pytest.raises(ValueError, match=message):
+        make(env, delay=None)
+    clocks = DummyVecEnv([lambda d=d: StepClock(gym.make("CartPole-v1"), d) for d in (0.2, 0.5)])
+    with pytest.raises(ValueError, match=r"must have one clock, these have 0\.2 s and 0\.5 s"):
+        make(clocks)
+
+
+def test_maps_with_the_channels_last_are_refused_by_convolutions():
+    class Maps(Phases):
+        observation_space = gym.spaces.Box(0, 1, (20, 20, 3), np.float32)
+
+    for networks in ({"actor": "conv"}, {"critic": "conv"}, {}):
+        with pytest.raises(ValueError, match=r"\(20, 20, 3\) look like maps with the channels last"):
+            make(make_vec_env(Maps, 1), policy_kwargs=networks)
+    make(make_vec_env(Maps, 1), policy_kwargs={"net_arch": [4], "critic": "mlp"})
+
+
+def test_a_policy_can_be_pickled():
+    policy = make(make_vec_env("Pendulum-v1", 1, 0)).policy
+    again = pickle.loads(pickle.dumps(policy))
+    observation = np.ones((5, 3), np.float32)
+    np.testing.assert_array_equal(*(p.predict(observation, deterministic=True)[0] for p in (policy, again)))
+
+
+def test_a_trace_can_be_given_as_a_whole():
+    env = make_vec_env("CartPole-v1", 2, 0)
+    trace = TraceConfig("legendre", 4, normalization="area")
+    model = make(env, trace=trace, order=None)
+    assert model.learner_config.trace == trace
+    with pytest.raises(ValueError, match="trace is a TraceConfig: set order there"):
+        make(env, trace=trace)

@@ -75,7 +75,7 @@ def test_what_it_saves_is_our_own_file(trained):
     for name, steps in (("CartPole-v1", 4096), ("rl_model_4000_steps", 4000)):
         agent = CETActorCritic.load(folder / name)
         assert agent.num_timesteps == steps
-        assert (agent.delay, agent.step_duration, agent.n_envs, agent.seed) == (8.0, 0.2, 4, 3)
+        assert (agent.timing.delay, agent.timing.step_duration, agent.n_envs, agent.seed) == (8.0, 0.2, 4, 3)
         assert (agent.learner_config.trace.kind, agent.learner_config.trace.order) == ("cet", 5)
         rate = schedule_of(agent)
         assert isinstance(rate, LinearSchedule)

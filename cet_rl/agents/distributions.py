@@ -1,7 +1,7 @@
-"""What the actor's outputs mean: a distribution over actions, its derivatives written out.
+"""Distributions over actions, parametrised by the actor's outputs, with their derivatives written out.
 
-The policy gradient enters the synapses as ∂ log π(a) / ∂ outputs, so a distribution says what that is instead of
-leaving it to a graph. Shapes: N samples, A outputs.
+The policy gradient enters the synapses as ∂ log π(a) / ∂ outputs; a distribution computes it without a graph.
+Shapes: N samples, A outputs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Array = npt.NDArray[Any]
 
 
 class Distribution(nn.Module, ABC):
-    """Over the actions of one sample.
+    """Define a distribution over actions, π(a | s).
 
     Attributes:
         num_outputs: A.
-        action_shape: of one action as the learner counts it.
-        action_dtype: of the same.
+        action_shape: Shape of one action as the learner counts it.
+        action_dtype: Type of one action as the learner counts it.
     """
 
     num_outputs: int
@@ -33,12 +33,12 @@ class Distribution(nn.Module, ABC):
 
     @property
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """Parameters that do not look at the state, by name: synapses from a constant input of one, (A, 1)."""
+        """Parameters independent of the state, by name: synapses from a constant input of one, (A, 1)."""
         return {}
 
     @abstractmethod
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
-        """∂ log π(a) / ∂ outputs, then with respect to each of the own weights; each (N, A).
+        """Return ∂ log π(a) / ∂ outputs, then the derivative by each of `own_weights`; each (N, A).
 
         Args:
             outputs: (N, A).
@@ -47,19 +47,19 @@ class Distribution(nn.Module, ABC):
 
     @abstractmethod
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """H of each sample, (N,), and its derivatives as in `scores`."""
+        """Return the entropy H of each sample, (N,), and its derivatives, ordered as in `scores`."""
 
     @abstractmethod
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """All the randomness that `sample` needs for `shape` samples: (*shape, A), float32."""
+        """Draw the random numbers that `sample` needs for `shape` samples: (*shape, A), float32."""
 
     @abstractmethod
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Actions; (N, A) and (N, A) to (N, *action_shape)."""
+        """Turn outputs and noise into actions: (N, A) and (N, A) to (N, *action_shape)."""
 
 
 class Categorical(Distribution):
-    """One of A actions, counted from zero; the outputs are logits.
+    """Choose one of A actions, counted from zero; the outputs are logits.
 
     Args:
         num_actions: A.
@@ -73,37 +73,37 @@ class Categorical(Distribution):
         self.num_outputs = num_actions
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
-        """onehot(a) - π."""
+        """Return onehot(a) - π."""
         gradient = -torch.softmax(outputs, dim=-1)
         gradient[torch.arange(len(actions), device=actions.device), actions] += 1
         return [gradient]
 
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """H = -Σ π log π and ∂H / ∂ logits = -π (log π + H)."""
+        """Return H = -Σ π log π and ∂H / ∂ logits = -π (log π + H)."""
         log_probabilities = torch.log_softmax(outputs, dim=-1)
         probabilities = log_probabilities.exp()
         each = -(probabilities * log_probabilities).sum(-1)
         return each, [-probabilities * (log_probabilities + each[:, None])]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """Gumbel's: `argmax(logits + noise)` is a sample."""
+        """Draw Gumbel noise: `argmax(logits + noise)` is a sample."""
         noise = -torch.empty((*shape, self.num_outputs)).exponential_(generator=generator).log_()
         return noise.numpy()
 
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """(N, A) to (N,)."""
+        """Return the actions, (N,)."""
         actions: Array = (outputs + noise).argmax(-1)
         return actions
 
 
 class DiagonalGaussian(Distribution):
-    """A real numbers; the outputs are their means, and log σ is a parameter that does not look at the state.
+    """Draw A real numbers; the outputs are their means, and log σ is a parameter independent of the state.
 
     log σ learns like a bias: a synapse whose input is always one.
 
     Args:
         num_actions: A.
-        log_std: log σ to begin with.
+        log_std: Initial log σ.
     """
 
     action_dtype = np.float32
@@ -124,20 +124,20 @@ class DiagonalGaussian(Distribution):
         return self.log_std.detach().squeeze(1).exp()
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
-        """(a - μ) / σ², and with respect to log σ, ((a - μ) / σ)² - 1."""
+        """Return (a - μ) / σ², and for log σ, ((a - μ) / σ)² - 1."""
         away = (actions - outputs) / self.std
         return [away / self.std, away**2 - 1]
 
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """H = Σ log σ + A/2 · log 2πe, of which the means are no part."""
+        """Return H = Σ log σ + A/2 · log 2πe, independent of the means, and its derivatives."""
         each = self.log_std.detach().sum() + self.num_outputs / 2 * math.log(2 * math.pi * math.e)
         return each.expand(len(outputs)), [torch.zeros_like(outputs), torch.ones_like(outputs)]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """Standard normal."""
+        """Draw standard normal noise."""
         return torch.randn((*shape, self.num_outputs), generator=generator).numpy()
 
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """μ + σ · noise, not yet clipped to what the environment allows."""
+        """Return μ + σ · noise, not yet clipped to the environment's bounds."""
         actions: Array = outputs + self.std.cpu().numpy() * noise
         return actions

@@ -1,50 +1,54 @@
-"""Algorithm 1: an online actor-critic whose actor learns from credit that arrives late. Plain torch.
+"""Algorithm 1: an online actor-critic whose actor learns from delayed credit. Plain torch, no RL framework.
 
-The actor's update is the one its synapses accumulate (`cet_rl.credit`): RL eligibility traces fed by policy
-gradients that have passed through a synaptic trace. The critic is trained by backpropagation on λ-returns. One
-global norm clips both gradients together and one Adam applies them (paper, App. C, Table 5).
+    s_t, a_t, r_t   observation, action and reward of step t
+    V               the critic
+    η_t             TD error, r_t + γ V(s_{t+1}) - V(s_t); after a termination V(s_{t+1}) = 0, after a truncation
+                    it is the value of the episode's final observation
+    R_t             λ-return, V(s_t) + Σ_l (γλ)^l η_{t+l} within the episode
+    δ               credit signal at a layer: the gradient of log π(a_t | s_t), delayed
+    e               RL eligibility trace of the actor, e ← γλ e + δ ⊙ (synaptic trace)
 
-    η_t = r_t + γ V(s_{t+1}) - V(s_t)        V(s_{t+1}) = 0 after a termination, the value of the final
-                                             observation after a truncation
-    actor    -Σ η e / N - entropy_coef ∇H    means over the N steps and environments of the rollout
-    critic   value_coef · mean (V(s_t) - R_t)²,   R_t the λ-return
+    actor    minimises  -Σ η e / N - entropy_coef · H      N = T · E samples of the rollout, H the mean entropy
+    critic   minimises  value_coef · mean (V(s_t) - R_t)²
+
+Each layer of the actor has its own `cet_rl.credit.Synapses`, which delay the credit, filter the Hebbian term and
+accumulate Σ η e. One global norm clips both gradients together and one Adam applies them (paper, App. C, Table 5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cet_rl.agents.distributions import DiagonalGaussian
-from cet_rl.agents.hyperparameters import check_hyperparameters
+from cet_rl.agents.config import LearnerConfig
+from cet_rl.agents.distributions import DiagonalGaussian, Distribution
 from cet_rl.agents.networks import Actor
 from cet_rl.credit import Synapses, lambda_sums
 from cet_rl.credit.alignment import AlignmentProbe
-from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import CreditTiming
-
-ErrorAt = Literal["preactivation", "activation"]
 
 
 @dataclass
 class Rollout:
-    """T steps of E environments, as they happened.
+    """Hold T steps of E environments, as they happened.
 
     Attributes:
         observations: s_t as the networks see them, (T, E, n).
-        actions: a_t, (T, E, *action_shape) as the actor's distribution counts them: from zero, int64, or reals.
+        actions: a_t, (T, E, *action_shape), as the actor's distribution counts them: int64 from zero, or reals.
         rewards: r_t, (T, E).
-        starts: 1 where s_t is the first of an episode, (T, E).
-        terminated: 1 where the episode ended at t for good, (T, E).
-        truncated: 1 where it was cut off at t, (T, E).
-        last_observations: s_T, what follows the last step, (E, n).
-        final_observations: the observation each truncated episode ended with, in the order of
-            `truncated.nonzero()`, (k, n).
-        valid: 0 where a step is none, an environment resetting itself, (T, E); None if all are.
+        starts: 1 where s_t is the first observation of an episode, (T, E).
+        terminated: 1 where the episode terminated at t, (T, E).
+        truncated: 1 where the episode was truncated at t, (T, E).
+        last_observations: s_T, which follows the last step, (E, n).
+        final_observations: Final observation of each truncated episode, in the order of `truncated.nonzero()`,
+            (k, n).
+        valid: 0 where a step is no transition (an environment resetting itself), (T, E); None if all are.
     """
 
     observations: Tensor
@@ -57,51 +61,94 @@ class Rollout:
     final_observations: Tensor
     valid: Tensor | None = None
 
+    @classmethod
+    def empty(cls, steps: int, envs: int, n: int, head: Distribution) -> Rollout:
+        """Allocate a rollout on the CPU, to be filled through `arrays`: no episode ends, every step valid."""
+        zeros, actions = torch.zeros(steps, envs), np.zeros((steps, envs, *head.action_shape), head.action_dtype)
+        return cls(
+            observations=torch.zeros(steps, envs, n),
+            actions=torch.from_numpy(actions),
+            rewards=zeros.clone(),
+            starts=zeros.clone(),
+            terminated=zeros.clone(),
+            truncated=zeros.clone(),
+            last_observations=torch.zeros(envs, n),
+            final_observations=torch.zeros(0, n),
+            valid=torch.ones(steps, envs),
+        )
 
-@dataclass(frozen=True)
-class LearnerConfig:
-    """Everything about learning but the networks and the timing. Defaults: paper, Table 5.
+    def clear(self) -> None:
+        """Forget the marks and final observations of the steps held so far; all else is to be overwritten."""
+        assert self.valid is not None
+        self.valid.fill_(1)
+        self.terminated.zero_()
+        self.truncated.zero_()
+        self.final_observations = self.final_observations[:0]
 
-    Attributes:
-        trace: the synaptic trace that bridges the delay.
-        gamma: γ, the discount, in [0, 1].
-        lam: λ of the RL eligibility trace and of the critic's returns, in [0, 1]; γλ < 1.
-        random_lam: (low, high): one λ per weight of the actor, drawn uniformly once; the critic keeps `lam`.
-        entropy_coef: weight of the policy's entropy.
-        value_coef: weight of the critic's loss.
-        max_grad_norm: global norm the gradient is clipped to.
-        error_at: what δ of a hidden layer is taken with respect to: "preactivation" holds f' already and needs
-            an activation whose f' is 0 or 1; "activation" is Eq. 1 as printed.
-        alignment: whether to measure each layer's alignment with the true gradient.
-    """
+    def first(self, steps: int) -> Rollout:
+        """Return the first steps; `last_observations` must follow them, and no later episode be truncated."""
+        values = self._tensors()
+        ends = {name: values.pop(name) for name in ("last_observations", "final_observations")}
+        return Rollout(**{name: tensor[:steps] for name, tensor in values.items()}, **ends)
 
-    trace: TraceConfig = field(default_factory=TraceConfig)
-    gamma: float = 0.99
-    lam: float = 0.95
-    random_lam: tuple[float, float] | None = None
-    entropy_coef: float = 0.01
-    value_coef: float = 0.25
-    max_grad_norm: float = 0.5
-    error_at: ErrorAt = "preactivation"
-    alignment: bool = True
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields of a rollout on the CPU as numpy arrays that share its memory."""
+        return {name: tensor.numpy() for name, tensor in self._tensors().items()}
 
-    def __post_init__(self) -> None:
-        check_hyperparameters(self)
-        if self.error_at not in get_args(ErrorAt):
-            raise ValueError(f"error_at must be one of {', '.join(get_args(ErrorAt))}, got {self.error_at!r}")
+    def to(self, device: torch.device) -> Rollout:
+        """Return the rollout on a device, with `valid` left out if every step is valid."""
+        tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        if self.valid is not None and bool(self.valid.all()):
+            tensors.pop("valid")
+        return Rollout(**tensors)
+
+    def check_finite(self, first_step: int) -> None:
+        """Refuse numbers that would destroy the weights.
+
+        Args:
+            first_step: steps that each environment had made before this rollout.
+
+        Raises:
+            FloatingPointError: naming the environment and step of a reward or observation that is not finite.
+        """
+        following = torch.cat([self.observations, self.last_observations[None]])
+        cuts = self.truncated.nonzero()
+        for name, values, places in (
+            ("observation", following.flatten(0, 1), None),
+            ("reward", self.rewards.flatten()[:, None], None),
+            ("observation", self.final_observations, cuts + cuts.new_tensor([1, 0])),
+        ):
+            if not torch.isfinite(values).all():
+                row = int((~torch.isfinite(values).all(-1)).nonzero()[0])
+                step, env = divmod(row, self.rewards.shape[1]) if places is None else places[row].tolist()
+                raise FloatingPointError(
+                    f"environment {env} gave a {name} that is not finite at its step {first_step + step}"
+                )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class ActorCriticLearner(nn.Module):
-    """Turns rollouts into gradients of an actor and a critic. Networks, traces and lines are in `state_dict`.
+    """Turn rollouts into gradients of an actor and a critic. `state_dict` holds networks, traces and delay lines.
 
     Args:
-        actor: its weights are updated through the synapses.
-        critic: trained by backpropagation; observations (N, n) to values (N,).
-        timing: when credit reaches each of the actor's layers.
-        config: see `LearnerConfig`.
+        actor: Its weights are updated through the synapses.
+        critic: Trained by backpropagation; maps observations (N, n) to values (N,).
+        timing: When credit reaches each of the actor's layers.
+        config: See `LearnerConfig`.
         num_envs: E.
         rollout: T, steps of a usual rollout.
-        generator: draws the λ of each weight.
+        generator: Draws the λ of each weight if there is one per weight.
+
+    Attributes:
+        synapses: One `Synapses` for each layer of the actor and each parameter of its distribution.
+        probes: `AlignmentProbe` by layer name, for the layers whose alignment is measured.
+        names: Layer names: "0", "1", …, then the distribution's own parameters, such as "log_std".
+
+    Raises:
+        ValueError: if the timing or `error_at` does not fit the actor.
     """
 
     def __init__(
@@ -120,12 +167,12 @@ class ActorCriticLearner(nn.Module):
             raise ValueError(f"timing is for {timing.layers} layers, the actor has {len(actor.weights)}")
         if config.error_at == "preactivation" and not actor.activation.binary:
             raise ValueError(
-                "an error at the pre-activation holds f' already and needs an activation whose derivative is "
+                "an error at the pre-activation contains f' already and needs an activation whose derivative is "
                 "0 or 1 (relu, identity); use error_at='activation' (--error-at activation) with others"
             )
         self.actor, self.critic, self.config = actor, critic, config
         self.synapses, self.probes = nn.ModuleList(), nn.ModuleDict()
-        # What the distribution has of its own, such as log σ, is at the output layer and waits as that does.
+        # Parameters of the distribution, such as log σ, belong to the output layer and wait as long as it does.
         own = list(actor.head.own_weights)
         self.names = [*map(str, range(timing.layers)), *own]
         delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(own)]
@@ -136,67 +183,67 @@ class ActorCriticLearner(nn.Module):
                 gamma_lam = config.gamma * (
                     low + (high - low) * torch.rand(geometry.weight_shape, generator=generator)
                 )
-            trace = config.trace.build(delay)
             self.synapses.append(
                 Synapses(
                     geometry=geometry,
-                    trace=trace,
+                    trace=config.trace.build(delay),
                     delay_steps=delay,
                     gamma_lam=gamma_lam,
                     num_envs=num_envs,
                     rollout=rollout,
                 )
             )
-            # Without a delay and along true derivatives, as at the output, the update is the true gradient.
-            misled = actor.feedback != "backprop" and len(self.synapses) < timing.layers
-            if config.alignment and (delay or misled):
+            # Without a delay, an update by true derivatives is the true gradient: there is nothing to measure.
+            by_feedback = actor.feedback != "backprop" and len(self.synapses) < timing.layers
+            if config.alignment and (delay or by_feedback):
                 self.probes[name] = AlignmentProbe(
                     geometry=geometry,
                     delay_steps=delay,
                     gamma_lam=gamma_lam,
-                    slowest=config.gamma * (config.lam if config.random_lam is None else config.random_lam[1]),
+                    slowest=config.gamma * config.largest_lam,
                     num_envs=num_envs,
                     rollout=rollout,
                 )
 
-        self._replays_truth = bool(self.probes) and actor.feedback != "backprop"
-
     def trained_parameters(self) -> Iterator[nn.Parameter]:
-        """What one optimiser is to update: actor and critic."""
+        """Yield the parameters that one optimiser updates: the actor's and the critic's."""
         yield from self.actor.parameters()
         yield from self.critic.parameters()
 
     def accumulate(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
-        """Advance the synapses by one rollout and set `.grad` of every parameter, clipped.
+        """Advance the synapses by one rollout and set `.grad` of every parameter that requires one, clipped.
 
         Args:
             rollout: T steps; T may differ from the usual one (if longer, alignment sees less of the past).
-            statistics: whether to compute what is worth logging.
-
-        Raises:
-            FloatingPointError: if a gradient is not finite: learning has diverged. The weights are untouched.
+            statistics: Whether to compute the numbers worth logging.
 
         Returns:
             The statistics: losses, entropy, norms, alignment of each delayed layer. Empty unless asked for.
+
+        Raises:
+            FloatingPointError: if a gradient is not finite: learning has diverged. The weights are untouched.
         """
-        steps, envs = rollout.rewards.shape
-        samples = steps * envs
-        observations = rollout.observations.flatten(0, 1)
+        config, samples = self.config, rollout.rewards.numel()
 
-        values, td_error = self._td_errors(rollout, observations)
+        # TD errors and λ-returns of the critic (Algorithm 1, line 7), and the critic's gradient.
+        values, td_error = self._td_errors(rollout)
         with torch.no_grad():
-            decay = self.config.gamma * self.config.lam
-            returns = values + lambda_sums(td_error, rollout.starts, decay)
-        squared = (values - returns) ** 2
+            returns = values + lambda_sums(td_error, rollout.starts, config.gamma * config.lam)
+        squared_error = (values - returns) ** 2
         if rollout.valid is not None:
-            squared = squared * rollout.valid
-        value_loss = squared.sum() / samples
+            squared_error = squared_error * rollout.valid
+        value_loss = squared_error.sum() / samples
         self.critic.zero_grad(set_to_none=True)
-        (self.config.value_coef * value_loss).backward()  # type: ignore[no-untyped-call]
+        if value_loss.requires_grad:
+            (config.value_coef * value_loss).backward()  # type: ignore[no-untyped-call]
 
-        entropies, updates = self._assign_credit(rollout, observations, td_error)
+        # The synapses' accumulated updates, Σ η e (lines 6 and 8), and the entropy bonus, which is not delayed.
+        updates, bonuses, entropies = self._credit(rollout, td_error)
+        for name, weight in zip(self.names, self.actor.synaptic_weights, strict=True):
+            gradient = (updates[name] + config.entropy_coef * bonuses[name]) / -samples
+            weight.grad = gradient if weight.requires_grad else None
 
-        norm = nn.utils.clip_grad_norm_(list(self.trained_parameters()), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(list(self.trained_parameters()), config.max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError("learning has diverged: a gradient is not finite; lower the learning rate")
         if not statistics:
@@ -211,71 +258,68 @@ class ActorCriticLearner(nn.Module):
             found["train/std"] = self.actor.head.std.mean().item()
         for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
-            found[f"credit/alignment/{name}"] = probe.cosine(updates[name], steps).item()
+            found[f"credit/alignment/{name}"] = probe.cosine(updates[name], len(rollout.rewards)).item()
         return found
 
-    def _td_errors(self, rollout: Rollout, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """V(s_t) with its graph, and η_t, each (T, E); η = 0 where a step is none."""
+    def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Return V(s_t) with its graph, and η_t, each (T, E); η = 0 where a step is no transition."""
         steps, envs = rollout.rewards.shape
-        rest = torch.cat([rollout.last_observations, rollout.final_observations])
-        all_values = self.critic(torch.cat([observations, rest]))
-        values = all_values[: steps * envs].view(steps, envs)
+        samples = steps * envs
+        observations = rollout.observations.flatten(0, 1)
+        all_values = self.critic(torch.cat([observations, rollout.last_observations, rollout.final_observations]))
+        values = all_values[:samples].view(steps, envs)
         with torch.no_grad():
-            following = torch.cat([values[1:], all_values[None, steps * envs : (steps + 1) * envs]])
-            following[rollout.truncated.bool()] = all_values[(steps + 1) * envs :]
+            following = torch.cat([values[1:], all_values[None, samples : samples + envs]])
+            following[rollout.truncated.bool()] = all_values[samples + envs :]
             td_error = rollout.rewards + self.config.gamma * (1 - rollout.terminated) * following - values
             if rollout.valid is not None:
                 td_error = td_error * rollout.valid
         return values, td_error
 
-    def _assign_credit(
-        self, rollout: Rollout, observations: Tensor, td_error: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Feed the synapses and set the actor's gradients.
+    def _credit(self, rollout: Rollout, td_error: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Advance the synapses by one rollout.
 
         Returns:
-            The entropy of each sample, (T · E,), and ΔW of each layer by name, uphill, summed over steps and
-            environments.
+            By layer name, ΔW = Σ η e and the gradient of the entropy, both uphill and summed over steps and
+            environments; and the entropy of each sample, (T · E,).
         """
         actor, shape = self.actor, rollout.rewards.shape
-        activity = actor.activity(observations)
-        scores = actor.head.scores(activity.output, rollout.actions.flatten(0, 1))
-        entropies, entropy_gradients = actor.head.entropy(activity.output)
+        pre, derivative, output = actor.forward_layers(rollout.observations.flatten(0, 1))
+        scores = actor.head.scores(output, rollout.actions.flatten(0, 1))
+        entropies, entropy_scores = actor.head.entropy(output)
         valid = None if rollout.valid is None else rollout.valid.flatten()[:, None]
-        if valid is not None:  # a step that is none has no credit and leaves no memory
+        if valid is not None:  # a step that is no transition has no credit and leaves no memory
             scores = [score * valid for score in scores]
-            entropy_gradients = [gradient * valid for gradient in entropy_gradients]
-        errors = actor.assign(activity, scores)
-        bonuses = actor.assign(activity, entropy_gradients)
-        true_errors = actor.assign(activity, scores, "backprop") if self._replays_truth else None
+            entropy_scores = [score * valid for score in entropy_scores]
+        errors = actor.layer_errors(derivative, scores)
+        entropy_errors = actor.layer_errors(derivative, entropy_scores)
+        true_errors = errors
+        if self.probes and actor.feedback != "backprop":
+            true_errors = actor.layer_errors(derivative, scores, "backprop")
 
-        updates = {}
-        layers = zip(self.names, actor.synaptic_weights, actor.geometries, strict=True)
-        for layer, (name, weight, geometry) in enumerate(layers):
-            pre, derivative = activity.pre[layer], activity.derivative[layer]
-            remembered = derivative if valid is None else derivative * valid.view(-1, *[1] * (derivative.ndim - 1))
-            gate = derivative if self.config.error_at == "preactivation" else 1.0
+        def by_time(signal: Tensor) -> Tensor:
+            return signal.view(*shape, *signal.shape[1:])
 
-            def chunk(signal: Tensor) -> Tensor:
-                return signal.view(*shape, *signal.shape[1:])
-
-            signals = [chunk(pre), chunk(remembered), chunk(errors[layer] * gate), td_error, rollout.starts]
-            synapses = self.synapses[layer]
-            assert isinstance(synapses, Synapses)
-            updates[name] = synapses(*signals)
+        updates, bonuses = {}, {}
+        for layer, (name, geometry) in enumerate(zip(self.names, actor.geometries, strict=True)):
+            x, derivatives = pre[layer], derivative[layer]
+            remembered = derivatives
+            if valid is not None:
+                remembered = derivatives * valid.view(-1, *[1] * (derivatives.ndim - 1))
+            factor = derivatives if self.config.error_at == "preactivation" else 1.0
+            signals = [by_time(x), by_time(remembered), by_time(errors[layer] * factor), td_error, rollout.starts]
+            updates[name] = self.synapses[layer](*signals)
             if name in self.probes:
-                if true_errors is not None:
-                    signals[2] = chunk(true_errors[layer] * gate)
                 probe = self.probes[name]
                 assert isinstance(probe, AlignmentProbe)
+                if true_errors is not errors:
+                    signals[2] = by_time(true_errors[layer] * factor)
                 probe.record(*signals)
-            # The entropy bonus is the policy's own affair and waits for nothing.
-            bonus = geometry.outer_sum(bonuses[layer] * derivative, pre)
-            weight.grad = (updates[name] + self.config.entropy_coef * bonus) / -len(observations)
-        return entropies, updates
+            bonuses[name] = geometry.outer_sum(entropy_errors[layer] * derivatives, x)
+        return updates, bonuses, entropies
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var[R - V] / Var[R]; nan if the returns do not vary."""
+    """Return 1 - Var[R - V] / Var[R]; nan if the returns do not vary."""
     variance = returns.var(correction=0)
     return float("nan") if variance == 0 else (1 - (returns - values).var(correction=0) / variance).item()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,32 +15,26 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from cet_rl.agents.config import NetworkConfig
 from cet_rl.agents.distributions import Categorical, DiagonalGaussian, Distribution
-from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic, Feedback, split_signs
-
-ActorKind = Literal["mlp", "conv"]
-CriticKind = Literal["auto", "mlp", "conv"]
+from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic, split_signs
 
 Array = npt.NDArray[Any]
 
 
 class CETPolicy(BasePolicy):
-    """An actor without biases and a critic, on inputs split by sign.
+    """Hold an actor without biases and a critic, on observations split by sign.
 
     Args:
-        observation_space: a `Box` of vectors, or of maps with the channels first; images of uint8 are scaled to
-            [0, 1].
+        observation_space: A `Box` of vectors, or of maps with the channels first; uint8 is scaled to 0 … 1.
         action_space: `Discrete`, or a `Box` of vectors (the actor gives the means of a diagonal Gaussian; actions
-            are clipped to the box when they are carried out).
-        lr_schedule: not used here; part of the interface.
-        net_arch: width of the dense hidden layers of actor and critic.
-        activation: of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`.
-        split_observations: whether observations enter as positive and negative parts (paper, App. C); None for
-            only if they can be negative.
-        actor: "mlp" (maps are flattened) or "conv": `CHANNELS` convolutions before the dense layers, for maps.
-        critic: "mlp", "conv" (`ConvCritic`), or "auto": convolutional for maps.
-        feedback: how credit reaches the actor's hidden layers: "backprop", "fa" or "dfa".
-        log_std: of the Gaussian to begin with.
+            are clipped to the box before the environment takes them).
+        lr_schedule: Part of Stable-Baselines3's interface, not used here.
+        **networks: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `split_observations`,
+            `actor`, `critic`, `feedback`, `log_std`.
+
+    Attributes:
+        config: The `NetworkConfig`, with `split_observations` resolved.
 
     Raises:
         ValueError: for spaces or sizes it cannot take.
@@ -52,68 +46,50 @@ class CETPolicy(BasePolicy):
         self,
         observation_space: spaces.Space[Any],
         action_space: spaces.Space[Any],
-        lr_schedule: Schedule,
-        net_arch: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        split_observations: bool | None = None,
-        actor: ActorKind = "mlp",
-        critic: CriticKind = "auto",
-        feedback: Feedback = "backprop",
-        log_std: float = 0.0,
+        lr_schedule: Schedule | None = None,
+        **networks: Any,
     ) -> None:
         super().__init__(observation_space, action_space, normalize_images=False)
-        seen = check_observations(observation_space)
-        if not all(isinstance(width, int) and width >= 1 for width in net_arch):
-            raise ValueError(f"net_arch must list the widths of the hidden layers, got {net_arch!r}")
-        if critic not in get_args(CriticKind):
-            raise ValueError(f"critic must be one of {', '.join(get_args(CriticKind))}, got {critic!r}")
-        if actor not in get_args(ActorKind):
-            raise ValueError(f"actor must be one of {', '.join(get_args(ActorKind))}, got {actor!r}")
-        for name, kind in {"actor": actor, "critic": critic}.items():
-            if kind == "conv" and len(seen.shape) != 3:
+        config, box = NetworkConfig(**networks), check_observations(observation_space)
+        for name in ("actor", "critic"):
+            if getattr(config, name) == "conv" and len(box.shape) != 3:
                 raise ValueError(
-                    f"a convolutional {name} looks at maps, this environment shows vectors of shape {seen.shape}; "
+                    f"a convolutional {name} needs maps, this environment shows vectors of shape {box.shape}; "
                     f"use {name}='mlp' (--{name} mlp)"
                 )
-        self.splits = bool((seen.low < 0).any()) if split_observations is None else split_observations
-        self._arguments = {
-            "net_arch": list(net_arch),
-            "activation": activation,
-            "split_observations": self.splits,
-            "actor": actor,
-            "critic": critic,
-            "feedback": feedback,
-            "log_std": log_std,
-        }
-        self._scale = 1 / 255 if is_image_space(seen) else 1.0
-        first, *rest = seen.shape
+        conv_critic = len(box.shape) == 3 and config.critic != "mlp"
+        if config.actor == "conv" or conv_critic:
+            _check_channels_first(box)
+        splits = config.split_observations
+        self.splits = bool((box.low < 0).any()) if splits is None else splits
+        self.config = replace(config, split_observations=self.splits)
+        self._scale = 1 / 255 if is_image_space(box) else 1.0
+        first, *rest = box.shape
         shape = (first * (2 if self.splits else 1), *rest)  # the parts of a map are further channels
         self.num_features = int(np.prod(shape))
-        channels = CHANNELS if actor == "conv" else ()
-        self.actor = Actor(shape, make_head(action_space, log_std), net_arch, activation, feedback, channels)
-        if len(shape) == 3 and critic != "mlp":
-            self.critic = ConvCritic(shape)
-        else:
-            self.critic = Critic(self.num_features, net_arch)
+        self.actor = Actor(
+            shape,
+            make_head(action_space, config.log_std),
+            config.net_arch,
+            config.activation,
+            config.feedback,
+            CHANNELS if config.actor == "conv" else (),
+        )
+        self.critic = ConvCritic(shape) if conv_critic else Critic(self.num_features, config.net_arch)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {
-            "observation_space": self.observation_space,
-            "action_space": self.action_space,
-            "lr_schedule": None,
-            **self._arguments,
-        }
+        spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
+        return {**spaces_, "lr_schedule": None, **asdict(self.config)}
 
     def features(self, observation: Tensor) -> Tensor:
-        """What both networks see: float32, flat, split by sign where the policy does."""
+        """Return what both networks see: float32, flat, split by sign if the policy splits."""
         flat = observation.to(torch.float32).flatten(1) * self._scale
         return split_signs(flat) if self.splits else flat
 
     def write_features(self, observation: Array, out: npt.NDArray[np.float32]) -> None:
-        """`features` on arrays: (E, *shape) into out, (E, num_features)."""
-        flat = observation.reshape(len(out), -1)
-        n = flat.shape[1]
-        out[:, :n] = flat  # to float32 first: an unsigned integer has no negative
+        """Compute `features` on arrays: (N, *shape) into `out`, (N, num_features)."""
+        n = self.num_features // (1 + self.splits)
+        out[:, :n] = observation.reshape(len(out), n)  # to float32 first: an unsigned integer has no negative
         if self._scale != 1:
             out[:, :n] *= self._scale
         if self.splits:
@@ -121,14 +97,14 @@ class CETPolicy(BasePolicy):
             np.maximum(out, 0, out=out)
 
     def to_environment(self, actions: Array) -> Array:
-        """Actions as the learner counts them, (N, *action_shape), as the environment takes them."""
+        """Turn actions as the learner counts them, (N, *action_shape), into the environment's."""
         if isinstance(self.action_space, spaces.Discrete):
             return np.add(actions, self.action_space.start)
         assert isinstance(self.action_space, spaces.Box)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions (N, …), values and log-probabilities of the actions, (N,)."""
+        """Return actions (N, …), values and log-probabilities of the actions, (N,)."""
         features = self.features(obs)
         distribution = self._distribution(features)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -139,7 +115,7 @@ class CETPolicy(BasePolicy):
         return actions + self._first_action
 
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values, log-probabilities of given actions, and the policy's entropy, each (N,)."""
+        """Return values, log-probabilities of given actions, and the policy's entropy, each (N,)."""
         features = self.features(obs)
         distribution = self._distribution(features)
         if isinstance(self.action_space, spaces.Discrete):
@@ -147,12 +123,12 @@ class CETPolicy(BasePolicy):
         return self.critic(features), distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: Tensor) -> Tensor:
-        """V(s), (N, 1), the shape Stable-Baselines3 expects."""
+        """Return V(s), (N, 1), the shape Stable-Baselines3 expects."""
         values: Tensor = self.critic(self.features(obs))
         return values[:, None]
 
     def get_distribution(self, obs: Tensor) -> CategoricalDistribution | DiagGaussianDistribution:
-        """π(· | s), over actions as the learner counts them."""
+        """Return π(· | s), over actions as the learner counts them."""
         return self._distribution(self.features(obs))
 
     @property
@@ -167,7 +143,7 @@ class CETPolicy(BasePolicy):
 
 
 def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribution:
-    """The distribution over the actions of a space.
+    """Return the distribution over the actions of a space.
 
     Raises:
         ValueError: naming what is wrong and what would be right.
@@ -183,14 +159,14 @@ def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribu
 
 
 def check_observations(space: spaces.Space[Any]) -> spaces.Box:
-    """The space, if the networks can look at it.
+    """Return the space if the networks can take its observations.
 
     Raises:
         ValueError: naming what is wrong and what would be right.
     """
     if not isinstance(space, spaces.Box):
         raise ValueError(
-            f"the networks need a Box of vectors or maps to look at, this environment shows {space}; "
+            f"the networks need a Box of vectors or maps, this environment shows {space}; "
             "gymnasium.wrappers.FlattenObservation makes one"
         )
     if len(space.shape) not in (1, 3):
@@ -199,3 +175,14 @@ def check_observations(space: spaces.Space[Any]) -> spaces.Box:
             f"{space.shape}; gymnasium.wrappers.FlattenObservation makes vectors"
         )
     return space
+
+
+def _check_channels_first(space: spaces.Box) -> None:
+    """Raise ValueError for maps whose channels are last; Stable-Baselines3 transposes uint8 images, not reals."""
+    first, second, last = space.shape
+    if last < min(first, second):
+        raise ValueError(
+            f"observations of shape {space.shape} look like maps with the channels last; convolutions need "
+            "(channels, height, width): transpose them, as with gymnasium.wrappers.TransformObservation, or use "
+            "actor='mlp' and critic='mlp'"
+        )

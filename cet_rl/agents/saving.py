@@ -1,18 +1,211 @@
-"""What agents are made of as plain data, for their files (`cet_rl.runs.archive`)."""
+"""Saving and loading an on-policy agent as JSON and tensors (`cet_rl.runs.archive`), never as a pickle."""
 
 from __future__ import annotations
 
+import inspect
 import math
+import warnings
+from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import torch
 from gymnasium import spaces
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import (
+    ConstantSchedule,
+    FloatSchedule,
+    LinearSchedule,
+    check_for_correct_spaces,
+)
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+from torch import Tensor
+
+from cet_rl import __version__
+from cet_rl.runs import archive
+
+
+class StoredAlgorithm(OnPolicyAlgorithm):
+    """Save and load an algorithm as data, with the interface of Stable-Baselines3.
+
+    A file holds what `get_parameters` returns, the state of `generator`, the constructor's arguments, the spaces
+    and the counters.
+
+    Attributes:
+        generator: The agent's own stream of random numbers.
+    """
+
+    generator: torch.Generator
+    _updates_at_start: int
+    """Updates made before the current run began; intervals between logs count from here."""
+
+    @abstractmethod
+    def constructor_arguments(self) -> dict[str, Any]:
+        """Return the arguments that `load` passes to the constructor, as plain data."""
+
+    @classmethod
+    def arguments_from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Turn what `constructor_arguments` returned, read from a file, into arguments again."""
+        return {**data, "learning_rate": schedule_from_data(data["learning_rate"])}
+
+    @property
+    @abstractmethod
+    def per_environment_parts(self) -> tuple[str, ...]:
+        """Names of those parameters that start afresh when the number of environments differs."""
+
+    def check_environment(self) -> None:
+        """Raise ValueError if the agent cannot go on in `self.env`, whose spaces have been compared."""
+
+    def save(self, path: archive.File, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
+        """Save everything needed to go on: networks, traces, delay lines, optimiser, random state, counters.
+
+        Args:
+            path: a file, ".zip" added if missing, or a binary file object.
+            exclude: part of the interface of Stable-Baselines3; must be left out, as must `include`.
+            include: see `exclude`.
+
+        Raises:
+            ValueError: if something cannot be saved as data.
+        """
+        if exclude or include:
+            raise ValueError("this agent is saved whole: leave exclude and include out")
+        archive.write(path, *self.contents(), what="agent")
+
+    def contents(self) -> archive.Contents:
+        """Return what `save` writes: JSON data, and tensors by name.
+
+        Raises:
+            ValueError: if something cannot be saved as data.
+        """
+        tensors, rest = archive.flatten(
+            {**self.get_parameters(), "generator": {"state": self.generator.get_state()}}
+        )
+        data = {
+            "cet_rl": __version__,
+            "algorithm": type(self).__name__,
+            "policy": self.policy_class.__name__,
+            "arguments": self.constructor_arguments(),
+            "observation_space": space_to_data(self.observation_space),
+            "action_space": space_to_data(self.action_space),
+            "n_envs": self.n_envs,
+            "progress": {
+                "num_timesteps": self.num_timesteps,
+                "n_updates": self._n_updates,
+                "total_timesteps": self._total_timesteps,
+                "remaining": self._current_progress_remaining,
+                "updates_at_start": self._updates_at_start,
+                "episodes": episodes_to_data(self.ep_info_buffer),
+            },
+            "rest": archive.as_json("the optimiser's settings", rest),
+        }
+        return data, tensors
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        path: archive.File,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        policy: str | type[Any] = "MlpPolicy",
+        **kwargs: Any,
+    ) -> Self:
+        """Load an agent saved by `save`. Nothing is unpickled.
+
+        Args:
+            path: the file.
+            env: to go on learning in; not needed to predict.
+            device: where to put the agent.
+            policy: the policy's class, if the agent was made with a custom one.
+            **kwargs: constructor arguments to change, such as `verbose` or `tensorboard_log`.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged or holds another agent, or the environment's spaces differ from the
+                saved ones.
+        """
+        for unused in ("print_system_info", "force_reset"):  # part of the interface
+            kwargs.pop(unused, None)
+        if kwargs.pop("custom_objects", None):
+            raise ValueError("custom_objects has no meaning here: give the arguments to change by name")
+        known = inspect.signature(cls.__init__).parameters
+        if unknown := [name for name in kwargs if name not in known]:
+            raise ValueError(f"load does not know {', '.join(unknown)}")
+        data, tensors = archive.read(path, what="agent")
+        try:
+            if data["algorithm"] != cls.__name__:
+                raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
+            arguments = {**cls.arguments_from_data(data["arguments"]), **kwargs}
+            model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
+            if data["policy"] != model.policy_class.__name__:
+                raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")
+            model.observation_space = space_from_data(data["observation_space"])
+            model.action_space = space_from_data(data["action_space"])
+            model.n_envs = data["n_envs"]
+            if env is not None:
+                model.env = cls._wrap_env(env, model.verbose)
+                check_for_correct_spaces(model.env, model.observation_space, model.action_space)
+                model.n_envs = model.env.num_envs
+                model.check_environment()
+                model._vec_normalize_env = unwrap_vec_normalize(model.env)
+            model._setup_model()
+            model._restore(data, tensors)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever the file's data may be, it can only be wrong
+            if kwargs:
+                raise ValueError(f"{', '.join(kwargs)} cannot be changed for {path}: {error}") from None
+            raise ValueError(f"{path} is damaged: {error}") from None
+        return model
+
+    def _restore(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        saved = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
+        if self.n_envs != data["n_envs"]:
+            warnings.warn(
+                f"saved with {data['n_envs']} environments, loaded with {self.n_envs}: traces start empty",
+                stacklevel=3,
+            )
+            current = self.get_parameters()
+            for part in self.per_environment_parts:
+                kept = {name: value for name, value in saved[part].items() if name.endswith("_per_weight")}
+                saved[part] = {**current[part], **kept}
+        self.generator.set_state(saved.pop("generator")["state"])
+        self.set_parameters(saved, exact_match=True, device=self.device)
+        progress = data["progress"]
+        self.num_timesteps, self._n_updates = progress["num_timesteps"], progress["n_updates"]
+        self._total_timesteps = progress["total_timesteps"]
+        self._current_progress_remaining = progress["remaining"]
+        self._updates_at_start = int(progress["updates_at_start"])
+        self.ep_info_buffer = deque(progress["episodes"], maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+
+    def set_parameters(
+        self,
+        load_path_or_dict: archive.File | dict[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Set the parameters from a dictionary that `get_parameters` returned, or from a file written by `save`.
+
+        Args:
+            load_path_or_dict: the parameters.
+            exact_match: whether all of them must be there.
+            device: part of the interface; parameters go to this agent's device.
+
+        Raises:
+            ValueError: if the file is damaged, or names do not match.
+        """
+        if not isinstance(load_path_or_dict, dict):
+            data, tensors = archive.read(load_path_or_dict, what="agent")
+            load_path_or_dict = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
+            load_path_or_dict.pop("generator")
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
 
 def schedule_to_data(schedule: object) -> float | dict[str, float]:
-    """A learning rate or its schedule as numbers.
+    """Return a learning rate or its schedule as numbers.
 
     Raises:
         ValueError: for a function: functions cannot be saved as data.
@@ -32,12 +225,12 @@ def schedule_to_data(schedule: object) -> float | dict[str, float]:
 
 
 def schedule_from_data(data: float | dict[str, float]) -> float | LinearSchedule:
-    """The inverse of `schedule_to_data`."""
+    """Invert `schedule_to_data`."""
     return LinearSchedule(**data) if isinstance(data, dict) else data
 
 
 def check_rate(schedule: object) -> None:
-    """Raise ValueError unless a learning rate or schedule is positive wherever it should be."""
+    """Raise ValueError unless a learning rate or schedule is positive, or falls to zero or more."""
     data = schedule_to_data(schedule)
     start = data["start"] if isinstance(data, dict) else data
     if not (math.isfinite(start) and start > 0):
@@ -47,12 +240,12 @@ def check_rate(schedule: object) -> None:
 
 
 def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str, float]]:
-    """Return "r" and length "l" of recent episodes, without the time they took."""
+    """Return the return "r" and length "l" of recent episodes, without the time they took."""
     return [{key: float(episode[key]) for key in ("r", "l")} for episode in episodes or ()]
 
 
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A `Box` or `Discrete` space as plain data."""
+    """Return a `Box` or `Discrete` space as plain data."""
     if isinstance(space, spaces.Discrete):
         return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.Box):
@@ -65,7 +258,7 @@ def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_data(data: dict[str, Any]) -> spaces.Space[Any]:
-    """The inverse of `space_to_data`."""
+    """Invert `space_to_data`."""
     if data["kind"] == "discrete":
         return spaces.Discrete(data["n"], start=data["start"])
     dtype = np.dtype(data["dtype"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,11 +17,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents.learner import ActorCriticLearner, ErrorAt, LearnerConfig
+from cet_rl.agents.config import ErrorAt, LearnerConfig, trace_for_delay
+from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
-from cet_rl.agents.recording import Recording
-from cet_rl.agents.saving import check_rate, schedule_to_data
-from cet_rl.agents.stored_algorithm import StoredAlgorithm
+from cet_rl.agents.saving import StoredAlgorithm, check_rate, schedule_to_data
+from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
@@ -28,8 +29,34 @@ from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
+class _Option:
+    """Expose a field of the agent's `LearnerConfig` under Stable-Baselines3's name.
+
+    Setting it takes effect with the next update, or is refused if the traces are built on the value.
+    """
+
+    def __init__(self, field: str, *, fixed: bool = False) -> None:
+        self._field, self._fixed = field, fixed
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, agent: CETActorCritic, owner: type | None = None) -> float:
+        value: float = getattr(agent.learner_config, self._field)
+        return value
+
+    def __set__(self, agent: CETActorCritic, value: float) -> None:
+        if self._fixed and value != getattr(agent.learner_config, self._field):
+            raise AttributeError(
+                f"{self._name} is built into the agent's traces and cannot be changed: make a new agent"
+            )
+        agent.learner_config = replace(agent.learner_config, **{self._field: value})  # type: ignore[arg-type]
+        if hasattr(agent, "learner"):
+            agent.learner.config = agent.learner_config
+
+
 class CETActorCritic(StoredAlgorithm):
-    """Online actor-critic that learns from credit arriving `delay` seconds late (paper, Algorithm 1).
+    """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
     Example:
         >>> model = CETActorCritic("MlpPolicy", "CartPole-v1", delay=8.0, order=5)
@@ -37,44 +64,47 @@ class CETActorCritic(StoredAlgorithm):
 
     Args:
         policy: "MlpPolicy", or a subclass of `CETPolicy`.
-        env: a Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`; what it may show and take is said by
-            `CETPolicy`.
-        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None for what the
-            environment says (`cet_rl.envs.DelayedCredit`), or none.
-        order: number of trace states (cet, sharp, legendre); None for 5; 1 is the classical trace.
+        env: A Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`, with spaces that `CETPolicy` takes.
+        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None: as the
+            environment says (`cet_rl.envs.DelayedCredit`), or no delay.
+        order: Number of trace states (cet, sharp, legendre); None for 5; 1 is the classical trace.
         trace: "cet", "sharp", "legendre", "et", "ltp-ltd", "perfect" or "none"; None for "cet", or for "none"
-            without a delay.
-        normalization: of the trace's kernel, "peak" or "area".
+            without a delay. Or a `TraceConfig`, which includes the trace's other options.
+        normalization: Normalisation of the trace's kernel, "peak" or "area".
         decay: β of the classical trace per step; None for exp(-1/D).
-        stacked: whether delays add up from the output layer down (retrograde signalling); None for what the
-            environment says, or not.
-        discretization: of a cascade, "exact" or "official", see `cet_rl.CET`.
-        trace_options: other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
-        step_duration: seconds one environment step stands for; None for the environment's own clock
-            (`cet_rl.envs.StepClock`), or 0.2 where it has none.
-        learning_rate: of Adam, for actor and critic: a number, `ConstantSchedule` or `LinearSchedule`. The
-            default falls from 5e-4 to zero over the run.
-        n_steps: steps of each environment between updates; 1 is an update after every step.
-        gamma: discount.
-        lam: λ of the RL eligibility trace and of the critic's returns.
-        random_lam: (low, high): one λ per weight of the actor instead, drawn uniformly once.
-        ent_coef: weight of the policy's entropy.
-        vf_coef: weight of the critic's loss.
-        max_grad_norm: joint clip of both gradients.
-        error_at: "preactivation" or "activation", see `LearnerConfig`.
-        alignment: whether to log `credit/alignment/<layer>`.
-        stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device: as in Stable-Baselines3;
-            `policy_kwargs` takes `net_arch`, `activation`, `feedback`, `actor`, `critic`, `split_observations` and
-            `log_std` of `CETPolicy`.
+        stacked: Whether delays add up from the output layer down (retrograde signalling); None: as the environment
+            says, or not.
+        discretization: Discretisation of a cascade, "exact" or "official", see `cet_rl.CET`.
+        trace_options: Other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
+        step_duration: Seconds one environment step stands for; None for the environment's own clock
+            (`cet_rl.envs.StepClock`), or 0.2 if it has none.
+        learning_rate: Learning rate of Adam, for actor and critic: a number, `ConstantSchedule` or
+            `LinearSchedule`. The default falls from 5e-4 to zero over the run.
+        n_steps: Steps of each environment between updates; 1 is an update after every step.
+        gamma, lam, random_lam, max_grad_norm, error_at, alignment: See `cet_rl.agents.LearnerConfig`.
+        ent_coef, vf_coef: Its `entropy_coef` and `value_coef`.
+        policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `feedback`, `actor`,
+            `critic`, `split_observations` and `log_std`.
+        stats_window_size, tensorboard_log, verbose, seed, device: As in Stable-Baselines3.
+
+    Attributes:
+        learner_config: The options of learning. `ent_coef`, `vf_coef` and `max_grad_norm` may be set at any time;
+            `gamma` and `gae_lambda` (λ) are read-only.
+        learner: The `ActorCriticLearner`.
 
     Raises:
-        ValueError: naming the option that cannot be and what would be right.
+        ValueError: naming the option with a wrong value and what would be right.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
     policy: CETPolicy  # type: ignore[assignment]
     learner: ActorCriticLearner
     optimizer: torch.optim.Adam
+    ent_coef = _Option("entropy_coef")
+    vf_coef = _Option("value_coef")
+    max_grad_norm = _Option("max_grad_norm")
+    gamma = _Option("gamma", fixed=True)
+    gae_lambda = _Option("lam", fixed=True)
 
     def __init__(
         self,
@@ -82,7 +112,7 @@ class CETActorCritic(StoredAlgorithm):
         env: GymEnv | str | None,
         delay: float | None = None,
         order: int | None = None,
-        trace: str | None = None,
+        trace: str | TraceConfig | None = None,
         normalization: Normalization = "peak",
         decay: float | None = None,
         stacked: bool | None = None,
@@ -111,6 +141,16 @@ class CETActorCritic(StoredAlgorithm):
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         check_rate(learning_rate)
+        self.learner_config = LearnerConfig(  # its trace follows as soon as the environment has told its delay
+            gamma=gamma,
+            lam=lam,
+            random_lam=random_lam,
+            entropy_coef=ent_coef,
+            value_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            error_at=error_at,
+            alignment=bool(alignment),
+        )
         super().__init__(
             policy=policy,  # type: ignore[arg-type]
             env=env,  # type: ignore[arg-type]
@@ -131,33 +171,23 @@ class CETActorCritic(StoredAlgorithm):
             device=device,
             _init_setup_model=False,
         )
-        told = None if self.env is None else _attribute(self.env, "credit_timing")
-        self.delay = float(delay if delay is not None else told.delay if told else 0.0)
-        self.stacked = bool(stacked if stacked is not None else told.stacked if told else False)
+        told = None if self.env is None else shared_attribute(self.env, "credit_timing")
+        told = told or CreditTiming()
         if step_duration is None and self.env is not None:
-            step_duration = _attribute(self.env, "step_duration")
-        self.step_duration = float(BEHAVIOURAL_STEP if step_duration is None else step_duration)
-        CreditTiming(self.delay, self.step_duration)  # refuses what is no whole number of steps
-        self.learner_config = LearnerConfig(
-            trace=TraceConfig.for_delay(
-                self.delay,
-                trace,
-                order,
-                decay,
-                normalization,
-                stacked=self.stacked,
-                discretization=discretization,
-                options=trace_options,
-            ),
-            gamma=float(gamma),
-            lam=float(lam),
-            random_lam=_pair(random_lam),
-            entropy_coef=float(ent_coef),
-            value_coef=float(vf_coef),
-            max_grad_norm=float(max_grad_norm),
-            error_at=error_at,
-            alignment=bool(alignment),
+            step_duration = shared_attribute(self.env, "step_duration")
+        self.timing = CreditTiming(
+            delay=float(told.delay if delay is None else delay),
+            step_duration=float(BEHAVIOURAL_STEP if step_duration is None else step_duration),
+            stacked=bool(told.stacked if stacked is None else stacked),
         )
+        options = {
+            "order": order,
+            "decay": decay,
+            "normalization": normalization,
+            "discretization": discretization,
+            "options": trace_options,
+        }
+        self.learner_config = replace(self.learner_config, trace=trace_for_delay(self.timing, trace, **options))
         if self.env is not None:
             self.check_environment()
         archive.as_json("the agent's arguments", self.constructor_arguments())  # rather now than after learning
@@ -183,9 +213,7 @@ class CETActorCritic(StoredAlgorithm):
         except TypeError as error:
             raise ValueError(f"policy_kwargs {self.policy_kwargs} do not fit the policy: {error}") from None
         self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
-        self.timing = CreditTiming(
-            self.delay, self.step_duration, stacked=self.stacked, layers=len(self.policy.actor.weights)
-        )
+        self.timing = replace(self.timing, layers=len(self.policy.actor.weights))
         self.learner = ActorCriticLearner(
             self.policy.actor,
             self.policy.critic,
@@ -198,8 +226,8 @@ class CETActorCritic(StoredAlgorithm):
         self.policy.to(self.device)
         self.learner.to(self.device)
         self._make_optimizer()
-        self.rollout_buffer = None  # type: ignore[assignment]  # the recording takes its place
-        self._recording = Recording(self.n_steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
+        self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
+        self._rollout = self._empty_rollout(self.n_steps)
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -235,7 +263,7 @@ class CETActorCritic(StoredAlgorithm):
         if iteration % self._statistics_every == 0:
             super().dump_logs(iteration)
 
-    # What is not finite is refused with the name of the environment it came from, once the rollout is complete.
+    # Numbers that are not finite are refused once the rollout is complete, naming the environment they came from.
     @np.errstate(invalid="ignore", over="ignore")
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -248,61 +276,89 @@ class CETActorCritic(StoredAlgorithm):
         Returns:
             False if a callback asked to stop.
         """
-        assert self._last_obs is not None
-        assert self._last_episode_starts is not None
         self.policy.set_training_mode(False)
-        recording, policy, head = self._recording, self.policy, self.policy.actor.head
-        recording.begin()
-        on_cpu = self.device.type == "cpu"
-        numpy_actor = policy.actor.numpy_forward() if on_cpu else None
+        policy, head = self.policy, self.policy.actor.head
+        if n_rollout_steps != len(self._rollout.rewards):
+            self._rollout = self._empty_rollout(n_rollout_steps)
+        self._rollout.clear()
+        arrays = self._rollout.arrays()
+        numpy_actor = policy.actor.numpy_forward() if self.device.type == "cpu" else None
         resetting = getattr(env, "resetting", None)  # see cet_rl.envs.GymnasiumVecEnv
 
         callback.on_rollout_start()
         # Not before: what is saved at that moment has not drawn yet what it will draw again.
         noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
-        for step in range(n_rollout_steps):
-            features = recording.features[step]
-            policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
-            recording.starts[step] = self._last_episode_starts
-            if resetting is not None:
-                recording.valid[step] = ~resetting
-            outputs = numpy_actor(features) if numpy_actor else self._outputs(features)
-            actions = recording.actions[step] = head.sample(outputs, noise[step])
-            new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
-            self.num_timesteps += env.num_envs
+        recorded, complete = 0, False
+        try:
+            for step in range(n_rollout_steps):
+                assert self._last_obs is not None
+                features = arrays["observations"][step]
+                policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
+                arrays["starts"][step] = self._last_episode_starts
+                if resetting is not None:
+                    arrays["valid"][step] = ~resetting
+                outputs = numpy_actor(features) if numpy_actor else self._outputs(features)
+                actions = arrays["actions"][step] = head.sample(outputs, noise[step])
+                new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
+                self.num_timesteps += env.num_envs
+                arrays["rewards"][step] = rewards
+                if dones.any():
+                    self._record_ends(step, dones, infos)
+                recorded = step + 1
 
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-
-            self._update_info_buffer(infos, dones)
-            recording.rewards[step] = rewards
-            if dones.any():
-                self._record_ends(step, dones, infos)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-        policy.write_features(self._last_obs, recording.features[n_rollout_steps])  # type: ignore[arg-type]
-        recording.check(self.num_timesteps // env.num_envs - n_rollout_steps)
+                callback.update_locals(locals())
+                try:
+                    if not callback.on_step():
+                        return False
+                finally:
+                    self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                self._update_info_buffer(infos, dones)
+            complete = True
+        finally:
+            if not complete:
+                self._skip_rollout(recorded)
+        policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
+        self._rollout.check_finite(self.num_timesteps // env.num_envs - n_rollout_steps)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _outputs(self, features: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _empty_rollout(self, steps: int) -> Rollout:
+        return Rollout.empty(steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
+
+    def _outputs(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.no_grad():
             outputs = self.policy.actor(torch.from_numpy(features).to(self.device))
-        result: np.ndarray[Any, np.dtype[np.float32]] = outputs.cpu().numpy()
+        result: npt.NDArray[np.float32] = outputs.cpu().numpy()
         return result
 
-    def _record_ends(self, step: int, dones: np.ndarray[Any, Any], infos: list[dict[str, Any]]) -> None:
-        recording = self._recording
+    def _record_ends(self, step: int, dones: npt.NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
         for env in np.flatnonzero(dones):
-            if infos[env].get("TimeLimit.truncated", False):
-                recording.truncated[step, env] = 1
-                final = np.zeros((1, recording.features.shape[2]), np.float32)
-                self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final)
-                recording.finals.append((step, int(env), final[0]))
-            else:
-                recording.terminated[step, env] = 1
+            if not infos[env].get("TimeLimit.truncated", False):
+                self._rollout.terminated[step, env] = 1
+                continue
+            self._rollout.truncated[step, env] = 1
+            final = np.zeros((1, self.policy.num_features), np.float32)
+            self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final)
+            self._rollout.final_observations = torch.cat(
+                [self._rollout.final_observations, torch.from_numpy(final)]
+            )
+
+    def _skip_rollout(self, steps: int) -> None:
+        """Advance the traces by a rollout that ended early, after `steps` steps. The weights do not change."""
+        if not steps:
+            return
+        assert self._last_obs is not None
+        self.policy.write_features(self._last_obs, self._rollout.last_observations.numpy())  # type: ignore[arg-type]
+        rollout = self._rollout.first(steps)
+        try:
+            rollout.check_finite(0)
+        except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
+            self._last_episode_starts = np.ones(self.n_envs, bool)
+            return
+        self.learner.accumulate(rollout.to(self.device))
+        self.optimizer.zero_grad()
 
     def train(self) -> None:
         """Update the networks from the rollout just collected."""
@@ -310,7 +366,7 @@ class CETActorCritic(StoredAlgorithm):
         # Statistics are written out after the next rollout: only the update before that needs to compute them.
         updates = self._n_updates - self._updates_at_start
         wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
-        found = self.learner.accumulate(self._recording.rollout(self.device), statistics=wanted)
+        found = self.learner.accumulate(self._rollout.to(self.device), statistics=wanted)
         self.optimizer.step()
         self._n_updates += 1
         if wanted:
@@ -319,25 +375,25 @@ class CETActorCritic(StoredAlgorithm):
                 self.logger.record(name, value)
 
     def check_environment(self) -> None:
-        """Raise ValueError if the environment's clock or delays are not those that the agent counts with."""
+        """Raise ValueError if the environment's clock or delay differs from the agent's."""
         assert self.env is not None
-        clock = _attribute(self.env, "step_duration")
-        if clock is not None and clock != self.step_duration:
+        step_duration = self.timing.step_duration
+        clock = shared_attribute(self.env, "step_duration")
+        if clock is not None and clock != step_duration:
             raise ValueError(
-                f"the agent counts its delays in steps of {self.step_duration:g} s, "
+                f"the agent counts its delays in steps of {step_duration:g} s, "
                 f"the environment's clock says {clock:g} s"
             )
-        told = _attribute(self.env, "credit_timing")
-        if told is not None and told.step_duration != self.step_duration:
+        told = shared_attribute(self.env, "credit_timing")
+        if told is not None and told.step_duration != step_duration:
             raise ValueError(
-                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost clock "
-                f"says {self.step_duration:g} s: give it one clock (step_duration)"
+                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost "
+                f"clock says {step_duration:g} s: give it one clock (step_duration)"
             )
-        if told is not None and (told.delay, told.stacked) != (self.delay, self.stacked):
-            agent, environment = (f"{t.delay:g} s{', stacked' * t.stacked}" for t in (self, told))
+        if told is not None and (told.delay, told.stacked) != (self.timing.delay, self.timing.stacked):
             raise ValueError(
-                f"the agent's credit is {agent} late, the environment says {environment}: leave the agent's delay "
-                "out to take the environment's"
+                f"the agent's credit is {describe_delay(self.timing)} late, the environment says "
+                f"{describe_delay(told)}: leave the agent's delay out to take the environment's"
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -381,7 +437,7 @@ class CETActorCritic(StoredAlgorithm):
 
     @property
     def probes(self) -> torch.nn.ModuleDict:
-        """What measures alignment, for each layer that waits."""
+        """The alignment probes, by name of the delayed layers."""
         return self.learner.probes
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -389,45 +445,23 @@ class CETActorCritic(StoredAlgorithm):
 
     @property
     def per_environment_parts(self) -> tuple[str, ...]:
-        """Traces and recordings belong to the environments they came from."""
+        """The parts that remember what happened in the environments: traces and alignment probes."""
         return ("synapses", "probes")
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """What `load` passes to the constructor, as plain data."""
-        config = asdict(self.learner_config)
-        trace = config.pop("trace")
-        options = dict(trace["options"])
+        """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
-            "delay": self.delay,
-            "order": trace["order"],
-            "trace": trace["kind"],
-            "normalization": trace["normalization"],
-            "decay": options.pop("decay", None),
-            "stacked": self.stacked,
-            "discretization": options.pop("discretization", "exact"),
-            "trace_options": options,
-            "step_duration": self.step_duration,
+            **self.learner_config.as_keywords(),
+            "trace": asdict(self.learner_config.trace),
+            **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,
-            "ent_coef": config.pop("entropy_coef"),
-            "vf_coef": config.pop("value_coef"),
-            **config,
             "stats_window_size": self._stats_window_size,
             "policy_kwargs": self.policy_kwargs,
             "seed": self.seed,
         }
 
-
-def _pair(random_lam: Any) -> tuple[float, float] | None:
-    if random_lam is None:
-        return None
-    try:
-        low, high = map(float, random_lam)
-    except (TypeError, ValueError):
-        raise ValueError(f"random_lam must be two numbers, low and high, got {random_lam!r}") from None
-    return low, high
-
-
-def _attribute(env: VecEnv, name: str) -> Any:
-    """What the first environment's wrappers say under `name`; None if nothing."""
-    return env.get_attr(name)[0] if env.has_attr(name) else None
+    @classmethod
+    def arguments_from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Turn what `constructor_arguments` returned, read from a file, into arguments again."""
+        return {**super().arguments_from_data(data), "trace": TraceConfig(**data["trace"])}

@@ -1,8 +1,7 @@
-"""The actor-critic with cascading eligibility traces in Tianshou's shape: a policy and an on-policy algorithm.
+"""The actor-critic with cascading eligibility traces as a Tianshou policy and on-policy algorithm.
 
-Tianshou's own trainer, collector, buffers and loggers run the two. All learning is that of
-`cet_rl.agents.learner.ActorCriticLearner`, as under `CETActorCritic`: the same transitions give the same gradient.
-Needs the extra `tianshou`.
+Tianshou's own trainer, collector, buffers and loggers run the two. `cet_rl.agents.learner` does the learning, as
+in `CETActorCritic`: the same transitions give the same gradient. Needs the extra `tianshou`.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from tianshou.data.types import DistBatchProtocol, ObsBatchProtocol, RolloutBatc
 from tianshou.trainer import OnPolicyTrainer, OnPolicyTrainerParams
 from tianshou.utils.net.common import ActorCritic
 
-from cet_rl.agents.learner import ActorCriticLearner, ErrorAt, LearnerConfig, Rollout
+from cet_rl.agents.config import LearnerConfig, trace_for_delay
+from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
-from cet_rl.agents.recording import Recording
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig
@@ -36,20 +35,20 @@ Array = npt.NDArray[Any]
 
 
 class CETTianshouPolicy(Policy):
-    """Acts for `CETTianshou`, with the networks of a `CETPolicy`.
+    """Act for `CETTianshou`, with the networks of a `CETPolicy`.
 
-    Actions in Tianshou's buffers are those that the learner counts with: from zero, or reals not yet clipped.
-    `map_action` turns them into the environment's.
+    Tianshou's buffers hold actions as the learner counts them: from zero, or reals not yet clipped. `map_action`
+    turns them into the environment's.
 
     Args:
-        observation_space: what `CETPolicy` can look at.
-        action_space: what `CETPolicy` can act in.
-        deterministic_eval: whether to take the most probable action outside of training, as elsewhere in Tianshou.
-        **networks: the other arguments of `CETPolicy`: `net_arch`, `activation`, `split_observations`, `actor`,
-            `critic`, `feedback`, `log_std`.
+        observation_space: Observation space, see `CETPolicy`.
+        action_space: Action space, see `CETPolicy`.
+        deterministic_eval: Whether to take the most probable action outside of training, as elsewhere in Tianshou.
+        **networks: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `split_observations`,
+            `actor`, `critic`, `feedback`, `log_std`.
 
     Attributes:
-        networks: the `CETPolicy`, actor and critic.
+        networks: The `CETPolicy`, actor and critic.
 
     Raises:
         ValueError: for spaces or sizes it cannot take.
@@ -64,7 +63,7 @@ class CETTianshouPolicy(Policy):
         **networks: Any,
     ) -> None:
         super().__init__(action_space, observation_space, action_scaling=False, action_bound_method=None)
-        self.networks = CETPolicy(observation_space, action_space, lambda _: 0.0, **networks)
+        self.networks = CETPolicy(observation_space, action_space, **networks)
         self.deterministic_eval = deterministic_eval
 
     @torch.no_grad()
@@ -78,7 +77,7 @@ class CETTianshouPolicy(Policy):
 
         Args:
             batch: with `obs`, (N, *shape).
-            state: handed back as it is; nothing here is recurrent.
+            state: returned unchanged; nothing here is recurrent.
             **kwargs: part of Tianshou's interface, not used.
 
         Returns:
@@ -91,94 +90,72 @@ class CETTianshouPolicy(Policy):
         return cast(DistBatchProtocol, Batch(act=actions, dist=distribution.distribution, state=state))
 
     def map_action(self, act: TArr) -> Array:
-        """Actions as the environment takes them: counted from its first, or clipped to its box."""
+        """Turn the learner's actions into the environment's: counted from its first, or clipped to its box."""
         return self.networks.to_environment(self._action_to_numpy(act))
 
     def map_action_inverse(self, act: TArr) -> Array:
-        """Actions of the environment as the learner counts them."""
+        """Turn the environment's actions into the learner's."""
         actions = self._action_to_numpy(act)
         return actions - self.action_space.start if isinstance(self.action_space, spaces.Discrete) else actions
 
 
 @dataclass(kw_only=True)
 class CETTrainingStats(TrainingStats):
-    """What an update tells; `TensorboardLogger` has it as `update/train/…` and `update/credit/alignment/<layer>`.
+    """Hold an update's statistics; `TensorboardLogger` logs `update/train/…`, `update/credit/alignment/<layer>`.
 
     Attributes:
-        train: losses, entropy and norms by name.
+        train: Losses, entropy and norms by name.
         credit: "alignment/<layer>": cosine between the layer's update and the true gradient for the same data.
     """
 
     train: dict[str, float] = field(default_factory=dict)
     credit: dict[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, found: dict[str, float]) -> CETTrainingStats:
-        """From what `ActorCriticLearner.accumulate` found.
-
-        What is no number yet, such as the cosine with an update of zero, is left out: Tianshou averages over
-        updates, and one of them would spoil the next hundred.
-        """
-
-        def under(part: str) -> dict[str, float]:
-            return {
-                path.removeprefix(part): value
-                for path, value in found.items()
-                if path.startswith(part) and math.isfinite(value)
-            }
-
-        return cls(train=under("train/"), credit=under("credit/"))
-
     def get_loss_stats_dict(self) -> dict[str, float]:
-        """All numbers by path, for Tianshou's averages."""
+        """Return all numbers by path, for Tianshou's averages."""
         return {f"{part}/{name}": v for part in ("train", "credit") for name, v in getattr(self, part).items()}
 
 
 class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
-    """Online actor-critic that learns from credit arriving `delay` seconds late (paper, Algorithm 1).
+    """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
-    An update takes a whole collection at once, `n_steps` steps of each of `num_envs` environments, one time:
+    An update uses a whole collection, `n_steps` steps of each of `num_envs` environments, exactly once:
 
         OnPolicyTrainerParams(collection_step_num_env_steps=n_steps * num_envs, batch_size=None, …)
 
     Args:
-        policy: acts, and holds actor and critic.
-        num_envs: environments that the collector steps side by side.
-        n_steps: steps of each of them in a collection.
-        optim: makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
+        policy: Acts, and holds actor and critic.
+        num_envs: Environments that the collector steps side by side.
+        n_steps: Steps of each of them in a collection.
+        optim: Makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
             rate of 5e-4 and ε = 1e-5.
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
-        order, trace, normalization, decay, discretization, trace_options: of the trace, as in `CETActorCritic`.
-        stacked: whether delays add up from the output layer down (retrograde signalling).
-        step_duration: seconds one environment step stands for.
-        gamma: discount.
-        lam: λ of the RL eligibility trace and of the critic's returns.
-        random_lam: (low, high): one λ per weight of the actor instead, drawn uniformly once.
-        ent_coef: weight of the policy's entropy.
-        vf_coef: weight of the critic's loss.
-        max_grad_norm: joint clip of both gradients.
-        error_at: "preactivation" or "activation", see `LearnerConfig`.
-        alignment: whether to measure `credit/alignment/<layer>`.
+        order, trace, normalization, decay, discretization, trace_options: See `CETActorCritic`.
+        stacked: Whether delays add up from the output layer down (retrograde signalling).
+        step_duration: Seconds one environment step stands for.
+        **learning: Fields of `cet_rl.agents.LearnerConfig`: `gamma`, `lam`, `random_lam`, `entropy_coef`,
+            `value_coef`, `max_grad_norm`, `error_at`, `alignment`; or `ent_coef` and `vf_coef`, as in
+            Stable-Baselines3.
 
     Attributes:
-        learner: the networks' synapses and everything they remember, part of `state_dict`.
+        learner: The actor's synapses and everything they remember, part of `state_dict`.
 
     Raises:
-        ValueError: naming what cannot be and what would be right.
+        ValueError: naming the option with a wrong value and what would be right.
     """
 
     last_features: torch.Tensor
     last_done: torch.Tensor
 
     class Optimizer(Algorithm.Optimizer):
-        """Applies gradients that are there already."""
+        """Apply gradients that have been computed already."""
 
         def apply(self) -> None:
-            """One step. The learner has set the gradients and clipped them."""
+            """Take one step. The learner has set the gradients and clipped them."""
             self._optim.step()
 
         def state_dict(self) -> dict[str, Any]:
-            """Tensors and plain numbers; Tianshou's schedules leave numpy's, which `torch.load` refuses."""
+            """Return tensors and plain numbers; Tianshou's schedules leave numpy's, which `torch.load` refuses."""
             state = super().state_dict()
             for group in state["param_groups"]:
                 group.update({key: v.item() for key, v in group.items() if isinstance(v, np.generic)})
@@ -193,21 +170,14 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         optim: OptimizerFactory | None = None,
         delay: float = 0.0,
         order: int | None = None,
-        trace: str | None = None,
+        trace: str | TraceConfig | None = None,
         normalization: Normalization = "peak",
         decay: float | None = None,
         discretization: Discretization = "exact",
         trace_options: Mapping[str, Any] | None = None,
         stacked: bool = False,
         step_duration: float = BEHAVIOURAL_STEP,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        random_lam: tuple[float, float] | None = None,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.25,
-        max_grad_norm: float = 0.5,
-        error_at: ErrorAt = "preactivation",
-        alignment: bool = True,
+        **learning: Any,
     ) -> None:
         super().__init__(policy=policy)
         if n_steps < 1:
@@ -215,42 +185,35 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         networks = policy.networks
         self.num_envs, self.n_steps = num_envs, n_steps
         self.timing = CreditTiming(delay, step_duration, stacked, layers=len(networks.actor.weights))
-        config = LearnerConfig(
-            trace=TraceConfig.for_delay(
-                delay,
-                trace,
-                order,
-                decay,
-                normalization,
-                stacked=stacked,
-                discretization=discretization,
-                options=trace_options,
-            ),
-            gamma=gamma,
-            lam=lam,
-            random_lam=random_lam,
-            entropy_coef=ent_coef,
-            value_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            error_at=error_at,
-            alignment=alignment,
+        trace = trace_for_delay(
+            self.timing,
+            trace,
+            order=order,
+            decay=decay,
+            normalization=normalization,
+            discretization=discretization,
+            options=trace_options,
         )
+        for short, name in {"ent_coef": "entropy_coef", "vf_coef": "value_coef"}.items():
+            if short in learning:
+                learning[name] = learning.pop(short)
+        config = LearnerConfig(trace=trace, **learning)
         self.learner = ActorCriticLearner(
             networks.actor, networks.critic, self.timing, config, num_envs=num_envs, rollout=n_steps
         )
         factory = optim or AdamOptimizerFactory(lr=5e-4, eps=1e-5)
         self.optim = self._create_optimizer(ActorCritic(networks.actor, networks.critic), factory)
-        self._recording = Recording(n_steps, num_envs, networks.num_features, networks.actor.head)
+        self._rollout = Rollout.empty(n_steps, num_envs, networks.num_features, networks.actor.head)
         self._steps_made = 0
-        # What the last collection ended with tells whether the next one goes on from there.
+        # The end of the last collection: the next one continues it, or starts episodes.
         self.register_buffer("last_features", torch.zeros(num_envs, networks.num_features))
         self.register_buffer("last_done", torch.ones(num_envs, dtype=torch.bool))
 
     def create_trainer(self, params: OnPolicyTrainerParams) -> OnPolicyTrainer:
-        """Tianshou's trainer, if its parameters fit this algorithm.
+        """Return Tianshou's trainer.
 
         Raises:
-            ValueError: if they do not, or the run is over before any credit has arrived.
+            ValueError: if the parameters do not fit this algorithm, or the run ends before any credit has arrived.
         """
         _check_update(params.batch_size, params.update_step_num_repetitions)
         collected, wanted = params.collection_step_num_env_steps, self.n_steps * self.num_envs
@@ -265,7 +228,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     def _preprocess_batch(
         self, batch: RolloutBatchProtocol, buffer: ReplayBuffer, indices: Array
     ) -> RolloutBatchProtocol:
-        """See that the batch is what one collection has brought, all of it, one environment after the other."""
+        """Raise ValueError unless the batch is one whole collection, one environment after the other."""
         if buffer.options["ignore_obs_next"] or buffer.options["stack_num"] != 1:
             raise ValueError("the buffer must keep obs and obs_next as they are: no ignore_obs_next, no stack_num")
         edges = buffer.subbuffer_edges
@@ -292,28 +255,35 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     def _update_with_batch(
         self, batch: RolloutBatchProtocol, batch_size: int | None, repeat: int
     ) -> CETTrainingStats:
-        """Advance the synapses by the collection, and take one step with the gradient they give.
+        """Advance the synapses by the collection, and take one step with the resulting gradient.
 
         Raises:
             ValueError: for minibatches, or more than one repetition.
-            FloatingPointError: if a reward, an observation or a gradient is not finite; the weights are then those
-                of the last update.
+            FloatingPointError: if a reward, an observation or a gradient is not finite; the weights stay those of
+                the last update.
         """
         _check_update(batch_size, repeat)
-        found = self.learner.accumulate(self._rollout(batch), statistics=True)
+        self._record(batch)
+        found = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)
         assert isinstance(self.optim, CETTianshou.Optimizer)
         self.optim.apply()
-        return CETTrainingStats.of(found)
 
-    # What is not finite is refused with the name of the environment it came from.
+        def under(part: str) -> dict[str, float]:
+            # Tianshou averages over updates: a nan, such as the cosine with a zero update, would spoil many.
+            values = {path.removeprefix(part): v for path, v in found.items() if path.startswith(part)}
+            return {name: value for name, value in values.items() if math.isfinite(value)}
+
+        return CETTrainingStats(train=under("train/"), credit=under("credit/"))
+
+    # Numbers that are not finite are refused naming the environment they came from.
     @np.errstate(invalid="ignore", over="ignore")
-    def _rollout(self, batch: RolloutBatchProtocol) -> Rollout:
-        """The collection as T steps of E environments.
+    def _record(self, batch: RolloutBatchProtocol) -> None:
+        """Write the collection into the rollout, as T steps of E environments.
 
         Tianshou's collector resets an environment in the step that ends its episode, and `obs_next` is from before
-        the reset: every step is one to learn from, and time limits bootstrap from `obs_next`.
+        the reset: every step is a transition, and truncations bootstrap from `obs_next`.
         """
-        networks, recording = self.policy.networks, self._recording
+        networks, rollout, arrays = self.policy.networks, self._rollout, self._rollout.arrays()
         steps, envs = self.n_steps, self.num_envs
 
         def by_time(values: Any) -> Array:
@@ -321,32 +291,29 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
             return grid.reshape(envs, steps, *grid.shape[1:]).swapaxes(0, 1)
 
         observations, following = by_time(batch.obs), by_time(batch.obs_next)
-        recording.begin()
-        networks.write_features(observations, recording.features[:-1].reshape(steps * envs, -1))
-        networks.write_features(following[-1], recording.features[-1])
-        recording.actions[:], recording.rewards[:] = by_time(batch.act), by_time(batch.rew)
+        networks.write_features(observations, arrays["observations"].reshape(steps * envs, -1))
+        networks.write_features(following[-1], arrays["last_observations"])
+        arrays["actions"][:], arrays["rewards"][:] = by_time(batch.act), by_time(batch.rew)
         terminated = by_time(batch.terminated).astype(bool)
         truncated = by_time(batch.truncated).astype(bool) & ~terminated
-        recording.terminated[:], recording.truncated[:] = terminated, truncated
-        for step, env in np.argwhere(truncated):
-            final = np.zeros((1, networks.num_features), np.float32)
-            networks.write_features(following[step, env][None], final)
-            recording.finals.append((int(step), int(env), final[0]))
-        recording.check(self._steps_made)
+        arrays["terminated"][:], arrays["truncated"][:] = terminated, truncated
+        final = np.zeros((int(truncated.sum()), networks.num_features), np.float32)
+        networks.write_features(following[truncated], final)
+        rollout.final_observations = torch.from_numpy(final)
+        rollout.check_finite(self._steps_made)
         self._steps_made += steps
 
         done = terminated | truncated
-        # Whoever resets the collector ends an episode that no step has ended.
-        elsewhere = (recording.features[0] != self.last_features.cpu().numpy()).any(-1)
-        recording.starts[0] = self.last_done.cpu().numpy() | elsewhere
-        recording.starts[1:] = done[:-1]
-        self.last_features.copy_(torch.from_numpy(recording.features[-1]))
+        # A reset of the collector ends an episode that no step has ended.
+        elsewhere = (arrays["observations"][0] != self.last_features.cpu().numpy()).any(-1)
+        arrays["starts"][0] = self.last_done.cpu().numpy() | elsewhere
+        arrays["starts"][1:] = done[:-1]
+        self.last_features.copy_(rollout.last_observations)
         self.last_done.copy_(torch.from_numpy(done[-1]))
-        return recording.rollout(networks.device)
 
 
 def _check_update(batch_size: int | None, repeat: int) -> None:
-    """Raise ValueError unless an update takes the whole collection, one time."""
+    """Raise ValueError unless an update uses the whole collection exactly once."""
     if batch_size is not None:
         raise ValueError(
             f"an update takes the whole collection at once: batch_size must be None, got {batch_size}"

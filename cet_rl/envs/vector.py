@@ -259,3 +259,34 @@ class GymnasiumVecEnv(VecEnv):
     ) -> list[bool]:
         """Monitored, as far as episodes' returns go; wrapped in nothing else."""
         return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
+
+
+def shared_attribute(env: VecEnv, name: str) -> Any:
+    """Return what the environments' wrappers say under `name`; None if none of them does.
+
+    Raises:
+        ValueError: if environments side by side do not agree.
+    """
+    if env.has_attr(name):
+        values = env.get_attr(name)
+    else:
+        try:  # has_attr is about all of them
+            some = any(env.env_method("has_wrapper_attr", name))
+        except (AttributeError, NotImplementedError):
+            return None
+        if not some:
+            return None
+        raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
+    for value in values:
+        if value != values[0]:
+            first, other = (
+                describe_delay(v) if isinstance(v, CreditTiming) else f"{v:g} s" for v in (values[0], value)
+            )
+            what = "delay" if isinstance(value, CreditTiming) else "clock"
+            raise ValueError(f"environments side by side must have one {what}, these have {first} and {other}")
+    return values[0]
+
+
+def describe_delay(timing: CreditTiming) -> str:
+    """Return "8 s" or "8 s, stacked"."""
+    return f"{timing.delay:g} s{', stacked' * timing.stacked}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from cet_rl.envs import DelayedReward, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
-from cet_rl.traces.registry import parse_trace_options
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "relu": torch.nn.ReLU,
@@ -58,28 +58,9 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
         )
 
     def build(config: RLConfig) -> CETActorCritic:
-        return algorithm(
-            "MlpPolicy",
-            environments(config),
-            order=config.order,
-            trace=config.trace,
-            normalization=config.normalization,
-            decay=config.decay,
-            discretization=config.discretization,
-            trace_options=parse_trace_options(config.trace_options),
-            lam=config.lam,
-            random_lam=config.random_lam,
-            error_at=config.error_at,
-            alignment=config.alignment,
-            policy_kwargs={
-                "net_arch": list(config.hidden),
-                "activation": config.activation,
-                "actor": config.actor,
-                "critic": config.critic,
-                "feedback": config.feedback,
-            },
-            **_common(config),
-        )
+        networks = asdict(config.networks)
+        del networks["split_observations"]  # that follows from the environment
+        return algorithm("MlpPolicy", environments(config), policy_kwargs=networks, **_common(config))
 
     def contents(agent: BaseAlgorithm) -> archive.Contents:
         assert isinstance(agent, CETActorCritic)
@@ -123,14 +104,11 @@ def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
 
 
 def _common(config: RLConfig) -> dict[str, Any]:
-    """Values that Stable-Baselines3's on-policy algorithms and ours take under the same names."""
+    """Return the keywords of our constructor; Stable-Baselines3's algorithms take those they know."""
     return {
+        **config.learner.as_keywords(),
         "learning_rate": LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
         "n_steps": config.n_steps,
-        "gamma": config.gamma,
-        "ent_coef": config.entropy_coef,
-        "vf_coef": config.value_coef,
-        "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
         "device": config.device,
     }

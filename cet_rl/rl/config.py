@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from cet_rl.agents.hyperparameters import check_hyperparameters
+from cet_rl.agents.config import ActorKind, CriticKind, Feedback, LearnerConfig, NetworkConfig
 from cet_rl.runs.config import LayeredConfig, Mark
 
 CONVOLUTIONS = 3
@@ -30,7 +30,7 @@ class RLConfig(LayeredConfig):
     """Lambda of the RL eligibility trace and of the critic's returns."""
     random_lam: Annotated[tuple[float, float] | None, Mark.TRACED] = None
     """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
-    feedback: Annotated[Literal["backprop", "fa", "dfa"], Mark.TRACED] = "backprop"
+    feedback: Annotated[Feedback, Mark.TRACED] = "backprop"
     """How credit reaches hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
     gamma: float = 0.99
     """Discount."""
@@ -44,9 +44,9 @@ class RLConfig(LayeredConfig):
     """Joint norm that the gradients are clipped to."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the dense hidden layers of the actor, and of a dense critic."""
-    actor: Annotated[Literal["mlp", "conv"], Mark.TRACED] = "mlp"
+    actor: Annotated[ActorKind, Mark.TRACED] = "mlp"
     """Dense (maps are flattened) or with three convolutions first, for maps (MinAtar)."""
-    critic: Annotated[Literal["auto", "mlp", "conv"], Mark.TRACED] = "auto"
+    critic: Annotated[CriticKind, Mark.TRACED] = "auto"
     """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
     """Of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
@@ -66,10 +66,23 @@ class RLConfig(LayeredConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_counts("num_envs", "n_steps", "eval_episodes", "eval_max_steps")
-        check_hyperparameters(self)
+        _ = self.learner
         if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
             raise ValueError(f"--hidden must list widths from 1 to 100,000, got {self.hidden}")
         self.timing.check_run(self.total_steps, self.num_envs)
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The options of learning, for agents with synaptic traces."""
+        values = {item.name: getattr(self, item.name) for item in fields(LearnerConfig) if item.name != "trace"}
+        return LearnerConfig(trace=self.trace_config, **values)
+
+    @property
+    def networks(self) -> NetworkConfig:
+        """The options of the networks, for agents with synaptic traces."""
+        return NetworkConfig(
+            self.hidden, self.activation, actor=self.actor, critic=self.critic, feedback=self.feedback
+        )
 
     @property
     def layers(self) -> int:

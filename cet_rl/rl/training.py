@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.agents.runtime_state import pending, restore_pending
-from cet_rl.agents.stored_algorithm import StoredAlgorithm
+from cet_rl.agents.saving import StoredAlgorithm
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.callbacks import LogWriter, SessionCallback, log_every, recent_mean
 from cet_rl.rl.config import RLConfig

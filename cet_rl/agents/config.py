@@ -1,0 +1,150 @@
+"""The agent's options, each in the dataclass that owns it. Needs neither torch nor Stable-Baselines3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.timing import CreditTiming
+
+Feedback = Literal["backprop", "fa", "dfa"]
+"""The route of credit to a hidden layer: "backprop" through the transposed forward weights (weight transport),
+"fa" through fixed random matrices from layer to layer (feedback alignment, Lillicrap et al. 2016), "dfa" through
+fixed random matrices straight from the output (direct feedback alignment, Nøkland 2016)."""
+ErrorAt = Literal["preactivation", "activation"]
+ActorKind = Literal["mlp", "conv"]
+CriticKind = Literal["auto", "mlp", "conv"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Configure the networks of actor and critic.
+
+    Attributes:
+        net_arch: Widths of the dense hidden layers of actor and critic.
+        activation: Activation of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`.
+        split_observations: Whether observations enter as positive and negative parts (paper, App. C); None: only
+            if they can be negative.
+        actor: "mlp" (maps are flattened), or "conv": three convolutions before the dense layers, for maps.
+        critic: "mlp", "conv", or "auto": convolutional for maps.
+        feedback: Route of credit to the actor's hidden layers, see `Feedback`.
+        log_std: Initial log σ of the Gaussian policy for continuous actions.
+
+    Raises:
+        ValueError: naming the option with a wrong value.
+    """
+
+    net_arch: tuple[int, ...] = (256, 256)
+    activation: str = "relu"
+    split_observations: bool | None = None
+    actor: ActorKind = "mlp"
+    critic: CriticKind = "auto"
+    feedback: Feedback = "backprop"
+    log_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (
+            isinstance(self.net_arch, (list, tuple)) and all(isinstance(n, int) and n >= 1 for n in self.net_arch)
+        ):
+            raise ValueError(f"net_arch must list the widths of the hidden layers, got {self.net_arch!r}")
+        object.__setattr__(self, "net_arch", tuple(self.net_arch))
+        _check_choice("actor", self.actor, ActorKind)
+        _check_choice("critic", self.critic, CriticKind)
+        _check_choice("feedback", self.feedback, Feedback)
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Configure learning. Defaults: paper, Table 5.
+
+    Attributes:
+        trace: The synaptic trace that bridges the delay.
+        gamma: γ, the discount, in [0, 1].
+        lam: λ of the RL eligibility trace and of the critic's returns, in [0, 1]; γλ < 1.
+        random_lam: (low, high): one λ per weight of the actor, drawn uniformly once; the critic keeps `lam`.
+        entropy_coef: Weight of the policy's entropy.
+        value_coef: Weight of the critic's loss.
+        max_grad_norm: Global norm that actor's and critic's gradients are clipped to together.
+        error_at: What δ of a hidden layer is taken with respect to: "preactivation" contains f' already and needs
+            an activation whose f' is 0 or 1; "activation" is Eq. 1 as printed.
+        alignment: Whether to measure each layer's alignment: the cosine between its update and the true gradient.
+
+    Raises:
+        ValueError: naming the option with a wrong value.
+    """
+
+    trace: TraceConfig = field(default_factory=TraceConfig)
+    gamma: float = 0.99
+    lam: float = 0.95
+    random_lam: tuple[float, float] | None = None
+    entropy_coef: float = 0.01
+    value_coef: float = 0.25
+    max_grad_norm: float = 0.5
+    error_at: ErrorAt = "preactivation"
+    alignment: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # numpy's numbers are welcome
+        for name in ("gamma", "lam"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
+        if self.random_lam is not None:
+            try:
+                low, high = map(float, self.random_lam)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"random_lam must be two numbers, low and high, got {self.random_lam!r}"
+                ) from None
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"random_lam must be two numbers with 0 <= low <= high <= 1, got {low, high}")
+            object.__setattr__(self, "random_lam", (low, high))
+        if self.gamma * max(self.lam, self.largest_lam) >= 1:
+            raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
+        for name in ("entropy_coef", "value_coef"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value:g}")
+        if not 0 < self.max_grad_norm < math.inf:
+            raise ValueError(f"max_grad_norm must be positive and finite, got {self.max_grad_norm:g}")
+        _check_choice("error_at", self.error_at, ErrorAt)
+
+    @property
+    def largest_lam(self) -> float:
+        """Largest λ that a weight of the actor can have."""
+        return self.lam if self.random_lam is None else self.random_lam[1]
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Return the values under the names that Stable-Baselines3's algorithms and `CETActorCritic` take."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"ent_coef": values.pop("entropy_coef"), "vf_coef": values.pop("value_coef"), **values}
+
+
+def trace_for_delay(timing: CreditTiming, trace: str | TraceConfig | None, **options: Any) -> TraceConfig:
+    """Return the trace that bridges the delay.
+
+    Args:
+        timing: the delay.
+        trace: its name, or all of its configuration; None for the default.
+        **options: of `TraceConfig.for_delay`, for a trace given by name.
+
+    Raises:
+        ValueError: if the options do not fit the trace, or the trace does not fit the delay.
+    """
+    if isinstance(trace, TraceConfig):
+        defaults = {"order": None, "decay": None, "normalization": "peak", "discretization": "exact"}
+        if changed := [name for name, value in options.items() if value and value != defaults.get(name)]:
+            raise ValueError(f"trace is a TraceConfig: set {', '.join(changed)} there")
+        options = asdict(trace)
+    else:
+        options["kind"] = trace
+    return TraceConfig.for_delay(timing.delay, stacked=timing.stacked, **options)
+
+
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise ValueError unless `value` is one of the strings of the Literal `choices`."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
