@@ -169,7 +169,7 @@ def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
         EntryPoint("mine", "a_plugin:register", plugins.GROUP),
         EntryPoint("hers", "a_plugin:broken", plugins.GROUP),
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == plugins.GROUP else [])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found if group == plugins.GROUP else [])
     monkeypatch.setattr(plugins, "_loaded", False)
     with pytest.warns(UserWarning, match=r"plugin hers \(a_plugin:broken\) does not load: not today"):
         assert agents()["mine:ppo"] == "of mine"
