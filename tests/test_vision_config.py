@@ -26,8 +26,8 @@ REFUSALS = [
     ({"salience": 1.01}, ["--salience must lie in (0, 1], got 1.01"]),
     ({"salience": NAN}, ["--salience must lie in (0, 1], got nan"]),
     ({"salience": INF}, ["--salience must lie in (0, 1], got inf"]),
-    ({"salience": 0.003}, ["--salience 0.003 leaves not one image of a batch of 128"]),
-    ({"salience": 0.1, "batch_size": 4}, ["--salience 0.1 leaves not one image of a batch of 4"]),
+    ({"salience": 0.003}, ["--salience 0.003 leaves no image of a batch of 128"]),
+    ({"salience": 0.1, "batch_size": 4}, ["--salience 0.1 leaves no image of a batch of 4"]),
     ({"salience": 0.1, "streams": 2}, ["--salience needs --streams 1"]),
     # Delays and batches.
     ({"delay": 25.6}, ["longest delay is 128 steps", "a batch is only 128 long", "--batch-size", "--streaming"]),
@@ -36,8 +36,8 @@ REFUSALS = [
     ({"delay": 2.0, "streaming": True, "total_steps": 1, "batch_size": 10}, ["10 steps", "only 10 long"]),
     ({"delay": 200.0, "streaming": True, "total_steps": 7}, ["1,000 steps", "only 896 long", "--total-steps"]),
     ({"delay": 200.0, "streaming": True, "streams": 4, "total_steps": 31}, ["only 992 long"]),
-    ({"streams": 3}, ["a batch of 128 images does not part into 3 streams"]),
-    ({"streams": 256}, ["does not part into 256 streams"]),
+    ({"streams": 3}, ["a batch of 128 images does not divide into 3 streams"]),
+    ({"streams": 256}, ["does not divide into 256 streams"]),
     # The soma.
     ({"soma": "trace", "delay": 2.0, "streaming": True}, ["--soma trace", "--streaming does not wait for"]),
     ({"soma": "trace"}, ["--soma trace belongs to a delay"]),

@@ -1,4 +1,4 @@
-"""The configuration of an image classification run."""
+"""Configure an image classification run."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
 
 @dataclass(frozen=True)
 class VisionConfig(LayeredConfig):
-    """What to learn, and how."""
+    """Configure which data set a network learns, with which delay, trace and hyper-parameters."""
 
     delay: float = 0.0
-    """Seconds until credit reaches the synapses; an image is seen for --step-ms. 0: backpropagation."""
+    """Seconds until credit reaches the synapses; an image is shown for --step-ms. 0: backpropagation."""
     normalization: Normalization = "area"
     """Scale of the trace's kernel: area one, or largest value one."""
     step_ms: float = 200.0
-    """Milliseconds that one image is seen."""
+    """Milliseconds for which one image is shown."""
     lr: float = 1e-3
     """Largest learning rate of AdamW."""
     total_steps: int = 20_000
     """Updates, one for each batch."""
     model: Literal["auto", "mlp", "cnn"] = "auto"
-    """auto is an MLP for digits and MNIST, three convolutions for CIFAR-10."""
+    """auto is an MLP for digits and grey images, three convolutions for CIFAR-10 and CIFAR-100."""
     hidden: tuple[int, ...] | None = None
     """Widths of the dense hidden layers. Default 512 512 for the MLP, 512 for the CNN."""
     channels: tuple[int, ...] = (32, 64, 128)
-    """Of the CNN's convolutions."""
+    """Channels of the CNN's convolutions."""
     batch_size: int = 128
     """Images in a batch, which is a stretch of time: each image is one step."""
     streams: int = 1
     """Sequences side by side in a batch."""
     streaming: bool = False
-    """Carry traces and errors from batch to batch; without, what arrives after a batch's end is lost."""
+    """Carry traces and errors from batch to batch; otherwise errors that arrive after a batch's end are lost."""
     salience: float | None = None
     """Share of a batch, the images with the largest losses, that leave traces and cause errors. Default: all."""
     soma: Literal["exact", "trace"] = "exact"
-    """How f' of an image is remembered until its error comes: exactly, or through the trace itself."""
+    """Memory of an image's f' until its error arrives: exact, or through the trace itself."""
     weight_decay: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 1e-3
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     warmup: Annotated[float, Mark.BATCHABLE] = 0.1
     """Share of the run in which the learning rate rises; it then falls to a tenth along a cosine."""
     max_grad_norm: Annotated[float, Mark.BATCHABLE] = 0.5
@@ -56,7 +56,7 @@ class VisionConfig(LayeredConfig):
     validation: bool = False
     """Hold out a tenth of the training set and test on that, to choose hyper-parameters."""
     precision: Literal["float32", "bf16"] = "float32"
-    """Of activations; bf16 is for GPUs."""
+    """Type of activations; bf16 is for GPUs."""
     compile: Annotated[bool, Mark.NEUTRAL] = False
     """Compile the network with torch.compile; pays on GPUs in long runs."""
 
@@ -87,18 +87,18 @@ class VisionConfig(LayeredConfig):
         steps, rest = divmod(self.batch_size, self.streams)
         longest = self.timing.longest_delay
         if rest:
-            raise ValueError(f"a batch of {self.batch_size} images does not part into {self.streams} streams")
+            raise ValueError(f"a batch of {self.batch_size} images does not divide into {self.streams} streams")
         if self.salience is not None and self.streams > 1:
             raise ValueError("--salience needs --streams 1")
         if self.salience is not None and round(self.salience * self.batch_size) < 1:
-            raise ValueError(f"--salience {self.salience:g} leaves not one image of a batch of {self.batch_size}")
+            raise ValueError(f"--salience {self.salience:g} leaves no image of a batch of {self.batch_size}")
         if self.soma == "trace" and self.streaming:
             raise ValueError(
-                "--soma trace remembers images that are seen after the batch, which --streaming does not wait for"
+                "--soma trace needs images shown after the batch, which --streaming does not wait for"
             )
         if self.compile and (self.streaming or self.salience is not None or self.soma == "trace"):
             raise ValueError(
-                "--compile gains nothing with --streaming, --salience and --soma trace, whose pasts are not "
+                "--compile gains nothing with --streaming, --salience and --soma trace, whose memories are not "
                 "tensors of one shape: leave it out"
             )
         if self.soma == "trace" and not self.delay:
@@ -110,33 +110,33 @@ class VisionConfig(LayeredConfig):
             )
         if self.salience is None and not self.streaming and longest >= steps:
             raise ValueError(
-                f"the longest delay is {longest:,} steps, but a batch is only {steps:,} long and forgets all at "
-                "its end: use a larger --batch-size, a shorter delay, or --streaming"
+                f"the longest delay is {longest:,} steps, but a batch is only {steps:,} long and forgets "
+                "everything at its end: use a larger --batch-size, a shorter delay, or --streaming"
             )
 
     @property
     def network(self) -> Network:
-        """mlp or cnn."""
+        """The network, mlp or cnn."""
         return DATASETS[self.task].network if self.model == "auto" else self.model
 
     @property
     def held_out(self) -> str:
-        """What it is tested on, for names of metrics: test, or validation."""
+        """Name of the images tested on, in metrics: test, or validation."""
         return "validation" if self.validation else "test"
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the dense hidden layers."""
+        """Widths of the dense hidden layers."""
         return HIDDEN[self.network] if self.hidden is None else self.hidden
 
     @property
     def layers(self) -> int:
-        """With weights."""
+        """Number of layers with weights."""
         return len(self.widths) + 1 + (len(self.channels) if self.network == "cnn" else 0)
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """What learns, in words for `label`: cet5, streaming."""
+        """Parts of `label` that name the method: cet5, streaming."""
         parts = [self.trace_config.label]
         parts += [self.network] * (self.network != DATASETS[self.task].network)
         parts += ["streaming"] * self.streaming + ["salient"] * (self.salience is not None)

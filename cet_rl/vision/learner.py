@@ -1,4 +1,4 @@
-"""A network that learns to classify images from credit that comes late."""
+"""Train a network to classify images from credit that arrives late."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cet_rl.vision.layers import measured, seen_at, traced_layers
 from cet_rl.vision.models import MODELS
 
 LOWEST_RATE = 0.1
-"""What the learning rate falls to, as a share of its largest value (paper, App. C)."""
+"""Last learning rate, as a share of the largest (paper, App. C)."""
 
 EVALUATED_AT_ONCE = 1000
 """Images of the test set in one forward pass."""
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:
-    """Learning rate of an update, as a share of the largest: a linear rise, then a cosine down to a tenth.
+    """Return an update's learning rate as a share of the largest: a linear rise, then a cosine down to a tenth.
 
     Args:
         step: of the update, from 0.
@@ -42,7 +42,7 @@ def rate_at(step: int, total: int, warmup: float) -> float:
 
 
 def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
-    """The configuration's network with traced layers, seeded, on the CPU.
+    """Return the configuration's network with traced layers, seeded, on the CPU.
 
     Raises:
         ValueError: if the images are too small for it.
@@ -76,7 +76,7 @@ def _check_compiler(device: str) -> None:
 
 
 class ImageLearner:
-    """A network, its optimiser and its stream of batches.
+    """Hold a network, its optimiser and its stream of batches, and learn step by step.
 
     Args:
         config: resolved.
@@ -85,8 +85,8 @@ class ImageLearner:
     Attributes:
         step: updates made.
         network: with traced layers.
-        loss_sum: of the updates since the last `take_loss`.
-        losses: how many these are.
+        loss_sum: sum of the losses since the last `take_loss`.
+        losses: number of these losses.
     """
 
     def __init__(self, config: VisionConfig, data: ImageData) -> None:
@@ -100,26 +100,21 @@ class ImageLearner:
         )
         if config.streaming:
             prepare(self.network, data.in_shape, salient=config.salience is not None)
-        if config.device == "cuda" or config.compile:
-            self._use_matrices()
+        one_matrix = not config.streaming and config.salience is None and config.soma == "exact"
+        if one_matrix and (config.device == "cuda" or config.compile):  # which run that form fastest
+            for layer in traced_layers(self.network).values():
+                if layer.traced:
+                    layer.use_matrix(config.batch_size)
         if config.compile:
             _check_compiler(config.device)
         self._compute = torch.compile(self.network) if config.compile else self.network
-
-    def _use_matrices(self) -> None:
-        """One product with the kernel's whole matrix: what a GPU and a compiler like best."""
-        if self.config.streaming or self.config.salience is not None or self.config.soma != "exact":
-            return
-        for layer in traced_layers(self.network).values():
-            if layer.traced:
-                layer.use_matrix(self.config.batch_size)
 
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
         """Learn from one batch.
 
         Args:
-            limit: the update after which it is measured; None for the next.
-            measure: whether to measure alignment then, if the configuration wants that.
+            limit: the update after which to measure; None for the next.
+            measure: whether to measure alignment then, if the configuration asks for it.
 
         Returns:
             The batch's mean loss before the update, of the salient images where salience selects.
@@ -150,14 +145,14 @@ class ImageLearner:
         return loss.detach()
 
     def take_loss(self) -> float:
-        """Mean of what `advance` has returned since this was last asked for; nan if nothing."""
+        """Return the mean of the losses since the last call; nan if there are none."""
         mean = float(self.loss_sum) / self.losses if self.losses else math.nan
         self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
         return mean
 
     @torch.no_grad()
     def _salient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Places in the batch of the images with the largest losses, increasing."""
+        """Return the positions in the batch of the images with the largest losses, increasing."""
         assert self.config.salience is not None
         count = round(self.config.salience * len(y))
         losses = functional.cross_entropy(self._logits(x), y, reduction="none")
@@ -166,12 +161,12 @@ class ImageLearner:
     def _logits(self, x: Tensor, *, whole: bool = False) -> Tensor:
         half = self.config.precision == "bf16"
         with torch.autocast(self.config.device, torch.bfloat16, enabled=half):
-            # What is compiled measures nothing.
+            # Compiled code does not measure.
             logits: Tensor = self.network(x) if whole else self._compute(x)
         return logits.float() if half else logits
 
     def measurements(self) -> dict[str, float]:
-        """How well it does on the test set, learning rate, and each layer's alignment as last measured."""
+        """Return test accuracy and loss, the learning rate, and each layer's last alignment."""
         accuracy, loss = self.test()
         layers = enumerate(traced_layers(self.network).values())
         held_out = self.config.held_out
@@ -183,14 +178,14 @@ class ImageLearner:
         }
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy and mean loss on the test set, or on what is held out for validation."""
+        """Return accuracy and mean loss on the test set, or on the images held out for validation."""
         accuracy, loss = self.test()
         held_out = self.config.held_out
         return {f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss}
 
     @torch.no_grad()
     def test(self) -> tuple[float, float]:
-        """Share of test images classified right, and their mean loss."""
+        """Return the share of test images classified correctly, and their mean loss."""
         images, labels = self.data.test.images, self.data.test.labels
         self.network.eval()
         right, loss = 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Plain networks for images."""
+"""Build plain networks for images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def mlp(
     *,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """A multilayer perceptron with ReLU: Flatten, (Linear, ReLU) for each hidden layer, Linear.
+    """Build a multilayer perceptron: Flatten, (Linear, ReLU) for each hidden layer, Linear.
 
     Args:
-        in_shape: of one image, (C, H, W).
+        in_shape: shape of one image, (C, H, W).
         classes: number of outputs, at least 2.
         hidden: units of each hidden layer, the input side first; may be empty.
         generator: draws the parameters, see `initialise`; None for torch's global one.
@@ -49,15 +49,15 @@ def cnn(
     *,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """The paper's convolutional network.
+    """Build the paper's convolutional network.
 
     For each entry of `channels` a stage of Conv2d 3×3 (padding 1), ReLU, AvgPool2d(2) and
     BatchNorm2d(affine=False), which halves height and width; then Flatten, Linear, ReLU, Linear.
 
     Args:
-        in_shape: of one image, (C, H, W).
+        in_shape: shape of one image, (C, H, W).
         classes: number of outputs, at least 2.
-        channels: of each stage, the input side first.
+        channels: output channels of each stage, the input side first.
         hidden: units of the dense layer.
         generator: draws the parameters, see `initialise`; None for torch's global one.
 
@@ -92,7 +92,7 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
 
 @torch.no_grad()
 def initialise(layer: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Draw the parameters of a Linear or Conv2d as the authors' code does; returns the same layer.
+    """Draw the parameters of a Linear or Conv2d as the authors' code does, and return the layer.
 
     Weights are Xavier-uniform. Biases too, as matrices of shape (1, outputs): uniform in ±√(6 / (1 + outputs)).
 
