@@ -15,7 +15,7 @@ from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.vision.credit import DerivativeMemory, ErrorAt
-from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear
+from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced_layers
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
@@ -117,26 +117,20 @@ def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False)
         in_shape: shape of one image.
         salient: whether images will have times of their own (`seen_at`).
     """
-    shapes: dict[TracedLayer, tuple[int, ...]] = {}
-    layers = [layer for layer in model.modules() if isinstance(layer, TracedLayer)]
+    layers = traced_layers(model).values()
     hooks = [
-        layer.register_forward_pre_hook(
-            lambda layer, inputs: shapes.__setitem__(layer, tuple(inputs[0].shape[1:]))
-        )
+        layer.register_forward_pre_hook(lambda layer, inputs: layer.prepare(inputs[0].shape[1:], salient=salient))
         for layer in layers
     ]
     training = {module: module.training for module in model.modules()}
-    parameter = next(model.parameters())
     try:
         with torch.no_grad():
-            model.eval()(parameter.new_zeros(1, *in_shape))
+            model.eval()(next(model.parameters()).new_zeros(1, *in_shape))
     finally:
         for module, was in training.items():
             module.training = was
         for hook in hooks:
             hook.remove()
-    for layer, shape in shapes.items():
-        layer.prepare(torch.Size(shape), salient=salient)
 
 
 def _take_activation(parent: nn.Module, child: str) -> str:

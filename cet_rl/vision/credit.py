@@ -201,13 +201,9 @@ class BatchCredit:
         over_images = (0, *range(2, p.ndim))
         return LayerGradients(down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth)
 
-    def correlation(self, steps: int, dtype: torch.dtype, device: torch.device) -> Correlation:
-        """Return g_{u+D-s} at [s, u] for the errors u < T - D that arrive in time; shape (T, T - D)."""
-        return self._cached("credit", steps, steps - self.rule.delay_steps, self.rule.trace, dtype, device)
-
     def matrix(self, steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return the correlation as one square matrix, (T, T), zero for errors that arrive too late."""
-        arriving = self.correlation(steps, dtype, device).matrix
+        """Return g_{u+D-s} at [s, u], zero for errors u that arrive too late; shape (T, T)."""
+        arriving = self._correlation(steps, dtype, device).matrix
         return functional.pad(arriving, (0, self.rule.delay_steps))
 
     def steps(self, batch: int) -> int:
@@ -225,13 +221,16 @@ class BatchCredit:
             )
         return steps
 
-    def _cached(
-        self, use: str, rows: int, columns: int, trace: Trace | None, dtype: torch.dtype, device: torch.device
+    def _correlation(
+        self, steps: int, dtype: torch.dtype, device: torch.device, *, of_derivative: bool = False
     ) -> Correlation:
-        key = (use, rows, dtype, device)
+        """Return g_{u+D-s} at [s, u] for errors u < T - D that arrive in time, or for all and with unit area."""
+        key = (of_derivative, steps, dtype, device)
         if key not in self._correlations:
             forget_oldest(self._correlations)
-            matrix = correlation_matrix(kernel_of(trace, dtype), rows, columns, self.rule.delay_steps)
+            trace, delay = self.rule.trace, self.rule.delay_steps
+            kernel = kernel_of(_with_unit_area(trace) if of_derivative else trace, dtype)
+            matrix = correlation_matrix(kernel, steps, steps if of_derivative else steps - delay, delay)
             self._correlations[key] = Correlation(matrix, dtype, device)
         return self._correlations[key]
 
@@ -241,7 +240,7 @@ class BatchCredit:
         if rule.derivative_memory == "exact":
             return f.gate(grad, y)
         steps = self.steps(len(y))
-        memory = self._cached("derivative", steps, steps, _with_unit_area(rule.trace), y.dtype, y.device)
+        memory = self._correlation(steps, y.dtype, y.device, of_derivative=True)
         return grad * _like(memory.matrix.T @ _by_step(f.derivative(y, y), steps), y)
 
     def _credited_derivative(self, error: Tensor, y: Tensor) -> Tensor:
@@ -249,7 +248,7 @@ class BatchCredit:
         f, steps = self.rule.f, self.steps(len(y))
         p, active = _by_step(error, steps), _by_step(y, steps)
         arriving = p[: steps - self.rule.delay_steps]
-        correlation = self.correlation(steps, p.dtype, p.device)
+        correlation = self._correlation(steps, p.dtype, p.device)
         columns = _COLUMNS if p.device.type == "cpu" else _COLUMNS_ON_DEVICE
         if p.shape[1] <= columns:
             return _like(f.gate(correlation(arriving), active), error)

@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-SHAPE_AXES = 3
-"""Channels, height and width."""
-
 
 def mlp(
     in_shape: Sequence[int],
@@ -25,7 +22,7 @@ def mlp(
         in_shape: shape of one image, (C, H, W).
         classes: number of outputs, at least 2.
         hidden: units of each hidden layer, the input side first; may be empty.
-        generator: draws the parameters, see `initialise`; None for torch's global one.
+        generator: draws the parameters, Xavier-uniform; None for torch's global one.
 
     Returns:
         A network from (B, C, H, W) to logits (B, classes).
@@ -55,14 +52,11 @@ def cnn(
     BatchNorm2d(affine=False), which halves height and width; then Flatten, Linear, ReLU, Linear.
 
     Args:
-        in_shape: shape of one image, (C, H, W).
-        classes: number of outputs, at least 2.
+        in_shape: as for `mlp`.
+        classes: as for `mlp`.
         channels: output channels of each stage, the input side first.
         hidden: units of the dense layer.
-        generator: draws the parameters, see `initialise`; None for torch's global one.
-
-    Returns:
-        A network from (B, C, H, W) to logits (B, classes).
+        generator: as for `mlp`.
 
     Raises:
         ValueError: if a size is not positive, or nothing of the image is left after the last stage.
@@ -77,9 +71,7 @@ def cnn(
         )
     layers: list[nn.Module] = []
     for n_out in channels:
-        # Made on "meta", because layers made on a real device draw from the global generator.
-        convolution = nn.Conv2d(n_in, n_out, kernel_size=3, padding=1, device="meta").to_empty(device="cpu")
-        layers += [initialise(convolution, generator), nn.ReLU()]
+        layers += [_made(nn.Conv2d(n_in, n_out, kernel_size=3, padding=1, device="meta"), generator), nn.ReLU()]
         layers += [nn.AvgPool2d(2), nn.BatchNorm2d(n_out, affine=False)]
         n_in, height, width = n_out, height // 2, width // 2
     layers += [nn.Flatten(), _linear(n_in * height * width, hidden, generator), nn.ReLU()]
@@ -90,29 +82,26 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {"mlp": mlp, "cnn": cnn}
 """Networks by name: each takes in_shape, classes, its own sizes and a generator."""
 
 
+def _linear(n_in: int, n_out: int, generator: torch.Generator | None) -> nn.Module:
+    return _made(nn.Linear(n_in, n_out, device="meta"), generator)
+
+
 @torch.no_grad()
-def initialise(layer: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Draw the parameters of a Linear or Conv2d as the authors' code does, and return the layer.
+def _made(layer: nn.Linear | nn.Conv2d, generator: torch.Generator | None) -> nn.Module:
+    """Return a "meta" layer on the CPU, with parameters drawn as in the authors' code.
 
     Weights are Xavier-uniform. Biases too, as matrices of shape (1, outputs): uniform in ±√(6 / (1 + outputs)).
-
-    Raises:
-        TypeError: if the layer is of another kind.
+    A layer made on the CPU at once would draw from the global generator.
     """
-    if not isinstance(layer, nn.Linear | nn.Conv2d):
-        raise TypeError(f"can initialise Linear and Conv2d, not {type(layer).__name__}")
+    layer = layer.to_empty(device="cpu")
     nn.init.xavier_uniform_(layer.weight, generator=generator)
     if layer.bias is not None:
         nn.init.xavier_uniform_(layer.bias.unsqueeze(0), generator=generator)
     return layer
 
 
-def _linear(n_in: int, n_out: int, generator: torch.Generator | None) -> nn.Module:
-    return initialise(nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu"), generator)
-
-
 def _check(in_shape: Sequence[int], classes: int, widths: Sequence[int]) -> None:
-    if len(in_shape) != SHAPE_AXES or min(in_shape) < 1:
+    if len(in_shape) != 3 or min(in_shape) < 1:
         raise ValueError(f"in_shape must be (channels, height, width), all at least 1, got {tuple(in_shape)}")
     if classes < 2:
         raise ValueError(f"classes must be at least 2, got {classes}")
