@@ -160,7 +160,7 @@ def test_usage(capsys):
     assert "python -m cet_rl.rl.zoo enjoy" in capsys.readouterr().out
     assert zoo.main([]) == 2
     assert zoo.main(["trian"]) == 2
-    assert "choose from train, enjoy" in capsys.readouterr().err
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_what_was_asked_for_wins_over_the_defaults(monkeypatch):

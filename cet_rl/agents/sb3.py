@@ -171,10 +171,12 @@ class CETActorCritic(StoredAlgorithm):
             device=device,
             _init_setup_model=False,
         )
-        told = None if self.env is None else shared_attribute(self.env, "credit_timing")
-        told = told or CreditTiming()
-        if step_duration is None and self.env is not None:
-            step_duration = shared_attribute(self.env, "step_duration")
+        clock, told = None, CreditTiming()
+        if self.env is not None:
+            clock = shared_attribute(self.env, "step_duration")
+            told = shared_attribute(self.env, "credit_timing") or told
+        if step_duration is None:
+            step_duration = clock
         self.timing = CreditTiming(
             delay=float(told.delay if delay is None else delay),
             step_duration=float(BEHAVIOURAL_STEP if step_duration is None else step_duration),

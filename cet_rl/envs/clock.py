@@ -1,4 +1,4 @@
-"""What one transition of an environment stands for, and when credit for it arrives."""
+"""The time that one transition of an environment stands for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
 class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Says how many seconds each step of the environment stands for, and counts them.
+    """Define how many seconds each step of the environment stands for, and count them.
 
-    The clock does not touch the environment's physics: CartPole pushed one way for 200 ms falls within two steps
-    whatever a policy does. `CETActorCritic` reads `step_duration` from it.
+    Delays in seconds become steps of this length; the simulation itself is unchanged. (CartPole pushed one way for
+    200 ms falls within two steps whatever the policy.) `CETActorCritic` reads `step_duration`.
 
     Args:
         env: any environment.
@@ -44,21 +44,21 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step later."""
+        """Take one step."""
         self._steps += 1
         return self.env.step(action)
 
     def get_state(self) -> dict[str, Any]:
-        """Where in the episode it is, as plain data (`cet_rl.envs.snapshot`)."""
+        """Return the position within the episode as plain data (`cet_rl.envs.snapshot`)."""
         return {"steps": self._steps}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `get_state` returned."""
         self._steps = int(state["steps"])
 
 
 def clock_of(env: gym.Env[Any, Any]) -> float:
-    """Seconds a step of the environment stands for, by a clock inside if it has one."""
+    """Return the seconds a step of the environment stands for: as its own clock says, or 0.2."""
     return (
         float(env.get_wrapper_attr("step_duration")) if env.has_wrapper_attr("step_duration") else BEHAVIOURAL_STEP
     )

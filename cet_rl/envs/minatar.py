@@ -1,4 +1,4 @@
-"""The five MinAtar games (Young & Tian 2019) in the shape networks and environment checkers want."""
+"""The five MinAtar games (Young & Tian 2019) with observations that networks and environment checkers accept."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CONSTANT = ("channels", "action_map", "ramping", "random")
 
 
 class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
-    """A MinAtar game whose observations are float32 maps, channels first, and whose rewards are plain floats.
+    """Play a MinAtar game with float32 maps, channels first, as observations and plain floats as rewards.
 
-    MinAtar itself shows bool arrays of shape (10, 10, channels) and rewards of numpy's integer type, which
-    neither networks nor environment checkers take.
+    MinAtar itself gives bool arrays of shape (10, 10, channels) and rewards of numpy's integer type, which
+    neither networks nor environment checkers accept.
 
     Args:
         game: asterix, breakout, freeway, seaquest or space_invaders.
@@ -39,19 +39,19 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Start an episode; shape (channels, 10, 10)."""
+        """Start an episode; the observation has shape (channels, 10, 10)."""
         gym.Env.reset(self, seed=seed)
         self.game.last_action = 0  # MinAtar would let a sticky action stick across episodes
         observation, info = super().reset(seed, options)
         return _maps(observation), info
 
     def step(self, action: int) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """One frame later. There is no time limit."""
+        """Play one frame. There is no time limit."""
         observation, reward, terminated, truncated, info = super().step(action)
         return _maps(observation), float(reward), bool(terminated), truncated, info
 
     def get_state(self) -> dict[str, Any]:
-        """The game and its generators as plain data (`cet_rl.envs.snapshot`)."""
+        """Return the game and its generators as plain data (`cet_rl.envs.snapshot`)."""
         rules, shared = self.game.env, self.game.env.random is self.game.random
         return {
             "game": {name: value for name, value in vars(rules).items() if name not in _CONSTANT},
@@ -61,7 +61,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Restore what `get_state` returned.
 
         Raises:
             ValueError: if it is the state of another game.

@@ -1,4 +1,4 @@
-"""Observations as positive and negative parts, for agents that do not split them themselves."""
+"""Observations split into positive and negative parts, for agents that do not split them themselves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from gymnasium import spaces
 
 
 class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Doubles an observation: its positive part, then its negative part, both non-negative (paper, App. C).
+    """Split an observation into its positive and its negative part, both non-negative (paper, App. C).
 
-    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels.
-
-    `CETActorCritic` splits its inputs itself, and leaves non-negative ones as they are; this is for other agents.
+    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels. `CETActorCritic` splits its
+    inputs itself, and leaves non-negative ones as they are; this is for other agents.
 
     Args:
         env: an environment whose observations are a `Box` of vectors or maps.
@@ -37,12 +36,12 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], gym.utils.Rec
         self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
 
     def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(n, …) to (2n, …)."""
+        """Return both parts: (n, …) to (2n, …)."""
         return np.concatenate([np.maximum(observation, 0), np.maximum(-observation, 0)])
 
     def get_state(self) -> dict[str, Any]:
-        """Nothing: it carries nothing from step to step (`cet_rl.envs.snapshot`)."""
+        """Return an empty state: nothing is kept from step to step (`cet_rl.envs.snapshot`)."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Nothing to take over."""
+        """Do nothing: the state is empty."""

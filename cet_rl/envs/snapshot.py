@@ -1,14 +1,13 @@
-"""Environments in the middle of an episode as plain data, to go on from there in another process.
+"""Environments in the middle of an episode as plain data, to resume them in another process.
 
     state = capture(env)      # numbers, strings, arrays, lists and dicts
-    restore(other, state)     # an environment made alike: it now does what env would have done
+    restore(other, state)     # an environment built alike: it now does what env would have done
 
 An environment, a wrapper or a vector environment takes part in one of two ways:
 
 - It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.typed_json` can
-  encode), and `set_state(state)`, which takes it over. What a wrapper wraps, and the generator `np_random` of
-  Gymnasium, are taken care of; all else that changes from step to step or from episode to episode belongs into the
-  dictionary.
+  encode), and `set_state(state)`, which restores it. Wrapped environments and Gymnasium's generator `np_random`
+  are taken care of; all else that changes from step to step or from episode to episode belongs in the dictionary.
 - `register_snapshot` names the attributes, or the functions, for a class that cannot be changed.
 
 Gymnasium's classic control, its time limit and its stateless wrappers, `Monitor`, `DummyVecEnv`, MinAtar and
@@ -36,7 +35,7 @@ State = dict[str, Any]
 
 
 class CannotCaptureError(ValueError):
-    """Some layer of an environment has no state to give; the message names it."""
+    """Report a layer of an environment whose state cannot be captured."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,25 @@ def register_snapshot(
     get: Callable[[Any], State] | None = None,
     set: Callable[[Any, State], None] | None = None,
 ) -> None:
-    """Say how a class of environments or wrappers is captured. Classes derived from it are not included.
+    """Register how a class of environments or wrappers is captured. Its subclasses are not included.
 
     Args:
         kind: the class.
-        attributes: those that change while it runs; none for a class that carries nothing.
-        get: returns the state of an instance as plain data; in the place of `attributes`, together with `set`.
-        set: takes such a state over.
+        attributes: attributes that change while it runs; none for a stateless class.
+        get: returns the state of an instance as plain data; instead of `attributes`, together with `set`.
+        set: restores such a state.
 
     Raises:
-        ValueError: if only one of `get` and `set` is given, or attributes besides.
+        ValueError: if only one of `get` and `set` is given, or attributes as well.
     """
     if (get is None) != (set is None) or (get is not None and attributes):
         raise ValueError(f"snapshots of {kind.__name__} need attributes, or both get and set")
     if get is None or set is None:
-        get, set = _of_attributes(tuple(attributes))
+        get, set = _attribute_access(tuple(attributes))
     _HANDLERS[kind] = _Handler(get, set)
 
 
-def _of_attributes(names: tuple[str, ...]) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:
+def _attribute_access(names: tuple[str, ...]) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:
     def get(owner: Any) -> State:
         return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
 
@@ -86,13 +85,13 @@ def _of_attributes(names: tuple[str, ...]) -> tuple[Callable[[Any], State], Call
 
 
 def capture(env: Any) -> State:
-    """The state of an environment with all of its wrappers.
+    """Return the state of an environment with all of its wrappers.
 
     Args:
         env: a Gymnasium environment or vector environment, or a `VecEnv` of Stable-Baselines3.
 
     Raises:
-        CannotCaptureError: naming the layer that has no state to give, or fails to.
+        CannotCaptureError: naming the layer whose state cannot be captured.
     """
     return {"layers": [{"type": type(one).__name__, **_layer(one)} for one in _layers(env)]}
 
@@ -101,11 +100,11 @@ def restore(env: Any, state: State) -> None:
     """Put an environment into a captured state.
 
     Args:
-        env: made alike; whether it has been reset does not matter.
-        state: as `capture` gave it; not changed.
+        env: built alike; it need not have been reset.
+        state: from `capture`; not changed.
 
     Raises:
-        ValueError: if the environment is made of other layers, or one of them does not take its state.
+        ValueError: if the environment is made of other layers, or one of them cannot restore its state.
     """
     layers, saved = _layers(env), copy.deepcopy(state["layers"])
     here, there = [type(one).__name__ for one in layers], [str(one["type"]) for one in saved]
@@ -116,7 +115,7 @@ def restore(env: Any, state: State) -> None:
 
 
 def _layers(env: Any) -> list[Any]:
-    """From the outermost wrapper to the environment itself."""
+    """Return the layers, from the outermost wrapper to the environment itself."""
     layers = [env]
     while isinstance(env, gym.Wrapper):
         env = env.env
@@ -134,13 +133,13 @@ def _handler(layer: Any) -> _Handler:
 
 
 def _layer(layer: Any) -> State:
-    """State of one layer, and the generators of an environment at the bottom."""
+    """Return the state of one layer, and the generators of an environment at the bottom."""
     get, name = _handler(layer).get, type(layer).__name__
     try:
         state = copy.deepcopy(get(layer))
     except CannotCaptureError:
         raise
-    except Exception as error:  # whatever somebody's method may do, a run goes on without
+    except Exception as error:  # whatever a third party's method may raise
         raise CannotCaptureError(f"get_state of {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
         raise CannotCaptureError(f"get_state of {name} returns no dictionary")
@@ -164,7 +163,7 @@ def _put_layer(layer: Any, part: State) -> None:
 
 
 def _random_owners(layer: Any, *, used: bool = True) -> dict[str, Any]:
-    """What has a `np_random` of Gymnasium's: an environment, but no wrapper, and its spaces; `used`: by now."""
+    """Return the owners of a Gymnasium `np_random`: an environment (no wrapper) and its spaces; `used`: in use."""
     if isinstance(layer, (gym.Wrapper, SyncVectorEnv)) or not isinstance(layer, (gym.Env, VectorEnv)):
         return {}
     owners = {"own": layer, "action_space": layer.action_space, "observation_space": layer.observation_space}
@@ -177,7 +176,7 @@ def _random_owners(layer: Any, *, used: bool = True) -> dict[str, Any]:
 
 
 def _monitor_state(env: Monitor[Any, Any]) -> State:
-    """The episode that runs, not the list of those that have ended."""
+    """Return the running episode, without the list of those that have ended."""
     return {
         "rewards": np.array(env.rewards, np.float64),
         "needs_reset": env.needs_reset,
@@ -191,42 +190,25 @@ def _set_monitor_state(env: Monitor[Any, Any], state: State) -> None:
     env.total_steps, env.current_reset_info = state["total_steps"], state["reset_info"]
 
 
-def _each_state(env: Any) -> State:
-    return {"envs": [capture(one) for one in env.envs]}
+_SYNC = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
 
 
-def _set_each_state(env: Any, state: State) -> None:
+def _vector_state(env: SyncVectorEnv | DummyVecEnv) -> State:
+    own = _SYNC if isinstance(env, SyncVectorEnv) else ()
+    return {"envs": [capture(one) for one in env.envs], **{name: getattr(env, name) for name in own}}
+
+
+def _set_vector_state(env: SyncVectorEnv | DummyVecEnv, state: State) -> None:
     if len(env.envs) != len(state["envs"]):
         raise ValueError(f"there are {len(env.envs)} environments here, {len(state['envs'])} in the state")
     for one, saved in zip(env.envs, state["envs"], strict=True):
         restore(one, saved)
-
-
-def _set_dummy_state(env: DummyVecEnv, state: State) -> None:
-    _set_each_state(env, state)
-    env._reset_seeds()  # they are for the first reset, which is long past
-    env._reset_options()
-
-
-_SYNC = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
-
-
-def _sync_state(env: SyncVectorEnv) -> State:
-    return {**_each_state(env), **{name: getattr(env, name) for name in _SYNC}}
-
-
-def _set_sync_state(env: SyncVectorEnv, state: State) -> None:
-    _set_each_state(env, state)
+    if isinstance(env, DummyVecEnv):
+        env._reset_seeds()  # they are for the first reset, which is long past
+        env._reset_options()
+        return
     for name in _SYNC:
         setattr(env, name, state[name])
-
-
-def _transposed_state(env: VecTransposeImage) -> State:
-    return {"venv": capture(env.venv)}
-
-
-def _set_transposed_state(env: VecTransposeImage, state: State) -> None:
-    restore(env.venv, state["venv"])
 
 
 register_snapshot(classic_control.CartPoleEnv, ("state", "steps_beyond_terminated"))
@@ -237,9 +219,13 @@ register_snapshot(classic_control.PendulumEnv, ("state", "last_u"))
 register_snapshot(
     cartpole.CartPoleVectorEnv, ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated")
 )
-register_snapshot(SyncVectorEnv, get=_sync_state, set=_set_sync_state)
-register_snapshot(DummyVecEnv, get=_each_state, set=_set_dummy_state)
-register_snapshot(VecTransposeImage, get=_transposed_state, set=_set_transposed_state)
+register_snapshot(SyncVectorEnv, get=_vector_state, set=_set_vector_state)
+register_snapshot(DummyVecEnv, get=_vector_state, set=_set_vector_state)
+register_snapshot(
+    VecTransposeImage,
+    get=lambda env: {"venv": capture(env.venv)},
+    set=lambda env, state: restore(env.venv, state["venv"]),
+)
 register_snapshot(Monitor, get=_monitor_state, set=_set_monitor_state)
 register_snapshot(gym.wrappers.TimeLimit, ("_elapsed_steps",))
 register_snapshot(gym.wrappers.OrderEnforcing, ("_has_reset",))

@@ -17,7 +17,7 @@ _GAMES = {
     "Seaquest": ("seaquest", "rescue divers, mind the oxygen; 10 maps of 10 × 10, 6 actions"),
     "SpaceInvaders": ("space_invaders", "shoot down rows of aliens; 6 maps of 10 × 10, 4 actions"),
 }
-"""MinAtar's games by the name in their ids: MinAtar's own name, and a line about each with the actions of -v1."""
+"""MinAtar's games by the name in their ids: MinAtar's own name, and a summary with the actions of -v1."""
 
 _MINATAR = "cet_rl.envs.minatar:MinAtarEnv"
 
@@ -27,8 +27,8 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
 
     Args:
         task: Gymnasium id.
-        summary: a line about it.
-        entry_point: "module:Class", or a function that makes one; None if the id is registered already.
+        summary: one line for the list.
+        entry_point: "module:Class", or a function that returns one; None if the id is registered already.
         **options: for `gymnasium.register`, such as `max_episode_steps` and `kwargs`.
 
     Raises:
@@ -42,19 +42,19 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
 
 
 def ready() -> dict[str, str]:
-    """Gymnasium ids and a line about each, plugins' own included. Others work as well: see `make_env`."""
+    """Return Gymnasium ids and a summary of each, plugins' included. Others work as well: see `make_env`."""
     load_plugins()
     return dict(_READY)
 
 
 def register_minatar() -> None:
-    """Put our form of the MinAtar games under their ids, in the place of MinAtar's own if those came first."""
+    """Register our form of the MinAtar games under their ids, replacing MinAtar's own if those came first."""
     for name, (game, _) in _GAMES.items():
         for version, minimal in (("v0", False), ("v1", True)):
             task = f"MinAtar/{name}-{version}"
             known = gym.registry.get(task)
             if known is None or known.entry_point != _MINATAR:
-                gym.registry.pop(task, None)  # Gymnasium would warn of what we mean to do
+                gym.registry.pop(task, None)  # without Gymnasium's warning
                 gym.register(task, _MINATAR, kwargs={"game": game, "use_minimal_action_set": minimal})
 
 
@@ -62,7 +62,7 @@ register_env("CartPole-v1", "hold a pole up; 4 numbers, 2 actions, at most 500 s
 register_env("Acrobot-v1", "swing two links up; 6 numbers, 3 actions, at most 500 steps")
 register_env("MountainCar-v0", "drive out of a valley; 2 numbers, 3 actions, at most 200 steps")
 register_env("LunarLander-v3", "land between two flags; 8 numbers, 4 actions, at most 1000 steps")
-register_env("LunarLanderContinuous-v3", "the same with two real actions")
+register_env("LunarLanderContinuous-v3", "land between two flags; 8 numbers, 2 real actions, at most 1000 steps")
 register_env("Pendulum-v1", "swing a pendulum up; 3 numbers, 1 real action, 200 steps")
 register_minatar()
 for _name, (_, _summary) in _GAMES.items():

@@ -1,9 +1,10 @@
-"""Vector environments for training and evaluation, in the shape Stable-Baselines3 expects."""
+"""Vector environments for training and evaluation, with the interface of Stable-Baselines3."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -24,32 +25,32 @@ from cet_rl.runs.values import unknown
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 Vectorization = Literal["each", "numpy"]
-EnvBuilder = Callable[..., gym.Env[Any, Any]]
+Env = gym.Env[Any, Any]
 
 
 def make_env(
-    task: str | EnvBuilder,
+    task: str | Callable[..., Env],
     step_duration: float | None = None,
     *,
     delay: float | None = None,
     stacked: bool = False,
     max_episode_steps: int | None = None,
-    wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    wrappers: Iterable[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> Monitor:
-    """One environment with a clock, its episodes' returns and lengths recorded.
+    """Make one environment with a clock that records the returns and lengths of its episodes.
 
     Args:
         task: a Gymnasium id, or a function that returns a new environment.
-        step_duration: seconds a step stands for; None for what the environment's own clock says, or 0.2.
+        step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
         delay: seconds until credit reaches an agent that asks (`DelayedCredit`); None to leave it to the agent.
         stacked: whether that delay adds up from the output layer down.
-        max_episode_steps: where to cut an episode off; None for the environment's own limit.
+        max_episode_steps: steps after which an episode is truncated; None for the environment's own limit.
         wrappers: further wrappers, innermost first.
         **kwargs: for the environment.
 
     Raises:
-        ValueError: for an id that is not registered, with the nearest that are.
+        ValueError: for an id that is not registered, with the nearest one that is.
     """
     if callable(task):
         env = task(**kwargs)
@@ -69,7 +70,7 @@ def make_env(
 
 
 def make_vec_env(
-    task: str | EnvBuilder,
+    task: str | Callable[..., Env],
     num_envs: int = 1,
     seed: int | None = None,
     step_duration: float | None = None,
@@ -78,27 +79,22 @@ def make_vec_env(
     stacked: bool = False,
     vectorization: Vectorization = "each",
     max_episode_steps: int | None = None,
-    wrappers: Iterable[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    wrappers: Iterable[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> VecEnv:
-    """Several environments side by side.
+    """Make several environments side by side.
 
-    Both forms tell a termination (`terminal_observation`, no more to come) from a time limit
-    (`TimeLimit.truncated`, to be bootstrapped), and start the next episode by themselves: "each" within the step
-    that ended the last, "numpy" in a step of its own, which an agent must not learn from (`GymnasiumVecEnv`).
+    Both forms distinguish a termination (`terminal_observation`) from a truncation (`TimeLimit.truncated`, to be
+    bootstrapped), and start the next episode by themselves: "each" within the step that ended the last, "numpy" in
+    a step of its own, which an agent must not learn from (`GymnasiumVecEnv`).
 
     Args:
         task: a Gymnasium id, or a function that returns a new environment.
-        num_envs: how many.
-        seed: of the first; the others follow on it.
-        step_duration: seconds a step stands for; None for what the environment's own clock says, or 0.2.
-        delay: seconds until credit reaches an agent that asks (`DelayedCredit`); None to leave it to the agent.
-        stacked: whether that delay adds up from the output layer down.
+        num_envs: number of environments.
+        seed: of the first environment; the others count on from it.
+        step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form where it has one (CartPole has), faster from ten or so of them on.
-        max_episode_steps: where to cut an episode off; None for the environment's own limit.
-        wrappers: further wrappers for each environment, innermost first.
-        **kwargs: for the environment.
+            environment's own vectorised form if it has one (CartPole has), faster from about ten environments on.
 
     Raises:
         ValueError: for an unknown id, fewer than one environment, or a vectorised form that does not exist.
@@ -106,25 +102,15 @@ def make_vec_env(
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
     spec = None if callable(task) else find_task(task)
+    wrappers = tuple(wrappers)
     if vectorization == "each":
-        wrappers = tuple(wrappers)
-
-        def build() -> gym.Env[Any, Any]:
-            return make_env(
-                task,
-                step_duration,
-                delay=delay,
-                stacked=stacked,
-                max_episode_steps=max_episode_steps,
-                wrappers=wrappers,
-                **kwargs,
-            )
-
+        options: dict[str, Any] = {"delay": delay, "stacked": stacked, "max_episode_steps": max_episode_steps}
+        build: Callable[[], Env] = partial(make_env, task, step_duration, wrappers=wrappers, **options, **kwargs)
         env: VecEnv = DummyVecEnv([build] * num_envs)
     elif vectorization == "numpy":
         if spec is None or spec.vector_entry_point is None:
             raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
-        if tuple(wrappers):
+        if wrappers:
             raise ValueError("wrappers of single environments need vectorization='each'")
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
@@ -140,10 +126,10 @@ def make_vec_env(
 
 
 def find_task(task: str) -> EnvSpec:
-    """What is registered under a Gymnasium id; as there, "module:Id-v0" imports the module first.
+    """Return the specification of a Gymnasium id; as in Gymnasium, "module:Id-v0" imports the module first.
 
     Raises:
-        ValueError: if nothing is, naming the nearest ids.
+        ValueError: if there is none, naming the nearest id.
     """
     module, colon, name = task.rpartition(":")
     load_plugins()
@@ -158,26 +144,57 @@ def find_task(task: str) -> EnvSpec:
         raise unknown("environment", name, reversed(gym.registry), otherwise) from None
 
 
-class GymnasiumVecEnv(VecEnv):
-    """A Gymnasium vector environment as a Stable-Baselines3 one, whichever way it resets itself.
+class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Count discrete actions from zero, for agents that ignore the `start` of their action space.
 
-    Episodes are recorded as `Monitor` does. Where the environment resets in the step *after* an episode's end
+    Args:
+        env: any environment; without discrete actions, nothing changes.
+    """
+
+    def __init__(self, env: Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space = env.action_space
+        self._first = int(space.start) if isinstance(space, gym.spaces.Discrete) else 0
+        if self._first:
+            self.action_space = gym.spaces.Discrete(space.n)  # type: ignore[attr-defined]
+
+    def action(self, action: Any) -> Any:
+        """Return the environment's action."""
+        return action + self._first if self._first else action
+
+    def get_state(self) -> dict[str, Any]:
+        """Return an empty state: nothing is kept from step to step (`cet_rl.envs.snapshot`)."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Do nothing: the state is empty."""
+
+
+class GymnasiumVecEnv(VecEnv):
+    """Present a Gymnasium vector environment as a Stable-Baselines3 one, whichever way it resets itself.
+
+    Episodes are recorded as by `Monitor`. If the environment resets in the step *after* an episode's end
     (`AutoresetMode.NEXT_STEP`), that step is no transition: its action is ignored and its reward zero. `resetting`
-    says of which environments the coming step is one, and `CETActorCritic` lets time pass there without learning.
+    marks the environments whose coming step is one; there `CETActorCritic` lets time pass without learning.
 
     Args:
         env: any `gymnasium.vector.VectorEnv` that resets itself.
         step_duration: seconds a step stands for.
 
     Attributes:
-        resetting: (num_envs,) bool, live.
-        credit_timing: as `DelayedCredit` has it; None to leave it to the agent.
+        resetting: (num_envs,) bool, updated in place.
+        credit_timing: as in `DelayedCredit`; None to leave it to the agent.
+
+    Raises:
+        ValueError: if the environment does not reset itself.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
-        self._next_step = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP) == AutoresetMode.NEXT_STEP
-        if env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
+        mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        if mode == AutoresetMode.DISABLED:
             raise ValueError("the vector environment must reset itself: its autoreset mode is 'disabled'")
+        self._next_step = mode == AutoresetMode.NEXT_STEP
         self.env, self.step_duration = env, step_duration
         self.credit_timing: CreditTiming | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -198,23 +215,19 @@ class GymnasiumVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """One step of each environment."""
+        """Step each environment."""
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
-        real = ~self.resetting
-        self._returns += np.where(real, rewards, 0)
-        self._lengths += real
+        self._returns += np.where(self.resetting, 0, rewards)
+        self._lengths += ~self.resetting
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones):
             final = observations[index] if self._next_step else info["final_obs"][index]
+            episode = {"r": float(self._returns[index]), "l": int(self._lengths[index])}
             infos[index] = {
                 "terminal_observation": np.array(final),
                 "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
-                "episode": {
-                    "r": float(self._returns[index]),
-                    "l": int(self._lengths[index]),
-                    "t": round(time.time() - self._began, 6),
-                },
+                "episode": {**episode, "t": round(time.time() - self._began, 6)},
             }
         self._returns[dones], self._lengths[dones] = 0, 0
         if self._next_step:
@@ -222,16 +235,12 @@ class GymnasiumVecEnv(VecEnv):
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
 
     def get_state(self) -> dict[str, Any]:
-        """The environments and their running episodes as plain data (`cet_rl.envs.snapshot`)."""
-        return {
-            "env": capture(self.env),
-            "resetting": self.resetting,
-            "returns": self._returns,
-            "lengths": self._lengths,
-        }
+        """Return the environments and their running episodes as plain data (`cet_rl.envs.snapshot`)."""
+        running = {"resetting": self.resetting, "returns": self._returns, "lengths": self._lengths}
+        return {"env": capture(self.env), **running}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `get_state` returned."""
         restore(self.env, state["env"])
         self._reset_seeds()  # they are for the first reset, which is long past
         self.resetting[:] = state["resetting"]
@@ -242,49 +251,50 @@ class GymnasiumVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of this object or of the vector environment, once for each index."""
+        """Return an attribute of this object or of the vector environment, once for each index."""
         owner = self if attr_name in ("step_duration", "credit_timing") else self.env
         return [getattr(owner, attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Not possible: the environments are one object."""
+        """Raise NotImplementedError: the environments are one object."""
         raise NotImplementedError("attributes of a vectorised environment cannot be set one by one")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Not possible: the environments are one object."""
+        """Raise NotImplementedError: the environments are one object."""
         raise NotImplementedError("methods of a vectorised environment cannot be called one by one")
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Monitored, as far as episodes' returns go; wrapped in nothing else."""
+        """Return True for `Monitor`, whose records this class keeps, and False for any other wrapper."""
         return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
 
 
 def shared_attribute(env: VecEnv, name: str) -> Any:
-    """Return what the environments' wrappers say under `name`; None if none of them does.
+    """Return the value that the environments' wrappers have under `name`; None if none has one.
+
+    Args:
+        env: the environments.
+        name: "step_duration" or "credit_timing".
 
     Raises:
-        ValueError: if environments side by side do not agree.
+        ValueError: if environments side by side disagree.
     """
-    if env.has_attr(name):
-        values = env.get_attr(name)
-    else:
-        try:  # has_attr is about all of them
+    if not env.has_attr(name):  # not all of them have one
+        try:
             some = any(env.env_method("has_wrapper_attr", name))
         except (AttributeError, NotImplementedError):
-            return None
-        if not some:
-            return None
-        raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
-    for value in values:
-        if value != values[0]:
-            first, other = (
-                describe_delay(v) if isinstance(v, CreditTiming) else f"{v:g} s" for v in (values[0], value)
-            )
-            what = "delay" if isinstance(value, CreditTiming) else "clock"
-            raise ValueError(f"environments side by side must have one {what}, these have {first} and {other}")
-    return values[0]
+            some = False
+        if some:
+            raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
+        return None
+    first, *others = env.get_attr(name)
+    for other in others:
+        if other != first:
+            what = "delay" if isinstance(other, CreditTiming) else "clock"
+            shown = [describe_delay(v) if isinstance(v, CreditTiming) else f"{v:g} s" for v in (first, other)]
+            raise ValueError(f"environments side by side must have one {what}, these have {' and '.join(shown)}")
+    return first
 
 
 def describe_delay(timing: CreditTiming) -> str:

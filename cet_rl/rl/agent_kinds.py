@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from cet_rl.agents.runtime_state import restore, runtime_state
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
-from cet_rl.envs import DelayedReward, make_vec_env
+from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
@@ -30,14 +30,14 @@ ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "tanh": torch.nn.Tanh,
     "sigmoid": torch.nn.Sigmoid,
 }
-"""Modules for those who do not take ours (`cet_rl.credit.activations`)."""
+"""Activations as modules, for agents other than ours (`cet_rl.credit.activations`)."""
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:
-    """A class of algorithms as an agent.
+    """Return the agent kind of a class of algorithms.
 
     Raises:
-        ValueError: if it is none of Stable-Baselines3's kind.
+        ValueError: if it is not derived from Stable-Baselines3's `BaseAlgorithm`.
     """
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
@@ -45,7 +45,7 @@ def kind_of(algorithm: object, name: str) -> AgentKind:
 
 
 def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
-    """Ours, which bridges the delay itself; the delay travels with the environment."""
+    """Return the kind of our agent, which bridges the delay itself and takes it from the environment."""
 
     def environments(config: RLConfig) -> VecEnv:
         return make_vec_env(
@@ -74,13 +74,14 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
 
 
 def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
-    """An algorithm that knows of no delay: it gets the configuration's values as far as it takes them."""
+    """Return the kind of an algorithm without a delay of its own; it gets the options that it knows."""
     takes = inspect.signature(algorithm.__init__).parameters
 
     def build(config: RLConfig) -> BaseAlgorithm:
-        env = make_vec_env(
-            config.task, config.num_envs, config.seed, config.step_duration, wrappers=_late_rewards(config)
-        )
+        wrappers: list[Any] = [ActionsFromZero]
+        if config.delay:  # in steps of the clock that `make_env` puts inside
+            wrappers.append(partial(DelayedReward, delay=config.delay))
+        env = make_vec_env(config.task, config.num_envs, config.seed, config.step_duration, wrappers=wrappers)
         values: dict[str, Any] = {
             **_common(config),
             "gae_lambda": config.lam,
@@ -90,7 +91,7 @@ def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
             },
             "batch_size": min(128, config.n_steps * config.num_envs),
         }
-        if not issubclass(algorithm, OnPolicyAlgorithm):  # of returns there, and a temperature
+        if not issubclass(algorithm, OnPolicyAlgorithm):  # there they mean n-step returns and a temperature
             del values["n_steps"], values["ent_coef"]
         if issubclass(algorithm, A2C):
             values["use_rms_prop"] = False  # Adam, as ours
@@ -114,12 +115,6 @@ def _common(config: RLConfig) -> dict[str, Any]:
     }
 
 
-def _late_rewards(config: RLConfig) -> list[Any]:
-    if not config.delay:
-        return []
-    return [partial(DelayedReward, delay=config.delay)]  # in steps of the clock that `make_env` puts inside
-
-
 def _contents(agent: BaseAlgorithm) -> archive.Contents:
     """Return networks, optimisers and progress as JSON and tensors; such algorithms' own `save` pickles."""
     tensors, rest = archive.flatten(agent.get_parameters())
@@ -135,7 +130,7 @@ def _contents(agent: BaseAlgorithm) -> archive.Contents:
 
 
 def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:
-    """An agent made anew from its configuration, with the parameters of a file."""
+    """Build an agent from its configuration, with the parameters of a file."""
     data, tensors = archive.read(file, what="agent")
     agent: BaseAlgorithm = build(config)
     if data.get("algorithm") != type(agent).__name__:

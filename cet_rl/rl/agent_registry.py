@@ -1,7 +1,8 @@
-"""The agents by name, and what a run needs to know of each: `cet-rl list agents`, `--agent NAME`."""
+"""The agents by name, and how a run makes, saves and restores each: `cet-rl list agents`, `--agent NAME`."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,21 +46,15 @@ class AgentKind:
     restore: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 
 
-@dataclass(frozen=True)
-class _Entry:
-    summary: str
-    make: Callable[[], AgentKind]
-
-
-_AGENTS: dict[str, _Entry] = {}
+_AGENTS: dict[str, tuple[str, Callable[[], AgentKind]]] = {}
 
 
 def register_agent(name: str, summary: str, make: Callable[[], AgentKind]) -> None:
-    """Add an agent to what `--agent` takes.
+    """Add an agent to the names that `--agent` takes.
 
     Args:
-        name: of the agent, such as mine:a2c.
-        summary: a line about it.
+        name: such as mine:a2c.
+        summary: one line for `cet-rl list agents`.
         make: called when the agent is first needed, so that its imports can wait until then.
 
     Raises:
@@ -67,24 +62,24 @@ def register_agent(name: str, summary: str, make: Callable[[], AgentKind]) -> No
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")
-    _AGENTS[name] = _Entry(summary, make)
+    _AGENTS[name] = summary, make
 
 
 def agents() -> dict[str, str]:
-    """Names and a line about each, plugins' own included."""
+    """Return the names and a summary of each, plugins' own included."""
     load_plugins()
-    return {name: entry.summary for name, entry in _AGENTS.items()}
+    return {name: summary for name, (summary, _) in _AGENTS.items()}
 
 
 def find_agent(name: str) -> AgentKind:
-    """The agent of a registered name, or of "package.module:Class", a Stable-Baselines3 algorithm.
+    """Return the agent of a registered name, or of "package.module:Class", a Stable-Baselines3 algorithm.
 
     Raises:
         ValueError: if there is none, or a package it needs is not installed.
     """
     known = agents()
     if name in known:
-        return _AGENTS[name].make()
+        return _AGENTS[name][1]()
     module, colon, attribute = name.rpartition(":")
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
     if not colon or name.split(":")[0] in prefixes:
@@ -97,22 +92,25 @@ def find_agent(name: str) -> AgentKind:
     return kind_of(found, name)
 
 
-def _ours() -> AgentKind:
-    from cet_rl.rl.agent_kinds import cet_kind
+def _by_class(package: str, name: str) -> Callable[[], AgentKind]:
+    """Return a function that imports a class and returns its kind."""
 
-    return cet_kind()
+    def make() -> AgentKind:
+        from cet_rl.rl.agent_kinds import kind_of
 
+        return kind_of(getattr(importlib.import_module(package), name), name)
 
-def _sb3(name: str) -> AgentKind:
-    import stable_baselines3
-
-    from cet_rl.rl.agent_kinds import kind_of
-
-    return kind_of(getattr(stable_baselines3, name), name)
+    return make
 
 
 register_agent(
-    "cet", "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)", _ours
+    "cet",
+    "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)",
+    _by_class("cet_rl.agents", "CETActorCritic"),
 )
-register_agent("sb3:a2c", "Stable-Baselines3's A2C with Adam; rewards arrive late", lambda: _sb3("A2C"))
-register_agent("sb3:ppo", "Stable-Baselines3's PPO; rewards arrive late", lambda: _sb3("PPO"))
+for _name in ("A2C", "PPO"):
+    register_agent(
+        f"sb3:{_name.lower()}",
+        f"Stable-Baselines3's {_name}{' with Adam' * (_name == 'A2C')}; rewards arrive late",
+        _by_class("stable_baselines3", _name),
+    )

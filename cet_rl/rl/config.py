@@ -10,12 +10,12 @@ from cet_rl.agents.config import ActorKind, CriticKind, Feedback, LearnerConfig,
 from cet_rl.runs.config import LayeredConfig, Mark
 
 CONVOLUTIONS = 3
-"""Of a convolutional actor: `cet_rl.agents.networks.CHANNELS`, which need not be imported for this."""
+"""Layers of a convolutional actor; `cet_rl.agents.networks.CHANNELS` would need torch."""
 
 
 @dataclass(frozen=True)
 class RLConfig(LayeredConfig):
-    """What to learn, and how."""
+    """Configure a reinforcement-learning run."""
 
     task: str
     """Gymnasium id, such as CartPole-v1; module:Id-v0 imports the module that registers it."""
@@ -23,7 +23,7 @@ class RLConfig(LayeredConfig):
     """A name that `cet-rl list agents` shows, or module:Class."""
     delay: float = 0.0
     """Seconds until credit reaches the actor's synapses; for agents without synaptic traces, until the environment
-    hands out rewards. 0: no delay."""
+    delivers rewards. 0: no delay."""
     step_ms: float = 200.0
     """Milliseconds that one environment step stands for."""
     lam: float = 0.95
@@ -31,7 +31,7 @@ class RLConfig(LayeredConfig):
     random_lam: Annotated[tuple[float, float] | None, Mark.TRACED] = None
     """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
     feedback: Annotated[Feedback, Mark.TRACED] = "backprop"
-    """How credit reaches hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
+    """Route of credit to hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
     gamma: float = 0.99
     """Discount."""
     anneal_lr: bool = True
@@ -49,7 +49,7 @@ class RLConfig(LayeredConfig):
     critic: Annotated[CriticKind, Mark.TRACED] = "auto"
     """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
-    """Of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
+    """Activation of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
     total_steps: int = 1_000_000
     """Environment samples to learn from, all environments counted."""
     num_envs: int = 4
@@ -57,7 +57,7 @@ class RLConfig(LayeredConfig):
     n_steps: int = 128
     """Steps of each environment between updates; 1 updates after every step."""
     seed: int = 0
-    """Of networks, actions and environments."""
+    """Seed of networks, actions and environments."""
     eval_episodes: Annotated[int, Mark.NEUTRAL] = 100
     """Deterministic episodes at the end of the run."""
     eval_max_steps: Annotated[int, Mark.NEUTRAL] = 10_000

@@ -6,7 +6,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from cet_rl.envs import find_task, make_vec_env
+from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.interrupt import Interruption
 
@@ -41,7 +41,11 @@ def evaluate(
     episodes = episodes or config.eval_episodes
     seed = config.seed + EVALUATION_SEED_OFFSET if seed is None else seed
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
-    env = make_vec_env(config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap)
+    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
+    wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
+    env = make_vec_env(
+        config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap, wrappers=wrappers
+    )
     returns, _ = evaluate_policy(
         agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
     )
