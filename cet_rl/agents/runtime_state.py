@@ -20,7 +20,7 @@ from cet_rl.runs.rng import process_state, restore_process_state
 
 _COUNTERS = ("_n_updates", "_episode_num", "_current_progress_remaining", "_total_timesteps")
 _LAST_SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
-"""What the agent saw last; of use only together with the environments it saw it in."""
+"""The agent's last observations; of use only together with the environments they came from."""
 
 
 def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:

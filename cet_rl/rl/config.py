@@ -86,12 +86,12 @@ class RLConfig(LayeredConfig):
 
     @property
     def layers(self) -> int:
-        """Of the actor."""
+        """Number of layers of the actor."""
         return len(self.hidden) + 1 + (CONVOLUTIONS if self.actor == "conv" else 0)
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """What learns, in words for `label`: cet5, dfa; sb3-a2c."""
+        """Words for `label` that name what learns: cet5, dfa; sb3-a2c."""
         ours = self.agent == "cet"
         parts = [] if ours else [re.sub(r"\W+", "-", self.agent)]
         if ours or self.trace is not None:

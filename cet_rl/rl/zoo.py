@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import optuna
 
 NAME = "cet"
-"""What `--algo` calls the agent."""
+"""The agent's name for `--algo`."""
 
 USAGE = """\
 python -m cet_rl.rl.zoo: RL Baselines3 Zoo with cet-rl's agent as --algo cet, the default
@@ -45,24 +45,20 @@ COMMANDS = ("train", "enjoy")
 
 
 class CETActorCritic(agents.CETActorCritic):
-    """The agent as the zoo wants it. Its files are those of `cet_rl.agents.CETActorCritic`, and load as either."""
+    """Adapt the agent to the zoo. Files are those of `cet_rl.agents.CETActorCritic` and load as either class."""
 
     @functools.wraps(agents.CETActorCritic.__init__)  # type: ignore[misc]  # `load` reads the signature
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         from rl_zoo3.utils import SimpleLinearSchedule
 
         rate = kwargs.get("learning_rate")
-        if isinstance(rate, SimpleLinearSchedule):  # the zoo's for "lin_5e-4"; ours must be one that is data
+        if isinstance(rate, SimpleLinearSchedule):  # the zoo's for "lin_5e-4"; ours can be saved as data
             kwargs["learning_rate"] = LinearSchedule(rate.initial_value, 0.0, 1.0)
         super().__init__(*args, **kwargs)
 
     @classmethod
     def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load an agent; as `cet_rl.agents.CETActorCritic.load`.
-
-        The zoo always passes `custom_objects`, which stand in for what cannot be unpickled. These files hold no
-        pickle, so they are left out.
-        """
+        """Load an agent without the zoo's `custom_objects`, which are for pickles."""
         kwargs.pop("custom_objects", None)
         return super().load(path, *args, **kwargs)
 
@@ -70,9 +66,9 @@ class CETActorCritic(agents.CETActorCritic):
 def sample_hyperparameters(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the zoo's `-optimize` tries: arguments of `CETActorCritic`.
+    """Draw the arguments of `CETActorCritic` that the zoo's `-optimize` tries.
 
-    Delay, trace and order are not among them: they say what is studied. The learning rate is held constant.
+    Delay, trace and order are not among them: they define the study. The learning rate is held constant.
 
     Args:
         trial: to draw from.
