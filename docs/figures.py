@@ -1,46 +1,220 @@
-"""Draws docs/figures/kernels.png: what synapses recall with each trace.
+"""Draws the figures of the documentation again from the numbers in docs/data.
 
-python docs/figures.py
+    python docs/figures.py [NAME ...]     kernels, or a study such as cartpole; all of them without a name
+
+The runs behind the numbers are made by the sweeps that the pages name, and `cet-rl report` draws any other runs.
 """
 
 from __future__ import annotations
 
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from cet_rl import CET, ET, Legendre, SharpCET
-from cet_rl.traces.base import Trace
+from cet_rl.recurrent.tasks import build_task
+from cet_rl.report.plots import RETURN, Curve, alignment_figure, draw_curves
+from cet_rl.report.reading import ALIGNMENT
+from cet_rl.runs.folder import MetricsTable
+from cet_rl.runs.task_kinds import build_config
 
-STEP = 0.2
+DOCS = Path(__file__).parent
+TRACES = {
+    **{"none": ("no delay", "0.6"), "et": ("ET", "C1"), "cet2": ("CET 2", "C9"), "cet5": ("CET 5", "C0")},
+    **{"cet6": ("CET 6", "C0"), "cet10": ("CET 10", "C4"), "sharp10": ("SharpCET 10", "C2")},
+    **{"legendre10": ("Legendre 10", "C3"), "perfect": ("perfect memory", "black")},
+}
+RULES = {
+    **{"fixed-w": ("fixed-W", "0.6"), "rflo": ("RFLO", "C1"), "kernl": ("KeRNL", "C5"), "dni": ("DNI", "C3")},
+    **{"dni-b": ("DNI(b)", "C6"), "uoro": ("UORO", "C9"), "r-kf": ("R-KF", "C8"), "kf-rtrl": ("KF-RTRL", "C2")},
+    **{"bptt": ("BPTT", "C0"), "future-bptt": ("BPTT, future-facing", "C4"), "rtrl": ("RTRL", "black")},
+}
+STYLES = {arm: {"label": label, "color": color} for arm, (label, color) in {**TRACES, **RULES}.items()}
+STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w") for trace in TRACES}
+GAMES = {
+    "cartpole": "CartPole-v1, 1 M samples",
+    "retrograde": "CartPole-v1, 120 s later in each layer, 1.5 M samples",
+    "lunar-lander": "LunarLander-v3, 1 M samples",
+    "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",
+}
+IMAGES = {
+    "mnist": "MNIST, MLP, 20,000 updates",
+    "mnist-retrograde": "MNIST, MLP, 120 s later in each layer, 20,000 updates",
+    "cifar10": "CIFAR-10 (JPEG copy), CNN, 20,000 updates",
+}
+SEQUENCES = {
+    "add": "Add, lags 3 and 5, learning rate 1e-3",
+    "mimic": "Mimic, learning rate 1e-3",
+    "late-add": "Add, lags 2 and 4, the error 20 steps late",
+}
+
+
+def curves_of(name: str) -> dict[str, list[Curve]]:
+    """Return a study's curves by delay; its file has columns for arm, delay, seed, steps, score and alignment."""
+    runs: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    with open(DOCS / "data" / f"{name}.csv", newline="") as stream:
+        for row in csv.DictReader(stream):
+            runs[row.pop("arm"), row.pop("delay"), row.pop("seed")].append(row)
+    found: dict[str, list[Curve]] = defaultdict(list)
+    for (arm, delay, seed), rows in sorted(runs.items(), key=lambda run: list(STYLES).index(run[0][0])):
+        step, score, *cosines = rows[0]
+        names = {step: MetricsTable.STEP, score: RETURN}
+        names |= {cosine: f"{ALIGNMENT}{cosine.rpartition('_')[2]}" for cosine in cosines}
+        columns = {ours: np.array([float(row[theirs] or "nan") for row in rows]) for theirs, ours in names.items()}
+        logged = {column: values for column, values in columns.items() if np.isfinite(values).any()}
+        found[delay].append(Curve(arm, int(seed), logged))
+    return dict(sorted(found.items(), key=lambda item: float(item[0].removesuffix("s") or 0)))
+
+
+def game(name: str, title: str) -> None:
+    curves = curves_of(name)
+    undelayed, delays = curves.pop("", []), list(curves)
+    figure, grid = panels(len(delays), max(6.5, 4.2 * len(delays)), 4)
+    for axes, delay in zip(grid, delays, strict=True):
+        lines = draw_curves(axes, undelayed + curves[delay], styles=STYLES)
+        axes.set_title(f"credit {delay.removesuffix('s')} s late" if len(delays) > 1 else title)
+        axes.xaxis.set_major_locator(plt.MaxNLocator(5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
+        if title.startswith("CartPole"):
+            axes.set_ylim(0, 515)
+    for axes in grid[1:]:
+        axes.set_ylabel("")
+    grid[-1].legend(handles=list(lines.values()), frameon=False, fontsize=8)
+    figure.suptitle(title if len(delays) > 1 else None)
+    save(figure, name)
+    save(alignment_figure(curves[delays[-1]], STYLES), f"{name}-alignment")
+    if len(delays) > 1:
+        heatmap(name, "train_return_mean", "training return at the end, mean of seeds", 0.0)
+
+
+def image(name: str, title: str) -> None:
+    curves = curves_of(name)
+    undelayed, delays = curves.pop("", []), list(curves)
+    longest = curves[delays[-1]]
+    figure, (axes,) = panels(1, 6.5, 4)
+    draw_curves(axes, undelayed + longest, styles=STYLES)
+    best = max(curve.columns[RETURN].max() for curve in undelayed + longest)
+    axes.set_ylim(max(0.0, best - (0.15 if best > 0.9 else 0.6)), min(1.0, best + 0.03))
+    axes.set(xlabel="updates", ylabel="test accuracy")
+    axes.set_title(f"{title}; credit {delays[-1].removesuffix('s')} s late", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, name)
+    layers = sorted(column for column in longest[0].columns if column.startswith(ALIGNMENT))
+    figure, grid = panels(len(layers), 3 * len(layers), 3)
+    for axes, layer in zip(grid, layers, strict=True):
+        for curve in longest:
+            style = STYLES[curve.arm] if curve.seed == 0 else {"color": STYLES[curve.arm]["color"]}
+            axes.plot(*curve.over(RETURN, layer), ".", markersize=4, **style)
+        axes.set_title(f"layer {layer.removeprefix(ALIGNMENT)}", fontsize=10)
+        axes.set_xlabel("test accuracy")
+        axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+    grid[0].set_ylabel("cosine with the true gradient")
+    grid[-1].legend(frameon=False, fontsize=7)
+    save(figure, f"{name}-alignment")
+    if len(delays) > 1:
+        heatmap(name, "test_accuracy", f"{title}: test accuracy, %", None, 100, ".1f")
+
+
+def sequence(name: str, title: str) -> None:
+    (curves,) = curves_of(name).values()
+    rules = ("rflo", "dni") if name == "late-add" else ("",)
+    figure, grid = panels(2, 11, 4.2, sharey=len(rules) > 1)
+    for axes, rule in zip(grid, rules, strict=False):
+        lines = draw_curves(axes, [c for c in curves if c.arm.startswith(rule)], styles=STYLES, band="error")
+        axes.set_ylabel("loss, mean of seeds ± standard error")
+        axes.set_ylim((0.44, 0.74) if rule else None)
+        axes.set_title(f"{title}; {STYLES[rule]['label']}" if rule else title, fontsize=10)
+        for label, loss in build_task(name, build_config({"task": name})).baselines.items():
+            axes.axhline(loss, color="0.4", linewidth=0.8, linestyle=":")
+            place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
+            axes.annotate(label, (1, loss), **place)
+    if len(rules) == 1:
+        draw_curves(grid[1], curves, f"{ALIGNMENT}alignment", STYLES, band="error")
+        grid[1].axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        grid[1].set_ylabel("cosine of the recurrent gradient with the true one")
+    for axes in grid:
+        axes.set_xlabel("time steps")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g} k")
+    figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False, fontsize=8)
+    save(figure, name)
 
 
 def kernels() -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    D = 40
-    for order, color in ((2, "C9"), (5, "C0"), (10, "C4")):
-        left.plot(*curve(CET(order, D, "peak"), 3 * D), color=color, label=f"CET {order}")
-    left.plot(*curve(ET.from_delay(D, "peak"), 3 * D), color="C1", label="ET")
-    left.set_title("The paper's traces, peak-normalised")
-    for trace, color in ((CET(10, D), "C4"), (SharpCET(10, D), "C2"), (Legendre(10, D), "C3")):
+    delay, step = 40, 0.2
+    figure, (left, right) = panels(2, 10, 3.4)
+    paper = [(CET(order, delay, "peak"), f"cet{order}") for order in (2, 5, 10)]
+    for trace, arm in [*paper, (ET.from_delay(delay, "peak"), "et")]:
+        left.plot(np.arange(3 * delay) * step, trace.kernel(3 * delay), **STYLES[arm])
+    left.set(title="The paper's traces, peak-normalised", ylabel="weight in the trace")
+    for trace, arm in (
+        (CET(10, delay), "cet10"),
+        (SharpCET(10, delay), "sharp10"),
+        (Legendre(10, delay), "legendre10"),
+    ):
         kernel = trace.kernel(trace.support[1])
-        share = (kernel[D] ** 2 / (kernel**2).sum()).item()
-        name = f"{type(trace).__name__} 10: {share:.1%} of the energy at the delay"
-        right.plot(*curve(trace, 3 * D), color=color, label=name)
-    right.set_title("Ten states each, unit area")
+        share = (kernel[delay] ** 2 / (kernel**2).sum()).item()
+        style = {**STYLES[arm], "label": f"{STYLES[arm]['label']}: {share:.1%} of the energy at the delay"}
+        right.plot(np.arange(3 * delay) * step, kernel[: 3 * delay], **style)
+    right.set(title="Ten states each, unit area")
     right.set_ylim(top=0.115)  # room for the legend
     for axes in (left, right):
-        axes.axvline(D * STEP, color="0.5", linestyle="--", linewidth=1)
+        axes.axvline(delay * step, color="0.5", linestyle="--", linewidth=1)
         axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.set_xlabel("seconds before the credit arrives")
         axes.legend(frameon=False, fontsize=8)
-    left.set_ylabel("weight in the trace")
-    figure.savefig(Path(__file__).parent / "figures" / "kernels.png", dpi=110)
+    save(figure, "kernels")
 
 
-def curve(trace: Trace, length: int) -> tuple[list[float], list[float]]:
-    return [lag * STEP for lag in range(length)], trace.kernel(length).tolist()
+def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
+    """Draw a study's final scores as numbers in coloured cells; the arm without delay counts at every delay."""
+    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with open(DOCS / "data" / f"{name}-summary.csv", newline="") as stream:
+        for row in csv.DictReader(stream):
+            scores[row["arm"], row["delay"]].append(factor * float(row[metric]))
+    arms = sorted({arm for arm, _ in scores}, key=list(STYLES).index)
+    delays = sorted({delay for _, delay in scores if delay}, key=lambda delay: float(delay.removesuffix("s")))
+    values = np.array([[np.mean(scores.get((arm, delay)) or scores[arm, ""]) for delay in delays] for arm in arms])
+    figure, (axes,) = panels(1, 1.6 + 1.2 * len(delays), 0.45 * len(arms) + 1.4)
+    low = values.min() if least is None else least
+    figure.colorbar(axes.imshow(values, aspect="auto", cmap="viridis", vmin=low))
+    for (row, column), value in np.ndenumerate(values):
+        shade = "black" if value > low + 0.6 * (values.max() - low) else "white"
+        axes.text(column, row, format(value, form), ha="center", va="center", color=shade)
+    axes.set_xticks(range(len(delays)), [f"{delay.removesuffix('s')} s" for delay in delays])
+    axes.set_yticks(range(len(arms)), [STYLES[arm]["label"] for arm in arms])
+    axes.set_title(title, fontsize=9)
+    save(figure, f"{name}-heatmap")
+
+
+def panels(count: int, width: float, height: float, **options: Any) -> tuple[plt.Figure, list[plt.Axes]]:
+    options = {"sharey": True, **options}
+    figure, grid = plt.subplots(1, count, figsize=(width, height), layout="constrained", squeeze=False, **options)
+    return figure, list(grid[0])
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    figure.savefig(DOCS / "figures" / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def every() -> dict[str, Callable[[], None]]:
+    """Return the functions that draw each study, by its name."""
+    found: dict[str, Callable[[], None]] = {"kernels": kernels}
+    for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
+        found |= {name: partial(draw, name, title) for name, title in studies.items()}
+    return found
 
 
 if __name__ == "__main__":
-    kernels()
+    unknown = set(sys.argv[1:]) - set(every())
+    if unknown:
+        raise SystemExit(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(every())}")
+    for name in sys.argv[1:] or every():
+        every()[name]()

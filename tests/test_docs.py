@@ -17,6 +17,8 @@ from cet_rl.cli.train import parse_arguments
 from cet_rl.recurrent import config as tasks
 from cet_rl.recurrent import rules
 from cet_rl.runs.task_kinds import named_tasks
+from cet_rl.sweeps.build import build
+from cet_rl.sweeps.file import read_spec
 from cet_rl.vision import datasets
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +104,21 @@ def test_commands_parse(command, tmp_path):
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/sweeps/*.yaml")), ids=lambda file: file.stem)
+def test_sweeps_of_the_documentation_can_be_run(file):
+    assert build(read_spec(str(file))).cells
+
+
+@pytest.mark.parametrize("name", ["kernels", "retrograde", "mnist-retrograde", "late-add"])
+def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+    drawn = []
+    monkeypatch.setitem(script["save"].__globals__, "save", lambda figure, name: drawn.append(name))
+    script["every"]()[name]()
+    assert drawn[0] == name
+    assert all((ROOT / "docs" / "figures" / f"{each}.png").is_file() for each in drawn)
 
 
 def test_a_short_soak():
