@@ -378,7 +378,6 @@ ORDERS = [with_cascade("digits", order, 2.0) for order in (1, 2, 6, 10)]
     ("check", "means", "value"),
     [
         (checks.higher(*PAIR, TEST_ACCURACY), (3.0, 5.0), -2.0),
-        (checks.near(*PAIR, TEST_ACCURACY, 1.0), (3.0, 5.0), -2.0),
         (checks.more_than_share(*PAIR, TEST_ACCURACY, 0.5), (3.0, 5.0), 0.5),
         (checks.at_least(PAIR[0], TEST_ACCURACY, 1.0), (3.0,), 3.0),
         (checks.rises(ORDERS[:3], TEST_ACCURACY), (1.0, 4.0, 3.0), 1.0),
@@ -387,15 +386,6 @@ ORDERS = [with_cascade("digits", order, 2.0) for order in (1, 2, 6, 10)]
 )
 def test_statistics_are_what_their_names_say(check, means, value):
     assert float(check.statistic(np.array(means))) == pytest.approx(value, abs=1e-12)
-
-
-def test_closeness_is_passed_on_neither_side_of_its_band():
-    check = checks.near(*PAIR, TEST_ACCURACY, 1.0)
-    level = np.array([50.0, 50.1, 50.2])
-
-    assert check.evaluate([level + 0.5, level]).passed
-    assert not check.evaluate([level + 2, level]).passed
-    assert not check.evaluate([level - 2, level]).passed
 
 
 def test_intervals_are_the_same_each_time_and_widen_with_the_spread():

@@ -85,7 +85,7 @@ class Arm:
 
     @property
     def undelayed(self) -> bool:
-        """Whether its credit is never delayed."""
+        """True if its credit is never delayed."""
         return not any(self.at)
 
     @property
@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def presentation(self) -> Presentation:
-        """What is shown of its kind of task."""
+        """Figures, measures and words for its kind of task."""
         return presentation(self.task_kind, self.tested_on)
 
     @cached_property

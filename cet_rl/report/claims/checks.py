@@ -115,7 +115,7 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the whole interval lies where the claim says."""
+        """True if the whole interval lies where the claim says."""
         return self.low > self.check.above and self.high < self.check.below
 
     def __str__(self) -> str:
@@ -147,11 +147,6 @@ def higher(first: RunFilter, second: RunFilter, measure: Measure, by: float = 0.
 def lower(first: RunFilter, second: RunFilter, measure: Measure, by: float = 0.0) -> Check:
     """Check that the first arm is lower than the second by more than `by`, as a better loss is."""
     return Check(_minus(first, second), (first, second), measure, _minus_share(), below=-by if by else 0.0)
-
-
-def near(first: RunFilter, second: RunFilter, measure: Measure, within: float) -> Check:
-    """Check that two arms are less than `within` apart."""
-    return Check(_minus(first, second), (first, second), measure, _minus_share(), above=-within, below=within)
 
 
 def loses_less(first: RunFilter, reference: RunFilter, measure: Measure, than: float) -> Check:

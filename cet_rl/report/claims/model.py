@@ -1,4 +1,4 @@
-"""What a claim compares: which runs belong to an arm at a delay, and what is measured on each run."""
+"""Filters that select the runs of an arm at a delay, and measures of a run, for claims to compare."""
 
 from __future__ import annotations
 
