@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cet_rl import __version__
 from cet_rl.runs import archive
+from cet_rl.traces.registry import TraceConfig
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
@@ -45,16 +46,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
     @abstractmethod
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that `load` passes to the constructor, as plain data."""
-
-    @classmethod
-    def arguments_from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Turn what `constructor_arguments` returned, read from a file, into arguments again."""
-        return {**data, "learning_rate": schedule_from_data(data["learning_rate"])}
-
-    @property
-    @abstractmethod
-    def per_environment_parts(self) -> tuple[str, ...]:
-        """Names of those parameters that start afresh when the number of environments differs."""
 
     def check_environment(self) -> None:
         """Raise ValueError if the agent cannot go on in `self.env`, whose spaces have been compared."""
@@ -137,7 +128,10 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
-            arguments = {**cls.arguments_from_data(data["arguments"]), **kwargs}
+            arguments = dict(data["arguments"])
+            arguments["learning_rate"] = schedule_from_data(arguments["learning_rate"])
+            arguments["trace"] = TraceConfig(**arguments["trace"])
+            arguments |= kwargs
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:
                 raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")
@@ -168,7 +162,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 stacklevel=3,
             )
             current = self.get_parameters()
-            for part in self.per_environment_parts:
+            for part in ("synapses", "probes"):  # they remember what happened in the environments
                 kept = {name: value for name, value in saved[part].items() if name.endswith("_per_weight")}
                 saved[part] = {**current[part], **kept}
         self.generator.set_state(saved.pop("generator")["state"])

@@ -175,21 +175,14 @@ class CETActorCritic(StoredAlgorithm):
         if self.env is not None:
             clock = shared_attribute(self.env, "step_duration")
             told = shared_attribute(self.env, "credit_timing") or told
-        if step_duration is None:
-            step_duration = clock
         self.timing = CreditTiming(
             delay=float(told.delay if delay is None else delay),
-            step_duration=float(BEHAVIOURAL_STEP if step_duration is None else step_duration),
+            step_duration=float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration),
             stacked=bool(told.stacked if stacked is None else stacked),
         )
-        options = {
-            "order": order,
-            "decay": decay,
-            "normalization": normalization,
-            "discretization": discretization,
-            "options": trace_options,
-        }
-        self.learner_config = replace(self.learner_config, trace=trace_for_delay(self.timing, trace, **options))
+        scale, options = {"normalization": normalization, "discretization": discretization}, trace_options
+        trace = trace_for_delay(self.timing, trace, order=order, decay=decay, options=options, **scale)
+        self.learner_config = replace(self.learner_config, trace=trace)
         if self.env is not None:
             self.check_environment()
         archive.as_json("the agent's arguments", self.constructor_arguments())  # rather now than after learning
@@ -229,7 +222,7 @@ class CETActorCritic(StoredAlgorithm):
         self.learner.to(self.device)
         self._make_optimizer()
         self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
-        self._rollout = self._empty_rollout(self.n_steps)
+        self._rollout = Rollout.empty(self.n_steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -281,7 +274,7 @@ class CETActorCritic(StoredAlgorithm):
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
         if n_rollout_steps != len(self._rollout.rewards):
-            self._rollout = self._empty_rollout(n_rollout_steps)
+            self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
         self._rollout.clear()
         arrays = self._rollout.arrays()
         numpy_actor = policy.actor.numpy_forward() if self.device.type == "cpu" else None
@@ -325,9 +318,6 @@ class CETActorCritic(StoredAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _empty_rollout(self, steps: int) -> Rollout:
-        return Rollout.empty(steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
 
     def _outputs(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.no_grad():
@@ -445,11 +435,6 @@ class CETActorCritic(StoredAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "synapses", "probes", "optimizer"], []
 
-    @property
-    def per_environment_parts(self) -> tuple[str, ...]:
-        """The parts that remember what happened in the environments: traces and alignment probes."""
-        return ("synapses", "probes")
-
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
@@ -462,8 +447,3 @@ class CETActorCritic(StoredAlgorithm):
             "policy_kwargs": self.policy_kwargs,
             "seed": self.seed,
         }
-
-    @classmethod
-    def arguments_from_data(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Turn what `constructor_arguments` returned, read from a file, into arguments again."""
-        return {**super().arguments_from_data(data), "trace": TraceConfig(**data["trace"])}
