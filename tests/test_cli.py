@@ -320,7 +320,7 @@ REFUSALS = [
     ("CartPole-v1 --delay 8 --trace et --decay 0", ["between 0 and 1"]),
     ("CartPole-v1 --delay 8 --trace et --order 5", ["order 5 has no meaning for trace 'et'"]),
     ("CartPole-v1 --delay 8 --trace cet --decay 0.9", ["only 'et' takes one"]),
-    ("CartPole-v1 --delay 8 --trace cat", ["unknown trace 'cat'"]),
+    ("CartPole-v1 --delay 8 --trace cat", ["unknown trace 'cat'; did you mean cet?"]),
     ("CartPole-v1 --delay 8 --trace none", ["without delay"]),
     ("CartPole-v1 --trace cet", ["bridges a delay"]),
     ("CartPole-v1 --order 3", ["give a delay"]),
@@ -357,13 +357,13 @@ REFUSALS = [
     ("CartPole-v1 --delay 3 --config paper", ["no row for CartPole-v1", "2, 4, 8, 32, 64 and 128 s"]),
     ("Acrobot-v1 --delay 2 --config paper", ["no table for Acrobot-v1"]),
     ("CartPole-v1 --delay 2 --trace legendre --config paper", ["no hyper-parameters for trace 'legendre'"]),
-    ("CartPole-v1 --agent sb3:ppo --config paper", ["--config paper is for the paper's agent"]),
+    ("CartPole-v1 --agent sb3:ppo --config paper", ["config paper is for the paper's agent"]),
     ("CartPole-v1 --activation tanh", ["error_at='activation'"]),
     ("CartPole-v1 --normalization sum", ["'area', 'peak'"]),
     ("CartPole-v1 --ordr 5", ["--ordr", "did you mean --order"]),
-    ("", ["TASK"]),
-    ("--run-dir nowhere --resume", ["nowhere holds no run to go on with", "no config.yaml"]),
-    ("--resume --quiet --run-dir=nowhere", ["nowhere holds no run to go on with"]),
+    ("", ["name the task first"]),
+    ("--run-dir nowhere --resume", ["nowhere holds no run to resume", "no config.yaml"]),
+    ("--resume --quiet --run-dir=nowhere", ["nowhere holds no run to resume"]),
 ]
 
 
@@ -422,7 +422,10 @@ def test_help_version_and_list(tmp_path):
     for option in ("--delay", "--order", "--trace", "--stacked", "--random-lam", "--run-dir", "--resume", "TASK"):
         assert option in shown
     listed = cet_rl("list", cwd=tmp_path).stdout
-    for entry in ("CartPole-v1", "LunarLander-v3", "legendre", "sharp", "cartpole-8s", "cet"):
+    names = (
+        "cet sb3:a2c sb3:ppo CartPole-v1 LunarLander-v3 Pendulum-v1 MinAtar/SpaceInvaders-v1 digits mnist cifar10"
+    )
+    for entry in [*names.split(), "legendre", "sharp", "ratio=", "rflo", "window=", "cartpole-8s", "paper"]:
         assert entry in listed
     assert "ltp-ltd" in cet_rl("list", "traces", cwd=tmp_path).stdout
     assert_refused(cet_rl("list", "trace", cwd=tmp_path), "did you mean traces")
@@ -472,11 +475,3 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     finished = cet_rl("train", *arguments, "--eval-episodes", "5", "--resume", cwd=tmp_path)
     assert finished.returncode == 0
     assert "is finished" in finished.stderr
-
-
-def test_agents_environments_and_data_sets_are_listed():
-    listed = cet_rl("list", "agents", "envs", "datasets", "configs", cwd=".").stdout
-    for name in ("cet", "sb3:a2c", "sb3:ppo", "MinAtar/SpaceInvaders-v1", "Pendulum-v1", "paper"):
-        assert name in listed
-    for name in ("digits", "mnist", "cifar10"):
-        assert name in listed

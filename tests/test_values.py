@@ -1,0 +1,155 @@
+"""Values of configurations, wherever they come from, the marks of their fields, and hints for unknown names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+import numpy as np
+import pytest
+import yaml
+
+import cet_rl
+from cet_rl.cli import main
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.config import Mark, RunConfig, marked
+from cet_rl.runs.config_files import dump_yaml, load_yaml, parse_config
+from cet_rl.runs.task_kinds import TASK_KINDS, options_marked
+from cet_rl.runs.values import checked, nearest, unknown
+from cet_rl.vision.config import VisionConfig
+
+NAMES = ["delay", "decay", "order", "seed", "seeds", "lr"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("dealy", "delay"),
+        ("decya", "decay"),
+        ("ordr", "order"),
+        ("Seed", "seed"),
+        ("seedss", "seeds"),
+        ("xyzzy", None),
+    ],
+)
+def test_the_nearest_name_by_edits_is_suggested(name, meant):
+    assert nearest(name, NAMES) == meant
+    hint = f"did you mean {meant}?" if meant else "choose from delay, decay, order, seed, seeds, lr"
+    assert str(unknown("option", name, NAMES)) == f"unknown option {name!r}; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "plain"),
+    [
+        (np.float64(0.5), float, 0.5),
+        (np.float32(0.5), float | None, 0.5),
+        (np.int64(3), int, 3),
+        (np.int64(3), float, 3.0),
+        (np.True_, bool, True),
+        (np.str_("cet"), str | None, "cet"),
+        ([np.int64(8), 8], tuple[int, ...] | None, (8, 8)),
+        ((0.1, np.float64(0.9)), tuple[float, float], (0.1, 0.9)),
+        (None, tuple[int, ...] | None, None),
+    ],
+)
+def test_numbers_of_numpy_become_plain_ones(value, hint, plain):
+    found = checked(value, hint, "--x")
+    assert (found, type(found)) == (plain, type(plain))
+    if isinstance(found, tuple):
+        assert [type(each) for each in found] == [type(each) for each in plain]
+
+
+def test_a_configuration_of_numpy_s_numbers_is_saved_as_yaml():
+    config = RLConfig(
+        "CartPole-v1", lr=np.float64(1e-3), delay=np.float32(8), order=np.int64(5), hidden=[np.int64(8)]
+    )
+    assert yaml.safe_load(yaml.safe_dump(config.as_data())) == load_yaml(dump_yaml(config.as_data()))
+    assert config == RLConfig("CartPole-v1", lr=1e-3, delay=8.0, order=5, hidden=(8,))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-4", 5e-4),
+        ("1_000", 1000),
+        ("-3", -3),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("2E3", 2000.0),
+        ("true", True),
+        ("~", None),
+    ],
+)
+def test_yaml_is_read_as_people_read_it(text, value):
+    assert load_yaml(f"a: {text}") == {"a": value}
+    assert type(load_yaml(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["010", "0x10", "1:30", "yes", "no", "on", "2024-01-01", "1e", "."])
+def test_what_yaml_1_1_reads_otherwise_is_text(text):
+    assert load_yaml(text) == text
+    assert load_yaml(dump_yaml({"a": text})) == yaml.safe_load(dump_yaml({"a": text})) == {"a": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 010", "mine: seed must be a whole number, got '010'"),
+        ("delay: 1:30", "mine: delay must be a number, got '1:30'"),
+        ("stacked: yes", "mine: stacked must be true or false, got 'yes'"),
+        ("hidden: [8, 0x10]", "mine: hidden must be a list of whole numbers, got [8, '0x10']"),
+        ("trace: 5e-1", "mine: trace must be text or none, got 0.5"),
+    ],
+)
+def test_numbers_in_another_notation_are_refused(text, message):
+    with pytest.raises(ValueError, match=r".") as refusal:
+        parse_config(text, "mine", RLConfig)
+    assert str(refusal.value) == message
+
+
+def test_fields_keep_the_marks_of_those_that_they_override():
+    @dataclass(frozen=True)
+    class Other(RunConfig):
+        delay: float = 4.0
+        mine: Annotated[int, Mark.NEUTRAL] = 1
+
+    assert "delay" in marked(Other, Mark.BATCHABLE)
+    assert marked(Other, Mark.NEUTRAL) == {"alignment", "mine"}
+    assert options_marked(Mark.MACHINE) == {"device", "threads", "data_dir"}
+    assert marked(VisionConfig, Mark.TABULATED) == {"lr", "weight_decay", "normalization", "decay"}
+    for task_kind in TASK_KINDS:
+        names = {item.name for item in fields(task_kind.config())}
+        assert all(marked(task_kind.config(), mark) <= names for mark in Mark)
+
+
+PUBLIC = """
+import importlib, pydoc, sys
+package = importlib.import_module(sys.argv[1])
+assert "torch" not in sys.modules
+assert set(package.__all__) <= set(dir(package))
+shown = pydoc.plain(pydoc.render_doc(package))
+for name in package.__all__:
+    kind = getattr(package, name)
+    assert not isinstance(kind, type) or f"class {name}(" in shown, name
+assert not hasattr(package, "Nothing")
+"""
+
+
+@pytest.mark.parametrize(
+    "package", ["cet_rl", *(f"cet_rl.{each}" for each in ("agents", "rl", "vision", "recurrent"))]
+)
+def test_public_names_are_listed_and_imported_on_first_use(package):
+    subprocess.run([sys.executable, "-c", PUBLIC, package], check=True, timeout=120)
+
+
+def test_the_traces_are_at_the_top():
+    assert {"CET", "ET", "LTPLTD", "Legendre", "PerfectMemory", "SharpCET", "Trace", "CreditTiming"} <= set(
+        dir(cet_rl)
+    )
+
+
+def test_an_unknown_command_is_refused_with_all_commands(capsys):
+    assert main(["xyzzy"]) == 2
+    assert "unknown command 'xyzzy'; choose from train, sweep, tune" in capsys.readouterr().err
