@@ -241,7 +241,7 @@ def test_files_say_what_they_hold(tmp_path):
     assert data["format"] == "cet-rl network"
     assert data["steps"] == 3
     assert tensors["a/b"].tolist() == [1, 1]
-    assert set(zipfile.ZipFile(file).namelist()) == {"network.json", "tensors.safetensors"}
+    assert set(zipfile.ZipFile(file).namelist()) == {"network.json", "network.safetensors"}
     with pytest.raises(ValueError, match=r"network\.zip is damaged or no cet-rl agent file"):
         archive.read(file, what="agent")
     with pytest.raises(FileNotFoundError, match="there is no network file"):

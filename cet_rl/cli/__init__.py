@@ -140,13 +140,10 @@ def options_among(arguments: Sequence[str]) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    # tyro draws a box with a title, what is wrong, a rule, and hints. Only what is wrong is of interest.
-    lines: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        if line.startswith("╭") or not line.strip("│╰╯ \t"):
-            continue
-        text = line.strip("│╰╯ \t")
-        if set(text) <= {"─"} or text.startswith("Got errors"):
-            break
-        lines.append(text)
-    return re.sub(r"^Error parsing [A-Za-z]+: ", "", " ".join(lines))
+    # tyro draws a box with a title, what is wrong, a rule, and hints; where there is no Unicode, with dashes and a
+    # rule under the title. Only what is wrong is of interest.
+    texts = [line.strip("│╰╯╭╮ \t") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    _title, *rest = [text for text in texts if text] or [""]
+    blocks = re.split(r"(?m)^[─-]+$|^Got errors.*$", "\n".join(rest))
+    wrong = next((block.split() for block in blocks if block.strip()), [])
+    return re.sub(r"^Error parsing (?:[A-Za-z]+: )?", "", " ".join(wrong))

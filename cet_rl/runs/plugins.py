@@ -17,7 +17,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +31,8 @@ def load_plugins() -> None:
     if _loaded:
         return
     _loaded = True  # before they run: a plugin may look things up itself
+    from importlib.metadata import entry_points
+
     for plugin in entry_points(group=GROUP):
         try:
             plugin.load()()
