@@ -16,7 +16,7 @@ from cet_rl.runs.values import flag
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """What to evaluate, and how. All options are for reinforcement learning."""
+    """Choose what to evaluate, and how; all options are for reinforcement learning."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""

@@ -21,7 +21,7 @@ SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class RulesArguments:
-    """Which rules to audit, and where the tables go."""
+    """Choose which rules to audit, and where the tables go."""
 
     rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()
     """Names, or classes of your own as module:Class. Default: all that `cet-rl list rules` shows."""

@@ -14,7 +14,7 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """What to run, where, and how much at a time."""
+    """Choose what to run, where, and how much at a time."""
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """A sweep's YAML file, or the name of one that comes with the package (`cet-rl list configs`)."""
@@ -31,7 +31,7 @@ class SweepArguments:
     status: bool = False
     """Print the state of all runs and stop; write results.csv of those that are finished."""
     launcher: Literal["local", "batch", "slurm"] = "local"
-    """How to run: local, as processes on this machine until all are done; batch, image classification on a GPU, as
+    """Where to run: local, as processes on this machine until all are done; batch, image classification on a GPU, as
     one batched model in one process (--workers of them at a time, default 64); slurm, as job arrays, which the
     command submits and does not wait for. The folder must then lie where all nodes find it."""
     slurm: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class TuneArguments:
-    """What to search, where, and how long."""
+    """Choose what to search, where, and how long."""
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """YAML file of a search: settings, and under space the options to search."""

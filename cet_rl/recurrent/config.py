@@ -76,7 +76,7 @@ LAGS = (3, 5)
 
 @dataclass(frozen=True)
 class RecurrentConfig(RunConfig):
-    """What to learn, and how."""
+    """Choose what to learn, and how."""
 
     rule: Annotated[str, Mark.LABELLED] = "rflo"
     """Learning rule of the recurrent weights: a name that `cet-rl list rules` shows, or module:Class."""

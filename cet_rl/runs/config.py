@@ -53,12 +53,12 @@ def check_seed(seed: int) -> None:
 
 @dataclass(frozen=True)
 class RunConfig(ABC):
-    """What to learn, and how."""
+    """Choose what to learn, and how."""
 
     # The docstring above heads the options in `cet-rl train --help`. A configuration holds all that repeats a run;
     # it raises ValueError for values that are impossible or do not fit together.
     task: str
-    """What to learn."""
+    """Task to learn."""
     delay: Annotated[float, Mark.BATCHABLE] = 0.0
     """Seconds until credit reaches the synapses. 0: no delay."""
     order: Annotated[int | None, Mark.TRACED, Mark.BATCHABLE, Mark.LABELLED] = None
@@ -74,13 +74,13 @@ class RunConfig(ABC):
     decay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE, Mark.TABULATED] = None
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
     discretization: Annotated[Literal["exact", "official"], Mark.TRACED, Mark.BATCHABLE] = "exact"
-    """Of a cascade: Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
+    """Cascade by Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
     trace_options: Annotated[tuple[str, ...], Mark.TRACED, Mark.BATCHABLE] = ()
     """NAME=VALUE ...: other options of the trace, such as ratio=3 of ltp-ltd; `cet-rl list traces` shows them."""
     lr: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 5e-4
     """Learning rate of Adam."""
     total_steps: int = 1_000_000
-    """How long to learn."""
+    """Steps to learn for."""
     seed: Annotated[int, Mark.BATCHABLE] = 0
     """Seed of everything that is drawn at random."""
     device: Annotated[str, Mark.MACHINE] = "auto"
@@ -167,7 +167,7 @@ class RunConfig(ABC):
 
 @dataclass(frozen=True)
 class LayeredConfig(RunConfig):
-    """What to learn with a network of layers, and how."""
+    """Choose what to learn with a network of layers, and how."""
 
     error_at: Annotated[Literal["preactivation", "activation"], Mark.TRACED] = "preactivation"
-    """What hidden layers' errors are derivatives with respect to."""
+    """The quantity that hidden layers' errors are derivatives with respect to."""
