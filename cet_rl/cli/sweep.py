@@ -31,7 +31,7 @@ class SweepArguments:
     status: bool = False
     """Print the state of all runs and stop; write results.csv of those that are finished."""
     launcher: Literal["local", "batch", "slurm"] = "local"
-    """Where to run: local, as processes on this machine until all are done; batch, image classification on a GPU, as
+    """Where to run: local, as processes here until all are done; batch, image classification on a GPU, as
     one batched model in one process (--workers of them at a time, default 64); slurm, as job arrays, which the
     command submits and does not wait for. The folder must then lie where all nodes find it."""
     slurm: tuple[str, ...] = ()
