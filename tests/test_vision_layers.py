@@ -28,9 +28,9 @@ def batches(case, extra=1, seed=0):
     return case.batch(case.delay_steps + extra, seed)
 
 
-def in_batch(case, x, grad, soma=None):
+def in_batch(case, x, grad, remembered=None):
     """Weight and bias gradients of the loop, when all is forgotten at the end of the batch."""
-    return case.split(case.gradients(x, grad, len(x) // case.streams, soma).sum(0))
+    return case.split(case.gradients(x, grad, len(x) // case.streams, remembered).sum(0))
 
 
 @given(case=cases(), extra=st.integers(1, 7))
@@ -66,33 +66,33 @@ def test_units_filtered_in_parts(case, columns):
     assert_same(found[0], expected[0])
 
 
-def through_the_soma(case, x, error):
-    """f' of each image as its soma recalls it when the error arrives, a loop over time."""
+def recalled(case, x, error):
+    """f' of each image as the trace recalls it when the error arrives, a loop over time."""
     steps, delay, trace = len(x) // case.streams, case.delay_steps, case.trace
     area = None if trace is None else replace(trace, normalization="area")
     derivative = case.derivative(x)
-    soma = torch.empty_like(derivative)
+    remembered = torch.empty_like(derivative)
     for stream in range(case.streams):
         late = remember(area, range(steps), derivative[stream :: case.streams], steps + delay)
-        soma[stream :: case.streams] = torch.stack(late[delay:])
-    return soma
+        remembered[stream :: case.streams] = torch.stack(late[delay:])
+    return remembered
 
 
 @given(case=cases(), extra=st.integers(1, 5))
-def test_a_soma_that_remembers_through_the_trace(case, extra):
+def test_derivatives_remembered_through_the_trace(case, extra):
     assume(case.trace is not None)
     x, error = batches(case, extra)
-    soma = through_the_soma(case, x, error)
+    remembered = recalled(case, x, error)
     parameters, down = use(case.layer(derivative_memory="trace"), x, error)
-    assert_same(parameters, in_batch(case, x, error, soma))
-    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
+    assert_same(parameters, in_batch(case, x, error, remembered))
+    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * remembered)[-1]])
 
 
-def test_a_soma_without_a_trace_knows_only_the_present():
+def test_derivative_memory_without_a_trace_knows_only_the_present():
     case = replace(DENSE, trace=None, delay_steps=2)
     x, error = batches(case, 3)
-    soma = through_the_soma(case, x, error)
-    assert_same(use(case.layer(derivative_memory="trace"), x, error)[0], in_batch(case, x, error, soma))
+    remembered = recalled(case, x, error)
+    assert_same(use(case.layer(derivative_memory="trace"), x, error)[0], in_batch(case, x, error, remembered))
 
 
 @given(case=cases(), extra=st.integers(1, 5), matrix=st.booleans())
@@ -115,7 +115,7 @@ def test_alignment_is_the_cosine_with_what_is_due(case, extra, matrix):
 
 
 @BOTH
-def test_alignment_is_with_the_true_gradient_whatever_the_soma(case):
+def test_alignment_is_with_the_true_gradient_whatever_the_derivative_memory(case):
     case = replace(case, error_at="activation")
     x, error = batches(case, 6)
     layer = case.layer(derivative_memory="trace")
@@ -149,8 +149,11 @@ def test_derivatives_are_exact(case, activation):
     assert torch.autograd.gradcheck(
         lambda x, *values: functional_call(layer, dict(zip(names, values, strict=True)), (x,)), (x, *values)
     )
-    for soma in (None, PerfectMemory(0)):  # a trace of nothing but the present: still exact, but by our own code
-        assert torch.autograd.gradcheck(replace(now, trace=soma, error_at="activation").layer(), (x,))
+    for trace in (
+        None,
+        PerfectMemory(0),
+    ):  # a trace of nothing but the present: still exact, but by our own code
+        assert torch.autograd.gradcheck(replace(now, trace=remembered, error_at="activation").layer(), (x,))
     late = replace(case, activation=activation, error_at="activation")
     assert torch.autograd.gradcheck(late.layer(), (late.batch(4)[0].requires_grad_(),))
 
@@ -329,7 +332,7 @@ def test_copies_are_independent(case):
     ("options", "message"),
     [
         ({"activation": "gelu"}, "activation must be one of relu, identity, tanh, sigmoid, got 'gelu'"),
-        ({"error_at": "soma"}, "error_at must be one of preactivation, activation, got 'soma'"),
+        ({"error_at": "remembered"}, "error_at must be one of preactivation, activation, got 'remembered'"),
         ({"derivative_memory": "none"}, "derivative_memory must be one of exact, trace, got 'none'"),
         ({"activation": "tanh"}, "tanh needs error_at='activation'"),
         ({"activation": "sigmoid", "trace": None}, "sigmoid needs error_at='activation'"),

@@ -47,9 +47,9 @@ def salient_images(case, shown):
     return batches, clock, ends
 
 
-def all_arrived(case, x, error, times, soma=None):
+def all_arrived(case, x, error, times, remembered=None):
     """Weight and bias gradients of the loop, run on until the last error has arrived."""
-    images, total = case.images(x, error, soma=soma), times[-1] + case.delay_steps + 1
+    images, total = case.images(x, error, remembered=remembered), times[-1] + case.delay_steps + 1
     return case.split(learn(case, images, times, total).sum(0))
 
 
@@ -65,16 +65,16 @@ def test_every_error_of_a_stretch_arrives(case, shown):
 
 
 @given(case=ALONE, shown=stretches())
-def test_a_soma_that_remembers_through_the_trace(case, shown):
+def test_derivatives_remembered_through_the_trace(case, shown):
     [(times, steps)] = shown
     assume(case.trace is not None)
     x, error = case.batch(len(times))
     area, delay = replace(case.trace, normalization="area"), case.delay_steps
     late = remember(area, times, case.derivative(x), times[-1] + delay + 1)
-    soma = torch.stack([late[time + delay] for time in times])
+    remembered = torch.stack([late[time + delay] for time in times])
     parameters, down = show(case.layer(derivative_memory="trace"), x, error, times, steps)
-    assert_same(parameters, all_arrived(case, x, error, times, soma))
-    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * soma)[-1]])
+    assert_same(parameters, all_arrived(case, x, error, times, remembered))
+    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * remembered)[-1]])
 
 
 @given(case=ALONE, shown=stretches(most=6))

@@ -148,12 +148,12 @@ class Case:
         z = self.plain(x).detach().requires_grad_()
         return torch.autograd.grad(FUNCTIONS[self.activation](z).sum(), z)[0]
 
-    def images(self, x, grad, stream=0, soma=None):
-        """What synapses know of one of the streams' images; `soma` in place of f' in δ where given."""
+    def images(self, x, grad, stream=0, remembered=None):
+        """What synapses know of one of the streams' images; `remembered` in place of f' in δ where given."""
         derivative = self.derivative(x)
         error = grad
         if self.error_at == "preactivation":
-            error = grad * (derivative if soma is None else soma)
+            error = grad * (derivative if remembered is None else remembered)
         seen = patches(x, self), by_position(derivative), by_position(error)
         return Images(*(signal[stream :: self.streams] for signal in seen))
 
@@ -162,9 +162,9 @@ class Case:
         weight = gradient[:, : -1 if self.bias else None]
         return [weight.reshape(self.plain.weight.shape), *([gradient[:, -1]] if self.bias else [])]
 
-    def gradients(self, x, grad, total, soma=None):
+    def gradients(self, x, grad, total, remembered=None):
         """Of all streams, each step apart: (total, units, inputs). The images are seen one after another."""
-        each = [self.images(x, grad, stream, soma) for stream in range(self.streams)]
+        each = [self.images(x, grad, stream, remembered) for stream in range(self.streams)]
         return sum(learn(self, images, range(len(images.error)), total) for images in each)
 
 
