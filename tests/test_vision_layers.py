@@ -149,11 +149,8 @@ def test_derivatives_are_exact(case, activation):
     assert torch.autograd.gradcheck(
         lambda x, *values: functional_call(layer, dict(zip(names, values, strict=True)), (x,)), (x, *values)
     )
-    for trace in (
-        None,
-        PerfectMemory(0),
-    ):  # a trace of nothing but the present: still exact, but by our own code
-        assert torch.autograd.gradcheck(replace(now, trace=remembered, error_at="activation").layer(), (x,))
+    for trace in (None, PerfectMemory(0)):  # nothing but the present: still exact, but by our own code
+        assert torch.autograd.gradcheck(replace(now, trace=trace, error_at="activation").layer(), (x,))
     late = replace(case, activation=activation, error_at="activation")
     assert torch.autograd.gradcheck(late.layer(), (late.batch(4)[0].requires_grad_(),))
 
