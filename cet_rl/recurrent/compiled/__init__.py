@@ -1,13 +1,287 @@
-"""Online learning as one compiled loop: what `cet_rl.recurrent.online` defines, without its cost per operation.
+"""Online learning as compiled loops: what `cet_rl.recurrent.online` defines, without its cost per operation.
 
-`run` takes the place of `Online.run` where `supports` says so: for the built-in rules on a CPU. One loop over
-steps, compiled by numba for float32 or float64, goes through the network, calls a kernel of the rule and one of
-the output layer, and takes the steps of gradient descent, all on one core. All rules' kernels have one signature,
-so that the loop is compiled once for all of them.
+`run` takes the place of `Online.run` where `supports` says so: for the built-in rules on a CPU. Each rule has a
+loop over steps (`loops.py`), compiled by numba for float32 or float64; here tensors become its arrays and back.
+
+A layout such as "bnm->bmn" says how a tensor of the definition lies in the loop, a letter an axis:
+
+    b  sequences     n, u  units     m  r̂     o  outputs     e  [r; 1]     q  [r; y*; 1]
+    t  window        d  delay        l  steps of a delay line              s  states of a trace
+
+In the definition the steps along t, d and l are those past, oldest first. The loops do not move them: step k of a
+run takes the place of the oldest, k modulo the length.
 """
 
 from __future__ import annotations
 
-from cet_rl.recurrent.compiled.execute import run, supports
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.compiled import loops
+from cet_rl.recurrent.compiled.network import Array, Bridge, Data, Network
+from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter
+from cet_rl.recurrent.online import Memory, Online
+from cet_rl.recurrent.rules.base import Rule
+from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
+from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
+from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
+from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 
 __all__ = ["run", "supports"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Describe a rule's compiled loop.
+
+    Attributes:
+        run: the loop.
+        layouts: of the rule's tensors by name, in the order in which the loop takes them.
+        noise: axis of a step's noise; "" for a rule without.
+        constants: names of the rule's numbers that the loop takes.
+    """
+
+    run: Callable[..., None]
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    noise: str = ""
+    constants: tuple[str, ...] = ()
+
+
+_WINDOW = {"inputs": "btm->tbm", "slope": "btn->tbn", "credit": "btn->tbn"}
+_GUESS = {"A": "nq->qn", "A_copy": "nq->qn", "known": "bq->bq", "credit": "bn->bn"}
+_KERNL = {"A": "nu->nu", "timescale": "n->n", "B": "bnm->bmn"}
+_NETWORK = {
+    "weight": "nm->mn",
+    "weight_out": "oe->oe",
+    "rates": "bn->bn",
+    "pending": "nm->mn",
+    "pending_out": "oe->oe",
+}
+
+LOOPS: dict[type[Rule], Loop] = {
+    FixedW: Loop(loops.fixed_w),
+    RFLO: Loop(loops.rflo, {"B": "bnm->bmn"}),
+    KeRNL: Loop(
+        loops.kernl,
+        {**_KERNL, "perturbed": "bn->bn", "Omega": "bn->bn", "Gamma": "bn->bn"},
+        noise="n",
+        constants=("rate", "sigma"),
+    ),
+    BPTT: Loop(loops.bptt, _WINDOW),
+    FutureBPTT: Loop(loops.future_bptt, _WINDOW),
+    RTRL: Loop(loops.rtrl, {"M": "bnmu->bmnu"}),
+    UORO: Loop(loops.uoro, {"A": "bn->bn", "B": "bnm->bmn"}, noise="n"),
+    KFRTRL: Loop(loops.kf_rtrl, {"A": "bm->bm", "B": "bnu->bnu"}, noise="2"),
+    RKF: Loop(loops.r_kf, {"A": "bn->bn", "B": "bmn->bmn"}, noise="n"),
+    DNI: Loop(loops.dni, _GUESS, constants=("rate", "renewal")),
+    DNIb: Loop(loops.dni_b, {**_GUESS, "jacobian": "nu->nu"}, constants=("rate", "renewal", "jacobian_rate")),
+}
+"""By exact type: a subclass may do something else."""
+
+
+def supports(online: Online, memory: Memory) -> bool:
+    """Return whether `run` can take the place of `Online.run`.
+
+    It can for the built-in rules, delayed or not, in float32 or float64 on a CPU. It cannot for a class of a
+    user's own, not even one that inherits from those of this package.
+    """
+    rule, readout = online.rule, online.readout
+    bare = rule.rule if type(rule) is Delayed else rule
+    kinds = (type(online), type(online.cell), type(readout))
+    if type(bare) not in LOOPS or kinds != (Online, RNNCell, Readout):
+        return False
+    filters = [part.filter for part in (rule, readout) if isinstance(part, Delayed | Readout)]
+    if any(type(each) is not TraceFilter for each in filters if each is not None):
+        return False
+    tensors = [*memory.named().values(), *([] if online.feedback is None else [online.feedback])]
+    dtype = memory.weight.dtype
+    return dtype in (torch.float32, torch.float64) and all(
+        tensor.device.type == "cpu" and tensor.dtype == dtype for tensor in tensors
+    )
+
+
+def run(
+    online: Online, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
+) -> tuple[Memory, Tensor]:
+    """Do what `Online.run` does, to rounding, as one compiled loop on one core; the arguments stay as they are.
+
+    The first run with a rule and a type of numbers compiles its loop: seconds, once on a machine. A memory can go
+    from one executor to the other at any step.
+
+    Args:
+        online: how the network learns; see `supports`.
+        memory: what has been learned so far.
+        clock: steps before these.
+        x: shape (T, B, n_in).
+        label: shape (T, B, n_out).
+        noise: shape (T, B, …) as the rule's `draw` makes it; None for a rule without.
+
+    Returns:
+        The memory after them, and their losses, shape (T,).
+
+    Raises:
+        ValueError: where `supports` says no, or for a tensor whose shape does not fit.
+    """
+    if not supports(online, memory):
+        raise ValueError(
+            f"the compiled loop cannot run {type(online.rule).__name__} here: it takes the built-in rules "
+            "in float32 or float64 on a CPU; use Online.run"
+        )
+    rule, dtype = online.rule, np.dtype(np.float32 if memory.weight.dtype == torch.float32 else np.float64)
+    bare = rule.rule if isinstance(rule, Delayed) else rule
+    spec, steps, sizes = LOOPS[type(bare)], len(x), _sizes(online.cell, bare, len(memory.rates))
+    layouts = {**_NETWORK, **{f"rule.{name}": layout for name, layout in spec.layouts.items()}}
+    hidden, output = _delay_sizes(rule), _delay_sizes(online.readout)
+    if hidden:
+        layouts |= {"rule.trace": "bsnm->bsmn" if "s" in hidden else "blnm->blmn", "rule.signals": "bdn->dbn"}
+    if output:
+        layouts |= {"readout.trace": "bse->bse" if "s" in output else "ble->ble", "readout.errors": "bdo->dbo"}
+    tensors = memory.named()
+    if set(tensors) != set(layouts):
+        raise ValueError(f"the memory must hold {', '.join(sorted(layouts))}, got {', '.join(sorted(tensors))}")
+    arrays = {
+        name: _pack(name, tensors[name], layout, {**sizes, **(output if "readout." in name else hidden)})
+        for name, layout in layouts.items()
+    }
+    feedback = arrays["weight_out"]
+    if online.feedback is not None:
+        feedback = _pack("feedback", online.feedback, "on->on", sizes)
+    data = Data(
+        _sequence("x", x, (steps, sizes["b"], sizes["i"]), dtype),
+        _sequence("label", label, (steps, sizes["b"], sizes["o"]), dtype),
+        _noise(noise, (steps, sizes["b"], sizes[spec.noise]) if spec.noise else (0, 0, 0), dtype),
+        np.zeros(steps, dtype),
+    )
+    constants = tuple(
+        value if isinstance(value, int) else dtype.type(value)
+        for value in (getattr(bare, name) for name in spec.constants)
+    )
+    with _blas().limit(limits=1):
+        spec.run(
+            _network(online, arrays, feedback, sizes),
+            _bridge(rule, arrays.get("rule.trace"), arrays.get("rule.signals"), arrays["weight"]),
+            _bridge(online.readout, arrays.get("readout.trace"), arrays.get("readout.errors"), arrays["weight"]),
+            data,
+            clock,
+            tuple(arrays[f"rule.{name}"] for name in spec.layouts),
+            constants,
+        )
+    after = {name: _unpack(arrays[name], layout, steps) for name, layout in layouts.items()}
+    return Memory.from_named(after), torch.from_numpy(data.losses)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    # Numba's matrix products are those of scipy's BLAS, which is loaded with them; on matrices this small its
+    # threads spend their time waiting for each other.
+    import scipy.linalg.cython_blas  # noqa: F401
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _sizes(cell: RNNCell, rule: Rule, batch: int) -> dict[str, int]:
+    """Return the lengths of axes by letter; beside those of layouts i for n_in and 2 for KF-RTRL's signs."""
+    n, outputs, window = cell.units, cell.outputs, getattr(rule, "window", 0)
+    lengths = (2, batch, n + 1, cell.inputs, cell.columns, n, outputs, n + outputs + 1, window, n)
+    return dict(zip("2beimnoqtu", lengths, strict=True))
+
+
+def _delay_sizes(part: Rule | Readout) -> dict[str, int]:
+    """Return the lengths of a delay's axes; none where there is no delay."""
+    if not isinstance(part, Delayed | Readout) or part.filter is None:
+        return {}
+    return {"d": part.delay_steps, "l" if part.filter.transition is None else "s": part.filter.kept}
+
+
+def _bridge(part: Rule | Readout, trace: Array | None, signals: Array | None, weight: Array) -> Bridge | None:
+    """Return the trace in front of W or W_out for the loop, with scratch; None where there is no delay."""
+    if trace is None or signals is None or not isinstance(part, Delayed | Readout) or part.filter is None:
+        return None
+    taps, transition, width = part.filter.taps, part.filter.transition, int(np.prod(trace.shape[2:]))
+    M, gains = np.zeros((0, 0)), np.array([[value for _, value in taps]])
+    if transition is not None:
+        M, gains = transition.M, np.stack([transition.K, transition.C])
+    dtype = weight.dtype
+    M, gains = np.array(M, dtype, order="C"), np.array(gains, dtype, order="C")
+    product, recalled = np.zeros((len(M), width), dtype), np.zeros(width, dtype)
+    lags, arrived = np.array([lag for lag, _ in taps], np.int64), np.zeros(signals.shape[1:], dtype)
+    return Bridge(trace, signals, M, gains, lags, product, recalled, arrived, np.zeros_like(weight))
+
+
+def _network(online: Online, arrays: Mapping[str, Array], feedback: Array, sizes: Mapping[str, int]) -> Network:
+    """Return the network for the loop, with scratch."""
+    cell, number = online.cell, arrays["weight"].dtype.type
+
+    def scratch(axes: str) -> Array:
+        return np.zeros([sizes[axis] for axis in axes], number)
+
+    return Network(
+        weight=arrays["weight"],
+        weight_out=arrays["weight_out"],
+        feedback=feedback,
+        pending=arrays["pending"],
+        pending_out=arrays["pending_out"],
+        inputs=scratch("bm"),
+        extended=scratch("be"),
+        rates=arrays["rates"],
+        slope=scratch("bn"),
+        readout=scratch("bo"),
+        error=scratch("bo"),
+        credit=scratch("bn"),
+        scaled=scratch("bo"),
+        share=number(1 / sizes["b"]),
+        alpha=number(cell.alpha),
+        leak=number(1 - cell.alpha),
+        lr=number(online.lr),
+        is_tanh=cell.activation == "tanh",
+        is_softmax=cell.output == "softmax",
+        update_every=online.update_every,
+    )
+
+
+@cache
+def _parse(layout: str) -> tuple[str, str, tuple[int, ...], tuple[int, ...], int | None]:
+    """Return a layout's axes in definition and loop, the permutation, its inverse, and the ring's axis."""
+    axes, kept = layout.split("->")
+    order = tuple(axes.index(axis) for axis in kept)
+    ring = next((place for place, axis in enumerate(kept) if axis in "tdl"), None)
+    return axes, kept, order, tuple(kept.index(axis) for axis in axes), ring
+
+
+def _pack(name: str, tensor: Tensor, layout: str, sizes: Mapping[str, int]) -> Array:
+    """Return a copy of a tensor as the loop has it; raise ValueError if it has another shape."""
+    axes, _, order, _, _ = _parse(layout)
+    shape = tuple(sizes[axis] for axis in axes)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} in the memory must have the shape {shape}, got {tuple(tensor.shape)}")
+    return np.array(tensor.detach().numpy().transpose(order), order="C")
+
+
+def _unpack(array: Array, layout: str, steps: int) -> Tensor:
+    """Return the definition's tensor after `steps` steps."""
+    _, _, _, back, ring = _parse(layout)
+    if ring is not None and array.shape[ring]:
+        array = np.roll(array, -(steps % array.shape[ring]), ring)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(back)))
+
+
+def _sequence(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape}, steps first, got {tuple(tensor.shape)}")
+    return np.require(tensor.detach().numpy(), dtype, ("C", "A", "W"))
+
+
+def _noise(noise: Tensor | None, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Array:
+    if not any(shape):
+        return np.zeros(shape, dtype)
+    if noise is None:
+        raise ValueError("the rule needs noise: give what its draw(batch, steps) makes")
+    return _sequence("noise", noise, shape, dtype)

@@ -1,23 +1,166 @@
-"""The network's own steps, for compiled functions: forward, error, credit, descent.
+"""What all compiled loops share: the network's forward pass, errors that come late, the output layer, descent.
 
 Weights are transposed, (m, n), so that the units are the last axis everywhere: one row of W holds what all units
-get from one input.
+get from one input. Functions here are compiled into the loops of `loops.py` and cannot be called from Python.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
+import numba
 import numpy as np
+import numpy.typing as npt
+from numba import types
+from numba.extending import overload
 
-from cet_rl.recurrent.compiled.jit import Array, inner
-from cet_rl.recurrent.compiled.tanh import squash
+_njit: Any = numba.njit  # its own annotations leave out the wrappers
+
+Array = npt.NDArray[Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Sums may be reordered, which vector registers need; NaN and infinity keep their meaning, since they are how a
+# divergence is noticed.
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "reassoc", "nsz"},
+    "no_cfunc_wrapper": True,
+}
+
+
+def inner(function: Function) -> Function:
+    """Compile a function into the loops that call it."""
+    compiled: Function = _njit(no_cpython_wrapper=True, **OPTIONS)(function)
+    return compiled
+
+
+def part(function: Function) -> Function:
+    """Inline a part of a loop before it is compiled: calls would count references to all arrays of a tuple."""
+    inlined: Function = _njit(no_cpython_wrapper=True, inline="always", **OPTIONS)(function)
+    return inlined
+
+
+def loop(function: Function) -> Function:
+    """Compile a loop on its first call for a type of numbers, and keep the machine code for later processes."""
+    try:
+        compiled: Function = _njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder that could be written to
+        compiled = _njit(**OPTIONS)(function)
+    return compiled
+
+
+class Network(NamedTuple):
+    """Hold the arrays and constants of a network that learns; rows of (B, …) are sequences.
+
+    Attributes:
+        weight: W, shape (m, n).
+        weight_out: W_out, shape (n_out, n + 1).
+        feedback: what sends the error back in its first n columns, shape (n_out, ≥ n).
+        pending: gradient of W since the last update, shape (m, n).
+        pending_out: that of W_out.
+        inputs: r̂ = [r; x; 1], shape (B, m).
+        extended: [r; 1], shape (B, n + 1).
+        rates: r, shape (B, n).
+        slope: D, shape (B, n).
+        readout: z, shape (B, n_out).
+        error: ŷ - y*, shape (B, n_out).
+        credit: c̄, shape (B, n).
+        scaled: scratch, shape (B, n_out).
+        share: 1/B.
+        alpha: α.
+        leak: 1 - α.
+        lr: learning rate.
+        is_tanh: whether φ is tanh, or else the identity.
+        is_softmax: whether the output is a softmax, or else linear.
+        update_every: steps between updates.
+    """
+
+    weight: Array
+    weight_out: Array
+    feedback: Array
+    pending: Array
+    pending_out: Array
+    inputs: Array
+    extended: Array
+    rates: Array
+    slope: Array
+    readout: Array
+    error: Array
+    credit: Array
+    scaled: Array
+    share: Any
+    alpha: Any
+    leak: Any
+    lr: Any
+    is_tanh: bool
+    is_softmax: bool
+    update_every: int
+
+
+class Bridge(NamedTuple):
+    """Hold a trace and the signals on their way, for w synapses a sequence (`cet_rl.recurrent.delayed`).
+
+    Attributes:
+        trace: its K states, or as a ring the K past eligibilities of a delay line, shape (B, K, …), w in all.
+        signals: ring of the last D signals, shape (D, B, width).
+        M: transition of the states, shape (K, K); empty for a delay line.
+        gains: K and C of the states, shape (2, K), or the taps of a delay line, shape (1, taps).
+        lags: of the taps.
+        product: scratch for M S, shape (K, w).
+        recalled: what the trace gives back, shape (w,).
+        arrived: signals of D steps ago, times 1/B, shape (B, width).
+        eligibility: scratch, shape (m, n).
+    """
+
+    trace: Array
+    signals: Array
+    M: Array
+    gains: Array
+    lags: Array
+    product: Array
+    recalled: Array
+    arrived: Array
+    eligibility: Array
+
+
+class Data(NamedTuple):
+    """Hold the steps of a run: x, labels and noise of shape (T, B, …), and losses to fill in, shape (T,)."""
+
+    x: Array
+    label: Array
+    noise: Array
+    losses: Array
+
+
+# --- the network -----------------------------------------------------------------------------------------------
+
+
+@part
+def forward(net: Network, data: Data, t: int) -> None:
+    """Advance the network by one step: r̂, r, D, z, error and credit, and the mean loss of the sequences."""
+    gather(net.inputs, net.rates, data.x[t])
+    advance(net.weight, net.inputs, net.rates, net.slope, net.alpha, net.is_tanh)
+    read(net.weight_out, net.rates, net.extended, net.readout)
+    if net.is_softmax:
+        loss = cross_entropy(net.readout, data.label[t], net.error)
+    else:
+        loss = squared_error(net.readout, data.label[t], net.error)
+    data.losses[t] = loss / data.losses.dtype.type(net.rates.shape[0])
+    for b in range(net.credit.shape[0]):
+        for i in range(net.credit.shape[1]):
+            net.credit[b, i] = 0
+        for k in range(net.error.shape[1]):
+            missed = net.error[b, k]
+            for i in range(net.credit.shape[1]):
+                net.credit[b, i] += missed * net.feedback[k, i]
 
 
 @inner
 def gather(inputs: Array, rates: Array, x: Array) -> None:
-    """r̂ = [r; x; 1], (B, m)."""
+    """Write r̂ = [r; x; 1]."""
     n, entering = rates.shape[1], x.shape[1]
     for b in range(rates.shape[0]):
         for i in range(n):
@@ -29,11 +172,11 @@ def gather(inputs: Array, rates: Array, x: Array) -> None:
 
 @inner
 def advance(weight: Array, inputs: Array, rates: Array, slope: Array, alpha: float, is_tanh: bool) -> None:
-    """One step of the network: r in place, and D, (B, n) each."""
+    """Replace r by that of the next step, and write D."""
     np.dot(inputs, weight, slope)
     one = weight.dtype.type(1)
     if is_tanh:
-        squash(slope)
+        tanh(slope)
     for b in range(rates.shape[0]):
         for i in range(rates.shape[1]):
             active = slope[b, i]
@@ -42,35 +185,23 @@ def advance(weight: Array, inputs: Array, rates: Array, slope: Array, alpha: flo
 
 
 @inner
-def read(weight_out: Array, rates: Array, extended: Array, z: Array) -> None:
-    """[r; 1], (B, n + 1), and z = W_out [r; 1], (B, n_out)."""
+def read(weight_out: Array, rates: Array, extended: Array, readout: Array) -> None:
+    """Write [r; 1] and z = W_out [r; 1]."""
     n = rates.shape[1]
     for b in range(rates.shape[0]):
         for i in range(n):
             extended[b, i] = rates[b, i]
         extended[b, n] = 1
-        for k in range(z.shape[1]):
+        for k in range(readout.shape[1]):
             total = weight_out[k, n]
             for i in range(n):
                 total += weight_out[k, i] * rates[b, i]
-            z[b, k] = total
-
-
-@inner
-def send_back(weight_out: Array, error: Array, credit: Array) -> None:
-    """c̄ = W_outᵀ (ŷ - y*), (B, n); of W_out the first n columns."""
-    for b in range(credit.shape[0]):
-        for i in range(credit.shape[1]):
-            credit[b, i] = 0
-        for k in range(error.shape[1]):
-            missed = error[b, k]
-            for i in range(credit.shape[1]):
-                credit[b, i] += missed * weight_out[k, i]
+            readout[b, k] = total
 
 
 @inner
 def cross_entropy(z: Array, label: Array, error: Array) -> Any:
-    """softmax(z) - y*, (B, n_out), and the sum of the losses in nats."""
+    """Write softmax(z) - y* and return the sum of the losses in nats."""
     zero = z.dtype.type(0)
     loss = zero
     for b in range(z.shape[0]):
@@ -91,7 +222,7 @@ def cross_entropy(z: Array, label: Array, error: Array) -> Any:
 
 @inner
 def squared_error(z: Array, label: Array, error: Array) -> Any:
-    """z - y*, (B, n_out), and the sum of the losses, half the mean squared error each."""
+    """Write z - y* and return the sum of the losses, half the mean squared error each."""
     number = z.dtype.type
     total = number(0)
     for b in range(z.shape[0]):
@@ -100,15 +231,6 @@ def squared_error(z: Array, label: Array, error: Array) -> Any:
             error[b, k] = missed
             total += missed * missed
     return number(0.5) * total / number(z.shape[1])
-
-
-@inner
-def descend(weight: Array, gradient: Array, rate: float) -> None:
-    """Take the step that is pending; nothing is pending after it."""
-    for j in range(weight.shape[0]):
-        for i in range(weight.shape[1]):
-            weight[j, i] -= rate * gradient[j, i]
-            gradient[j, i] = 0
 
 
 @inner
@@ -126,3 +248,182 @@ def add_outer(left: Array, right: Array, total: Array) -> None:
             x0 = left[b, p]
             for q in range(total.shape[1]):
                 total[p, q] += x0 * right[b, q]
+
+
+@inner
+def jacobian(weight: Array, slope: Array, leak: float, transposed: Array) -> None:
+    """Write Jᵀ of one sequence: J_kl = (1 - α) δ_kl + D_k W_kl, for D of shape (n,)."""
+    n = slope.shape[0]
+    for source in range(n):
+        for k in range(n):
+            transposed[source, k] = slope[k] * weight[source, k]
+        transposed[source, source] += leak
+
+
+@inner
+def length(matrix: Array) -> float:
+    """Return the Frobenius norm."""
+    flat = matrix.reshape(matrix.size)
+    return math.sqrt(np.dot(flat, flat))
+
+
+@inner
+def balance(grown: float, shrunk: float, one: float) -> float:
+    """Return the root of the ratio, or `one`, of the arrays' type, where that is 0/0 or infinite."""
+    if not (grown > 0 and shrunk > 0):
+        return one
+    ratio = math.sqrt(grown / shrunk)
+    return ratio if math.isfinite(ratio) else one
+
+
+@inner
+def blend(noise: Array, slope: Array, inputs: Array) -> float:
+    """Return ρ1 = √(‖ν ⊙ e‖ / √n) of one sequence, for rows (1, n) and (1, m)."""
+    number, n = slope.dtype.type, slope.shape[1]
+    total = number(0)
+    for i in range(n):
+        noisy = noise[0, i] * slope[0, i]
+        total += noisy * noisy
+    # An outer product is as long as its factors are, multiplied.
+    return balance(math.sqrt(total) * length(inputs), math.sqrt(number(n)), number(1))
+
+
+# --- learning --------------------------------------------------------------------------------------------------
+
+
+@part
+def finish_step(net: Network, bridge: Bridge | None, clock: int, t: int) -> None:
+    """Add the gradient of W_out, and update both weights where it is time."""
+    if bridge is None:
+        for b in range(net.error.shape[0]):
+            for k in range(net.error.shape[1]):
+                net.scaled[b, k] = net.share * net.error[b, k]
+        add_outer(net.scaled, net.extended, net.pending_out)
+    else:
+        receive(bridge, net.error, net.share, t)
+        for b in range(net.error.shape[0]):
+            recall(bridge, b, net.extended[b : b + 1], t)
+            for k in range(net.pending_out.shape[0]):
+                for i in range(net.pending_out.shape[1]):
+                    net.pending_out[k, i] += bridge.arrived[b, k] * bridge.recalled[i]
+    if (clock + t + 1) % net.update_every == 0:
+        descend(net.weight, net.pending, net.lr)
+        descend(net.weight_out, net.pending_out, net.lr)
+
+
+@inner
+def descend(weight: Array, gradient: Array, rate: float) -> None:
+    """Take a step of gradient descent and clear the gradient."""
+    for j in range(weight.shape[0]):
+        for i in range(weight.shape[1]):
+            weight[j, i] -= rate * gradient[j, i]
+            gradient[j, i] = 0
+
+
+@inner
+def receive(bridge: Bridge, signal: Array, share: float, t: int) -> None:
+    """Send off a step's signals, (B, width), and write those of D steps ago, times `share`, to `arrived`."""
+    delay = bridge.signals.shape[0]
+    place = t % delay if delay else 0
+    for b in range(signal.shape[0]):
+        for i in range(signal.shape[1]):
+            if delay:
+                bridge.arrived[b, i] = share * bridge.signals[place, b, i]
+                bridge.signals[place, b, i] = signal[b, i]
+            else:
+                bridge.arrived[b, i] = share * signal[b, i]
+
+
+@inner
+def recall(bridge: Bridge, b: int, eligibility: Array, t: int) -> None:
+    """Put one sequence's eligibility, (rows, columns), into the trace, and write what it gives to `recalled`."""
+    rows, columns = eligibility.shape
+    M, gains, recalled, product = bridge.M, bridge.gains, bridge.recalled, bridge.product
+    states = bridge.trace[b].reshape(bridge.trace.shape[1], rows * columns)
+    kept = states.shape[0]
+    for i in range(rows * columns):
+        recalled[i] = 0
+    if M.shape[0]:  # S ← M S + K h, c = C · S
+        np.dot(M, states, product)
+        for k in range(kept):
+            gain, weight = gains[0, k], gains[1, k]
+            for row in range(rows):
+                for i in range(columns):
+                    place = row * columns + i
+                    after = product[k, place] + gain * eligibility[row, i]
+                    states[k, place] = after
+                    recalled[place] += weight * after
+        return
+    # What was `lag` steps ago lies `lag` places back in the ring; the newest takes the place of the oldest.
+    for tap in range(gains.shape[1]):
+        value, lag = gains[0, tap], bridge.lags[tap]
+        past = (t - lag) % kept if lag else 0
+        for row in range(rows):
+            for i in range(columns):
+                place = row * columns + i
+                recalled[place] += value * (states[past, place] if lag else eligibility[row, i])
+    newest = t % kept if kept else 0
+    for row in range(rows if kept else 0):
+        for i in range(columns):
+            states[newest, row * columns + i] = eligibility[row, i]
+
+
+@inner
+def add_recalled(net: Network, bridge: Bridge, b: int) -> None:
+    """Add G_ij = s_i c_ij of one sequence, for the signals that have arrived and what the trace has recalled."""
+    columns = net.pending.shape[1]
+    for j in range(net.pending.shape[0]):
+        for i in range(columns):
+            net.pending[j, i] += bridge.arrived[b, i] * bridge.recalled[j * columns + i]
+
+
+# --- tanh ------------------------------------------------------------------------------------------------------
+# The C library's takes one number at a time, ten nanoseconds each: as long as all the rest of a small network.
+#
+#     tanh |x| = e/(e + 2)      e = exp(2|x|) - 1 = 2^k p + (2^k - 1)      p = exp(r) - 1,  2|x| = k ln 2 + r
+#
+# p is a Taylor polynomial on |r| ≤ ln(2)/2. Within 2.5 units in the last place; NaN stays NaN.
+
+
+def tanh(values: Array) -> None:
+    """Replace each number of a matrix, float32 or float64, by its tanh, in vector registers."""
+    raise NotImplementedError("for compiled functions only")
+
+
+def _tanh_of(number: Any, whole: Any, digits: int, degree: int, coarse: float, fine: float) -> Callable[..., None]:
+    # ln 2 = coarse + fine; coarse has so few digits that its products with k are exact.
+    bias, shift = whole(np.finfo(number).maxexp - 1), whole(digits)
+    rounding = number(1.5 * 2.0**digits)  # added and taken away again, it leaves a whole number
+    octaves, ln2, rest = number(1 / math.log(2)), number(coarse), number(fine)
+    one, two, large = number(1), number(2), number(digits)  # tanh is 1 beyond digits/2
+    first, second = number(1 / math.factorial(degree)), number(1 / math.factorial(degree - 1))
+    others = tuple(number(1 / math.factorial(k)) for k in reversed(range(2, degree - 1)))
+
+    def replace(values: Any) -> None:
+        for row in range(values.shape[0]):
+            for i in range(values.shape[1]):
+                x = values[row, i]
+                y = two * abs(x)
+                y = large if y > large else y
+                shifted = y * octaves + rounding  # k in its lowest bits
+                k = shifted - rounding
+                r = y - k * ln2 - k * rest
+                p = first * r + second
+                for coefficient in others:
+                    p = p * r + coefficient
+                p = p * (r * r) + r
+                power = whole((number(shifted).view(whole) + bias) << shift).view(number)
+                e = power * p + (power - one)
+                values[row, i] = math.copysign(e / (e + two), x)
+
+    return replace
+
+
+_SINGLE = _tanh_of(np.float32, np.int32, 23, 7, 355 / 512, math.log(2) - 355 / 512)
+_DOUBLE = _tanh_of(np.float64, np.int64, 52, 13, 0x162E42FEE / 2**33, 1.9082149292705877e-10)
+
+
+# Sums keep their order in here: the rounding by a large number rests on it.
+@overload(tanh, jit_options={"fastmath": {"contract"}, "error_model": "numpy", "nogil": True})
+def _tanh(values: Any) -> Any:
+    return _SINGLE if values.dtype == types.float32 else _DOUBLE

@@ -1,0 +1,439 @@
+"""A compiled loop for each learning rule: what `cet_rl.recurrent.rules` defines, step after step on one core.
+
+Every loop takes the network, the traces for late errors in front of W and of W_out (or None), the data of T steps,
+the number of steps before them, the rule's tensors, and its constants, and changes arrays in place. Tensors lie as
+`cet_rl.recurrent.compiled.LOOPS` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cet_rl.recurrent.compiled.network import (
+    Array,
+    Bridge,
+    Data,
+    Network,
+    add_outer,
+    add_recalled,
+    advance,
+    balance,
+    blend,
+    finish_step,
+    forward,
+    jacobian,
+    length,
+    loop,
+    part,
+    recall,
+    receive,
+    tanh,
+)
+
+State = tuple[Array, ...]
+Trace = Bridge | None
+
+NETWORK_DIGEST = "5b5678b7f46814ec"
+"""First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
+
+
+@loop
+def fixed_w(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Train the output layer only."""
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        finish_step(net, output, clock, t)
+
+
+# --- traces at synapses ----------------------------------------------------------------------------------------
+
+
+@part
+def add_traced(net: Network, bridge: Trace, B: Array, kept: Array, signal: Array, t: int) -> None:
+    """Update B_ij ← κ_i B_ij + e_ij and add G_ij = s_i B_ij, or through a trace; `signal` is overwritten."""
+    inputs, slope, gradient = net.inputs, net.slope, net.pending
+    if bridge is None:
+        for b in range(B.shape[0]):
+            for i in range(B.shape[2]):
+                signal[b, i] *= net.share
+            for j in range(B.shape[1]):
+                x = inputs[b, j]
+                for i in range(B.shape[2]):
+                    eligibility = kept[i] * B[b, j, i] + x * slope[b, i]
+                    B[b, j, i] = eligibility
+                    gradient[j, i] += signal[b, i] * eligibility
+    else:
+        receive(bridge, signal, net.share, t)
+        for b in range(B.shape[0]):
+            for j in range(B.shape[1]):
+                x = inputs[b, j]
+                for i in range(B.shape[2]):
+                    B[b, j, i] = kept[i] * B[b, j, i] + x * slope[b, i]
+            recall(bridge, b, B[b], t)
+            add_recalled(net, bridge, b)
+
+
+@loop
+def rflo(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run RFLO: B ← (1 - α) B + e; G_ij = c̄_i B_ij."""
+    kept = np.empty_like(net.credit[0])
+    for i in range(len(kept)):
+        kept[i] = net.leak
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        add_traced(net, hidden, state[0], kept, net.credit, t)
+        finish_step(net, output, clock, t)
+
+
+@loop
+def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+    """Run KeRNL: perturb a copy, learn A and the time scales, filter e; G_ij = (c̄ A)_i B_ij."""
+    A, timescale, B, perturbed, omega, gamma = state
+    rate, sigma = own
+    inputs, slope, share = net.inputs, net.slope, net.share
+    entering, flank, kept = np.empty_like(inputs), np.empty_like(slope), np.empty_like(timescale)
+    missed, faster, signal = np.empty_like(slope), np.empty_like(slope), np.empty_like(slope)
+    one, zero = net.weight.dtype.type(1), net.weight.dtype.type(0)
+    batch, n = slope.shape
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        noise = data.noise[t]
+        for i in range(n):
+            kept[i] = one - timescale[i]
+            if kept[i] < zero:
+                kept[i] = zero
+        for b in range(batch):
+            for i in range(n):
+                entering[b, i] = perturbed[b, i]
+            for j in range(n, inputs.shape[1]):
+                entering[b, j] = inputs[b, j]
+        advance(net.weight, entering, perturbed, flank, net.alpha, net.is_tanh)
+        for b in range(batch):
+            for i in range(n):
+                perturbed[b, i] += sigma * noise[b, i]
+                gamma[b, i] = kept[i] * gamma[b, i] - omega[b, i]
+                omega[b, i] = kept[i] * omega[b, i] + noise[b, i]
+        np.dot(omega, A.T, missed)
+        for b in range(batch):
+            for i in range(n):
+                missed[b, i] -= (perturbed[b, i] - net.rates[b, i]) / sigma
+        np.dot(missed, A, faster)
+        for i in range(n):
+            total = zero
+            for b in range(batch):
+                total += faster[b, i] * gamma[b, i]
+            timescale[i] -= rate * (share * total)
+            if timescale[i] < zero:
+                timescale[i] = zero
+        for b in range(batch):
+            for i in range(n):
+                missed[b, i] *= -rate * share
+        add_outer(missed, omega, A)
+        np.dot(net.credit, A, signal)
+        add_traced(net, hidden, B, kept, signal, t)
+        finish_step(net, output, clock, t)
+
+
+# --- the true gradient -----------------------------------------------------------------------------------------
+
+
+@loop
+def rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run RTRL: M ← J M + e, the rows of one input at a time so that they stay in cache."""
+    (M,) = state
+    slope, n = net.slope, net.slope.shape[1]
+    transposed, product = np.empty_like(net.weight[:n]), np.empty_like(net.weight[:n])
+    column = np.empty_like(slope[0])
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        for b in range(len(M)):
+            jacobian(net.weight, slope[b], net.leak, transposed)
+            for j in range(M.shape[1]):
+                influence = M[b, j]
+                np.dot(influence, transposed, product)
+                for i in range(n):
+                    product[i, i] += slope[b, i] * net.inputs[b, j]
+                np.dot(product, net.credit[b], column)
+                for i in range(n):
+                    net.pending[j, i] += net.share * column[i]
+                    for k in range(n):
+                        influence[i, k] = product[i, k]
+        finish_step(net, output, clock, t)
+
+
+@part
+def remember(net: Network, state: State, t: int) -> tuple[int, int]:
+    """Write the newest step over the oldest; return the length of the window and that place."""
+    inputs, slope, credit = state
+    window = len(slope)
+    place = t % window
+    for b in range(slope.shape[1]):
+        for i in range(slope.shape[2]):
+            slope[place, b, i] = net.slope[b, i]
+            credit[place, b, i] = net.credit[b, i]
+        for j in range(inputs.shape[2]):
+            inputs[place, b, j] = net.inputs[b, j]
+    return window, place
+
+
+@loop
+def bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run BPTT: go back through a window at its end, newest step first."""
+    inputs, slope, credit = state
+    arriving, signal, product = np.empty_like(credit[0]), np.empty_like(credit[0]), np.empty_like(credit[0])
+    batch, n = arriving.shape
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        window, place = remember(net, state, t)
+        if (clock + t + 1) % window == 0:
+            for b in range(batch):
+                for i in range(n):
+                    arriving[b, i] = credit[place, b, i]
+            for back in range(window):
+                at, before = (place - back) % window, (place - back - 1) % window
+                for b in range(batch):
+                    for i in range(n):
+                        signal[b, i] = arriving[b, i] * slope[at, b, i]
+                if back + 1 < window:
+                    np.dot(signal, net.weight[:n].T, product)
+                    for b in range(batch):
+                        for i in range(n):
+                            arriving[b, i] = credit[before, b, i] + net.leak * arriving[b, i] + product[b, i]
+                for b in range(batch):
+                    for i in range(n):
+                        signal[b, i] *= net.share
+                add_outer(inputs[at], signal, net.pending)
+            for ring in state:
+                flat = ring.reshape(ring.size)
+                for place in range(ring.size):
+                    flat[place] = 0
+        finish_step(net, output, clock, t)
+
+
+@loop
+def future_bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run future-facing BPTT: add a step's credit to all of its window; take the oldest step's gradient."""
+    inputs, slope, credit = state
+    arriving, signal, product = np.empty_like(credit[0]), np.empty_like(credit[0]), np.empty_like(credit[0])
+    batch, n = arriving.shape
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        window, place = remember(net, state, t)
+        for b in range(batch):
+            for i in range(n):
+                arriving[b, i] = credit[place, b, i]
+        for back in range(window - 1):
+            at, before = (place - back) % window, (place - back - 1) % window
+            for b in range(batch):
+                for i in range(n):
+                    signal[b, i] = arriving[b, i] * slope[at, b, i]
+            np.dot(signal, net.weight[:n].T, product)
+            for b in range(batch):
+                for i in range(n):
+                    arriving[b, i] = net.leak * arriving[b, i] + product[b, i]
+                    credit[before, b, i] += arriving[b, i]
+        oldest = (place + 1) % window
+        for b in range(batch):
+            for i in range(n):
+                signal[b, i] = net.share * credit[oldest, b, i] * slope[oldest, b, i]
+        add_outer(inputs[oldest], signal, net.pending)
+        finish_step(net, output, clock, t)
+
+
+# --- random products -------------------------------------------------------------------------------------------
+
+
+@loop
+def uoro(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run UORO: A ← ρ0 J A + ρ1 ν; B ← B/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B."""
+    A, B = state
+    slope, inputs, gradient = net.slope, net.inputs, net.pending
+    one, (batch, n) = net.weight.dtype.type(1), A.shape
+    product, gain = np.empty_like(A), np.empty_like(A[0])
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        noise = data.noise[t]
+        np.dot(A, net.weight[:n], product)
+        for b in range(batch):
+            for i in range(n):
+                product[b, i] = net.leak * A[b, i] + slope[b, i] * product[b, i]
+            kept = balance(length(B[b]), length(product[b : b + 1]), one)
+            taken = blend(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
+            signal = net.share * net.weight.dtype.type(0)
+            for i in range(n):
+                A[b, i] = kept * product[b, i] + taken * noise[b, i]
+                signal += net.share * net.credit[b, i] * A[b, i]
+                gain[i] = noise[b, i] * slope[b, i] / taken
+            kept = one / kept
+            for j in range(B.shape[1]):
+                x = inputs[b, j]
+                for i in range(n):
+                    synapse = kept * B[b, j, i] + x * gain[i]
+                    B[b, j, i] = synapse
+                    gradient[j, i] += signal * synapse
+        finish_step(net, output, clock, t)
+
+
+@loop
+def kf_rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run KF-RTRL: A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G = (c̄ B) A."""
+    A, B = state
+    slope, inputs = net.slope, net.inputs
+    one, (batch, n) = net.weight.dtype.type(1), slope.shape
+    transposed, product, signal = np.empty_like(B[0]), np.empty_like(B[0]), np.empty_like(slope)
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        for b in range(batch):
+            first, second = data.noise[t, b, 0], data.noise[t, b, 1]
+            jacobian(net.weight, slope[b], net.leak, transposed)
+            np.dot(B[b], transposed, product)
+            kept = balance(length(product), length(A[b : b + 1]), one)
+            taken = balance(length(slope[b : b + 1]), length(inputs[b : b + 1]), one)
+            for j in range(A.shape[1]):
+                A[b, j] = first * kept * A[b, j] + second * taken * inputs[b, j]
+            for i in range(n):
+                for k in range(n):
+                    B[b, i, k] = first / kept * product[i, k]
+                B[b, i, i] += second / taken * slope[b, i]
+            np.dot(B[b], net.credit[b], signal[b])
+            for i in range(n):
+                signal[b, i] *= net.share
+        add_outer(A, signal, net.pending)
+        finish_step(net, output, clock, t)
+
+
+@loop
+def r_kf(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+    """Run R-KF: A_i ← ρ0 A_i + ρ1 ν_i; B ← J B/ρ0 + ν_k e_kj/ρ1; G = A (c̄ B)."""
+    A, B = state
+    slope, inputs = net.slope, net.inputs
+    one, (batch, n) = net.weight.dtype.type(1), slope.shape
+    transposed, product = np.empty_like(net.weight[:n]), np.empty_like(B[0])
+    signal, scaled = np.empty_like(inputs), np.empty_like(A)
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        noise = data.noise[t]
+        for b in range(batch):
+            jacobian(net.weight, slope[b], net.leak, transposed)
+            np.dot(B[b], transposed, product)
+            kept = balance(length(product), length(A[b : b + 1]), one)
+            taken = blend(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
+            gain = scaled[b]
+            for i in range(n):
+                A[b, i] = kept * A[b, i] + taken * noise[b, i]
+                gain[i] = noise[b, i] * slope[b, i] / taken
+            kept = one / kept
+            for j in range(B.shape[1]):
+                x = inputs[b, j]
+                for k in range(n):
+                    B[b, j, k] = kept * product[j, k] + x * gain[k]
+            np.dot(B[b], net.credit[b], signal[b])
+            for i in range(n):
+                scaled[b, i] = net.share * A[b, i]
+        add_outer(signal, scaled, net.pending)
+        finish_step(net, output, clock, t)
+
+
+# --- guessed credit --------------------------------------------------------------------------------------------
+
+
+@part
+def guess(net: Network, label: Array, A_copy: Array, known: Array, guessed: Array) -> None:
+    """Write r̃ = [r; y*; 1] and A⁻ r̃."""
+    n, outputs = net.rates.shape[1], label.shape[1]
+    for b in range(net.rates.shape[0]):
+        for i in range(n):
+            known[b, i] = net.rates[b, i]
+        for k in range(outputs):
+            known[b, n + k] = label[b, k]
+        known[b, n + outputs] = 1
+    np.dot(known, A_copy, guessed)
+
+
+@part
+def learn_guess(
+    net: Network, state: State, own: Any, known: Array, target: Array, signal: Array, step: int
+) -> None:
+    """Move A towards its target, renew its copy every few steps, and write A r̃ to `signal`."""
+    A, A_copy, before, credit_before = state[:4]
+    rate, renewal = own[0], own[1]
+    np.dot(before, A, signal)
+    for b in range(signal.shape[0]):
+        for i in range(signal.shape[1]):
+            signal[b, i] = rate * net.share * (target[b, i] + credit_before[b, i] - signal[b, i])
+            credit_before[b, i] = net.credit[b, i]
+    add_outer(before, signal, A)
+    np.dot(known, A, signal)
+    for b in range(known.shape[0]):
+        for j in range(known.shape[1]):
+            before[b, j] = known[b, j]
+    if (step + 1) % renewal == 0:
+        for j in range(A.shape[0]):
+            for i in range(A.shape[1]):
+                A_copy[j, i] = A[j, i]
+
+
+@part
+def add_guessed(net: Network, bridge: Trace, signal: Array, t: int) -> None:
+    """Add G_ij = (A r̃)_i e_ij, or through a trace; `signal` is overwritten."""
+    inputs, slope = net.inputs, net.slope
+    if bridge is None:
+        for b in range(slope.shape[0]):
+            for i in range(slope.shape[1]):
+                signal[b, i] *= net.share * slope[b, i]
+        add_outer(inputs, signal, net.pending)
+    else:
+        receive(bridge, signal, net.share, t)
+        for b in range(slope.shape[0]):
+            for j in range(inputs.shape[1]):
+                for i in range(slope.shape[1]):
+                    bridge.eligibility[j, i] = inputs[b, j] * slope[b, i]
+            recall(bridge, b, bridge.eligibility, t)
+            add_recalled(net, bridge, b)
+
+
+@loop
+def dni(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+    """Run DNI: the target of A is c* = c̄_{t-1} + (A⁻ r̃_t) J_t."""
+    known = np.empty_like(state[2])
+    guessed, target, signal = np.empty_like(net.slope), np.empty_like(net.slope), np.empty_like(net.slope)
+    batch, n = net.slope.shape
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        guess(net, data.label[t], state[1], known, guessed)
+        for b in range(batch):
+            for i in range(n):
+                signal[b, i] = net.slope[b, i] * guessed[b, i]
+        np.dot(signal, net.weight[:n].T, target)
+        for b in range(batch):
+            for i in range(n):
+                target[b, i] += net.leak * guessed[b, i]
+        learn_guess(net, state, own, known, target, signal, clock + t)
+        add_guessed(net, hidden, signal, t)
+        finish_step(net, output, clock, t)
+
+
+@loop
+def dni_b(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+    """Run DNI(b): 𝒥 learns first; the target of A is c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥."""
+    known, J = np.empty_like(state[2]), state[4]
+    guessed, target, signal = np.empty_like(net.slope), np.empty_like(net.slope), np.empty_like(net.slope)
+    before, (batch, n) = np.empty_like(net.slope), net.slope.shape
+    for t in range(len(data.x)):
+        forward(net, data, t)
+        guess(net, data.label[t], state[1], known, guessed)
+        for b in range(batch):
+            for i in range(n):
+                before[b, i] = net.inputs[b, i]
+        np.dot(before, J.T, signal)
+        for b in range(batch):
+            for i in range(n):
+                signal[b, i] = own[2] * net.share * (net.rates[b, i] - signal[b, i])
+        add_outer(signal, before, J)
+        tanh(guessed)
+        np.dot(guessed, J, target)
+        learn_guess(net, state, own, known, target, signal, clock + t)
+        add_guessed(net, hidden, signal, t)
+        finish_step(net, output, clock, t)
