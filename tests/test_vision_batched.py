@@ -217,6 +217,7 @@ OTHERWISE = {
     "task": "mnist",
     "order": 7,
     "trace": "perfect",
+    "trace_options": ("ratio=3",),
     "delay": 0.6,
     "stacked": True,
     "step_ms": 100.0,
@@ -244,7 +245,12 @@ OTHERWISE = {
     "compile": True,
 }
 MAY_DIFFER = marked(VisionConfig, Mark.BATCHABLE)
-TOGETHER = {"trace": {"order": None}, "decay": {"trace": "et", "order": None}, "model": {"hidden": (9,)}}
+TOGETHER = {
+    "trace": {"order": None},
+    "trace_options": {"trace": "ltp-ltd", "order": None},
+    "decay": {"trace": "et", "order": None},
+    "model": {"hidden": (9,)},
+}
 
 
 def test_every_field_is_tested():
