@@ -1,4 +1,4 @@
-"""Speed of float32 matrix products by library, one thread: the measurement behind `cet_rl.credit.blas`.
+"""Speed of float32 matrix products by library, one thread: the measurement behind `cet_rl.credit.geometry.matmul`.
 
 python benchmarks/blas.py
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from cet_rl.credit import blas
+from cet_rl.credit.geometry import matmul
 from cet_rl.runs.machine import set_threads
 
 SHAPES = [(2560, 128, 256), (256, 512, 256), (512, 256, 256), (2048, 128, 128)]
@@ -30,13 +30,13 @@ def gigaflops(product: Callable[[], object], work: int) -> float:
 
 def main() -> None:
     set_threads(1)
-    print("| product | torch.mm | numpy.matmul | cet_rl.credit.blas |\n|---|---|---|---|")
+    print("| product | torch.mm | numpy.matmul | cet_rl.credit.geometry.matmul |\n|---|---|---|---|")
     for m, k, n in SHAPES:
         a, b = torch.randn(m, k), torch.randn(k, n)
         columns = (
             lambda a=a, b=b: torch.mm(a, b),
             lambda a=a, b=b: np.matmul(a.numpy(), b.numpy()),
-            lambda a=a, b=b: blas.matmul(a, b),
+            lambda a=a, b=b: matmul(a, b),
         )
         row = [f"{gigaflops(column, m * k * n):.0f}" for column in columns]
         print(f"| {m} × {k} × {n} | " + " | ".join(row) + " |")

@@ -1,4 +1,4 @@
-"""What each executor costs, by shape: the measurements behind `cet_rl.credit.executors`.
+"""What each executor costs, by shape: the measurements behind `cet_rl.credit.synapses`.
 
     python benchmarks/executors.py [--repeats 9]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import conv2d
 
 from cet_rl import CET, ET, Legendre, PerfectMemory
-from cet_rl.credit import Convolution, Dense, Synapses, geometry, history
+from cet_rl.credit import Convolution, Dense, Synapses, factored, geometry
 from cet_rl.credit.alignment import AlignmentProbe
 
 TRACES = st.one_of(
@@ -246,7 +246,7 @@ def test_memory_formats_and_blocks_do_not_matter(problem):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry, "_LARGEST_UNFOLDED", 1)
-        patch.setattr(history, "_BLOCK", problem["block"])
+        patch.setattr(factored, "_BLOCK", problem["block"])
         found = [other(*map(channels_last, part[:3]), *part[3:]) for part in parts]
     assert_same(found, expected)
 

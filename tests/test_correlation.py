@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cet_rl.credit import correlation
-from cet_rl.credit.correlation import Correlation, correlation_matrix, event_matrix
+from cet_rl.credit import factored
+from cet_rl.credit.chunk import correlation_matrix, event_matrix
+from cet_rl.credit.factored import Correlation
 
 CPU = torch.device("cpu")
 
@@ -33,10 +34,10 @@ def check(matrix, errors, rows, first=0, last=None):
     """By blocks of so many rows, and by one product; both against numpy."""
     expected = torch.from_numpy(matrix[first:last] @ errors.numpy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correlation, "_ROWS", rows)
+        patch.setattr(factored, "_ROWS", rows)
         product = Correlation(matrix, errors.dtype, CPU)
         for worth in (0, 1 << 62):
-            patch.setattr(correlation, "_WORTH_BLOCKS", worth)
+            patch.setattr(factored, "_LEAST_WORK", worth)
             for _ in range(2):  # the second time, blocks are known
                 found = product(errors, first, last)
                 assert found.shape == expected.shape
@@ -108,7 +109,7 @@ def test_matrices_of_events(kernel, happened, arrives):
 
 def test_nothing_is_due_where_all_is_zero():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(correlation, "_WORTH_BLOCKS", 0)
+        patch.setattr(factored, "_LEAST_WORK", 0)
         due = Correlation(np.zeros((40, 5)), torch.float32, CPU)(torch.full((5, 3), 1.0))
     assert due.shape == (40, 3)
     assert not due.any()
@@ -117,7 +118,7 @@ def test_nothing_is_due_where_all_is_zero():
 def test_large_enough_for_blocks_as_it_is():
     matrix = correlation_matrix(np.hanning(40)[1:], 128, 118, 10)
     errors = torch.randn(118, 2000)
-    assert 128 * errors.numel() >= correlation._WORTH_BLOCKS
+    assert 128 * errors.numel() >= factored._LEAST_WORK
     product = Correlation(matrix, torch.float32, CPU)
     torch.testing.assert_close(product(errors), product.matrix @ errors, rtol=1e-4, atol=1e-4)
     assert product._blocks

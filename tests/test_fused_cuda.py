@@ -10,15 +10,20 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
-from cet_rl.credit import Signals, Synapses, SynapseState, executors, step
-from cet_rl.credit.constants import StateConstants
-from cet_rl.credit.executors import IMPULSE, compiled_loop
+from cet_rl.credit import Signals, Synapses, SynapseState, step, synapses
+from cet_rl.credit.chunk import StateConstants
+from cet_rl.credit.synapses import compiled_loop
+from cet_rl.traces.base import Transition
+
+IMPULSE = Transition(np.zeros((1, 1)), np.ones(1), np.ones(1))
+"""No memory at all as a state space: the state is the step's input."""
 
 TRACES = [
     lambda order, delay: None,
@@ -111,7 +116,7 @@ def interpret():
         check(seed)
     for seed in range(24, 28):
         check(seed, dtype=torch.float32, tolerance=1e-3)
-    executors.compiled_loop = lambda device_type: fused_cuda
+    synapses.compiled_loop = lambda device_type: fused_cuda
     for executor, per_weight in LAYERS:
         check_layer(executor, per_weight, CET(3, 2))
     check_layer("auto", True, PerfectMemory(2))
@@ -175,7 +180,7 @@ def test_without_triton_a_warning_says_so(monkeypatch):
 
 @pytest.mark.parametrize(("executor", "per_weight"), LAYERS)
 def test_without_a_compiled_loop_the_others_serve(executor, per_weight, monkeypatch):
-    monkeypatch.setattr(executors, "compiled_loop", lambda device_type: None)
+    monkeypatch.setattr(synapses, "compiled_loop", lambda device_type: None)
     check_layer(executor, per_weight, CET(3, 2))
 
 

@@ -16,8 +16,7 @@ from torch.nn import functional
 from cet_rl.agents.config import Feedback
 from cet_rl.agents.distributions import Distribution
 from cet_rl.credit.activations import ACTIVATIONS, Activation
-from cet_rl.credit.blas import matmul
-from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, matmul
 from cet_rl.runs.values import unknown
 
 CHANNELS = (16, 32, 32)
@@ -125,7 +124,7 @@ class Actor(nn.Module):
         x = observation
         for layer, weight in zip(self.layers, self.weights, strict=True):
             pre.append(x.reshape(-1, *layer.pre_shape))
-            z = layer.drive(weight.detach(), pre[-1])
+            z = layer.forward(weight.detach(), pre[-1])
             if layer is self.layers[-1]:
                 break
             x = activation.function(z)
@@ -159,7 +158,7 @@ class Actor(nn.Module):
                 route = (
                     self.weights[number + 1] if feedback == "backprop" else self.get_buffer(f"feedback_{number}")
                 )
-                error = above.pull(route.detach(), errors[-1] * derivative[number + 1])
+                error = above.backproject(route.detach(), errors[-1] * derivative[number + 1])
             errors.append(error.reshape(-1, *layer.post_shape))
         return [*errors[::-1], *own]
 

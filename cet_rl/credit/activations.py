@@ -1,4 +1,4 @@
-"""Activations with the derivative a synapse needs to know."""
+"""Activation functions and their derivatives, by name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """f, and f' from the pre-activation z and f(z).
+    """Hold an activation f and its derivative, computed from the pre-activation z and f(z).
 
     Attributes:
         function: f on tensors.
         numpy_function: f on arrays.
         derivative: f'(z), given z and f(z).
-        gate: f'(z) ⊙ signal, given the signal and f(z), in one pass.
+        times_derivative: f'(z) ⊙ signal, given the signal and f(z), in one pass.
         binary: whether f' is 0 or 1 everywhere, so that f'² = f'.
     """
 
     function: Callable[[Tensor], Tensor]
     numpy_function: Callable[[Any], Any]
     derivative: Callable[[Tensor, Tensor], Tensor]
-    gate: Callable[[Tensor, Tensor], Tensor]
+    times_derivative: Callable[[Tensor, Tensor], Tensor]
     binary: bool
 
 

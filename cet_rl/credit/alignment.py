@@ -1,4 +1,4 @@
-"""How well a layer's update points along the true gradient for the same data (paper, Figs. 5, 8-12)."""
+"""The alignment of a layer's update with the true gradient for the same data (paper, Figs. 5, 8-12)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cet_rl.credit.delay_line import DelayLine
 from cet_rl.credit.geometry import Geometry, layer_geometry
-from cet_rl.credit.signals import Decay
+from cet_rl.credit.signals import Decay, DelayLine
 from cet_rl.credit.synapses import Synapses
 
 NEGLIGIBLE = 1e-4
 """Share of an event's eligibility below which the true gradient leaves it out."""
 
 NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
-"""The same where every weight has its own γλ and most forget faster: their replay is the dearest."""
+"""The same where every weight has its own γλ: most forget faster, and their replay costs the most."""
 
 LONGEST_REACH = 1000
 """Steps that are recorded at most on top of the delay and the rollout, however slowly eligibility decays."""
 
 
 class AlignmentProbe(nn.Module):
-    """Remembers a layer's recent activity exactly, to say what its update should have been.
+    """Record a layer's recent activity exactly, and compute from it what its update should have been.
 
     The events whose credit arrives in a chunk happened a delay ago. Their true gradient is that of the λ-return
     policy loss: what the layer would have accumulated at the time, had the credit been immediate. The probe
@@ -72,13 +71,13 @@ class AlignmentProbe(nn.Module):
         )
 
     def record(self, *signals: Tensor) -> None:
-        """Remember a chunk: the arguments of `Synapses`."""
+        """Record a chunk, given as the arguments of `Synapses`."""
         for line, signal in zip(self.lines, signals, strict=True):
             assert isinstance(line, DelayLine)
             line.push(signal)
 
     def true_gradient(self, steps: int) -> Tensor:
-        """ΔW without delay or trace, of the events whose credit arrived in the last `steps` steps."""
+        """Return ΔW without delay or trace of the events whose credit arrived in the last `steps` steps."""
         recorded = [line.contents() for line in self.lines if isinstance(line, DelayLine)]
         pre, derivative, error, td_error, start = (r[: len(r) - self.delay_steps] for r in recorded)
         td_error = td_error.clone()
@@ -91,12 +90,12 @@ class AlignmentProbe(nn.Module):
         return synapses(pre, derivative, error, td_error, start)
 
     def cosine(self, update: Tensor, steps: int) -> Tensor:
-        """Cosine between `update` and the true gradient for the same data; nan while either is zero."""
+        """Return the cosine between `update` and the true gradient for the same data; nan while either is zero."""
         return cosine(update, self.true_gradient(steps))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """a·b / (|a| |b|) of two tensors of one shape; nan if either is zero."""
+    """Return a·b / (|a| |b|) of two tensors of one shape; nan if either is zero."""
     a, b = a.flatten(), b.flatten()
     result: Tensor = (a @ b) / (a.norm() * b.norm())
     return result

@@ -1,4 +1,4 @@
-"""T steps of the definition in closed form: n + 2 matrix products, whatever the delay.
+"""The definition over T steps in closed form: n + 2 matrix products, whatever the delay.
 
 Weights are fixed within a rollout, so the step recursion unrolls. With A_u = η_u + γλ(1 - s_{u+1}) A_{u+1},
 B_u = Π_{v>u} γλ(1 - s_v) and q_u = C M^{u+1},
@@ -13,21 +13,120 @@ which needs one γλ for all weights of the layer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cet_rl.credit.blas import matmul
-from cet_rl.credit.constants import ChunkConstants, StateConstants
+from cet_rl.credit.geometry import matmul
 from cet_rl.credit.signals import Signals, SynapseState, lambda_sums
+from cet_rl.traces.base import FloatArray, Transition
+
+Times = npt.NDArray[np.int64]
+
+Pattern = tuple[tuple[int, ...], ...]
+"""For each entry of [M; C], the index of its value among the distinct ones; -1 for a zero."""
+
+CHUNK_LENGTHS_KEPT = 4
 
 _BLOCK = 1 << 18
 """Floats of the largest matrix of a block: one megabyte, so that all of them fit a core's own cache."""
 
 
-def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor | None]:
-    """(A, B) of the module's formulas, each (T, E).
+def correlation_matrix(kernel: FloatArray, rows: int, columns: int, shift: int) -> FloatArray:
+    """Return g_{u + shift - s} at [s, u], s = 0 … rows - 1 and u = 0 … columns - 1; zero outside the kernel."""
+    return event_matrix(kernel, np.arange(rows), np.arange(columns) + shift)
 
-    Where γλ = 0 there is no trace to carry and B is None; so is A if all it would hold is ones.
+
+def event_matrix(kernel: FloatArray, happened: Times, arrives: Times) -> FloatArray:
+    """Return g at [a, b] of the time from event a to the arrival of error b; zero outside the kernel.
+
+    Args:
+        kernel: g_0, g_1, …
+        happened: times of events, in steps, shape (A,).
+        arrives: times at which errors reach the layer, shape (B,).
+    """
+    lag = arrives[None, :] - happened[:, None]
+    return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
+
+
+def forget_oldest(cache: dict[Any, Any]) -> None:
+    """Make room in a cache: chunks of ever new lengths would collect a T × T matrix for each."""
+    if len(cache) >= CHUNK_LENGTHS_KEPT:
+        del cache[next(iter(cache))]
+
+
+@dataclass(frozen=True)
+class ChunkConstants:
+    """Hold the constants of T steps in closed form.
+
+    Attributes:
+        gains: what an error adds to the events of the chunk, g_{u-s} at [u, s], zero for u < s, and beside it to
+            the states before the chunk, q_u = C M^{u+1}; one product takes both. Shape (T, T + n).
+        absorb: (M^{T-1-s} K)_k at [k, s], shape (n, T).
+        power: M^T, shape (n, n).
+    """
+
+    gains: Tensor
+    absorb: Tensor
+    power: Tensor
+
+
+@dataclass
+class StateConstants:
+    """Hold (M, K, C) of a trace in a layer's type, and its closed forms by chunk length."""
+
+    transition: Transition
+    dtype: torch.dtype
+    device: torch.device
+    _chunks: dict[int, ChunkConstants] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.M = self._tensor(self.transition.M)
+        self.K = self._tensor(self.transition.K)
+        self.C = self._tensor(self.transition.C)
+        self.couplings = int(np.count_nonzero(self.transition.M))
+
+    def _tensor(self, array: FloatArray) -> Tensor:
+        return torch.from_numpy(array.copy()).to(self.device, self.dtype)
+
+    @cached_property
+    def coefficients(self) -> tuple[Pattern, Tensor]:
+        """Distinct nonzero values of [M; C] and their places: a cascade has n among n² entries."""
+        table = torch.cat([self.M, self.C[None]]).cpu().numpy()
+        values = np.unique(table[table != 0])
+        index = np.where(table == 0, -1, np.searchsorted(values, table))
+        return tuple(tuple(int(i) for i in row) for row in index), torch.from_numpy(values).to(self.device)
+
+    def chunk(self, steps: int) -> ChunkConstants:
+        """Return the closed form of `steps` steps, computed in float64."""
+        if steps not in self._chunks:
+            M, K, C = self.transition.M, self.transition.K, self.transition.C
+            responses = np.empty((steps, len(K)))  # M^l K
+            readout = np.empty((steps, len(K)))  # C M^{l+1}
+            power, response, read = np.eye(len(K)), K, C
+            for lag in range(steps):
+                read = read @ M
+                responses[lag], readout[lag] = response, read
+                power, response = power @ M, M @ response
+            forget_oldest(self._chunks)
+            toeplitz = correlation_matrix(responses @ C, steps, steps, 0)
+            self._chunks[steps] = ChunkConstants(
+                gains=self._tensor(np.concatenate([toeplitz.T, readout], 1)),
+                absorb=self._tensor(responses[::-1].T),
+                power=self._tensor(power),
+            )
+        return self._chunks[steps]
+
+
+def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor | None]:
+    """Return A and B of the module's formulas, each (T, E).
+
+    B is None where γλ = 0, as there is no trace to carry over; A is None as well if all its entries are one.
     """
     if decay == 0:
         return signals.td_error, None
@@ -40,7 +139,7 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
 
 
 def decay_eligibility(state: SynapseState, signals: Signals, decay: float, A: Tensor, B: Tensor) -> Tensor:
-    """Add what e⁰ contributes to ΔW, and shrink it to its share of the new e.
+    """Scale e⁰ to its share of the new e, in place, and return what it adds to ΔW.
 
     Returns:
         γλ(1 - s_0) Σ_env A_0 e⁰, of the weight's shape.
@@ -66,9 +165,9 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     if A is not None:
         weights = (A.T[:, None] if B is None else torch.stack([A.T, B.T], dim=1)).contiguous()
         weighted = weights[:, :, None] * weighted
-    worth = matmul(weighted.view(-1, steps), closed.gains).view(*weighted.shape[:3], steps + order)
-    p = torch.mul(derivative[:, None], worth[..., :steps], out=torch.empty_like(weighted))
-    reads = worth[..., steps:]  # Σ_u A_u q_{u,k} δ_u
+    values = matmul(weighted.view(-1, steps), closed.gains).view(*weighted.shape[:3], steps + order)
+    p = torch.mul(derivative[:, None], values[..., :steps], out=torch.empty_like(weighted))
+    reads = values[..., steps:]  # Σ_u A_u q_{u,k} δ_u
 
     if A is None or B is None:
         parts = [
@@ -82,24 +181,24 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     on_cpu = p.device.type == "cpu"
     block = max(1, min(n_out, _BLOCK // (order * max(n_in, steps)))) if on_cpu else n_out
     operators = p.new_empty(n_out, order + weighted.shape[1], order)
-    operators[:, :order] = closed.carry
-    # Of the factors of a step's Hebbian term, the one with fewer entries takes the weights M^{T-1-s} K.
-    inputs_take_weights = n_in <= n_out
-    gated = p.new_empty((steps, order, n_in) if inputs_take_weights else (n_out, order, steps))
+    operators[:, :order] = closed.power
+    # Of the factors of a step's Hebbian term, the one with fewer entries is multiplied by M^{T-1-s} K.
+    scale_inputs = n_in <= n_out
+    scaled = p.new_empty((steps, order, n_in) if scale_inputs else (n_out, order, steps))
     for env in range(envs):
         pre = signals.pre[:, env].contiguous()
-        if inputs_take_weights:
-            torch.mul(pre[:, None], closed.absorb.T[:, :, None], out=gated)
+        if scale_inputs:
+            torch.mul(pre[:, None], closed.absorb.T[:, :, None], out=scaled)
         else:
-            torch.mul(derivative[env][:, None], closed.absorb, out=gated)
+            torch.mul(derivative[env][:, None], closed.absorb, out=scaled)
         outer = matmul(p[env].view(-1, steps), pre).view(-1, n_out, n_in)
         operators[:, order:] = reads[env].transpose(0, 1)
         for first in range(0, n_out, block):
             units = slice(first, min(first + block, n_out))
-            if inputs_take_weights:
-                absorbed = matmul(derivative[env, units], gated.view(steps, -1))
+            if scale_inputs:
+                absorbed = matmul(derivative[env, units], scaled.view(steps, -1))
             else:
-                absorbed = matmul(gated[units].view(-1, steps), pre)
+                absorbed = matmul(scaled[units].view(-1, steps), pre)
             states = state.states[env, units]
             # For each unit: its n states carried over, then what they add to its ΔW and e.
             from_states = matmul(operators[units], states)
@@ -111,7 +210,7 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
 
 
 def _time_last(signal: Tensor) -> Tensor:
-    """(T, E, n) to (E, n, T)."""
+    """Return a signal (T, E, n) as (E, n, T), contiguous."""
     steps, envs, units = signal.shape
     # As a plain transpose, which torch does block by block.
     return signal.reshape(steps, -1).T.contiguous().view(envs, units, steps)
@@ -126,7 +225,7 @@ def _without_eligibility(
     signals: Signals,
     env: int,
 ) -> Tensor:
-    """One environment's ΔW where γλ = 0, and its new states.
+    """Return one environment's ΔW where γλ = 0, and advance its states.
 
     Args:
         state: of the layer.
@@ -141,11 +240,11 @@ def _without_eligibility(
     states, pre = state.states[env], signals.pre[:, env]
     gradient = matmul(p, pre)
     gradient[:, None].baddbmm_(reads[:, None], states)
-    gated = derivative[:, None] * closed.absorb
-    new = matmul(gated.reshape(-1, len(pre)), pre).view(states.shape)
-    new.baddbmm_(closed.carry.expand(len(new), -1, -1), states)
+    scaled = derivative[:, None] * closed.absorb
+    new = matmul(scaled.reshape(-1, len(pre)), pre).view(states.shape)
+    new.baddbmm_(closed.power.expand(len(new), -1, -1), states)
     if len(state.states) == 1:
-        state.states = new[None]  # one pass over memory less than to write it where it was
+        state.states = new[None]  # saves a pass over memory
     else:
         state.states[env] = new
     return gradient

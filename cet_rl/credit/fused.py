@@ -1,4 +1,4 @@
-"""Every synapse walks the chunk with its states at hand: the definition as one compiled loop on a CPU.
+"""The definition as one compiled loop on a CPU: every synapse passes the chunk with its states at hand.
 
 The loop takes a row of synapses through all T steps, so that its states stay in cache for the whole chunk, and
 within a step handles one synapse after the other, n states and all, in vector registers. For that the number of
@@ -19,11 +19,10 @@ from itertools import pairwise
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.credit.constants import StateConstants
+from cet_rl.credit.chunk import Pattern, StateConstants
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 _TEMPLATE = """
@@ -50,10 +49,6 @@ def walk(
                     e[j] = e_j
                     row[j] += eta * e_j
 """
-
-
-Pattern = tuple[tuple[int, ...], ...]
-"""For each entry of [M; C], which of the distinct coefficients it is; -1 for a zero."""
 
 
 def _source(pattern: Pattern) -> str:
@@ -84,25 +79,17 @@ def _compiled(pattern: Pattern) -> Callable[..., None]:
     return walk
 
 
-def _distinct(constants: StateConstants) -> tuple[Pattern, np.ndarray[Any, Any]]:
-    # Equal coefficients share a register: a cascade has n of them among its n² entries of M.
-    table = torch.cat([constants.M, constants.C[None]]).numpy()
-    values = np.unique(table[table != 0])
-    index = np.where(table == 0, -1, np.searchsorted(values, table))
-    return tuple(tuple(int(i) for i in row) for row in index), values
-
-
 def fused(constants: StateConstants, state: SynapseState, signals: Signals, decay: Decay) -> Tensor:
-    """Run T steps on a CPU. Same arguments and result as `step`; one γλ, or one per weight."""
+    """Run T steps on a CPU, with the arguments and result of `step`; one γλ, or one per weight."""
     assert state.states is not None
     gradient = torch.zeros_like(state.eligibility[0])
     rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
     inputs = (signals.pre, signals.derivative, signals.error, *signals.modulation())
-    pattern, values = _distinct(constants)
+    pattern, values = constants.coefficients
     walk = partial(
         _walk,
         _compiled(pattern),
-        values,
+        values.numpy(),
         *(t.numpy() for t in (constants.K, state.states, state.eligibility)),
         *(t.contiguous().numpy() for t in inputs),
         rates.numpy(),

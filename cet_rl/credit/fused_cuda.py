@@ -1,4 +1,4 @@
-"""Every synapse walks the chunk with its states in registers: the definition as one Triton kernel on CUDA.
+"""The definition as one Triton kernel on CUDA: every synapse passes the chunk with its states in registers.
 
 The counterpart of `cet_rl.credit.fused`, like it compiled for the trace at hand, zeros of M and C left out. A
 program takes one unit and a block of its inputs through all T steps, one environment after the other: states and e
@@ -10,16 +10,14 @@ Triton comes with torch's CUDA builds for Linux. Without it, importing this modu
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, no_type_check
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from cet_rl.credit.constants import StateConstants
+from cet_rl.credit.chunk import StateConstants
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 _WALKS = 1 << 18
@@ -34,9 +32,6 @@ _BYTES_OF_A_THREAD = 8
 float64, since two would no longer fit its registers."""
 
 _WARP = 32
-
-Pattern = tuple[tuple[int, ...], ...]
-"""For each entry of [M; C], which of the distinct coefficients it is; -1 for a zero."""
 
 
 @no_type_check  # Triton's language, in which a tuple may grow while a loop is unrolled
@@ -133,24 +128,12 @@ def require_driver() -> None:
     triton.runtime.driver.active.get_current_target()
 
 
-@lru_cache(maxsize=64)
-def _distinct(M: bytes, C: bytes, dtype: torch.dtype, device: torch.device) -> tuple[Pattern, Tensor]:
-    # Equal coefficients share a register: a cascade has n of them among its n² entries of M. Kept from chunk to
-    # chunk, since a copy to the device waits for all that goes on there.
-    rows = torch.frombuffer(bytearray(M + C), dtype=torch.float64).view(-1, len(C) // 8)
-    table = rows.to(dtype).double().numpy()
-    values = np.unique(table[table != 0])
-    index = np.where(table == 0, -1, np.searchsorted(values, table))
-    return tuple(tuple(int(i) for i in row) for row in index), torch.from_numpy(values).to(device, dtype)
-
-
 def fused_cuda(constants: StateConstants, state: SynapseState, signals: Signals, decay: Decay) -> Tensor:
-    """Run T steps on a CUDA device, in float32 or float64. Same arguments and result as `step`."""
+    """Run T steps on a CUDA device, in float32 or float64, with the arguments and result of `step`."""
     assert state.states is not None
     steps, envs, n_in = signals.pre.shape
     n_out, order = signals.error.shape[2], len(constants.K)
-    M, C = constants.transition.M, constants.transition.C
-    pattern, coefficients = _distinct(M.tobytes(), C.tobytes(), constants.dtype, constants.device)
+    pattern, coefficients = constants.coefficients
     # The kernel writes to both as they lie in memory.
     state.states, state.eligibility = state.states.contiguous(), state.eligibility.contiguous()
     inputs = (signals.pre, signals.derivative, signals.error, *signals.modulation())

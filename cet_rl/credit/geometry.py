@@ -1,9 +1,8 @@
-"""Which synapses of a layer share a weight: dense, where none do, and convolution, where all positions do.
+"""Shapes and products of a layer: dense, where no synapses share a weight, or a convolution, where positions do.
 
 A position of a convolution's output acts like one more environment: it has inputs of its own, the patch under the
-kernel, and shares the weights, η and the episode starts. So the Hebbian term of a weight, and everything linear
-in it, is a sum over positions, and all that the credit assignment needs to know of a layer's geometry is how to
-sum post ⊗ pre over them.
+kernel, and shares the weights, η and the episode starts. So the Hebbian term of a weight, and everything linear in
+it, is a sum over positions, and credit assignment needs to know of a layer's geometry only how to sum post ⊗ pre.
 """
 
 from __future__ import annotations
@@ -12,37 +11,72 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cet_rl.credit import blas
 from cet_rl.traces.base import check_whole
+
+Parts = tuple[Tensor, Tensor | None]
+"""A weight and its bias, or their updates, shaped as torch's layers have them; None where there is no bias."""
+
+_ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+)
+
+_LEAST_FOR_ONEDNN = 1 << 20
+"""Multiply-adds below which building a oneDNN primitive costs more than it saves."""
 
 _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
 
-
 _ALIGNED = 16
 """Floats in 64 bytes."""
 
-_WORTH_ALIGNING = 64
-"""Inputs of a layer from which on."""
+_LEAST_TO_ALIGN = 64
+"""Inputs from which on a layer's rows are aligned."""
+
+# glibc gives freed memory back to the system beyond a threshold that follows the largest block ever freed, and
+# taking it again costs a page fault every 4 kB: a third of the time of an update. One large block, never touched,
+# raises the threshold to its limit of 64 MB.
+_untouched = torch.empty(31 << 20, dtype=torch.uint8)
+del _untouched
 
 
-Parts = tuple[Tensor, Tensor | None]
-"""Of a weight and its bias, shaped as torch's layers have them; None where there is no bias."""
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a @ b` without a graph, by the fastest library; two matrices, or batches of them that broadcast.
+
+    On a CPU, large float32 matrices go to oneDNN, which generates code for the processor it runs on: with one
+    thread on an AMD EPYC it reaches 230 GFLOP/s where `torch.mm`, whose MKL takes that processor for an older one,
+    reaches 105 (`benchmarks/blas.py`). Batches of small matrices go to numpy, which calls BLAS once for each at
+    half of torch's cost.
+    """
+    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):  # numpy has no bfloat16
+        return torch.matmul(a, b)
+    if a.ndim == b.ndim == 2 and a.shape[0] * a.shape[1] * b.shape[1] >= _LEAST_FOR_ONEDNN:
+        if _ONEDNN is not None and a.dtype == torch.float32:
+            product: Tensor = _ONEDNN(_dense(a), _dense(b).T, None, "none", [], "")
+            return product
+        return a @ b
+    with np.errstate(over="ignore", invalid="ignore"):  # as torch does; the learner checks its gradients
+        return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    # oneDNN falls back to a loop a hundred times slower for rows or columns with gaps between them.
+    return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
 
 
 class Geometry(ABC):
-    """The shapes of one layer, what its weight does to signals, and the sum of its outer products.
+    """Describe the shapes of one layer, its weight's products with signals, and the sum of its outer products.
 
     "Flat" signals have their units in one last axis, in the order that makes the products fastest.
 
-    A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` counts it in: weights
-    then come as (units, inputs and more), those of a unit side by side and its bias after them; `split` parts
-    them and `join` puts them together.
+    A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` includes it: weights
+    then have the shape (units, inputs and more), those of a unit side by side and its bias after them. `split`
+    separates them and `join` puts them together.
     """
 
     bias: bool
@@ -62,20 +96,9 @@ class Geometry(ABC):
     def post_shape(self) -> tuple[int, ...]:
         """Shape of one sample's f' and δ."""
 
-    @abstractmethod
-    def split(self, weights: Tensor) -> Parts:
-        """Weights of `weight_shape` to the weight and the bias, (units,), as torch's layers have them.
-
-        The bias is None for a geometry without.
-        """
-
-    @abstractmethod
-    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The inverse of `split`."""
-
     @property
     def n_pre(self) -> int:
-        """Presynaptic units, not counting the one that a bias would be."""
+        """Presynaptic units, not counting the constant input of a bias."""
         return prod(self.pre_shape)
 
     @property
@@ -84,42 +107,50 @@ class Geometry(ABC):
         return prod(self.post_shape)
 
     @abstractmethod
+    def split(self, weights: Tensor) -> Parts:
+        """Separate weights of `weight_shape` into weight and bias, (units,), the latter None without a bias."""
+
+    @abstractmethod
+    def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Undo `split`."""
+
     def flatten_pre(self, signal: Tensor) -> Tensor:
-        """(..., *pre_shape) to (..., n_pre)."""
+        """Flatten (..., *pre_shape) to (..., n_pre)."""
+        return signal
 
-    @abstractmethod
     def flatten_post(self, signal: Tensor) -> Tensor:
-        """(..., *post_shape) to (..., n_post)."""
+        """Flatten (..., *post_shape) to (..., n_post)."""
+        return signal
 
-    @abstractmethod
     def pre(self, flat: Tensor) -> Tensor:
-        """(..., n_pre) to (..., *pre_shape): undoes `flatten_pre`."""
+        """Undo `flatten_pre`: (..., n_pre) to (..., *pre_shape)."""
+        return flat
 
-    @abstractmethod
     def post(self, flat: Tensor) -> Tensor:
-        """(..., n_post) to (..., *post_shape): undoes `flatten_post`."""
+        """Undo `flatten_post`: (..., n_post) to (..., *post_shape)."""
+        return flat
 
     @abstractmethod
-    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
-        """z = W x without a graph: (N, *pre_shape) to (N, *post_shape)."""
+    def forward(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """Return z = W x without a graph: (N, *pre_shape) to (N, *post_shape)."""
 
     @abstractmethod
-    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
-        """Wᵀ error, the adjoint of `drive`: (N, *post_shape) to (N, *pre_shape)."""
+    def backproject(self, weight: Tensor, error: Tensor) -> Tensor:
+        """Return Wᵀ error, the adjoint of `forward`: (N, *post_shape) to (N, *pre_shape)."""
 
     @abstractmethod
     def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
-        """Σ post ⊗ pre and, with a bias, Σ post over all leading axes, as `split` would part them.
+        """Return Σ post ⊗ pre and, with a bias, Σ post over all leading axes, shaped as torch's weight and bias.
 
-        (..., *post_shape) and (..., *pre_shape) to the shapes of torch's weight and bias.
+        The arguments have shapes (..., *post_shape) and (..., *pre_shape).
         """
 
     def outer_sum(self, post: Tensor, pre: Tensor) -> Tensor:
-        """The same as one tensor of `weight_shape`."""
+        """Return `outer_parts` as one tensor of `weight_shape`."""
         return self.join(*self.outer_parts(post, pre))
 
     def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
-        """The sum for each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape).
+        """Return the sum of each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape).
 
         One product for each is faster than one for all of them.
         """
@@ -128,7 +159,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def unfold(self, pre: Tensor) -> Tensor:
-        """Each position's inputs as a dense layer would have them.
+        """Return each position's inputs as a dense layer would have them.
 
         (..., *pre_shape) to (..., positions, inputs), with positions in the order of `post_shape` and inputs in
         that of `weight_shape`.
@@ -137,12 +168,12 @@ class Geometry(ABC):
 
 @dataclass(frozen=True)
 class Dense(Geometry):
-    """Every input meets every unit once, z = W x.
+    """Connect every input to every unit once, z = W x.
 
     Attributes:
         n_in: presynaptic units.
         n_out: postsynaptic units.
-        bias: whether units have a bias: an input more, always 1, that `inputs` adds. Large layers get some more
+        bias: whether units have a bias: one more input, always 1, that `inputs` adds. Large layers get some more
             that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
 
     Raises:
@@ -161,7 +192,7 @@ class Dense(Geometry):
         """(n_out, n_in), with a bias (n_out, n_in and more)."""
         if not self.bias:
             return self.n_out, self.n_in
-        aligned = _ALIGNED if self.n_in >= _WORTH_ALIGNING else 1
+        aligned = _ALIGNED if self.n_in >= _LEAST_TO_ALIGN else 1
         return self.n_out, -(-(self.n_in + 1) // aligned) * aligned
 
     @property
@@ -174,12 +205,8 @@ class Dense(Geometry):
         """(n_out,)."""
         return (self.n_out,)
 
-    def flatten_pre(self, signal: Tensor) -> Tensor:
-        """Nothing to do."""
-        return signal
-
     def inputs(self, pre: Tensor) -> Tensor:
-        """What the weights of a unit meet, that of its bias among them: (..., n_in) to (..., weight_shape[1])."""
+        """Append the constant input of a bias: (..., n_in) to (..., weight_shape[1])."""
         if not self.bias:
             return pre
         inputs = pre.new_zeros(*pre.shape[:-1], self.weight_shape[1])
@@ -187,41 +214,29 @@ class Dense(Geometry):
         inputs[..., self.n_in] = 1
         return inputs
 
-    def flatten_post(self, signal: Tensor) -> Tensor:
-        """Nothing to do."""
-        return signal
+    def forward(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """Return z = W x: (N, n_in) to (N, n_out)."""
+        return matmul(pre, weight.T)
 
-    def pre(self, flat: Tensor) -> Tensor:
-        """Nothing to do."""
-        return flat
-
-    def post(self, flat: Tensor) -> Tensor:
-        """Nothing to do."""
-        return flat
-
-    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
-        """(N, n_in) to (N, n_out)."""
-        return blas.matmul(pre, weight.T)
-
-    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
-        """(N, n_out) to (N, n_in)."""
-        return blas.matmul(error, weight)
+    def backproject(self, weight: Tensor, error: Tensor) -> Tensor:
+        """Return Wᵀ error: (N, n_out) to (N, n_in)."""
+        return matmul(error, weight)
 
     def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
-        """(..., n_out) and (..., n_in) to (n_out, n_in) and (n_out,)."""
+        """Return Σ post ⊗ pre and Σ post: (..., n_out), (..., n_in) to (n_out, n_in), (n_out,)."""
         post, pre = post.reshape(-1, self.n_out), pre.reshape(-1, self.n_in)
-        return blas.matmul(post.T, pre), post.sum(0) if self.bias else None
+        return matmul(post.T, pre), post.sum(0) if self.bias else None
 
     def unfold(self, pre: Tensor) -> Tensor:
-        """(..., n_in) to (..., 1, weight_shape[1])."""
+        """Return the inputs of the one position: (..., n_in) to (..., 1, weight_shape[1])."""
         return self.inputs(pre)[..., None, :]
 
     def split(self, weights: Tensor) -> Parts:
-        """(n_out, n_in and more) to (n_out, n_in) and (n_out,)."""
+        """Separate (n_out, n_in and more) into (n_out, n_in) and (n_out,)."""
         return (weights[:, : self.n_in], weights[:, self.n_in]) if self.bias else (weights, None)
 
     def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(n_out, n_in) and (n_out,) to (n_out, n_in and more)."""
+        """Join (n_out, n_in) and (n_out,) to (n_out, n_in and more)."""
         if bias is None:
             return weight
         added = self.weight_shape[1] - self.n_in - 1
@@ -230,7 +245,7 @@ class Dense(Geometry):
 
 @dataclass(frozen=True)
 class Convolution(Geometry):
-    """A kernel moves over a map, z = conv2d(x, W): what `torch.nn.Conv2d` computes without a bias.
+    """Move a kernel over a map, z = conv2d(x, W): the function of `torch.nn.Conv2d`.
 
     Flat maps have the channels of a position side by side: the layout in which a CPU computes the gradient of the
     weights fastest, well ahead of a matrix product over unfolded patches. Maps that are in torch's `channels_last`
@@ -264,14 +279,8 @@ class Convolution(Geometry):
             height, width = self.in_size
         except (TypeError, ValueError):
             raise ValueError(f"in_size must be (height, width), got {self.in_size!r}") from None
-        _check_counts(
-            in_channels=self.in_channels,
-            out_channels=self.out_channels,
-            kernel_size=self.kernel_size,
-            height=height,
-            width=width,
-            stride=self.stride,
-        )
+        names = ("in_channels", "out_channels", "kernel_size", "stride")
+        _check_counts(**{name: getattr(self, name) for name in names}, height=height, width=width)
         check_whole(self.padding, "padding")
         if self.padding < 0:
             raise ValueError(f"padding must not be negative, got {self.padding}")
@@ -304,38 +313,38 @@ class Convolution(Geometry):
         )
 
     def flatten_pre(self, signal: Tensor) -> Tensor:
-        """(..., C_in, H, W) to (..., H · W · C_in)."""
+        """Flatten (..., C_in, H, W) to (..., H · W · C_in)."""
         return signal.movedim(-3, -1).flatten(-3)
 
     def flatten_post(self, signal: Tensor) -> Tensor:
-        """(..., C_out, H', W') to (..., H' · W' · C_out)."""
+        """Flatten (..., C_out, H', W') to (..., H' · W' · C_out)."""
         return signal.movedim(-3, -1).flatten(-3)
 
     def pre(self, flat: Tensor) -> Tensor:
-        """(..., H · W · C_in) to (..., C_in, H, W), in `channels_last` format."""
+        """Return (..., H · W · C_in) as (..., C_in, H, W), in `channels_last` format."""
         return _maps(flat, self.pre_shape)
 
     def post(self, flat: Tensor) -> Tensor:
-        """(..., H' · W' · C_out) to (..., C_out, H', W'), in `channels_last` format."""
+        """Return (..., H' · W' · C_out) as (..., C_out, H', W'), in `channels_last` format."""
         return _maps(flat, self.post_shape)
 
     @torch.no_grad()
-    def drive(self, weight: Tensor, pre: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H', W'), both in `channels_last` format."""
+    def forward(self, weight: Tensor, pre: Tensor) -> Tensor:
+        """Convolve: (N, C_in, H, W) to (N, C_out, H', W'), both in `channels_last` format."""
         pre = pre.contiguous(memory_format=torch.channels_last)
         kernels, bias = self.split(weight)
         return functional.conv2d(pre, kernels, bias, stride=self.stride, padding=self.padding)
 
     @torch.no_grad()
-    def pull(self, weight: Tensor, error: Tensor) -> Tensor:
-        """(N, C_out, H', W') to (N, C_in, H, W), both in `channels_last` format."""
+    def backproject(self, weight: Tensor, error: Tensor) -> Tensor:
+        """Apply the adjoint: (N, C_out, H', W') to (N, C_in, H, W), both in `channels_last` format."""
         error = error.contiguous(memory_format=torch.channels_last)
         shape = (len(error), *self.pre_shape)
         return conv2d_input(shape, self.split(weight)[0], error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
     def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
-        """(..., C_out, H', W') and (..., C_in, H, W) to (C_out, C_in, k, k) and (C_out,)."""
+        """Return sums over positions: (..., C_out, H', W'), (..., C_in, H, W) to (C_out, C_in, k, k), (C_out,)."""
         post, pre = post.reshape(-1, *self.post_shape), pre.reshape(-1, *self.pre_shape)
         total = torch.zeros(self._kernel_shape, dtype=post.dtype, device=post.device)
         unfolded = prod(self.post_shape[1:]) * prod(self._kernel_shape[1:]) * pre.element_size()
@@ -351,7 +360,7 @@ class Convolution(Geometry):
         return total, post.sum((0, 2, 3)) if self.bias else None
 
     def unfold(self, pre: Tensor) -> Tensor:
-        """(..., C_in, H, W) to (..., H' · W', C_in · k · k), with a bias one more that is 1."""
+        """Return patches: (..., C_in, H, W) to (..., H' · W', C_in · k · k), with a bias one more that is 1."""
         patches = functional.unfold(
             pre.reshape(-1, *self.pre_shape), self.kernel_size, padding=self.padding, stride=self.stride
         ).mT
@@ -360,13 +369,13 @@ class Convolution(Geometry):
         return patches.reshape(*pre.shape[:-3], *patches.shape[1:])
 
     def split(self, weights: Tensor) -> Parts:
-        """(C_out, C_in · k · k + 1) to (C_out, C_in, k, k) and (C_out,)."""
+        """Separate (C_out, C_in · k · k + 1) into (C_out, C_in, k, k) and (C_out,)."""
         if not self.bias:
             return weights, None
         return weights[:, :-1].view(self._kernel_shape), weights[:, -1]
 
     def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(C_out, C_in, k, k) and (C_out,) to (C_out, C_in · k · k + 1)."""
+        """Join (C_out, C_in, k, k) and (C_out,) to (C_out, C_in · k · k + 1)."""
         return weight if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
 
 
@@ -383,7 +392,7 @@ def _check_counts(**counts: int) -> None:
 
 
 def layer_geometry(n_in: int | None, n_out: int | None, geometry: Geometry | None) -> Geometry:
-    """The geometry given, or the dense one of `n_in` and `n_out`.
+    """Return the geometry given, or the dense one of `n_in` and `n_out`.
 
     Raises:
         ValueError: unless it is one or the other.

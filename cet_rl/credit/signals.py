@@ -1,7 +1,6 @@
-"""What reaches the synapses of one layer over a chunk of time, and what they carry from chunk to chunk.
+"""The signals that reach the synapses of one layer, the state the synapses carry over, and the delay of a signal.
 
-Letters follow the paper: x presynaptic input, f' derivative of the activation, δ error, η TD error, s episode
-start, e RL eligibility trace. Shapes: T steps, E environments, n trace states.
+Letters and shapes: `cet_rl.credit`.
 """
 
 from __future__ import annotations
@@ -9,23 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Decay = float | Tensor
+"""γλ: one number, or one per weight, shape (n_out, n_in), a convolution's (C_out, C_in, k, k)."""
 
 
 @dataclass
 class Signals:
-    """The inputs of T steps. δ, η and s are those *arriving* now, so already delayed; x and f' are of now.
+    """Hold T steps of signals. δ, η and s are those that arrive now, so already delayed; x and f' are of now.
 
-    A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0. Without η and s,
-    where an error counts as it is and nothing ends, η is 1 and s is 0.
+    A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0. Supervised signals
+    have neither η nor s, which stands for η = 1 and s = 0.
 
     Attributes:
-        pre: x, shape (T, E, n_in). Units may have more axes than one, until they are flattened.
+        pre: x, shape (T, E, n_in); units may have several axes until they are flattened.
         derivative: f'(W x), shape (T, E, n_out).
         error: δ, shape (T, E, n_out).
         td_error: η, shape (T, E), or None.
-        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0; or
-            None, where η is.
+        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0;
+            None where η is.
+
+    Raises:
+        ValueError: if shapes disagree, or only one of η and s is given.
     """
 
     pre: Tensor
@@ -36,15 +41,11 @@ class Signals:
 
     def __post_init__(self) -> None:
         steps, envs = self.pre.shape[:2]
-        post = self.derivative.shape[2:]
+        post = (steps, envs, *self.derivative.shape[2:])
         if (self.td_error is None) != (self.start is None):
             raise ValueError("td_error and start come together or not at all")
-        for name, shape in {
-            "derivative": (steps, envs, *post),
-            "error": (steps, envs, *post),
-            "td_error": (steps, envs),
-            "start": (steps, envs),
-        }.items():
+        expected = {"derivative": post, "error": post, "td_error": (steps, envs), "start": (steps, envs)}
+        for name, shape in expected.items():
             found = getattr(self, name)
             if found is not None and found.shape != shape:
                 raise ValueError(
@@ -52,7 +53,7 @@ class Signals:
                 )
 
     def modulation(self) -> tuple[Tensor, Tensor]:
-        """η and s, shape (T, E) each, written out where they are None."""
+        """Return η and s, shape (T, E) each, as tensors even where they are None."""
         if self.td_error is None or self.start is None:
             one = self.error.new_ones(self.error.shape[:2])
             return one, torch.zeros_like(one)
@@ -61,13 +62,13 @@ class Signals:
 
 @dataclass
 class SynapseState:
-    """What the synapses of one layer carry over, zero at the start. Executors replace or overwrite its tensors.
+    """Hold what a layer's synapses carry from chunk to chunk, zero at first. Executors replace or overwrite it.
 
-    A layer has either `states`, one cascade per synapse, or the pair `past_pre`, `past_derivative`, the factors
-    of its Hebbian term for as long as the kernel reaches back, flat (`Geometry.flatten_pre`, `flatten_post`).
+    A layer has either `states`, or `past_pre` and `past_derivative`, the factors of its Hebbian term for as long
+    as the kernel reaches back, flattened by its geometry.
 
     Attributes:
-        eligibility: e, shape (E, *weight_shape), (E, n_out, n_in) if dense; of no meaning where γλ = 0.
+        eligibility: e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0.
         states: S, shape (E, n_out, n, n_in).
         past_pre: x of the last L steps, oldest first, shape (L, E, n_in).
         past_derivative: f' of the last L steps, shape (L, E, n_out).
@@ -79,15 +80,11 @@ class SynapseState:
     past_derivative: Tensor | None = None
 
 
-Decay = float | Tensor
-"""γλ: one number, or one per weight, shape (n_out, n_in), a convolution's (C_out, C_in, k, k)."""
-
-
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
-    """A_t = v_t + γλ (1 - s_{t+1}) A_{t+1}, the sum cut where the next episode starts; A_{T-1} = v_{T-1}.
+    """Return A_t = v_t + γλ (1 - s_{t+1}) A_{t+1}, sums cut where the next episode starts; A_{T-1} = v_{T-1}.
 
-    With v the TD errors this is the λ-return less the value (generalised advantage estimation). It runs as a
-    scan by doubling, in log₂ T steps on any device.
+    With v the TD errors this is the λ-return less the value (generalised advantage estimation). The scan doubles
+    its span: log₂ T steps on any device.
 
     Args:
         values: v, shape (T, ...).
@@ -101,13 +98,74 @@ def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
     steps = len(values)
     if decay == 0:
         return sums
-    carry = torch.zeros_like(start)
-    carry[:-1] = decay * (1 - start[1:])
+    kept = torch.zeros_like(start)
+    kept[:-1] = decay * (1 - start[1:])
     span = 1
     while span < steps:
-        # sums[t] covers t … t+span-1 and carry[t] is the product of their decays. New tensors: no aliasing.
-        reach = sums[:-span] + carry[:-span] * sums[span:]
-        carry = torch.cat([carry[:-span] * carry[span:], torch.zeros_like(carry[-span:])])
-        sums = torch.cat([reach, sums[-span:]])
+        # sums[t] covers t … t+span-1 and kept[t] is the product of their decays. New tensors: no aliasing.
+        longer = sums[:-span] + kept[:-span] * sums[span:]
+        kept = torch.cat([kept[:-span] * kept[span:], torch.zeros_like(kept[-span:])])
+        sums = torch.cat([longer, sums[-span:]])
         span *= 2
     return sums
+
+
+class DelayLine(nn.Module):
+    """Delay a signal by a fixed number of steps of its leading axis.
+
+    The line is kept as a ring, so that a chunk costs its own length however long the delay. Its contents and
+    position are part of `state_dict`.
+
+    Args:
+        steps: D ≥ 0, the delay.
+        shape: of one step's signal.
+        fill: what comes out before anything has travelled the whole line.
+        dtype: of the signal.
+    """
+
+    line: Tensor
+
+    def __init__(self, steps: int, shape: tuple[int, ...], *, fill: float = 0.0, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.steps = steps
+        self._position = 0
+        self.register_buffer("line", torch.full((steps, *shape), fill, dtype=dtype))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        """Push T steps and return those of D steps before: shape (T, *shape) to (T, *shape)."""
+        steps = len(signal)
+        if self.steps == 0:
+            return signal
+        if steps >= self.steps:
+            out = torch.cat([self.contents(), signal[: steps - self.steps]])
+            self.line.copy_(signal[steps - self.steps :])
+            if self._position:  # setting an attribute of a module is slow
+                self._position = 0
+            return out
+        end = min(self._position + steps, self.steps)
+        out = torch.cat([self.line[self._position : end], self.line[: steps - (end - self._position)]])
+        self.push(signal)
+        return out
+
+    def push(self, signal: Tensor) -> None:
+        """Push T steps, as `forward` does, and drop what comes out."""
+        signal = signal[-self.steps :] if self.steps else signal[:0]
+        end = min(self._position + len(signal), self.steps)
+        first = end - self._position
+        self.line[self._position : end] = signal[:first]
+        self.line[: len(signal) - first] = signal[first:]
+        self._position = (self._position + len(signal)) % max(self.steps, 1)
+
+    def contents(self) -> Tensor:
+        """Return the signals on their way, oldest first, (D, *shape), valid until the next push; read only."""
+        if self._position == 0:
+            return self.line
+        return torch.cat([self.line[self._position :], self.line[: self._position]])
+
+    def get_extra_state(self) -> Tensor:
+        """Return the ring's position, as a tensor so that every saved value is one."""
+        return torch.tensor(self._position)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the ring's position."""
+        self._position = int(state)

@@ -1,13 +1,13 @@
-"""The definition of credit assignment at a synapse, one step at a time: the reference all executors equal.
+"""The definition of late credit at a synapse, one step at a time. All executors equal it.
 
 For every synapse, every environment and every step,
 
     S ← M S + K f' x        c = C · S        e ← γλ (1 - s) e + δ c        ΔW += η e
 
-with δ, η and s already delayed to when they arrive at this layer. The cascade S is not reset at episode ends:
-credit for the last D steps is still on its way. The RL trace e is cut where the (delayed) next episode starts,
-before that episode's first contribution. Where positions share a weight, as those of a convolution do, δ c is
-the sum over them: everything from there on is linear.
+with δ, η and s already delayed to when they arrive at this layer (letters: `cet_rl.credit`). The states S are not
+reset at episode ends: credit for the last D steps is still on its way. The RL trace e is cut where the (delayed)
+next episode starts, before that episode's first contribution. Where positions share a weight, as in a convolution,
+δ c is the sum over them; everything from there on is linear.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cet_rl.credit.constants import HistoryConstants, StateConstants
+from cet_rl.credit.chunk import StateConstants
+from cet_rl.credit.factored import HistoryConstants
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 
@@ -25,7 +26,7 @@ def step(
     """Run the definition over T steps.
 
     Args:
-        constants: of the layer's trace; which kind decides whether synapses hold states or their past.
+        constants: of the layer's trace; their class says whether synapses hold states or their past.
         state: carried over; updated.
         signals: T steps of inputs; T = 1 is an update after every step.
         decay: γλ, one number or one per weight.
@@ -40,7 +41,7 @@ def step(
         if isinstance(constants, StateConstants):
             credited = _advance_states(constants, state, pre, derivative, error)
         else:
-            credited = _advance_history(constants, state, pre, derivative, error)
+            credited = _advance_past(constants, state, pre, derivative, error)
         axes = (-1, *(1 for _ in total.shape))
         state.eligibility = decay * (1 - start).view(axes) * state.eligibility + credited
         total += (td_error.view(axes) * state.eligibility).sum(0)
@@ -50,17 +51,17 @@ def step(
 def _advance_states(
     constants: StateConstants, state: SynapseState, pre: Tensor, derivative: Tensor, error: Tensor
 ) -> Tensor:
-    """One step of S; δ c, shape (E, n_out, n_in)."""
+    """Advance S by one step and return δ c, shape (E, n_out, n_in)."""
     assert state.states is not None
     hebbian = derivative[:, :, None] * pre[:, None, :]
     state.states = constants.M @ state.states + constants.K[:, None] * hebbian[:, :, None, :]
     return error[:, :, None] * torch.einsum("k,eokj->eoj", constants.C, state.states)
 
 
-def _advance_history(
+def _advance_past(
     constants: HistoryConstants, state: SynapseState, pre: Tensor, derivative: Tensor, error: Tensor
 ) -> Tensor:
-    """One step of the past; δ c = Σ_l g_l δ f'_{t-l} x_{t-l}, shape (E, *weight_shape)."""
+    """Advance the past by one step and return δ c = Σ_l g_l δ f'_{t-l} x_{t-l}, shape (E, *weight_shape)."""
     assert state.past_pre is not None
     assert state.past_derivative is not None
     pres = torch.cat([state.past_pre, pre[None]])

@@ -1,26 +1,44 @@
-"""The synapses of one layer: their memory, the signals on their way to them, and the update they accumulate."""
+"""The synapses of one layer: they delay the credit, keep the traces, and choose who computes the update."""
 
 from __future__ import annotations
 
-from typing import cast, get_args
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cet_rl.credit.constants import HistoryConstants, StateConstants, visible_support
-from cet_rl.credit.delay_line import DelayLine
-from cet_rl.credit.executors import IMPULSE, Executor, run, uses_history
+from cet_rl.credit.chunk import StateConstants, chunk
+from cet_rl.credit.factored import HistoryConstants, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts, layer_geometry
-from cet_rl.credit.signals import Decay, Signals, SynapseState
-from cet_rl.traces.base import Trace
+from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
+from cet_rl.credit.step import step
+from cet_rl.traces.base import Trace, Transition
 from cet_rl.traces.perfect import PerfectMemory
 
-WORTH_WAITING = 16
-"""Silent lags of a kernel from which on a delay line is cheaper than keeping them in the past."""
+Executor = Literal["auto", "step", "chunk", "fused", "history"]
+
+Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
+
+MANY_STATES = 1 << 24
+"""State variables of a layer, all environments counted, above which memory traffic dominates its products."""
+
+SHORT_CHUNK = 700
+"""Up to this many steps × couplings between states, one pass over them beats preparing matrix products."""
+
+LONG_ONSET = 16
+"""Silent first lags of a kernel from which on a delay line is cheaper than keeping them in the past."""
+
+LONGEST_REGISTER = 64
+"""Lags of a kernel without states that synapses keep as states where one γλ per weight needs them."""
 
 
 class Synapses(nn.Module):
-    """Delayed credit assignment for the weights of one layer, y = f(W x), dense or a convolution.
+    """Assign late credit to the weights of one layer, y = f(W x), dense or a convolution.
 
     Feed it what happens as it happens; it delays the credit signals, keeps the traces, and returns the update
     that the credit arriving in this chunk causes. Everything it carries is in `state_dict`.
@@ -37,7 +55,8 @@ class Synapses(nn.Module):
         delay_steps: D ≥ 0, how late δ, η and episode starts arrive, in steps; None for the delay the trace is
             made for, or none.
         gamma_lam: γλ, the decay of the RL eligibility trace, in [0, 1); or one per weight, of the weight's
-            shape, (n_out, n_in). A convolution with one per weight runs the definition, which is slow.
+            shape, (n_out, n_in). A convolution with one per weight runs the definition, which is slow, as does a
+            trace without states whose kernel is longer than 64 lags.
         num_envs: E, environments that share the weights.
         rollout: steps of a usual chunk; only guides the choice of executor.
         executor: "auto", or one by name: "step" (the definition), "chunk" (closed form), "fused" (compiled
@@ -80,30 +99,23 @@ class Synapses(nn.Module):
             delay_steps = int(getattr(trace, "delay_steps", 0))
         if delay_steps < 0:
             raise ValueError(f"delay_steps must not be negative, got {delay_steps}")
-        if executor not in get_args(Executor):
-            raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
-        per_weight = isinstance(gamma_lam, Tensor)
-        if isinstance(gamma_lam, Tensor) and gamma_lam.shape != geometry.weight_shape:
-            found = tuple(gamma_lam.shape)
-            raise ValueError(f"gamma_lam per weight must have shape {geometry.weight_shape}, got {found}")
-        values = torch.as_tensor(gamma_lam)
-        if not bool(((values >= 0) & (values < 1)).all()):
-            raise ValueError(f"gamma_lam must lie in [0, 1), got {gamma_lam}")
-        if isinstance(geometry, Convolution) and executor in ("chunk", "fused"):
-            raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
-        if per_weight and executor in ("chunk", "history"):
-            raise ValueError(
-                f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'"
-            )
+        _check_decay(gamma_lam, geometry)
+        _check_executor(executor, geometry, per_weight=isinstance(gamma_lam, Tensor))
 
         self.trace = trace or PerfectMemory(0)
         self.delay_steps = delay_steps
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
-        self._factored = uses_history(
-            self.trace, geometry, executor, num_envs=num_envs, rollout=rollout, per_weight=per_weight
-        )
         self._support = visible_support(self.trace, dtype)
+        self._factored = _uses_history(
+            self.trace,
+            self._support,
+            geometry,
+            executor,
+            num_envs=num_envs,
+            rollout=rollout,
+            per_weight=isinstance(gamma_lam, Tensor),
+        )
         self._constants: StateConstants | HistoryConstants | None = None
 
         n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
@@ -111,16 +123,16 @@ class Synapses(nn.Module):
         self.td_error_line = None if supervised else DelayLine(delay_steps, (num_envs,), dtype=dtype)
         self.start_line = None if supervised else DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
 
-        # A kernel that is silent for long, as a delay line is, lets the layer's inputs wait outside.
+        # Where a kernel is silent for long at first, as that of a delay line is, the layer's inputs are delayed.
         transition = self.trace.transition()
         onset = self._support[0] if self._factored or transition is None else 0
-        if transition is not None and onset < WORTH_WAITING:
+        if transition is not None and onset < LONG_ONSET:
             self._support, onset = (0, self._support[1]), 0
         self.pre_line = DelayLine(onset, (num_envs, n_pre), dtype=dtype)
         self.derivative_line = DelayLine(onset, (num_envs, n_post), dtype=dtype)
 
         past = self._support[1] - onset - 1
-        order = len((transition or IMPULSE).K)
+        order = past + 1 if transition is None else len(transition.K)
         shapes: dict[str, tuple[int, ...] | None] = {
             "eligibility": (num_envs, *weight_shape),
             "states": None if self._factored else (num_envs, n_post, order, weight_shape[1]),
@@ -139,11 +151,12 @@ class Synapses(nn.Module):
             if self._factored:
                 self._constants = HistoryConstants(self.trace, dtype, device, self._support, self.geometry)
             else:
-                self._constants = StateConstants(self.trace.transition() or IMPULSE, dtype, device)
+                transition = self.trace.transition() or shift_register(self.trace, self._support)
+                self._constants = StateConstants(transition, dtype, device)
         return self._constants
 
     def forward(self, *signals: Tensor) -> Tensor:
-        """`advance`, and the update as one tensor of the geometry's `weight_shape`."""
+        """Advance as `advance` does, and return the update as one tensor of the geometry's `weight_shape`."""
         return self.geometry.join(*self.advance(*signals))
 
     def __call__(self, *signals: Tensor) -> Tensor:
@@ -165,9 +178,9 @@ class Synapses(nn.Module):
         Args:
             pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
             derivative: f'(W x_t), shape (T, E, n_out); of a convolution (T, E, C_out, H', W').
-            error: δ_t, due to what happened at t: it is delayed here. Shaped like `derivative`.
-            td_error: η_t, shape (T, E); delayed here. None for supervised synapses, and only for them.
-            start: 1 where step t opens an episode, shape (T, E); delayed here. None where `td_error` is.
+            error: δ_t for what happened at t, not yet delayed. Shaped like `derivative`.
+            td_error: η_t, shape (T, E), not yet delayed. None for supervised synapses, and only for them.
+            start: 1 where step t opens an episode, shape (T, E), not yet delayed. None where `td_error` is.
 
         Returns:
             ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and that of a bias, or
@@ -200,11 +213,121 @@ class Synapses(nn.Module):
             None if self.td_error_line is None else self.td_error_line(td_error),
             None if self.start_line is None else self.start_line(start),
         )
+        state = SynapseState(self.eligibility, self.states, self.past_pre, self.past_derivative)
+        update = self._execute(state, signals)
+        for name in ("eligibility", "states", "past_pre", "past_derivative"):
+            if (new := getattr(state, name)) is not self._buffers[name]:  # setting attributes is slow
+                setattr(self, name, new)
+        return update
+
+    def _execute(self, state: SynapseState, signals: Signals) -> Parts:
+        """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None
-        state = SynapseState(self.eligibility, self.states, self.past_pre, self.past_derivative)
-        gradient = run(self.executor, self.constants, state, signals, decay, geometry)
-        for name in ("eligibility", "states", "past_pre", "past_derivative"):
-            if (new := getattr(state, name)) is not self._buffers[name]:  # setting what a module has is dear
-                setattr(self, name, new)
-        return gradient
+        constants, geometry = self.constants, self.geometry
+        if self.executor == "step" or (isinstance(decay, Tensor) and isinstance(constants, HistoryConstants)):
+            return geometry.split(step(constants, state, signals, decay))
+        if isinstance(constants, HistoryConstants):
+            assert not isinstance(decay, Tensor)
+            return history(constants, state, signals, decay)
+        loop = compiled_loop(signals.pre.device.type) if self._wants_loop(constants, signals) else None
+        if loop is not None:
+            return geometry.split(loop(constants, state, signals, decay))
+        if isinstance(decay, Tensor):
+            return geometry.split(step(constants, state, signals, decay))
+        return geometry.split(chunk(constants, state, signals, decay))
+
+    def _wants_loop(self, constants: StateConstants, signals: Signals) -> bool:
+        """Return whether a compiled loop is the best choice; measured by `benchmarks/executors.py`."""
+        if self.executor != "auto":
+            return self.executor == "fused"
+        # Short chunks were measured on a CPU only.
+        short = len(signals.pre) * constants.couplings <= SHORT_CHUNK
+        return self.shared_decay is None or (short and signals.pre.device.type == "cpu")
+
+
+def _check_decay(gamma_lam: Decay, geometry: Geometry) -> None:
+    """Raise ValueError unless γλ lies in [0, 1) and, if a tensor, has the weight's shape."""
+    if isinstance(gamma_lam, Tensor) and gamma_lam.shape != geometry.weight_shape:
+        found = tuple(gamma_lam.shape)
+        raise ValueError(f"gamma_lam per weight must have shape {geometry.weight_shape}, got {found}")
+    values = torch.as_tensor(gamma_lam)
+    if not bool(((values >= 0) & (values < 1)).all()):
+        raise ValueError(f"gamma_lam must lie in [0, 1), got {gamma_lam}")
+
+
+def _check_executor(executor: str, geometry: Geometry, *, per_weight: bool) -> None:
+    """Raise ValueError unless there is such an executor and it can do the geometry and one γλ per weight."""
+    if executor not in get_args(Executor):
+        raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
+    if isinstance(geometry, Convolution) and executor in ("chunk", "fused"):
+        raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
+    if per_weight and executor in ("chunk", "history"):
+        raise ValueError(f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'")
+
+
+def _uses_history(
+    trace: Trace,
+    support: tuple[int, int],
+    geometry: Geometry,
+    executor: Executor,
+    *,
+    num_envs: int,
+    rollout: int,
+    per_weight: bool,
+) -> bool:
+    """Return whether a layer keeps its factored past (f', x) instead of states at every synapse.
+
+    A convolution always does: it would have states for every position of its output. So does a trace without
+    states, unless one γλ per weight rules its closed form out and its kernel is short. Other traces do where a
+    layer would have more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
+    """
+    if executor == "history" or isinstance(geometry, Convolution):
+        return True
+    if executor in ("chunk", "fused"):
+        return False
+    if trace.states == 0:
+        return not per_weight or support[1] - support[0] > LONGEST_REGISTER
+    if per_weight or executor == "step":
+        return False
+    first, last = trace.support
+    longer_products = 2 * (rollout + last - first - 1) / rollout
+    states = trace.states * num_envs * prod(geometry.weight_shape)
+    return states > MANY_STATES and longer_products < trace.states + 2
+
+
+def shift_register(trace: Trace, support: tuple[int, int]) -> Transition:
+    """Return a trace without states as a state space: one state for each lag of its kernel's support.
+
+    The layer's inputs are delayed by the first of these lags beforehand.
+    """
+    first, last = support
+    length = last - first
+    return Transition(np.eye(length, k=-1), np.eye(length)[0], trace.kernel(last)[first:].numpy())
+
+
+@lru_cache
+def compiled_loop(device_type: str) -> Loop | None:
+    """Return the compiled loop for a kind of device; None where there is none.
+
+    On CUDA it is compiled by Triton, which torch's builds for Windows do not bring along and which needs a C
+    compiler. A warning says what is missing, once.
+    """
+    # Imported here: numba and Triton take a second to load and many runs never need them.
+    if device_type == "cpu":
+        from cet_rl.credit.fused import fused
+
+        return fused
+    if device_type != "cuda":
+        return None
+    try:
+        from cet_rl.credit.fused_cuda import fused_cuda, require_driver
+
+        require_driver()
+    except Exception as problem:  # whatever it is: the other executors are as exact
+        warnings.warn(
+            f"no compiled loop on CUDA ({problem}): layers with one gamma_lam per weight take the slow definition",
+            stacklevel=2,
+        )
+        return None
+    return fused_cuda

@@ -28,10 +28,10 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from cet_rl.credit.activations import ACTIVATIONS, Activation
-from cet_rl.credit.constants import forget_oldest, visible_support
-from cet_rl.credit.correlation import Correlation, Times, correlation_matrix, event_matrix
-from cet_rl.credit.delay_line import DelayLine
+from cet_rl.credit.chunk import Times, correlation_matrix, event_matrix, forget_oldest
+from cet_rl.credit.factored import Correlation, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import FloatArray, Trace
 from cet_rl.traces.perfect import PerfectMemory
@@ -189,7 +189,7 @@ class BatchCredit:
         error = delta if rule.error_at == "preactivation" else grad
         truth = None
         if want.truth:  # before the error is used up
-            exact = delta if rule.derivative_memory == "exact" else f.gate(grad, y)
+            exact = delta if rule.derivative_memory == "exact" else f.times_derivative(grad, y)
             arriving = len(x) - rule.delay_steps * rule.streams
             truth = rule.weight_gradient(exact[:arriving], x[:arriving], weight)
         if matrix is None:
@@ -197,7 +197,7 @@ class BatchCredit:
             p = self._credited_derivative(error.clone() if error is grad else error, y)
         else:
             delayed = matrix.to(error.dtype) @ error.reshape(matrix.shape[-1], -1)
-            p = f.gate(delayed.view(error.shape), y)
+            p = f.times_derivative(delayed.view(error.shape), y)
         over_images = (0, *range(2, p.ndim))
         return LayerGradients(down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth)
 
@@ -238,7 +238,7 @@ class BatchCredit:
         """Return f' ⊙ grad, with f' exact or as the trace remembers it."""
         rule, f = self.rule, self.rule.f
         if rule.derivative_memory == "exact":
-            return f.gate(grad, y)
+            return f.times_derivative(grad, y)
         steps = self.steps(len(y))
         memory = self._correlation(steps, y.dtype, y.device, of_derivative=True)
         return grad * _like(memory.matrix.T @ _by_step(f.derivative(y, y), steps), y)
@@ -251,10 +251,10 @@ class BatchCredit:
         correlation = self._correlation(steps, p.dtype, p.device)
         columns = _COLUMNS if p.device.type == "cpu" else _COLUMNS_ON_DEVICE
         if p.shape[1] <= columns:
-            return _like(f.gate(correlation(arriving), active), error)
+            return _like(f.times_derivative(correlation(arriving), active), error)
         for first in range(0, p.shape[1], columns):
             units = slice(first, first + columns)
-            p[:, units] = f.gate(correlation(arriving[:, units]), active[:, units])
+            p[:, units] = f.times_derivative(correlation(arriving[:, units]), active[:, units])
         return _like(p, error)
 
 
@@ -334,7 +334,7 @@ class SalientCredit(nn.Module):
             p = derivative[which] * error[which]
             truth = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
         elif want.truth:
-            truth = geometry.outer_parts(f.gate(grad, y), x)[0]
+            truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
         if self.carry:
             self._keep(pre, derivative, error, shown - times.steps, len(kernel))
         return LayerGradients(down, for_weight, for_bias, truth)
@@ -343,7 +343,7 @@ class SalientCredit(nn.Module):
         """Return f' ⊙ grad, with f' exact or as the trace remembers it."""
         rule, f = self.rule, self.rule.f
         if rule.derivative_memory == "exact":
-            return f.gate(grad, y)
+            return f.times_derivative(grad, y)
         kernel = kernel_of(_with_unit_area(rule.trace), y.dtype)
         matrix = event_matrix(kernel, times.times, times.times + rule.delay_steps)
         derivative = _by_step(f.derivative(y, y), len(y))
@@ -420,7 +420,7 @@ class StreamCredit(nn.Module):
         The arguments are those of `BatchCredit.backward`; without a record the true gradient is None.
         """
         rule, f = self.rule, self.rule.f
-        delta = f.gate(grad, y)
+        delta = f.times_derivative(grad, y)
         down = rule.backproject(delta, x, weight) if want.down else None
         error = delta if rule.error_at == "preactivation" else grad
         steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype

@@ -1,0 +1,191 @@
+"""The closed form over a factored past: no states at the synapses, only the layer's inputs and derivatives.
+
+A kernel that vanishes after L lags needs (f', x) of the last L steps and nothing else. With A and B of
+`cet_rl.credit.chunk`,
+
+    p_s = f'_s ⊙ Σ_{u≥s} g_{u-s} A_u δ_u,  s = -L … T-1        ΔW = Σ_env [ Σ_s p_s x_sᵀ + γλ(1 - s_0) A_0 e⁰ ]
+
+Exact for a delay line (perfect memory, no trace at all), and to rounding for every other kernel. Its cost in time
+and memory grows with the kernel's support, but not with the number of states nor, in memory, with the number of
+synapses. For a convolution, whose outer products are sums over positions too, f', x and δ are maps and p_s of a
+position is that of its own f' and δ: the sum over s is one gradient of convolution weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cet_rl.credit.chunk import correlation_matrix, decay_eligibility, forget_oldest, sum_weights
+from cet_rl.credit.geometry import Dense, Geometry, Parts
+from cet_rl.credit.signals import Signals, SynapseState
+from cet_rl.traces.base import FloatArray, Trace
+
+_BLOCK = 1 << 20
+"""Floats of a convolution's postsynaptic maps taken at once on a CPU: four megabytes, which stay in its cache."""
+
+_BLOCK_ON_DEVICE = 1 << 24
+"""The same elsewhere, where only memory counts."""
+
+_ROWS = 64
+"""Events taken at once on a CPU: few enough to skip most zeros, enough to keep the product's kernels busy."""
+
+_LEAST_WORK = 1 << 22
+"""Multiply-adds below which one product with the zeros is faster than several without."""
+
+
+def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the lags [first, last) outside of which a kernel's area is below the rounding of a sum over it.
+
+    That is about √L eps of `dtype` for L lags, and eps where sums are kept in a wider type. In float32 this is
+    half of the support in float64, and so half of the cost of a factored past.
+    """
+    first, last = trace.support
+    magnitude = trace.kernel(last).abs().numpy()
+    roundings = 1.0 if dtype.itemsize < torch.float32.itemsize else np.sqrt(len(magnitude))
+    outside = roundings * torch.finfo(dtype).eps * magnitude.sum()
+    begin = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
+    end = last - int(np.searchsorted(np.cumsum(magnitude[::-1]), outside, side="right"))
+    return max(first, begin), min(last, end)
+
+
+class Correlation:
+    """Correlate a kernel with errors: a product over time with a banded Toeplitz matrix of its values.
+
+    An error that arrives at u adds g_{u-s} δ_u to what happened at s. Nothing that happens after u gets credit
+    from it, and kernels forget, so half or more of a plain product would be with zeros; on feature maps that costs
+    as much as a convolution. A CPU therefore takes the band in blocks of rows.
+
+    Args:
+        matrix: g at [event, error], shape (S, U).
+        dtype: of the signals.
+        device: of the signals.
+    """
+
+    def __init__(self, matrix: FloatArray, dtype: torch.dtype, device: torch.device) -> None:
+        self.matrix = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, dtype)
+        band = matrix != 0
+        filled = band.any(1)
+        self._first = np.where(filled, band.argmax(1), band.shape[1])
+        self._last = np.where(filled, band.shape[1] - band[:, ::-1].argmax(1), 0)
+        self._blocks: dict[tuple[int, int], list[tuple[int, int, int, Tensor]]] = {}
+
+    def __call__(self, errors: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F)."""
+        last = len(self.matrix) if last is None else min(last, len(self.matrix))
+        work = (last - first) * errors.numel()
+        if errors.device.type != "cpu" or work < _LEAST_WORK:
+            return self.matrix[first:last] @ errors
+        sums = errors.new_empty(last - first, errors.shape[1])
+        for begin, end, column, block in self._band(first, last):
+            if block.numel():
+                torch.mm(block, errors[column : column + block.shape[1]], out=sums[begin - first : end - first])
+            else:
+                sums[begin - first : end - first] = 0
+        return sums
+
+    def _band(self, first: int, last: int) -> list[tuple[int, int, int, Tensor]]:
+        """Return blocks (first row, last row, first column, values) that hold all non-zeros of their rows."""
+        if (first, last) not in self._blocks:
+            blocks = []
+            for begin in range(first, last, _ROWS):
+                end = min(begin + _ROWS, last)
+                left, right = int(self._first[begin:end].min()), int(self._last[begin:end].max())
+                blocks.append((begin, end, left, self.matrix[begin:end, left : max(left, right)].contiguous()))
+            self._blocks[first, last] = blocks
+        return self._blocks[first, last]
+
+
+@dataclass
+class HistoryConstants:
+    """Hold a trace's kernel over its support, its correlations by chunk length, and the layer's geometry.
+
+    Attributes:
+        support: lags [first, last); the layer delays (f', x) by the first before anything else.
+        geometry: how the layer sums its outer products.
+        past: L = last - first - 1, the number of earlier steps that still matter.
+    """
+
+    trace: Trace
+    dtype: torch.dtype
+    device: torch.device
+    support: tuple[int, int]
+    geometry: Geometry
+    _correlations: dict[int, Correlation] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first, last = self.support
+        self.past = last - first - 1
+        self._kernel = self.trace.kernel(last)[first:].numpy()
+        self.kernel = torch.from_numpy(self._kernel).to(self.device, self.dtype)
+
+    def correlation(self, steps: int) -> Correlation:
+        """Return g_{first+u-s} at [s, u], s = -L … steps - 1, shape (L + steps, steps)."""
+        if steps not in self._correlations:
+            forget_oldest(self._correlations)
+            matrix = correlation_matrix(self._kernel, self.past + steps, steps, self.past)
+            self._correlations[steps] = Correlation(matrix, self.dtype, self.device)
+        return self._correlations[steps]
+
+
+def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
+    """Run T steps at once: the arguments of `step`, with one `decay` for all weights, and ΔW in parts."""
+    assert state.past_pre is not None
+    assert state.past_derivative is not None
+    steps, num_envs, n_post = signals.error.shape
+    geometry, total = constants.geometry, constants.past + steps
+
+    A, B = sum_weights(signals, decay)
+    gradient: Parts | None = None
+    if A is not None and B is not None:
+        gradient = geometry.split(decay_eligibility(state, signals, decay, A, B))
+
+    # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
+    at_once, rows_at_once = num_envs, total
+    if not isinstance(geometry, Dense):
+        limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
+        at_once = min(num_envs, max(1, limit // (total * n_post)))
+        rows_at_once = max(1, limit // (at_once * n_post))
+    for first in range(0, num_envs, at_once):
+        envs = slice(first, first + at_once)
+        pre, derivative, error = signals.pre[:, envs], signals.derivative[:, envs], signals.error[:, envs]
+        if constants.past:
+            # Allocated each time: alignment in memory changes how products round, and resumed runs must be equal.
+            pre = torch.cat([state.past_pre[:, envs], pre])
+            derivative = torch.cat([state.past_derivative[:, envs], derivative])
+            if at_once == num_envs:  # the end of the tensor just made is the new past
+                state.past_pre, state.past_derivative = pre[steps:], derivative[steps:]
+            else:
+                state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
+        to_gradient = error if A is None else A[:, envs, None] * error
+        to_eligibility = None if B is None else B[:, envs, None] * error
+        for row in range(0, total, rows_at_once):
+            rows = slice(row, row + rows_at_once)
+            x, active = geometry.pre(pre[rows]), derivative[rows]
+            p = geometry.post(_credited(constants, to_gradient, rows).mul_(active))
+            part = geometry.outer_parts(p, x)
+            gradient = part if gradient is None else _add(gradient, part)
+            if to_eligibility is not None:
+                p = geometry.post(_credited(constants, to_eligibility, rows).mul_(active))
+                state.eligibility[envs] += geometry.outer_sums(p, x)
+    assert gradient is not None
+    return gradient
+
+
+def _add(gradient: Parts, part: Parts) -> Parts:
+    """Add to a gradient in place, and return it."""
+    for total, more in zip(gradient, part, strict=True):
+        if total is not None and more is not None:
+            total += more
+    return gradient
+
+
+def _credited(constants: HistoryConstants, weighted: Tensor, rows: slice) -> Tensor:
+    """Return Σ_u g_{u-s} weighted_u for some s in -L … T-1, shape (S, E, n_post), of weighted (T, E, n_post)."""
+    if not constants.past:
+        return constants.kernel * weighted[rows]
+    sums = constants.correlation(len(weighted))(weighted.flatten(1), rows.start, rows.stop)
+    return sums.view(len(sums), *weighted.shape[1:])
