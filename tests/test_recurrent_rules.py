@@ -649,7 +649,7 @@ def test_a_users_rule_comes_and_goes():
 def test_a_plugin_brings_its_rule(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
     found = [EntryPoint("mine", "a_module:bring", plugins.GROUP)]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
     monkeypatch.setattr(plugins, "_loaded", False)
     assert type(build_rule("hebb", CELLS[0])) is Hebb
 

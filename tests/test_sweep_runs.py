@@ -229,7 +229,7 @@ def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     command = ["train", "digits", "--delay", "2", "--order", "3", "--total-steps", "20", "--hidden", "8"]
     for extra, words in (
-        (["--seeds", "0-1", "--seed", "3"], "--seeds and --seed exclude each other"),
+        (["--seeds", "0-1", "--seed", "3"], "--seed does not go with --seeds"),
         (["--seeds", "1-0"], "--seeds: 1-0 ends before it begins"),
         (["--seeds", "0-1", "--threads", "2"], "--threads does not go with --seeds"),
     ):
@@ -247,7 +247,7 @@ def test_bad_options(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
     for extra, words in (
-        (["nothing.yaml"], "no configuration file 'nothing.yaml'"),
+        (["nothing.yaml"], "unknown configuration file 'nothing.yaml'"),
         (["study.yaml", "--workers", "0"], "--workers must be at least 1"),
         (["study.yaml", "--quick"], "no quick settings"),
         (["study.yaml", "--statu"], "--status"),

@@ -485,7 +485,7 @@ def test_data_sets_are_listed(capsys):
         ("digits --batch-size 1400 --validation", ["from 1 to 1,294"]),
         ("digits --model cnn --channels 4 4 4 4", ["8×8 pixels are too small for 4 stages"]),
         ("digits --device tpu", ["--device must be auto, cpu or cuda"]),
-        ("digits --config nowhere", ["no configuration file 'nowhere'"]),
+        ("digits --config nowhere", ["unknown configuration file 'nowhere'"]),
         ("digits --delay 2 --order 6 --config paper", ["no table for digits"]),
     ],
 )
