@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cet_rl.credit.geometry import matmul
-from cet_rl.runs.machine import set_threads
+from cet_rl.runs.process import set_threads
 
 SHAPES = [(2560, 128, 256), (256, 512, 256), (512, 256, 256), (2048, 128, 128)]
 

@@ -14,7 +14,7 @@ import torch
 
 from cet_rl import CET, Legendre, PerfectMemory
 from cet_rl.credit import Synapses
-from cet_rl.runs.machine import set_threads
+from cet_rl.runs.process import set_threads
 
 SHAPES = [
     # n_in, n_out, environments, steps

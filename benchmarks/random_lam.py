@@ -19,7 +19,7 @@ import torch
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import make_vec_env
-from cet_rl.runs.machine import set_threads
+from cet_rl.runs.process import set_threads
 
 TASK, NUM_ENVS, N_STEPS = "MinAtar/SpaceInvaders-v1", 32, 32
 PAPER = (0.1, 0.99)

@@ -28,7 +28,7 @@ from cet_rl.agents.learner import ActorCriticLearner
 from cet_rl.agents.networks import NumpyForward
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
-from cet_rl.runs.machine import set_threads
+from cet_rl.runs.process import set_threads
 
 NUM_ENVS, N_STEPS = 4, 128
 BASELINE = "SB3 A2C"

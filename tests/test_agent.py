@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load
+from saved_files import members, write_members
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
@@ -25,7 +25,6 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
-from cet_rl.runs import archive
 
 
 def make(num_envs=2, seed=0, **options):
@@ -234,22 +233,17 @@ def test_damaged_files_are_refused(tmp_path, damage):
         path.write_bytes(content[:2000] + bytes(500) + content[2500:])
     elif damage == "not a zip":
         path.write_bytes(b"hello")
+    elif damage == "other zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("readme", b"hello")
     else:
-        with zipfile.ZipFile(path) as file:
-            parts = {name: file.read(name) for name in file.namelist()}
-        if damage == "other zip":
-            parts = {"readme": b"hello"}
-        else:
-            data, tensors = json.loads(parts["agent.json"]), load(parts["agent.safetensors"])
-            if damage == "newer":
-                data["format_version"] = 99
-            if damage == "missing tensor":
-                tensors.pop("policy/actor.weights.0")
-            archive.write(path, data, tensors, what="agent")
-        if damage == "other zip":
-            with zipfile.ZipFile(path, "w") as file:
-                for name, part in parts.items():
-                    file.writestr(name, part)
+        found = members(path)
+        data, tensors = found["agent"]
+        if damage == "newer":
+            data["format_version"] = 99
+        if damage == "missing tensor":
+            tensors.pop("parameters/policy/actor.weights.0")
+        write_members(path, found)
     with pytest.raises(ValueError, match=r"damaged|agent file|version"):
         CETActorCritic.load(path)
     with pytest.raises(FileNotFoundError, match="no agent file"):
@@ -342,18 +336,18 @@ def test_mutated_files_are_refused_or_harmless(data):
 @given(data=st.data())
 def test_mutated_data_is_refused_or_harmless(data):
     """Any value of the JSON part replaced by any other."""
-    with zipfile.ZipFile(io.BytesIO(AGENT_FILE)) as file:
-        tree = json.loads(file.read("agent.json"))
-        tensors = load(file.read("agent.safetensors"))
-    node = tree
+    found = members(io.BytesIO(AGENT_FILE))
+    node = found["agent"][0]["state"]
     while True:
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
         if not (isinstance(node[key], dict | list) and node[key] and data.draw(st.booleans())):
             break
         node = node[key]
-    node[key] = data.draw(st.sampled_from([None, True, -1, 0, 7, 0.5, 1e308, "", "x", [], {}, [1], {"a": None}]))
+    node[key] = data.draw(
+        st.sampled_from([None, True, -1, 0, 7, 0.5, 1e308, "", "x", [], {}, [1], {"a": None}, {"$dict": []}])
+    )
     stream = io.BytesIO()
-    archive.write(stream, tree, tensors, what="agent")
+    write_members(stream, found)
     with contextlib.suppress(ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         CETActorCritic.load(stream)

@@ -13,26 +13,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from saved_files import members, write_members
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 from cet_rl.runs import archive, files
-from cet_rl.runs.checkpoint import Checkpoints
+from cet_rl.runs.archive import Checkpoints
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.log import RunLog
 
 CONFIG = {"task": "some", "lr": 0.1, "hidden": [4]}
 
 
-def contents(step):
-    """Return the contents of a learner's file at a step."""
-    return {"step": step}, {"w": torch.full((50,), float(step))}
+def state(step):
+    """Return the state of a learner at a step."""
+    return {"step": step, "w": torch.full((50,), float(step))}
 
 
 def step_of(path):
-    data, tensors = archive.read(path, what="network")
-    assert (tensors["w"] == data["step"]).all()
-    return data["step"]
+    found = archive.read(path, what="network")
+    assert (found["w"] == found["step"]).all()
+    return found["step"]
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def kept(tmp_path):
     """Checkpoints at steps 1, 2 and 3: the last two of them."""
     checkpoints = Checkpoints(tmp_path / "network.zip")
     for step in (1, 2, 3):
-        checkpoints.save(contents(step), CONFIG, {"step": step})
+        checkpoints.save(state(step), CONFIG, {"step": step})
     return checkpoints
 
 
@@ -56,7 +57,7 @@ def test_the_last_two_are_kept(kept, tmp_path):
 
 def test_equal_contents_are_equal_files(tmp_path):
     for name in ("a", "b"):
-        Checkpoints(tmp_path / name / "network.zip").save(contents(1), CONFIG, {"step": 1})
+        Checkpoints(tmp_path / name / "network.zip").save(state(1), CONFIG, {"step": 1})
     assert (tmp_path / "a/network.zip").read_bytes() == (tmp_path / "b/network.zip").read_bytes()
 
 
@@ -70,12 +71,6 @@ def flip(path, place=0.5):
     path.write_bytes(content)
 
 
-def rewrite(path, **changes):
-    """Change the data of a file."""
-    data, tensors = archive.read(path, what="network")
-    archive.write(path, {**data, **changes}, tensors, what="network")
-
-
 DAMAGES = {
     "cut in half": cut,
     "cut at the end": lambda path: cut(path, 0.999),
@@ -83,9 +78,9 @@ DAMAGES = {
     "a bit of the header": lambda path: flip(path, 0),
     "a bit in the middle": flip,
     "something else": lambda path: path.write_bytes(b"hello"),
-    "an agent": lambda path: archive.write(path, {}, {}, what="agent"),
+    "an agent": lambda path: archive.write(path, {}, what="agent"),
     "gone": lambda path: path.unlink(),
-    "another run's": lambda path: Checkpoints(path).save(contents(9), {**CONFIG, "lr": 0.2}),
+    "another run's": lambda path: Checkpoints(path).save(state(9), {**CONFIG, "lr": 0.2}),
 }
 
 
@@ -93,7 +88,7 @@ DAMAGES = {
 def test_a_damaged_one_is_told_of_once_and_the_one_before_is_used(kept, damage, caplog):
     DAMAGES[damage](kept.newest)
     if damage == "another run's":  # nor did that put a good one in the place of the previous
-        archive.write(kept.previous, *contents(2), what="network", run=({"config": CONFIG}, {}))
+        archive.write(kept.previous, state(2), what="network", run={"config": CONFIG})
     assert kept.find(CONFIG) == kept.previous
     assert kept.find(CONFIG) == kept.previous
     told = [record.getMessage() for record in caplog.records]
@@ -102,7 +97,7 @@ def test_a_damaged_one_is_told_of_once_and_the_one_before_is_used(kept, damage, 
         assert line.startswith(str(kept.newest))
         assert line.endswith(f"; using {kept.previous}")
         assert "\n" not in line
-    kept.save(contents(4), CONFIG)
+    kept.save(state(4), CONFIG)
     assert step_of(kept.newest) == 4
     assert step_of(kept.previous) == 2  # not the damaged one
     assert kept.find(CONFIG) == kept.newest
@@ -111,7 +106,6 @@ def test_a_damaged_one_is_told_of_once_and_the_one_before_is_used(kept, damage, 
 def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
     """A zip archive has bytes without meaning to us, such as dates."""
     good, refused = kept.newest.read_bytes(), 0
-    expected = archive.read(kept.newest, what="network")[0], kept.runtime_state(kept.newest)
     for place in range(0, len(good), 3):
         kept.newest.write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
         try:
@@ -120,10 +114,8 @@ def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
             refused += 1
             continue
         assert step_of(kept.newest) == 3
-        state = None
         with suppress(ValueError):
-            state = kept.runtime_state(kept.newest)
-        assert (archive.read(kept.newest, what="network")[0], state or expected[1]) == expected
+            assert kept.runtime_state(kept.newest) in ({"step": 3}, None)
     assert refused > 0.75 * len(good) / 3
 
 
@@ -142,7 +134,9 @@ def test_without_a_good_one_it_is_an_error_and_nothing_is_lost(kept, damage, tmp
 
 @pytest.mark.parametrize("which", ["newest", "previous"])
 def test_one_from_a_newer_version_is_an_error_and_not_passed_over(kept, which):
-    rewrite(getattr(kept, which), format_version=archive.VERSION + 1)
+    found = members(getattr(kept, which))
+    found["network"][0]["format_version"] = archive.VERSION + 1
+    write_members(getattr(kept, which), found)
     if which == "previous":
         cut(kept.newest)
     with pytest.raises(ValueError, match=r"has format version 4, this cet-rl reads version 3"):
@@ -166,11 +160,11 @@ def test_killed_while_writing(kept, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with suppress(Killed):
-            kept.save(contents(4), CONFIG, {})
+            kept.save(state(4), CONFIG, {})
     found = Checkpoints(kept.newest)
     good = found.find(CONFIG)
     assert step_of(good) == (4 if moment == 3 else 3)
-    found.save(contents(5), CONFIG, {})
+    found.save(state(5), CONFIG, {})
     assert (step_of(found.newest), step_of(found.previous)) == (5, 4 if moment == 3 else 3)
 
 
@@ -191,7 +185,7 @@ def test_a_full_disk_costs_no_checkpoint(kept, length, tmp_path):
     assert len(before[kept.newest]) > 900
     words = r"cannot write checkpoint .*network\.zip: .*too large; the checkpoints before it are as they were"
     with pytest.raises(OSError, match=words) as error, room_for(length):
-        kept.save(contents(4), CONFIG, {"step": 4})
+        kept.save(state(4), CONFIG, {"step": 4})
     assert "\n" not in str(error.value)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -207,13 +201,13 @@ def test_a_folder_that_cannot_be_written_costs_no_checkpoint(kept, number, monke
 
     monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(OSError, match=rf"network\.zip: {os.strerror(number)}; the checkpoints before"):
-        kept.save(contents(4), CONFIG, {})
+        kept.save(state(4), CONFIG, {})
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_what_cannot_be_encoded_is_named_and_costs_no_checkpoint(kept):
-    with pytest.raises(ValueError, match="state/env is of type object"):
-        kept.save(contents(4), CONFIG, {"env": object()})
+    with pytest.raises(ValueError, match="runtime_state/env is of type object"):
+        kept.save(state(4), CONFIG, {"env": object()})
     assert step_of(kept.find(CONFIG)) == 3
 
 
@@ -223,16 +217,16 @@ def folder_at(path, config=CONFIG):
 
 
 def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
-    folder, state = folder_at(tmp_path / "run")
-    assert state == "fresh"
+    folder, opened = folder_at(tmp_path / "run")
+    assert opened == "fresh"
     assert folder.checkpoint_file == folder.path / "checkpoint" / "network.zip"
     for step in (1, 2):
-        folder.save_checkpoint(contents(step))
+        folder.save_checkpoint(state(step))
     assert step_of(folder.checkpoint_file) == 2
     cut(folder.checkpoint_file)
     (folder.path / "checkpoint" / ".network.99.tmp.zip").write_bytes(b"half")
-    again, state = folder_at(tmp_path / "run")
-    assert state == "resumed"
+    again, opened = folder_at(tmp_path / "run")
+    assert opened == "resumed"
     assert step_of(again.checkpoint_file) == 1
     assert len(caplog.records) == 1
     assert not (folder.path / "checkpoint" / ".network.99.tmp.zip").exists()
@@ -240,7 +234,7 @@ def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
 
 def test_a_configuration_edited_between_two_goes_is_named(tmp_path):
     folder, _ = folder_at(tmp_path / "run")
-    folder.save_checkpoint(contents(1))
+    folder.save_checkpoint(state(1))
     folder.config_file.write_text(yaml.safe_dump({**CONFIG, "lr": 0.3, "device": "cuda", "threads": 4}))
     with pytest.raises(ValueError, match=r"another configuration \(lr 0\.1 there, 0\.3 here\)"):
         folder_at(tmp_path / "run", {**CONFIG, "lr": 0.3})

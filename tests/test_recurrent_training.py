@@ -11,6 +11,7 @@ from statistics import fmean
 import pytest
 import torch
 import yaml
+from saved_files import parts
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
@@ -20,7 +21,7 @@ from cet_rl.recurrent.learner import SequenceLearner
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import immediate
 from cet_rl.recurrent.training import resolve, train
-from cet_rl.runs import archive, session
+from cet_rl.runs import session
 from cet_rl.traces.registry import TRACES
 
 STEP = "time/total_timesteps"
@@ -193,12 +194,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interru
     undo()
     assert train(config, tmp_path / "parts", resume=True, quiet=True) == "finished"
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    wholes, parts = (
-        archive.read(tmp_path / name / "checkpoint" / "network.zip", what="network") for name in ("whole", "parts")
+    (data, tensors), (other, others) = (
+        parts(tmp_path / name / "checkpoint" / "network.zip") for name in ("whole", "parts")
     )
-    assert wholes[0] == parts[0]
-    assert wholes[1].keys() == parts[1].keys()
-    assert all(torch.equal(wholes[1][name], parts[1][name]) for name in wholes[1])
+    assert data == other
+    assert all(torch.equal(tensors[name], others[name]) for name in {**tensors, **others})
 
 
 def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, capsys):
@@ -210,7 +210,7 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, cap
     assert "of rule rflo" in said
     assert "smaller --lr (0.5 now)" in said
     assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
-    data, tensors = archive.read(folder / "checkpoint" / "network.zip", what="network")
+    data, tensors = parts(folder / "checkpoint" / "network.zip")
     assert 0 < data["step"] < int(said.split("at step ")[1].split(":")[0].replace(",", ""))
     assert all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if tensor.is_floating_point())
 
@@ -327,8 +327,7 @@ def test_both_executors_give_one_run(tmp_path):
     for executor in ("step", "compiled"):
         train(replace(config, executor=executor), tmp_path / executor, quiet=True)
     (_, steps), (_, compiled) = (
-        archive.read(tmp_path / name / "checkpoint" / "network.zip", what="network")
-        for name in ("step", "compiled")
+        parts(tmp_path / name / "checkpoint" / "network.zip") for name in ("step", "compiled")
     )
     for name, tensor in steps.items():
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-11)

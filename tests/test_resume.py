@@ -21,16 +21,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from saved_files import members, parts, write_members
 from stable_baselines3.common.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from cet_rl.agents import CETActorCritic
-from cet_rl.agents.runtime_state import pending, restore, restore_pending, runtime_state
 from cet_rl.cli import main
 from cet_rl.envs import make_vec_env, register_env, tasks
 from cet_rl.rl import callbacks, training
+from cet_rl.rl.agent_kinds import restore, runtime_state
 from cet_rl.rl.agent_registry import AgentKind, find_agent
+from cet_rl.rl.callbacks import pending, restore_pending
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.training import train
 from cet_rl.runs import archive, log, typed_json
@@ -123,7 +125,7 @@ def assert_same_end(one, other, what="agent"):
     # Weights, optimiser, traces, lines, generators, environments and counters: equal contents are equal files.
     first, second = (folder / "checkpoint" / f"{what}.zip" for folder in (one, other))
     if first.read_bytes() != second.read_bytes():
-        (data, tensors), (others, theirs) = (archive.read(file, what=what) for file in (first, second))
+        (data, tensors), (others, theirs) = (parts(file, what) for file in (first, second))
         assert data == others
         different = [key for key in tensors if not torch.equal(tensors[key], theirs[key])]
         raise AssertionError(f"different are {different}, or the runtime state")
@@ -334,7 +336,7 @@ def test_what_cannot_be_restored_is_named(tmp_path, monkeypatch, capsys, task, a
 
 def test_an_agent_without_runtime_state_resumes_in_fresh_episodes(tmp_path, monkeypatch, capsys, whole):
     kind = find_agent("cet")
-    bare = AgentKind(kind.build, kind.contents, kind.load, delays_credit=True)
+    bare = AgentKind(kind.build, kind.state, kind.load, delays_credit=True)
     monkeypatch.setattr(training, "find_agent", lambda name: bare)
     with monkeypatch.context() as patch:
         kill_at(patch, 300)
@@ -406,14 +408,13 @@ def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, muta
     folder, content, config = mutable
     file = folder.path / "checkpoint" / "agent.zip"
     file.write_bytes(content)
-    tree, tensors = archive.read_run(file, what="agent")
-    node, key = tree, "runtime_state"
+    found = members(file)
+    node, key = found["run"][0]["state"], "runtime_state"
     while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 9)):
         node = node[key]
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
-    node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"dict": []}]))
-    agent, agent_tensors = archive.read(file, what="agent")
-    archive.write(file, agent, agent_tensors, what="agent", run=(tree, tensors))
+    node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"$dict": []}]))
+    write_members(file, found)
     session = SimpleNamespace(folder=folder, say=lambda text: None)
     with contextlib.suppress(ValueError):
         training._load(config, session, find_agent("cet"))

@@ -29,7 +29,7 @@ from cet_rl.envs import (
     restore,
     snapshot,
 )
-from cet_rl.runs import rng, typed_json
+from cet_rl.runs import process, typed_json
 
 BEFORE, AFTER = 37, 90
 """Steps until the capture, and those that are compared after it."""
@@ -257,7 +257,7 @@ def test_a_state_of_other_environments_is_refused():
 def test_what_is_no_plain_data_is_named():
     env = DummyVecEnv([lambda: TimeLimit(Odd(), 5)])
     env.reset()
-    with pytest.raises(ValueError, match="state/how is of type ufunc, which is no plain data"):
+    with pytest.raises(ValueError, match="how is of type ufunc and cannot be saved as data"):
         typed_json.encode(capture(env)["layers"][0]["state"]["envs"][0]["layers"][1]["state"], {})
 
 
@@ -319,21 +319,21 @@ NOT_PLAIN = {
 
 @pytest.mark.parametrize("kind", NOT_PLAIN)
 def test_what_is_not_plain_is_refused(kind):
-    with pytest.raises(ValueError, match="is no plain data"):
+    with pytest.raises(ValueError, match="cannot be saved as data"):
         typed_json.encode(NOT_PLAIN[kind], {})
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        {"exec": "1"},
-        {"dict": 3},
-        {"array": "missing", "dtype": "<f8", "shape": [1]},
-        {"array": "here", "dtype": "O", "shape": [1]},
-        {"array": "here", "dtype": "no type", "shape": [1]},
-        {"array": "here", "dtype": "<f8", "shape": [9]},
-        {"float": "one"},
-        {"dict": [[{"dict": []}, 1]]},
+        {"$exec": "1"},
+        {"$dict": 3},
+        {"$array": "missing", "dtype": "<f8", "shape": [1]},
+        {"$array": "here", "dtype": "O", "shape": [1]},
+        {"$array": "here", "dtype": "no type", "shape": [1]},
+        {"$array": "here", "dtype": "<f8", "shape": [9]},
+        {"$float": "one"},
+        {"$dict": [[{"$dict": []}, 1]]},
     ],
     ids=str,
 )
@@ -342,19 +342,19 @@ def test_what_nobody_has_encoded_is_refused(data):
         typed_json.decode(data, {"here": torch.zeros(8, dtype=torch.uint8)})
 
 
-@pytest.mark.parametrize("kind", list(rng._BIT_GENERATORS))
+@pytest.mark.parametrize("kind", list(process._BIT_GENERATORS))
 def test_generators_go_on(kind):
     generator = np.random.Generator(getattr(np.random, kind)(5))
     generator.random(3, dtype=np.float32)  # half a word is left over
-    again = rng.generator_from(through_a_file(rng.generator_state(generator)))
+    again = process.generator_from(through_a_file(process.generator_state(generator)))
     assert np.array_equal(generator.random(9, dtype=np.float32), again.random(9, dtype=np.float32))
     with pytest.raises(ValueError, match="there is no bit generator 'system'"):
-        rng.generator_from({"bit_generator": "system"})
+        process.generator_from({"bit_generator": "system"})
 
 
 def test_the_process_s_generators_go_on():
     np.random.normal()  # one of a pair is left over
-    state = through_a_file(rng.process_state())
+    state = through_a_file(process.process_state())
     expected = torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()
-    rng.restore_process_state(state)
+    process.restore_process_state(state)
     assert (torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()) == expected

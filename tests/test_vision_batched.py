@@ -10,15 +10,15 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from saved_files import parts
 
 from cet_rl.cli import main
 from cet_rl.runs import archive
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
-from cet_rl.vision.batchable import check_batch
 from cet_rl.vision.batched import BatchedLearner
-from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.config import VisionConfig, check_batch
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.learner import ImageLearner
@@ -141,7 +141,7 @@ def test_what_is_given_back_is_saved_and_goes_on(digits, shape, tmp_path):
         batch.advance()
     batch.write_back()
     for number, learner in enumerate(batch.learners):
-        archive.write(tmp_path / f"{number}.zip", *learner.contents(), what="network")
+        archive.write(tmp_path / f"{number}.zip", learner.state(), what="network")
     loaded = learners(found, digits)
     for number, learner in enumerate(loaded):
         learner.load(tmp_path / f"{number}.zip")
@@ -480,7 +480,7 @@ def test_a_run_that_diverges_fails_alone(tmp_path, total):
     assert summary(folders[1])["error"].startswith("FloatingPointError: the loss is not finite at")
     for folder in folders:
         for file in (folder / "checkpoint").iterdir():
-            tensors = archive.read(file, what="network")[1]
+            tensors = parts(file)[1]
             assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
     assert (folders[0] / "checkpoint" / "network.zip").is_file()
 

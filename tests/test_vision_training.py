@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from saved_files import members, parts, write_members
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional
@@ -280,7 +281,7 @@ def summary(folder):
 
 def saved(folder):
     """All tensors of the checkpoint."""
-    return archive.read(folder / "checkpoint" / "network.zip", what="network")[1]
+    return parts(folder / "checkpoint" / "network.zip")[1]
 
 
 def network(folder):
@@ -528,7 +529,7 @@ def test_the_last_good_checkpoint_survives(tmp_path, monkeypatch, bad, good):
     failed = summary(folder)
     assert failed["status"] == "failed"
     assert "not finite" in failed["error"]
-    data, tensors = archive.read(folder / "checkpoint" / "network.zip", what="network")
+    data, tensors = parts(folder / "checkpoint" / "network.zip")
     assert data["step"] == good
     assert all(value.isfinite().all() for value in tensors.values())
     monkeypatch.undo()
@@ -722,25 +723,26 @@ def other_archive(**contents):
     return stream.getvalue()
 
 
-def as_bytes(data, tensors, what="network"):
+def as_bytes(state, what="network"):
     stream = io.BytesIO()
-    archive.write(stream, data, tensors, what=what)
+    archive.write(stream, state, what=what)
     return stream.getvalue()
 
 
-def save(learner, path):
-    archive.write(path, *learner.contents(), what="network")
-
-
-def foreign_files(good, tmp_path, digits):
+def foreign_files(good, digits):
     """What may lie in the place of a checkpoint, and what is said of it."""
-    data, tensors = archive.read(io.BytesIO(good), what="network")
-    stream = io.BytesIO()
+    state = archive.read(io.BytesIO(good), what="network")
+    stream, future = io.BytesIO(), io.BytesIO()
     torch.save({"network": Booby()}, stream)
-    wider, of_cnn, longer = (tmp_path / f"{name}.zip" for name in ("wider", "cnn", "longer"))
-    for path, options in ((wider, {"hidden": (17,)}), (of_cnn, CNN), (longer, {"hidden": (16,)})):
-        save(make(digits, **options), path)
-    fewer = {name: value for name, value in tensors.items() if name != "batches/order"}
+    found = members(io.BytesIO(good))
+    found["network"][0]["format_version"] = 99
+    write_members(future, found)
+    wider, of_cnn, longer = (
+        as_bytes(make(digits, **options).state()) for options in ({"hidden": (17,)}, CNN, {"hidden": (16,)})
+    )
+    without_step, without_optimizer = ({**state} for _ in range(2))
+    del without_step["step"], without_optimizer["optimizer"]
+    fewer = {**state, "batches": {name: v for name, v in state["batches"].items() if name != "order"}}
     return {
         "nothing": (b"", "is damaged or no cet-rl network file"),
         "text": (b"no zip at all", "is damaged or no cet-rl network file"),
@@ -756,17 +758,14 @@ def foreign_files(good, tmp_path, digits):
             ),
             "is damaged or no cet-rl network file",
         ),
-        "an agent": (as_bytes({}, tensors, "agent"), "is damaged or no cet-rl network file"),
-        "from the future": (as_bytes({**data, "format_version": 99}, tensors), "has format version 99"),
-        "wider": (wider.read_bytes(), "does not fit this configuration"),
-        "a cnn": (of_cnn.read_bytes(), "does not fit this configuration"),
-        "no step": (as_bytes({"rest": data["rest"]}, tensors), "does not fit this configuration"),
-        "no optimiser": (
-            as_bytes({"step": 3, "rest": {}}, {k: v for k, v in tensors.items() if k.startswith("network/")}),
-            "does not fit this configuration",
-        ),
-        "no order of images": (as_bytes(data, fewer), "this is no state of a stream of batches"),
-        "not streaming": (longer.read_bytes(), "does not fit this configuration"),
+        "an agent": (as_bytes(state, "agent"), "is damaged or no cet-rl network file"),
+        "from the future": (future.getvalue(), "has format version 99"),
+        "wider": (wider, "does not fit this configuration"),
+        "a cnn": (of_cnn, "does not fit this configuration"),
+        "no step": (as_bytes(without_step), "does not fit this configuration"),
+        "no optimiser": (as_bytes(without_optimizer), "does not fit this configuration"),
+        "no order of images": (as_bytes(fewer), "this is no state of a stream of batches"),
+        "not streaming": (longer, "does not fit this configuration"),
     }
 
 
@@ -780,7 +779,7 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
     checkpoint = folder / "checkpoint" / "network.zip"
     checkpoint.with_name("network.previous.zip").unlink()  # which would be used instead
     good = checkpoint.read_bytes()
-    for name, (content, words) in foreign_files(good, tmp_path, digits).items():
+    for name, (content, words) in foreign_files(good, digits).items():
         checkpoint.write_bytes(content)
         line = refusal(capsys, "train", "--run-dir", folder, "--resume", "--quiet")
         assert words in line, name
@@ -809,12 +808,12 @@ def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
     learner, other = (ImageLearner(config, digits) for _ in range(2))
     for _ in range(step):
         learner.advance(measure=True)
-    save(learner, tmp_path / "saved.zip")
+    archive.write(tmp_path / "saved.zip", learner.state(), what="network")
     other.load(tmp_path / "saved.zip")
     assert other.step == step
-    save(other, tmp_path / "again.zip")
+    archive.write(tmp_path / "again.zip", other.state(), what="network")
     assert (tmp_path / "again.zip").stat().st_size == (tmp_path / "saved.zip").stat().st_size
-    assert_same(*(archive.read(tmp_path / f"{name}.zip", what="network")[1] for name in ("again", "saved")))
+    assert_same(*(parts(tmp_path / f"{name}.zip")[1] for name in ("again", "saved")))
     for _ in range(3):
         assert torch.equal(learner.advance(measure=True), other.advance(measure=True))
     assert_same(other.network.state_dict(), learner.network.state_dict())

@@ -22,7 +22,6 @@ from stable_baselines3.common.utils import (
     check_for_correct_spaces,
 )
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
-from torch import Tensor
 
 from cet_rl import __version__
 from cet_rl.runs import archive
@@ -63,18 +62,11 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")
-        archive.write(path, *self.contents(), what="agent")
+        archive.write(path, self.state(), what="agent")
 
-    def contents(self) -> archive.Contents:
-        """Return what `save` writes: JSON data, and tensors by name.
-
-        Raises:
-            ValueError: if something cannot be saved as data.
-        """
-        tensors, rest = archive.flatten(
-            {**self.get_parameters(), "generator": {"state": self.generator.get_state()}}
-        )
-        data = {
+    def state(self) -> dict[str, Any]:
+        """Return what `save` writes, as `archive.write` takes it."""
+        return {
             "cet_rl": __version__,
             "algorithm": type(self).__name__,
             "policy": self.policy_class.__name__,
@@ -90,9 +82,9 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 "updates_at_start": self._updates_at_start,
                 "episodes": episodes_to_data(self.ep_info_buffer),
             },
-            "rest": archive.as_json("the optimiser's settings", rest),
+            "generator": self.generator.get_state(),
+            "parameters": self.get_parameters(),
         }
-        return data, tensors
 
     @classmethod
     def load(  # type: ignore[override]
@@ -124,7 +116,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         known = inspect.signature(cls.__init__).parameters
         if unknown := [name for name in kwargs if name not in known]:
             raise ValueError(f"load does not know {', '.join(unknown)}")
-        data, tensors = archive.read(path, what="agent")
+        data = archive.read(path, what="agent")
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
@@ -145,7 +137,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 model.check_environment()
                 model._vec_normalize_env = unwrap_vec_normalize(model.env)
             model._setup_model()
-            model._restore(data, tensors)
+            model._restore(data)
         except ValueError:
             raise
         except Exception as error:  # whatever the file's data may be, it can only be wrong
@@ -154,8 +146,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"{path} is damaged: {error}") from None
         return model
 
-    def _restore(self, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        saved = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
+    def _restore(self, data: dict[str, Any]) -> None:
+        saved = data["parameters"]
         if self.n_envs != data["n_envs"]:
             warnings.warn(
                 f"saved with {data['n_envs']} environments, loaded with {self.n_envs}: traces start empty",
@@ -165,7 +157,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             for part in ("synapses", "probes"):  # they remember what happened in the environments
                 kept = {name: value for name, value in saved[part].items() if name.endswith("_per_weight")}
                 saved[part] = {**current[part], **kept}
-        self.generator.set_state(saved.pop("generator")["state"])
+        self.generator.set_state(data["generator"])
         self.set_parameters(saved, exact_match=True, device=self.device)
         progress = data["progress"]
         self.num_timesteps, self._n_updates = progress["num_timesteps"], progress["n_updates"]
@@ -191,11 +183,10 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         Raises:
             ValueError: if the file is damaged, or names do not match.
         """
-        if not isinstance(load_path_or_dict, dict):
-            data, tensors = archive.read(load_path_or_dict, what="agent")
-            load_path_or_dict = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
-            load_path_or_dict.pop("generator")
-        super().set_parameters(load_path_or_dict, exact_match, device)
+        parameters = load_path_or_dict
+        if not isinstance(parameters, dict):
+            parameters = dict(archive.read(parameters, what="agent")["parameters"])
+        super().set_parameters(parameters, exact_match, device)
 
 
 def schedule_to_data(schedule: object) -> float | dict[str, float]:

@@ -22,7 +22,7 @@ from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
 from cet_rl.agents.saving import StoredAlgorithm, check_rate, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
-from cet_rl.runs import archive
+from cet_rl.runs import typed_json
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig
@@ -165,7 +165,7 @@ class CETActorCritic(StoredAlgorithm):
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=archive.as_json("policy_kwargs", policy_kwargs or {}),
+            policy_kwargs=dict(policy_kwargs or {}),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -185,7 +185,7 @@ class CETActorCritic(StoredAlgorithm):
         self.learner_config = replace(self.learner_config, trace=trace)
         if self.env is not None:
             self.check_environment()
-        archive.as_json("the agent's arguments", self.constructor_arguments())  # rather now than after learning
+        typed_json.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
         if _init_setup_model:
             self._setup_model()
 

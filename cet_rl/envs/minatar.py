@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from minatar.gym import BaseEnv
 
-from cet_rl.runs.rng import generator_state
+from cet_rl.runs.process import generator_state
 
 _CONSTANT = ("channels", "action_map", "ramping", "random")
 """Attributes of a game that no step changes, and its generator."""

@@ -29,7 +29,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 
-from cet_rl.runs.rng import generator_from, generator_state
+from cet_rl.runs.process import generator_from, generator_state
 
 State = dict[str, Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,37 +189,34 @@ class SequenceLearner:
         stream = self.task.stream(self._test_seed, TESTED, self.dtype)
         return test_loss(self.online.cell, self.memory, stream, steps)
 
-    def contents(self) -> archive.Contents:
+    def state(self) -> dict[str, Any]:
         """Return everything that resuming needs, for `archive.write`."""
-        tensors, rest = archive.flatten(
-            {
-                "memory": self.memory.named(),
-                "stream": self.stream.state_dict(),
-                "noise": {"state": self._noise.get_state()},
-                "loss": {"sum": self.loss_sum},
-            }
-        )
-        data = {"step": self.step, "losses": self.losses, "rest": archive.as_json("the stream", rest)}
-        return data, tensors
+        return {
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "losses": self.losses,
+            "memory": self.memory.named(),
+            "stream": self.stream.state_dict(),
+            "noise": self._noise.get_state(),
+        }
 
     def load(self, file: Path) -> None:
-        """Restore the state that `contents` returned, from a file.
+        """Restore the state that `state` returned, from a file.
 
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.
         """
-        data, tensors = archive.read(file, what="network")
+        saved = archive.read(file, what="network")
         try:
-            saved = archive.unflatten(tensors, data["rest"])
             mine, found = self.memory.named(), saved["memory"]
             shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
             if {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes:
                 raise ValueError(f"{file} does not fit this configuration: it holds other tensors")
             self.memory = Memory.from_named({name: found[name].to(tensor) for name, tensor in mine.items()})
             self.stream.load_state_dict(saved["stream"])
-            self._noise.set_state(saved["noise"]["state"])
-            self.loss_sum = saved["loss"]["sum"]
-            self.step, self.losses = int(data["step"]), int(data["losses"])
+            self._noise.set_state(saved["noise"])
+            self.loss_sum = saved["loss_sum"].to(self.loss_sum)
+            self.step, self.losses = int(saved["step"]), int(saved["losses"])
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{file} does not fit this configuration: {reason}") from None

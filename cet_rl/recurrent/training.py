@@ -11,7 +11,7 @@ from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.runs.folder import Status
-from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.process import on_this_machine, set_threads
 from cet_rl.runs.session import Session, run
 from cet_rl.runs.task_kinds import RECURRENT
 

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents.runtime_state import restore, runtime_state
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
-from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env
+from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env, snapshot
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs import archive
+from cet_rl.runs import archive, typed_json
+from cet_rl.runs.process import process_state, restore_process_state
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "relu": torch.nn.ReLU,
@@ -62,15 +63,15 @@ def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
         del networks["split_observations"]  # that follows from the environment
         return algorithm("MlpPolicy", environments(config), policy_kwargs=networks, **_common(config))
 
-    def contents(agent: BaseAlgorithm) -> archive.Contents:
+    def state(agent: BaseAlgorithm) -> dict[str, Any]:
         assert isinstance(agent, CETActorCritic)
-        return agent.contents()
+        return agent.state()
 
     def load(config: RLConfig, file: Path, with_environments: bool) -> CETActorCritic:
         env = environments(config) if with_environments else None
         return algorithm.load(file, env, device=config.device)
 
-    return AgentKind(build, contents, load, delays_credit=True, runtime_state=runtime_state, restore=restore)
+    return AgentKind(build, state, load, delays_credit=True, runtime_state=runtime_state, restore=restore)
 
 
 def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
@@ -101,7 +102,7 @@ def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
         except (AssertionError, NotImplementedError, TypeError) as error:
             raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
 
-    return AgentKind(build, _contents, partial(_rebuild, build), runtime_state=runtime_state, restore=restore)
+    return AgentKind(build, _state, partial(_rebuild, build), runtime_state=runtime_state, restore=restore)
 
 
 def _common(config: RLConfig) -> dict[str, Any]:
@@ -115,31 +116,83 @@ def _common(config: RLConfig) -> dict[str, Any]:
     }
 
 
-def _contents(agent: BaseAlgorithm) -> archive.Contents:
-    """Return networks, optimisers and progress as JSON and tensors; such algorithms' own `save` pickles."""
-    tensors, rest = archive.flatten(agent.get_parameters())
-    data = {
+def _state(agent: BaseAlgorithm) -> dict[str, Any]:
+    """Return networks, optimisers and progress; such algorithms' own `save` pickles."""
+    return {
         "algorithm": type(agent).__name__,
-        "progress": {
-            "num_timesteps": agent.num_timesteps,
-            "episodes": episodes_to_data(agent.ep_info_buffer),
-        },
-        "rest": archive.as_json("the optimiser's settings", rest),
+        "num_timesteps": agent.num_timesteps,
+        "episodes": episodes_to_data(agent.ep_info_buffer),
+        "parameters": agent.get_parameters(),
     }
-    return data, tensors
 
 
 def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:
     """Build an agent from its configuration, with the parameters of a file."""
-    data, tensors = archive.read(file, what="agent")
+    data = archive.read(file, what="agent")
     agent: BaseAlgorithm = build(config)
     if data.get("algorithm") != type(agent).__name__:
         raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")
     try:
-        agent.set_parameters(archive.as_state_dicts(archive.unflatten(tensors, data["rest"])))
-        agent.num_timesteps = int(data["progress"]["num_timesteps"])
-        agent.ep_info_buffer = deque(data["progress"]["episodes"], maxlen=100)
+        agent.set_parameters(data["parameters"])
+        agent.num_timesteps = int(data["num_timesteps"])
+        agent.ep_info_buffer = deque(data["episodes"], maxlen=100)
         agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 makes both or neither
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     return agent
+
+
+_COUNTERS = ("_n_updates", "_episode_num", "_current_progress_remaining", "_total_timesteps")
+_LAST_SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
+"""The agent's last observations; of use only together with the environments they came from."""
+
+
+def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
+    """Return the state that an agent's file does not hold, as `cet_rl.runs.typed_json` can encode it.
+
+    Random numbers, the environments in the middle of their episodes, and counters: with these and what its log has
+    recorded, an on-policy agent resumes as if it had never stopped.
+
+    Args:
+        agent: between two rollouts.
+
+    Returns:
+        The state; under "not_restored" a line for each thing that cannot be saved.
+    """
+    not_restored, environments = [], None
+    try:
+        environments = snapshot.capture(agent.get_env())
+        typed_json.encode(environments, {})
+    except ValueError as error:
+        environments = None
+        not_restored.append(f"cannot be captured ({error}): they start fresh episodes")
+    if isinstance(agent, OffPolicyAlgorithm):
+        not_restored.append(f"the replay buffer of {type(agent).__name__} is not kept: it fills anew")
+    return {
+        "not_restored": not_restored,
+        "random": process_state(agent.device.type),
+        "counters": {name: getattr(agent, name) for name in _COUNTERS},
+        "successes": [float(success) for success in agent.ep_success_buffer or ()],
+        "environments": environments,
+        "last_seen": None if environments is None else {name: getattr(agent, name) for name in _LAST_SEEN},
+    }
+
+
+def restore(agent: BaseAlgorithm, state: dict[str, Any]) -> None:
+    """Put an agent into the state that `runtime_state` returned.
+
+    Args:
+        agent: built alike, with its file loaded.
+        state: of the agent that was saved.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RuntimeError: if the state does not fit.
+    """
+    for name in _COUNTERS:
+        setattr(agent, name, type(getattr(agent, name))(state["counters"][name]))
+    agent.ep_success_buffer = deque(state["successes"], maxlen=agent._stats_window_size)
+    if state["environments"] is not None:
+        snapshot.restore(agent.get_env(), state["environments"])
+        for name in _LAST_SEEN:
+            setattr(agent, name, state["last_seen"][name])
+    restore_process_state(state["random"])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     from cet_rl.rl.config import RLConfig
-    from cet_rl.runs.archive import Contents
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class AgentKind:
 
     Attributes:
         build: from a resolved configuration to an agent with its training environments.
-        contents: from an agent to what its file holds, as `cet_rl.runs.archive.write` takes it.
+        state: from an agent to what its file holds, as `cet_rl.runs.archive.write` takes it.
         load: from a configuration and a file to an agent; with its training environments if the flag is set.
         delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get delayed
             rewards.
@@ -39,7 +38,7 @@ class AgentKind:
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
-    contents: Callable[[BaseAlgorithm], Contents]
+    state: Callable[[BaseAlgorithm], dict[str, Any]]
     load: Callable[[RLConfig, Path, bool], BaseAlgorithm]
     delays_credit: bool = False
     runtime_state: Callable[[BaseAlgorithm], dict[str, Any]] | None = None

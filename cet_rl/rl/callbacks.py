@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.runs.files import naming
@@ -103,3 +103,21 @@ def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
             write(iteration)
 
     agent.dump_logs = dump_logs  # type: ignore[method-assign]
+
+
+def pending(logger: Logger) -> dict[str, Any]:
+    """Return the numbers that have been recorded but not written yet."""
+    return {
+        name: (float(value) if isinstance(value, (float, np.floating)) else int(value), count, excluded)
+        for name, value in logger.name_to_value.items()
+        if isinstance(value, (int, float, np.number))
+        for count, excluded in [(logger.name_to_count.get(name, 0), tuple(logger.name_to_excluded[name]))]
+    }
+
+
+def restore_pending(logger: Logger, state: dict[str, Any]) -> None:
+    """Record the numbers that `pending` returned."""
+    for name, (value, count, excluded) in state.items():
+        logger.name_to_value[name], logger.name_to_excluded[name] = value, excluded
+        if count:
+            logger.name_to_count[name] = count

@@ -8,22 +8,24 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from cet_rl.agents.runtime_state import pending, restore_pending
 from cet_rl.agents.saving import StoredAlgorithm
+from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind, find_agent
-from cet_rl.rl.callbacks import LogWriter, SessionCallback, log_every, recent_mean
+from cet_rl.rl.callbacks import LogWriter, SessionCallback, log_every, pending, recent_mean, restore_pending
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.evaluation import evaluate
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
-from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.process import on_this_machine, set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
 from cet_rl.runs.task_kinds import RL
+from cet_rl.runs.terminal import Interruption
 from cet_rl.runs.values import flag
 
 LOG_EVERY = 10_000
@@ -32,6 +34,9 @@ CHECKPOINT_EVERY = 100_000
 """Samples between two checkpoints at most by default."""
 EVALUATION_EPISODES = 100
 """Episodes that `cet-rl eval` plays by default."""
+
+EVALUATION_SEED_OFFSET = 1_000_003
+"""Added to a run's seed for its evaluation, so that its episodes are none the agent has learned from."""
 
 MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 """Stable-Baselines3's tags of the mean return and length of the last 100 training episodes."""
@@ -167,7 +172,7 @@ class _Training:
         state = None
         if self.kind.runtime_state is not None:
             state = {"agent": self.kind.runtime_state(self.agent), "log": pending(self.agent.logger)}
-        self.session.save(self.kind.contents(self.agent), state)
+        self.session.save(self.kind.state(self.agent), state)
 
     def learn_and_evaluate(self) -> Status:
         session, agent, config = self.session, self.agent, self.config
@@ -215,6 +220,45 @@ class _Training:
             log_every(self.agent, interval)  # ours counts from the run's first rollout by itself
             return 1
         return interval
+
+
+def evaluate(
+    agent: BaseAlgorithm,
+    config: RLConfig,
+    episodes: int | None = None,
+    seed: int | None = None,
+    stop: Interruption | None = None,
+) -> tuple[float, float]:
+    """Return mean and standard deviation of the return over deterministic episodes on separate environments.
+
+    Args:
+        agent: to evaluate.
+        config: of its run.
+        episodes: how many; None for the configuration's number.
+        seed: of the environments; None for one that follows from the run's.
+        stop: interruption to look at before every step.
+
+    Raises:
+        KeyboardInterrupt: if `stop` is wanted.
+    """
+
+    def check(*_: object) -> None:
+        if stop is not None and stop.wanted:
+            raise KeyboardInterrupt
+
+    episodes = episodes or config.eval_episodes
+    seed = config.seed + EVALUATION_SEED_OFFSET if seed is None else seed
+    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
+    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
+    wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
+    env = make_vec_env(
+        config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap, wrappers=wrappers
+    )
+    returns, _ = evaluate_policy(
+        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
+    )
+    env.close()
+    return float(np.mean(returns)), float(np.std(returns))
 
 
 def evaluate_run(

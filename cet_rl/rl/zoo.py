@@ -143,7 +143,7 @@ def _defaults(command: str, options: Sequence[str]) -> Iterator[list[str]]:
         yield []
         return
     if "OMP_NUM_THREADS" not in os.environ:  # as `cet-rl train`: on networks this small one thread is best
-        from cet_rl.runs.machine import set_threads
+        from cet_rl.runs.process import set_threads
 
         set_threads(1)
     defaults = ["--algo", NAME]

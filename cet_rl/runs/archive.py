@@ -1,16 +1,18 @@
-"""Files of networks and agents: JSON and tensors in one zip archive. Reading one never runs anything in it.
+"""Files of networks and agents, and the last two checkpoints of a run. Reading a file never runs anything in it.
 
-`agent.zip` holds `agent.json` and `agent.safetensors`, `network.zip` accordingly; a checkpoint of a run also holds
-`run.json` and `run.safetensors`. The checksums of the zip format tell a damaged file from a whole one.
+A file is a zip archive of JSON and tensors: `agent.zip` holds `agent.json` and `agent.safetensors`, `network.zip`
+accordingly; a checkpoint of a run also holds `run.json` and `run.safetensors`. The checksums of the zip format
+tell a damaged file from a whole one.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,16 +20,15 @@ from typing import IO, Any
 import safetensors.torch
 from torch import Tensor
 
-from cet_rl.runs.files import replacing
+from cet_rl.runs import typed_json
+from cet_rl.runs.files import replacing, sync
+from cet_rl.runs.task_kinds import differing
 
 VERSION = 3
 """Version of the format, written into every file; others are refused."""
 
 RUN = "run"
 """Name of the part of a checkpoint that belongs to the run and not to the agent or network."""
-
-Contents = tuple[dict[str, Any], dict[str, Tensor]]
-"""What a file holds: plain JSON data, and tensors by name."""
 
 File = str | os.PathLike[str] | IO[bytes]
 
@@ -40,29 +41,29 @@ class UnsupportedVersionError(ValueError):
     """Report a file whose format version this package does not read."""
 
 
-def write(
-    file: File, data: dict[str, Any], tensors: dict[str, Tensor], *, what: str, run: Contents | None = None
-) -> None:
+def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] | None = None) -> None:
     """Write a file; one on disk is replaced atomically or stays as it is.
 
     Args:
         file: a path, ".zip" added unless it ends so, or a binary file object.
-        data: plain JSON data.
-        tensors: tensors by name.
+        state: what has been learned, as `cet_rl.runs.typed_json.encode` takes it.
         what: kind of file: "agent" or "network".
-        run: contents of the run's own part, for a checkpoint.
+        run: state of the run itself, for a checkpoint.
 
     Raises:
         OSError: if the file cannot be written.
+        ValueError: if the state holds anything but plain data and tensors.
     """
-    header = {"format": f"cet-rl {what}", "format_version": VERSION, **data}
-    parts = {what: (header, tensors)} | ({} if run is None else {RUN: run})
+    parts = {what: state} | ({} if run is None else {RUN: run})
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, (part, its_tensors) in parts.items():
+        for name, part in parts.items():
+            tensors: dict[str, Tensor] = {}
+            encoded = typed_json.encode(part, tensors)
+            data = {"format": f"cet-rl {name}", "format_version": VERSION, "state": encoded}
             # Without a date, equal contents are equal files.
-            archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(part, indent=2, allow_nan=False))
-            archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(its_tensors))
+            archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(data, indent=2, allow_nan=False))
+            archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(tensors))
     if not isinstance(file, (str, os.PathLike)):
         file.write(stream.getvalue())
         return
@@ -72,44 +73,46 @@ def write(
         target.write(stream.getbuffer())
 
 
-def read(file: File, *, what: str) -> Contents:
-    """Read a file that `write` has written.
+def read(file: File, *, what: str) -> dict[str, Any]:
+    """Return the state in a file that `write` has written.
 
     Args:
         file: a path, ".zip" added unless it ends so, or a binary file object.
         what: kind of file expected: "agent" or "network".
-
-    Returns:
-        Data, including the format and its version, and tensors.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DamagedFileError: if it is damaged or of another kind; this is a ValueError.
         UnsupportedVersionError: if it has another format version; this is a ValueError.
     """
-    with _opened(file, what) as (header, archive):
-        return header, safetensors.torch.load(archive.read(f"{what}.safetensors"))
+    with _opened(file, what) as archive:
+        return _read_part(archive, what)
 
 
-def read_run(path: Path, *, what: str) -> Contents | None:
-    """Return the run's own part of a checkpoint, None if it has none; errors as of `read`."""
-    with _opened(path, what) as (_, archive):
-        if f"{RUN}.json" not in archive.namelist():
-            return None
-        data: dict[str, Any] = json.loads(archive.read(f"{RUN}.json"))
-        return dict(data), safetensors.torch.load(archive.read(f"{RUN}.safetensors"))
+def read_run(path: Path, *, what: str) -> dict[str, Any]:
+    """Return the state of the run itself in a checkpoint, empty if it has none; errors as of `read`."""
+    with _opened(path, what) as archive:
+        return _read_part(archive, RUN) if f"{RUN}.json" in archive.namelist() else {}
 
 
 def check(path: Path, *, what: str) -> None:
     """Verify the checksums of a file without loading its tensors; errors as of `read`."""
-    with _opened(path, what) as (_, archive):
+    with _opened(path, what) as archive:
         bad = archive.testzip()
         if bad is not None:
             raise zipfile.BadZipFile(f"bad checksum of {bad}")
 
 
+def _read_part(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    data, tensors = json.loads(archive.read(f"{name}.json")), archive.read(f"{name}.safetensors")
+    state = typed_json.decode(data["state"], safetensors.torch.load(tensors))
+    if not isinstance(state, dict):
+        raise ValueError("its state is no mapping")
+    return state
+
+
 @contextmanager
-def _opened(file: File, what: str) -> Iterator[tuple[dict[str, Any], zipfile.ZipFile]]:
+def _opened(file: File, what: str) -> Iterator[zipfile.ZipFile]:
     """Open a file and check its header; errors of the block that uses it count as damage of the file."""
     path = with_suffix(file) if isinstance(file, (str, os.PathLike)) else None
     name = "the file object" if path is None else str(path)
@@ -128,7 +131,7 @@ def _opened(file: File, what: str) -> Iterator[tuple[dict[str, Any], zipfile.Zip
                 raise UnsupportedVersionError(
                     f"{name} has format version {version}, this cet-rl reads version {VERSION}"
                 )
-            yield header, archive
+            yield archive
         except UnsupportedVersionError:
             raise
         except Exception as error:  # zipfile, zlib, json and safetensors each have errors of their own
@@ -147,55 +150,96 @@ def with_suffix(file: str | os.PathLike[str]) -> Path:
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
 
-def as_json(name: str, value: object) -> Any:
-    """Return `value` as plain JSON data; tuples become lists.
+class Checkpoints:
+    """Keep a checkpoint and the one before it, NAME.zip and NAME.previous.zip.
 
-    Raises:
-        ValueError: if it holds anything else, such as a class or a function; the message names it by `name`.
+    A new checkpoint is written beside them and takes its place only when it is whole and on the disk, so that one
+    of the two is always good. Both hold the configuration of their run; a file copied from another run is not
+    used.
+
+    Args:
+        newest: path of the newest; its stem is the kind of file, "agent" or "network".
+
+    Attributes:
+        newest: as given.
+        previous: path of the one before.
     """
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} cannot be saved as data: {error}; use numbers, strings, lists and dicts"
-        ) from None
 
+    def __init__(self, newest: Path) -> None:
+        self.newest = newest
+        self.previous = newest.with_name(f"{newest.stem}.previous{newest.suffix}")
+        self._bad: set[Path] = set()
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split a nested dict into its tensors, named by their paths, and the rest without the tensors."""
-    tensors: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
-        elif isinstance(value, dict):
-            inner, rest[str(key)] = flatten(value, f"{path}/")
-            tensors |= inner
-        else:
-            rest[str(key)] = value
-    return tensors, rest
+    def save(self, state: dict[str, Any], config: Mapping[str, Any] | None, runtime_state: object = None) -> None:
+        """Write a checkpoint; the newest so far becomes the previous one.
 
+        Args:
+            state: what has been learned, see `write`.
+            config: the run's configuration as JSON data; None if it is unknown.
+            runtime_state: whatever else the run needs to resume.
 
-def unflatten(tensors: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    """Invert `flatten`; as in JSON, all keys are strings then and tuples are lists."""
-    tree: dict[str, Any] = json.loads(json.dumps(rest))
-    for path, tensor in tensors.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = tensor
-    return tree
+        Raises:
+            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
+            ValueError: if a state holds anything but plain data and tensors.
+        """
+        run = {"config": config and dict(config), "runtime_state": runtime_state}
+        fresh = self.newest.with_name(f".{self.newest.stem}.{os.getpid()}.tmp.zip")
+        try:
+            write(fresh, state, what=self.newest.stem, run=run)
+            if self.newest.exists() and self.newest not in self._bad:
+                os.replace(self.newest, self.previous)
+                self._bad.discard(self.previous)
+            os.replace(fresh, self.newest)
+            self._bad.discard(self.newest)
+            sync(self.newest.parent)
+        except OSError as error:
+            kept = "; the checkpoints before it are as they were" if self.newest.exists() else ""
+            raise OSError(f"cannot write checkpoint {self.newest}: {error.strerror or error}{kept}") from error
+        finally:
+            fresh.unlink(missing_ok=True)
 
+    def find(self, config: Mapping[str, Any] | None) -> Path | None:
+        """Return the newest checkpoint that is whole and of this run, None if there is none at all.
 
-def as_state_dicts(saved: dict[str, Any]) -> dict[str, Any]:
-    """Restore what JSON cannot express in optimisers' state dicts: parameter numbers, and betas as a tuple."""
-    for state_dict in saved.values():
-        if "param_groups" in state_dict:
-            states = state_dict.get("state", {})
-            state_dict["state"] = {int(index): state for index, state in states.items()}
-            for group in state_dict["param_groups"]:
-                if "betas" in group:
-                    group["betas"] = tuple(group["betas"])
-    return saved
+        One that has to be passed over is named in the log, once.
+
+        Args:
+            config: the run's configuration; None if it is unknown.
+
+        Raises:
+            ValueError: if there are checkpoints but none is good, or one has another format version.
+        """
+        reasons: dict[Path, str] = {}
+        for path in (self.newest, self.previous):
+            try:
+                self._check(path, config)
+            except FileNotFoundError:
+                continue
+            except DamagedFileError as error:
+                reasons[path] = str(error)
+                continue
+            reported = self._bad.issuperset(reasons)
+            self._bad.update(reasons)
+            if reasons and not reported:
+                logging.getLogger(__name__).warning("%s; using %s", "; ".join(reasons.values()), path)
+            return path
+        if reasons:
+            raise ValueError("; ".join(reasons.values()))
+        return None
+
+    def _check(self, path: Path, config: Mapping[str, Any] | None) -> None:
+        check(path, what=self.newest.stem)
+        theirs = read_run(path, what=self.newest.stem).get("config")
+        if not isinstance(theirs, dict) or config is None:
+            return
+        changes = differing(theirs, config)
+        if changes:
+            raise DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
+
+    def runtime_state(self, path: Path) -> Any:
+        """Return the runtime state of a checkpoint that `find` returned, None if it has none.
+
+        Raises:
+            ValueError: if it cannot be read.
+        """
+        return read_run(path, what=self.newest.stem).get("runtime_state")

@@ -33,8 +33,7 @@ from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
 if TYPE_CHECKING:
-    from cet_rl.runs.archive import Contents
-    from cet_rl.runs.checkpoint import Checkpoints
+    from cet_rl.runs.archive import Checkpoints
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -79,7 +78,7 @@ class RunFolder:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """The last two checkpoints."""
-        from cet_rl.runs.checkpoint import Checkpoints  # importing torch takes a second
+        from cet_rl.runs.archive import Checkpoints  # importing torch takes a second
 
         return Checkpoints(self._checkpoint)
 
@@ -94,19 +93,19 @@ class RunFolder:
             return self._checkpoint
         return self.checkpoints.find(self._identity()) or self._checkpoint
 
-    def save_checkpoint(self, contents: Contents, runtime_state: object = None) -> None:
+    def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:
         """Write a checkpoint, after everything logged so far has reached the disk.
 
         Args:
-            contents: what has been learned.
-            runtime_state: what else resuming needs, see `cet_rl.runs.typed_json.encode`.
+            state: what has been learned, see `cet_rl.runs.archive.write`.
+            runtime_state: what else resuming needs.
 
         Raises:
             OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
         """
         for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
             sync(file)
-        self.checkpoints.save(contents, self._identity(), runtime_state)
+        self.checkpoints.save(state, self._identity(), runtime_state)
 
     def _identity(self) -> dict[str, Any] | None:
         """Return the values of config.yaml that must not change, None if it cannot be read."""

@@ -17,14 +17,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from cet_rl.runs.archive import Contents
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval, default_path
-from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.log import RunLog
-from cet_rl.runs.machine import set_threads
-from cet_rl.runs.progress import Display
+from cet_rl.runs.process import set_threads
 from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.runs.terminal import Display, Interruption
 
 LOGGED_POINTS = 50
 """Points logged in a run."""
@@ -58,11 +56,11 @@ class Learner(Protocol):
     def evaluate(self) -> Mapping[str, float]:
         """Return the results by their names in summary.json."""
 
-    def contents(self) -> Contents:
+    def state(self) -> dict[str, Any]:
         """Return everything that resuming needs, for a checkpoint."""
 
     def load(self, file: Path) -> None:
-        """Restore the state that `contents` returned, from a checkpoint."""
+        """Restore the state of a checkpoint."""
 
 
 class LearnerBatch(Protocol):
@@ -87,7 +85,7 @@ class LearnerBatch(Protocol):
     def evaluate(self) -> Sequence[Mapping[str, float]]:
         """Return the results."""
 
-    def contents(self) -> Sequence[Contents]:
+    def states(self) -> Sequence[dict[str, Any]]:
         """Return everything that resuming needs."""
 
 
@@ -114,8 +112,8 @@ class _Single:
     def evaluate(self) -> list[Mapping[str, float]]:
         return [self._learner.evaluate()]
 
-    def contents(self) -> list[Contents]:
-        return [self._learner.contents()]
+    def states(self) -> list[dict[str, Any]]:
+        return [self._learner.state()]
 
 
 class Session:
@@ -193,10 +191,10 @@ class Session:
         step = self.step()
         self.next_save = step - step % self._save_every + self._save_every
 
-    def save(self, contents: Contents, runtime_state: object = None) -> None:
+    def save(self, state: dict[str, Any], runtime_state: object = None) -> None:
         """Write a checkpoint of the learner as it is now; see `RunFolder.save_checkpoint`."""
         self.log.flush()
-        self.folder.save_checkpoint(contents, runtime_state)
+        self.folder.save_checkpoint(state, runtime_state)
         self._saved = self.step()
         self._schedule_save()
 
@@ -363,13 +361,13 @@ class _Loop:
         score = self._first.kind.scores[0].on(getattr(self._first.config, "held_out", "test"))
         self._each(lambda run: run.log.describe(run.config, [f"{EVALUATED}{score.key}"], kernels=True))
         if not self._learn():
-            self._each(Session.save, self.batch.contents())
+            self._each(Session.save, self.batch.states())
             self._each(lambda run: run.interrupted({}))
             return "interrupted"
         if self._active():
             found = self.batch.evaluate()
             self._each(self._check_finite, [sum(values.values()) for values in found])
-            self._each(self._finish, found, self.batch.contents())
+            self._each(self._finish, found, self.batch.states())
         return "finished"
 
     def _active(self) -> list[Session]:
@@ -413,7 +411,7 @@ class _Loop:
                 known = [loss for loss, run in zip(losses, self.sessions, strict=True) if run.status is None]
                 mean = sum(known) / max(len(known), 1)
             if save:
-                self._each(Session.save, batch.contents())
+                self._each(Session.save, batch.states())
             if not first.quiet:
                 first.display.update(batch.step, mean)
         first.display.close()
@@ -430,8 +428,8 @@ class _Loop:
         values = {"train/loss": loss, **measurements, "time/fps": session.speed() or 0.0}
         session.log.add(values, self.batch.step)
 
-    def _finish(self, session: Session, found: Mapping[str, float], contents: Contents) -> None:
-        session.save(contents)
+    def _finish(self, session: Session, found: Mapping[str, float], state: dict[str, Any]) -> None:
+        session.save(state)
         session.log.add_evaluation(found, self.batch.step)
         text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
         session.finished(found, text if len(self.sessions) == 1 else f"{session.folder.path}: {text}")

@@ -1,8 +1,8 @@
-"""Python values as JSON and tensors, and back with the very types they had. Reading never runs anything.
+"""Python values as JSON and tensors, and back with the types they had. Reading never runs anything.
 
-Carried state is full of things that JSON has no word for: tuples, deques, arrays, numpy's own numbers,
-dictionaries whose keys are no strings. A tuple that came back as a list, or an int64 as a float, would not go on
-bit for bit. Every such value becomes a mapping whose first key says what it is.
+Saved state is full of things that JSON cannot express: tensors, tuples, deques, arrays, numpy's own numbers,
+dictionaries whose keys are no strings. If a tuple came back as a list, or an int64 as a float, a resumed run would
+not be identical. Each such value becomes a mapping whose first key, such as "$tuple", names its type.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import struct
 from collections import deque
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,39 +22,47 @@ _NUMBERS = "biufcSU"
 """Kinds of numpy types that are plain data."""
 
 
-def encode(value: object, tensors: dict[str, Tensor], where: str = "state") -> Any:
-    """A value as JSON data.
+def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
+    """Return a value as JSON data.
 
     Args:
         value: None, numbers, strings, numpy arrays and scalars, tensors; lists, tuples, deques and dictionaries of
             them.
-        tensors: those found, and arrays as bytes, are added here by name.
-        where: name of the value, for the names of its tensors and for errors.
+        tensors: gets the tensors found, and arrays as bytes, by their paths within the value.
+        where: path of the value itself.
 
     Raises:
-        ValueError: naming the place of anything else.
+        ValueError: naming the path of anything else.
     """
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
-        return value if math.isfinite(value) else {"float": struct.pack(">d", value).hex()}
-    if type(value) is list:
-        return [encode(item, tensors, f"{where}/{i}") for i, item in enumerate(value)]
-    if type(value) is tuple:
-        return {"tuple": [encode(item, tensors, f"{where}/{i}") for i, item in enumerate(value)]}
-    if type(value) is deque:
-        return {"deque": encode(list(value), tensors, where), "maxlen": value.maxlen}
+        return value if math.isfinite(value) else {"$float": struct.pack(">d", value).hex()}
+    if type(value) in (list, tuple, deque):
+        items = [encode(item, tensors, _path(where, i)) for i, item in enumerate(cast(Iterable[Any], value))]
+        if isinstance(value, deque):
+            return {"$deque": items, "maxlen": value.maxlen}
+        return {"$tuple": items} if type(value) is tuple else items
     if isinstance(value, dict):
-        pairs = [(encode(k, tensors, where), encode(v, tensors, f"{where}/{k}")) for k, v in value.items()]
-        return {"dict": [list(pair) for pair in pairs]}
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: encode(item, tensors, _path(where, key)) for key, item in value.items()}
+        pairs = [[encode(k, tensors, where), encode(v, tensors, _path(where, k))] for k, v in value.items()]
+        return {"$dict": pairs}
     if isinstance(value, Tensor):
-        return {"tensor": _add(tensors, where, value.detach().cpu().contiguous().clone())}
+        return {"$tensor": _add(tensors, where, value.detach().cpu().contiguous().clone())}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in _NUMBERS:
-        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
         flat = np.frombuffer(value.tobytes(), np.uint8).copy()
         name = _add(tensors, where, torch.from_numpy(flat))
         return {kind: name, "dtype": value.dtype.str, "shape": list(value.shape)}
-    raise ValueError(f"{where} is of type {type(value).__name__}, which is no plain data")
+    raise ValueError(
+        f"{where or 'this'} is of type {type(value).__name__} and cannot be saved as data; "
+        "use numbers, strings, arrays, lists and dicts"
+    )
+
+
+def _path(where: str, key: object) -> str:
+    return f"{where}/{key}" if where else str(key)
 
 
 def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> str:
@@ -63,10 +72,10 @@ def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> str:
 
 
 def decode(data: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `encode`.
+    """Invert `encode`.
 
     Raises:
-        ValueError: for what `encode` does not write.
+        ValueError: for data that `encode` does not write.
     """
     try:
         return _decode(data, tensors)
@@ -80,22 +89,24 @@ def _decode(data: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(data, dict):
         return data
     match data:
-        case {"float": str(text)}:
+        case {"$float": str(text)}:
             (number,) = struct.unpack(">d", bytes.fromhex(text))  # there is more than one "not a number"
             return number
-        case {"tuple": list(items)}:
+        case {"$tuple": list(items)}:
             return tuple(_decode(items, tensors))
-        case {"deque": list(items), "maxlen": int() | None as maxlen}:
+        case {"$deque": list(items), "maxlen": int() | None as maxlen}:
             return deque(_decode(items, tensors), maxlen)
-        case {"dict": list(pairs)}:
+        case {"$dict": list(pairs)}:
             return {_decode(key, tensors): _decode(value, tensors) for key, value in pairs}
-        case {"tensor": str(name)}:
+        case {"$tensor": str(name)}:
             return tensors[name].clone()
-        case {"array": str(name), "dtype": str(dtype), "shape": list(shape)}:
+        case {"$array": str(name), "dtype": str(dtype), "shape": list(shape)}:
             return _array(tensors[name], dtype, shape)
-        case {"scalar": str(name), "dtype": str(dtype), "shape": []}:
+        case {"$scalar": str(name), "dtype": str(dtype), "shape": []}:
             return _array(tensors[name], dtype, [])[()]
-    raise ValueError(f"unknown kind {', '.join(map(str, data))}")
+    if any(key.startswith("$") for key in data):
+        raise ValueError(f"unknown type {', '.join(data)}")
+    return {key: _decode(value, tensors) for key, value in data.items()}
 
 
 def _array(content: Tensor, dtype: str, shape: list[int]) -> npt.NDArray[Any]:

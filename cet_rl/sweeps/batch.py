@@ -17,8 +17,7 @@ from cet_rl.sweeps.jobs import Cell
 from cet_rl.sweeps.launcher import Job, LocalJob, check_workers
 from cet_rl.sweeps.states import look
 from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, is_due, note_failure, run_worker
-from cet_rl.vision.batchable import check_batchable, shared
-from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.config import VisionConfig, check_batchable, shared
 
 CELLS_AT_A_TIME = 64
 """Of one batched model, unless told otherwise."""

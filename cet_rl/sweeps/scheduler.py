@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.lock import EXIT_BUSY
+from cet_rl.runs.terminal import Interruption
 from cet_rl.sweeps.display import SweepDisplay, counts
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Cell, Sweep

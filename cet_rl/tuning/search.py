@@ -11,8 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.runs.interrupt import Interruption
 from cet_rl.runs.lock import Lock, lock_owners
+from cet_rl.runs.terminal import Interruption
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.launcher import Launcher
 from cet_rl.sweeps.worker import EXIT_INTERRUPTED

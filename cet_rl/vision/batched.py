@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
-from cet_rl.runs.archive import Contents
-from cet_rl.vision.batchable import check_batch
+from cet_rl.vision.config import check_batch
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
 
@@ -179,10 +179,10 @@ class BatchedLearner:
         held_out = self.config.held_out
         return [{f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss} for accuracy, loss in self.test()]
 
-    def contents(self) -> list[Contents]:
+    def states(self) -> list[dict[str, Any]]:
         """Return everything that each learner needs to resume."""
         self.write_back()
-        return [learner.contents() for learner in self.learners]
+        return [learner.state() for learner in self.learners]
 
     @torch.no_grad()
     def write_back(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from cet_rl.runs.config import LayeredConfig, Mark
+from cet_rl.runs.config import LayeredConfig, Mark, marked
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.vision.datasets import DATASETS, Network, summaries
@@ -142,3 +143,35 @@ class VisionConfig(LayeredConfig):
         parts += ["streaming"] * self.streaming + ["salient"] * (self.salience is not None)
         parts += ["soma"] * (self.soma != "exact")
         return tuple(parts)
+
+
+def check_batchable(config: VisionConfig) -> None:
+    """Raise ValueError unless this run can be part of a batch."""
+    if config.streaming or config.salience is not None or config.soma != "exact":
+        raise ValueError(
+            f"run {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot "
+            "be batched; train it alone"
+        )
+    if config.compile:
+        raise ValueError(f"run {config.label}: a batch is not compiled; leave compile out")
+
+
+def check_batch(configs: Sequence[VisionConfig]) -> None:
+    """Raise ValueError unless these runs can be batched together."""
+    if not configs:
+        raise ValueError("there are no runs to train")
+    for config in configs:
+        check_batchable(config)
+        first, other = shared(configs[0]), shared(config)
+        for name in first:
+            if other[name] != first[name]:
+                raise ValueError(
+                    f"runs of one batch must not differ in {name}: {first[name]!r} and {other[name]!r}; "
+                    f"they may in {', '.join(sorted(marked(VisionConfig, Mark.BATCHABLE)))}"
+                )
+
+
+def shared(config: VisionConfig) -> dict[str, Any]:
+    """Return the values that all runs of a batch must have in common."""
+    names = [item.name for item in fields(config)]
+    return {name: getattr(config, name) for name in names if name not in marked(VisionConfig, Mark.BATCHABLE)}

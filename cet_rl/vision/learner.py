@@ -200,32 +200,25 @@ class ImageLearner:
             self.network.train()
         return right / len(labels), loss / len(labels)
 
-    def contents(self) -> archive.Contents:
+    def state(self) -> dict[str, Any]:
         """Return everything that resuming needs, for `archive.write`."""
-        tensors, rest = archive.flatten(
-            {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "batches": self.batches.state_dict(),
-                "loss": {"sum": self.loss_sum},
-            }
-        )
-        data = {
+        return {
             "step": self.step,
+            "loss_sum": self.loss_sum,
             "losses": self.losses,
-            "rest": archive.as_json("the optimiser's settings", rest),
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": self.batches.state_dict(),
         }
-        return data, tensors
 
     def load(self, file: Path) -> None:
-        """Restore the state that `contents` returned, from a file.
+        """Restore the state that `state` returned, from a file.
 
         Raises:
             ValueError, OSError: if the file cannot be read, or is of another network.
         """
-        data, tensors = archive.read(file, what="network")
+        saved = archive.read(file, what="network")
         try:
-            saved = archive.as_state_dicts(archive.unflatten(tensors, data["rest"]))
             self.network.load_state_dict(saved["network"])
             self.optimizer.load_state_dict(saved["optimizer"])
             for parameter, state in self.optimizer.state.items():
@@ -233,8 +226,8 @@ class ImageLearner:
                 for key in ("exp_avg", "exp_avg_sq"):
                     state[key] = torch.empty_like(parameter).copy_(state[key])
             self.batches.load_state_dict(saved["batches"])
-            self.loss_sum = saved["loss"]["sum"].to(self.loss_sum)
-            self.step, self.losses = int(data["step"]), int(data["losses"])
+            self.loss_sum = saved["loss_sum"].to(self.loss_sum)
+            self.step, self.losses = int(saved["step"]), int(saved["losses"])
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{file} does not fit this configuration: {' '.join(str(error).split())[:200]}"

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.folder import Status, default_path
-from cet_rl.runs.interrupt import Interruption
-from cet_rl.runs.machine import on_this_machine, set_threads
+from cet_rl.runs.process import on_this_machine, set_threads
 from cet_rl.runs.session import Session, run, run_batch
 from cet_rl.runs.task_kinds import VISION
-from cet_rl.vision.batchable import check_batch
+from cet_rl.runs.terminal import Interruption
 from cet_rl.vision.batched import BatchedLearner
-from cet_rl.vision.config import VisionConfig
+from cet_rl.vision.config import VisionConfig, check_batch
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.learner import ImageLearner
@@ -90,7 +89,7 @@ def train_batch(
     finite, leaves a summary that says so; the others go on.
 
     Args:
-        configs: configurations of the runs, see `cet_rl.vision.batchable.check_batch`.
+        configs: configurations of the runs, see `cet_rl.vision.config.check_batch`.
         folders: the run folders; None for those of `default_path`.
         quiet: print nothing.
 

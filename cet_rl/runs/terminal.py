@@ -1,9 +1,14 @@
-"""How far a run has come, on stderr: a bar in a terminal, a line every tenth elsewhere."""
+"""The terminal of a run: progress on stderr, and Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -65,3 +70,29 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Interruption:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen for as long as the block runs. Only a process's main thread can; in others, nothing is heard."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,31 @@
+"""Look into files of agents and networks, and write changed ones with the checksums that belong to them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+
+from safetensors.torch import load, save
+
+from cet_rl.runs import archive, typed_json
+
+
+def parts(file, what="network"):
+    """Return the JSON data and the tensors of the state in a file."""
+    tensors = {}
+    return typed_json.encode(archive.read(file, what=what), tensors), tensors
+
+
+def members(file):
+    """Return {name: (JSON data, tensors)} of the members of a file."""
+    with zipfile.ZipFile(file) as opened:
+        names = [name.removesuffix(".json") for name in opened.namelist() if name.endswith(".json")]
+        return {n: (json.loads(opened.read(f"{n}.json")), load(opened.read(f"{n}.safetensors"))) for n in names}
+
+
+def write_members(file, found):
+    """Write what `members` returned."""
+    with zipfile.ZipFile(file, "w") as opened:
+        for name, (data, tensors) in found.items():
+            opened.writestr(f"{name}.json", json.dumps(data))
+            opened.writestr(f"{name}.safetensors", save(tensors))
