@@ -1,4 +1,4 @@
-"""Files that are replaced in one stroke, and reach the disk before anything relies on them."""
+"""Write files atomically, and make sure that they reach the disk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary stream that takes the place of `path` once the block ends without an error.
+    """Yield a binary stream that takes the place of `path` when the block ends without an error.
 
-    Readers see the old file or the new, never half of one, also after a crash. What has been written can be read
-    back within the block.
+    Readers see the old file or the new one, never half of it, also after a crash.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), open(temporary, "w+b") as stream:
+        with naming(path), open(temporary, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -30,7 +29,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns a system error that names no file, such as that of a full disk, into one that names `path`."""
+    """Turn a system error that names no file, such as that of a full disk, into one that names `path`."""
     try:
         yield
     except OSError as error:
@@ -40,8 +39,8 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's contents, or a folder's list of files, are on the disk: safe from a power cut."""
-    with suppress(OSError):  # not every system lets a folder be opened, and not every file system has this
+    """Wait until a file's contents, or a folder's list of files, are on the disk."""
+    with suppress(OSError):  # some systems cannot open folders, some file systems have no fsync
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -18,10 +18,10 @@ C = TypeVar("C", bound="RunConfig")
 
 
 def on_this_machine(config: C) -> C:
-    """The configuration with device and threads of this machine.
+    """Return the configuration with the device and threads of this machine filled in.
 
     Raises:
-        ValueError: for a device that is not there, or a thread count in the environment that is none.
+        ValueError: if the device is not available, or OMP_NUM_THREADS is no positive number.
     """
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu or cuda, got {config.device!r}")
@@ -39,7 +39,7 @@ def on_this_machine(config: C) -> C:
 
 
 def set_threads(threads: int) -> None:
-    """Bound the threads of torch and of the BLAS under numpy; on networks this small one is best."""
+    """Limit the threads of torch and of numpy's BLAS; one is best for networks as small as ours."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
 
@@ -48,11 +48,11 @@ _BIT_GENERATORS = {
     kind.__name__: kind
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
 }
-"""Those that a state may name."""
+"""Bit generators that a state may name."""
 
 
 def generator_state(generator: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
-    """The position of a numpy generator, old style or new."""
+    """Return the state of a numpy generator, old style or new."""
     if isinstance(generator, np.random.RandomState):
         state: Any = generator.get_state(legacy=False)
     else:
@@ -61,7 +61,7 @@ def generator_state(generator: np.random.Generator | np.random.RandomState) -> d
 
 
 def generator_from(state: dict[str, Any]) -> np.random.Generator:
-    """A generator at a position that `generator_state` gave.
+    """Return a generator with a state that `generator_state` returned.
 
     Raises:
         ValueError: if the state names no bit generator of numpy.
@@ -75,7 +75,7 @@ def generator_from(state: dict[str, Any]) -> np.random.Generator:
 
 
 def process_state(device: Literal["cpu", "cuda"] | str = "cpu") -> dict[str, Any]:
-    """The generators that a process shares: torch's, numpy's and Python's, and CUDA's if that is the device."""
+    """Return the states of torch's, numpy's and Python's global generators, and CUDA's if that is the device."""
     state = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(legacy=False),
@@ -87,7 +87,7 @@ def process_state(device: Literal["cpu", "cuda"] | str = "cpu") -> dict[str, Any
 
 
 def restore_process_state(state: dict[str, Any]) -> None:
-    """The inverse of `process_state`; another number of CUDA devices leaves theirs as they are.
+    """Restore what `process_state` returned, CUDA's only if the number of devices is the same.
 
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: if it is no such state.

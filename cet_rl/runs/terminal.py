@@ -15,13 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Display:
-    """Progress, one number that says how well it goes, speed and time left.
+    """Show progress, a number that says how well the run goes, speed and time left, on stderr.
+
+    In a terminal this is a bar, elsewhere a line for every tenth of the run.
 
     Args:
         total: steps of the whole run.
-        unit: what a step is: "samples", "updates".
+        unit: name of the steps: "samples", "updates".
         shows: name of the number: "return", "loss".
-        digits: after its point.
+        digits: digits of the number after its decimal point.
     """
 
     def __init__(self, total: int, *, unit: str, shows: str, digits: int) -> None:
@@ -30,7 +32,7 @@ class Display:
         self._bar: Progress | None = None
 
     def start(self, first: int) -> None:
-        """Begin at a step."""
+        """Begin at step `first`."""
         self._began, self._first = time.monotonic(), first
         self._next_line = first + self.total / 10
         if sys.stderr.isatty():
@@ -47,7 +49,7 @@ class Display:
             self._bar.start()
 
     def update(self, step: int, number: float | None) -> None:
-        """Show where the run is, if it is time to."""
+        """Show step and number, unless the display has just been updated."""
         now = time.monotonic()
         speed = (step - self._first) / max(now - self._began, 1e-9)
         shown = "-" if number is None else f"{number:.{self.digits}f}"
@@ -66,14 +68,18 @@ class Display:
             )
 
     def close(self) -> None:
-        """Leave the terminal as it should be, however the run ended."""
+        """Restore the terminal, however the run ended."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 class Interruption:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; a second SIGINT stops at once."""
+    """Turn the first SIGINT or SIGTERM into a request that the run looks at; a second SIGINT stops it at once.
+
+    Attributes:
+        wanted: whether the run has been asked to stop.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
@@ -85,7 +91,7 @@ class Interruption:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for as long as the block runs. Only a process's main thread can; in others, nothing is heard."""
+        """Listen while the block runs; only in the main thread of a process, as others get no signals."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
