@@ -19,12 +19,20 @@ from cet_rl.recurrent import rules
 from cet_rl.runs.task_kinds import named_tasks
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_spec
+from cet_rl.traces.registry import TRACES
 from cet_rl.vision import datasets
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/agents.md", "docs/vision.md", "docs/rules.md", "docs/sweeps.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/agents.md",
+        "docs/vision.md",
+        "docs/rules.md",
+        "docs/sweeps.md",
+    )
 }
 PYTHON = [
     (f"{page}-{number}", code)
@@ -68,7 +76,7 @@ def test_python_examples(example):
 def _what_examples_register_is_forgotten():
     """Else tests that come later in the same process would find it."""
     with ExitStack() as stack:
-        for registry in (rules.RULES, tasks.TASKS, datasets.DATASETS):
+        for registry in (rules.RULES, tasks.TASKS, datasets.DATASETS, TRACES):
             stack.enter_context(patch.dict(registry))
         yield
 
