@@ -1,4 +1,4 @@
-"""Sweeps whose cells are run by a trainer that learns nothing, in processes of their own."""
+"""Sweeps whose jobs are run by a trainer that learns nothing, in processes of their own."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
-from cet_rl.sweeps.launcher import LocalLauncher
-from cet_rl.sweeps.states import look_at_all
+from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
+from cet_rl.sweeps.worker import LocalLauncher
 
 
 def fake(*numbers, title="a study", **values):
-    """A sweep of cells that only a fake trainer can run."""
-    cells = []
+    """A sweep of jobs that only a fake trainer can run."""
+    jobs = []
     for seed in numbers:
         own = {"task": "fake", "total_steps": 100, "seed": seed, **values}
-        cells.append(Cell(f"fake-arm-{seed}-{fingerprint(own)}", "arm", own))
-    return Sweep(title, tuple(cells), "made from nothing")
+        jobs.append(Job(f"fake-arm-{seed}-{fingerprint(own)}", "arm", own))
+    return Sweep(title, tuple(jobs), "made from nothing")
 
 
 FAKE = '''
 import json, os, signal, sys, time
 import yaml
-from cet_rl.sweeps.worker import main
+from cet_rl.sweeps.worker import run_worker
 
-def train(folder, cell):
+def train(folder, jobs):
     """Does as the file `plan` says: fail, crash, refuse, wait, stop; otherwise finishes at once."""
-    run, seed = folder.run_path(cell.name), cell.values["seed"]
+    (job,) = jobs
+    run, seed = folder.run_path(job.name), job.values["seed"]
     run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(dict(cell.values)))
+    (run / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
     with open(folder.path / ".ran", "a") as stream:
-        stream.write(f"{cell.readable}\\n")
+        stream.write(f"{job.readable}\\n")
     plan = json.loads((folder.path / ".plan").read_text()).get(str(seed), "finish")
     if plan == "fail":
-        (run / "summary.json").write_text(json.dumps({"status": "failed", "error": "LossError: too high"}))
+        error = "ArithmeticError: the loss is too high"
+        (run / "summary.json").write_text(json.dumps({"status": "failed", "error": error}))
         raise ArithmeticError("the loss is too high\\nor so it seems")
     if plan == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -61,7 +62,7 @@ def train(folder, cell):
     (run / "summary.json").write_text(json.dumps({**summary, "metrics": metrics}))
     return "finished"
 
-sys.exit(main(sys.argv[1:], train))
+sys.exit(run_worker(sys.argv[1:], train))
 '''
 
 DRIVER = """
@@ -93,7 +94,7 @@ def ran(path):
 
 
 def states_of(path, sweep):
-    return [state.state for state in look_at_all(SweepFolder(path), sweep.cells).values()]
+    return [state.state for state in SweepFolder(path).states(sweep.jobs).values()]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.sweeps.build import build, configuration
-from cet_rl.sweeps.file import read_spec
+from cet_rl.sweeps.file import read_sweep
 from cet_rl.vision.config import VisionConfig
 
 NAMES = [claim.name for claim in CLAIMS]
@@ -50,7 +50,7 @@ by_name = {claim.name: claim for claim in CLAIMS}
 
 @cache
 def cells(config):
-    return [configuration(cell) for cell in build(read_spec(config)).cells]
+    return [configuration(job) for job in build(read_sweep(config)).jobs]
 
 
 def runs_needed(claim, seeds=3):

@@ -11,7 +11,7 @@ from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.paper import paper_row, paper_tables
 from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, task_kind_of
 from cet_rl.sweeps.build import build, configuration
-from cet_rl.sweeps.file import read_spec
+from cet_rl.sweeps.file import read_sweep
 
 FIGURES = {
     "fig3-mnist": 129,
@@ -51,7 +51,7 @@ QUICK_STEPS = {
 
 @cache
 def cells(name, quick=False):
-    return build(read_spec(name, quick=quick)).cells
+    return build(read_sweep(name, quick=quick)).jobs
 
 
 def test_every_sweep_of_the_package_that_names_a_figure_or_table_is_tested_here():
@@ -96,9 +96,9 @@ def test_quick_is_small_and_of_the_same_tasks(name):
 
 @pytest.mark.parametrize("name", CELLS)
 def test_no_two_configurations_share_a_title(name):
-    titles = [read_spec(other).title for other in CELLS if other != name]
+    titles = [read_sweep(other).title for other in CELLS if other != name]
 
-    assert read_spec(name).title not in titles
+    assert read_sweep(name).title not in titles
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name.startswith("fig")])

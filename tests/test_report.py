@@ -55,7 +55,7 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import RL
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint
+from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
 from cet_rl.traces import CET, Legendre, PerfectMemory
 from cet_rl.vision.config import VisionConfig
 
@@ -367,8 +367,8 @@ def planned(root, name="y", arm="classical trace"):
     for delay, decay in [(2.0, 0.5), (8.0, 0.9), (32.0, 0.9)]:
         config = rl(delay=delay, trace="et", decay=decay)
         values = {key: value for key, value in config.as_data().items() if key != "threads"}
-        cells.append((Cell(f"CartPole-v1-{config.label}-0-{fingerprint(values)}", arm, values), config))
-    SweepFolder(root / name).claim(Sweep("title", tuple(cell for cell, _ in cells)))
+        cells.append((Job(f"CartPole-v1-{config.label}-0-{fingerprint(values)}", arm, values), config))
+    SweepFolder(root / name).open_for(Sweep("title", tuple(cell for cell, _ in cells)))
     return cells
 
 

@@ -19,11 +19,9 @@ import yaml
 from sweep_fakes import fake, launcher_of, plan, ran, states_of, wait_for
 
 from cet_rl.cli import main
-from cet_rl.runs.lock import Lock
-from cet_rl.sweeps import slurm_job
+from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.slurm import SlurmLauncher, minutes, parse_options, queued_jobs, submit_sweep
-from cet_rl.sweeps.slurm_job import CellJob
+from cet_rl.sweeps.slurm import SlurmJob, SlurmLauncher, minutes, parse_options, queued_jobs, submit_sweep
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'cet-rl[slurm]'")
 
@@ -36,10 +34,10 @@ def fake_worker(folder, name):
     return [sys.executable, str(folder.path / ".fake.py"), str(folder.path), name]
 
 
-def job_of(path, sweep, cell=0, **options):
+def job_of(path, sweep, place=0, **options):
     launcher_of(path)
-    SweepFolder(path).claim(sweep)
-    return CellJob(str(path), sweep.cells[cell].name, command=fake_worker, linger=0.0, **options)
+    SweepFolder(path).open_for(sweep)
+    return SlurmJob(str(path), sweep.jobs[place].name, command=fake_worker, linger=0.0, **options)
 
 
 @pytest.mark.parametrize(
@@ -93,22 +91,22 @@ def programs(tmp_path, monkeypatch):
     return home
 
 
-def test_cells_are_submitted_once_as_one_array(tmp_path, programs, capsys):
+def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path / "sweep")
     options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
     launcher = SlurmLauncher(options, workers=2)
     assert submit_sweep(sweep, folder, launcher) == 0
-    assert "submitted 3 cells as SLURM job 7" in capsys.readouterr().err
+    assert "submitted 3 jobs as SLURM job 7" in capsys.readouterr().err
     script = (programs / "submitted").read_text()
     asked = set(re.findall(r"#SBATCH (.*)", script))
     assert {"--array=0-2%2", "--partition=long", "--time=90", "--mem=2G", "--signal=USR2@60"} <= asked
     assert {"--exclusive", "--requeue", "--job-name=sweep", "--nodes=1", "--open-mode=append"} <= asked
     assert f"--output={folder.path}/slurm/%A_%a_0_log.out" in asked
     (programs / "queue").write_text("7_0\n7_2\n6_1\n")
-    assert queued_jobs(folder) == {sweep.cells[0].name: "7_0", sweep.cells[2].name: "7_2"}
+    assert queued_jobs(folder) == {sweep.jobs[0].name: "7_0", sweep.jobs[2].name: "7_2"}
     (programs / "answer").write_text("Submitted batch job 8\n")
     assert submit_sweep(sweep, folder, launcher) == 0
-    assert "submitted 1 cells as SLURM job 8" in capsys.readouterr().err
+    assert "submitted 1 jobs as SLURM job 8" in capsys.readouterr().err
     (programs / "queue").write_text("7_0\n7_2\n8\n")
     (programs / "submitted").unlink()
     assert submit_sweep(sweep, folder, launcher) == 0
@@ -116,24 +114,24 @@ def test_cells_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     assert not (programs / "submitted").exists()
 
 
-def test_cells_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, programs, capsys):
+def test_jobs_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, programs, capsys):
     sweep, folder = fake(0, 1, 2, 3), SweepFolder(tmp_path / "sweep")
     for seed, how in (("s0", "finish"), ("s1", "fail")):
         job = job_of(folder.path, sweep, int(seed[1]))
         plan(folder.path, **{seed: how})
         with pytest.raises(RuntimeError, match="too high") if how == "fail" else pytest.MonkeyPatch.context():
             job()
-    lock = Lock(folder.locks, sweep.cells[2].name)
+    lock = Lock(folder.locks, sweep.jobs[2].name)
     assert lock.acquire()
     try:
         submit_sweep(sweep, folder, SlurmLauncher({}), quiet=True)
-        assert list(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == [sweep.cells[3].name]
+        assert list(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == [sweep.jobs[3].name]
         (programs / "queue").write_text("7\n")
         submit_sweep(sweep, folder, SlurmLauncher({}), retry=True, quiet=True)
     finally:
         lock.release()
     assert set(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == {
-        sweep.cells[place].name for place in (1, 3)
+        sweep.jobs[place].name for place in (1, 3)
     }
     assert capsys.readouterr().err == ""
 
@@ -147,7 +145,7 @@ def test_what_slurm_refuses_is_said_in_one_line(tmp_path, programs, monkeypatch)
         SlurmLauncher({})
 
 
-def test_a_job_runs_its_cell_and_fails_with_it(tmp_path):
+def test_a_slurm_job_runs_its_job_and_fails_with_it(tmp_path):
     sweep = fake(0, 1, 2)
     assert job_of(tmp_path, sweep)() == "finished"
     plan(tmp_path, s1="fail", s2="crash")
@@ -177,21 +175,20 @@ def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
     assert ran(tmp_path).total() == 2
 
 
-def test_a_cell_of_a_living_job_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm_job, "LEASE", 0.1)
-    monkeypatch.setattr(slurm_job, "HEARTBEAT", 0.05)
+def test_a_job_that_another_process_runs_is_waited_for_and_then_left_to_it(tmp_path):
     sweep = fake(0)
-    job, lock = job_of(tmp_path, sweep), Lock(tmp_path / "locks", sweep.cells[0].name)
+    job, lock = job_of(tmp_path, sweep), Lock(tmp_path / "locks", sweep.jobs[0].name)
     assert lock.acquire()
-    try:
-        assert job() == "busy"
-    finally:
-        lock.release()
-    assert not (tmp_path / ".ran").exists()
+    threading.Timer(1.0, lock.release).start()
+    assert job() == "finished"
+    job.command = lambda folder, name: [sys.executable, "-c", f"raise SystemExit({EXIT_BUSY})"]
+    assert job() == "busy"
+    assert ran(tmp_path).total() == 1
 
 
 def test_a_job_saves_and_is_queued_again_when_its_time_is_up(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # submitit's process unpickles `fake_worker`
+    # Submitit's process unpickles `fake_worker`.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     sweep = fake(0)
     job = job_of(tmp_path, sweep)
     plan(tmp_path, s0="wait")
@@ -242,7 +239,7 @@ def test_a_real_cluster_runs_requeues_and_resumes_to_the_same_numbers(tmp_path, 
     command = ["sweep", "study.yaml", "--launcher", "slurm", "--slurm", "time=10"]
     assert main(command) == 0
     assert time.monotonic() - began < 60
-    assert "submitted 2 cells as SLURM job" in capfd.readouterr().err
+    assert "submitted 2 jobs as SLURM job" in capfd.readouterr().err
     folder = SweepFolder("runs/study")
     jobs = json.loads((folder.path / "slurm" / "jobs.json").read_text())
     (first, number), _ = sorted(jobs.items())

@@ -1,4 +1,4 @@
-"""Sweeps whose cells are trained together, as one batched model."""
+"""Sweeps whose jobs are trained together, as one batched model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from cet_rl.cli import main
 from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps import batch
 from cet_rl.sweeps.build import build
-from cet_rl.sweeps.file import read_spec
+from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.worker import work
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
@@ -34,14 +35,14 @@ def study(path, **settings):
 
 def results(folder):
     with open(folder.results_file, newline="") as stream:
-        return {row["cell"]: row for row in csv.DictReader(stream)}
+        return {row["job"]: row for row in csv.DictReader(stream)}
 
 
 def sweep(file, folder, *options):
     return main(["sweep", file, "--launcher", "batch", "--quiet", "--run-dir", str(folder.path), *options])
 
 
-def test_cells_end_where_they_would_have_ended_alone(tmp_path):
+def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
     file, folder = study(tmp_path, grid={"trace": ["cet", "perfect"], "lr": [1e-3, 3e-3]}, seeds=[3])
     assert sweep(file, folder) == 0
     found = results(folder)
@@ -57,7 +58,7 @@ def test_cells_end_where_they_would_have_ended_alone(tmp_path):
 
 def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
-    launcher = batch.BatchLauncher(build(read_spec(file)).cells)
+    launcher = batch.BatchLauncher(build(read_sweep(file)).jobs)
     assert len({launcher._shapes[name] for name in launcher._shapes}) == 2
     assert sweep(file, folder, "--workers", "2") == 0
     assert [row["status"] for row in results(folder).values()] == ["finished"] * 3
@@ -81,7 +82,7 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
         ({**SMALL, "compile": True}, "is not compiled"),
     ],
 )
-def test_cells_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):
+def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(settings))
     assert main(["sweep", str(file), "--launcher", "batch", "--run-dir", str(tmp_path / "study")]) == 2
@@ -91,37 +92,40 @@ def test_cells_that_cannot_be_batched_are_refused_before_any_work(tmp_path, caps
     assert not (tmp_path / "study").exists()
 
 
-def test_a_cell_that_another_runs_is_left_to_it(tmp_path, monkeypatch):
+def test_a_job_that_another_runs_is_left_to_it(tmp_path):
     file, folder = study(tmp_path, seeds="0-1")
-    asked = build(read_spec(file))
-    folder.claim(asked)
-    first, second = (cell.name for cell in asked.cells)
+    asked = build(read_sweep(file))
+    folder.open_for(asked)
+    first, second = (job.name for job in asked.jobs)
     trained = []
-    monkeypatch.setattr(batch, "_train", lambda folder, cells: trained.extend(cell.name for cell in cells))
+
+    def train(folder, jobs):
+        trained.extend(job.name for job in jobs)
+        return "finished"
+
     lock = Lock(folder.locks, first)
     assert lock.acquire()
     try:
-        assert batch.work(folder, [first, second], False) == 0
-        assert batch.work(folder, [first], False) == EXIT_BUSY
+        assert work(folder, [first, second], train) == 0
+        assert work(folder, [first], train) == EXIT_BUSY
     finally:
         lock.release()
     assert trained == [second]
 
 
-def test_a_failure_of_all_is_written_down_for_each(tmp_path, monkeypatch):
+def test_a_failure_of_all_is_written_down_for_each(tmp_path):
     file, folder = study(tmp_path, seeds="0-1")
-    asked = build(read_spec(file))
-    folder.claim(asked)
+    asked = build(read_sweep(file))
+    folder.open_for(asked)
 
-    def fail(folder, cells):
+    def fail(folder, jobs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(batch, "_train", fail)
-    names = [cell.name for cell in asked.cells]
-    assert batch.work(folder, names, False) == 1
+    names = [job.name for job in asked.jobs]
+    assert work(folder, names, fail) == 1
     assert [folder.failure_file(name).read_text() for name in names] == ["RuntimeError: out of memory\n"] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
-    assert batch.work(folder, names, False) == 0  # nothing is due
+    assert work(folder, names, pytest.fail) == 1  # they are not trained again
 
 
 @pytest.mark.slow
@@ -168,12 +172,12 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
             main(["sweep", file, "--data-dir", str(tmp_path / name), "--run-dir", str(folder.path), "--status"])
             == 0
         )
-    spec = read_spec(file)
-    one, other = (build(spec.with_all(data_dir=str(tmp_path / name))) for name in ("here", "there"))
-    assert [cell.name for cell in one.cells] == [cell.name for cell in other.cells]
-    assert folder.claim(one) == 1
-    assert folder.claim(other) == 0
-    assert [cell.values["data_dir"] for cell in folder.read().cells] == [str(tmp_path / "there")]
+    spec = read_sweep(file)
+    one, other = (build(spec.with_settings(data_dir=str(tmp_path / name))) for name in ("here", "there"))
+    assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
+    assert folder.open_for(one) == 1
+    assert folder.open_for(other) == 0
+    assert [job.values["data_dir"] for job in folder.read().jobs] == [str(tmp_path / "there")]
     (tmp_path / "cart.yaml").write_text("task: CartPole-v1")
     capsys.readouterr()
     assert (

@@ -1,4 +1,4 @@
-"""The cells of a sweep run once, however often they stop; the commands; what many cells cost."""
+"""The jobs of a sweep run once, however often they stop; the commands; what many jobs cost."""
 
 from __future__ import annotations
 
@@ -22,27 +22,24 @@ from cet_rl.cli import main
 from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.build import build, build_or_read, digest
 from cet_rl.sweeps.display import SweepDisplay
-from cet_rl.sweeps.file import read_spec
+from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Cell
-from cet_rl.sweeps.launcher import _quota, processors
-from cet_rl.sweeps.results import results_table
+from cet_rl.sweeps.jobs import Job, JobState
 from cet_rl.sweeps.scheduler import run_sweep
-from cet_rl.sweeps.states import CellState, look_at_all
-from cet_rl.sweeps.worker import note_failure
+from cet_rl.sweeps.worker import processors
 
 
-def test_every_cell_runs_once_on_one_thread(tmp_path, capfd):
+def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     sweep, folder, launcher = fake(*range(5)), SweepFolder(tmp_path), launcher_of(tmp_path)
     assert run_sweep(sweep, folder, launcher) == 0
     printed = capfd.readouterr().err
-    assert "5 cells: 5 waiting; 2 at a time" in printed
+    assert "5 jobs; 2 at a time" in printed
     assert "[5/5]" in printed
     assert "finished, loss 0.5714, 5 steps/s" in printed
     assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(5)}
     rows = list(csv.DictReader(folder.results_file.open()))
-    assert list(rows[0]) == ["cell", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
-    assert [row["cell"] for row in rows] == [cell.name for cell in sweep.cells]
+    assert list(rows[0]) == ["job", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
+    assert [row["job"] for row in rows] == [job.name for job in sweep.jobs]
     assert [float(row["test_loss"]) for row in rows] == [seed / 7 for seed in range(5)]
     assert {row["threads"] for row in rows} == {"1"}
     assert not list((tmp_path / "logs").iterdir())
@@ -62,7 +59,7 @@ def test_what_fails_is_reported_and_retried_when_asked(tmp_path, capfd):
     assert "killed by SIGKILL (out of memory?)" in printed
     assert "something went wrong" in printed
     assert states_of(tmp_path, sweep) == ["failed", "failed", "failed", "finished"]
-    assert "Traceback" in folder.log_file(sweep.cells[0].name).read_text()
+    assert "Traceback" in folder.log_file(sweep.jobs[0].name).read_text()
     assert [row["status"] for row in csv.DictReader(folder.results_file.open())] == ["failed"] * 3 + ["finished"]
     plan(tmp_path, s1="stop", s2="fail")
     assert run_sweep(sweep, folder, launcher) == 1
@@ -79,22 +76,22 @@ def test_what_fails_is_reported_and_retried_when_asked(tmp_path, capfd):
 
 def test_what_a_folder_says_of_a_run_under_way(tmp_path):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path)
-    folder.claim(sweep)
-    for cell in sweep.cells[:2]:
-        folder.run_path(cell.name).mkdir()
-        (folder.run_path(cell.name) / "config.yaml").write_text(yaml.safe_dump(dict(cell.values)))
+    folder.open_for(sweep)
+    for job in sweep.jobs[:2]:
+        folder.run_path(job.name).mkdir()
+        (folder.run_path(job.name) / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
         table = "time/total_timesteps,time/fps,train/loss\n20,1000.0,0.9\n40,2000.0,0.81234\n"
-        (folder.run_path(cell.name) / "metrics.csv").write_text(table)
-    lock = Lock(folder.locks, sweep.cells[0].name)
+        (folder.run_path(job.name) / "metrics.csv").write_text(table)
+    lock = Lock(folder.locks, sweep.jobs[0].name)
     assert lock.acquire()
-    running, partial, waiting = look_at_all(folder, sweep.cells).values()
+    running, partial, waiting = folder.states(sweep.jobs).values()
     lock.release()
     assert (running.state, running.step, running.score, running.speed) == ("running", 40, "loss 0.8123", 2000.0)
     assert f"process {os.getpid()}" in running.owner
     assert (partial.state, partial.step, partial.owner) == ("partial", 40, "")
     assert waiting.state == "waiting"
-    table = results_table(folder, sweep.cells, look_at_all(folder, sweep.cells))
-    assert table.splitlines()[1] == f"{sweep.cells[0].name},arm,fake,,0,partial,"
+    table = folder.results(sweep.jobs, folder.states(sweep.jobs))
+    assert table.splitlines()[1] == f"{sweep.jobs[0].name},arm,fake,,0,partial,"
 
 
 def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
@@ -107,7 +104,7 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
     assert states_of(tmp_path, sweep) == ["finished"] * 8
 
 
-def test_the_cell_of_a_sweep_that_dies_is_taken_over(tmp_path):
+def test_the_job_of_a_sweep_that_dies_is_taken_over(tmp_path):
     """And one that another runs is waited for."""
     sweep = fake(0)
     launcher_of(tmp_path)
@@ -133,7 +130,7 @@ def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-    assert "stopping: waiting for 2 cells" in err
+    assert "stopping: waiting for 2 jobs" in err
     assert "2 partial, 1 waiting; the same command goes on" in err
     assert lock_owners(tmp_path / "locks") == {}
     assert states_of(tmp_path, sweep) == ["partial", "partial", "waiting"]
@@ -149,31 +146,31 @@ def test_workers_stop_when_their_sweep_is_killed(tmp_path):
         wait_for(lambda: not lock_owners(tmp_path / "locks"))
 
 
-def test_a_thousand_finished_cells_are_skipped_fast(tmp_path, monkeypatch, capsys):
+def test_a_thousand_finished_jobs_are_skipped_fast(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (
         "task: CartPole-v1\ntotal_steps: 1000\ngrid: {delay: [1, 2, 4, 8], lr: [1.0e-3, 1.0e-4]}\nseeds: 0-124\n"
     )
     Path("study.yaml").write_text(text)
-    folder, sweep = SweepFolder("runs/study"), build(read_spec("study.yaml"))
-    folder.claim(sweep)
+    folder, sweep = SweepFolder("runs/study"), build(read_sweep("study.yaml"))
+    folder.open_for(sweep)
     summary = {"status": "finished", "agent": "cet", "steps": 1024, "metrics": {"train_return_mean": 20.5}}
-    for cell in sweep.cells:
-        folder.run_path(cell.name).mkdir()
-        (folder.run_path(cell.name) / "config.yaml").write_text(
-            yaml.dump(dict(cell.values), Dumper=yaml.CSafeDumper)
+    for job in sweep.jobs:
+        folder.run_path(job.name).mkdir()
+        (folder.run_path(job.name) / "config.yaml").write_text(
+            yaml.dump(dict(job.values), Dumper=yaml.CSafeDumper)
         )
-        (folder.run_path(cell.name) / "summary.json").write_text(json.dumps(summary))
-    assert len(sweep.cells) == 1000
+        (folder.run_path(job.name) / "summary.json").write_text(json.dumps(summary))
+    assert len(sweep.jobs) == 1000
 
     class Nothing:
         capacity = 2
 
-        def submit(self, folder, cells, *, retry):
-            raise AssertionError(cells)
+        def submit(self, folder, names, *, retry):
+            raise AssertionError(names)
 
     began = time.process_time()
-    assert build_or_read(read_spec("study.yaml"), folder) == sweep
+    assert build_or_read(read_sweep("study.yaml"), folder) == sweep
     assert run_sweep(sweep, folder, Nothing()) == 0
     assert time.process_time() - began < 10
     assert len(folder.results_file.read_text().splitlines()) == 1001
@@ -188,15 +185,15 @@ def rows_of(path):
         return list(csv.DictReader(stream))
 
 
-def test_what_the_cells_were_made_from_is_the_same_in_every_process(tmp_path):
+def test_what_the_jobs_were_made_from_is_the_same_in_every_process(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
-    code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_spec('study.yaml')))"
+    code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_sweep('study.yaml')))"
     runs = [[sys.executable, "-c", code]] * 2
     first, second = [subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True) for run in runs]
     assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
     assert first.stdout == second.stdout
     (tmp_path / "study.yaml").write_text(STUDY.replace("0-1", "0-2"))
-    assert digest(read_spec(str(tmp_path / "study.yaml"))) != first.stdout.strip()
+    assert digest(read_sweep(str(tmp_path / "study.yaml"))) != first.stdout.strip()
 
 
 def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
@@ -238,7 +235,7 @@ def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
     assert main([*command, "--seeds", "0-1", "--quiet"]) == 0
     assert [row["seed"] for row in rows_of("runs/digits-cet3-2s-seeds/results.csv")] == ["0", "1"]
     assert main([*command, "--seeds", "0-1"]) == 0
-    assert "2 cells: 2 finished" in capfd.readouterr().err
+    assert "2 finished" in capfd.readouterr().err
     assert main([*command, "--seeds", "0-1", "--lr", "0.1"]) == 2
     assert "lr 0.001 there, 0.1 here" in capfd.readouterr().err
 
@@ -282,50 +279,52 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_processors(tmp_path):
-    assert 1 <= processors() <= os.cpu_count()
-    assert _quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert _quota(tmp_path) is None
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert _quota(tmp_path) == 1.5
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert _quota(tmp_path) == 2.0
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert _quota(tmp_path) is None
+def test_processors():
+    assert processors() == len(os.sched_getaffinity(0))
 
 
-def test_a_cell_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_path, capsys):
+def test_a_job_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_path, capsys):
     sweep, folder = fake(0, 1), SweepFolder(tmp_path)
     launcher = launcher_of(tmp_path)
-    folder.claim(sweep)
-    note_failure(folder, sweep.cells[0].name, "ValueError: there are no data in X")
+    folder.open_for(sweep)
+    folder.note_failure(sweep.jobs[0].name, "ValueError: there are no data in X")
     assert states_of(tmp_path, sweep) == ["failed", "waiting"]
     assert run_sweep(sweep, folder, launcher) == 1
     assert states_of(tmp_path, sweep) == ["failed", "finished"]
     assert "there are no data in X" in capsys.readouterr().err
-    assert folder.failure_file(sweep.cells[0].name).read_text() == "ValueError: there are no data in X\n"
+    assert folder.failure_file(sweep.jobs[0].name).read_text() == "ValueError: there are no data in X\n"
     assert run_sweep(sweep, folder, launcher, retry=True) == 0
 
 
-@pytest.mark.parametrize("width", [20, 30, 46, 60, 80, 100, 160])
-def test_the_table_always_says_which_cell_is_in_what_state(tmp_path, width):
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_table_says_which_job_is_in_what_state(tmp_path, width):
     names = ["add-rflo-0-65fa8857", "add-rflo-1-717f4cc5", "add-rflo-with-a-long-label-2-aaaaaaaa"]
-    cells = [Cell(name, "rflo", {"task": "add", "total_steps": 6000}) for name in names]
+    jobs = [Job(name, "rflo", {"task": "add", "total_steps": 6000}) for name in names]
     states = {
-        names[0]: CellState("finished", 6000, "loss 0.6329", 2572.0),
-        names[1]: CellState("failed", error="FloatingPointError: [b]weight of rule rflo is not finite at step 3"),
-        names[2]: CellState("running", 600, "loss 0.7", owner="vm, process 12"),
+        names[0]: JobState("finished", 6000, "loss 0.6329", 2572.0),
+        names[1]: JobState("failed", error="FloatingPointError: [b]weight of rule rflo is not finite at step 3"),
+        names[2]: JobState("running", 600, "loss 0.7", owner="vm, process 12"),
     }
     console = Console(width=width, file=io.StringIO())
-    console.print(SweepDisplay(cells, 1, quiet=True)._table(states, 3, width))
+    console.print(SweepDisplay(jobs, SweepFolder(tmp_path), 1, quiet=True)._table(states, 3))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     for line, name in zip(lines[1:4], names, strict=True):
-        assert name[-6:] in line
+        assert line.startswith(name[:5])
         assert states[name].state in line
     assert ("not finite at step 3" in lines[2]) == (width == 160)
-    assert ("6,000 of 6,000" in lines[1]) == (width >= 80)
+    assert "6,000 of 6,000" in lines[1]
+
+
+def test_a_terminal_shows_progress_and_time_left_and_one_summary(tmp_path, monkeypatch, capsys):
+    sweep, folder = fake(0, 1), SweepFolder(tmp_path)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    plan(tmp_path, s0="slow", s1="slow")
+    assert run_sweep(sweep, folder, launcher_of(tmp_path, 1)) == 0
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "2 waiting; 0% done" in printed
+    assert re.search(r"1 finished, 1 \w+; 50% done, about \d+ s left", printed)
+    assert printed.rindex("done") < printed.index("2 finished\n") == printed.rindex("2 finished")
+    assert printed.endswith(f"results: {folder.results_file}; figures: cet-rl report {folder.path}\n")

@@ -1,4 +1,4 @@
-"""Sweeps: what a file asks for, its cells, and folders that are not mixed."""
+"""Sweeps: what a file asks for, its jobs, and folders that are not mixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sweep_fakes import fake
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.paper import paper_row
 from cet_rl.sweeps.build import build
-from cet_rl.sweeps.file import parse_seeds, read_spec
+from cet_rl.sweeps.file import parse_seeds, read_sweep
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import fingerprint, settings_shared
 
@@ -19,11 +19,11 @@ from cet_rl.sweeps.jobs import fingerprint, settings_shared
 def spec_of(tmp_path, text, **options):
     file = tmp_path / "study.yaml"
     file.write_text(text)
-    return read_spec(str(file), **options)
+    return read_sweep(str(file), **options)
 
 
 def points(spec, *keys):
-    return [tuple(asked.settings.get(key) for key in keys) for asked in spec.asked]
+    return [tuple(asked.settings.get(key) for key in keys) for asked in spec.combinations]
 
 
 def test_the_grid_is_crossed_and_arms_come_first(tmp_path):
@@ -44,7 +44,7 @@ def test_an_arm_is_not_crossed_with_options_that_it_sets(tmp_path):
 def test_an_arm_may_have_a_grid_of_its_own_which_its_name_tells_apart(tmp_path):
     arms = "arms: [{name: CET, grid: {order: [2, 10]}}, {name: perfect, trace: perfect}, {order: 3}]"
     spec = spec_of(tmp_path, f"task: digits\ndelay: 2\n{arms}")
-    assert [asked.name for asked in spec.asked] == ["CET, order 2", "CET, order 10", "perfect", None]
+    assert [asked.name for asked in spec.combinations] == ["CET, order 2", "CET, order 10", "perfect", None]
     assert points(spec, "trace", "order", "delay") == [
         (None, 2, 2),
         (None, 10, 2),
@@ -60,7 +60,7 @@ def test_quick_settings_take_the_place_of_all_others(tmp_path):
         "quick: {total_steps: 10, lr: 2.0, seeds: [7], grid: {delay: [4], order: [3]}}\n"
     )
     full, quick = spec_of(tmp_path, text), spec_of(tmp_path, text, quick=True)
-    assert (len(full.asked), full.seeds) == (3 + 6, tuple(range(10)))
+    assert (len(full.combinations), full.seeds) == (3 + 6, tuple(range(10)))
     assert points(full, "lr", "total_steps")[0] == (1.0, 1000)
     assert points(quick, "order", "delay", "lr", "total_steps") == [(2, 4, 2.0, 10), (3, 4, 2.0, 10)]
     assert quick.seeds == (7,)
@@ -100,7 +100,7 @@ REFUSALS = [
     ("task: digits\ngrid: {dely: [1]}", ["study.yaml, grid: unknown key 'dely'", "did you mean delay"]),
     ("task: digits\narms: [{order: 2}, {oder: 5}]", ["study.yaml, arm 2: unknown key 'oder'"]),
     ("task: digits\nquick: {total_step: 5}", ["study.yaml, quick: unknown key 'total_step'"]),
-    ("task: digits\ndelay: 1\ngrid: {delay: [1, 2]}", ["delay is set for all cells and in the grid"]),
+    ("task: digits\ndelay: 1\ngrid: {delay: [1, 2]}", ["delay is set for all jobs and in the grid"]),
     ("task: digits\narms: [{order: 2, grid: {order: [1, 2]}}]", ["arm 1: order is set and in its grid"]),
     ("task: digits\ngrid: {delay: 1}", ["grid: delay must be a list"]),
     ("task: digits\ngrid: {delay: []}", ["grid: delay must be a list"]),
@@ -115,7 +115,7 @@ REFUSALS = [
     ("task: digits\ngrid: {delay: [1]}\nquick: {delay: 2}", ["quick: delay is in the grid"]),
     ("task: digits\nquick: {grid: {delay: [2]}}", ["quick: delay is in no grid"]),
     ("task: digits", ["no quick settings"]),
-    ("task: digits\nquick: {lr: 1.0}\nseeds: 0-50000\ngrid: {delay: [1, 2]}", ["more than 100,000 cells"]),
+    ("task: digits\nquick: {lr: 1.0}\nseeds: 0-50000\ngrid: {delay: [1, 2]}", ["more than 100,000 jobs"]),
     ("- 1", ["must hold a mapping"]),
 ]
 
@@ -128,8 +128,8 @@ def test_files_that_are_refused(tmp_path, text, words):
         assert word in str(caught.value)
 
 
-def cells_of(tmp_path, text, **options):
-    return build(spec_of(tmp_path, text, **options)).cells
+def jobs_of(tmp_path, text, **options):
+    return build(spec_of(tmp_path, text, **options)).jobs
 
 
 def test_the_fingerprint_is_that_of_sorted_json_without_the_machine():
@@ -141,15 +141,15 @@ def test_the_fingerprint_is_that_of_sorted_json_without_the_machine():
     assert fingerprint({**values, "seed": 1}) != "17b6d3f5"
 
 
-def test_cells_have_readable_names_that_their_runs_confirm(tmp_path):
+def test_jobs_have_readable_names_that_their_runs_confirm(tmp_path):
     """The fingerprint in a name is that of the config.yaml that the run will have."""
     from cet_rl.rl.training import resolve
     from cet_rl.vision.config import VisionConfig
     from cet_rl.vision.training import resolve as resolve_images
 
     text = "total_steps: 1000\ngrid: {task: [CartPole-v1, digits]}\ndelay: 2\nseeds: 0-1\nhidden: [16]"
-    cells = cells_of(tmp_path, text)
-    assert [cell.readable for cell in cells] == [
+    jobs = jobs_of(tmp_path, text)
+    assert [job.readable for job in jobs] == [
         "CartPole-v1-cet5-2s-0",
         "CartPole-v1-cet5-2s-1",
         "digits-cet5-2s-0",
@@ -157,37 +157,37 @@ def test_cells_have_readable_names_that_their_runs_confirm(tmp_path):
     ]
     rl = resolve(RLConfig("CartPole-v1", delay=2.0, total_steps=1000, hidden=(16,), seed=1))
     images = resolve_images(VisionConfig("digits", delay=2.0, total_steps=1000, hidden=(16,), seed=1))
-    for config, cell in ((rl, cells[1]), (images, cells[3])):
-        assert cell.name.endswith(f"-{fingerprint(config.as_data())}")
-        assert {**config.as_data(), "device": "auto"} == {**cell.values, "threads": config.threads}
+    for config, job in ((rl, jobs[1]), (images, jobs[3])):
+        assert job.name.endswith(f"-{fingerprint(config.as_data())}")
+        assert {**config.as_data(), "device": "auto"} == {**job.values, "threads": config.threads}
 
 
 def test_precedence_of_values(tmp_path):
     text = "task: MinAtar/Breakout-v1\nlr: 1.0e-3\narms: [{}, {num_envs: 4, lr: 2.0e-3}]\nquick: {lr: 3.0e-3}"
-    tuned, arm = cells_of(tmp_path, text)
+    tuned, arm = jobs_of(tmp_path, text)
     assert (tuned.values["num_envs"], tuned.values["critic"], tuned.values["lr"]) == (32, "mlp", 1e-3)
     assert (arm.values["num_envs"], arm.values["lr"]) == (4, 2e-3)
-    assert [cell.values["lr"] for cell in cells_of(tmp_path, text, quick=True)] == [3e-3, 3e-3]
+    assert [job.values["lr"] for job in jobs_of(tmp_path, text, quick=True)] == [3e-3, 3e-3]
 
 
-def test_cells_of_the_paper(tmp_path):
+def test_jobs_of_the_paper(tmp_path):
     arms = "arms: [{order: 1}, {order: 8, lr: 1.0}, {trace: perfect, config: null}]"
     text = f"task: LunarLander-v3\nconfig: paper\ngrid: {{delay: [4, 32]}}\n{arms}\nhidden: [8]"
-    cells = cells_of(tmp_path, text)
+    jobs = jobs_of(tmp_path, text)
     row, _ = paper_row("LunarLander-v3", delay=32.0, order=1)
-    assert {key: cells[1].values[key] for key in ("lr", "decay", "lam", "total_steps")} == {
+    assert {key: jobs[1].values[key] for key in ("lr", "decay", "lam", "total_steps")} == {
         key: row[key] for key in ("lr", "decay", "lam", "total_steps")
     }
-    assert [cell.values["lr"] for cell in cells[2:4]] == [1.0, 1.0]
-    assert [cell.values["total_steps"] for cell in cells[4:]] == [2_000_000] * 2  # the tuned defaults
-    assert {tuple(cell.values["hidden"]) for cell in cells} == {(8,)}
+    assert [job.values["lr"] for job in jobs[2:4]] == [1.0, 1.0]
+    assert [job.values["total_steps"] for job in jobs[4:]] == [2_000_000] * 2  # the tuned defaults
+    assert {tuple(job.values["hidden"]) for job in jobs} == {(8,)}
 
 
-BAD_CELLS = [
-    ("grid: {delay: [1, 2]}", ["cell delay 1", "names no task"]),
+BAD_JOBS = [
+    ("grid: {delay: [1, 2]}", ["job delay 1", "names no task"]),
     ("task: CartPole-v1\norder: 0\ndelay: 2", ["order must be at least 1"]),
-    ("task: CartPole-v1\ngrid: {delay: [2, 2.1]}", ["cell delay 2.1", "2.2 s"]),
-    ("task: CartPole-v1\narms: [{lr: soon}]", ["cell lr soon", "lr must be a number"]),
+    ("task: CartPole-v1\ngrid: {delay: [2, 2.1]}", ["job delay 2.1", "2.2 s"]),
+    ("task: CartPole-v1\narms: [{lr: soon}]", ["job lr soon", "lr must be a number"]),
     ("task: digits\nnum_envs: 4", ["num_envs does not apply to digits", "reinforcement learning"]),
     ("task: digts", ["unknown task 'digts'", "did you mean digits?"]),
     ("task: CartPol-v1", ["unknown environment", "CartPole-v1"]),
@@ -201,56 +201,56 @@ BAD_CELLS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "words"), BAD_CELLS)
-def test_cells_that_are_refused(tmp_path, text, words):
+@pytest.mark.parametrize(("text", "words"), BAD_JOBS)
+def test_jobs_that_are_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=r"study\.yaml") as caught:
-        cells_of(tmp_path, text)
+        jobs_of(tmp_path, text)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_the_sweep_that_comes_with_the_package():
-    sweep = build(read_spec("quick"))
-    assert len(sweep.cells) == 12
-    assert len({cell.arm for cell in sweep.cells}) == 3
-    assert {cell.values["task"] for cell in sweep.cells} == {"CartPole-v1"}
+    sweep = build(read_sweep("quick"))
+    assert len(sweep.jobs) == 12
+    assert len({job.arm for job in sweep.jobs}) == 3
+    assert {job.values["task"] for job in sweep.jobs} == {"CartPole-v1"}
 
 
 def test_a_folder_gives_back_what_it_was_claimed_for(tmp_path):
     folder = SweepFolder(tmp_path / "new")
     sweep = fake(0, 1, hidden=[8, 8], lr=1e-05)
-    assert folder.claim(sweep) == 2
+    assert folder.open_for(sweep) == 2
     assert folder.read() == sweep
-    assert folder.claim(sweep) == 0
-    assert settings_shared(sweep.cells) == {"task": "fake", "total_steps": 100, "hidden": [8, 8], "lr": 1e-05}
+    assert folder.open_for(sweep) == 0
+    assert settings_shared(sweep.jobs) == {"task": "fake", "total_steps": 100, "hidden": [8, 8], "lr": 1e-05}
 
 
-def test_cells_may_be_added_and_not_taken_away(tmp_path):
+def test_jobs_may_be_added_and_not_taken_away(tmp_path):
     folder = SweepFolder(tmp_path)
-    folder.claim(fake(0, 1))
-    assert folder.claim(fake(2, 1, 0)) == 1
-    with pytest.raises(ValueError, match=r"holds more cells than asked for \(fake-arm-2\)"):
-        folder.claim(fake(0, 1))
-    assert len(folder.read().cells) == 3
+    folder.open_for(fake(0, 1))
+    assert folder.open_for(fake(2, 1, 0)) == 1
+    with pytest.raises(ValueError, match=r"holds more jobs than asked for \(fake-arm-2\)"):
+        folder.open_for(fake(0, 1))
+    assert len(folder.read().jobs) == 3
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (fake(0, 1, total_steps=200), ["fake-arm-0 has total_steps 100 there, 200 here", "2 of its cells differ"]),
+        (fake(0, 1, total_steps=200), ["fake-arm-0 has total_steps 100 there, 200 here", "2 of its jobs differ"]),
         (fake(0, 7), ["fake-arm-1 has seed 1 there, 7 here"]),
         (fake(5, title="mine", a=1, b=2, c=3, d=4, e=5), ["belongs to another sweep ('a study', not 'mine')"]),
     ],
 )
 def test_another_sweep_is_told_what_differs(tmp_path, other, words):
     folder = SweepFolder(tmp_path)
-    folder.claim(fake(0, 1))
-    before = folder.spec_file.read_bytes()
+    folder.open_for(fake(0, 1))
+    before = folder.sweep_file.read_bytes()
     with pytest.raises(ValueError, match="choose another --run-dir") as caught:
-        folder.claim(other)
+        folder.open_for(other)
     for word in words:
         assert word in str(caught.value)
-    assert folder.spec_file.read_bytes() == before
+    assert folder.sweep_file.read_bytes() == before
 
 
 def test_folders_that_are_no_sweeps(tmp_path):
@@ -259,7 +259,7 @@ def test_folders_that_are_no_sweeps(tmp_path):
     (tmp_path / "run" / "config.yaml").touch()
     for name, words in (("file", "is a file"), ("run", "not empty and no sweep folder")):
         with pytest.raises(ValueError, match=words):
-            SweepFolder(tmp_path / name).claim(fake(0))
+            SweepFolder(tmp_path / name).open_for(fake(0))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
@@ -267,43 +267,43 @@ def test_folders_that_are_no_sweeps(tmp_path):
     ("old", "new", "words"),
     [
         ("seed: 0", "seed: 3", r"has been edited \(fake-arm-0\)"),
-        ("cells:", "cells: [", "damaged"),
+        ("jobs:", "jobs: [", "damaged"),
         ("title", "x", "damaged"),
     ],
 )
 def test_a_sweep_yaml_that_was_tampered_with(tmp_path, old, new, words):
     folder = SweepFolder(tmp_path)
-    folder.claim(fake(0, 1))
-    text = folder.spec_file.read_text()
+    folder.open_for(fake(0, 1))
+    text = folder.sweep_file.read_text()
     assert old in text
-    folder.spec_file.write_text(text.replace(old, new, 1))
+    folder.sweep_file.write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=words):
-        folder.claim(fake(0, 1))
+        folder.open_for(fake(0, 1))
 
 
 def test_a_run_whose_configuration_was_edited(tmp_path):
     folder, sweep = SweepFolder(tmp_path), fake(0, 1)
-    folder.claim(sweep)
-    run = folder.run_path(sweep.cells[1].name)
+    folder.open_for(sweep)
+    run = folder.run_path(sweep.jobs[1].name)
     run.mkdir()
-    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.cells[1].values, "threads": 4}))
-    assert folder.claim(sweep) == 0
-    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.cells[1].values, "total_steps": 5}))
+    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.jobs[1].values, "threads": 4}))
+    assert folder.open_for(sweep) == 0
+    (run / "config.yaml").write_text(yaml.safe_dump({**sweep.jobs[1].values, "total_steps": 5}))
     with pytest.raises(ValueError, match=r"total_steps 5 there, 100 here\): move its folder away"):
-        folder.claim(sweep)
+        folder.open_for(sweep)
     (run / "config.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
-        folder.claim(sweep)
+        folder.open_for(sweep)
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_only_be_read(tmp_path):
     folder = SweepFolder(tmp_path / "sweep")
-    folder.claim(fake(0))
+    folder.open_for(fake(0))
     folder.path.chmod(0o500)
     try:
         with pytest.raises(OSError, match=r"cannot write to sweep folder .*: Permission denied"):
-            folder.claim(fake(0))
+            folder.open_for(fake(0))
     finally:
         folder.path.chmod(0o700)
 
@@ -311,4 +311,4 @@ def test_a_folder_that_may_only_be_read(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write to sweep folder .*: Not a directory"):
-        SweepFolder(tmp_path / "file" / "sweep").claim(fake(0))
+        SweepFolder(tmp_path / "file" / "sweep").open_for(fake(0))

@@ -17,34 +17,37 @@ from sweep_fakes import wait_for
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.sweeps.launcher import LocalLauncher
+from cet_rl.sweeps.worker import LocalLauncher
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'cet-rl[tune]'")
 
+from cet_rl.tuning.file import read_search  # noqa: E402
 from cet_rl.tuning.outcome import best_trial, importances, write_best, write_table  # noqa: E402
 from cet_rl.tuning.search import Search  # noqa: E402
-from cet_rl.tuning.spec import read_tuning  # noqa: E402
-from cet_rl.tuning.study import POINTS, SearchFolder, _parsed, _public, open_study, require_optuna  # noqa: E402
+from cet_rl.tuning.study import POINTS, SearchFolder, open_study, require_optuna, trial_sampler  # noqa: E402
 
 WORKER = '''
 import json, os, signal, sys, time
 from pathlib import Path
 import yaml
-from cet_rl.sweeps.worker import main
+from cet_rl.sweeps.worker import run_worker
 
-def train(folder, cell):
+def train(folder, jobs):
     """A loss that falls to (lr - 0.1)^2 + seed, as the file `plan` says how fast."""
-    run, home, seed, lr = folder.run_path(cell.name), folder.path.parent, cell.values["seed"], cell.values["lr"]
+    (job,) = jobs
+    run, home, seed, lr = folder.run_path(job.name), folder.path.parent, job.values["seed"], job.values["lr"]
     run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(dict(cell.values)))
+    (run / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
     with open(home / ".ran", "a") as stream:
         stream.write(f"{folder.path.name} {seed}\\n")
     plan = json.loads((home / ".plan").read_text()) if (home / ".plan").exists() else {}
     if plan.get("all") == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
+    if plan.get("all") == "full disk":
+        raise OSError(28, os.strerror(28), str(run / "metrics.csv"))
     if lr > plan.get("diverge above", 10):
         raise FloatingPointError("the loss is not finite at 10 steps")
-    loss, total = (lr - 0.1) ** 2 + seed, cell.values["total_steps"]
+    loss, total = (lr - 0.1) ** 2 + seed, job.values["total_steps"]
     lines = ["time/total_timesteps,train/loss"]
     for step in range(total // 20, total + 1, total // 20):
         lines.append(f"{step},{loss + total - step}")
@@ -55,7 +58,7 @@ def train(folder, cell):
     return "finished"
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], train))
+    sys.exit(run_worker(sys.argv[1:], train))
 '''
 
 SETTINGS = {
@@ -78,12 +81,14 @@ def file_of(path, **changes):
 
 def search_of(path, *, trials=4, workers=2, **changes):
     """A search whose runs learn nothing."""
-    spec, folder = read_tuning(file_of(path, **changes)), SearchFolder(Path(path) / "search")
+    spec, folder = read_search(file_of(path, **changes)), SearchFolder(Path(path) / "search")
     script = Path(path) / "worker.py"
     script.write_text(WORKER)
-    launcher = LocalLauncher(workers, lambda runs, name: [sys.executable, str(script), str(runs.path), name])
+    launcher = LocalLauncher(
+        workers, lambda runs, name: [sys.executable, str(script), str(runs.path), name], wait=True
+    )
     require_optuna()
-    study = open_study(spec, folder, folder.claim(spec))
+    study = open_study(spec, folder, folder.open_for(spec))
     return Search(spec, folder, study, launcher, trials=trials)
 
 
@@ -105,7 +110,7 @@ def loss_of(lr):
 
 def test_a_search_scores_the_mean_over_seeds_and_writes_the_best(tmp_path, capfd):
     search = search_of(tmp_path, pruner="none")
-    assert search.go() == 0
+    assert search.run() == 0
     printed = capfd.readouterr().err
     assert "0 trials so far; going on to 4; 2 at a time" in printed
     assert "[4/4] test_loss" in printed
@@ -126,17 +131,17 @@ def test_a_search_scores_the_mean_over_seeds_and_writes_the_best(tmp_path, capfd
 
 def test_a_search_goes_on_to_more_trials_and_never_draws_the_same_again(tmp_path, capfd):
     search = search_of(tmp_path, trials=2, sampler="random")
-    assert search.go() == 0
-    assert search_of(tmp_path, trials=2, sampler="random").go() == 0  # nothing is left to do
+    assert search.run() == 0
+    assert search_of(tmp_path, trials=2, sampler="random").run() == 0  # nothing is left to do
     assert len(ran(search)) == 4
     again = search_of(tmp_path, trials=4, sampler="random")
-    assert again.go() == 0
+    assert again.run() == 0
     assert len({trial.params["lr"] for trial in again.study.get_trials()}) == 4
 
 
 def test_runs_are_compared_by_their_mean_over_the_seeds_so_far(tmp_path):
     search = search_of(tmp_path, trials=1)
-    search.go()
+    search.run()
     (trial,) = search.study.get_trials()
     loss = loss_of(trial.params["lr"])
     assert sorted(trial.intermediate_values) == list(range(1, 2 * POINTS + 1))
@@ -151,7 +156,7 @@ def test_a_trial_that_is_worse_than_most_is_stopped_and_its_run_kept(tmp_path):
     for lr in (0.1, 0.11, 0.12, 0.13, 0.14, 1.0):
         search.study.enqueue_trial({"lr": lr})
     plan(search, pause={"trial-0005": 0.3})
-    assert search.go() == 0
+    assert search.run() == 0
     assert states(search) == ["COMPLETE"] * 5 + ["PRUNED"]
     (run,) = [path for path in search.folder.trial_path(5).glob("add-*") if path.is_dir()]
     assert len((run / "metrics.csv").read_text().splitlines()) < 1 + 20
@@ -165,7 +170,7 @@ def test_curves_that_rise_while_the_score_is_to_fall_are_compared_the_other_way_
     search = search_of(tmp_path, trials=1, curve="credit/alignment/0")
     script = tmp_path / "worker.py"
     script.write_text(WORKER.replace("train/loss", "credit/alignment/0"))
-    search.go()
+    search.run()
     (trial,) = search.study.get_trials()
     assert trial.intermediate_values[1] == pytest.approx(-(loss_of(trial.params["lr"]) + 190))
 
@@ -175,12 +180,12 @@ def test_divergence_counts_as_pruned_and_a_crash_as_failed(tmp_path, capfd):
     search.study.enqueue_trial({"lr": 1.0})
     search.study.enqueue_trial({"lr": 0.2})
     plan(search, diverge_above=0.5)
-    assert search.go() == 0
+    assert search.run() == 0
     assert states(search) == ["PRUNED", "COMPLETE"]
     assert "the loss is not finite" in capfd.readouterr().err
     search = search_of(tmp_path, trials=3)
     plan(search, all="crash")
-    assert search.go() == 0
+    assert search.run() == 0
     assert states(search) == ["PRUNED", "COMPLETE", "FAIL"]
     assert "was killed by SIGKILL" in capfd.readouterr().err
 
@@ -188,13 +193,25 @@ def test_divergence_counts_as_pruned_and_a_crash_as_failed(tmp_path, capfd):
 def test_a_search_in_which_nothing_comes_to_its_end_says_so(tmp_path):
     search = search_of(tmp_path, trials=1)
     plan(search, all="crash")
-    assert search.go() == 1
+    assert search.run() == 1
     assert not search.folder.best_file.exists()
+
+
+def test_trials_that_found_the_disk_full_are_taken_up_again(tmp_path):
+    search = search_of(tmp_path, trials=2, workers=1)
+    plan(search, all="full disk")
+    with pytest.raises(OSError, match=r"trial 0 cannot go on: .*No space left on device.*takes it up again"):
+        search.run()
+    assert states(search) == ["RUNNING"]
+    plan(search)
+    again = search_of(tmp_path, trials=2, workers=1)
+    assert again.run() == 0
+    assert states(again) == ["COMPLETE", "COMPLETE"]
 
 
 def test_parameters_drawn_again_are_not_run_again(tmp_path):
     search = search_of(tmp_path, trials=3, workers=1, space={"lr": {"choices": [0.1]}})
-    assert search.go() == 0
+    assert search.run() == 0
     assert states(search) == ["COMPLETE"] * 3
     assert len(ran(search)) == 2
 
@@ -209,12 +226,12 @@ def test_after_ctrl_c_the_same_trial_goes_on(tmp_path, capfd):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert search.go() == 130
+    assert search.run() == 130
     thread.join()
     assert states(search) == ["RUNNING"]
     plan(search)
     again = search_of(tmp_path, trials=1)
-    assert again.go() == 0
+    assert again.run() == 0
     assert "trial 0 goes on" in capfd.readouterr().err
     assert states(again) == ["COMPLETE"]
     assert ran(again) == ["trial-0000 0", "trial-0000 0", "trial-0000 1"]
@@ -223,7 +240,7 @@ def test_after_ctrl_c_the_same_trial_goes_on(tmp_path, capfd):
 DRIVER = """
 import sys
 from test_tune import search_of
-sys.exit(search_of(sys.argv[1], trials=2).go())
+sys.exit(search_of(sys.argv[1], trials=2).run())
 """
 
 
@@ -240,7 +257,7 @@ def test_a_search_that_was_killed_loses_no_trial(tmp_path):
     assert states(search) == ["RUNNING", "RUNNING"]
     plan(search)
     again = search_of(tmp_path, trials=2)
-    assert again.go() == 0
+    assert again.run() == 0
     assert [trial.params for trial in again.study.get_trials()] == before
     assert states(again) == ["COMPLETE", "COMPLETE"]
 
@@ -253,7 +270,7 @@ def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):
     lock = Lock(search.folder.locks, "trial-0000")
     assert lock.acquire()
     try:
-        assert search.go() == 1
+        assert search.run() == 1
     finally:
         lock.release()
     assert states(search) == ["RUNNING"]
@@ -262,12 +279,12 @@ def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):
 
 def test_choices_come_back_as_they_are_in_the_file(tmp_path):
     space = {"lags": {"choices": [[3, 5], [2, 4]]}, "units": {"low": 4, "high": 8, "step": 2}}
-    spec = read_tuning(file_of(tmp_path, units=None, space=space))
+    spec = read_search(file_of(tmp_path, units=None, space=space))
     trial = optuna.create_study().ask()
     found = {name: dimension.suggest(trial) for name, dimension in spec.space.items()}
     assert found["lags"] in ([3, 5], [2, 4])
     assert found["units"] in (4, 6, 8)
-    assert spec.sweep(found).cells[0].values["lags"] == found["lags"]
+    assert spec.sweep(found).jobs[0].values["lags"] == found["lags"]
 
 
 @pytest.mark.parametrize(
@@ -308,20 +325,20 @@ def test_choices_come_back_as_they_are_in_the_file(tmp_path):
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        read_tuning(file_of(tmp_path, **changes))
+        read_search(file_of(tmp_path, **changes))
 
 
 def test_defaults_of_the_other_task_kinds(tmp_path):
     space = {"lr": {"low": 1e-4, "high": 1e-2, "log": True}}
     nothing = dict.fromkeys(("units", "executor", "total_steps"))
-    images = read_tuning(file_of(tmp_path, task="digits", space=space, **nothing))
+    images = read_search(file_of(tmp_path, task="digits", space=space, **nothing))
     assert (images.metric, images.direction, images.curve) == (
         "validation_accuracy",
         "maximize",
         "validation/accuracy",
     )
     assert images.fixed["validation"] is True
-    play = read_tuning(file_of(tmp_path, task="CartPole-v1", space=space, **nothing))
+    play = read_search(file_of(tmp_path, task="CartPole-v1", space=space, **nothing))
     assert (play.metric, play.direction, play.curve) == ("train_return_mean", "maximize", "rollout/ep_rew_mean")
 
 
@@ -332,116 +349,66 @@ def test_a_folder_is_for_one_search(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds no search"):
-        SearchFolder(tmp_path / "other").claim(read_tuning(file_of(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    "url", ["nonsense-secret", "nodatabase://user:secret@host/name", "sqlite:////no/secret/x.db"]
-)
-def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, url):
-    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    with pytest.raises(ValueError, match="--storage cannot be opened: ") as refusal:
-        open_study(spec, folder, folder.claim(spec), url)
-    assert "secret" not in str(refusal.value)
+        SearchFolder(tmp_path / "other").open_for(read_search(file_of(tmp_path)))
 
 
 @pytest.mark.parametrize(
     "url",
     [
-        "sqlite://",
-        "sqlite:///",
-        "sqlite:///:memory:",
-        "sqlite+pysqlite://",
-        "sqlite:///file::memory:?uri=true",
-        "sqlite:///file:x?mode=memory&uri=true",
+        "nonsense-secret",
+        "nodatabase://user:secret@host/name",
+        "sqlite:////no/secret/x.db",
+        "mysql+pymysql://u:secret@h/n",
     ],
 )
-def test_a_storage_in_memory_is_refused(tmp_path, url):
-    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    with pytest.raises(ValueError, match="--storage is a database in memory, which keeps no trials"):
-        open_study(spec, folder, folder.claim(spec), url)
-    assert folder.storage() is None
-
-
-@pytest.mark.parametrize(
-    ("url", "module", "package"),
-    [
-        ("postgresql+psycopg2://user:secret@host/name", "psycopg2", "psycopg2-binary"),
-        ("mysql+pymysql://user:secret@host/name", "pymysql", "pymysql"),
-    ],
-)
-def test_the_module_that_a_database_needs_is_named(tmp_path, monkeypatch, url, module, package):
-    monkeypatch.setitem(sys.modules, module, None)
-    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    with pytest.raises(ValueError, match=f"needs the Python module {module}: pip install {package}$"):
-        open_study(spec, folder, folder.claim(spec), url)
+def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypatch, capsys, url):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    assert main(["tune", file_of(tmp_path), "--storage", url]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the storage of the search's trials cannot be used: " in line
+    assert "secret" not in line
 
 
 def test_a_search_goes_on_only_where_its_trials_are(tmp_path):
-    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    name, url = folder.claim(spec), f"sqlite:///{tmp_path}/own.db"
-    open_study(spec, folder, name, url).ask()
-    with pytest.raises(ValueError, match=f"begun with another --storage, {url}: give that"):
-        open_study(spec, folder, name)
-    assert not (folder.path / "study.db").exists()
-    with pytest.raises(ValueError, match="begun with another --storage"):
-        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
-    assert not (tmp_path / "other.db").exists()
-    (tmp_path / "other.db").touch()
-    with pytest.raises(ValueError, match="begun with another --storage"):
-        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
-    assert len(open_study(spec, folder, name, url).get_trials()) == 1
-    (tmp_path / "alias.db").symlink_to(tmp_path / "own.db")
-    assert len(open_study(spec, folder, name, f"sqlite:///{tmp_path}/alias.db").get_trials()) == 1
-
-
-def test_a_search_begun_in_its_folder_does_not_go_on_elsewhere(tmp_path):
-    search = search_of(tmp_path)
-    spec, folder, name = search.spec, search.folder, search.study.study_name
-    search.study.ask()
-    with pytest.raises(ValueError, match="begun without --storage: leave it out"):
-        open_study(spec, folder, name, f"sqlite:///{tmp_path}/other.db")
+    search = search_of(tmp_path, trials=1)
+    assert search.run() == 0
+    file, folder, name = search.search, search.folder, search.study.study_name
+    with pytest.raises(ValueError, match="was begun with another --storage"):
+        open_study(file, folder, name, f"sqlite:///{tmp_path}/other.db")
     moved = SearchFolder(folder.path.rename(tmp_path / "moved"))
-    assert len(open_study(spec, moved, moved.claim(spec)).get_trials()) == 1
-
-
-def test_the_folder_notes_no_password(tmp_path):
-    for url in ("postgresql://user:secret@host/name", "postgresql://user@host/name?password=secret"):
-        assert _public(_parsed(url)) == "postgresql://user@host/name"
+    assert len(open_study(file, moved, moved.open_for(file)).get_trials()) == 1
 
 
 OPENER = """
 import sys, time
 from pathlib import Path
-from cet_rl.tuning.spec import read_tuning
+from cet_rl.tuning.file import read_search
 from cet_rl.tuning.study import SearchFolder, open_study, require_optuna
-import optuna.storages, cet_rl.tuning.sampler
+import optuna.storages
 require_optuna()
-file, path, home, storage = sys.argv[1:]
-spec, folder = read_tuning(file), SearchFolder(path)
+file, path, home = sys.argv[1:]
+search, folder = read_search(file), SearchFolder(path)
 print("ready", flush=True)
 while not Path(home, "go").exists():
     time.sleep(0.001)
-study = open_study(spec, folder, folder.claim(spec), storage or None)
+study = open_study(search, folder, folder.open_for(search))
 for _ in range(2):
     trial = study.ask()
-    print(study.study_name, trial.number, spec.space["lr"].suggest(trial), flush=True)
+    print(study.study_name, trial.number, search.space["lr"].suggest(trial), flush=True)
 """
 
 
-@pytest.mark.parametrize("shared", ["folder", "database"])
-def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path, shared):
+def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path):
     file = file_of(tmp_path, sampler="random")
-    paths = [tmp_path / ("search" if shared == "folder" else f"search-{number}") for number in range(3)]
-    storage = "" if shared == "folder" else f"sqlite:///{tmp_path}/shared.db"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", OPENER, file, str(path), str(tmp_path), storage],
+            [sys.executable, "-c", OPENER, file, str(tmp_path / "search"), str(tmp_path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for path in paths
+        for _ in range(3)
     ]
     try:
         for process in processes:
@@ -455,19 +422,16 @@ def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path, shar
             process.wait()
     assert [process.returncode for process in processes] == [0, 0, 0], answers
     rows = [line.split() for out, _ in answers for line in out.splitlines()]
-    if shared == "folder":
-        assert len({study for study, _, _ in rows}) == 1
-        assert sorted(int(number) for _, number, _ in rows) == list(range(6))
-        assert len({value for _, _, value in rows}) == 6
-    else:
-        assert len({study for study, _, _ in rows}) == 3
+    assert len({study for study, _, _ in rows}) == 1
+    assert sorted(int(number) for _, number, _ in rows) == list(range(6))
+    assert len({value for _, _, value in rows}) == 6
 
 
 def test_who_creates_the_study_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
     from cet_rl.runs.lock import Lock
 
-    spec, folder = read_tuning(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    name, lock = folder.claim(spec), Lock(folder.locks, "study")
+    spec, folder = read_search(file_of(tmp_path)), SearchFolder(tmp_path / "search")
+    name, lock = folder.open_for(spec), Lock(folder.locks, "study")
     assert lock.acquire()
     timer = threading.Timer(0.5, lock.release)
     timer.start()
@@ -483,15 +447,13 @@ def test_who_creates_the_study_is_waited_for_and_not_for_ever(tmp_path, monkeypa
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_what_is_drawn_depends_on_the_trial_and_not_on_the_process(kind):
-    from cet_rl.tuning.sampler import TrialSampler
-
     def drawn(restarts):
-        study = optuna.create_study(sampler=TrialSampler(kind))
+        study = optuna.create_study(sampler=trial_sampler(kind))
         for number in range(16):
             trial = study.ask()
             x = trial.suggest_float("x", 0, 1)
             if number in restarts:
-                study.sampler = TrialSampler(kind)
+                study.sampler = trial_sampler(kind)
                 trial = optuna.Trial(study, trial._trial_id)
             y = trial.suggest_float("y", 0, 1)
             study.tell(trial, (x - 0.5) ** 2 + y)
@@ -516,8 +478,8 @@ def test_importances_tell_what_matters(tmp_path):
 
 def test_the_table_and_the_best_of_nothing(tmp_path):
     search = search_of(tmp_path)
-    write_table(search.folder, search.spec, search.study)
-    write_best(search.folder, search.spec, search.study)
+    write_table(search.folder, search.search, search.study)
+    write_best(search.folder, search.search, search.study)
     assert search.folder.table_file.read_text() == "trial,state,test_loss,lr,reason\n"
     assert not search.folder.best_file.exists()
 

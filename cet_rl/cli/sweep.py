@@ -52,23 +52,23 @@ def run(arguments: Sequence[str]) -> int:
         "the work.",
     )
     from cet_rl.sweeps.build import build_or_read, check_data
-    from cet_rl.sweeps.file import read_spec
+    from cet_rl.sweeps.file import read_sweep
     from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.launcher import Launcher, LocalLauncher, check_workers
     from cet_rl.sweeps.scheduler import run_sweep, show_status
     from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
+    from cet_rl.sweeps.worker import Launcher, LocalLauncher, check_workers
 
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
     asked = parse_options(options.slurm)
     check_workers(options.workers)
     slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
-    spec = read_spec(options.file, quick=options.quick)
+    file = read_sweep(options.file, quick=options.quick)
     if options.data_dir is not None:
-        spec = spec.with_all(data_dir=options.data_dir)
+        file = file.with_settings(data_dir=options.data_dir)
     default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
     folder = SweepFolder(options.run_dir or default)
-    sweep = build_or_read(spec, folder)
+    sweep = build_or_read(file, folder)
     if options.status:
         status = show_status(sweep, folder)
         if queue := describe_queue(folder):
@@ -76,12 +76,12 @@ def run(arguments: Sequence[str]) -> int:
         return status
     if slurm is not None:
         return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
-    check_data(sweep.cells, folder)
+    check_data(sweep.jobs, folder)
     launcher: Launcher
     if options.launcher == "batch":
         from cet_rl.sweeps.batch import BatchLauncher
 
-        launcher = BatchLauncher(sweep.cells, options.workers)
+        launcher = BatchLauncher(sweep.jobs, options.workers)
     else:
         launcher = LocalLauncher(options.workers)
     return run_sweep(sweep, folder, launcher, retry=options.retry, quiet=options.quiet)

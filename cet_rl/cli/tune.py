@@ -23,8 +23,8 @@ class TuneArguments:
     workers: int | None = None
     """Trials at a time, one thread each. Default: as many as there are processors."""
     storage: str | None = None
-    """URL of the database for trials. Default: a file in the search's folder, which is for one machine; several
-    need a server, such as postgresql://user@host/name, and a folder that they share."""
+    """URL of Optuna's storage, such as postgresql://user@host/name. Default: an SQLite file in the search's
+    folder, which is for one machine; several need a server, and a folder that they share."""
     run_dir: str | None = None
     """The search's folder. Default runs/NAME, NAME that of the file."""
     quiet: bool = False
@@ -45,21 +45,21 @@ def run(arguments: Sequence[str]) -> int:
         "than others on the way is stopped. The same command resumes the search. Writes best.yaml, a "
         "configuration file, and trials.csv.",
     )
-    from cet_rl.sweeps.launcher import LocalLauncher
+    from cet_rl.sweeps.worker import LocalLauncher
     from cet_rl.tuning.study import SearchFolder, open_study, require_optuna, storage_errors
 
     require_optuna()
+    from cet_rl.tuning.file import read_search
     from cet_rl.tuning.outcome import print_outcome
     from cet_rl.tuning.search import Search
-    from cet_rl.tuning.spec import read_tuning
 
-    launcher = LocalLauncher(options.workers)
-    spec = read_tuning(options.file)
+    launcher = LocalLauncher(options.workers, wait=True)
+    file = read_search(options.file)
     folder = SearchFolder(options.run_dir or Path("runs") / Path(options.file).stem)
     with storage_errors():
-        study = open_study(spec, folder, folder.claim(spec), options.storage)
-        search = Search(spec, folder, study, launcher, trials=options.trials or spec.trials, quiet=options.quiet)
-        status = search.go()
+        study = open_study(file, folder, folder.open_for(file), options.storage)
+        search = Search(file, folder, study, launcher, trials=options.trials or file.trials, quiet=options.quiet)
+        status = search.run()
         if not options.quiet:
-            print_outcome(folder, spec, study)
+            print_outcome(folder, file, study)
     return status

@@ -164,7 +164,7 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
     """Set the arms of a sweep's runs in `locations`; return the runs that it has not started."""
     sweep = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
-    for job in sweep.read().cells:
+    for job in sweep.read().jobs:
         path = sweep.run_path(job.name)
         real = os.path.realpath(path)
         if os.path.dirname(real) != os.path.realpath(folder):

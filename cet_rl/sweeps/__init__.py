@@ -1,16 +1,14 @@
 """Sweeps: many runs from one file, side by side, as often interrupted as need be.
 
-spec.py         what a sweep's file asks for
-build.py        its cells, built and checked before any of them starts
-cells.py        one cell: a configuration, an arm, a name
-folder.py       the sweep's folder: its cells, and what may not be mixed
-states.py       what has become of each cell
-locks.py        who runs a cell
-worker.py       the process that runs one
-launcher.py     where such processes run: on this machine
-scheduler.py    which cell comes next, until none is left
-display.py      the table of cells
-results.py      results.csv
+file.py         what a sweep's file asks for
+build.py        its jobs, built and checked before any of them starts
+jobs.py         one job: a configuration, an arm, a name; and what has become of it
+folder.py       the sweep's folder: its jobs, their states and results, and what may not be mixed
+worker.py       the process that runs jobs, and what starts such processes on this machine
+scheduler.py    which job comes next, until none is left
+batch.py        jobs of image classification as one batched model
+slurm.py        jobs on a SLURM cluster
+display.py      the table of jobs
 
-What a worker imports before it has its cell's lock is kept light: no torch, no scipy.
+What a worker imports before it has its job's lock is kept light: no torch, no scipy.
 """

@@ -1,108 +1,104 @@
-"""The table of a sweep's cells, on stderr: live in a terminal, a line for each cell that ends elsewhere."""
+"""The table of a sweep's jobs, on stderr: live in a terminal, a line for each job that ends elsewhere."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Cell
-from cet_rl.sweeps.states import STATES, CellState, State
+from cet_rl.sweeps.jobs import Job, JobState, State, counts, describe_counts
 
 STYLES: dict[State, str] = {
-    "finished": "green",
+    "failed": "red",
     "running": "bold",
     "partial": "yellow",
-    "failed": "red",
     "waiting": "dim",
+    "finished": "green",
 }
+"""Colours of states, in the order in which a terminal shows their jobs when it is too small for all."""
 
-URGENCY: tuple[State, ...] = ("failed", "running", "partial", "waiting", "finished")
-"""Which cells a terminal shows first when it is too small for all."""
-
-_TITLES = ("cell", "state", "steps", "score", "steps/s", "")
-
-_GAP = 2
-"""Characters between two columns."""
-_SHORTEST_NOTE = 12
-"""Characters of an error, or of who runs a cell, below which it says nothing."""
-
-AROUND = 6
+AROUND = 7
 """Lines of a terminal that the rows of the table leave free."""
 
 WIDTH = 160
 """Of a table that is not printed to a terminal."""
 
 
-def counts(states: Mapping[str, CellState]) -> dict[State, int]:
-    """How many cells there are of each state."""
-    found = [state.state for state in states.values()]
-    return {state: found.count(state) for state in STATES}
-
-
-def describe_counts(states: Mapping[str, CellState]) -> str:
-    """The same in words: "3 finished, 2 running, 7 waiting"."""
-    return ", ".join(f"{number} {state}" for state, number in counts(states).items() if number)
-
-
 class SweepDisplay:
-    """How far a sweep has come.
+    """Show how far a sweep has come.
 
     Args:
-        cells: of the sweep.
+        jobs: of the sweep.
+        folder: of the sweep.
         workers: at a time.
         quiet: print nothing but errors.
     """
 
-    def __init__(self, cells: Sequence[Cell], workers: int, *, quiet: bool) -> None:
-        self.cells, self.workers, self.quiet = cells, workers, quiet
-        self._before: dict[str, CellState] = {}
+    def __init__(self, jobs: Sequence[Job], folder: SweepFolder, workers: int, *, quiet: bool) -> None:
+        self.jobs, self.folder, self.workers, self.quiet = jobs, folder, workers, quiet
+        self._before: dict[str, JobState] = {}
         self._live: Live | None = None
 
-    def start(self, folder: SweepFolder, states: Mapping[str, CellState]) -> None:
+    def start(self, states: Mapping[str, JobState]) -> None:
         """Begin with what is there already."""
-        self._before = dict(states)
-        self._say(f"sweep folder {folder.path}")
-        self._say(f"{len(self.cells)} cells: {describe_counts(states)}; {self.workers} at a time")
-        failed = counts(states)["failed"]
-        if failed:
-            self._say(f"--retry runs the {failed} that failed again")
-        if sys.stderr.isatty() and not self.quiet:
-            console = Console(stderr=True)
-            self._live = Live(
-                self._table(states, console.height - AROUND, console.width), console=console, auto_refresh=False
-            )
+        self._before, self._began, self._share = dict(states), time.monotonic(), self._progress(states)
+        number = counts(states)
+        self._say(f"sweep folder {self.folder.path}")
+        if number["finished"] < len(self.jobs):
+            begun = f": {describe_counts(states)}" if number["waiting"] < len(self.jobs) else ""
+            self._say(f"{len(self.jobs)} jobs{begun}; {self.workers} at a time")
+        if number["failed"]:
+            self._say(f"--retry runs the {number['failed']} that failed again")
+        if sys.stderr.isatty() and not self.quiet and number["finished"] < len(self.jobs):
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
+            self.update(states)
 
-    def update(self, states: Mapping[str, CellState]) -> None:
-        """Show what has become of the cells since."""
-        changed = [c for c in self.cells if states[c.name].state != self._before[c.name].state]
+    def update(self, states: Mapping[str, JobState]) -> None:
+        """Show what has become of the jobs since."""
+        ended = [
+            job
+            for job in self.jobs
+            if states[job.name].state in ("finished", "failed")
+            and self._before[job.name].state != states[job.name].state
+        ]
         self._before = dict(states)
         if self._live is not None:
-            console = self._live.console
-            self._live.update(self._table(states, console.height - AROUND, console.width), refresh=True)
+            bar = ProgressBar(total=1.0, completed=self._progress(states), width=40)
+            table = self._table(states, self._live.console.height - AROUND)
+            text = Text(f"{describe_counts(states)}; {self._time_left(states)}")
+            self._live.update(Group(table, bar, text), refresh=True)
             return
-        changed = [cell for cell in changed if states[cell.name].state in ("finished", "failed")]
         now = counts(states)
-        for number, cell in enumerate(changed, start=1 + now["finished"] + now["failed"] - len(changed)):
-            state = states[cell.name]
+        for number, job in enumerate(ended, start=1 + now["finished"] + now["failed"] - len(ended)):
+            state = states[job.name]
             what = f"failed: {_first_line(state.error)}" if state.state == "failed" else _outcome(state)
-            self._say(f"[{number}/{len(self.cells)}] {cell.name}: {what}")
+            left = f"; {self._time_left(states)}" if job is ended[-1] and number < len(self.jobs) else ""
+            self._say(f"[{number}/{len(self.jobs)}] {job.name}: {what}{left}")
 
     def stopping(self, running: int) -> None:
         """Say that workers have been asked to stop."""
         if running:
-            self._say(f"stopping: waiting for {running} cells to save where they are; Ctrl-C again kills them")
+            self._say(f"stopping: waiting for {running} jobs to save their checkpoints; Ctrl-C again kills them")
 
-    def conclude(self, folder: SweepFolder, states: Mapping[str, CellState]) -> None:
-        """Say what came out."""
-        for line in self._failures(folder, states):
+    def close(self, states: Mapping[str, JobState]) -> None:
+        """Leave the last table in the terminal, without bar and counts."""
+        if self._live is not None:
+            self._live.update(self._table(states, self._live.console.height - AROUND), refresh=True)
+            self._live.stop()
+            self._live = None
+
+    def conclude(self, states: Mapping[str, JobState]) -> None:
+        """Say what came out, and what to do next."""
+        for line in self._failures(states):
             print(line, file=sys.stderr, flush=True)
         hints = []
         if counts(states)["failed"]:
@@ -110,44 +106,64 @@ class SweepDisplay:
         if counts(states)["partial"] + counts(states)["waiting"]:
             hints.append("the same command goes on")
         self._say("; ".join([describe_counts(states), *hints]))
-        self._say(f"results: {folder.results_file}")
+        report = f"cet-rl report {shlex.quote(str(self.folder.path))}"
+        self._say(f"results: {self.folder.results_file}; figures: {report}")
 
-    def print_once(self, folder: SweepFolder, states: Mapping[str, CellState]) -> None:
+    def print_once(self, states: Mapping[str, JobState]) -> None:
         """Print the whole table to stdout."""
         console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        console.print(f"sweep folder {folder.path}", markup=False, highlight=False)
-        console.print(self._table(states, len(self.cells), console.width))
-        for line in self._failures(folder, states):
+        for part in (
+            f"sweep folder {self.folder.path}",
+            self._table(states, len(self.jobs)),
+            describe_counts(states),
+        ):
+            console.print(part, markup=False, highlight=False)
+        for line in self._failures(states):
             console.print(line, markup=False, highlight=False)
 
-    def _failures(self, folder: SweepFolder, states: Mapping[str, CellState]) -> Iterator[str]:
-        """A line for each cell that has failed: why, and where to read more."""
-        for cell in self.cells:
-            state = states[cell.name]
-            if state.state == "failed":
-                log = folder.log_file(cell.name)
+    def _progress(self, states: Mapping[str, JobState]) -> float:
+        """Return the share of the sweep that is done: the mean over its jobs."""
+        done = 0.0
+        for job in self.jobs:
+            state = states[job.name]
+            ended = state.state in ("finished", "failed")
+            done += 1.0 if ended else min(1.0, (state.step or 0) / job.values["total_steps"])
+        return done / len(self.jobs)
+
+    def _time_left(self, states: Mapping[str, JobState]) -> str:
+        """Say how far the sweep is, and how long it still takes at the speed so far."""
+        share = self._progress(states)
+        made = share - self._share
+        left = (time.monotonic() - self._began) * (1 - share) / made if made > 0 else None
+        return f"{share:.0%} done" + ("" if left is None else f", about {_duration(left)} left")
+
+    def _failures(self, states: Mapping[str, JobState]) -> Iterator[str]:
+        """Yield a line for each job that has failed: why, and where to read more."""
+        for job in self.jobs:
+            if states[job.name].state == "failed":
+                log = self.folder.log_file(job.name)
                 where = f" (see {log})" if log.is_file() else ""
-                yield f"{cell.name} failed: {_first_line(state.error)}{where}"
+                yield f"{job.name} failed: {_first_line(states[job.name].error)}{where}"
 
-    def close(self) -> None:
-        """Leave the terminal as it should be."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _table(self, states: Mapping[str, CellState], rows: int, width: int) -> Table:
-        """At most so many rows, the most urgent, in the file's order, each on a line of so many characters."""
-        urgent = sorted(self.cells, key=lambda cell: URGENCY.index(states[cell.name].state))
-        shown = {cell.name for cell in urgent[: max(rows, 1)]}
-        hidden = len(self.cells) - len(shown)
-        caption = describe_counts(states) + (f" ({hidden} not shown)" if hidden else "")
-        table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
-        columns = _columns([_row(cell, states[cell.name]) for cell in self.cells if cell.name in shown], width)
-        for title, _ in columns:
-            table.add_column(title, no_wrap=True, justify="right" if title.startswith("steps") else "left")
-        for texts in zip(*(texts for _, texts in columns), strict=True):
-            named = zip((title for title, _ in columns), texts, strict=True)
-            table.add_row(*(Text(text, STYLES[text] if title == "state" else "") for title, text in named))
+    def _table(self, states: Mapping[str, JobState], rows: int) -> Table:
+        """Return a line for each of the most urgent jobs, at most `rows`, in the file's order."""
+        urgency = list(STYLES)
+        urgent = sorted(self.jobs, key=lambda job: urgency.index(states[job.name].state))
+        shown = {job.name for job in urgent[: max(rows, 1)]}
+        hidden = len(self.jobs) - len(shown)
+        table = Table(box=None, pad_edge=False, caption=f"{hidden} not shown" if hidden else None)
+        table.caption_justify = "left"
+        for title in ("job", "state", "steps", "score", "steps/s", ""):
+            right = title.startswith("steps")
+            table.add_column(title, no_wrap=title not in ("job", ""), justify="right" if right else "left")
+        for job in self.jobs:
+            state = states[job.name]
+            if job.name in shown:
+                far = "" if state.step is None else f"{state.step:,} of {job.values['total_steps']:,}"
+                speed = "" if state.speed is None else f"{state.speed:,.0f}"
+                note = _first_line(state.error) or (f"on {state.owner}" if state.owner else "")
+                name, note_text = (Text(text, no_wrap=True, overflow="ellipsis") for text in (job.name, note))
+                table.add_row(name, Text(state.state, STYLES[state.state]), far, state.score, speed, note_text)
         return table
 
     def _say(self, text: str) -> None:
@@ -158,46 +174,17 @@ class SweepDisplay:
                 print(text, file=sys.stderr, flush=True)
 
 
-def _row(cell: Cell, state: CellState) -> list[str]:
-    total = cell.values["total_steps"]
-    far = "" if state.step is None else f"{state.step:,} of {total:,}"
-    speed = "" if state.speed is None else f"{state.speed:,.0f}"
-    note = _first_line(state.error) or (f"on {state.owner}" if state.owner else "")
-    return [cell.name, state.state, far, state.score, speed, note]
-
-
-def _columns(rows: list[list[str]], width: int) -> list[tuple[str, list[str]]]:
-    """Titles and texts of the columns that so narrow a table has room for; its notes and names are cut to fit.
-
-    Which cell is in what state is always said; a name is cut at its beginning, as its end tells it from others.
-    """
-    columns = dict(zip(_TITLES, map(list, zip(*rows, strict=True)), strict=True))
-
-    def room() -> int:
-        return width - sum(max(map(cell_len, (title, *texts))) + _GAP for title, texts in columns.items()) + _GAP
-
-    notes = columns.pop("")
-    if any(notes) and room() > _SHORTEST_NOTE:
-        columns[""] = [_cut(note, room() - _GAP) for note in notes]
-    for title in ("steps/s", "score", "steps"):
-        if room() < 0:
-            del columns[title]
-    if room() < 0:
-        longest = max(max(map(cell_len, columns["cell"])) + room(), 2)
-        columns["cell"] = [
-            name if cell_len(name) <= longest else "…" + name[1 - longest :] for name in columns["cell"]
-        ]
-    return list(columns.items())
-
-
-def _cut(text: str, width: int) -> str:
-    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
-
-
-def _outcome(state: CellState) -> str:
+def _outcome(state: JobState) -> str:
     speed = "" if state.speed is None else f"{state.speed:,.0f} steps/s"
     return ", ".join(part for part in ("finished", state.score, speed) if part)
 
 
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

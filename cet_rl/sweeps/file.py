@@ -1,16 +1,16 @@
-"""What the file of a sweep asks for, before any of its values has been looked at.
+"""Read the file of a sweep: what it asks for, before any of its values is checked.
 
-A file is a YAML mapping. It holds options of `cet-rl train` with underscores, which hold for all cells, and
+A file is a YAML mapping. It holds options of `cet-rl train` with underscores, which hold for all jobs, and
 
 title   what the sweep is about
-grid    a mapping from options to lists of values: a cell for each combination
-arms    a list of mappings, each an arm's own settings; with `name`, what legends call it, and a `grid` of its own.
-        Every arm is crossed with the grid, but for options that the arm sets itself
-seeds   0-4, or a list; every cell once for each. Default 0
-config  paper: each cell starts from the row of the paper's tables for its task, delay and order. An arm may set it
-quick   settings, `seeds` and `grid` that take the place of those above with --quick
+grid    a mapping from options to lists of values: a job for each combination
+arms    a list of mappings, each with the settings of one arm; with `name`, for legends, and a `grid` of its own.
+        Every arm is crossed with the grid, except for options that the arm sets itself
+seeds   0-4, or a list; every job once for each. Default 0
+config  paper: each job starts from the row of the paper's tables for its task, delay and order. An arm may set it
+quick   settings, `seeds` and `grid` that replace those above with --quick
 
-Precedence: defaults < tuned defaults of the task, or the paper's row < settings of all cells < grid < arm < quick.
+Precedence: defaults < tuned defaults of the task, or the paper's row < settings of all jobs < grid < arm < quick.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from cet_rl.runs.task_kinds import TASK_KINDS
 from cet_rl.runs.values import unknown
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
-"""Of the file of a sweep that are no options of `cet-rl train`."""
+"""Keys of a sweep's file that are no options of `cet-rl train`."""
 
-MOST_CELLS = 100_000
+MOST_JOBS = 100_000
 """In one sweep."""
 
 _ELSEWHERE = {
     "seed": "use seeds",
-    "threads": "each cell runs on one thread",
+    "threads": "each job runs on one thread",
     "run_dir": "it is an option of cet-rl sweep",
-    "resume": "a sweep always goes on where it was",
+    "resume": "a sweep always resumes its runs",
     "quiet": "it is an option of cet-rl sweep",
 }
 """Options of `cet-rl train` that a sweep's file cannot have, and why."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One combination that a file asks for, seeds apart.
+class Combination:
+    """Describe one combination of settings that a file asks for, without seeds.
 
     Attributes:
         settings: options and values, as the file has them.
@@ -58,53 +58,55 @@ class Asked:
 
     settings: Mapping[str, Any]
     varied: tuple[str, ...]
-    name: str | None
-    paper: bool
+    name: str | None = None
+    paper: bool = False
 
     def __str__(self) -> str:
-        """What sets it apart: "delay 8, order 5"."""
+        """Return what tells it from the others: "delay 8, order 5"."""
         return ", ".join(f"{key} {self.settings[key]}" for key in self.varied)
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What a file asks for.
+class SweepFile:
+    """Hold what the file of a sweep asks for.
 
     Attributes:
         source: the file.
         title: of the sweep; the file's name if it gives none.
-        asked: its combinations, arm by arm.
-        seeds: that each of them is run with.
+        combinations: of settings, arm by arm.
+        seeds: for each of them.
     """
 
     source: str
     title: str
-    asked: tuple[Asked, ...]
+    combinations: tuple[Combination, ...]
     seeds: tuple[int, ...]
 
-    def with_all(self, **settings: Any) -> Spec:
-        """The same with these settings in all cells, whatever the file says."""
-        asked = tuple(replace(one, settings={**one.settings, **settings}) for one in self.asked)
-        return replace(self, asked=asked)
+    def with_settings(self, **settings: Any) -> SweepFile:
+        """Return a copy with these settings in all jobs, whatever the file says."""
+        combinations = tuple(replace(one, settings={**one.settings, **settings}) for one in self.combinations)
+        return replace(self, combinations=combinations)
 
 
 @dataclass(frozen=True)
-class _Arm:
+class Arm:
+    """Hold an arm of a sweep's file: its settings, a grid of its own, its name, and whether it sets `config`."""
+
     settings: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
     name: str | None = None
     paper: bool | None = None
 
 
-def read_spec(source: str, *, quick: bool = False) -> Spec:
+def read_sweep(source: str, *, quick: bool = False) -> SweepFile:
     """Read the file of a sweep.
 
     Args:
         source: its path, or the name of one that comes with the package.
-        quick: put the file's `quick` settings in the place of the others.
+        quick: let the file's `quick` settings replace the others.
 
     Raises:
-        ValueError: if there is none, or for what it cannot ask for, naming file and key.
+        ValueError: if there is none, or for what a sweep cannot have, naming file and key.
     """
     data = dict(read_mapping(source))
     _check_keys(data, source, KEYS)
@@ -122,7 +124,7 @@ def read_spec(source: str, *, quick: bool = False) -> Spec:
     arms = _arms(data.pop("arms", [{}]), source)
     for option in grid:
         if option in data:
-            raise ValueError(f"{source}: {option} is set for all cells and in the grid: leave out one of the two")
+            raise ValueError(f"{source}: {option} is set for all jobs and in the grid: leave out one of the two")
     if "grid" in override:
         grid, arms = _with_quick_grid(grid, arms, override.pop("grid"), source)
     for option in override:
@@ -130,18 +132,18 @@ def read_spec(source: str, *, quick: bool = False) -> Spec:
             raise ValueError(
                 f"{source}, quick: {option} is in the grid: give its values in the grid of quick, as a list"
             )
-    asked = tuple(itertools.islice(_combinations(data, grid, arms, override, paper), MOST_CELLS + 1))
-    if len(asked) * len(seeds) > MOST_CELLS:
-        raise ValueError(f"{source} asks for more than {MOST_CELLS:,} cells: make several sweeps of it")
-    return Spec(source, title, asked, seeds)
+    found = tuple(itertools.islice(_combinations(data, grid, arms, override, paper), MOST_JOBS + 1))
+    if len(found) * len(seeds) > MOST_JOBS:
+        raise ValueError(f"{source} asks for more than {MOST_JOBS:,} jobs: make several sweeps of it")
+    return SweepFile(source, title, found, seeds)
 
 
 def parse_seeds(value: object, where: str) -> tuple[int, ...]:
-    """Seeds from "0-4", "0,2,5-7", a number, or a list of numbers.
+    """Return the seeds in "0-4", "0,2,5-7", a number, or a list of numbers.
 
     Args:
-        value: what is given.
-        where: it is given, for the message.
+        value: as given.
+        where: the place it is given, for messages.
 
     Raises:
         ValueError: if it is none of these, or a seed is given twice.
@@ -153,8 +155,8 @@ def parse_seeds(value: object, where: str) -> tuple[int, ...]:
             raise ValueError(f"{where} must be a range such as 0-4, or a list such as 0,2,5; got {value!r}")
         low, high = int(span[1]), int(span[2] or span[1])
         check_seed(high)
-        if not low <= high < low + MOST_CELLS:
-            reason = "ends before it begins" if high < low else f"has more than {MOST_CELLS:,} seeds"
+        if not low <= high < low + MOST_JOBS:
+            reason = "ends before it begins" if high < low else f"has more than {MOST_JOBS:,} seeds"
             raise ValueError(f"{where}: {span[0]} {reason}")
         seeds += range(low, high + 1)
     if not seeds:
@@ -168,12 +170,12 @@ def parse_seeds(value: object, where: str) -> tuple[int, ...]:
 def _combinations(
     shared: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
-    arms: Iterable[_Arm],
+    arms: Iterable[Arm],
     override: Mapping[str, Any],
     paper: bool,
-) -> Iterable[Asked]:
+) -> Iterable[Combination]:
     for arm in arms:
-        # What an arm sets itself takes the place of the grid's values, and is not crossed with them.
+        # What an arm sets itself replaces the grid's values, and is not crossed with them.
         spanned = {key: values for key, values in grid.items() if key not in arm.settings} | dict(arm.grid)
         for values in itertools.product(*spanned.values()):
             point = dict(zip(spanned, values, strict=True))
@@ -181,10 +183,10 @@ def _combinations(
             varied = tuple(key for key in settings if key in point or key in arm.settings)
             own = [f"{key} {point[key]}" for key in arm.grid]
             name = ", ".join([arm.name, *own]) if arm.name else None
-            yield Asked(settings, varied, name, paper if arm.paper is None else arm.paper)
+            yield Combination(settings, varied, name, paper if arm.paper is None else arm.paper)
 
 
-def _arms(value: object, source: str) -> list[_Arm]:
+def _arms(value: object, source: str) -> list[Arm]:
     if not (isinstance(value, list) and value):
         raise ValueError(f"{source}: arms must be a list of mappings, got {value!r}")
     arms = []
@@ -200,14 +202,14 @@ def _arms(value: object, source: str) -> list[_Arm]:
         for option in grid:
             if option in settings:
                 raise ValueError(f"{where}: {option} is set and in its grid: leave out one of the two")
-        arms.append(_Arm(settings, grid, name, paper))
+        arms.append(Arm(settings, grid, name, paper))
     return arms
 
 
 def _with_quick_grid(
-    grid: Mapping[str, Sequence[Any]], arms: Sequence[_Arm], quick: object, source: str
-) -> tuple[dict[str, Sequence[Any]], list[_Arm]]:
-    """Grids with the values of `quick` in the place of theirs."""
+    grid: Mapping[str, Sequence[Any]], arms: Sequence[Arm], quick: object, source: str
+) -> tuple[dict[str, Sequence[Any]], list[Arm]]:
+    """Return grid and arms with the values that `quick` has for their grids."""
     shorter = _grid(quick, f"{source}, quick, grid")
     for option in shorter:
         if option not in grid and not any(option in arm.grid for arm in arms):
@@ -216,7 +218,7 @@ def _with_quick_grid(
     def shorten(values: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
         return {option: shorter.get(option, found) for option, found in values.items()}
 
-    return shorten(grid), [_Arm(arm.settings, shorten(arm.grid), arm.name, arm.paper) for arm in arms]
+    return shorten(grid), [Arm(arm.settings, shorten(arm.grid), arm.name, arm.paper) for arm in arms]
 
 
 def _grid(value: object, where: str) -> dict[str, Sequence[Any]]:

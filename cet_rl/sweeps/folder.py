@@ -1,33 +1,56 @@
 """The folder of a sweep.
 
-sweep.yaml      its cells: the settings they share, and those of each
-results.csv     a row for each cell
-NAME/           the run folder of a cell
-logs/NAME.log   what a cell's process has said, if anything
-failures/NAME   why a cell has failed
-locks/          who runs which cell
+sweep.yaml      its jobs: the settings they share, and those of each
+results.csv     a row for each job
+NAME/           the run folder of a job
+logs/NAME.log   what a job's process has printed, if anything
+failures/NAME   why a job has failed
+locks/          which process runs which job
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import replacing
-from cet_rl.runs.task_kinds import differing
-from cet_rl.sweeps.jobs import Cell, Sweep, fingerprint, settings_shared
+from cet_rl.runs.lock import lock_owners
+from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
+from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
-"""What a file that is no longer what has been written raises when it is read."""
+"""What reading a damaged file raises."""
 
 SHOWN = 3
 """Names listed in a message."""
 MOST_CHANGES = 5
 """Settings that may have been edited before a sweep counts as another one."""
+
+LEADING = ("job", "arm", "task", "agent", "seed")
+"""Columns that every results.csv has first; then come the other settings that not all jobs share."""
+
+RESULTS = tuple(
+    score.on(held_out) for kind in TASK_KINDS for score in kind.scores for held_out in ("test", "validation")
+)
+"""Scores of finished runs, by metrics of their summaries; the first that a run has is shown."""
+
+PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
+"""Scores of runs that are under way, by columns of their metrics.csv."""
+
+_LARGE = 1e7
+"""Scores from which on are shown with an exponent: of a run that has diverged."""
+
+_TAIL = 8192
+"""Bytes from the end of a metrics.csv that hold its last row."""
 
 
 class SweepFolder:
@@ -39,81 +62,79 @@ class SweepFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.spec_file = self.path / "sweep.yaml"
+        self.sweep_file = self.path / "sweep.yaml"
         self.results_file = self.path / "results.csv"
+        self.failures = self.path / "failures"
         self.locks = self.path / "locks"
 
     def run_path(self, name: str) -> Path:
-        """The run folder of a cell."""
+        """Return the run folder of a job."""
         return self.path / name
 
     def log_file(self, name: str) -> Path:
-        """What the cell's process has said."""
+        """Return the file with what a job's process has printed."""
         return self.path / "logs" / f"{name}.log"
 
-    @property
-    def failures(self) -> Path:
-        """Where it is written down why cells have failed, a file each."""
-        return self.path / "failures"
-
     def failure_file(self, name: str) -> Path:
-        """Why the cell has failed; there is none unless it has."""
+        """Return the file that says why a job has failed; it exists only if the job has."""
         return self.failures / name
 
     def read(self) -> Sweep:
-        """The sweep that the folder is for.
+        """Return the sweep that the folder is for.
 
         Raises:
-            ValueError: if it is no sweep folder, or sweep.yaml is damaged.
+            ValueError: if it is no sweep folder, or sweep.yaml is damaged or has been edited.
         """
-        if not self.spec_file.is_file():
-            raise ValueError(f"{self.path} is no sweep folder: it has no {self.spec_file.name}")
+        if not self.sweep_file.is_file():
+            raise ValueError(f"{self.path} is no sweep folder: it has no {self.sweep_file.name}")
         try:
-            data = load_yaml(self.spec_file.read_text(encoding="utf-8"))
-            cells = []
-            for name, own in data["cells"].items():
+            data = load_yaml(self.sweep_file.read_text(encoding="utf-8"))
+            jobs = []
+            for name, own in data["jobs"].items():
                 values = {**data["common"], **own}
-                cells.append(Cell(name, str(values.pop("arm")), values))
-            edited = [cell.readable for cell in cells if not cell.name.endswith(f"-{fingerprint(cell.values)}")]
-            sweep = Sweep(str(data["title"]), tuple(cells), str(data["made_from"]))
+                jobs.append(Job(name, str(values.pop("arm")), values))
+            edited = [job.readable for job in jobs if not job.name.endswith(f"-{fingerprint(job.values)}")]
+            sweep = Sweep(str(data["title"]), tuple(jobs), str(data["made_from"]))
         except (*_DAMAGE, KeyError):
-            raise ValueError(f"{self.spec_file} is damaged: choose another --run-dir") from None
+            raise ValueError(f"{self.sweep_file} is damaged: choose another --run-dir") from None
         if edited:
-            raise ValueError(f"{self.spec_file} has been edited ({_listed(edited)}): choose another --run-dir")
+            raise ValueError(f"{self.sweep_file} has been edited ({_listed(edited)}): choose another --run-dir")
         return sweep
 
     def check(self, sweep: Sweep) -> int:
-        """Make sure that the folder is for a sweep, touching nothing.
+        """Make sure that the folder is for a sweep, without changing anything.
 
         Returns:
-            How many cells it has more than the last time; all of them in a new folder.
+            How many jobs have been added since the last time; all of them in a new folder.
 
         Raises:
-            ValueError: if the folder is another sweep's or no sweep's, saying what differs, or if the run of one
-                of its cells has another configuration than the cell.
+            ValueError: if the folder holds another sweep or something else, saying what differs, or if the run of
+                a job has another configuration than the job.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"sweep folder {self.path} is a file")
-        if not self.spec_file.is_file():
+        if not self.sweep_file.is_file():
             if self.path.is_dir() and any(not entry.startswith(".") for entry in os.listdir(self.path)):
                 raise ValueError(f"{self.path} is not empty and no sweep folder: choose another --run-dir")
-            return len(sweep.cells)
+            return len(sweep.jobs)
         earlier = self.read()
         missing = _names(earlier) - _names(sweep)
         if missing:
-            raise ValueError(self._what_differs(earlier, sweep, [c for c in earlier.cells if c.name in missing]))
-        self._check_runs(sweep.cells)
-        return len(sweep.cells) - len(earlier.cells)
+            raise ValueError(
+                self._difference(earlier, sweep, [job for job in earlier.jobs if job.name in missing])
+            )
+        self._check_runs(sweep.jobs)
+        return len(sweep.jobs) - len(earlier.jobs)
 
-    def claim(self, sweep: Sweep) -> int:
-        """Take the folder for a sweep, overwriting nothing; cells may have been added since the last time.
+    def open_for(self, sweep: Sweep) -> int:
+        """Open the folder for a sweep, creating it if need be; jobs may have been added since the last time.
 
         Returns:
-            How many cells it has more than the last time; all of them in a new folder.
+            How many jobs have been added since the last time; all of them in a new folder.
 
         Raises:
             ValueError: as `check` does.
-            OSError: if it cannot be written.
+            OSError: if the folder cannot be written.
         """
         new = self.check(sweep)
         text = _as_yaml(sweep)
@@ -122,62 +143,201 @@ class SweepFolder:
             probe = self.path / f".writable.{os.getpid()}"
             probe.touch()
             probe.unlink()
-            if not self.spec_file.is_file() or self.spec_file.read_text(encoding="utf-8") != text:
-                with replacing(self.spec_file) as stream:
+            if not self.sweep_file.is_file() or self.sweep_file.read_text(encoding="utf-8") != text:
+                with replacing(self.sweep_file) as stream:
                     stream.write(text.encode())
         except OSError as error:
             raise OSError(f"cannot write to sweep folder {self.path}: {error.strerror}") from None
         return new
 
-    def _what_differs(self, earlier: Sweep, sweep: Sweep, missing: Sequence[Cell]) -> str:
-        """Why a folder with the cells of `earlier`, some missing in `sweep`, is not for it, in one line."""
+    def summary(self, name: str) -> dict[str, Any]:
+        """Return the summary of a job's run; empty if there is none that can be read."""
+        try:
+            data = json.loads((self.run_path(name) / "summary.json").read_text(encoding="utf-8"))
+            return data if "status" in data else {}
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def state(self, name: str, owner: object = None, *, locked: bool = False) -> JobState:
+        """Return what has become of one job.
+
+        Args:
+            name: of the job.
+            owner: the process that runs it, if known.
+            locked: whether a process runs it.
+        """
+        summary = self.summary(name)
+        status = summary.get("status")
+        if status == "finished":
+            score = _score(summary.get("metrics") or {}, RESULTS)
+            return JobState("finished", summary.get("steps"), score, summary.get("steps_per_second"))
+        if locked:
+            step, score, speed = _progress(self.run_path(name) / "metrics.csv")
+            return JobState("running", step, score, speed, owner=str(owner or ""))
+        try:
+            file = self.failure_file(name)
+            return JobState(
+                "failed", error=file.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+            )
+        except OSError:
+            if status == "failed":
+                return JobState("failed", error=str(summary.get("error") or "unknown"))
+        if (self.run_path(name) / "config.yaml").is_file():
+            step, score, _ = _progress(self.run_path(name) / "metrics.csv")
+            # An interrupted run has saved more than it has logged.
+            return JobState("partial", summary.get("steps") if status == "interrupted" else step, score)
+        return JobState("waiting")
+
+    def states(self, jobs: Iterable[Job], known: Mapping[str, JobState] | None = None) -> dict[str, JobState]:
+        """Return what has become of all jobs, by name.
+
+        Args:
+            jobs: of the sweep.
+            known: their earlier states; those that were finished are not looked at again.
+        """
+        owners = lock_owners(self.locks)
+        begun = {*_entries(self.path), *_entries(self.failures), *owners}
+        states = {}
+        for name in (job.name for job in jobs):
+            before = (known or {}).get(name)
+            if before is not None and before.state == "finished":
+                states[name] = before
+            elif name in begun:
+                states[name] = self.state(name, owners.get(name), locked=name in owners)
+            else:
+                states[name] = JobState("waiting")
+        return states
+
+    def note_failure(self, name: str, reason: str) -> None:
+        """Write down why a job has failed; print it if it cannot be written."""
+        file = self.failure_file(name)
+        try:
+            file.parent.mkdir(exist_ok=True)
+            with replacing(file) as stream:
+                stream.write(f"{reason}\n".encode(errors="replace"))
+        except OSError as error:
+            text = f"cannot write {file}: {error.strerror}; {name} has failed: {reason}"
+            print(text, file=sys.stderr, flush=True)
+
+    def forget_failure(self, name: str) -> None:
+        """Remove what says that a job has failed."""
+        self.failure_file(name).unlink(missing_ok=True)
+        if self.summary(name).get("status") == "failed":
+            (self.run_path(name) / "summary.json").unlink(missing_ok=True)
+
+    def results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> str:
+        """Return results.csv: a row for each job, in the order of the sweep's file, without times.
+
+        Columns are job, arm, task, agent, seed, the settings that not all jobs share, status, steps and the
+        metrics of the summaries. Jobs that are not finished have neither steps nor metrics.
+        """
+        skipped = {*settings_shared(jobs), *LEADING}
+        varied = dict.fromkeys(key for job in jobs for key in identity(job.values) if key not in skipped)
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, None] = {}
+        for job in jobs:
+            summary = self.summary(job.name) if states[job.name].state == "finished" else {}
+            found: Mapping[str, Any] = summary.get("metrics") or {}
+            metrics |= dict.fromkeys(found)
+            row = {key: _text(job.values.get(key)) for key in varied}
+            row |= {"job": job.name, "arm": job.arm, "task": job.values["task"], "seed": job.values["seed"]}
+            row["agent"] = summary.get("agent") or job.values.get("agent", "")
+            rows.append({**row, "status": states[job.name].state, "steps": summary.get("steps"), **found})
+        text = io.StringIO(newline="")
+        columns = dict.fromkeys([*LEADING, *varied, "status", "steps", *metrics])
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def write_results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> None:
+        """Write results.csv; raise OSError if the folder cannot be written."""
+        text = self.results(jobs, states)
+        with replacing(self.results_file) as stream:
+            stream.write(text.encode())
+
+    def _difference(self, earlier: Sweep, sweep: Sweep, missing: Sequence[Job]) -> str:
+        """Say in a line why a folder with the jobs of `earlier`, some missing in `sweep`, is not for `sweep`."""
         hint = "choose another --run-dir"
-        added = [cell for cell in sweep.cells if cell.name not in _names(earlier)]
+        added = [job for job in sweep.jobs if job.name not in _names(earlier)]
         if not added:
-            names = _listed([cell.readable for cell in missing])
-            return f"{self.path} holds more cells than asked for ({names}): put them back, or {hint}"
+            names = _listed([job.readable for job in missing])
+            return f"{self.path} holds more jobs than asked for ({names}): put them back, or {hint}"
         first = missing[0]
-        nearest = min((differing(first.values, cell.values) for cell in added), key=len)
-        if len(missing) == len(earlier.cells) and len(nearest) > MOST_CHANGES:
+        nearest = min((differing(first.values, job.values) for job in added), key=len)
+        if len(missing) == len(earlier.jobs) and len(nearest) > MOST_CHANGES:
             return f"{self.path} belongs to another sweep ({earlier.title!r}, not {sweep.title!r}): {hint}"
-        others = f"; {len(missing)} of its cells differ" if len(missing) > 1 else ""
+        others = f"; {len(missing)} of its jobs differ" if len(missing) > 1 else ""
         what = f"{first.readable} has {', '.join(nearest)}{others}"
         return f"{self.path} holds this sweep with other settings ({what}): {hint}"
 
-    def _check_runs(self, cells: Iterable[Cell]) -> None:
-        """Raise ValueError for a run folder whose configuration is not that of its cell."""
-        for cell in cells:
-            file = self.run_path(cell.name) / "config.yaml"
+    def _check_runs(self, jobs: Iterable[Job]) -> None:
+        """Raise ValueError for a run folder whose configuration is not that of its job."""
+        hint = "move its folder away, or choose another --run-dir"
+        for job in jobs:
+            file = self.run_path(job.name) / "config.yaml"
             try:
                 saved = load_yaml(file.read_text(encoding="utf-8"))
-                same = fingerprint(saved) == fingerprint(cell.values)
+                same = fingerprint(saved) == fingerprint(job.values)
             except FileNotFoundError:
                 continue
             except _DAMAGE:
-                raise ValueError(f"{file} is damaged: move its folder away, or choose another --run-dir") from None
+                raise ValueError(f"{file} is damaged: {hint}") from None
             if not same:
-                changes = ", ".join(differing(saved, cell.values))
-                raise ValueError(
-                    f"{file} is not what the sweep asks for ({changes}): move its folder away, or choose another "
-                    "--run-dir"
-                )
+                changes = ", ".join(differing(saved, job.values))
+                raise ValueError(f"{file} is not what the sweep asks for ({changes}): {hint}")
 
 
 def _as_yaml(sweep: Sweep) -> str:
-    """The text of sweep.yaml: a block of what all cells share, and a line for each."""
-    common = settings_shared(sweep.cells)
+    """Return the text of sweep.yaml: a block of what all jobs share, and a line for each."""
+    common = settings_shared(sweep.jobs)
     own = {
-        cell.name: {"arm": cell.arm, **{key: v for key, v in cell.values.items() if key not in common}}
-        for cell in sweep.cells
+        job.name: {"arm": job.arm, **{key: v for key, v in job.values.items() if key not in common}}
+        for job in sweep.jobs
     }
     head = dump_yaml({"title": sweep.title, "made_from": sweep.made_from, "common": common})
-    return head + dump_yaml({"cells": own}, default_flow_style=None, width=1_000_000)
+    return head + dump_yaml({"jobs": own}, default_flow_style=None, width=1_000_000)
 
 
 def _names(sweep: Sweep) -> set[str]:
-    return {cell.name for cell in sweep.cells}
+    return {job.name for job in sweep.jobs}
 
 
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _progress(file: Path) -> tuple[int | None, str, float | None]:
+    """Return step, score and speed from the last row of a metrics.csv."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.readline()
+            stream.seek(max(len(head), os.path.getsize(file) - _TAIL))
+            rows = stream.read().splitlines()
+        names, last = (next(csv.reader([line.decode()])) for line in (head, rows[-1]))
+        row = dict(zip(names, last, strict=True))
+        speed = float(row["time/fps"]) if row.get("time/fps") else None
+        return int(float(row["time/total_timesteps"])), _score(row, PROGRESS), speed
+    except (OSError, IndexError, ValueError, KeyError, StopIteration, csv.Error):  # not there yet, or half a row
+        return None, "", None
+
+
+def _score(values: Mapping[str, Any], scores: Iterable[Score]) -> str:
+    for score in scores:
+        if values.get(score.key) not in (None, ""):
+            number = float(values[score.key])
+            return f"{score.word} " + (f"{number:.{score.digits}f}" if abs(number) < _LARGE else f"{number:.3g}")
+    return ""
+
+
+def _text(value: object) -> object:
+    """Return a list as words, as the command line takes it; everything else as it is."""
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value

@@ -1,53 +1,75 @@
-"""The cells of a sweep as job arrays on a SLURM cluster, over the same folders; through submitit."""
+"""Jobs of a sweep as job arrays on a SLURM cluster, over the same folders; through submitit.
+
+A SLURM job is a small process that starts the same worker as a sweep on one machine. Near the end of its time, or
+when it is pre-empted, SLURM sends it SIGUSR2: it has the worker save its checkpoint, and is queued again. A node
+that fails, or a partition that requeues by itself, needs nothing: a job goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.files import replacing
-from cet_rl.sweeps.display import counts, describe_counts
+from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Sweep
-from cet_rl.sweeps.launcher import Command, check_workers, worker_command
-from cet_rl.sweeps.slurm_job import CellJob
-from cet_rl.sweeps.states import look_at_all
+from cet_rl.sweeps.jobs import Sweep, counts, describe_counts
+from cet_rl.sweeps.worker import (
+    EXIT_FINISHED,
+    STOPPED,
+    Command,
+    LocalJob,
+    check_workers,
+    failure_reason,
+    worker_command,
+)
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
+    from submitit.helpers import DelayedSubmission
 
 DEFAULT_MINUTES = 60
-"""Of a job, unless told otherwise. Little, as a cell that needs more is put back into the queue."""
+"""Of a SLURM job, unless told otherwise. Few, as a job that needs more is put back into the queue."""
 REQUEUES = 1000
-"""Times that a cell may run out of time."""
+"""Times that a job may run out of time."""
 MOST_JOBS = 1000
 """In one array: what SLURM takes unless it is configured otherwise."""
+TICK = 0.5
+"""Seconds between two looks at the worker."""
+LINGER = 120.0
+"""Seconds that a SLURM job whose worker was ended by SLURM waits for what SLURM does next."""
 
 _OURS = {
-    "array": "--workers sets how many cells run at a time",
+    "array": "--workers sets how many jobs run at a time",
     "array-parallelism": "--workers does that",
     "workers": "--workers is an option of its own",
-    "nodes": "a cell runs on one node",
-    "ntasks": "a cell is one task",
-    "ntasks-per-node": "a cell is one task",
+    "nodes": "a job runs on one node",
+    "ntasks": "a job is one task",
+    "ntasks-per-node": "a job is one task",
     "output": "logs go to the sweep's folder",
     "error": "logs go to the sweep's folder",
     "open-mode": "logs go to the sweep's folder",
-    "signal": "use signal-delay, the seconds that a cell has for saving",
-    "requeue": "cells are always requeued",
-    "no-requeue": "cells are always requeued",
-    "wrap": "a job runs a cell",
+    "signal": "use signal-delay, the seconds that a job has for saving",
+    "requeue": "jobs are always requeued",
+    "no-requeue": "jobs are always requeued",
+    "wrap": "a sweep sets what runs",
 }
 """Options of sbatch that a sweep sets itself, and what to do instead."""
 
 
 def parse_options(words: Sequence[str]) -> dict[str, str | bool]:
-    """KEY=VALUE words as options of sbatch.
+    """Return KEY=VALUE words as options of sbatch.
 
     Args:
         words: such as partition=long, time=4:00:00, mem=8G, signal-delay=120, exclusive.
@@ -56,7 +78,7 @@ def parse_options(words: Sequence[str]) -> dict[str, str | bool]:
         Values by option, with dashes; True for an option without a value.
 
     Raises:
-        ValueError: for a word that is none, an option given twice, or one that a sweep sets itself.
+        ValueError: for anything else, an option given twice, or one that a sweep sets itself.
     """
     options: dict[str, str | bool] = {}
     for word in words:
@@ -75,7 +97,7 @@ def parse_options(words: Sequence[str]) -> dict[str, str | bool]:
 
 
 def minutes(text: str | bool) -> int:
-    """A time limit in one of sbatch's formats, in whole minutes, at least one.
+    """Return a time limit in one of sbatch's formats in whole minutes, at least one.
 
     Args:
         text: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or
@@ -103,16 +125,94 @@ def _seconds(text: str | bool) -> int:
     return int(text)
 
 
+@dataclass
+class SlurmJob:
+    """Run one job of a sweep in a worker. Submitit calls it, and `checkpoint` on SIGUSR2.
+
+    Attributes:
+        folder: of the sweep, an absolute path.
+        name: of the job.
+        retry: run it although it has failed.
+        command: of a worker.
+        linger: seconds to wait after SIGTERM before going on.
+    """
+
+    folder: str
+    name: str
+    retry: bool = False
+    command: Command = worker_command
+    linger: float = LINGER
+
+    def __post_init__(self) -> None:
+        self._worker: LocalJob | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_worker": None}  # a process cannot be pickled
+
+    def __call__(self) -> str:
+        """Run the job until it has finished.
+
+        Returns:
+            "finished", or "busy" if another process runs the job.
+
+        Raises:
+            RuntimeError: if the job has failed: SLURM counts it as failed, too.
+        """
+        while True:
+            status = self._run_worker()
+            if status == EXIT_FINISHED:
+                return "finished"
+            if status == EXIT_BUSY:
+                return "busy"
+            if status not in STOPPED:
+                raise RuntimeError(f"{self.name} has failed: {failure_reason(self._folder, self.name, status)}")
+            # SLURM has sent SIGTERM, and now ends this process or sends it SIGUSR2. If it does neither, go on.
+            time.sleep(self.linger)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Have the worker save its checkpoint and end; return what to put back into the queue."""
+        from submitit.helpers import DelayedSubmission
+
+        worker = self._worker
+        if worker is not None:
+            worker.stop()
+            # Not through Popen, whose lock the code that this signal has interrupted may hold.
+            with suppress(ChildProcessError):  # it had ended
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        # One that was stopped before it had begun has still to forget that it failed.
+        retry = self.retry and self._folder.state(self.name).state == "failed"
+        return DelayedSubmission(replace(self, retry=retry))
+
+    @property
+    def _folder(self) -> SweepFolder:
+        return SweepFolder(self.folder)
+
+    def _run_worker(self) -> int:
+        # A predecessor's node may have died, which shows after a while: --wait.
+        options = ["--watch", "--wait", *["--retry"] * self.retry]
+        command = [*self.command(self._folder, self.name), *options]
+        # SLURM sends SIGUSR2 to all processes of a job. A worker inherits that it is blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        try:
+            self._worker = LocalJob(self.name, command, self._folder.log_file(self.name))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while (status := self._worker.poll()) is None:
+            time.sleep(TICK)
+        self._worker, self.retry = None, False
+        return status
+
+
 class SlurmLauncher:
-    """Hands cells to SLURM and does not wait for them.
+    """Hand jobs to SLURM without waiting for them.
 
     Args:
         options: of sbatch, from `parse_options`; those left out are the cluster's defaults.
-        workers: cells at a time in an array; None for as many as SLURM can place.
+        workers: jobs at a time in an array; None for as many as SLURM can place.
         command: of a worker.
 
     Raises:
-        ValueError: if submitit or SLURM is not there, or `workers` is not at least one.
+        ValueError: if submitit or SLURM is not installed, or `workers` is not at least one.
     """
 
     def __init__(
@@ -129,7 +229,7 @@ class SlurmLauncher:
         self.options, self.workers, self.command = dict(options), workers, command
 
     def executor(self, folder: SweepFolder) -> SlurmExecutor:
-        """Submitit's executor, with the options of sbatch."""
+        """Return submitit's executor with the options of sbatch."""
         from submitit import SlurmExecutor
 
         options = dict(self.options)
@@ -144,15 +244,15 @@ class SlurmLauncher:
         )
         return executor
 
-    def submit(self, folder: SweepFolder, cells: Mapping[str, bool]) -> dict[str, str]:
-        """Hand over cells.
+    def submit(self, folder: SweepFolder, jobs: Mapping[str, bool]) -> dict[str, str]:
+        """Hand over jobs.
 
         Args:
             folder: of the sweep.
-            cells: by name, whether to run them although they have failed.
+            jobs: by name, whether to run them although they have failed.
 
         Returns:
-            The number of the job of each cell, as `squeue` shows it: 12_0.
+            The number of each job in SLURM, as `squeue` shows it: 12_0.
 
         Raises:
             ValueError: if SLURM refuses them, with its reason.
@@ -160,28 +260,28 @@ class SlurmLauncher:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         path = str(folder.path.resolve())
-        jobs = [CellJob(path, name, retry, self.command) for name, retry in cells.items()]
+        all_jobs = [SlurmJob(path, name, retry, self.command) for name, retry in jobs.items()]
         numbers: dict[str, str] = {}
-        for start in range(0, len(jobs), MOST_JOBS):
-            some = jobs[start : start + MOST_JOBS]
+        for start in range(0, len(all_jobs), MOST_JOBS):
+            some = all_jobs[start : start + MOST_JOBS]
             try:
                 submitted = self.executor(folder).submit_array(some)
             except (FailedJobError, FailedSubmissionError) as error:
                 raise ValueError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from None
-            numbers |= {job.cell: one.job_id for job, one in zip(some, submitted, strict=True)}
-            _note_jobs(folder, numbers)
+            numbers |= {job.name: one.job_id for job, one in zip(some, submitted, strict=True)}
+            _note_numbers(folder, numbers)
         return numbers
 
 
 def submit_sweep(
     sweep: Sweep, folder: SweepFolder, launcher: SlurmLauncher, *, retry: bool = False, quiet: bool = False
 ) -> int:
-    """Put every cell that is neither finished, nor running, nor queued into SLURM's queue, and return.
+    """Put every job that is neither finished, nor running, nor queued into SLURM's queue, and return.
 
     Args:
-        sweep: what to run.
-        folder: where, on a file system that all nodes share.
-        launcher: that hands cells to SLURM.
+        sweep: to run.
+        folder: of the sweep, on a file system that all nodes share.
+        launcher: hands jobs to SLURM.
         retry: run those that have failed again.
         quiet: print nothing but errors.
 
@@ -192,41 +292,42 @@ def submit_sweep(
         ValueError: if the folder is another sweep's, or SLURM refuses the jobs.
         OSError: if the folder cannot be written.
     """
-    say: Callable[[str], None] = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
-    folder.claim(sweep)
-    states, queued = look_at_all(folder, sweep.cells), queued_jobs(folder)
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    folder.open_for(sweep)
+    states, queued = folder.states(sweep.jobs), queued_jobs(folder)
+    failed = counts(states)["failed"]
     wanted = ("waiting", "partial", *["failed"] * retry)
-    cells = {
-        cell.name: states[cell.name].state == "failed"
-        for cell in sweep.cells
-        if states[cell.name].state in wanted and cell.name not in queued
-    }
-    say(f"sweep folder {folder.path}")
+    found = {job.name: states[job.name].state for job in sweep.jobs if job.name not in queued}
+    jobs = {name: state == "failed" for name, state in found.items() if state in wanted}
     there = f"; {len(queued)} of them waiting or running in SLURM" * bool(queued)
-    say(f"{len(sweep.cells)} cells: {describe_counts(states)}{there}")
-    if not retry and counts(states)["failed"]:
-        say(f"--retry runs the {counts(states)['failed']} that failed again")
-    if not cells:
+    say(f"sweep folder {folder.path}\n{len(sweep.jobs)} jobs: {describe_counts(states)}{there}")
+    if failed and not retry:
+        say(f"--retry runs the {failed} that failed again")
+    if not jobs:
         say("nothing to submit")
         return 0
-    numbers = launcher.submit(folder, cells)
-    arrays = dict.fromkeys(number.partition("_")[0] for number in numbers.values())
-    say(f"submitted {len(cells)} cells as SLURM job {', '.join(arrays)}; --status shows how far they are")
+    arrays = _arrays(launcher.submit(folder, jobs))
+    say(f"submitted {len(jobs)} jobs as SLURM job {arrays}; --status shows how far they are")
     return 0
 
 
 def queued_jobs(folder: SweepFolder) -> dict[str, str]:
-    """The cells of a sweep that wait or run in SLURM, and the numbers of their jobs; empty without SLURM.
+    """Return the jobs of a sweep that wait or run in SLURM, with their numbers; empty without SLURM.
 
     Raises:
         ValueError: if SLURM does not answer.
     """
+    file = _numbers_file(folder)
     try:
-        known: dict[str, str] = json.loads(_jobs_file(folder).read_text(encoding="utf-8"))
+        known: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError):
-        raise ValueError(f"{_jobs_file(folder)} is damaged: look into squeue, and remove it") from None
+        raise ValueError(f"{file} is damaged: look into squeue, and remove it") from None
     if not known or shutil.which("squeue") is None:
         return {}
     asked = subprocess.run(
@@ -235,22 +336,25 @@ def queued_jobs(folder: SweepFolder) -> dict[str, str]:
     if asked.returncode:
         raise ValueError(f"squeue does not answer: {' '.join(asked.stderr.split())}")
     there = set(asked.stdout.split())
-    return {cell: number for cell, number in known.items() if number in there}
+    return {name: number for name, number in known.items() if number in there}
 
 
 def describe_queue(folder: SweepFolder) -> str:
-    """The jobs of a sweep that SLURM has, in a line; empty if there are none."""
+    """Return a line about the jobs of a sweep that SLURM has; empty if it has none."""
     queued = queued_jobs(folder)
-    arrays = dict.fromkeys(number.partition("_")[0] for number in queued.values())
-    return f"SLURM has {len(queued)} of the cells, waiting or running: job {', '.join(arrays)}" if queued else ""
+    return f"SLURM has {len(queued)} of the jobs, waiting or running: job {_arrays(queued)}" if queued else ""
 
 
-def _jobs_file(folder: SweepFolder) -> Any:
+def _arrays(numbers: Mapping[str, str]) -> str:
+    return ", ".join(dict.fromkeys(number.partition("_")[0] for number in numbers.values()))
+
+
+def _numbers_file(folder: SweepFolder) -> Path:
     return folder.path / "slurm" / "jobs.json"
 
 
-def _note_jobs(folder: SweepFolder, numbers: Mapping[str, str]) -> None:
-    file = _jobs_file(folder)
+def _note_numbers(folder: SweepFolder, numbers: Mapping[str, str]) -> None:
+    file = _numbers_file(folder)
     try:
         earlier = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What has come out of a search: the table of trials, importances, and the best configuration."""
+"""The outcome of a search: the table of trials, importances, and the best configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml
 from cet_rl.runs.files import replacing
 from cet_rl.runs.task_kinds import options_marked
-from cet_rl.tuning.spec import TuningSpec
+from cet_rl.tuning.file import SearchFile
 from cet_rl.tuning.study import SearchFolder
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Trials in a printed table."""
 ENOUGH = 10
-"""Trials that have come to their end, to tell which options matter."""
+"""Finished trials that it takes to tell which options matter."""
 WIDTH = 140
 """Of a table that is not printed to a terminal."""
 
@@ -36,7 +36,7 @@ _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNIN
 
 
 def best_trial(study: Study) -> FrozenTrial | None:
-    """The best of the trials that have come to their end; None without any."""
+    """Return the best of the finished trials; None without any."""
     from optuna.study import StudyDirection
     from optuna.trial import TrialState
 
@@ -45,18 +45,18 @@ def best_trial(study: Study) -> FrozenTrial | None:
     return min(ended, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
 
 
-def params_of(spec: TuningSpec, trial: FrozenTrial) -> dict[str, Any]:
-    """The values of a trial's options."""
-    return {name: spec.space[name].value(value) for name, value in trial.params.items() if name in spec.space}
+def params_of(search: SearchFile, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the values of a trial's options."""
+    return {name: search.space[name].value(value) for name, value in trial.params.items() if name in search.space}
 
 
 def describe_params(params: Mapping[str, Any]) -> str:
-    """The same in words: "lr 0.0012, units 8"."""
+    """Return parameters in words: "lr 0.0012, units 8"."""
     return ", ".join(f"{name} {_text(value)}" for name, value in params.items())
 
 
-def write_best(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
-    """Write best.yaml, a configuration file: all settings of the best trial, seed and machine apart.
+def write_best(folder: SearchFolder, search: SearchFile, study: Study) -> None:
+    """Write best.yaml, a configuration file: all settings of the best trial, without seed and machine.
 
     Raises:
         OSError: if it cannot be written.
@@ -64,21 +64,21 @@ def write_best(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
     best = best_trial(study)
     if best is None:
         return
-    params = params_of(spec, best)
+    params = params_of(search, best)
     # What chooses hyper-parameters tests on images held out; who trains with them tests on the test set.
-    left_out = {"seed", "validation", *(key for key in options_marked(Mark.MACHINE) if key not in spec.fixed)}
-    values = spec.sweep(params).cells[0].values
+    left_out = {"seed", "validation", *(key for key in options_marked(Mark.MACHINE) if key not in search.fixed)}
+    values = search.sweep(params).jobs[0].values
     ordered = {key: values[key] for key in ("task", *params)}
     ordered |= {key: value for key, value in values.items() if key not in left_out}
-    seeds = f"seed{'s' * (len(spec.seeds) > 1)} {', '.join(map(str, spec.seeds))}"
+    seeds = f"seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))}"
     trials = len(study.get_trials(deepcopy=False))
-    head = f"# The best of {trials} trials: {spec.metric} {best.value:.6g} over {seeds}"
+    head = f"# The best of {trials} trials: {search.metric} {best.value:.6g} over {seeds}"
     text = dump_yaml(ordered)
     with replacing(folder.best_file) as stream:
         stream.write(f"{head} (trial {best.number}).\n# Searched: {describe_params(params)}.\n{text}".encode())
 
 
-def write_table(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
+def write_table(folder: SearchFolder, search: SearchFile, study: Study) -> None:
     """Write trials.csv: number, state, score, parameters and why it ended, a row for each trial.
 
     Raises:
@@ -86,10 +86,10 @@ def write_table(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", spec.metric, *spec.space, "reason"])
+    writer.writerow(["trial", "state", search.metric, *search.space, "reason"])
     for trial in study.get_trials(deepcopy=False):
-        params = params_of(spec, trial)
-        values = [_text(params[name]) if name in params else "" for name in spec.space]
+        params = params_of(search, trial)
+        values = [_text(params[name]) if name in params else "" for name in search.space]
         score = "" if trial.value is None or trial.state.name != "COMPLETE" else repr(trial.value)
         reason = trial.user_attrs.get("reason", "")
         writer.writerow([trial.number, _STATES[trial.state.name], score, *values, reason])
@@ -98,9 +98,9 @@ def write_table(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
 
 
 def importances(study: Study) -> dict[str, float]:
-    """How much of the difference between good and other trials each option explains, largest first; sum one.
+    """Return how much of the difference between good and other trials each option explains, largest first.
 
-    Empty with less than two options or too few trials to tell.
+    The shares sum to one. Empty with less than two options or too few trials to tell.
     """
     if sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)) < ENOUGH:
         return {}
@@ -117,11 +117,11 @@ def importances(study: Study) -> dict[str, float]:
     return found if len(found) > 1 and all(map(math.isfinite, found.values())) else {}
 
 
-def print_outcome(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
+def print_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> None:
     """Print the best trials, the importances and where the best configuration is, to stdout."""
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     trials = study.get_trials(deepcopy=False)
-    sign = -1 if spec.direction == "maximize" else 1
+    sign = -1 if search.direction == "maximize" else 1
     order = ("COMPLETE", "RUNNING", "PRUNED", "FAIL", "WAITING")
 
     def place(trial: FrozenTrial) -> tuple[float, ...]:
@@ -129,12 +129,12 @@ def print_outcome(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
         return order.index(trial.state.name), sign * trial.value if complete and trial.value else 0.0, trial.number
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("trial", "state", spec.metric, *spec.space):
+    for name in ("trial", "state", search.metric, *search.space):
         table.add_column(name)
     for trial in sorted(trials, key=place)[:SHOWN]:
-        params = params_of(spec, trial)
+        params = params_of(search, trial)
         score = f"{trial.value:.6g}" if trial.state.name == "COMPLETE" and trial.value is not None else ""
-        values = [escape(_text(params[name])) if name in params else "" for name in spec.space]
+        values = [escape(_text(params[name])) if name in params else "" for name in search.space]
         table.add_row(str(trial.number), _STATES[trial.state.name], score, *values)
     console.print(table)
     if len(trials) > SHOWN:
@@ -144,12 +144,12 @@ def print_outcome(folder: SearchFolder, spec: TuningSpec, study: Study) -> None:
         shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
         console.print(f"importance: {shares}", markup=False, highlight=False)
     if folder.best_file.is_file():
-        line = f"best: cet-rl train {spec.fixed['task']} --config {folder.best_file}"
+        line = f"best: cet-rl train {search.fixed['task']} --config {folder.best_file}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _text(value: Any) -> str:
-    """A value in a few characters."""
+    """Return a value in a few characters."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,25 +1,32 @@
-"""Runs trials side by side until there are enough; Ctrl-C, and going on.
+"""Run trials side by side until there are enough: a run for each seed, compared with earlier trials on the way.
 
-A trial belongs to whoever holds its lock. One that a search left behind when it was stopped or killed is taken up
-again, its run at its checkpoint, before any new one is drawn. Several searches, on machines that share the folder
-and a storage made for that, part the trials between them.
+A trial belongs to the process that has its lock. One that a search left behind, as it was stopped or killed or the
+disk was full, is taken up again, its run at its checkpoint, before any new one is drawn. Several searches, on
+machines that share the folder and a storage made for that, share the trials.
 """
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from cet_rl.runs.lock import Lock, lock_owners
+import numpy as np
+
+from cet_rl.report.reading import FloatArray, read_columns
 from cet_rl.runs.terminal import Interruption
+from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.launcher import Launcher
-from cet_rl.sweeps.worker import EXIT_INTERRUPTED
+from cet_rl.sweeps.jobs import Sweep
+from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, SubmittedJob, failure_reason
+from cet_rl.tuning.file import SearchFile
 from cet_rl.tuning.outcome import best_trial, describe_params, write_best, write_table
-from cet_rl.tuning.spec import TuningSpec
-from cet_rl.tuning.study import SearchFolder
-from cet_rl.tuning.trial import Outcome, TrialRun
+from cet_rl.tuning.study import POINTS, SearchFolder
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -28,22 +35,174 @@ if TYPE_CHECKING:
 TICK = 0.2
 """Seconds between two looks at the runs."""
 
+_DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
-class Search:
-    """One go at a search.
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Say what has become of a trial.
+
+    Attributes:
+        state: complete; pruned, because it was worse than others or its numbers grew beyond bounds; failed; or
+            open, to be taken up again.
+        score: mean over seeds; None unless complete.
+        reason: why it failed, was pruned or cannot go on; empty otherwise.
+    """
+
+    state: Literal["complete", "pruned", "failed", "open"]
+    score: float | None = None
+    reason: str = ""
+
+
+class TrialRun:
+    """Run one trial.
 
     Args:
-        spec: what to search.
-        folder: claimed.
+        search: what its file asks for.
+        trial: Optuna's.
+        params: the trial's.
+        sweep: its runs, seed by seed.
+        folder: of these.
+        launcher: runs them.
+        lock: held; whoever polls this releases it when the trial ends.
+        resumed: whether an earlier search has begun it; then runs that failed are tried again.
+    """
+
+    def __init__(
+        self,
+        search: SearchFile,
+        trial: Trial,
+        params: Mapping[str, Any],
+        sweep: Sweep,
+        folder: SweepFolder,
+        launcher: Launcher,
+        lock: Lock,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        self.search, self.trial, self.params, self.lock = search, trial, dict(params), lock
+        self._sweep, self._folder, self._launcher, self._retry = sweep, folder, launcher, resumed
+        self._curves: list[tuple[FloatArray, FloatArray]] = []  # of the seeds that have ended
+        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self._job: SubmittedJob | None = None
+        self._looked = 0
+        self._pruning = self._stopping = False
+        folder.open_for(sweep)
+
+    def stop(self) -> None:
+        """Have its run save its checkpoint and end; the trial stays open."""
+        self._stopping = True
+        if self._job is not None:
+            self._job.stop()
+
+    def poll(self) -> TrialResult | None:
+        """Look at the run and start the next one; return the trial's result, None while it goes on."""
+        if self._job is None:
+            if self._stopping:
+                return TrialResult("open")
+            self._job = self._launcher.submit(self._folder, [self._name], retry=self._retry)[0]
+        status = self._job.poll()
+        if status is None:
+            if not self._pruning and not self._stopping and self._compare() and self.trial.should_prune():
+                self._pruning = True
+                self._job.stop()
+            return None
+        self._job = None
+        if self._pruning:
+            return self._pruned()
+        if status == EXIT_BUSY or status in STOPPED:
+            return TrialResult("open")
+        return self._next() if status == EXIT_FINISHED else self._failed(status)
+
+    @property
+    def _name(self) -> str:
+        return self._sweep.jobs[len(self._curves)].name
+
+    def _next(self) -> TrialResult | None:
+        """Return what follows from a run that has finished."""
+        compared = self._compare(ended=True)
+        self._curves.append(self._curve(self._name))
+        self._looked = 0
+        if len(self._curves) < len(self._sweep.jobs):
+            return self._pruned() if compared and self.trial.should_prune() else None
+        metrics = [self._folder.summary(job.name).get("metrics") or {} for job in self._sweep.jobs]
+        scores = [found[self.search.metric] for found in metrics if found.get(self.search.metric) is not None]
+        if len(scores) < len(metrics):
+            missing = f"{len(metrics) - len(scores)} of {len(metrics)}"
+            return TrialResult("failed", reason=f"{self.search.metric} is missing in {missing} summaries")
+        return TrialResult("complete", score=math.fsum(scores) / len(scores))
+
+    def _pruned(self) -> TrialResult:
+        share = max(self._reported, default=0) / (POINTS * len(self._sweep.jobs))
+        return TrialResult("pruned", reason=f"at {share:.0%}")
+
+    def _failed(self, status: int) -> TrialResult:
+        reason = failure_reason(self._folder, self._name, status)
+        if any(text in reason for text in _DISK_FULL):
+            return TrialResult("open", reason=reason)
+        # A search should learn to keep away from where numbers grow beyond bounds.
+        return TrialResult("pruned" if reason.startswith("FloatingPointError") else "failed", reason=reason)
+
+    def _curve(self, name: str) -> tuple[FloatArray, FloatArray]:
+        """Return steps and values of a run's curve; empty without any."""
+        names = ("time/total_timesteps", self.search.curve)
+        nothing = np.empty(0)
+        try:
+            columns = read_columns(self._folder.run_path(name) / "metrics.csv", names.__contains__)
+        except (OSError, ValueError):  # there is none yet
+            return nothing, nothing
+        steps, values = (columns.get(name, nothing) for name in names)
+        if len(steps) != len(values):
+            return nothing, nothing
+        both = np.isfinite(steps) & np.isfinite(values)
+        return steps[both], values[both]
+
+    def _compare(self, *, ended: bool = False) -> bool:
+        """Report to Optuna how the run has done since; return whether there was anything to report.
+
+        At a point of the k-th seed that is the mean over the first k seeds: other trials have come to it in the
+        same way.
+        """
+        try:
+            changed = (self._folder.run_path(self._name) / "metrics.csv").stat().st_mtime_ns
+        except OSError:
+            return False
+        if changed == self._looked and not ended:
+            return False
+        self._looked = changed
+        steps, values = self._curve(self._name)
+        if not len(steps):
+            return False
+        curves = [curve for curve in [*self._curves, (steps, values)] if len(curve[0])]
+        sign = 1.0 if self.search.curve_direction == self.search.direction else -1.0
+        total = self._sweep.jobs[0].values["total_steps"]
+        new = False
+        for point in range(1, POINTS + 1):
+            at, place = total * point / POINTS, len(self._curves) * POINTS + point
+            if place in self._reported or at < steps[0] or (at > steps[-1] and not ended):
+                continue
+            mean = float(np.mean([np.interp(at, *curve) for curve in curves]))
+            self.trial.report(sign * mean, place)
+            self._reported.add(place)
+            new = True
+        return new
+
+
+class Search:
+    """Run one go at a search.
+
+    Args:
+        search: what its file asks for.
+        folder: opened for it.
         study: of the folder.
-        launcher: that runs the trials; its capacity is how many at a time.
-        trials: how many there are to be in all, those of earlier goes included.
+        launcher: runs the trials; its capacity is how many at a time.
+        trials: how many there are to be in all, including those of earlier goes.
         quiet: print nothing but errors.
     """
 
     def __init__(
         self,
-        spec: TuningSpec,
+        search: SearchFile,
         folder: SearchFolder,
         study: Study,
         launcher: Launcher,
@@ -51,17 +210,20 @@ class Search:
         trials: int,
         quiet: bool = False,
     ) -> None:
-        self.spec, self.folder, self.study, self.launcher = spec, folder, study, launcher
+        self.search, self.folder, self.study, self.launcher = search, folder, study, launcher
         self.trials, self.quiet = trials, quiet
         self.interruption = Interruption()
         self._running: list[TrialRun] = []
         self._seen: set[int] = set()  # taken up in this go
 
-    def go(self) -> int:
+    def run(self) -> int:
         """Run until there are enough trials, or until interrupted.
 
         Returns:
-            The exit status: 0; 1 if no trial has come to its end; 130 if interrupted.
+            The exit status: 0; 1 if no trial has finished; 130 if interrupted.
+
+        Raises:
+            OSError: if the disk is full; trials under way are taken up again by the next search.
         """
         done = self._begun()
         left = f"; going on to {self.trials}" if done < self.trials else ""
@@ -71,9 +233,13 @@ class Search:
             try:
                 self._run()
             finally:
-                self._end()
-        write_table(self.folder, self.spec, self.study)
-        write_best(self.folder, self.spec, self.study)
+                for run in self._running:
+                    run.stop()
+                while self._running:
+                    self._running = [run for run in self._running if run.poll() is None]
+                    time.sleep(TICK)
+        write_table(self.folder, self.search, self.study)
+        write_best(self.folder, self.search, self.study)
         if self.interruption.wanted:
             self._say("interrupted; the same command goes on")
             return EXIT_INTERRUPTED
@@ -87,11 +253,11 @@ class Search:
                 for run in self._running:
                     run.stop()
             for run in list(self._running):
-                outcome = run.poll()
-                if outcome is not None:
+                result = run.poll()
+                if result is not None:
                     self._running.remove(run)
                     run.lock.release()
-                    self._conclude(run.trial, run.params, outcome)
+                    self._conclude(run.trial, run.params, result)
                     more = True
             while more and not stopping and len(self._running) < self.launcher.capacity:
                 more = self._start_one()
@@ -99,29 +265,20 @@ class Search:
                 return
             time.sleep(TICK)
 
-    def _end(self) -> None:
-        """Have what runs save where it is; nothing to do unless something went wrong."""
-        for run in self._running:
-            run.stop()
-        while self._running:
-            self._running = [run for run in self._running if run.poll() is None]
-            time.sleep(TICK)
-
     def _all(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
     def _begun(self) -> int:
-        """How many trials there are, those that are only queued in the study apart."""
+        """Count the trials, without those that are only queued in the study."""
         return sum(trial.state.name != "WAITING" for trial in self._all())
 
     def _start_one(self) -> bool:
-        """Take up a trial that nobody runs, or begin one; False if there is none to begin."""
+        """Take up a trial that nobody runs, or begin one; return False if there is none to begin."""
         from optuna import Trial
-        from optuna.trial import TrialState
 
-        held = lock_owners(self.folder.locks)
+        owners = lock_owners(self.folder.locks)
         for frozen in self._all():
-            left_behind = frozen.state == TrialState.RUNNING and _lock_of(frozen.number) not in held
+            left_behind = frozen.state.name == "RUNNING" and self.folder.lock(frozen.number).name not in owners
             if left_behind and frozen.number not in self._seen:
                 self._begin(Trial(self.study, frozen._trial_id), resumed=True)
                 return True
@@ -131,66 +288,62 @@ class Search:
         return True
 
     def _begin(self, trial: Trial, *, resumed: bool) -> None:
-        from optuna.trial import TrialState
-
         self._seen.add(trial.number)
-        lock = Lock(self.folder.locks, _lock_of(trial.number))
+        lock = self.folder.lock(trial.number)
         if not lock.acquire():  # another search was faster
             return
-        if self._all()[trial.number].state != TrialState.RUNNING:
+        if self._all()[trial.number].state.name != "RUNNING":
             lock.release()
             return
-        params = {name: dimension.suggest(trial) for name, dimension in self.spec.space.items()}
-        same = self._same(trial.number)
-        outcome = None
+        params = {name: dimension.suggest(trial) for name, dimension in self.search.space.items()}
+        same, result = self._same(trial.number), None
         if same is not None and same.value is not None:
-            outcome = Outcome("complete", same.value, f"the same as trial {same.number}")
+            result = TrialResult("complete", same.value, f"the same as trial {same.number}")
         else:
             try:
-                sweep = self.spec.sweep(params)
+                sweep = self.search.sweep(params)
             except ValueError as error:
-                outcome = Outcome("failed", reason=str(error))
-        if outcome is not None:
+                result = TrialResult("failed", reason=str(error))
+        if result is not None:
             lock.release()
-            self._conclude(trial, params, outcome)
+            self._conclude(trial, params, result)
             return
         if resumed:
             self._say(f"trial {trial.number} goes on: {describe_params(params)}")
         runs = SweepFolder(self.folder.trial_path(trial.number))
-        self._running.append(TrialRun(self.spec, trial, params, sweep, runs, self.launcher, lock))
+        run = TrialRun(self.search, trial, params, sweep, runs, self.launcher, lock, resumed=resumed)
+        self._running.append(run)
 
     def _same(self, number: int) -> FrozenTrial | None:
-        """A finished trial with the same parameters: it would come out the same."""
-        from optuna.trial import TrialState
-
+        """Return a finished trial with the same parameters: this one would come out the same."""
         trials = self._all()
         wanted = trials[number].params
-        return next((t for t in trials if t.state == TrialState.COMPLETE and t.params == wanted), None)
+        return next((t for t in trials if t.state.name == "COMPLETE" and t.params == wanted), None)
 
-    def _conclude(self, trial: Trial, params: dict[str, Any], outcome: Outcome) -> None:
+    def _conclude(self, trial: Trial, params: dict[str, Any], result: TrialResult) -> None:
         from optuna.trial import TrialState
 
-        if outcome.state == "open":
+        if result.state == "open":
+            if result.reason:
+                raise OSError(
+                    f"trial {trial.number} cannot go on: {result.reason}; the same command takes it up again"
+                )
             return
-        if outcome.reason:
-            trial.set_user_attr("reason", outcome.reason)
-        if outcome.state == "complete":
-            self.study.tell(trial, outcome.score, skip_if_finished=True)
-            write_best(self.folder, self.spec, self.study)
+        if result.reason:
+            trial.set_user_attr("reason", result.reason)
+        if result.state == "complete":
+            self.study.tell(trial, result.score, skip_if_finished=True)
+            write_best(self.folder, self.search, self.study)
         else:
-            state = TrialState.PRUNED if outcome.state == "pruned" else TrialState.FAIL
+            state = TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL
             self.study.tell(trial, state=state, skip_if_finished=True)
-        write_table(self.folder, self.spec, self.study)
+        write_table(self.folder, self.search, self.study)
         best = best_trial(self.study)
-        score = f"{self.spec.metric} {outcome.score:.6g}" if outcome.score is not None else outcome.state
-        reason = f" ({' '.join(outcome.reason.split())})" if outcome.reason else ""
+        score = f"{self.search.metric} {result.score:.6g}" if result.score is not None else result.state
+        reason = f" ({' '.join(result.reason.split())})" if result.reason else ""
         so_far = f"; best {best.value:.6g}, trial {best.number}" if best is not None else ""
         self._say(f"[{trial.number + 1}/{self.trials}] {score}{reason}: {describe_params(params)}{so_far}")
 
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
-
-
-def _lock_of(number: int) -> str:
-    return f"trial-{number:04d}"
