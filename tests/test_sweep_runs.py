@@ -296,7 +296,7 @@ def test_a_job_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_pat
     assert run_sweep(sweep, folder, launcher, retry=True) == 0
 
 
-@pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("width", [80, 100, 160])
 def test_the_table_says_which_job_is_in_what_state(tmp_path, width):
     names = ["add-rflo-0-65fa8857", "add-rflo-1-717f4cc5", "add-rflo-with-a-long-label-2-aaaaaaaa"]
     jobs = [Job(name, "rflo", {"task": "add", "total_steps": 6000}) for name in names]
