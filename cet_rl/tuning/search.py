@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cet_rl.report.reading import FloatArray, read_columns
-from cet_rl.runs.terminal import Interruption
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
+from cet_rl.runs.terminal import Interruption
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Sweep
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, SubmittedJob, failure_reason
