@@ -18,7 +18,7 @@ from cet_rl.recurrent import config as tasks
 from cet_rl.recurrent import rules
 from cet_rl.runs.task_kinds import named_tasks
 from cet_rl.sweeps.build import build
-from cet_rl.sweeps.file import read_spec
+from cet_rl.sweeps.file import read_sweep
 from cet_rl.traces.registry import TRACES
 from cet_rl.vision import datasets
 
@@ -116,7 +116,7 @@ def test_links_and_pictures_exist(page):
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("docs/sweeps/*.yaml")), ids=lambda file: file.stem)
 def test_sweeps_of_the_documentation_can_be_run(file):
-    assert build(read_spec(str(file))).cells
+    assert build(read_sweep(str(file))).jobs
 
 
 @pytest.mark.parametrize("name", ["kernels", "retrograde", "mnist-retrograde", "late-add"])
