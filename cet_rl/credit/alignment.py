@@ -15,7 +15,7 @@ NEGLIGIBLE = 1e-4
 """Share of an event's eligibility below which the true gradient leaves it out."""
 
 NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
-"""The same where every weight has its own γλ: most forget faster, and their replay costs the most."""
+"""Same share where every weight has its own γλ: most forget faster, and their replay costs the most."""
 
 LONGEST_REACH = 1000
 """Steps that are recorded at most on top of the delay and the rollout, however slowly eligibility decays."""

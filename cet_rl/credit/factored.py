@@ -28,7 +28,7 @@ _BLOCK = 1 << 20
 """Floats of a convolution's postsynaptic maps taken at once on a CPU: four megabytes, which stay in its cache."""
 
 _BLOCK_ON_DEVICE = 1 << 24
-"""The same elsewhere, where only memory counts."""
+"""Floats taken at once on other devices, where only memory counts."""
 
 _ROWS = 64
 """Events taken at once on a CPU: few enough to skip most zeros, enough to keep the product's kernels busy."""

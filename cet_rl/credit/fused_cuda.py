@@ -28,7 +28,7 @@ _LARGEST_BLOCK = 128
 """Synapses of a program. Wider blocks would leave more threads idle at the end of a row of inputs."""
 
 _BYTES_OF_A_THREAD = 8
-"""Of one state: a thread takes two synapses in float32, whose arithmetic hides each other's latency, and one in
+"""Layout for one state: a thread takes two synapses in float32, which hide each other's latency, and one in
 float64, since two would no longer fit its registers."""
 
 _WARP = 32

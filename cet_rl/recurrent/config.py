@@ -71,7 +71,7 @@ GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
 """Options of rules that a task is learned better with than with the rule's own defaults."""
 
 LAGS = (3, 5)
-"""Of Add, as in Fig. 1 of the paper."""
+"""Lags of Add, as in Fig. 1 of the paper."""
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class RecurrentConfig(RunConfig):
     alpha: float = 0.5
     """Inverse time constant of the units, in (0, 1]; symbols are held 1/alpha steps."""
     activation: Literal["tanh", "identity"] = "tanh"
-    """Of the hidden units."""
+    """Activation of the hidden units."""
     batch_size: int = 1
     """Sequences side by side; gradients are means over them."""
     update_every: int = 1
     """Steps between updates, each with the sum of the gradients since the last."""
     feedback: Literal["symmetric", "random"] = "symmetric"
-    """How the output's error reaches hidden units: through the output weights, or through fixed random ones."""
+    """Route of the output's error to hidden units: the output weights, or fixed random ones."""
     rule_options: tuple[str, ...] = ()
     """NAME=VALUE ...: options of the rule, such as window=10 of bptt; `cet-rl list rules` shows them."""
     precision: Literal["float32", "float64"] = "float32"
-    """Of all numbers."""
+    """Type of all numbers."""
     executor: Annotated[Literal["auto", "step", "compiled"], Mark.NEUTRAL] = "auto"
     """The definition, step by step, or a compiled loop, on CPUs and for the rules that come with the package."""
 
@@ -141,7 +141,7 @@ class RecurrentConfig(RunConfig):
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """What learns, in words for `label`: rflo, or rflo and cet10."""
+        """Return what learns, in words for `label`: rflo, or rflo and cet10."""
         parts = [self.rule.replace(":", "-")]
         if self.delay:
             parts.append(self.trace_config.label)

@@ -32,10 +32,10 @@ TESTED = 100
 """Sequences of the test stream, side by side."""
 
 TEST_STEPS = 1000
-"""Of each test sequence at the end of a run: 100,000 network steps."""
+"""Length of each test sequence at the end of a run: 100,000 network steps."""
 
 CURVE_STEPS = 100
-"""Of each test sequence at a logged point."""
+"""Length of each test sequence at a logged point."""
 
 
 BURN_IN = 50
@@ -150,7 +150,7 @@ class SequenceLearner:
         return losses.mean()
 
     def _diverged(self, memory: Memory, x: Tensor, label: Tensor, noise: Tensor | None) -> FloatingPointError:
-        """What went wrong in a chunk, found by walking through it again step by step."""
+        """Return what went wrong in a chunk, found by running it again step by step."""
         advice = f"use a smaller --lr ({self.config.lr:g} now)"
         for offset in range(len(x)):
             drawn = None if noise is None else noise[offset]

@@ -61,7 +61,7 @@ class Memory(NamedTuple):
 
 
 class Online:
-    """How a network learns: constants only, see `Memory` for what changes.
+    """Describe how a network learns: constants only, see `Memory` for what changes.
 
     Plain stochastic gradient descent, with the sum of the gradients of `update_every` steps, as in the paper.
 
@@ -91,7 +91,7 @@ class Online:
     def begin(
         self, weight: Tensor, weight_out: Tensor, rates: Tensor, generator: torch.Generator | None = None
     ) -> Memory:
-        """What there is before the first step.
+        """Return what there is before the first step.
 
         Args:
             weight: W, shape (n, m).

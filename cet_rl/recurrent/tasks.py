@@ -69,7 +69,7 @@ class Stream(ABC):
 
 
 class SequenceTask(ABC):
-    """What a recurrent network is to learn from streams of inputs and labels.
+    """Define what a recurrent network is to learn from streams of inputs and labels.
 
     Attributes:
         inputs: n_in.
@@ -241,11 +241,11 @@ def add_label(early: Array, late: Array) -> Array:
 
 
 class TaskSettings(Protocol):
-    """What of a run's configuration a task is built from."""
+    """Hold the part of a run's configuration that a task is built from."""
 
     @property
     def lags(self) -> tuple[int, int]:
-        """Of Add, in symbols."""
+        """Lags of Add, in symbols."""
 
     @property
     def alpha(self) -> float:
@@ -253,7 +253,7 @@ class TaskSettings(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
 
 
 def build_task(name: str, settings: TaskSettings) -> SequenceTask:
@@ -399,5 +399,5 @@ def _whole(name: str, value: Any, *, least: int = 0) -> int:
 
 
 def _entropy(probability: float) -> float:
-    """Of a coin, in nats."""
+    """Return the entropy of a coin, in nats."""
     return -sum(p * math.log(p) for p in (probability, 1 - probability) if p > 0)

@@ -61,7 +61,7 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether its process can be seen from this one, so that its death shows at once."""
+        """Tell whether its process can be seen from this one, so that its death shows at once."""
         return astuple(self)[:4] == astuple(_this_process())[:4]
 
     def is_alive(self, age: float) -> bool:

@@ -17,7 +17,7 @@ from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, LocalJob, Submitted
 from cet_rl.vision.config import VisionConfig, check_batchable, shared
 
 JOBS_AT_A_TIME = 64
-"""Of one batched model, unless told otherwise."""
+"""Most jobs of one batched model, unless told otherwise."""
 
 
 def vision_config(job: Job) -> VisionConfig:

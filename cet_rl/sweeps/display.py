@@ -29,7 +29,7 @@ AROUND = 7
 """Lines of a terminal that the rows of the table leave free."""
 
 WIDTH = 160
-"""Of a table that is not printed to a terminal."""
+"""Width of a table that is not printed to a terminal."""
 
 
 class SweepDisplay:

@@ -28,7 +28,7 @@ from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
 from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
-"""What reading a damaged file raises."""
+"""Exceptions that reading a damaged file raises."""
 
 SHOWN = 3
 """Names listed in a message."""

@@ -15,7 +15,7 @@ State = Literal["finished", "running", "partial", "failed", "waiting"]
 STATES: tuple[State, ...] = ("finished", "running", "partial", "failed", "waiting")
 
 DIGITS = 8
-"""Of the fingerprint in a job's name."""
+"""Length of the fingerprint in a job's name."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 DEFAULT_MINUTES = 60
-"""Of a SLURM job, unless told otherwise. Few, as a job that needs more is put back into the queue."""
+"""Time limit of a SLURM job, unless told otherwise. Short, as a job that needs more is queued again."""
 REQUEUES = 1000
 """Times that a job may run out of time."""
 MOST_JOBS = 1000

@@ -1,4 +1,4 @@
-"""What every synaptic trace is: a small linear filter of the Hebbian term, with one output.
+"""Define a synaptic trace: a small linear filter of the Hebbian term, with one output.
 
     S_t = M S_{t-1} + K h_t        c_t = C · S_t        c_t = Σ_ℓ g_ℓ h_{t-ℓ}
 
@@ -104,7 +104,7 @@ class Trace(ABC):
 
     @property
     def scale(self) -> float:
-        """What the unscaled kernel is divided by."""
+        """Return the number that the unscaled kernel is divided by."""
         return _scale(self)
 
     @property

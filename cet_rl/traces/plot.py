@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:
-    """What each layer's synapses recall, over time before the credit arrives; the delay dashed.
+    """Draw what each layer's synapses recall, over time before the credit arrives; the delay dashed.
 
     Args:
         traces: of each layer, input side first; None for no trace.

@@ -44,7 +44,7 @@ class TraceKind:
 
     @property
     def takes_order(self) -> bool:
-        """Whether its number of states can be chosen."""
+        """Tell whether its number of states can be chosen."""
         return "order" in self.options
 
 

@@ -55,7 +55,7 @@ def sharpest_speed(dynamics: Dynamics, delay_steps: int, low: float, high: float
 
 @dataclass(frozen=True)
 class SharpReadout(Trace):
-    """What the two kinds share: everything but the dynamics."""
+    """Share everything but the dynamics between the two kinds."""
 
     order: int
     delay_steps: int

@@ -42,7 +42,7 @@ PRUNERS = ("median", "hyperband", "none")
 SAMPLERS = ("tpe", "random")
 TRIALS = 50
 MOST_COMBINATIONS = 64
-"""Of extreme values that are tried before a search starts; in larger spaces, one option at a time."""
+"""Most combinations of extreme values tried before a search starts; in larger spaces, one option at a time."""
 
 _FIXED = {
     "task": "a search is for one task",

@@ -30,7 +30,7 @@ SHOWN = 20
 ENOUGH = 10
 """Finished trials that it takes to tell which options matter."""
 WIDTH = 140
-"""Of a table that is not printed to a terminal."""
+"""Width of a table that is not printed to a terminal."""
 
 _STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "open", "WAITING": "open"}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 POINTS = 20
 """At which the runs of one seed are compared with those of other trials: every twentieth of a run."""
 WARM_UP = 5
-"""Of these points, in the first seed, at which nothing is pruned yet."""
+"""Number of these points, in the first seed, at which nothing is pruned yet."""
 START_UP = 5
 """Trials that run until they have finished before any is pruned."""
 BUSY = 100.0
@@ -36,7 +36,7 @@ PATIENCE = 60.0
 
 
 class SearchFolder:
-    """The folder of a search.
+    """Keep the folder of a search.
 
     search.yaml     what is searched, and the name of the study
     study.db        the study, unless --storage names another database

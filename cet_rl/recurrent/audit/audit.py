@@ -38,7 +38,7 @@ class Kept:
 
     @property
     def size(self) -> Term:
-        """How the number of its elements grows."""
+        """Return how the number of its elements grows."""
         size = Term()
         for axis in self.axes:
             size = size.times(axis.growth)
@@ -56,7 +56,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a rule keeps and computes, as observed at batch 1.
+    """Hold what a rule keeps and computes, as observed at batch 1.
 
     Attributes:
         name: of the rule.
@@ -93,7 +93,7 @@ class Audit:
 
     @property
     def plausible(self) -> bool:
-        """Whether it meets all of them."""
+        """Tell whether it meets all of them."""
         return all(verdict.passes for verdict in self.verdicts)
 
     @property

@@ -1,4 +1,4 @@
-"""How much a rule computes: the operations of torch that its steps dispatch, and the multiplications in them."""
+"""Count the operations of torch that a rule's steps dispatch, and the multiplications in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Contraction(NamedTuple):
     right: int
 
     def kind(self, smaller: Contraction | None) -> str:
-        """What it is for a network.
+        """Return its value for a network.
 
         Args:
             smaller: the same product in a smaller network: axes that do not differ are no axes of units. None if
@@ -57,7 +57,7 @@ def _name(func: Any) -> str:
 
 
 def is_reduction(func: Any) -> bool:
-    """Whether an operation of torch sums, or the like."""
+    """Tell whether an operation of torch sums, or the like."""
     return torch.Tag.reduction in func.tags or _name(func) in ("sum", "mean", "prod")
 
 

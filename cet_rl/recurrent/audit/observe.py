@@ -1,4 +1,4 @@
-"""What a rule computes, and from what: every number is followed from its source to the products that it enters.
+"""Observe what a rule computes: follow every number from its source to the products that it enters.
 
 That tells a product with the Jacobian from one with synapses of the rule's own, and a firing rate from a voltage.
 Elementwise operations and views pass a source on, a product ends its trail. All of this is at batch 1.
@@ -47,7 +47,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _length(tensor: Tensor, axis: int) -> int:
-    """Of an axis counted from the last one; 1 for one that has been expanded."""
+    """Return the size of an axis counted from the last one; 1 for one that has been expanded."""
     return 1 if -axis > tensor.ndim or tensor.stride(axis) == 0 else tensor.shape[axis]
 
 

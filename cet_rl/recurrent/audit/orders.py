@@ -1,4 +1,4 @@
-"""How a number grows with a network: n²m, n² + nm, Tn + Tm.
+"""Write down how a number grows with a network: n²m, n² + nm, Tn + Tm.
 
 n is the number of units, m = n + n_in + 1 that of columns of W, T a stretch of time in steps.
 """
@@ -28,7 +28,7 @@ class Term(NamedTuple):
 
     @property
     def degree(self) -> int:
-        """How it grows with the size of the network, n and m alike."""
+        """Return how it grows with the size of the network, n and m alike."""
         return self.units + self.columns
 
     def times(self, other: Term) -> Term:
@@ -56,7 +56,7 @@ class Order:
 
     @classmethod
     def of(cls, terms: Iterable[Term]) -> Order:
-        """What remains of a sum for large networks and long stretches of time."""
+        """Return what remains of a sum for large networks and long stretches of time."""
         all_of_them = set(terms)
         degree = max((term.degree for term in all_of_them), default=0)
         largest = {term for term in all_of_them if term.degree == degree}

@@ -1,4 +1,4 @@
-"""How a learning rule behaves: what it computes, what it remembers, and whether it rests with its network."""
+"""Probe a learning rule: what it computes, what it remembers, and whether it rests with its network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTLING, WATCHED = 200, 60
 
 @dataclass
 class Trace:
-    """What an observed run has shown.
+    """Hold what an observed run has shown.
 
     Attributes:
         counts: of operations, by kind, in a step.
@@ -136,7 +136,7 @@ def _shifts(before: Tensor | None, after: Tensor) -> bool:
 
 
 def jumps(subject: Subject) -> dict[str, float]:
-    """How far each tensor moves in a step at most, relative to its size, where the network is at rest.
+    """Return how far each tensor moves in a step at most, relative to its size, where the network is at rest.
 
     Input, label and rates are held; the rule's own noise and learning go on, with its own options.
     """

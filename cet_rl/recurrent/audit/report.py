@@ -73,7 +73,7 @@ def _reasons(audit: Audit) -> list[str]:
 
 
 def print_tables(audits: Sequence[Audit], console: Console) -> None:
-    """What rules keep and compute, the verdicts, and the reasons of those against."""
+    """Print what rules keep and compute, the verdicts, and the reasons of those against."""
     marks = {"yes": "[green]yes[/green]", "NO": "[red]NO[/red]"}
     for title, header, rows in (
         ("Rules (paper, Table 1, corrected)", EQUATIONS, _equation_rows(audits)),
@@ -97,7 +97,7 @@ def _notes(audits: Sequence[Audit]) -> list[str]:
 
 
 def as_markdown(audits: Sequence[Audit]) -> str:
-    """The same in Markdown."""
+    """Write the tables in Markdown."""
 
     def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         lines = [header, ["---"] * len(header), *rows]

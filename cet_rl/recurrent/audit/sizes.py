@@ -1,4 +1,4 @@
-"""How a learning rule grows: it is built and run in networks of several sizes."""
+"""Measure how a learning rule grows, by running it in networks of several sizes."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _name_axis(slope: dict[str, int], constant: int, time_options: frozenset[str
 
 
 def time_order(subject: Subject, time_options: frozenset[str]) -> Order | None:
-    """How the multiplications of a step grow, on average over the period of the rule.
+    """Return how the multiplications of a step grow, on average over the period of the rule.
 
     Args:
         subject: the rule.

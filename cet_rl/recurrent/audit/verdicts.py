@@ -37,11 +37,11 @@ here that do. What is driven by random signs moves by 0.9 or more. The bound lie
 """
 
 OPERATIONS = ("matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed copy", "past activity")
-"""What a rule may need beyond elementwise operations, pre times post among them."""
+"""Kinds of operation that a rule may need beyond elementwise ones, pre times post among them."""
 
 
 class Verdict(NamedTuple):
-    """Whether a rule meets a criterion.
+    """Judge whether a rule meets a criterion.
 
     Attributes:
         criterion: a key of `CRITERIA`.

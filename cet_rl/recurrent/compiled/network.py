@@ -1,4 +1,4 @@
-"""What all compiled loops share: the network's forward pass, errors that come late, the output layer, descent.
+"""Compile what all loops share: the network's forward pass, late errors, the output layer, descent.
 
 Weights are transposed, (m, n), so that the units are the last axis everywhere: one row of W holds what all units
 get from one input. Functions here are compiled into the loops of `loops.py` and cannot be called from Python.

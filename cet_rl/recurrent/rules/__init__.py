@@ -30,7 +30,7 @@ class RuleEntry:
     summary: str
 
     def options(self) -> dict[str, type]:
-        """What its constructor takes beside the cell, and of which type: whole numbers or numbers."""
+        """Return what its constructor takes beside the cell, with types: whole numbers or numbers."""
         return {p.name: _type_of(p) for p in _parameters(self.kind)}
 
 

@@ -1,4 +1,4 @@
-"""What an online learning rule is: tensors of its own, their update, and a gradient of the recurrent weights.
+"""Define an online learning rule: tensors of its own, their update, and a gradient of the recurrent weights.
 
 Rules hold constants only. What they remember is a dict of tensors that goes in and comes out, so that a rule can
 be mapped over seeds with `torch.func.vmap`, replayed, saved, and looked at from outside.
@@ -18,11 +18,11 @@ from torch import Tensor
 from cet_rl.recurrent.cell import RNNCell
 
 State = dict[str, Tensor]
-"""What a rule remembers, by name. Axes of sequences come first, except in `Rule.shared` tensors."""
+"""Tensors that a rule remembers, by name. Axes of sequences come first, except in `Rule.shared` tensors."""
 
 
 class StepInputs(NamedTuple):
-    """What a rule gets to see of one step, B sequences side by side.
+    """Hold what a rule sees of one step, B sequences side by side.
 
     Attributes:
         weight: W, shape (n, m), as the forward pass has used it.
@@ -55,7 +55,7 @@ class StepInputs(NamedTuple):
 
 
 class DeclaredCost(NamedTuple):
-    """What a rule says of itself, for the audit to compare with what it does (`cet_rl.recurrent.audit.audit`).
+    """Hold what a rule declares of itself, for the audit to compare with what it does (`cet_rl.recurrent.audit`).
 
     Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for
     none.
@@ -89,7 +89,7 @@ class Rule(ABC):
 
     @abstractmethod
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """What it remembers before the first step.
+        """Return what it remembers before the first step.
 
         Args:
             weight: W, shape (n, m); its type and device are those of the state.

@@ -74,7 +74,7 @@ class DNI(SeparableRule):
         return after, known @ guess.mT, immediate(now)
 
     def _backwards(self, state: State, now: StepInputs, guessed: Tensor) -> Tensor:
-        """What credit at t means for t - 1: (B, n) to (B, n)."""
+        """Carry credit at t back to t - 1: (B, n) to (B, n)."""
         return self.cell.backproject(now.weight, now.slope, guessed)
 
 
