@@ -115,7 +115,7 @@ class DiagonalGaussian(Distribution):
 
     @property
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """log σ."""
+        """Return log σ."""
         return {"log_std": self.log_std}
 
     @property

@@ -84,7 +84,7 @@ class Actor(nn.Module):
 
     @property
     def synaptic_weights(self) -> list[nn.Parameter]:
-        """All parameters: the layers' weights, input side first, then the distribution's own, (A, 1) each."""
+        """Return all parameters: the layers' weights, input side first, then those of the distribution, (A, 1)."""
         return [*self.weights, *self.head.own_weights.values()]
 
     @property

@@ -389,7 +389,7 @@ class CETActorCritic(StoredAlgorithm):
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on learning in another environment with the same spaces, clock and number; traces carry over.
+        """Continue to learn in another environment with the same spaces, clock and number; traces carry over.
 
         Raises:
             ValueError: if it does not fit.
@@ -424,12 +424,12 @@ class CETActorCritic(StoredAlgorithm):
 
     @property
     def synapses(self) -> torch.nn.ModuleList:
-        """The actor's synapses, input side first: traces, delay lines, λ per weight."""
+        """Return the actor's synapses, input side first: traces, delay lines, λ per weight."""
         return self.learner.synapses
 
     @property
     def probes(self) -> torch.nn.ModuleDict:
-        """The alignment probes, by name of the delayed layers."""
+        """Return the alignment probes, by name of the delayed layers."""
         return self.learner.probes
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

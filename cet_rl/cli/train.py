@@ -33,7 +33,7 @@ C = TypeVar("C", bound=RunConfig)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the run lives, and how much it prints."""
+    """Choose where the run lives, and how much it prints."""
 
     config: str | None = None
     """Configuration file, the name of one that comes with the package (`cet-rl list configs`), or paper: the
@@ -54,7 +54,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class _Arguments(Generic[C]):
-    """The command's options, as `--help` shows them; C is the configuration of the task's kind."""
+    """Hold the command's options, as `--help` shows them; C is the configuration of the task's kind."""
 
     learning: tyro.conf.OmitArgPrefixes[C]
     run: tyro.conf.OmitArgPrefixes[RunOptions]

@@ -189,7 +189,7 @@ class Dense(Geometry):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(n_out, n_in), with a bias (n_out, n_in and more)."""
+        """Return (n_out, n_in), with a bias (n_out, n_in and more)."""
         if not self.bias:
             return self.n_out, self.n_in
         aligned = _ALIGNED if self.n_in >= _LEAST_TO_ALIGN else 1
@@ -197,12 +197,12 @@ class Dense(Geometry):
 
     @property
     def pre_shape(self) -> tuple[int, ...]:
-        """(n_in,)."""
+        """Return (n_in,)."""
         return (self.n_in,)
 
     @property
     def post_shape(self) -> tuple[int, ...]:
-        """(n_out,)."""
+        """Return (n_out,)."""
         return (self.n_out,)
 
     def inputs(self, pre: Tensor) -> Tensor:
@@ -292,7 +292,7 @@ class Convolution(Geometry):
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """(C_out, C_in, k, k), with a bias (C_out, C_in · k · k + 1)."""
+        """Return (C_out, C_in, k, k), with a bias (C_out, C_in · k · k + 1)."""
         kernels = self._kernel_shape
         return (kernels[0], prod(kernels[1:]) + 1) if self.bias else kernels
 
@@ -302,12 +302,12 @@ class Convolution(Geometry):
 
     @property
     def pre_shape(self) -> tuple[int, ...]:
-        """(C_in, H, W)."""
+        """Return (C_in, H, W)."""
         return self.in_channels, *self.in_size
 
     @property
     def post_shape(self) -> tuple[int, ...]:
-        """(C_out, H', W')."""
+        """Return (C_out, H', W')."""
         return self.out_channels, *(
             (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in self.in_size
         )

@@ -145,7 +145,7 @@ class Synapses(nn.Module):
 
     @property
     def constants(self) -> StateConstants | HistoryConstants:
-        """The trace's constants in this layer's type, on its device."""
+        """Return the trace's constants in this layer's type, on its device."""
         dtype, device = self.eligibility.dtype, self.eligibility.device
         if self._constants is None or (self._constants.dtype, self._constants.device) != (dtype, device):
             if self._factored:

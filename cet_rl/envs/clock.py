@@ -33,7 +33,7 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the episode began."""
+        """Return the seconds since the episode began."""
         return self._steps * self.step_duration
 
     def reset(

@@ -22,7 +22,7 @@ Output = Literal["softmax", "linear"]
 
 
 class Advance(NamedTuple):
-    """One step of the network.
+    """Hold one step of the network.
 
     Attributes:
         inputs: r̂_t, shape (B, m).
@@ -73,13 +73,13 @@ class RNNCell:
 
     @property
     def columns(self) -> int:
-        """m = n + n_in + 1, length of r̂."""
+        """Return m = n + n_in + 1, length of r̂."""
         return self.units + self.inputs + 1
 
     def initial_weights(
         self, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """W and W_out as in the paper's experiments, on the CPU.
+        """Return W and W_out as in the paper's experiments, on the CPU.
 
         W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0.
 
@@ -109,7 +109,7 @@ class RNNCell:
         return weight[..., : self.units]
 
     def advance(self, weight: Tensor, rates: Tensor, x: Tensor) -> Advance:
-        """One step.
+        """Run one step.
 
         Args:
             weight: W, shape (n, m).
@@ -124,11 +124,11 @@ class RNNCell:
         return Advance(inputs, torch.lerp(rates, active, self.alpha), self.alpha * (1 - active * active))
 
     def read(self, weight_out: Tensor, rates: Tensor) -> Tensor:
-        """z = W_out [r; 1]: (B, n) to (B, n_out)."""
+        """Return z = W_out [r; 1]: (B, n) to (B, n_out)."""
         return rates @ weight_out[:, :-1].mT + weight_out[:, -1]
 
     def loss(self, readout: Tensor, label: Tensor) -> Tensor:
-        """Each sequence's loss: cross-entropy in nats, or half the mean squared error.
+        """Return each sequence's loss: cross-entropy in nats, or half the mean squared error.
 
         Args:
             readout: z, shape (B, n_out).
@@ -149,11 +149,11 @@ class RNNCell:
         return (torch.softmax(readout, 1) if self.output == "softmax" else readout) - label
 
     def credit(self, weight_out: Tensor, error: Tensor) -> Tensor:
-        """c̄ = W_outᵀ (ŷ - y*), the immediate credit of each unit: (B, n_out) to (B, n)."""
+        """Return c̄ = W_outᵀ (ŷ - y*), the immediate credit of each unit: (B, n_out) to (B, n)."""
         return error @ weight_out[:, :-1]
 
     def jacobian_vector(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
-        """J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n).
+        """Return J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n).
 
         Args:
             weight: W.
@@ -165,7 +165,7 @@ class RNNCell:
         return (1 - self.alpha) * vector + slope.view(slope.shape[0], *between, -1) * driven
 
     def backproject(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
-        """v J, in the last axis: how credit goes back over one step; (B, n) to (B, n)."""
+        """Return v J, in the last axis: how credit goes back over one step; (B, n) to (B, n)."""
         return (1 - self.alpha) * vector + (slope * vector) @ self.recurrent(weight)
 
 

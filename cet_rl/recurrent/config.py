@@ -15,7 +15,7 @@ from cet_rl.traces.base import Normalization
 
 @dataclass(frozen=True)
 class Task:
-    """An entry of the catalogue.
+    """Describe an entry of the catalogue.
 
     Attributes:
         summary: a line about it.
@@ -62,7 +62,7 @@ def register_task(name: str, summary: str, build: Callable[[Any], Any] | str) ->
 
 
 def summaries() -> dict[str, str]:
-    """Name and a line about each, third parties' included."""
+    """Return the name of each and a line about it, third parties' included."""
     load_plugins()
     return {name: task.summary for name, task in TASKS.items()}
 
@@ -134,7 +134,7 @@ class RecurrentConfig(RunConfig):
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The rule's options, those that suit the task filled in where none of the same name is given."""
+        """Return the rule's options, those that suit the task filled in where none of the same name is given."""
         given = {word.partition("=")[0] for word in self.rule_options}
         usual = GENTLE.get(self.task, {}).get(self.rule, ())
         return (*(word for word in usual if word.partition("=")[0] not in given), *self.rule_options)

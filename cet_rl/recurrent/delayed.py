@@ -18,7 +18,7 @@ from cet_rl.traces.base import Trace
 
 
 class TraceFilter:
-    """c_t = Σ_ℓ g_ℓ h_{t-ℓ} for B sequences of tensors, one pure step at a time.
+    """Filter B sequences of tensors, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, one pure step at a time.
 
     It keeps the trace's states, or of a delay line, which has none, the inputs of its past.
 
@@ -69,7 +69,7 @@ class TraceFilter:
 
 
 def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """A delay line: push a step's signal, pop that of D steps before.
+    """Delay a signal: push that of a step, pop that of D steps before.
 
     Args:
         line: shape (B, D, …), oldest first.
@@ -84,7 +84,7 @@ def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Delayed(Rule):
-    """A separable rule whose signals come D steps late.
+    """Run a separable rule whose signals come D steps late.
 
     Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n).
 
@@ -109,7 +109,7 @@ class Delayed(Rule):
         self.name, self.shared = rule.name, rule.shared
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """The rule's own, an empty trace, no signals on their way."""
+        """Return the rule's own state, an empty trace and no signals on their way."""
         synapses = weight.new_zeros(len(rates), *weight.shape)
         return {
             **self.rule.init_state(weight, rates, generator),
@@ -118,7 +118,7 @@ class Delayed(Rule):
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """The rule's."""
+        """Return the rule's."""
         return self.rule.draw(batch, steps, generator)
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
@@ -129,7 +129,7 @@ class Delayed(Rule):
         return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """The gradient of the signals that are on their way, if nothing happens any more."""
+        """Return the gradient of the signals that are on their way, if nothing happens any more."""
         trace, signals, gradient = state["trace"], state["signals"], torch.zeros_like(weight)
         nothing = weight.new_zeros(len(signals), *weight.shape)
         for step in range(self.delay_steps):
@@ -139,7 +139,7 @@ class Delayed(Rule):
 
 
 def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
-    """The rule with its signals D steps late; as it is where there is no delay, or W does not learn.
+    """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn.
 
     Raises:
         ValueError: for a rule that cannot learn from late signals.
@@ -150,7 +150,7 @@ def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
 
 
 class Readout:
-    """The output layer's learning, the same beside every rule: G = (ŷ - y*) ⊗ [r; 1], or late.
+    """Learn the output layer, alike beside every rule: G = (ŷ - y*) ⊗ [r; 1], or late.
 
         G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
 
@@ -166,7 +166,7 @@ class Readout:
         self.delay_steps = delay_steps
 
     def init_state(self, rates: Tensor, outputs: int) -> State:
-        """An empty trace and no errors on their way, for rates of shape (B, n)."""
+        """Return an empty trace and no errors on their way, for rates of shape (B, n)."""
         if self.filter is None:
             return {}
         return {

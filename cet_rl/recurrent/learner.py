@@ -53,7 +53,7 @@ def seeds(seed: int) -> dict[str, int]:
 
 
 def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
-    """The configuration's network, rule and output layer.
+    """Return the configuration's network, rule and output layer.
 
     Raises:
         ValueError: for an unknown rule, options that it does not take, or a delay that it cannot bridge.
@@ -77,7 +77,7 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
 
 
 class SequenceLearner:
-    """A network, its rule, and the stream it learns from.
+    """Train a network with its rule on a stream.
 
     Args:
         config: resolved.
@@ -163,7 +163,7 @@ class SequenceLearner:
         return FloatingPointError(f"rule {self.config.rule} gives numbers that are not finite {where}: {advice}")
 
     def take_loss(self) -> float:
-        """Mean loss of a step since this was last asked for; nan if nothing."""
+        """Return the mean loss of a step since this was last asked for; nan if nothing."""
         mean = float(self.loss_sum) / self.losses if self.losses else math.nan
         self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
         return mean
@@ -181,11 +181,11 @@ class SequenceLearner:
         return found
 
     def evaluate(self) -> dict[str, float]:
-        """Mean loss over 100,000 steps of the test stream with frozen weights."""
+        """Return the mean loss over 100,000 steps of the test stream with frozen weights."""
         return {"test_loss": self.test(TEST_STEPS)}
 
     def test(self, steps: int) -> float:
-        """Mean loss with frozen weights over some steps of each test sequence."""
+        """Return the mean loss with frozen weights over some steps of each test sequence."""
         stream = self.task.stream(self._test_seed, TESTED, self.dtype)
         return test_loss(self.online.cell, self.memory, stream, steps)
 
@@ -224,7 +224,7 @@ class SequenceLearner:
 
 @torch.no_grad()
 def test_loss(cell: RNNCell, memory: Memory, stream: Stream, steps: int) -> float:
-    """Mean loss over some steps of each sequence of a stream, after a burn-in from r = 0.
+    """Return the mean loss over some steps of each sequence of a stream, after a burn-in from r = 0.
 
     Args:
         cell: of the network.

@@ -16,7 +16,7 @@ from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
 
 class Memory(NamedTuple):
-    """All that changes in learning, as tensors.
+    """Hold all that changes in learning, as tensors.
 
     Attributes:
         weight: W, shape (n, m).
@@ -37,7 +37,7 @@ class Memory(NamedTuple):
     pending_out: Tensor
 
     def named(self) -> dict[str, Tensor]:
-        """All tensors by name, those of states as "rule.B"."""
+        """Return all tensors by name, those of states as "rule.B"."""
         plain = {name: value for name, value in zip(self._fields, self, strict=True) if isinstance(value, Tensor)}
         return {
             **plain,
@@ -47,7 +47,7 @@ class Memory(NamedTuple):
 
     @classmethod
     def from_named(cls, tensors: dict[str, Tensor]) -> Memory:
-        """The inverse of `named`."""
+        """Undo `named`."""
 
         def part(name: str) -> State:
             return {
@@ -112,7 +112,7 @@ class Online:
     def step(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """One step of B sequences.
+        """Run one step of B sequences.
 
         Args:
             memory: as it was; left untouched.
@@ -143,7 +143,7 @@ class Online:
     def run(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """T steps: x of shape (T, B, n_in), label (T, B, n_out), noise (T, B, …).
+        """Run T steps: x of shape (T, B, n_in), label (T, B, n_out), noise (T, B, …).
 
         Returns:
             The memory after them, and their losses, shape (T,).

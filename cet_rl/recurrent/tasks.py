@@ -43,7 +43,7 @@ class Stream(ABC):
 
     @abstractmethod
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
-        """The next T steps.
+        """Return the next T steps.
 
         Args:
             steps: T.
@@ -57,11 +57,11 @@ class Stream(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands: tensors and plain numbers."""
+        """Return where it stands: tensors and plain numbers."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where another stream of the same task stood, bit for bit, with that one's seed.
+        """Continue from where another stream of the same task stood, bit for bit, with that one's seed.
 
         Raises:
             ValueError: if it is no such state, or one of another number of sequences.
@@ -84,11 +84,11 @@ class SequenceTask(ABC):
     @property
     @abstractmethod
     def baselines(self) -> Mapping[str, float]:
-        """The least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
+        """Return the least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
 
     @abstractmethod
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
-        """A new stream. Its sequences are independent of each other, and of those of other seeds.
+        """Return a new stream. Its sequences are independent of each other, and of those of other seeds.
 
         Args:
             seed: of the symbols; 0 or more.
@@ -101,7 +101,7 @@ class SequenceTask(ABC):
 
 
 def symbol_steps(alpha: float) -> int:
-    """1/α, the steps for which a symbol is held.
+    """Return 1/α, the steps for which a symbol is held.
 
     Args:
         alpha: α. Six digits are enough: 0.333333 holds for 3 steps.
@@ -154,7 +154,7 @@ class Add(SequenceTask):
 
     @cached_property
     def baselines(self) -> Mapping[str, float]:
-        """In nats, of predictors that know the present symbol, and those at no, one or both lags."""
+        """Return losses in nats of predictors that know the present symbol, and those at no, one or both lags."""
         first, second = self.lags
         known = {"no history": (), "t2 only": (second,), "t1 only": (first,), "both": self.lags}
         return {name: self._baseline({0, *lags}) for name, lags in known.items()}
@@ -206,12 +206,12 @@ class Mimic(SequenceTask):
 
     @property
     def cell(self) -> RNNCell:
-        """The fixed network; it starts at r_0 = 0."""
+        """Return the fixed network; it starts at r_0 = 0."""
         return RNNCell(self.units, self.inputs, self.outputs, self.alpha, output="linear")
 
     @cached_property
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Its W of shape (n, m) and W_out of shape (n_out, n + 1), float64."""
+        """Return its W of shape (n, m) and W_out of shape (n_out, n + 1), float64."""
         seed = np.random.SeedSequence(self.seed, spawn_key=(1,)).generate_state(1)
         return self.cell.initial_weights(torch.Generator().manual_seed(int(seed[0])), torch.float64)
 
@@ -236,7 +236,7 @@ class Mimic(SequenceTask):
 
 
 def add_label(early: Array, late: Array) -> Array:
-    """y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back."""
+    """Return y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back."""
     return 0.5 + 0.5 * early - 0.25 * late
 
 
@@ -257,7 +257,7 @@ class TaskSettings(Protocol):
 
 
 def build_task(name: str, settings: TaskSettings) -> SequenceTask:
-    """The task of a name, third parties' included.
+    """Build the task of a name, third parties' included.
 
     Args:
         name: a key of `TASKS`.
@@ -278,17 +278,17 @@ def build_task(name: str, settings: TaskSettings) -> SequenceTask:
 
 
 def build_add(settings: TaskSettings) -> Add:
-    """`Add` of a run's configuration."""
+    """Build `Add` for a run's configuration."""
     return Add(settings.lags, settings.alpha)
 
 
 def build_mimic(settings: TaskSettings) -> Mimic:
-    """`Mimic` of a run's configuration."""
+    """Build `Mimic` for a run's configuration."""
     return Mimic(settings.seed, settings.alpha)
 
 
 class _HeldStream(Stream):
-    """A stream driven by fair bits, each of which is a function of the seed and its place alone (Philox)."""
+    """Draw fair bits, each a function of the seed and its place alone (Philox), and what follows from them."""
 
     def __init__(self, task: Add | Mimic, seed: int, batch: int, dtype: torch.dtype, width: int) -> None:
         if not dtype.is_floating_point:

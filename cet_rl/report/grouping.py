@@ -48,19 +48,19 @@ class ArmAtDelay:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration of the first run."""
+        """Return the configuration of the first run."""
         config = self.runs[0].config
         assert config is not None
         return config
 
     @property
     def finished(self) -> tuple[Run, ...]:
-        """The runs that have a result."""
+        """Return the runs that have a result."""
         return tuple(run for run in self.runs if run.status == "finished")
 
     @property
     def drawn(self) -> tuple[Run, ...]:
-        """The runs whose curves are shown: finished ones or, if there are none, all."""
+        """Return the runs whose curves are shown: finished ones or, if there are none, all."""
         return tuple(run for run in self.finished or self.runs if run.columns)
 
     def scores(self, measure: Measure) -> FloatArray:
@@ -90,7 +90,7 @@ class Arm:
 
     @property
     def config(self) -> RunConfig:
-        """The configuration at its shortest delay."""
+        """Return the configuration at its shortest delay."""
         return next(iter(self.at.values())).config
 
 
@@ -117,7 +117,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The task, and what is unusual about all of its runs here."""
+        """Return the task, and what is unusual about all of its runs here."""
         tested = ["tested on a validation set"] * (self.tested_on == "validation")
         return ", ".join([clean(self.task, 80), *tested, *["stacked delays"] * self.stacked])
 
@@ -139,17 +139,17 @@ class Comparison:
 
     @cached_property
     def compared(self) -> tuple[Arm, ...]:
-        """All other arms."""
+        """Return all other arms."""
         return tuple(arm for arm in self.arms if arm not in self.references)
 
     @cached_property
     def all_runs(self) -> tuple[tuple[Arm, ArmAtDelay], ...]:
-        """Each arm at each of its delays, arm by arm."""
+        """Return each arm at each of its delays, arm by arm."""
         return tuple((arm, at_delay) for arm in self.arms for at_delay in arm.at.values())
 
     @cached_property
     def decays(self) -> tuple[str, ...]:
-        """A sentence about each arm whose decay changes with the delay: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
+        """Return a sentence about each arm whose decay varies: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
         found = []
         for arm in self.arms:
             if "decay" in arm.following:

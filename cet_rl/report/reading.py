@@ -94,7 +94,7 @@ class Run:
 
     @property
     def tested_on(self) -> str:
-        """The data a run on images is tested on, test or validation; "" for other runs."""
+        """Return the data a run on images is tested on, test or validation; "" for other runs."""
         return str(getattr(self.config, "held_out", ""))
 
 

@@ -73,20 +73,20 @@ class RLConfig(LayeredConfig):
 
     @property
     def learner(self) -> LearnerConfig:
-        """The options of learning, for agents with synaptic traces."""
+        """Return the options of learning, for agents with synaptic traces."""
         values = {item.name: getattr(self, item.name) for item in fields(LearnerConfig) if item.name != "trace"}
         return LearnerConfig(trace=self.trace_config, **values)
 
     @property
     def networks(self) -> NetworkConfig:
-        """The options of the networks, for agents with synaptic traces."""
+        """Return the options of the networks, for agents with synaptic traces."""
         return NetworkConfig(
             self.hidden, self.activation, actor=self.actor, critic=self.critic, feedback=self.feedback
         )
 
     @property
     def layers(self) -> int:
-        """Number of layers of the actor."""
+        """Return the number of layers of the actor."""
         return len(self.hidden) + 1 + (CONVOLUTIONS if self.actor == "conv" else 0)
 
     @property

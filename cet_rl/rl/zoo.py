@@ -156,7 +156,7 @@ def _defaults(command: str, options: Sequence[str]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _command_line(command: str, options: Sequence[str]) -> Iterator[None]:
-    """The zoo's commands read `sys.argv`."""
+    """Put a command line into `sys.argv`, where the zoo's commands read it."""
     before = sys.argv
     sys.argv = [f"python -m cet_rl.rl.zoo {command}", *options]
     try:

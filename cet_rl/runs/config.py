@@ -113,16 +113,16 @@ class RunConfig(ABC):
     @property
     @abstractmethod
     def layers(self) -> int:
-        """Number of layers that credit has to reach."""
+        """Return the number of layers that credit has to reach."""
 
     @property
     def step_duration(self) -> float:
-        """Seconds one step stands for."""
+        """Return the seconds one step stands for."""
         return self.step_ms / 1000
 
     @cached_property
     def timing(self) -> CreditTiming:
-        """Steps until credit reaches each of the layers."""
+        """Return the steps until credit reaches each of the layers."""
         return CreditTiming(self.delay, self.step_duration, self.stacked, self.layers)
 
     @cached_property

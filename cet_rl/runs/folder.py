@@ -77,14 +77,14 @@ class RunFolder:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """The last two checkpoints."""
+        """Return the last two checkpoints."""
         from cet_rl.runs.archive import Checkpoints  # importing torch takes a second
 
         return Checkpoints(self._checkpoint)
 
     @property
     def checkpoint_file(self) -> Path:
-        """The newest good checkpoint; without any, the path of the first one to come.
+        """Return the newest good checkpoint; without any, the path of the first one to come.
 
         Raises:
             ValueError: if there are some and none is good, or the newest has another format version.

@@ -144,7 +144,7 @@ class Lock:
 
     @property
     def owner(self) -> Owner | None:
-        """The process that has the lock; None if nobody has it, or if its file cannot be read."""
+        """Return the process that has the lock; None if nobody has it, or if its file cannot be read."""
         return lock_owners(self.folder).get(self.name)
 
     def acquire(self, wait: float = 0.0) -> bool:

@@ -37,13 +37,13 @@ class PaperRow:
 
     @property
     def order(self) -> int | None:
-        """Number of trace states; 1 is the classical trace, None backpropagation without delay."""
+        """Return the number of trace states; 1 is the classical trace, None backpropagation without delay."""
         order: int | None = self.values.get("order")
         return order
 
     @property
     def delay(self) -> float:
-        """Seconds until credit arrives; 0 in the baseline."""
+        """Return the seconds until credit arrives; 0 in the baseline."""
         return float(self.values.get("delay", 0.0))
 
     def describe(self) -> str:

@@ -68,7 +68,7 @@ class LearnerBatch(Protocol):
 
     @property
     def step(self) -> int:
-        """Steps made so far."""
+        """Return the steps made so far."""
 
     def advance(self, limit: int, *, measure: bool) -> object:
         """Learn at least one step, not beyond `limit`, see `Learner.advance`."""

@@ -62,7 +62,7 @@ class BatchLauncher:
 
 
 class _BatchedJob:
-    """One job's part in a process that it shares with others."""
+    """Represent one job's part in a process that it shares with others."""
 
     def __init__(self, name: str, process: LocalJob, folder: SweepFolder) -> None:
         self.name, self._process, self._folder = name, process, folder

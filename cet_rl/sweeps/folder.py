@@ -54,7 +54,7 @@ _TAIL = 8192
 
 
 class SweepFolder:
-    """A folder for one sweep.
+    """Keep the folder of one sweep.
 
     Args:
         path: of the folder itself.

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def readable(self) -> str:
-        """The name without its fingerprint."""
+        """Return the name without its fingerprint."""
         return self.name.rpartition("-")[0]
 
 

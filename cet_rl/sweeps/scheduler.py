@@ -65,7 +65,7 @@ def show_status(sweep: Sweep, folder: SweepFolder) -> int:
 
 
 class _SweepRun:
-    """One go at a sweep."""
+    """Run a sweep once, from whatever it has reached."""
 
     def __init__(self, sweep: Sweep, folder: SweepFolder, launcher: Launcher, *, retry: bool, quiet: bool) -> None:
         self.jobs, self.folder, self.launcher = sweep.jobs, folder, launcher

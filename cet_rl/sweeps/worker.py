@@ -136,11 +136,11 @@ def _stop_with_stdin() -> None:
 
 
 class SubmittedJob(Protocol):
-    """A job that a launcher has taken."""
+    """Represent a job that a launcher has taken."""
 
     @property
     def name(self) -> str:
-        """Name of the job."""
+        """Return the name of the job."""
 
     def poll(self) -> int | None:
         """Return the exit status of its worker, negative for a signal; None while it waits or runs."""
@@ -195,7 +195,7 @@ class LocalJob:
 
     @property
     def pid(self) -> int:
-        """Number of the worker's process."""
+        """Return the number of the worker's process."""
         return self._process.pid
 
     def poll(self) -> int | None:

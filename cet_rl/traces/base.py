@@ -31,7 +31,7 @@ _LONGEST_KERNEL = 1 << 22
 
 @dataclass(frozen=True)
 class Transition:
-    """The constants of a trace in state-space form, float64.
+    """Hold the constants of a trace in state-space form, float64.
 
     Attributes:
         M: (n, n), how the states carry over one step.
@@ -44,7 +44,7 @@ class Transition:
     C: FloatArray
 
     def kernel(self, length: int) -> FloatArray:
-        """g_ℓ = C · M^ℓ K for ℓ = 0 … length - 1, by running the recursion."""
+        """Return g_ℓ = C · M^ℓ K for ℓ = 0 … length - 1, by running the recursion."""
         state = self.K.copy()
         kernel = np.empty(length)
         for lag in range(length):
@@ -54,7 +54,7 @@ class Transition:
 
 
 class Trace(ABC):
-    """A kind of synaptic memory: a frozen dataclass that holds no state of any synapse.
+    """Define a kind of synaptic memory: a frozen dataclass that holds no state of any synapse.
 
     Attributes:
         normalization: "area" scales the kernel so that Σ|g| = 1; "peak" so that max g = 1 (paper, App. C).
@@ -77,18 +77,18 @@ class Trace(ABC):
     @property
     @abstractmethod
     def states(self) -> int:
-        """n, the number of state variables a synapse needs; 0 for a trace kept as a delay line."""
+        """Return n, the number of state variables a synapse needs; 0 for a trace kept as a delay line."""
 
     @abstractmethod
     def _unscaled_kernel(self, length: int) -> FloatArray:
-        """The kernel before normalisation, ℓ = 0 … length - 1."""
+        """Return the kernel before normalisation, ℓ = 0 … length - 1."""
 
     @abstractmethod
     def transition(self) -> Transition | None:
-        """(M, K, C) in float64, normalised; None for a trace that is a delay line and has no states."""
+        """Return (M, K, C) in float64, normalised; None for a trace that is a delay line and has no states."""
 
     def kernel(self, length: int) -> torch.Tensor:
-        """The normalised response to a unit input held for one step.
+        """Return the normalised response to a unit input held for one step.
 
         Args:
             length: number of lags.

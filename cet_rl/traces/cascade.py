@@ -21,7 +21,7 @@ def check_discretization(name: str) -> None:
 
 
 def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]:
-    """One exact step of the cascade ẏ¹ = α(h - y¹), ẏᵏ = α(yᵏ⁻¹ - yᵏ), the input held over the step.
+    """Return one exact step of the cascade ẏ¹ = α(h - y¹), ẏᵏ = α(yᵏ⁻¹ - yᵏ), the input held over the step.
 
     These are Eq. 4's states scaled by powers of the rate, yᵏ = αᵏ xᵏ, so that each stays of the input's size
     (Eq. 4 as printed reaches 1e19 at order 10 and 800 steps). Exponential and integral of Eq. 8 have closed
@@ -98,12 +98,12 @@ class CET(Trace):
 
     @property
     def rate(self) -> float:
-        """a = αΔt = (n-1)/D, per step."""
+        """Return a = αΔt = (n-1)/D, per step."""
         return (self.order - 1) / self.delay_steps
 
     @property
     def states(self) -> int:
-        """n."""
+        """Return n."""
         return self.order
 
     def _unscaled_kernel(self, length: int) -> FloatArray:
@@ -121,7 +121,7 @@ class CET(Trace):
         return np.where(left < self.order, rising, falling)
 
     def transition(self) -> Transition:
-        """(M, K, C) of the cascade; C reads the last stage."""
+        """Return (M, K, C) of the cascade; C reads the last stage."""
         M, K = cascade_transition(self.order, self.rate)
         if self.discretization == "official":
             K[1:] = 0

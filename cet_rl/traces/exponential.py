@@ -38,14 +38,14 @@ class ET(Trace):
 
     @property
     def states(self) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def _unscaled_kernel(self, length: int) -> FloatArray:
         return (1 - self.decay) * self.decay ** np.arange(length, dtype=np.float64)
 
     def transition(self) -> Transition:
-        """(M, K, C) of the one state."""
+        """Return (M, K, C) of the one state."""
         return Transition(np.array([[self.decay]]), np.array([1 - self.decay]), np.array([1 / self.scale]))
 
 
@@ -75,13 +75,13 @@ class LTPLTD(Trace):
 
     @property
     def rates(self) -> tuple[float, float]:
-        """(γ_P, γ_D) per step."""
+        """Return (γ_P, γ_D) per step."""
         potentiation = math.log(self.ratio) / ((self.ratio - 1) * self.delay_steps)
         return potentiation, self.ratio * potentiation
 
     @property
     def states(self) -> int:
-        """Two."""
+        """Return 2."""
         return 2
 
     def _unscaled_kernel(self, length: int) -> FloatArray:
@@ -90,6 +90,6 @@ class LTPLTD(Trace):
         return slow - fast
 
     def transition(self) -> Transition:
-        """(M, K, C): two independent unit-gain states, read with opposite signs."""
+        """Return (M, K, C): two independent unit-gain states, read with opposite signs."""
         rates = np.array(self.rates)
         return Transition(np.diag(np.exp(-rates)), -np.expm1(-rates), np.array([1.0, -1.0]) / rates / self.scale)

@@ -13,7 +13,7 @@ from cet_rl.traces.sharp import SharpReadout, sharpest_transition
 
 
 def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArray]:
-    """One step of a Legendre delay network (Voelker, Kajić & Eliasmith 2019), the input held over the step.
+    """Return one step of a Legendre delay network (Voelker, Kajić & Eliasmith 2019), the input held over the step.
 
     θ ẋ = A x + B h with A_ij = (2i+1) (-1 if i < j else (-1)^{i-j+1}), B_i = (2i+1) (-1)^i.
 
@@ -34,7 +34,7 @@ def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArr
 
 @dataclass(frozen=True)
 class Legendre(SharpReadout):
-    """The states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
+    """Remember with the states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
 
     The window is the one that remembers best: about 1.09 D at order 10.
 

@@ -11,7 +11,7 @@ from cet_rl.traces.base import FloatArray, Normalization, Trace, check_delay_ste
 
 @dataclass(frozen=True)
 class PerfectMemory(Trace):
-    """A unit impulse at the delay: the synapse recalls exactly what happened D steps ago.
+    """Recall exactly what happened D steps ago: a unit impulse at the delay.
 
     With a delay of zero it is no trace at all: the Hebbian term itself. Kept as a delay line of the factors
     (f', x), never as states of a synapse.
@@ -35,7 +35,7 @@ class PerfectMemory(Trace):
 
     @property
     def support(self) -> tuple[int, int]:
-        """The one lag at the delay."""
+        """Return the one lag at the delay."""
         return self.delay_steps, self.delay_steps + 1
 
     def _unscaled_kernel(self, length: int) -> FloatArray:

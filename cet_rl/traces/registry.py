@@ -39,7 +39,7 @@ class TraceKind:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Names and defaults of what `Trace.from_delay` takes of this class beside the delay."""
+        """Return the names and defaults of what `Trace.from_delay` takes of this class beside the delay."""
         return {} if self.trace is None else _options(self.trace)
 
     @property
@@ -219,7 +219,7 @@ class TraceConfig:
 
     @property
     def states(self) -> int:
-        """The order, its default filled in."""
+        """Return the order, its default filled in."""
         return DEFAULT_ORDER if self.order is None else self.order
 
     def build(self, delay_steps: int) -> Trace | None:

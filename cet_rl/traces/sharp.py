@@ -27,21 +27,21 @@ Dynamics = Callable[[float], tuple[FloatArray, FloatArray]]
 
 
 def ridged_gramian(M: FloatArray, K: FloatArray) -> FloatArray:
-    """G of the module's formula, shape (n, n), plus `RIDGE` times its mean diagonal entry."""
+    """Return G of the module's formula, shape (n, n), plus `RIDGE` times its mean diagonal entry."""
     gramian: FloatArray = scipy.linalg.solve_discrete_lyapunov(M, np.outer(K, K))
     gramian += RIDGE * np.trace(gramian) / len(K) * np.eye(len(K))
     return gramian
 
 
 def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[FloatArray, float]:
-    """The readout C, shape (n,), that puts the largest share F of (ridged) energy at `delay_steps`; and F."""
+    """Return the readout C, shape (n,), with the largest share F of (ridged) energy at `delay_steps`; and F."""
     at_delay = np.linalg.matrix_power(M, delay_steps) @ K
     readout: FloatArray = scipy.linalg.solve(ridged_gramian(M, K), at_delay, assume_a="pos")
     return readout, float(at_delay @ readout)
 
 
 def sharpest_speed(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> float:
-    """The argument in [low, high] whose dynamics remember best: a coarse grid, then a bounded search."""
+    """Find the argument in [low, high] whose dynamics remember best: a coarse grid, then a bounded search."""
 
     def loss(log_speed: float) -> float:
         return -sharpest_readout(*dynamics(float(np.exp(log_speed))), delay_steps)[1]
@@ -68,7 +68,7 @@ class SharpReadout(Trace):
 
     @property
     def states(self) -> int:
-        """n."""
+        """Return n."""
         return self.order
 
     def _unscaled(self) -> Transition:
@@ -78,14 +78,14 @@ class SharpReadout(Trace):
         return self._unscaled().kernel(length)
 
     def transition(self) -> Transition:
-        """(M, K, C) with the sharpest readout, normalised."""
+        """Return (M, K, C) with the sharpest readout, normalised."""
         unscaled = self._unscaled()
         return Transition(unscaled.M, unscaled.K, unscaled.C / self.scale)
 
 
 @dataclass(frozen=True)
 class SharpCET(SharpReadout):
-    """The cascade of `CET`, but the synapse reads a weighted sum of all its stages instead of the last.
+    """Remember with the cascade of `CET`, but read a weighted sum of all its stages instead of the last.
 
     The rate is the one that remembers best: about 1.24 (n-1)/D at order 10. The kernel has negative lobes and
     peaks near the delay, not always at it. In float32 the output's relative error stays below 1e-2 at
@@ -99,7 +99,7 @@ class SharpCET(SharpReadout):
 
     @property
     def rate(self) -> float:
-        """a = αΔt, per step."""
+        """Return a = αΔt, per step."""
         return _sharp_cascade(self.order, self.delay_steps)[0]
 
     def _unscaled(self) -> Transition:

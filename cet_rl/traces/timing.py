@@ -19,7 +19,7 @@ RETROGRADE_STEP = 0.3
 
 
 def whole_steps(delay: float, step_duration: float) -> int:
-    """The delay in whole steps, D = T / Δt.
+    """Return the delay in whole steps, D = T / Δt.
 
     Args:
         delay: T, in seconds.
@@ -48,7 +48,7 @@ def whole_steps(delay: float, step_duration: float) -> int:
 
 @dataclass(frozen=True)
 class CreditTiming:
-    """When credit arrives, in seconds, for a network of `layers` layers.
+    """Tell when credit arrives, in seconds, for a network of `layers` layers.
 
     Uniform (behavioural time scale): the signal reaches every layer after `delay` (paper, section 4.1).
     Stacked (retrograde signalling): each layer passes it on after another `delay`, so that the output layer
@@ -76,7 +76,7 @@ class CreditTiming:
 
     @property
     def delay_steps(self) -> int:
-        """D: the delay of one layer (stacked) or of all of them (uniform), in steps."""
+        """Return D: the delay of one layer (stacked) or of all of them (uniform), in steps."""
         return whole_steps(self.delay, self.step_duration)
 
     @property
@@ -97,5 +97,5 @@ class CreditTiming:
 
     @property
     def longest_delay(self) -> int:
-        """Steps until the last layer to hear of an event has heard of it."""
+        """Return the steps until the last layer to hear of an event has heard of it."""
         return max(self.layer_delays)

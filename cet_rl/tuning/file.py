@@ -79,7 +79,7 @@ class Dimension:
 
     @property
     def extremes(self) -> tuple[Any, ...]:
-        """The values to try before a search starts: both ends, or all choices."""
+        """Return the values to try before a search starts: both ends, or all choices."""
         return self.choices or (self.low, self.high)
 
     def suggest(self, trial: Trial) -> Any:

@@ -117,12 +117,12 @@ class VisionConfig(LayeredConfig):
 
     @property
     def network(self) -> Network:
-        """The network, mlp or cnn."""
+        """Return the network, mlp or cnn."""
         return DATASETS[self.task].network if self.model == "auto" else self.model
 
     @property
     def held_out(self) -> str:
-        """Name of the images tested on, in metrics: test, or validation."""
+        """Return the name of the images tested on, in metrics: test, or validation."""
         return "validation" if self.validation else "test"
 
     @property
@@ -132,7 +132,7 @@ class VisionConfig(LayeredConfig):
 
     @property
     def layers(self) -> int:
-        """Number of layers with weights."""
+        """Return the number of layers with weights."""
         return len(self.widths) + 1 + (len(self.channels) if self.network == "cnn" else 0)
 
     @property

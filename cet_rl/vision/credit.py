@@ -75,7 +75,7 @@ class CreditRule:
 
     @property
     def f(self) -> Activation:
-        """The activation."""
+        """Return the activation."""
         return ACTIVATIONS[self.activation]
 
     def steps(self, batch: int) -> int:

@@ -22,7 +22,7 @@ from cet_rl.recurrent.rules.base import DeclaredCost, Rule
 
 @dataclass(frozen=True)
 class Kept:
-    """A tensor of a rule's state.
+    """Describe a tensor of a rule's state.
 
     Attributes:
         name: its key.
@@ -88,7 +88,7 @@ class Audit:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """By the paper's criteria."""
+        """Return the verdicts by the paper's criteria."""
         return judge(self)
 
     @property
@@ -98,7 +98,7 @@ class Audit:
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """In what it differs from its claims: nothing, if it has none."""
+        """Return how it differs from its claims: nothing, if it has none."""
         return compare(self)
 
 

@@ -25,7 +25,7 @@ SQUASHING = {
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the numbers of a tensor come from, within a step.
+    """Record where the numbers of a tensor come from, within a step.
 
     Attributes:
         roots: names of the tensors that they are elementwise functions of.
@@ -52,7 +52,7 @@ def _length(tensor: Tensor, axis: int) -> int:
 
 
 class Chain(NamedTuple):
-    """A product whose result goes into another one as it is.
+    """Record a product whose result goes into another one as it is.
 
     Attributes:
         first: matrices of the first product.
@@ -225,7 +225,7 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
     def _written_out(
         self, args: tuple[Any, ...], given: list[Tensor], origins: list[Origin]
     ) -> tuple[Contraction | None, list[Tensor], list[Origin]]:
-        """The product that a sum over an elementwise product is, if it is one."""
+        """Return the product that a sum over an elementwise product is, if it is one."""
         whole, first, second = self._multiplied.get(id(given[0]), (None, None, None))
         if whole is None or first is None or second is None or whole.ndim == 0:
             return None, given, origins

@@ -20,7 +20,7 @@ _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
 
 class Term(NamedTuple):
-    """n^units m^columns T^window."""
+    """Hold one term, n^units m^columns T^window."""
 
     units: int = 0
     columns: int = 0
@@ -32,7 +32,7 @@ class Term(NamedTuple):
         return self.units + self.columns
 
     def times(self, other: Term) -> Term:
-        """The product of two."""
+        """Return the product of two."""
         return Term(*(a + b for a, b in zip(self, other, strict=True)))
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ def _power(letter: str, power: int) -> str:
 
 @dataclass(frozen=True)
 class Order:
-    """The terms of a number that grow fastest.
+    """Hold the terms of a number that grow fastest.
 
     Attributes:
         terms: of one degree, without their coefficients; none for zero.
@@ -97,7 +97,7 @@ def _parse_term(word: str, text: str) -> Term:
 
 
 def leading_terms(count: Callable[[int, int], int]) -> dict[Term, int] | None:
-    """The terms of highest degree of a number that is a polynomial in n and n_in, with their coefficients.
+    """Return the terms of highest degree of a number that is a polynomial in n and n_in, with their coefficients.
 
     Differences of a polynomial are exact, so that no exponent has to be read off a slope.
 
@@ -129,7 +129,7 @@ def leading_terms(count: Callable[[int, int], int]) -> dict[Term, int] | None:
 
 
 def _newton(differences: np.ndarray, right: int, down: int) -> int:
-    """The polynomial of these differences, so many steps from its first point."""
+    """Return the polynomial of these differences, so many steps from its first point."""
     rows, columns = differences.shape
     return int(
         sum(comb(right, i) * comb(down, j) * differences[i, j] for i in range(rows) for j in range(columns))

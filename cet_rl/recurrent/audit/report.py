@@ -121,7 +121,7 @@ def as_markdown(audits: Sequence[Audit]) -> str:
 
 
 def as_csv(audits: Sequence[Audit]) -> str:
-    """A row for each rule: all tables side by side, operations as numbers a step, reasons in the last column."""
+    """Return a row for each rule: all tables side by side, operations as numbers a step, reasons last."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(

@@ -23,7 +23,7 @@ SMALL, LARGE = RNNCell(7, 3, 2), RNNCell(14, 6, 4)
 
 
 class Subject:
-    """A rule to experiment on.
+    """Hold a rule to experiment on.
 
     Args:
         build: called with a cell and options; returns the rule.
@@ -54,7 +54,7 @@ class Subject:
         return True
 
     def build(self, cell: RNNCell, counts: Mapping[str, int] | None = None) -> Rule:
-        """The rule for a network, with `self.counts` or others; {} for the rule's own."""
+        """Return the rule for a network, with `self.counts` or others; {} for the rule's own."""
         return self._build(cell, **{**self._options, **(self.counts if counts is None else counts)})
 
 
@@ -92,12 +92,12 @@ def drive(cell: RNNCell, rule: Rule, steps: int, *, at_rest: bool = False) -> tu
 
 
 def begin(rule: Rule, now: StepInputs, rates: Tensor) -> State:
-    """The rule's state before its first now, always the same."""
+    """Return the rule's state before its first now, always the same."""
     return rule.init_state(now.weight, rates, torch.Generator().manual_seed(1))
 
 
 class Axis(NamedTuple):
-    """One axis of a tensor.
+    """Describe one axis of a tensor.
 
     Attributes:
         name: such as "n", "m", "n+n_out+1", "T" or, for a constant, its length.
@@ -109,7 +109,7 @@ class Axis(NamedTuple):
 
 
 def find_axes(subject: Subject, time_options: frozenset[str] = frozenset()) -> dict[str, tuple[Axis, ...]]:
-    """The axes of all tensors of a rule's state, without that of sequences, from how their lengths vary.
+    """Return the axes of all tensors of a rule's state, without that of sequences, from how their lengths vary.
 
     Args:
         subject: the rule.

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
 
 
 def judge(audit: Audit) -> tuple[Verdict, ...]:
-    """Every criterion's verdict, in the order of `CRITERIA`."""
+    """Return every criterion's verdict, in the order of `CRITERIA`."""
     faults = {
         "i": [],
         "ii": _matrix_faults(audit),
@@ -114,7 +114,7 @@ def _online_faults(audit: Audit) -> list[str]:
 
 
 def compare(audit: Audit) -> tuple[str, ...]:
-    """In what a rule differs from its claims, a phrase each; orders count by their exponents of size and of T.
+    """Return how a rule differs from its claims, a phrase each; orders count by their exponents of size and T.
 
     Raises:
         ValueError: for claims that cannot be read.

@@ -19,7 +19,7 @@ from cet_rl.runs.values import unknown
 
 @dataclass(frozen=True)
 class RuleEntry:
-    """One entry of the registry.
+    """Describe one entry of the registry.
 
     Attributes:
         kind: the class.
@@ -109,13 +109,13 @@ for _kind, _summary in _BUILT_IN.items():
 
 
 def rules() -> dict[str, RuleEntry]:
-    """All rules by name, third parties' included."""
+    """Return all rules by name, third parties' included."""
     load_plugins()
     return RULES
 
 
 def find_rule(name: str) -> RuleEntry:
-    """The entry of a name, or of a class that is written as module:Class.
+    """Return the entry of a name, or of a class that is written as module:Class.
 
     Raises:
         ValueError: if there is none, with the nearest or all names; or if the class is no rule.
@@ -134,7 +134,7 @@ def find_rule(name: str) -> RuleEntry:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
-    """A rule's options, written `name=value`, as its constructor takes them.
+    """Return a rule's options, written `name=value`, as its constructor takes them.
 
     Args:
         name: of the rule.
@@ -163,7 +163,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
 
 
 def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = None) -> Rule:
-    """A rule for a network.
+    """Build a rule for a network.
 
     Args:
         name: a key of `rules()`.

@@ -46,7 +46,7 @@ class StepInputs(NamedTuple):
 
     @property
     def in_dims(self) -> StepInputs:
-        """For `torch.func.vmap` over seeds, which all tensors have one more axis for, in front.
+        """Return the axes for `torch.func.vmap` over seeds, for which all tensors have one more axis, in front.
 
         Use: `torch.func.vmap(rule.step, in_dims=(0, now.in_dims))(states, now)`.
         """
@@ -72,7 +72,7 @@ class DeclaredCost(NamedTuple):
 
 
 class Rule(ABC):
-    """A learning rule for the recurrent weights W of a `RNNCell`.
+    """Define a learning rule for the recurrent weights W of an `RNNCell`.
 
     `name` is the word that `--rule` takes; `shared` names those tensors of the state that are learned, like
     weights, and so have no axis of sequences; `declared_cost` is what the audit compares it with, `equations` what
@@ -124,7 +124,7 @@ class Rule(ABC):
         """
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """The gradient that is still pending at the end, shape (n, m): zero, except for rules that wait.
+        """Return the gradient that is still pending at the end, shape (n, m): zero, except for rules that wait.
 
         Args:
             state: after the last step.
@@ -134,7 +134,7 @@ class Rule(ABC):
 
 
 class SeparableRule(Rule):
-    """A rule whose gradient is a signal of each unit times an eligibility of each synapse, G_ij = s_i E_ij.
+    """Define a rule whose gradient is a signal of each unit times an eligibility of each synapse, G_ij = s_i E_ij.
 
     That is what a trace can bridge a delay for: it keeps the eligibility until the signal comes.
     """
@@ -159,7 +159,7 @@ def combine(signal: Tensor, eligibility: Tensor) -> Tensor:
 
 
 def immediate(now: StepInputs) -> Tensor:
-    """e_ij = D_i r̂_j, how W_ij changes r_i within the step: shape (B, n, m)."""
+    """Return e_ij = D_i r̂_j, how W_ij changes r_i within the step: shape (B, n, m)."""
     return now.slope[:, :, None] * now.inputs[:, None, :]
 
 
@@ -169,7 +169,7 @@ def draw_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Ten
 
 
 def balance(grown: Tensor, shrunk: Tensor) -> Tensor:
-    """√(‖grown‖ / ‖shrunk‖) of each sequence, which makes the two equally long; 1 where either has no length.
+    """Return √(‖grown‖ / ‖shrunk‖) of each sequence, which makes both equally long; 1 where one has no length.
 
     Args:
         grown: shape (B, …).

@@ -23,7 +23,7 @@ class RTRL(Rule):
     equations = "M_kij ← Σ_l J_kl M_lij + δ_ki e_ij; G_ij = Σ_k c̄_k M_kij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """M = 0."""
+        """Start at M = 0."""
         return {"M": weight.new_zeros(len(rates), *weight.shape, self.cell.units)}
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
@@ -85,7 +85,7 @@ class BPTT(_Unrolled):
         return {name: torch.zeros_like(tensor) for name, tensor in state.items()}, gradient
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """The gradient of the window as far as it has come."""
+        """Return the gradient of the window as far as it has come."""
         inputs, slope, credit = state["inputs"], state["slope"], state["credit"]
         arriving, signals = credit[:, -1], []
         for step in reversed(range(self.window)):
@@ -118,6 +118,6 @@ class FutureBPTT(_Unrolled):
         return state, signal.mT @ state["inputs"][:, 0] / len(signal)
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """The gradient of the T - 1 steps that still wait."""
+        """Return the gradient of the T - 1 steps that still wait."""
         signal = (state["credit"] * state["slope"])[:, 1:]
         return torch.einsum("bti,btj->ij", signal, state["inputs"][:, 1:]) / len(signal)

@@ -18,11 +18,11 @@ class FixedW(Rule):
     declared_cost = DeclaredCost("0", "0")
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Nothing."""
+        """Return no tensors."""
         return {}
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
-        """No gradient."""
+        """Return no gradient."""
         return state, torch.zeros_like(now.weight)
 
 
@@ -37,7 +37,7 @@ class RFLO(SeparableRule):
     equations = "B ← (1 - α) B + e; G_ij = c̄_i B_ij"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """B = 0."""
+        """Start at B = 0."""
         return {"B": weight.new_zeros(len(rates), *weight.shape)}
 
     def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
@@ -87,7 +87,7 @@ class KeRNL(SeparableRule):
         self.rate, self.sigma, self.timescale = rate, sigma, timescale
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """A = I, every α_i at its start, r̃ = r_0, all else 0."""
+        """Start at A = I, every α_i at its start, r̃ = r_0, all else 0."""
         n = self.cell.units
         return {
             "A": torch.eye(n, dtype=weight.dtype, device=weight.device),

@@ -17,7 +17,7 @@ from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, b
 
 
 class _Stochastic(Rule):
-    """Two factors A and B, drawn from N(0, start²).
+    """Draw two factors A and B from N(0, start²).
 
     Args:
         cell: of the network.
@@ -61,7 +61,7 @@ class UORO(_Stochastic):
     equations = "A ← ρ0 J A + ρ1 ν; B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """A of shape (B, n) and B of shape (B, n, m)."""
+        """Return A of shape (B, n) and B of shape (B, n, m)."""
         return self._factors(weight, generator, tuple(rates.shape), (len(rates), *weight.shape))
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
@@ -89,7 +89,7 @@ class KFRTRL(_Stochastic):
     equations = "A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G_ij = (c̄ B)_i A_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """A of shape (B, m) and B, transposed, of shape (B, n, n)."""
+        """Return A of shape (B, m) and B, transposed, of shape (B, n, n)."""
         n, m, batch = self.cell.units, self.cell.columns, len(rates)
         return self._factors(weight, generator, (batch, m), (batch, n, n))
 
@@ -123,7 +123,7 @@ class RKF(_Stochastic):
     equations = "A_i ← ρ0 A_i + ρ1 ν_i; B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1; G_ij = A_i (c̄ B)_j"
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """A of shape (B, n) and B, transposed, of shape (B, m, n)."""
+        """Return A of shape (B, n) and B, transposed, of shape (B, m, n)."""
         n, m, batch = self.cell.units, self.cell.columns, len(rates)
         return self._factors(weight, generator, (batch, n), (batch, m, n))
 

@@ -45,7 +45,7 @@ class DNI(SeparableRule):
         self.rate, self.renewal = rate, renewal
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """A random, its copy the same, r̃ = [r_0; 0; 1], no credit."""
+        """Start at a random A, a copy of it, r̃ = [r_0; 0; 1] and no credit."""
         n, known = self.cell.units, self.cell.units + self.cell.outputs + 1
         guess = (torch.randn(n, known, generator=generator) / math.sqrt(known)).to(weight)
         label = rates.new_zeros(len(rates), self.cell.outputs)
@@ -112,7 +112,7 @@ class DNIb(DNI):
             raise ValueError(f"jacobian_rate of dni-b must be zero or positive, got {self.jacobian_rate:g}")
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """As DNI's, and 𝒥 = W_rec."""
+        """Start as DNI does, with 𝒥 = W_rec."""
         state = super().init_state(weight, rates, generator)
         return {**state, "jacobian": self.cell.recurrent(weight).clone()}
 

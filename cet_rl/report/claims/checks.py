@@ -71,7 +71,7 @@ class Check:
 
     @property
     def bound(self) -> str:
-        """Where the statistic has to lie: "above 0"."""
+        """Return where the statistic has to lie: "above 0"."""
         ends = {"above": self.above, "below": self.below}
         return " and ".join(
             f"{word} {number(end, 0) if end == int(end) else f'{end:g}'}"

@@ -78,7 +78,7 @@ class Finding:
 
     @property
     def numbers(self) -> str:
-        """The numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
+        """Return the numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
         means: dict[str, dict[str, str]] = defaultdict(dict)
         for result in self.results:
             means[result.check.measure.title].update(result.means())
