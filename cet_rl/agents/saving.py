@@ -25,7 +25,6 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from cet_rl import __version__
 from cet_rl.runs import archive
-from cet_rl.traces.registry import TraceConfig
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
@@ -122,7 +121,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
             arguments = dict(data["arguments"])
             arguments["learning_rate"] = schedule_from_data(arguments["learning_rate"])
-            arguments["trace"] = TraceConfig(**arguments["trace"])
             arguments |= kwargs
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:

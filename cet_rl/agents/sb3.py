@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -439,7 +439,7 @@ class CETActorCritic(StoredAlgorithm):
         """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
             **self.learner_config.as_keywords(),
-            "trace": asdict(self.learner_config.trace),
+            **self.learner_config.trace.as_keywords(),
             **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,

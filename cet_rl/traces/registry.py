@@ -217,6 +217,13 @@ class TraceConfig:
         named = {"decay": decay, "discretization": None if discretization == "exact" else discretization}
         return cls(kind or ("cet" if delay else "none"), order, normalization, named | dict(options or {}))
 
+    def as_keywords(self) -> dict[str, Any]:
+        """Return it as keywords of an agent, so that each of them can be changed when the agent is loaded."""
+        rest = dict(self.options)
+        named = {"decay": rest.pop("decay", None), "discretization": rest.pop("discretization", "exact")}
+        common = {"trace": self.kind, "order": self.order, "normalization": self.normalization}
+        return {**common, **named, "trace_options": rest}
+
     @property
     def states(self) -> int:
         """Return the order, its default filled in."""
