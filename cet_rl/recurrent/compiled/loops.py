@@ -35,7 +35,7 @@ from cet_rl.recurrent.compiled.network import (
 State = tuple[Array, ...]
 Trace = Bridge | None
 
-NETWORK_DIGEST = "5b5678b7f46814ec"
+NETWORK_DIGEST = "ef3dc84d6735adc5"
 """First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
 
 
