@@ -37,21 +37,7 @@ def train(
 ) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
-    Args:
-        config: what to run.
-        run_dir: the run folder itself; None for that of `default_path`.
-        resume: resume from the checkpoint of an interrupted run, with the same result as if there had been no
-            interruption; without a checkpoint, start a new run.
-        checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
-        quiet: print nothing.
-
-    Returns:
-        "finished" or "interrupted".
-
-    Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
-            is from before.
+    Arguments, result and errors are those of `cet_rl.rl.train`; steps are steps here.
     """
     config = resolve(config)
     session = Session(
@@ -61,15 +47,7 @@ def train(
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
-    """Test the network of a run's checkpoint, for `cet-rl eval`.
-
-    Args:
-        values: of the run's configuration.
-        checkpoint: the file.
-
-    Returns:
-        A line with the result.
-    """
+    """Return a line with the test result of a checkpoint of a run, whose configuration has these values."""
     config = resolve(RecurrentConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)

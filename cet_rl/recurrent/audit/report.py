@@ -47,14 +47,8 @@ def _claims(audit: Audit) -> str:
 
 def _tensor_row(audit: Audit) -> tuple[str, ...]:
     tensors = ", ".join(map(str, audit.tensors)) or "–"
-    return (
-        audit.name,
-        tensors,
-        str(audit.memory),
-        str(audit.time or "irregular"),
-        _operations(audit),
-        _claims(audit),
-    )
+    time = str(audit.time or "irregular")
+    return audit.name, tensors, str(audit.memory), time, _operations(audit), _claims(audit)
 
 
 def _equation_rows(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
