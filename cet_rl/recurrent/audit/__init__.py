@@ -1,1 +1,1 @@
-"""The audit of learning rules: what they keep and do, observed from runs, and what a brain could do of it."""
+"""Check learning rules for biological plausibility, by what they keep and compute in observed runs."""
