@@ -190,7 +190,7 @@ def test_divergence_counts_as_pruned_and_a_crash_as_failed(tmp_path, capfd):
     assert "was killed by SIGKILL" in capfd.readouterr().err
 
 
-def test_a_search_in_which_nothing_comes_to_its_end_says_so(tmp_path):
+def test_a_search_in_which_no_trial_finishes_says_so(tmp_path):
     search = search_of(tmp_path, trials=1)
     plan(search, all="crash")
     assert search.run() == 1

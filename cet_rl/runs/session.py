@@ -1,4 +1,4 @@
-"""The run session: everything around the learning of a run, the same for all families of tasks.
+"""The run session: everything around the learning of a run, shared by all task kinds.
 
 A `Session` holds one run's folder, log, display, checkpoints, interruption and summary. Learners of our own plug
 in as a `Learner`; `run` drives one of them, `run_batch` several that take their steps together, each in a folder
