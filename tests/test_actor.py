@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import Categorical, DiagonalGaussian
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
-from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic
+from cet_rl.agents.networks import CHANNELS, Actor, Critic
 from cet_rl.credit import Synapses
 from cet_rl.rl.config import CONVOLUTIONS
 from cet_rl.traces.registry import TraceConfig
@@ -53,7 +53,7 @@ def learner(head, shape=(4,), delay=0.0, channels=(), feedback="backprop", hidde
     options.setdefault("max_grad_norm", 1e9)
     return ActorCriticLearner(
         actor,
-        critic or Critic(int(torch.tensor(shape).prod()), (7,)),
+        critic or Critic(shape, (7,)),
         CreditTiming(delay, layers=len(actor.weights)),
         LearnerConfig(**options),
         num_envs=ENVS,
@@ -92,7 +92,7 @@ CASES = {
     "convolutions": lambda: learner(Categorical(ACTIONS), MAPS, channels=(3, 2)),
     "convolutions, gaussian": lambda: learner(DiagonalGaussian(ACTIONS), MAPS, channels=(3,), hidden=()),
     "flattened maps, convolutional critic": lambda: learner(
-        Categorical(ACTIONS), MAPS, critic=ConvCritic(MAPS, (3,), 5)
+        Categorical(ACTIONS), MAPS, critic=Critic(MAPS, (5,), (3,))
     ),
 }
 

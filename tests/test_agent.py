@@ -463,7 +463,7 @@ def test_bad_options_are_named(options, message):
 
 
 def test_bad_environments_are_named():
-    with pytest.raises(ValueError, match=r"must be vectors, or maps .* not of shape \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"must be a Box of vectors, or of maps .* not those of shape \(3, 3\)"):
         CETActorCritic("MlpPolicy", Matrix())
     with pytest.raises(ValueError, match="discrete actions or a Box of real vectors"):
         CETActorCritic("MlpPolicy", TwoChoices())

@@ -12,6 +12,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import (
@@ -211,6 +212,8 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_env("LunarLander-v2"), "LunarLander"),
         (lambda: make_env("Zzzzzz"), "`cet-rl list` shows environments, data sets and other tasks"),
         (lambda: make_vec_env("CartPole-v1", 0), "num_envs"),
+        (lambda: make_vec_env("CartPole-v1", n_envs=4), "no n_envs: use num_envs="),
+        (lambda: make_vec_env("CartPole-v1", env_kwargs={}), "each of its items as a keyword"),
         (lambda: make_vec_env("Acrobot-v1", 2, vectorization="numpy"), "vectorised form"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="fast"), "vectorization"),
     ],
@@ -230,32 +233,45 @@ def numpy_cartpole(num_envs=2, seed=0, limit=None):
     return make_vec_env("CartPole-v1", num_envs, seed, vectorization="numpy", max_episode_steps=limit)
 
 
-def test_resetting_steps_are_marked_and_episodes_recorded():
-    env = numpy_cartpole()
+@pytest.mark.parametrize("wrap", [lambda env: env, VecMonitor, lambda env: VecFrameStack(env, 2)], ids=str)
+def test_the_vectorised_form_has_no_steps_but_those_of_episodes(wrap):
+    env = wrap(numpy_cartpole(2, limit=5))
     env.reset()
-    done_before = np.zeros(2, bool)
-    lengths, count = [], np.zeros(2, int)
-    for _ in range(200):
-        np.testing.assert_array_equal(env.resetting, done_before)
-        count += ~env.resetting
-        _, rewards, dones, infos = env.step(np.zeros(2, int))
-        assert (rewards[done_before] == 0).all()
-        for index in np.flatnonzero(dones):
-            assert infos[index]["episode"]["l"] == count[index] == infos[index]["episode"]["r"]
-            assert not infos[index]["TimeLimit.truncated"]
-            lengths.append(count[index])
-            count[index] = 0
-        done_before = dones.copy()
-    assert len(lengths) > 10
-    assert 7 < np.mean(lengths) < 11  # pushing one way only
+    for step in range(1, 21):
+        _, rewards, dones, infos = env.step(np.array([step % 2] * 2))
+        assert (rewards == 1).all()
+        assert (dones == (step % 5 == 0)).all()
+        for info in infos if step % 5 == 0 else ():
+            assert (info["episode"]["l"], info["episode"]["r"], info["TimeLimit.truncated"]) == (5, 5, True)
+    model = A2C("MlpPolicy", env, device="cpu")
+    model.learn(100)
+    assert {episode["l"] for episode in model.ep_info_buffer} == {5}
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_time_limits_come_with_the_observation_they_cut(mode):
+def test_the_vectorised_form_is_the_environment():
+    """Each episode is what the single environment makes of the same start and actions, to its last observation."""
+    env, single, generator = numpy_cartpole(3), gym.make("CartPole-v1").unwrapped, np.random.default_rng(0)
+    observations, ended = env.reset(), 0
+    for _ in range(100):
+        actions = generator.integers(2, size=3)
+        following, _, dones, infos = env.step(actions)
+        for index, (before, action, after) in enumerate(zip(observations, actions, following, strict=True)):
+            single.reset()
+            single.state = before.astype(np.float64)
+            expected, _, terminated, *_ = single.step(action)
+            assert terminated == dones[index]
+            np.testing.assert_allclose(infos[index].get("terminal_observation", after), expected, atol=1e-5)
+            assert not terminated or (np.abs(after).max() <= 0.05 and not infos[index]["TimeLimit.truncated"])
+            ended += terminated
+        observations = following
+    assert ended > 5
+
+
+def test_time_limits_come_with_the_observation_they_cut():
     def build():
         return gym.make("CartPole-v1", max_episode_steps=4)
 
-    env = GymnasiumVecEnv(SyncVectorEnv([build] * 2, autoreset_mode=mode))
+    env = GymnasiumVecEnv(SyncVectorEnv([build] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
     env.seed(0)
     env.reset()
     for step in range(4):
@@ -263,33 +279,18 @@ def test_time_limits_come_with_the_observation_they_cut(mode):
     assert dones.all()
     for index in range(2):
         assert infos[index]["TimeLimit.truncated"]
-        final = infos[index]["terminal_observation"]
-        same = np.array_equal(final, observations[index])
-        assert same == (mode == AutoresetMode.NEXT_STEP)
+        assert not np.array_equal(infos[index]["terminal_observation"], observations[index])
 
 
-def test_environments_that_never_reset_are_refused():
-    vector = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=AutoresetMode.DISABLED)
-    with pytest.raises(ValueError, match="must reset itself"):
+@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP])
+def test_vector_environments_that_reset_in_a_step_of_their_own_or_never_are_refused(mode):
+    vector = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=mode)
+    with pytest.raises(ValueError, match=r"autoreset_mode=gymnasium\.vector\.AutoresetMode\.SAME_STEP"):
         GymnasiumVecEnv(vector)
 
 
-def test_the_agent_skips_resetting_steps():
-    env = numpy_cartpole(seed=1)
-    model = CETActorCritic("MlpPolicy", env, delay=0.6, n_steps=64, seed=0)
-    invalid = []
-
-    class Watch(BaseCallback):
-        def _on_step(self):
-            return True
-
-        def _on_rollout_end(self):
-            rollout = self.model._rollout
-            ends = rollout.terminated + rollout.truncated
-            assert torch.equal(rollout.valid[1:], 1 - ends[:-1])
-            invalid.append((rollout.valid == 0).sum())
-
-    model.learn(512, callback=Watch())
-    assert sum(invalid) > 5
+def test_the_agent_learns_in_the_vectorised_form():
+    model = CETActorCritic("MlpPolicy", numpy_cartpole(seed=1), delay=0.6, n_steps=64, seed=0)
+    model.learn(512)
     mean, _ = evaluate_policy(model, numpy_cartpole(seed=5), n_eval_episodes=4)
     assert mean > 5

@@ -56,7 +56,7 @@ def test_example_and_library_set_the_same_gradients() -> None:
         agent = load("minimal_cet").ActorCritic(3, 2, 7, delay, order, steps, envs)
         learner = ActorCriticLearner(
             Actor((6,), Categorical(2), hidden=(7, 7)),
-            Critic(6, (7, 7)),
+            Critic((6,), (7, 7)),
             CreditTiming(delay * 0.2),
             LearnerConfig(trace=TraceConfig("cet", order)),
             num_envs=envs,

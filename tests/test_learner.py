@@ -22,7 +22,7 @@ def learner(delay=0.0, envs=2, rollout=16, activation="relu", **options):
     options.setdefault("max_grad_norm", 1e9)
     return ActorCriticLearner(
         Actor((N_IN,), Categorical(ACTIONS), (8, 6), activation),
-        Critic(N_IN, (8,)),
+        Critic((N_IN,), (8,)),
         CreditTiming(delay),
         LearnerConfig(**options),
         num_envs=envs,
@@ -246,7 +246,7 @@ def test_alignment_is_one_for_perfect_memory_and_less_for_a_cascade():
 def test_stacked_delays_have_no_probe_where_nothing_waits():
     net = ActorCriticLearner(
         Actor((N_IN,), Categorical(ACTIONS), (8, 6)),
-        Critic(N_IN),
+        Critic((N_IN,)),
         CreditTiming(0.4, stacked=True),
         LearnerConfig(),
         num_envs=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
@@ -119,29 +120,62 @@ class LearnerConfig:
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the values under the names that Stable-Baselines3's algorithms and `CETActorCritic` take."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"ent_coef": values.pop("entropy_coef"), "vf_coef": values.pop("value_coef"), **values}
+        short = {name: sb3 for sb3, name in _SB3_NAMES.items()}
+        return {short.get(item.name, item.name): getattr(self, item.name) for item in fields(self)}
 
 
-def trace_for_delay(timing: CreditTiming, trace: str | TraceConfig | None, **options: Any) -> TraceConfig:
-    """Return the trace that bridges the delay.
+_SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef"}
+
+_TRACE_DEFAULTS: dict[str, Any] = {
+    "order": None,
+    "decay": None,
+    "normalization": "peak",
+    "discretization": "exact",
+    "trace_options": None,
+}
+
+
+def learner_config(timing: CreditTiming, trace: str | TraceConfig | None = None, **keywords: Any) -> LearnerConfig:
+    """Return the options of learning as agents take them by keyword.
 
     Args:
-        timing: the delay.
-        trace: its name, or all of its configuration; None for the default.
-        **options: of `TraceConfig.for_delay`, for a trace given by name.
+        timing: when credit arrives.
+        trace: the name of the trace that bridges the delay, or all of its configuration; None for the default.
+        **keywords: for a trace given by name, `order`, `decay`, `normalization`, `discretization` and
+            `trace_options`; and fields of `LearnerConfig`, where `ent_coef` and `vf_coef` are as good.
 
     Raises:
         ValueError: if the options do not fit the trace, or the trace does not fit the delay.
     """
+    given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
     if isinstance(trace, TraceConfig):
-        defaults = {"order": None, "decay": None, "normalization": "peak", "discretization": "exact"}
-        if changed := [name for name, value in options.items() if value and value != defaults.get(name)]:
+        if changed := [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]:
             raise ValueError(f"trace is a TraceConfig: set {', '.join(changed)} there")
-        options = asdict(trace)
+        given = asdict(trace)
     else:
-        options["kind"] = trace
-    return TraceConfig.for_delay(timing.delay, stacked=timing.stacked, **options)
+        given |= {"kind": trace, "options": given.pop("trace_options")}
+    chosen = TraceConfig.for_delay(timing.delay, stacked=timing.stacked, **given)
+    return LearnerConfig(chosen, **{_SB3_NAMES.get(name, name): value for name, value in keywords.items()})
+
+
+def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return fields of `NetworkConfig`, given under their names or those of Stable-Baselines3.
+
+    Args:
+        policy_kwargs: may have `activation_fn`, torch's class of an activation, and `net_arch` as dict(pi=, vf=).
+
+    Raises:
+        ValueError: if actor and critic are to have hidden layers of different widths.
+    """
+    keywords = dict(policy_kwargs or {})
+    if "activation_fn" in keywords:
+        function = keywords.pop("activation_fn")
+        keywords["activation"] = getattr(function, "__name__", str(function)).lower()
+    if isinstance(widths := keywords.get("net_arch"), Mapping):
+        if widths.keys() != {"pi", "vf"} or list(widths["pi"]) != list(widths["vf"]):
+            raise ValueError(f"net_arch is one list here, for actor and critic alike, got {dict(widths)}")
+        keywords["net_arch"] = list(widths["pi"])
+    return keywords
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:

@@ -17,8 +17,8 @@ accumulate Σ η e. One global norm clips both gradients together and one Adam a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,39 +68,26 @@ class Rollout:
         return cls(
             observations=torch.zeros(steps, envs, n),
             actions=torch.from_numpy(actions),
-            rewards=zeros.clone(),
-            starts=zeros.clone(),
-            terminated=zeros.clone(),
-            truncated=zeros.clone(),
+            **{name: zeros.clone() for name in ("rewards", "starts", "terminated", "truncated")},
             last_observations=torch.zeros(envs, n),
             final_observations=torch.zeros(0, n),
-            valid=torch.ones(steps, envs),
         )
-
-    def clear(self) -> None:
-        """Forget the marks and final observations of the steps held so far; all else is to be overwritten."""
-        assert self.valid is not None
-        self.valid.fill_(1)
-        self.terminated.zero_()
-        self.truncated.zero_()
-        self.final_observations = self.final_observations[:0]
 
     def first(self, steps: int) -> Rollout:
         """Return the first steps; `last_observations` must follow them, and no later episode be truncated."""
-        values = self._tensors()
-        ends = {name: values.pop(name) for name in ("last_observations", "final_observations")}
-        return Rollout(**{name: tensor[:steps] for name, tensor in values.items()}, **ends)
+        whole = ("last_observations", "final_observations")
+        return self._map(lambda name, tensor: tensor if name in whole else tensor[:steps])
+
+    def to(self, device: torch.device) -> Rollout:
+        """Return the rollout on a device."""
+        return self._map(lambda _, tensor: tensor.to(device))
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the fields of a rollout on the CPU as numpy arrays that share its memory."""
-        return {name: tensor.numpy() for name, tensor in self._tensors().items()}
+        return {name: tensor.numpy() for name, tensor in vars(self).items() if tensor is not None}
 
-    def to(self, device: torch.device) -> Rollout:
-        """Return the rollout on a device, with `valid` left out if every step is valid."""
-        tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
-        if self.valid is not None and bool(self.valid.all()):
-            tensors.pop("valid")
-        return Rollout(**tensors)
+    def _map(self, change: Callable[[str, Tensor], Tensor]) -> Rollout:
+        return Rollout(**{name: change(name, tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     def check_finite(self, first_step: int) -> None:
         """Refuse numbers that would destroy the weights.
@@ -124,10 +111,6 @@ class Rollout:
                 raise FloatingPointError(
                     f"environment {env} gave a {name} that is not finite at its step {first_step + step}"
                 )
-
-    def _tensors(self) -> dict[str, Tensor]:
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class ActorCriticLearner(nn.Module):

@@ -16,10 +16,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
 from cet_rl.agents.config import NetworkConfig
-from cet_rl.agents.distributions import Categorical, DiagonalGaussian, Distribution
-from cet_rl.agents.networks import CHANNELS, Actor, ConvCritic, Critic, split_signs
-
-Array = npt.NDArray[Any]
+from cet_rl.agents.distributions import Array, Categorical, DiagonalGaussian, Distribution
+from cet_rl.agents.networks import CHANNELS, Actor, Critic, split_signs
 
 
 class CETPolicy(BasePolicy):
@@ -51,13 +49,14 @@ class CETPolicy(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space, normalize_images=False)
         config, box = NetworkConfig(**networks), check_observations(observation_space)
+        maps = len(box.shape) == 3
         for name in ("actor", "critic"):
-            if getattr(config, name) == "conv" and len(box.shape) != 3:
+            if getattr(config, name) == "conv" and not maps:
                 raise ValueError(
                     f"a convolutional {name} needs maps, this environment shows vectors of shape {box.shape}; "
                     f"use {name}='mlp' (--{name} mlp)"
                 )
-        conv_critic = len(box.shape) == 3 and config.critic != "mlp"
+        conv_critic = maps and config.critic != "mlp"
         if config.actor == "conv" or conv_critic:
             _check_channels_first(box)
         splits = config.split_observations
@@ -75,7 +74,7 @@ class CETPolicy(BasePolicy):
             config.feedback,
             CHANNELS if config.actor == "conv" else (),
         )
-        self.critic = ConvCritic(shape) if conv_critic else Critic(self.num_features, config.net_arch)
+        self.critic = Critic(shape, (512,), CHANNELS) if conv_critic else Critic(shape, config.net_arch)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_ = {"observation_space": self.observation_space, "action_space": self.action_space}
@@ -164,17 +163,24 @@ def check_observations(space: spaces.Space[Any]) -> spaces.Box:
     Raises:
         ValueError: naming what is wrong and what would be right.
     """
-    if not isinstance(space, spaces.Box):
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 3):
+        shown = f"those of shape {space.shape}" if isinstance(space, spaces.Box) else str(space)
         raise ValueError(
-            f"the networks need a Box of vectors or maps, this environment shows {space}; "
-            "gymnasium.wrappers.FlattenObservation makes one"
-        )
-    if len(space.shape) not in (1, 3):
-        raise ValueError(
-            f"observations must be vectors, or maps of shape (channels, height, width), not of shape "
-            f"{space.shape}; gymnasium.wrappers.FlattenObservation makes vectors"
+            "observations must be a Box of vectors, or of maps of shape (channels, height, width), not "
+            f"{shown}; gymnasium.wrappers.FlattenObservation makes vectors"
         )
     return space
+
+
+def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+    """Raise ValueError for spaces that our agent cannot take, or that Stable-Baselines3 cannot."""
+    check_observations(observations)
+    make_head(actions)
+    if isinstance(actions, spaces.Box) and not actions.is_bounded():
+        raise ValueError(
+            f"Stable-Baselines3 needs actions with finite bounds, this environment has {actions}; "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, Box(low, high)) sets some"
+        )
 
 
 def _check_channels_first(space: spaces.Box) -> None:

@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from cet_rl import __version__
 from cet_rl.runs import archive
+
+_PROGRESS = ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_updates_at_start")
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
@@ -45,6 +47,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that `load` passes to the constructor, as plain data."""
 
+    @abstractmethod
     def check_environment(self) -> None:
         """Raise ValueError if the agent cannot go on in `self.env`, whose spaces have been compared."""
 
@@ -53,8 +56,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 
         Args:
             path: a file, ".zip" added if missing, or a binary file object.
-            exclude: part of the interface of Stable-Baselines3; must be left out, as must `include`.
-            include: see `exclude`.
+            exclude, include: part of the interface of Stable-Baselines3; must be left out.
 
         Raises:
             ValueError: if something cannot be saved as data.
@@ -73,14 +75,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             "observation_space": space_to_data(self.observation_space),
             "action_space": space_to_data(self.action_space),
             "n_envs": self.n_envs,
-            "progress": {
-                "num_timesteps": self.num_timesteps,
-                "n_updates": self._n_updates,
-                "total_timesteps": self._total_timesteps,
-                "remaining": self._current_progress_remaining,
-                "updates_at_start": self._updates_at_start,
-                "episodes": episodes_to_data(self.ep_info_buffer),
-            },
+            "progress": {name: getattr(self, name) for name in _PROGRESS},
+            "episodes": episodes_to_data(self.ep_info_buffer),
             "generator": self.generator.get_state(),
             "parameters": self.get_parameters(),
         }
@@ -110,8 +106,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """
         for unused in ("print_system_info", "force_reset"):  # part of the interface
             kwargs.pop(unused, None)
-        if kwargs.pop("custom_objects", None):
-            raise ValueError("custom_objects has no meaning here: give the arguments to change by name")
         known = inspect.signature(cls.__init__).parameters
         if unknown := [name for name in kwargs if name not in known]:
             raise ValueError(f"load does not know {', '.join(unknown)}")
@@ -157,12 +151,9 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 saved[part] = {**current[part], **kept}
         self.generator.set_state(data["generator"])
         self.set_parameters(saved, exact_match=True, device=self.device)
-        progress = data["progress"]
-        self.num_timesteps, self._n_updates = progress["num_timesteps"], progress["n_updates"]
-        self._total_timesteps = progress["total_timesteps"]
-        self._current_progress_remaining = progress["remaining"]
-        self._updates_at_start = int(progress["updates_at_start"])
-        self.ep_info_buffer = deque(progress["episodes"], maxlen=self._stats_window_size)
+        for name in _PROGRESS:
+            setattr(self, name, type(getattr(self, name))(data["progress"][name]))
+        self.ep_info_buffer = deque(data["episodes"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
 
     def set_parameters(
@@ -171,12 +162,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Set the parameters from a dictionary that `get_parameters` returned, or from a file written by `save`.
-
-        Args:
-            load_path_or_dict: the parameters.
-            exact_match: whether all of them must be there.
-            device: part of the interface; parameters go to this agent's device.
+        """Set parameters that `get_parameters` returned, or those of a file written by `save`, on this device.
 
         Raises:
             ValueError: if the file is damaged, or names do not match.
@@ -230,23 +216,13 @@ def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
     """Return a `Box` or `Discrete` space as plain data."""
     if isinstance(space, spaces.Discrete):
-        return {"kind": "discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.Box):
-        bounds = {
-            side: [repr(float(x)) for x in getattr(space, side).astype(np.float64).ravel()]
-            for side in ("low", "high")
-        }
-        return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), **bounds}
-    raise ValueError(f"a space of kind {type(space).__name__} cannot be saved as data")
+        return {"n": int(space.n), "start": int(space.start)}
+    assert isinstance(space, spaces.Box)
+    return {"low": space.low, "high": space.high}
 
 
 def space_from_data(data: dict[str, Any]) -> spaces.Space[Any]:
     """Invert `space_to_data`."""
-    if data["kind"] == "discrete":
+    if "n" in data:
         return spaces.Discrete(data["n"], start=data["start"])
-    dtype = np.dtype(data["dtype"])
-    low, high = (
-        np.array([float(x) for x in data[side]], np.float64).reshape(data["shape"]).astype(dtype)
-        for side in ("low", "high")
-    )
-    return spaces.Box(low, high, dtype=cast(Any, dtype.type))
+    return spaces.Box(data["low"], data["high"], dtype=data["low"].dtype.type)

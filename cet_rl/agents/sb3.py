@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,12 +18,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents.config import ErrorAt, LearnerConfig, trace_for_delay
+from cet_rl.agents.config import ErrorAt, LearnerConfig, NetworkConfig, learner_config, network_keywords
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
-from cet_rl.agents.policy import CETPolicy
+from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.saving import StoredAlgorithm, check_rate, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import typed_json
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig
@@ -46,11 +48,14 @@ class _Option:
         return value
 
     def __set__(self, agent: CETActorCritic, value: float) -> None:
-        if self._fixed and value != getattr(agent.learner_config, self._field):
+        config = getattr(agent, "learner_config", None)
+        if config is None:  # the base class's constructor sets what ours is about to
+            return
+        if self._fixed and value != getattr(config, self._field):
             raise AttributeError(
                 f"{self._name} is built into the agent's traces and cannot be changed: make a new agent"
             )
-        agent.learner_config = replace(agent.learner_config, **{self._field: value})  # type: ignore[arg-type]
+        agent.learner_config = replace(config, **{self._field: value})
         if hasattr(agent, "learner"):
             agent.learner.config = agent.learner_config
 
@@ -83,8 +88,10 @@ class CETActorCritic(StoredAlgorithm):
         n_steps: Steps of each environment between updates; 1 is an update after every step.
         gamma, lam, random_lam, max_grad_norm, error_at, alignment: See `cet_rl.agents.LearnerConfig`.
         ent_coef, vf_coef: Its `entropy_coef` and `value_coef`.
+        gae_lambda: Stable-Baselines3's name of `lam`.
         policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `feedback`, `actor`,
-            `critic`, `split_observations` and `log_std`.
+            `critic`, `split_observations` and `log_std`. `activation_fn` may be one of torch's classes ReLU, Tanh,
+            Sigmoid and Identity.
         stats_window_size, tensorboard_log, verbose, seed, device: As in Stable-Baselines3.
 
     Attributes:
@@ -98,6 +105,7 @@ class CETActorCritic(StoredAlgorithm):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
     policy: CETPolicy  # type: ignore[assignment]
+    learner_config: LearnerConfig
     learner: ActorCriticLearner
     optimizer: torch.optim.Adam
     ent_coef = _Option("entropy_coef")
@@ -136,36 +144,24 @@ class CETActorCritic(StoredAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
+        *,
+        gae_lambda: float | None = None,
+        **others: Any,
     ) -> None:
+        if others:
+            raise TypeError(str(unknown("argument", next(iter(others)), signature(CETActorCritic).parameters)))
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         check_rate(learning_rate)
-        self.learner_config = LearnerConfig(  # its trace follows as soon as the environment has told its delay
-            gamma=gamma,
-            lam=lam,
-            random_lam=random_lam,
-            entropy_coef=ent_coef,
-            value_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            error_at=error_at,
-            alignment=bool(alignment),
-        )
+        lam = lam if gae_lambda is None else gae_lambda
         super().__init__(
-            policy=policy,  # type: ignore[arg-type]
-            env=env,  # type: ignore[arg-type]
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=lam,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
+            *(policy, env, learning_rate, n_steps, gamma, lam, ent_coef, vf_coef, max_grad_norm),  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=dict(policy_kwargs or {}),
+            policy_kwargs=network_keywords(policy_kwargs),
             verbose=verbose,
             seed=seed,
             device=device,
@@ -180,14 +176,34 @@ class CETActorCritic(StoredAlgorithm):
             step_duration=float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration),
             stacked=bool(told.stacked if stacked is None else stacked),
         )
-        scale, options = {"normalization": normalization, "discretization": discretization}, trace_options
-        trace = trace_for_delay(self.timing, trace, order=order, decay=decay, options=options, **scale)
-        self.learner_config = replace(self.learner_config, trace=trace)
+        self.learner_config = learner_config(
+            self.timing,
+            trace,
+            order=order,
+            normalization=normalization,
+            decay=decay,
+            discretization=discretization,
+            trace_options=trace_options,
+            gamma=gamma,
+            lam=lam,
+            random_lam=random_lam,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            error_at=error_at,
+            alignment=bool(alignment),
+        )
         if self.env is not None:
             self.check_environment()
         typed_json.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
         if _init_setup_model:
             self._setup_model()
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        wrapped = StoredAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_spaces(wrapped.observation_space, wrapped.action_space)
+        return wrapped
 
     def _setup_model(self) -> None:
         if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
@@ -206,7 +222,8 @@ class CETActorCritic(StoredAlgorithm):
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
         except TypeError as error:
-            raise ValueError(f"policy_kwargs {self.policy_kwargs} do not fit the policy: {error}") from None
+            known = ", ".join(item.name for item in fields(NetworkConfig))
+            raise ValueError(f"policy_kwargs do not fit the policy: {error}; it takes {known}") from None
         self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
         self.timing = replace(self.timing, layers=len(self.policy.actor.weights))
         self.learner = ActorCriticLearner(
@@ -222,7 +239,6 @@ class CETActorCritic(StoredAlgorithm):
         self.learner.to(self.device)
         self._make_optimizer()
         self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
-        self._rollout = Rollout.empty(self.n_steps, self.n_envs, self.policy.num_features, self.policy.actor.head)
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -273,12 +289,8 @@ class CETActorCritic(StoredAlgorithm):
         """
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
-        if n_rollout_steps != len(self._rollout.rewards):
-            self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
-        self._rollout.clear()
-        arrays = self._rollout.arrays()
-        numpy_actor = policy.actor.numpy_forward() if self.device.type == "cpu" else None
-        resetting = getattr(env, "resetting", None)  # see cet_rl.envs.GymnasiumVecEnv
+        self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
+        arrays, forward = self._rollout.arrays(), policy.actor.numpy_forward()
 
         callback.on_rollout_start()
         # Not before: what is saved at that moment has not drawn yet what it will draw again.
@@ -290,10 +302,7 @@ class CETActorCritic(StoredAlgorithm):
                 features = arrays["observations"][step]
                 policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
                 arrays["starts"][step] = self._last_episode_starts
-                if resetting is not None:
-                    arrays["valid"][step] = ~resetting
-                outputs = numpy_actor(features) if numpy_actor else self._outputs(features)
-                actions = arrays["actions"][step] = head.sample(outputs, noise[step])
+                actions = arrays["actions"][step] = head.sample(forward(features), noise[step])
                 new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
                 self.num_timesteps += env.num_envs
                 arrays["rewards"][step] = rewards
@@ -319,23 +328,16 @@ class CETActorCritic(StoredAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _outputs(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.no_grad():
-            outputs = self.policy.actor(torch.from_numpy(features).to(self.device))
-        result: npt.NDArray[np.float32] = outputs.cpu().numpy()
-        return result
-
     def _record_ends(self, step: int, dones: npt.NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
+        rollout = self._rollout
         for env in np.flatnonzero(dones):
             if not infos[env].get("TimeLimit.truncated", False):
-                self._rollout.terminated[step, env] = 1
+                rollout.terminated[step, env] = 1
                 continue
-            self._rollout.truncated[step, env] = 1
-            final = np.zeros((1, self.policy.num_features), np.float32)
-            self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final)
-            self._rollout.final_observations = torch.cat(
-                [self._rollout.final_observations, torch.from_numpy(final)]
-            )
+            rollout.truncated[step, env] = 1
+            final = torch.zeros(1, self.policy.num_features)
+            self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
+            rollout.final_observations = torch.cat([rollout.final_observations, final])
 
     def _skip_rollout(self, steps: int) -> None:
         """Advance the traces by a rollout that ended early, after `steps` steps. The weights do not change."""
@@ -369,23 +371,22 @@ class CETActorCritic(StoredAlgorithm):
     def check_environment(self) -> None:
         """Raise ValueError if the environment's clock or delay differs from the agent's."""
         assert self.env is not None
-        step_duration = self.timing.step_duration
-        clock = shared_attribute(self.env, "step_duration")
-        if clock is not None and clock != step_duration:
-            raise ValueError(
-                f"the agent counts its delays in steps of {step_duration:g} s, "
-                f"the environment's clock says {clock:g} s"
-            )
+        ours, clock = self.timing, shared_attribute(self.env, "step_duration")
         told = shared_attribute(self.env, "credit_timing")
-        if told is not None and told.step_duration != step_duration:
+        if clock is not None and clock != ours.step_duration:
             raise ValueError(
-                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost "
-                f"clock says {step_duration:g} s: give it one clock (step_duration)"
+                f"the agent counts its delays in steps of {ours.step_duration:g} s, the environment's clock says "
+                f"{clock:g} s"
             )
-        if told is not None and (told.delay, told.stacked) != (self.timing.delay, self.timing.stacked):
+        if told is not None and told.step_duration != ours.step_duration:
             raise ValueError(
-                f"the agent's credit is {describe_delay(self.timing)} late, the environment says "
-                f"{describe_delay(told)}: leave the agent's delay out to take the environment's"
+                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost clock "
+                f"says {ours.step_duration:g} s: give it one clock (step_duration)"
+            )
+        if told is not None and (told.delay, told.stacked) != (ours.delay, ours.stacked):
+            raise ValueError(
+                f"the agent's credit is {describe_delay(ours)} late, the environment says {describe_delay(told)}: "
+                "leave the agent's delay out to take the environment's"
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:

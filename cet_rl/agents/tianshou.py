@@ -7,12 +7,10 @@ in `CETActorCritic`: the same transitions give the same gradient. Needs the extr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from tianshou.algorithm.algorithm_base import Algorithm, OnPolicyAlgorithm, Policy, TrainingStats
@@ -23,15 +21,11 @@ from tianshou.data.types import DistBatchProtocol, ObsBatchProtocol, RolloutBatc
 from tianshou.trainer import OnPolicyTrainer, OnPolicyTrainerParams
 from tianshou.utils.net.common import ActorCritic
 
-from cet_rl.agents.config import LearnerConfig, trace_for_delay
+from cet_rl.agents.config import learner_config
+from cet_rl.agents.distributions import Array
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
-from cet_rl.traces.base import Normalization
-from cet_rl.traces.cascade import Discretization
-from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
-
-Array = npt.NDArray[Any]
 
 
 class CETTianshouPolicy(Policy):
@@ -130,12 +124,10 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         optim: Makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
             rate of 5e-4 and ε = 1e-5.
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
-        order, trace, normalization, decay, discretization, trace_options: See `CETActorCritic`.
         stacked: Whether delays add up from the output layer down (retrograde signalling).
         step_duration: Seconds one environment step stands for.
-        **learning: Fields of `cet_rl.agents.LearnerConfig`: `gamma`, `lam`, `random_lam`, `entropy_coef`,
-            `value_coef`, `max_grad_norm`, `error_at`, `alignment`; or `ent_coef` and `vf_coef`, as in
-            Stable-Baselines3.
+        **learning: `trace`, `order`, `normalization`, `decay`, `discretization` and `trace_options`, see
+            `CETActorCritic`; and fields of `cet_rl.agents.LearnerConfig`, such as `gamma`, `lam`, `random_lam`.
 
     Attributes:
         learner: The actor's synapses and everything they remember, part of `state_dict`.
@@ -169,12 +161,6 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         n_steps: int = 128,
         optim: OptimizerFactory | None = None,
         delay: float = 0.0,
-        order: int | None = None,
-        trace: str | TraceConfig | None = None,
-        normalization: Normalization = "peak",
-        decay: float | None = None,
-        discretization: Discretization = "exact",
-        trace_options: Mapping[str, Any] | None = None,
         stacked: bool = False,
         step_duration: float = BEHAVIOURAL_STEP,
         **learning: Any,
@@ -185,19 +171,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         networks = policy.networks
         self.num_envs, self.n_steps = num_envs, n_steps
         self.timing = CreditTiming(delay, step_duration, stacked, layers=len(networks.actor.weights))
-        trace = trace_for_delay(
-            self.timing,
-            trace,
-            order=order,
-            decay=decay,
-            normalization=normalization,
-            discretization=discretization,
-            options=trace_options,
-        )
-        for short, name in {"ent_coef": "entropy_coef", "vf_coef": "value_coef"}.items():
-            if short in learning:
-                learning[name] = learning.pop(short)
-        config = LearnerConfig(trace=trace, **learning)
+        config = learner_config(self.timing, **learning)
         self.learner = ActorCriticLearner(
             networks.actor, networks.critic, self.timing, config, num_envs=num_envs, rollout=n_steps
         )

@@ -1,11 +1,9 @@
-"""Environments: clocks, delays, the split by sign, MinAtar, vector environments and snapshots."""
+"""Environments: wrappers (clock, delays, split by sign), MinAtar, vector environments and snapshots."""
 
-from cet_rl.envs.clock import StepClock
-from cet_rl.envs.delays import DelayedCredit, DelayedReward
-from cet_rl.envs.sign_split import PositiveNegativeSplit
 from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
 from cet_rl.envs.tasks import ready, register_env
-from cet_rl.envs.vector import ActionsFromZero, GymnasiumVecEnv, find_task, make_env, make_vec_env
+from cet_rl.envs.vector import GymnasiumVecEnv, find_task, make_env, make_vec_env
+from cet_rl.envs.wrappers import ActionsFromZero, DelayedCredit, DelayedReward, PositiveNegativeSplit, StepClock
 
 __all__ = [
     "ActionsFromZero",

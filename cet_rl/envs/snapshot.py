@@ -8,7 +8,7 @@ An environment, a wrapper or a vector environment takes part in one of two ways:
 - It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.typed_json` can
   encode), and `set_state(state)`, which restores it. Wrapped environments and Gymnasium's generator `np_random`
   are taken care of; all else that changes from step to step or from episode to episode belongs in the dictionary.
-- `register_snapshot` names the attributes, or the functions, for a class that cannot be changed.
+- `register_snapshot` names the attributes for a class that cannot be changed.
 
 Gymnasium's classic control, its time limit and its stateless wrappers, `Monitor`, `DummyVecEnv`, MinAtar and
 everything in `cet_rl.envs` take part. Box2D's environments do not: the state of its solver is out of reach.
@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs import classic_control
-from gymnasium.envs.classic_control import cartpole
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecTransposeImage
 
 from cet_rl.runs.process import generator_from, generator_state
 
@@ -38,50 +36,26 @@ class CannotCaptureError(ValueError):
     """Report a layer of an environment whose state cannot be captured."""
 
 
-@dataclass(frozen=True)
-class _Handler:
-    get: Callable[[Any], State]
-    set: Callable[[Any, State], None]
+_ACCESS: dict[type, tuple[Callable[[Any], State], Callable[[Any, State], None]]] = {}
+"""Functions that return and that restore the state of an instance, by class."""
 
 
-_HANDLERS: dict[type, _Handler] = {}
-
-
-def register_snapshot(
-    kind: type,
-    attributes: Sequence[str] = (),
-    *,
-    get: Callable[[Any], State] | None = None,
-    set: Callable[[Any, State], None] | None = None,
-) -> None:
+def register_snapshot(kind: type, attributes: Sequence[str] = ()) -> None:
     """Register how a class of environments or wrappers is captured. Its subclasses are not included.
 
     Args:
         kind: the class.
-        attributes: attributes that change while it runs; none for a stateless class.
-        get: returns the state of an instance as plain data; instead of `attributes`, together with `set`.
-        set: restores such a state.
-
-    Raises:
-        ValueError: if only one of `get` and `set` is given, or attributes as well.
+        attributes: those that change while it runs, all of them plain data; none for a stateless class.
     """
-    if (get is None) != (set is None) or (get is not None and attributes):
-        raise ValueError(f"snapshots of {kind.__name__} need attributes, or both get and set")
-    if get is None or set is None:
-        get, set = _attribute_access(tuple(attributes))
-    _HANDLERS[kind] = _Handler(get, set)
 
-
-def _attribute_access(names: tuple[str, ...]) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:
     def get(owner: Any) -> State:
-        return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
+        return {name: getattr(owner, name) for name in attributes if hasattr(owner, name)}
 
     def put(owner: Any, state: State) -> None:
-        for name in names:
-            if name in state:
-                setattr(owner, name, state[name])
+        for name in state.keys() & set(attributes):
+            setattr(owner, name, state[name])
 
-    return get, put
+    _ACCESS[kind] = get, put
 
 
 def capture(env: Any) -> State:
@@ -93,7 +67,7 @@ def capture(env: Any) -> State:
     Raises:
         CannotCaptureError: naming the layer whose state cannot be captured.
     """
-    return {"layers": [{"type": type(one).__name__, **_layer(one)} for one in _layers(env)]}
+    return {"layers": [{"type": type(one).__name__, **_capture_layer(one)} for one in _layers(env)]}
 
 
 def restore(env: Any, state: State) -> None:
@@ -111,30 +85,30 @@ def restore(env: Any, state: State) -> None:
     if here != there:
         raise ValueError(f"the environment is made of {', '.join(here)}, the state is of {', '.join(there)}")
     for layer, part in zip(layers, saved, strict=True):
-        _put_layer(layer, part)
+        _restore_layer(layer, part)
 
 
 def _layers(env: Any) -> list[Any]:
     """Return the layers, from the outermost wrapper to the environment itself."""
     layers = [env]
-    while isinstance(env, gym.Wrapper):
-        env = env.env
+    while isinstance(env, (gym.Wrapper, VecEnvWrapper)):
+        env = env.env if isinstance(env, gym.Wrapper) else env.venv
         layers.append(env)
     return layers
 
 
-def _handler(layer: Any) -> _Handler:
+def _access(layer: Any) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:
     kind = type(layer)
-    if kind in _HANDLERS:
-        return _HANDLERS[kind]
+    if kind in _ACCESS:
+        return _ACCESS[kind]
     if callable(getattr(kind, "get_state", None)) and callable(getattr(kind, "set_state", None)):
-        return _Handler(kind.get_state, kind.set_state)
+        return kind.get_state, kind.set_state
     raise CannotCaptureError(f"{kind.__name__} has no get_state and set_state")
 
 
-def _layer(layer: Any) -> State:
+def _capture_layer(layer: Any) -> State:
     """Return the state of one layer, and the generators of an environment at the bottom."""
-    get, name = _handler(layer).get, type(layer).__name__
+    (get, _), name = _access(layer), type(layer).__name__
     try:
         state = copy.deepcopy(get(layer))
     except CannotCaptureError:
@@ -143,51 +117,34 @@ def _layer(layer: Any) -> State:
         raise CannotCaptureError(f"get_state of {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
         raise CannotCaptureError(f"get_state of {name} returns no dictionary")
-    random = {whose: generator_state(owner._np_random) for whose, owner in _random_owners(layer).items()}
+    random = {
+        whose: generator_state(owner._np_random)
+        for whose, owner in _random_owners(layer).items()
+        if isinstance(owner._np_random, np.random.Generator)
+    }
     return {"state": state, "random": random, "seed": getattr(layer, "_np_random_seed", None) if random else None}
 
 
-def _put_layer(layer: Any, part: State) -> None:
-    owners = _random_owners(layer, used=False)
-    for name, state in part["random"].items():
-        owners[name]._np_random = generator_from(state)
+def _restore_layer(layer: Any, part: State) -> None:
+    owners = _random_owners(layer)
+    for whose, state in part["random"].items():
+        owners[whose]._np_random = generator_from(state)
     if "own" in part["random"]:
         layer._np_random_seed = part["seed"]
-    put, name = _handler(layer).set, type(layer).__name__
     try:
-        put(layer, part["state"])
+        _access(layer)[1](layer, part["state"])
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"set_state of {name} fails: {type(error).__name__}: {error}") from error
+        raise ValueError(f"set_state of {type(layer).__name__} fails: {type(error).__name__}: {error}") from error
 
 
-def _random_owners(layer: Any, *, used: bool = True) -> dict[str, Any]:
-    """Return the owners of a Gymnasium `np_random`: an environment (no wrapper) and its spaces; `used`: in use."""
+def _random_owners(layer: Any) -> dict[str, Any]:
+    """Return the owners of a Gymnasium `np_random`: an environment that is no wrapper, and its spaces."""
     if isinstance(layer, (gym.Wrapper, SyncVectorEnv)) or not isinstance(layer, (gym.Env, VectorEnv)):
         return {}
     owners = {"own": layer, "action_space": layer.action_space, "observation_space": layer.observation_space}
-    found = {name: owner for name, owner in owners.items() if hasattr(owner, "_np_random")}
-    return {
-        name: owner
-        for name, owner in found.items()
-        if not used or isinstance(owner._np_random, np.random.Generator)
-    }
-
-
-def _monitor_state(env: Monitor[Any, Any]) -> State:
-    """Return the running episode, without the list of those that have ended."""
-    return {
-        "rewards": np.array(env.rewards, np.float64),
-        "needs_reset": env.needs_reset,
-        "total_steps": env.total_steps,
-        "reset_info": env.current_reset_info,
-    }
-
-
-def _set_monitor_state(env: Monitor[Any, Any], state: State) -> None:
-    env.rewards, env.needs_reset = state["rewards"].tolist(), bool(state["needs_reset"])
-    env.total_steps, env.current_reset_info = state["total_steps"], state["reset_info"]
+    return {name: owner for name, owner in owners.items() if hasattr(owner, "_np_random")}
 
 
 _SYNC = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
@@ -211,24 +168,19 @@ def _set_vector_state(env: SyncVectorEnv | DummyVecEnv, state: State) -> None:
         setattr(env, name, state[name])
 
 
-register_snapshot(classic_control.CartPoleEnv, ("state", "steps_beyond_terminated"))
-register_snapshot(classic_control.MountainCarEnv, ("state",))
-register_snapshot(classic_control.Continuous_MountainCarEnv, ("state",))
-register_snapshot(classic_control.AcrobotEnv, ("state",))
-register_snapshot(classic_control.PendulumEnv, ("state", "last_u"))
-register_snapshot(
-    cartpole.CartPoleVectorEnv, ("state", "steps", "prev_done", "low", "high", "steps_beyond_terminated")
-)
-register_snapshot(SyncVectorEnv, get=_vector_state, set=_set_vector_state)
-register_snapshot(DummyVecEnv, get=_vector_state, set=_set_vector_state)
-register_snapshot(
-    VecTransposeImage,
-    get=lambda env: {"venv": capture(env.venv)},
-    set=lambda env, state: restore(env.venv, state["venv"]),
-)
-register_snapshot(Monitor, get=_monitor_state, set=_set_monitor_state)
-register_snapshot(gym.wrappers.TimeLimit, ("_elapsed_steps",))
-register_snapshot(gym.wrappers.OrderEnforcing, ("_has_reset",))
+_ACCESS[SyncVectorEnv] = _ACCESS[DummyVecEnv] = _vector_state, _set_vector_state
+for _kind, _attributes in {
+    classic_control.CartPoleEnv: ["state", "steps_beyond_terminated"],
+    classic_control.MountainCarEnv: ["state"],
+    classic_control.Continuous_MountainCarEnv: ["state"],
+    classic_control.AcrobotEnv: ["state"],
+    classic_control.PendulumEnv: ["state", "last_u"],
+    Monitor: ["rewards", "needs_reset", "total_steps", "current_reset_info"],
+    VecTransposeImage: [],
+    gym.wrappers.TimeLimit: ["_elapsed_steps"],
+    gym.wrappers.OrderEnforcing: ["_has_reset"],
+}.items():
+    register_snapshot(_kind, _attributes)
 for _name in (
     *("ClipAction", "ClipReward", "DiscretizeAction", "DiscretizeObservation", "DtypeObservation"),
     *("FilterObservation", "FlattenObservation", "GrayscaleObservation", "PassiveEnvChecker", "RescaleAction"),

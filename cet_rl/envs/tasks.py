@@ -8,8 +8,6 @@ import gymnasium as gym
 
 from cet_rl.runs.plugins import load_plugins
 
-_READY: dict[str, str] = {}
-
 _GAMES = {
     "Asterix": ("asterix", "collect treasure, avoid enemies; 4 maps of 10 × 10, 5 actions"),
     "Breakout": ("breakout", "keep the ball up, break bricks; 4 maps of 10 × 10, 3 actions"),
@@ -18,6 +16,16 @@ _GAMES = {
     "SpaceInvaders": ("space_invaders", "shoot down rows of aliens; 6 maps of 10 × 10, 4 actions"),
 }
 """MinAtar's games by the name in their ids: MinAtar's own name, and a summary with the actions of -v1."""
+
+_READY = {
+    "CartPole-v1": "hold a pole up; 4 numbers, 2 actions, at most 500 steps",
+    "Acrobot-v1": "swing two links up; 6 numbers, 3 actions, at most 500 steps",
+    "MountainCar-v0": "drive out of a valley; 2 numbers, 3 actions, at most 200 steps",
+    "LunarLander-v3": "land between two flags; 8 numbers, 4 actions, at most 1000 steps",
+    "LunarLanderContinuous-v3": "land between two flags; 8 numbers, 2 real actions, at most 1000 steps",
+    "Pendulum-v1": "swing a pendulum up; 3 numbers, 1 real action, 200 steps",
+    **{f"MinAtar/{name}-v1": summary for name, (_, summary) in _GAMES.items()},
+}
 
 _MINATAR = "cet_rl.envs.minatar:MinAtarEnv"
 
@@ -58,12 +66,4 @@ def register_minatar() -> None:
                 gym.register(task, _MINATAR, kwargs={"game": game, "use_minimal_action_set": minimal})
 
 
-register_env("CartPole-v1", "hold a pole up; 4 numbers, 2 actions, at most 500 steps")
-register_env("Acrobot-v1", "swing two links up; 6 numbers, 3 actions, at most 500 steps")
-register_env("MountainCar-v0", "drive out of a valley; 2 numbers, 3 actions, at most 200 steps")
-register_env("LunarLander-v3", "land between two flags; 8 numbers, 4 actions, at most 1000 steps")
-register_env("LunarLanderContinuous-v3", "land between two flags; 8 numbers, 2 real actions, at most 1000 steps")
-register_env("Pendulum-v1", "swing a pendulum up; 3 numbers, 1 real action, 200 steps")
 register_minatar()
-for _name, (_, _summary) in _GAMES.items():
-    register_env(f"MinAtar/{_name}-v1", _summary)

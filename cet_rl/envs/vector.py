@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from cet_rl.envs.clock import StepClock
-from cet_rl.envs.delays import DelayedCredit
-from cet_rl.envs.snapshot import capture, restore
+from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
+from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock
 from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
-Vectorization = Literal["each", "numpy"]
-Env = gym.Env[Any, Any]
+_SB3_NAMES = {
+    "n_envs": "num_envs=",
+    "wrapper_class": "wrappers=[…]",
+    "wrapper_kwargs": "wrappers=[functools.partial(…)]",
+    "env_kwargs": "each of its items as a keyword",
+    **dict.fromkeys(("vec_env_cls", "vec_env_kwargs"), "vectorization=, or Stable-Baselines3's own make_vec_env"),
+    **dict.fromkeys(("monitor_dir", "monitor_kwargs"), "VecMonitor around it to write a file"),
+    "start_index": "seed=, which the environments count on from",
+}
+"""Arguments of Stable-Baselines3's `make_vec_env`, and what to use here."""
 
 
 def make_env(
@@ -35,7 +44,7 @@ def make_env(
     delay: float | None = None,
     stacked: bool = False,
     max_episode_steps: int | None = None,
-    wrappers: Iterable[Callable[[Env], Env]] = (),
+    wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> Monitor:
     """Make one environment with a clock that records the returns and lengths of its episodes.
@@ -77,16 +86,15 @@ def make_vec_env(
     *,
     delay: float | None = None,
     stacked: bool = False,
-    vectorization: Vectorization = "each",
+    vectorization: Literal["each", "numpy"] = "each",
     max_episode_steps: int | None = None,
-    wrappers: Iterable[Callable[[Env], Env]] = (),
+    wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> VecEnv:
     """Make several environments side by side.
 
     Both forms distinguish a termination (`terminal_observation`) from a truncation (`TimeLimit.truncated`, to be
-    bootstrapped), and start the next episode by themselves: "each" within the step that ended the last, "numpy" in
-    a step of its own, which an agent must not learn from (`GymnasiumVecEnv`).
+    bootstrapped), and start the next episode within the step that ends the last.
 
     Args:
         task: a Gymnasium id, or a function that returns a new environment.
@@ -99,22 +107,26 @@ def make_vec_env(
     Raises:
         ValueError: for an unknown id, fewer than one environment, or a vectorised form that does not exist.
     """
+    for name in kwargs.keys() & _SB3_NAMES.keys():
+        raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    spec = None if callable(task) else find_task(task)
-    wrappers = tuple(wrappers)
+    if not callable(task):
+        find_task(task)
     if vectorization == "each":
-        options: dict[str, Any] = {"delay": delay, "stacked": stacked, "max_episode_steps": max_episode_steps}
-        build: Callable[[], Env] = partial(make_env, task, step_duration, wrappers=wrappers, **options, **kwargs)
+        options = {"delay": delay, "stacked": stacked, "max_episode_steps": max_episode_steps, **kwargs}
+        build = partial(make_env, task, step_duration, wrappers=wrappers, **options)
         env: VecEnv = DummyVecEnv([build] * num_envs)
     elif vectorization == "numpy":
-        if spec is None or spec.vector_entry_point is None:
+        if callable(task) or (spec := copy.copy(find_task(task))).vector_entry_point is None:
             raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
         if wrappers:
             raise ValueError("wrappers of single environments need vectorization='each'")
+        if spec.vector_entry_point == f"{CartPoleVectorEnv.__module__}:{CartPoleVectorEnv.__name__}":
+            spec.vector_entry_point = VectorCartPole  # type: ignore[assignment]
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
-        vector = gym.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        vector = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
         step_duration = BEHAVIOURAL_STEP if step_duration is None else step_duration
         env = GymnasiumVecEnv(vector, step_duration)
         if delay is not None:
@@ -144,61 +156,54 @@ def find_task(task: str) -> EnvSpec:
         raise unknown("environment", name, reversed(gym.registry), otherwise) from None
 
 
-class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Count discrete actions from zero, for agents that ignore the `start` of their action space.
+class VectorCartPole(CartPoleVectorEnv):
+    """Reset each episode within the step that ends it; Gymnasium's own form resets in a step between two episodes.
 
-    Args:
-        env: any environment; without discrete actions, nothing changes.
+    Such a step would be a transition to every wrapper and agent that does not know of it.
     """
 
-    def __init__(self, env: Env) -> None:
-        gym.utils.RecordConstructorArgs.__init__(self)
-        super().__init__(env)
-        space = env.action_space
-        self._first = int(space.start) if isinstance(space, gym.spaces.Discrete) else 0
-        if self._first:
-            self.action_space = gym.spaces.Discrete(space.n)  # type: ignore[attr-defined]
+    metadata = CartPoleVectorEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def action(self, action: Any) -> Any:
-        """Return the environment's action."""
-        return action + self._first if self._first else action
+    def step(self, action: npt.NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step each environment; `final_obs` holds the last observations of episodes that end."""
+        observations, rewards, terminated, truncated, info = super().step(action)
+        ended = terminated | truncated
+        if ended.any():
+            info["final_obs"] = observations
+            state: Any = self.state
+            state[:, ended] = self.np_random.uniform(self.low, self.high, (4, ended.sum()))
+            self.steps[ended], self.prev_done[:] = 0, False
+            observations = state.T.astype(np.float32)
+        return observations, rewards, terminated, truncated, info
 
-    def get_state(self) -> dict[str, Any]:
-        """Return an empty state: nothing is kept from step to step (`cet_rl.envs.snapshot`)."""
-        return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Do nothing: the state is empty."""
+register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"])
 
 
 class GymnasiumVecEnv(VecEnv):
-    """Present a Gymnasium vector environment as a Stable-Baselines3 one, whichever way it resets itself.
-
-    Episodes are recorded as by `Monitor`. If the environment resets in the step *after* an episode's end
-    (`AutoresetMode.NEXT_STEP`), that step is no transition: its action is ignored and its reward zero. `resetting`
-    marks the environments whose coming step is one; there `CETActorCritic` lets time pass without learning.
+    """Present a Gymnasium vector environment as a Stable-Baselines3 one. Episodes are recorded as by `Monitor`.
 
     Args:
-        env: any `gymnasium.vector.VectorEnv` that resets itself.
+        env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it.
         step_duration: seconds a step stands for.
 
     Attributes:
-        resetting: (num_envs,) bool, updated in place.
         credit_timing: as in `DelayedCredit`; None to leave it to the agent.
 
     Raises:
-        ValueError: if the environment does not reset itself.
+        ValueError: if the environment resets itself in another way.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
         mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        if mode == AutoresetMode.DISABLED:
-            raise ValueError("the vector environment must reset itself: its autoreset mode is 'disabled'")
-        self._next_step = mode == AutoresetMode.NEXT_STEP
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "the vector environment must reset each episode within the step that ends it: make it with "
+                f"autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, this one's is {str(mode.value)!r}"
+            )
         self.env, self.step_duration = env, step_duration
         self.credit_timing: CreditTiming | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self.resetting = np.zeros(self.num_envs, bool)
         self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
         self._began = time.time()
 
@@ -207,7 +212,7 @@ class GymnasiumVecEnv(VecEnv):
         # One seed for all: a vectorised environment has one generator, a list of them numbers its own on.
         observations, _ = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
-        self.resetting[:], self._returns[:], self._lengths[:] = False, 0, 0
+        self._returns[:], self._lengths[:] = 0, 0
         return np.array(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -218,32 +223,27 @@ class GymnasiumVecEnv(VecEnv):
         """Step each environment."""
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
-        self._returns += np.where(self.resetting, 0, rewards)
-        self._lengths += ~self.resetting
+        self._returns += rewards
+        self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones):
-            final = observations[index] if self._next_step else info["final_obs"][index]
             episode = {"r": float(self._returns[index]), "l": int(self._lengths[index])}
             infos[index] = {
-                "terminal_observation": np.array(final),
+                "terminal_observation": np.array(info["final_obs"][index]),
                 "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
                 "episode": {**episode, "t": round(time.time() - self._began, 6)},
             }
         self._returns[dones], self._lengths[dones] = 0, 0
-        if self._next_step:
-            self.resetting[:] = dones
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
 
     def get_state(self) -> dict[str, Any]:
         """Return the environments and their running episodes as plain data (`cet_rl.envs.snapshot`)."""
-        running = {"resetting": self.resetting, "returns": self._returns, "lengths": self._lengths}
-        return {"env": capture(self.env), **running}
+        return {"env": capture(self.env), "returns": self._returns, "lengths": self._lengths}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         restore(self.env, state["env"])
         self._reset_seeds()  # they are for the first reset, which is long past
-        self.resetting[:] = state["resetting"]
         self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
 
     def close(self) -> None:

@@ -143,7 +143,7 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
         log_state: dict[str, Any] = state["log"]
         restore_pending(Logger(None, []), log_state)  # to check it; the agent's logger is made later
         not_restored = [str(line) for line in state["agent"]["not_restored"]]
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} does not fit this configuration: {reason}") from None
     for line in not_restored:

@@ -1,0 +1,188 @@
+"""Wrappers of single environments: the clock, delays of credit or reward, the split by sign, actions from zero."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+
+from cet_rl.envs.snapshot import register_snapshot
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, whole_steps
+
+Env = gym.Env[Any, Any]
+
+
+class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Define how many seconds each step of the environment stands for, and count them.
+
+    Delays in seconds become steps of this length; the simulation itself is unchanged. (CartPole pushed one way for
+    200 ms falls within two steps whatever the policy.) `CETActorCritic` reads `step_duration`.
+
+    Args:
+        env: any environment.
+        step_duration: Δt in seconds: 0.2 for behavioural time scales, 0.3 for retrograde signals
+            (paper, section 4).
+
+    Raises:
+        ValueError: unless `step_duration` is positive and finite.
+    """
+
+    def __init__(self, env: Env, step_duration: float = BEHAVIOURAL_STEP) -> None:
+        RecordConstructorArgs.__init__(self, step_duration=step_duration)
+        super().__init__(env)
+        CreditTiming(step_duration=step_duration)
+        self.step_duration = float(step_duration)
+        self._steps = 0
+
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds since the episode began."""
+        return self._steps * self.step_duration
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode at time zero."""
+        self._steps = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one step."""
+        self._steps += 1
+        return self.env.step(action)
+
+
+def clock_of(env: Env) -> float:
+    """Return the seconds a step of the environment stands for: as its own clock says, or 0.2."""
+    return (
+        float(env.get_wrapper_attr("step_duration")) if env.has_wrapper_attr("step_duration") else BEHAVIOURAL_STEP
+    )
+
+
+class DelayedCredit(StepClock):
+    """Define when credit for what happens in this environment reaches an agent's layers.
+
+    The environment itself is unchanged. `CETActorCritic` takes its delays from here unless it is given others:
+
+        env = DelayedCredit(gym.make("CartPole-v1"), delay=120, step_duration=0.3, stacked=True)
+        CETActorCritic("MlpPolicy", env, order=10)  # 800, 400 and 0 steps
+
+    Args:
+        env: any environment.
+        delay: T, in seconds.
+        step_duration: Δt, in seconds; None for the environment's own clock, or 0.2.
+        stacked: whether delays add up from the output layer down (retrograde signalling).
+
+    Raises:
+        ValueError: if the delay is negative or no whole number of steps.
+    """
+
+    def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
+        step_duration = clock_of(env) if step_duration is None else step_duration
+        # First: the arguments recorded first are those that a spec is rebuilt with.
+        RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
+        super().__init__(env, step_duration)
+        self.credit_timing = CreditTiming(float(delay), self.step_duration, bool(stacked))
+
+
+class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Deliver each reward `delay` seconds after it was earned.
+
+    Rewards pending when an episode ends, by termination or truncation, are delivered with its last step, so that
+    the episode's return is unchanged. (`CETActorCritic(delay=…)` models a credit signal that is delayed inside the
+    agent, and does not need this.)
+
+    Args:
+        env: any environment; a time limit belongs inside.
+        delay: in seconds.
+        step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
+
+    Raises:
+        ValueError: if the delay is negative or no whole number of steps.
+    """
+
+    def __init__(self, env: Env, delay: float, step_duration: float | None = None) -> None:
+        step_duration = clock_of(env) if step_duration is None else step_duration
+        RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration)
+        super().__init__(env)
+        self.delay_steps = whole_steps(delay, step_duration)
+        self._pending: deque[float] = deque()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode without pending rewards."""
+        self._pending = deque([0.0] * self.delay_steps)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take one step, and return the reward of `delay_steps` steps before."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._pending.append(float(reward))
+        delayed = self._pending.popleft()
+        if terminated or truncated:
+            delayed += sum(self._pending)
+            self._pending.clear()
+        return observation, delayed, terminated, truncated, info
+
+
+class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
+    """Split an observation into its positive and its negative part, both non-negative (paper, App. C).
+
+    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels. `CETActorCritic` splits its
+    inputs itself, and leaves non-negative ones as they are; this is for other agents.
+
+    Args:
+        env: an environment whose observations are a `Box` of vectors or maps.
+
+    Raises:
+        ValueError: for other observations.
+    """
+
+    def __init__(self, env: Env) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space = env.observation_space
+        if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 3):
+            raise ValueError(f"only a Box of vectors or maps can be split by sign, this environment shows {space}")
+        if np.issubdtype(space.dtype, np.unsignedinteger):
+            raise ValueError(f"observations of type {space.dtype} are never negative: nothing to split by sign")
+        low = np.concatenate([np.maximum(space.low, 0), np.maximum(-space.high, 0)])
+        high = np.concatenate([np.maximum(space.high, 0), np.maximum(-space.low, 0)])
+        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+
+    def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return both parts: (n, …) to (2n, …)."""
+        return np.concatenate([np.maximum(observation, 0), np.maximum(-observation, 0)])
+
+
+class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
+    """Count discrete actions from zero, for agents that ignore the `start` of their action space.
+
+    Args:
+        env: any environment; without discrete actions, nothing changes.
+    """
+
+    def __init__(self, env: Env) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        space = env.action_space
+        self._first = int(space.start) if isinstance(space, spaces.Discrete) else 0
+        if self._first:
+            self.action_space = spaces.Discrete(space.n)  # type: ignore[attr-defined]
+
+    def action(self, action: Any) -> Any:
+        """Return the environment's action."""
+        return action + self._first if self._first else action
+
+
+register_snapshot(StepClock, ["_steps"])
+register_snapshot(DelayedCredit, ["_steps"])
+register_snapshot(DelayedReward, ["_pending"])
+register_snapshot(PositiveNegativeSplit)
+register_snapshot(ActionsFromZero)
