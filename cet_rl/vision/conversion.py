@@ -14,7 +14,6 @@ from torch.nn.utils.parametrize import is_parametrized
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
-from cet_rl.vision.credit import DerivativeMemory, ErrorAt
 from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced_layers
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
@@ -30,11 +29,7 @@ def convert(
     normalization: Normalization | None = None,
     step_duration: float = BEHAVIOURAL_STEP,
     stacked: bool = False,
-    error_at: ErrorAt = "preactivation",
-    derivative_memory: DerivativeMemory = "exact",
-    streaming: bool = False,
-    streams: int = 1,
-    record_alignment: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Return a copy of a model in which every Linear and Conv2d is a traced layer with the same parameters.
 
@@ -53,11 +48,7 @@ def convert(
         normalization: "area" or "peak"; None for area.
         step_duration: seconds an image is shown.
         stacked: add up delays from the output layer down (retrograde signalling).
-        error_at: see `TracedLinear`, as for the following options.
-        derivative_memory: see `TracedLinear`.
-        streaming: see `TracedLinear`.
-        streams: see `TracedLinear`.
-        record_alignment: see `TracedLinear`.
+        **options: `error_at`, `derivative_memory`, `streaming`, `streams`, `record_alignment`: see `TracedLinear`.
 
     Raises:
         ValueError: if there is no such layer or one is in two places; for a convolution with groups, dilation,
@@ -74,34 +65,26 @@ def convert(
     for name, layer in found:
         _check_replaceable(name, layer)
     layers = {name: layer for name, layer in found if isinstance(layer, nn.Linear | nn.Conv2d)}
-    names = list(layers)
-    if len(set(layers.values())) < len(names):
+    if len(set(layers.values())) < len(layers):
         raise ValueError("a layer is used in two places of the model: its traces would mix what happens in both")
-    if not names:
+    if not layers:
         raise ValueError("the model has no Linear or Conv2d layer to convert")
-    timing = CreditTiming(delay, step_duration, stacked, len(names))
+    timing = CreditTiming(delay, step_duration, stacked, len(layers))
     if not isinstance(trace, TraceConfig):
         trace = TraceConfig.for_delay(delay, trace, order, decay, normalization or "area", stacked=stacked)
     elif (order, decay, normalization) != (None, None, None):
         raise ValueError("a TraceConfig has order, decay and normalization of its own: leave these out")
-    options: dict[str, Any] = {
-        "error_at": error_at,
-        "derivative_memory": derivative_memory,
-        "streaming": streaming,
-        "streams": streams,
-        "record_alignment": record_alignment,
-    }
-    for name, delay_steps in zip(names, timing.layer_delays, strict=True):
-        parent = model.get_submodule(name.rpartition(".")[0])
-        child = name.rpartition(".")[2]
-        activation = _take_activation(parent, child)
-        given = {
-            "trace": trace.build(delay_steps),
-            "delay_steps": delay_steps,
-            "activation": activation,
+    for (name, layer), delay_steps in zip(layers.items(), timing.layer_delays, strict=True):
+        parent_name, _, child = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        traced = _traced(
+            layer,
+            name,
+            trace=trace.build(delay_steps),
+            delay_steps=delay_steps,
+            activation=_take_activation(parent, child),
             **options,
-        }
-        traced = _traced(model.get_submodule(name), name, given)
+        )
         if name:
             setattr(parent, child, traced)
         else:
@@ -135,12 +118,9 @@ def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False)
 
 def _take_activation(parent: nn.Module, child: str) -> str:
     """Return the activation that follows a child of an nn.Sequential, and put nn.Identity in its place."""
-    if not isinstance(parent, nn.Sequential) or not _computes_as(parent, nn.Sequential):
-        return "identity"
-    keys = list(parent._modules)
-    position = keys.index(child) + 1
-    if position < len(keys):
-        following = parent[position]
+    if isinstance(parent, nn.Sequential) and _computes_as(parent, nn.Sequential):
+        position = list(parent._modules).index(child) + 1
+        following = parent[position] if position < len(parent) else nn.Identity()
         if type(following) in _ACTIVATIONS and not _has_hooks(following):
             parent[position] = nn.Identity().train(following.training)
             return _ACTIVATIONS[type(following)]
@@ -183,7 +163,7 @@ def _check_replaceable(name: str, layer: nn.Module) -> None:
         raise ValueError(f"{where} has {', '.join(more)} besides weight and bias, which would be lost")
 
 
-def _traced(layer: nn.Module, name: str, options: dict[str, Any]) -> TracedLayer:
+def _traced(layer: nn.Module, name: str, **options: Any) -> TracedLayer:
     """Return the traced layer that takes the place of a Linear or Conv2d."""
     new: TracedLinear | TracedConv2d
     options |= {"bias": layer.bias is not None, "device": "meta"}
@@ -194,7 +174,7 @@ def _traced(layer: nn.Module, name: str, options: dict[str, Any]) -> TracedLayer
         assert isinstance(layer, nn.Conv2d)
         plain = nn.Conv2d(1, 1, 1, device="meta")
         padding = layer.padding
-        if isinstance(padding, str) and (padding == "valid" or layer.stride == (1, 1)):
+        if padding == "valid" or (padding == "same" and layer.stride == (1, 1)):
             padding = tuple((size - 1) // 2 if padding == "same" else 0 for size in layer.kernel_size)
         even_same = layer.padding == "same" and any(size % 2 == 0 for size in layer.kernel_size)
         square = all(len(set(pair)) == 1 for pair in (layer.kernel_size, layer.stride, padding))

@@ -11,15 +11,15 @@ the trace still holds. With one environment, no RL trace and η = 1 the update o
   kernel's matrix that they need are built (Eq. 11, retrograde time scale).
 - `StreamCredit`: traces and errors are carried from batch to batch, so that no delay is too long for a batch.
 
-The `backward` of each takes a layer's input x, output y and ∂L/∂y, and returns ∂L/∂x and the gradients of weight
-and bias; a bias is a synapse with x = 1.
+The `backward` of each takes a layer's input x, (T · E, …), output y, ∂L/∂y, which it does not modify, its weight,
+and what is wanted beside the gradients of weight and bias; a bias is a synapse with x = 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from cet_rl.credit.factored import Correlation, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry
 from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
-from cet_rl.traces.base import FloatArray, Trace
+from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.traces.perfect import PerfectMemory
 
 ErrorAt = Literal["preactivation", "activation"]
@@ -47,64 +47,6 @@ _COLUMNS_ON_DEVICE = 1 << 17
 
 _SMALL_PAST = 1 << 18
 """Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
-
-
-@dataclass(frozen=True)
-class CreditRule:
-    """Hold what decides how late errors teach a layer; see `cet_rl.vision.TracedLinear` for the options.
-
-    Attributes:
-        trace: synaptic trace, or None.
-        delay_steps: D, images between an image and the arrival of its error.
-        streams: E, sequences that share a batch: row s · E + e of it is step s of sequence e.
-        activation: name of f in `cet_rl.credit.activations`.
-        error_at: whether δ is the error at the pre-activation or at the output.
-        derivative_memory: whether f' of an image is known exactly when its error arrives, or through the trace.
-        window: stride and padding of a convolution; None for a dense layer.
-        bias: whether the layer has one.
-    """
-
-    trace: Trace | None
-    delay_steps: int
-    streams: int
-    activation: str
-    error_at: ErrorAt
-    derivative_memory: DerivativeMemory
-    window: tuple[int, int] | None
-    bias: bool
-
-    @property
-    def f(self) -> Activation:
-        """Return the activation."""
-        return ACTIVATIONS[self.activation]
-
-    def steps(self, batch: int) -> int:
-        """Return T, the steps of a batch; raise ValueError unless it divides into the streams."""
-        steps, rest = divmod(batch, self.streams)
-        if rest:
-            raise ValueError(f"a batch of {batch} images does not divide into {self.streams} streams")
-        return steps
-
-    def backproject(self, delta: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return Wᵀ δ, shaped like x."""
-        if self.window is None:
-            return delta @ weight
-        return conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call, no-any-return]
-
-    def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return Σ p xᵀ over images and positions, shaped like the weight."""
-        if self.window is None:
-            return p.T @ x
-        return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
-
-    @lru_cache(maxsize=256)  # noqa: B019
-    def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
-        """Return the layer's geometry for inputs of shape `in_shape`."""
-        n_out, n_in = weight_shape[:2]
-        if self.window is None:
-            return Dense(n_in, n_out, self.bias)
-        height, width = in_shape[1:]
-        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.window, self.bias)
 
 
 class Wanted(NamedTuple):
@@ -130,15 +72,119 @@ class LayerGradients(NamedTuple):
     truth: Tensor | None = None
 
 
-@lru_cache(maxsize=256)
-def kernel_of(trace: Trace | None, dtype: torch.dtype) -> FloatArray:
-    """Return g_0 … as far as `dtype` can tell it from zero, float64; not to be written to."""
-    if trace is None:
-        return np.ones(1)
-    first, last = visible_support(trace, dtype)
-    kernel = trace.kernel(last).numpy().copy()
-    kernel[:first] = 0.0
-    return kernel
+@dataclass(frozen=True)
+class CreditRule:
+    """Hold a traced layer's options, see `cet_rl.vision.TracedLinear`, and compute what follows from them alone.
+
+    Attributes:
+        bias: whether the layer has one.
+        window: stride and padding of a convolution; None for a dense layer.
+
+    Raises:
+        ValueError: for options that are invalid or do not go together.
+    """
+
+    trace: Trace | None
+    delay_steps: int
+    bias: bool
+    window: tuple[int, int] | None = None
+    activation: str = "identity"
+    error_at: ErrorAt = "preactivation"
+    derivative_memory: DerivativeMemory = "exact"
+    streaming: bool = False
+    streams: int = 1
+    record_alignment: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "activation": tuple(ACTIVATIONS),
+            "error_at": get_args(ErrorAt),
+            "derivative_memory": get_args(DerivativeMemory),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_whole(self.delay_steps, "delay_steps")
+        check_whole(self.streams, "streams")
+        if self.delay_steps < 0:
+            raise ValueError(f"delay_steps must not be negative, got {self.delay_steps}")
+        if self.streams < 1:
+            raise ValueError(f"streams must be at least 1, got {self.streams}")
+        if self.is_late and self.error_at == "preactivation" and not self.f.binary:
+            raise ValueError(
+                f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "
+                "which is right only where f' is 0 or 1"
+            )
+        if self.derivative_memory == "trace" and self.streaming:
+            raise ValueError(
+                "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
+            )
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether gradients differ from those of backpropagation."""
+        return self.trace is not None or self.delay_steps > 0
+
+    @property
+    def f(self) -> Activation:
+        """Return the activation."""
+        return ACTIVATIONS[self.activation]
+
+    def steps(self, batch: int) -> int:
+        """Return T, the steps of a batch; raise ValueError unless it divides into the streams."""
+        steps, rest = divmod(batch, self.streams)
+        if rest:
+            raise ValueError(f"a batch of {batch} images does not divide into {self.streams} streams")
+        return steps
+
+    def errors(
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return ∂L/∂z, ∂L/∂x where it is wanted, and δ, the error that the synapses get.
+
+        Args:
+            memory: with `derivative_memory="trace"`, the share of each step's f', a column, in what is recalled of
+                it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
+        """
+        if memory is None:
+            delta = self.f.times_derivative(grad, y)
+        else:
+            delta = grad * _like(memory @ _by_step(self.f.derivative(y, y), len(memory)), y)
+        down = None
+        if want.down:
+            down = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
+        return delta, down, delta if self.error_at == "preactivation" else grad
+
+    def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return Σ p xᵀ over images and positions, shaped like the weight."""
+        if self.window is None:
+            return p.T @ x
+        return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
+        """Return the layer's geometry for inputs of shape `in_shape`."""
+        n_out, n_in = weight_shape[:2]
+        if self.window is None:
+            return Dense(n_in, n_out, self.bias)
+        height, width = in_shape[1:]
+        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.window, self.bias)
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
+        """Return g_0 … as far as `dtype` can tell it from zero, float64; not to be written to.
+
+        Args:
+            dtype: of the signals.
+            unit_area: whether to scale it to area one, as for the memory of f', which must not grow in it.
+        """
+        if self.trace is None:
+            return np.ones(1)
+        trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
+        first, last = visible_support(trace, dtype)
+        kernel = trace.kernel(last).numpy().copy()
+        kernel[:first] = 0.0
+        return kernel
 
 
 def _by_step(signal: Tensor, steps: int) -> Tensor:
@@ -154,11 +200,6 @@ def _like(flat: Tensor, signal: Tensor) -> Tensor:
     return flat.view(batch, *size, channels).movedim(-1, 1)
 
 
-def _with_unit_area(trace: Trace | None) -> Trace | None:
-    # A memory that returned f' larger than it was would be wrong whatever the synapses do.
-    return None if trace is None else replace(trace, normalization="area")  # type: ignore[type-var]
-
-
 class BatchCredit:
     """Give credit within a batch, where traces begin empty and errors after the end are lost.
 
@@ -171,25 +212,17 @@ class BatchCredit:
         self._correlations: dict[tuple[Any, ...], Correlation] = {}
 
     def backward(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, matrix: Tensor | None, want: Wanted
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None
     ) -> LayerGradients:
-        """Return the layer's gradients for one batch.
-
-        Args:
-            x: input, shape (T · E, …).
-            y: output f(W x + b).
-            grad: ∂L/∂y; not modified.
-            weight: W.
-            matrix: the kernel's matrix, (T, T), to use in place of the layer's own way.
-            want: what is needed beside the gradients of weight and bias.
-        """
-        rule, f = self.rule, self.rule.f
-        delta = self._times_derivative(grad, y)
-        down = rule.backproject(delta, x, weight) if want.down else None
-        error = delta if rule.error_at == "preactivation" else grad
+        """Return the layer's gradients for one batch; `matrix` is to be used in place of the layer's own way."""
+        rule = self.rule
+        memory = None
+        if rule.derivative_memory == "trace":
+            memory = self._correlation(self.steps(len(y)), y.dtype, y.device, of_derivative=True).matrix.T
+        delta, down, error = rule.errors(x, y, grad, weight, want, memory)
         truth = None
         if want.truth:  # before the error is used up
-            exact = delta if rule.derivative_memory == "exact" else f.times_derivative(grad, y)
+            exact = delta if memory is None else rule.f.times_derivative(grad, y)
             arriving = len(x) - rule.delay_steps * rule.streams
             truth = rule.weight_gradient(exact[:arriving], x[:arriving], weight)
         if matrix is None:
@@ -197,7 +230,7 @@ class BatchCredit:
             p = self._credited_derivative(error.clone() if error is grad else error, y)
         else:
             delayed = matrix.to(error.dtype) @ error.reshape(matrix.shape[-1], -1)
-            p = f.times_derivative(delayed.view(error.shape), y)
+            p = rule.f.times_derivative(delayed.view(error.shape), y)
         over_images = (0, *range(2, p.ndim))
         return LayerGradients(down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth)
 
@@ -228,20 +261,10 @@ class BatchCredit:
         key = (of_derivative, steps, dtype, device)
         if key not in self._correlations:
             forget_oldest(self._correlations)
-            trace, delay = self.rule.trace, self.rule.delay_steps
-            kernel = kernel_of(_with_unit_area(trace) if of_derivative else trace, dtype)
+            kernel, delay = self.rule.kernel(dtype, unit_area=of_derivative), self.rule.delay_steps
             matrix = correlation_matrix(kernel, steps, steps if of_derivative else steps - delay, delay)
             self._correlations[key] = Correlation(matrix, dtype, device)
         return self._correlations[key]
-
-    def _times_derivative(self, grad: Tensor, y: Tensor) -> Tensor:
-        """Return f' ⊙ grad, with f' exact or as the trace remembers it."""
-        rule, f = self.rule, self.rule.f
-        if rule.derivative_memory == "exact":
-            return f.times_derivative(grad, y)
-        steps = self.steps(len(y))
-        memory = self._correlation(steps, y.dtype, y.device, of_derivative=True)
-        return grad * _like(memory.matrix.T @ _by_step(f.derivative(y, y), steps), y)
 
     def _credited_derivative(self, error: Tensor, y: Tensor) -> Tensor:
         """Return p, the credit of each image's derivative. `error` is used up, and no memory allocated anew."""
@@ -280,97 +303,75 @@ class ImageTimes:
             raise ValueError(f"the times of a batch must lie in [0, {self.steps})")
 
 
-_KEPT = ("past_pre", "past_derivative", "past_error")
+_PAST = ("past_pre", "past_derivative", "past_error")
 
 
 class SalientCredit(nn.Module):
     """Give credit for some images of a long stretch of time.
 
-    Images that are not salient leave no trace and cause no error, but their time passes. Without `carry` each
-    stretch begins with empty traces and its errors are followed until the last has arrived, as in the authors'
-    code; with it, images and errors are kept as long as they matter, and an error counts in the stretch in which
-    it arrives.
+    Images that are not salient leave no trace and cause no error, but their time passes. Each stretch begins with
+    empty traces and its errors are followed until the last has arrived, as in the authors' code. While streaming,
+    images and errors are kept as long as they matter, and an error counts in the stretch in which it arrives.
 
     Args:
         rule: of the layer, with one stream.
-        carry: whether to continue from stretch to stretch; not with `derivative_memory="trace"`.
     """
 
     times: Tensor
 
-    def __init__(self, rule: CreditRule, *, carry: bool = False) -> None:
+    def __init__(self, rule: CreditRule) -> None:
         super().__init__()
-        self.rule, self.carry = rule, carry
-        if carry:
+        self.rule = rule
+        if rule.streaming:
             self.register_buffer("times", torch.empty(0, dtype=torch.int64))
-            for name in _KEPT:
+            for name in _PAST:
                 self.register_buffer(name, torch.empty(0))
 
     def backward(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, times: ImageTimes, want: Wanted
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, times: ImageTimes
     ) -> LayerGradients:
-        """Return the layer's gradients for one stretch; `times` says when its images were shown.
-
-        The other arguments are those of `BatchCredit.backward`.
-        """
-        rule, f = self.rule, self.rule.f
-        delta = self._times_derivative(grad, y, times)
-        down = rule.backproject(delta, x, weight) if want.down else None
-        error = delta if rule.error_at == "preactivation" else grad
+        """Return the layer's gradients for one stretch; `times` says when its images were shown."""
+        rule, f, shown = self.rule, self.rule.f, times.times
+        memory = None
+        if rule.derivative_memory == "trace":
+            kernel = rule.kernel(y.dtype, unit_area=True)
+            memory = torch.from_numpy(event_matrix(kernel, shown, shown + rule.delay_steps)).to(y).T
+        _, down, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
         derivative, error = geometry.flatten_post(f.derivative(y, y)), geometry.flatten_post(error)
-        pre, shown = geometry.flatten_pre(x), times.times
-        kernel = kernel_of(rule.trace, y.dtype)
-        if self.carry:
-            pre, derivative, error, shown = self._with_past(pre, derivative, error, shown)
+        pre = geometry.flatten_pre(x)
+        if rule.streaming and len(self.times):
+            past = zip(_PAST, (pre, derivative, error), strict=True)
+            pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
+            shown = np.concatenate([self.times.cpu().numpy(), shown])
         arrival = shown + rule.delay_steps
-        arrives = (arrival >= 0) & (arrival < times.steps) if self.carry else np.ones(len(arrival), dtype=bool)
+        arrives = (arrival >= 0) & (arrival < times.steps) if rule.streaming else np.ones(len(arrival), dtype=bool)
         which = torch.from_numpy(np.flatnonzero(arrives)).to(y.device)
+        kernel = rule.kernel(y.dtype)
         matrix = torch.from_numpy(event_matrix(kernel, shown, arrival[arrives])).to(y)
         p = derivative * (matrix @ error[which])
         for_weight, for_bias = geometry.outer_parts(geometry.post(p), geometry.pre(pre))
         truth = None
-        if want.truth and self.carry:
+        if want.truth and rule.streaming:
             p = derivative[which] * error[which]
             truth = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
         elif want.truth:
             truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
-        if self.carry:
-            self._keep(pre, derivative, error, shown - times.steps, len(kernel))
+        if rule.streaming:
+            self._keep((pre, derivative, error), shown - times.steps, len(kernel))
         return LayerGradients(down, for_weight, for_bias, truth)
 
-    def _times_derivative(self, grad: Tensor, y: Tensor, times: ImageTimes) -> Tensor:
-        """Return f' ⊙ grad, with f' exact or as the trace remembers it."""
-        rule, f = self.rule, self.rule.f
-        if rule.derivative_memory == "exact":
-            return f.times_derivative(grad, y)
-        kernel = kernel_of(_with_unit_area(rule.trace), y.dtype)
-        matrix = event_matrix(kernel, times.times, times.times + rule.delay_steps)
-        derivative = _by_step(f.derivative(y, y), len(y))
-        return grad * _like(torch.from_numpy(matrix).to(y).T @ derivative, y)
-
-    def _with_past(
-        self, pre: Tensor, derivative: Tensor, error: Tensor, shown: Times
-    ) -> tuple[Tensor, Tensor, Tensor, Times]:
-        """Return the signals and times with those of earlier stretches before them."""
-        if not len(self.times):
-            return pre, derivative, error, shown
-        past = (getattr(self, name).to(new) for name, new in zip(_KEPT, (pre, derivative, error), strict=True))
-        pairs = zip(past, (pre, derivative, error), strict=True)
-        pre, derivative, error = (torch.cat(pair) for pair in pairs)
-        return pre, derivative, error, np.concatenate([self.times.cpu().numpy(), shown])
-
-    def _keep(self, pre: Tensor, derivative: Tensor, error: Tensor, shown: Times, reach: int) -> None:
+    def _keep(self, signals: tuple[Tensor, ...], shown: Times, reach: int) -> None:
         """Keep images within the kernel's reach and errors on their way; times count from now."""
         matters = shown >= -max(reach - 1, self.rule.delay_steps)
-        which = torch.from_numpy(np.flatnonzero(matters)).to(pre.device)
+        which = torch.from_numpy(np.flatnonzero(matters)).to(signals[0].device)
         self.times = torch.from_numpy(shown[matters])
-        for name, signal in zip(_KEPT, (pre, derivative, error), strict=True):
+        for name, signal in zip(_PAST, signals, strict=True):
             setattr(self, name, signal[which])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # The number of images kept varies: the shapes are those of the file.
-        for name in ("times", *_KEPT) if self.carry else ():
+        for name in self._buffers:
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
@@ -384,13 +385,12 @@ class StreamCredit(nn.Module):
     convolution keeps its past.
 
     Args:
-        rule: of the layer.
+        rule: of the layer; with `record_alignment` a copy of all signals is kept for D steps.
         weight: of the layer.
         in_shape: shape of one input.
-        record_alignment: whether the true gradient will be needed: a copy of all signals is kept for D steps.
     """
 
-    def __init__(self, rule: CreditRule, weight: Tensor, in_shape: torch.Size, *, record_alignment: bool) -> None:
+    def __init__(self, rule: CreditRule, weight: Tensor, in_shape: torch.Size) -> None:
         super().__init__()
         self.rule = rule
         geometry, dtype = rule.geometry(in_shape, weight.shape), weight.dtype
@@ -408,25 +408,20 @@ class StreamCredit(nn.Module):
             geometry=geometry,
             supervised=True,
         )
-        shapes = (geometry.pre_shape, geometry.post_shape) if record_alignment else ()
+        shapes = (geometry.pre_shape, geometry.post_shape) if rule.record_alignment else ()
         # x and f' ⊙ δ of the images whose error is on its way.
         self.recorded = nn.ModuleList(
             DelayLine(rule.delay_steps, (rule.streams, *shape), dtype=dtype) for shape in shapes
         )
 
     def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> LayerGradients:
-        """Return the layer's gradients from what arrives while this batch is shown.
-
-        The arguments are those of `BatchCredit.backward`; without a record the true gradient is None.
-        """
-        rule, f = self.rule, self.rule.f
-        delta = f.times_derivative(grad, y)
-        down = rule.backproject(delta, x, weight) if want.down else None
-        error = delta if rule.error_at == "preactivation" else grad
+        """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
+        rule = self.rule
+        delta, down, error = rule.errors(x, y, grad, weight, want)
         steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])
-            for signal in (x, f.derivative(y, y), error, delta)
+            for signal in (x, rule.f.derivative(y, y), error, delta)
         )
         arrived = []
         for line, signal in zip(self.recorded, (pre, delta), strict=False):  # there may be none

@@ -9,27 +9,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, get_args
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl.credit.activations import ACTIVATIONS
 from cet_rl.credit.alignment import cosine
 from cet_rl.traces.base import Trace, check_whole
-from cet_rl.vision.credit import (
-    BatchCredit,
-    CreditRule,
-    DerivativeMemory,
-    ErrorAt,
-    ImageTimes,
-    SalientCredit,
-    StreamCredit,
-    Wanted,
-)
+from cet_rl.vision.credit import BatchCredit, CreditRule, ImageTimes, SalientCredit, StreamCredit, Wanted
 
 
 class TracedLayer(nn.Module):
@@ -38,7 +28,6 @@ class TracedLayer(nn.Module):
     Attributes:
         rule: the layer's trace, delay, activation and other options.
         traced: whether the layer's gradient differs from that of backpropagation.
-        streaming: whether traces and errors are carried from batch to batch.
         layer_name: its name in error messages, set by `convert`.
         times: when the images of the next forward pass are shown; None for one after another.
         measured: whether to compute `alignment` at the next backward pass.
@@ -53,48 +42,19 @@ class TracedLayer(nn.Module):
 
     def _set_credit(
         self,
-        trace: Trace | None,
-        delay_steps: int | None,
-        activation: str,
-        error_at: ErrorAt,
-        derivative_memory: DerivativeMemory,
-        streaming: bool,
-        streams: int,
-        record_alignment: bool,
-        window: tuple[int, int] | None = None,
+        window: tuple[int, int] | None,
+        trace: Trace | None = None,
+        delay_steps: int | None = None,
+        **options: Any,
     ) -> None:
-        for name, value, known in (
-            ("activation", activation, tuple(ACTIVATIONS)),
-            ("error_at", error_at, get_args(ErrorAt)),
-            ("derivative_memory", derivative_memory, get_args(DerivativeMemory)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not isinstance(trace, Trace | None):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None and trace is not None and not hasattr(trace, "delay_steps"):
             raise ValueError(f"{trace} has no delay of its own: give delay_steps")
         if delay_steps is None:
             delay_steps = getattr(trace, "delay_steps", 0)
-        check_whole(delay_steps, "delay_steps")
-        check_whole(streams, "streams")
-        if delay_steps < 0:
-            raise ValueError(f"delay_steps must not be negative, got {delay_steps}")
-        if streams < 1:
-            raise ValueError(f"streams must be at least 1, got {streams}")
-        self.traced = trace is not None or delay_steps > 0
-        if self.traced and error_at == "preactivation" and not ACTIVATIONS[activation].binary:
-            raise ValueError(
-                f"{activation} needs error_at='activation': an error at the pre-activation holds f' already, "
-                "which is right only where f' is 0 or 1"
-            )
-        if derivative_memory == "trace" and streaming:
-            raise ValueError(
-                "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
-            )
-        options = (trace, delay_steps, streams, activation, error_at, derivative_memory)
-        self.rule = CreditRule(*options, window, self.bias is not None)
-        self.streaming, self.record_alignment = streaming, record_alignment
+        self.rule = CreditRule(trace, delay_steps, self.bias is not None, window, **options)
+        self.traced = self.rule.is_late
         self.layer_name = type(self).__name__
         self.times: ImageTimes | None = None
         self.measured, self.alignment = False, float("nan")
@@ -117,13 +77,10 @@ class TracedLayer(nn.Module):
             in_shape: shape of one input.
             salient: whether images will have times of their own.
         """
-        if not self.traced:
-            return
-        if salient and self.salient is None:
-            self.salient = SalientCredit(self.rule, carry=self.streaming).to(self.weight.device)
-        if self.streaming and not salient and self.stream is None:
-            stream = StreamCredit(self.rule, self.weight, in_shape, record_alignment=self.record_alignment)
-            self.stream = stream.to(self.weight.device)
+        if self.traced and salient and self.salient is None:
+            self.salient = SalientCredit(self.rule).to(self.weight.device)
+        if self.traced and self.rule.streaming and not salient and self.stream is None:
+            self.stream = StreamCredit(self.rule, self.weight, in_shape).to(self.weight.device)
 
     def use_matrix(self, batch: int) -> None:
         """Compute with the kernel's whole matrix from now on, for batches of one size.
@@ -135,7 +92,7 @@ class TracedLayer(nn.Module):
             ValueError: if the layer is streaming or has `derivative_memory="trace"`; in `forward`, for batches of
                 another size or images at times of their own.
         """
-        if self.streaming or self.rule.derivative_memory != "exact":
+        if self.rule.streaming or self.rule.derivative_memory != "exact":
             raise ValueError("one matrix serves layers that neither stream nor have derivative_memory='trace'")
         self.matrix = self.batch.matrix(self.batch.steps(batch), self.weight.dtype, self.weight.device)
 
@@ -150,8 +107,8 @@ class TracedLayer(nn.Module):
             FloatingPointError: while streaming, if a number of x is not finite; nothing has changed then.
             RuntimeError: while streaming, if DistributedDataParallel would overwrite the traces.
         """
-        weight, bias, matrix = self.weight, self.bias, self.matrix
-        if self.streaming:
+        weight, bias, matrix, streaming = self.weight, self.bias, self.matrix, self.rule.streaming
+        if streaming:
             learns = self.training
         else:  # within vmap, with a matrix, weights do not say whether they require a gradient
             learns = matrix is not None or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -165,27 +122,32 @@ class TracedLayer(nn.Module):
             return torch.compiler.disable(self.forward)(x)  # type: ignore[no-untyped-call, no-any-return]
         else:
             self._check_batch(x)
-        if self.streaming and not (x.requires_grad or weight.requires_grad):
+        if streaming and not (x.requires_grad or weight.requires_grad):
             x = x.detach().requires_grad_()  # so that errors arrive at a frozen layer, and its time passes
         return _LateCredit.apply(x, weight, bias, matrix, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def _check_batch(self, x: Tensor) -> None:
         """Check a batch before any work, and create what it needs."""
-        times, axes = self.times, self.weight.ndim
+        times, axes, streaming = self.times, self.weight.ndim, self.rule.streaming
         if x.ndim != axes:
             raise ValueError(f"expected images in a batch of {axes} axes, got shape {tuple(x.shape)}")
         if times is not None and len(times.times) != len(x):
             raise ValueError(f"{len(x)} images, but times for {len(times.times)}")
         if times is not None and self.rule.streams > 1:
             raise ValueError("images at times of their own need streams=1")
-        if times is None and not self.streaming:
+        if times is None and not streaming:
             self.batch.steps(len(x))
             return
         if times is None and self.rule.steps(len(x)) < 1:
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
-        if self.streaming:
+        if streaming:
             self._check_finite(x, "the input")
-            _check_not_broadcast()
+            wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+            if wrapper is not None and wrapper.broadcast_buffers:
+                raise RuntimeError(
+                    "DistributedDataParallel would overwrite the traces of every rank with those of rank 0: give "
+                    "it broadcast_buffers=False"
+                )
         self.prepare(x.shape[1:], salient=times is not None)
 
     def _check_finite(self, signal: Tensor, what: str) -> None:
@@ -197,6 +159,21 @@ class TracedLayer(nn.Module):
                 "traces for ever; its traces are as they were before this batch"
             )
 
+    def _check_pass(self, number: int, grad: Tensor) -> None:
+        """Check the errors of a forward pass while streaming: their arrival is the time of its batch.
+
+        Raises:
+            RuntimeError: if the errors of a later forward pass, or the same ones, have arrived already.
+            FloatingPointError: if an error is not finite.
+        """
+        if number <= self._learned_pass:
+            raise RuntimeError(
+                "a streaming layer was used twice before the errors of its first use arrived, or these arrived "
+                "twice: its time would run backwards"
+            )
+        self._check_finite(grad, "the error")
+        self._learned_pass = number
+
     def extra_repr(self) -> str:
         """Return the options shown by `print`."""
         parts = [super().extra_repr()]  # of Linear or Conv2d
@@ -204,7 +181,7 @@ class TracedLayer(nn.Module):
             parts.append(f"activation={self.rule.activation}")
         if self.traced:
             parts += [f"trace={self.rule.trace}", f"delay_steps={self.rule.delay_steps}"]
-        return ", ".join(parts + ["streaming"] * self.streaming)
+        return ", ".join(parts + ["streaming"] * self.rule.streaming)
 
 
 class _LateCredit(torch.autograd.Function):
@@ -224,7 +201,7 @@ class _LateCredit(torch.autograd.Function):
         # f' = 1 needs no output, which may then be overwritten in place.
         ctx.save_for_backward(x, weight, matrix, None if layer.rule.activation == "identity" else output)
         ctx.layer, ctx.times, ctx.has_bias = layer, layer.times, bias is not None
-        if layer.streaming:
+        if layer.rule.streaming:
             layer._forward_passes += 1
             ctx.number = layer._forward_passes
 
@@ -232,21 +209,25 @@ class _LateCredit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, matrix, y = ctx.saved_tensors
         layer: TracedLayer = ctx.layer
-        _check_differentiated_once()
-        if layer.streaming:
-            _check_pass(layer, ctx.number, grad)
-        y = grad if y is None else y
+        within_func = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
+        if torch.is_grad_enabled() and not within_func:
+            raise RuntimeError(
+                "traced layers cannot be differentiated twice (create_graph=True): the second derivative would "
+                "mix late credit with the true gradient; compute such a penalty with the model before convert"
+            )
+        if layer.rule.streaming:
+            layer._check_pass(ctx.number, grad)
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
-        want = Wanted(ctx.needs_input_grad[0], layer.measured)
+        signals = x, grad if y is None else y, grad, weight, Wanted(ctx.needs_input_grad[0], layer.measured)
         if ctx.times is not None:
             assert layer.salient is not None
-            found = layer.salient.backward(x, y, grad, weight, ctx.times, want)
+            found = layer.salient.backward(*signals, ctx.times)
         elif layer.stream is not None:
-            found = layer.stream.backward(x, y, grad, weight, want)
+            found = layer.stream.backward(*signals)
         else:
-            found = layer.batch.backward(x, y, grad, weight, matrix, want)
+            found = layer.batch.backward(*signals, matrix)
         down, for_weight, for_bias, truth = found
         if layer.measured:
             layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
@@ -261,41 +242,6 @@ class _LateCredit(torch.autograd.Function):
 _LateCredit.forward.__signature__ = inspect.signature(_LateCredit.forward)  # type: ignore[attr-defined]
 
 
-def _check_differentiated_once() -> None:
-    within_func = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
-    if torch.is_grad_enabled() and not within_func:
-        raise RuntimeError(
-            "traced layers cannot be differentiated twice (create_graph=True): the second derivative would mix "
-            "late credit with the true gradient; compute such a penalty with the model before convert"
-        )
-
-
-def _check_pass(layer: TracedLayer, number: int, grad: Tensor) -> None:
-    """Check the errors of a streaming layer's forward pass, whose backward pass is the time of its batch.
-
-    Raises:
-        RuntimeError: if the errors of a later forward pass, or the same ones, have arrived already.
-        FloatingPointError: if an error is not finite.
-    """
-    if number <= layer._learned_pass:
-        raise RuntimeError(
-            "a streaming layer was used twice before the errors of its first use arrived, or these arrived twice: "
-            "its time would run backwards"
-        )
-    layer._check_finite(grad, "the error")
-    layer._learned_pass = number
-
-
-def _check_not_broadcast() -> None:
-    """Raise RuntimeError within a DistributedDataParallel that overwrites the traces with those of rank 0."""
-    wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-    if wrapper is not None and wrapper.broadcast_buffers:
-        raise RuntimeError(
-            "DistributedDataParallel would overwrite the traces of every rank with those of rank 0: give it "
-            "broadcast_buffers=False"
-        )
-
-
 class TracedLinear(TracedLayer, nn.Linear):
     """Compute y = f(W x + b) like `torch.nn.Linear` and an activation, with synapses that remember.
 
@@ -303,18 +249,19 @@ class TracedLinear(TracedLayer, nn.Linear):
         in_features: inputs.
         out_features: outputs.
         bias: whether there is one: a synapse with x = 1.
-        trace: the synaptic trace that bridges the delay; None for none.
+        trace: the synaptic trace that bridges the delay; None (the default) for none.
         delay_steps: D, images between an image and the arrival of its error; None for the trace's own delay.
-        activation: f, a name in `cet_rl.credit.activations`; part of the layer, as synapses store f' x.
-        error_at: whether δ is the error at the pre-activation, which holds f' of its own image already and needs
-            f' ∈ {0, 1}, or at the output, as Eq. 1 of the paper is printed.
-        derivative_memory: how the layer knows f' of an image when its error arrives: "exact", or "trace", through
-            its trace with unit area, for δ at the pre-activation and for what is passed down, which is then no
-            longer the true gradient (section 4.2 of the paper leaves this to future work).
-        streaming: carry traces and errors from batch to batch; time advances with every backward pass in training
-            mode.
-        streams: E, sequences that share a batch: row s · E + e is step s of sequence e.
-        record_alignment: while streaming, keep what `alignment` needs.
+        activation: f, "identity" unless given, a name in `cet_rl.credit.activations`; part of the layer, as
+            synapses store f' x.
+        error_at: whether δ is the error at the "preactivation" (the default), which holds f' of its own image
+            already and needs f' ∈ {0, 1}, or at the output, "activation", as Eq. 1 of the paper is printed.
+        derivative_memory: how the layer knows f' of an image when its error arrives: "exact" (the default), or
+            "trace", through its trace with unit area, for δ at the pre-activation and for what is passed down,
+            which is then no longer the true gradient (section 4.2 of the paper leaves this to future work).
+        streaming: True to carry traces and errors from batch to batch; time advances with every backward pass in
+            training mode.
+        streams: E, sequences that share a batch, 1 unless given: row s · E + e is step s of sequence e.
+        record_alignment: True to keep, while streaming, what `alignment` needs.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -331,21 +278,12 @@ class TracedLinear(TracedLayer, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        trace: Trace | None = None,
-        delay_steps: int | None = None,
-        activation: str = "identity",
-        error_at: ErrorAt = "preactivation",
-        derivative_memory: DerivativeMemory = "exact",
-        streaming: bool = False,
-        streams: int = 1,
-        record_alignment: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._set_credit(
-            trace, delay_steps, activation, error_at, derivative_memory, streaming, streams, record_alignment
-        )
+        self._set_credit(None, **options)
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W x + b, shape (T · E, out_features)."""
@@ -382,24 +320,16 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
         padding: int = 0,
         bias: bool = True,
         *,
-        trace: Trace | None = None,
-        delay_steps: int | None = None,
-        activation: str = "identity",
-        error_at: ErrorAt = "preactivation",
-        derivative_memory: DerivativeMemory = "exact",
-        streaming: bool = False,
-        streams: int = 1,
-        record_alignment: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
         for name, value in {"kernel_size": kernel_size, "stride": stride, "padding": padding}.items():
             check_whole(value, name)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype
         )
-        credit = (trace, delay_steps, activation, error_at, derivative_memory, streaming, streams)
-        self._set_credit(*credit, record_alignment, (stride, padding))
+        self._set_credit((stride, padding), **options)
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W * x + b, shape (T · E, out_channels, H', W')."""
@@ -424,9 +354,8 @@ def _set_on_layers(model: nn.Module, attribute: str, value: Any) -> Iterator[Non
             setattr(layer, attribute, earlier)
 
 
-@contextmanager
-def seen_at(model: nn.Module, times: Any, steps: int) -> Iterator[None]:
-    """Show images at times of their own in forward passes within the block.
+def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[None]:
+    """Show images at times of their own in forward passes within a block: `with seen_at(model, times, steps)`.
 
     Args:
         model: with traced layers.
@@ -439,12 +368,9 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> Iterator[None]:
     given = times.cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
     if given.size and not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"times must be whole numbers, got {given.dtype}")
-    with _set_on_layers(model, "times", ImageTimes(given.astype(np.int64), steps)):
-        yield
+    return _set_on_layers(model, "times", ImageTimes(given.astype(np.int64), steps))
 
 
-@contextmanager
-def measured(model: nn.Module) -> Iterator[None]:
-    """Let backward passes within the block set the `alignment` of all traced layers."""
-    with _set_on_layers(model, "measured", True):
-        yield
+def measured(model: nn.Module) -> AbstractContextManager[None]:
+    """Let backward passes within a block, `with measured(model)`, set the `alignment` of all traced layers."""
+    return _set_on_layers(model, "measured", True)
