@@ -18,7 +18,6 @@ from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.runs.config_files import dump_yaml, load_yaml, parse_config
 from cet_rl.runs.task_kinds import TASK_KINDS, options_marked
 from cet_rl.runs.values import checked, nearest, unknown
-from cet_rl.vision.config import VisionConfig
 
 NAMES = ["delay", "decay", "order", "seed", "seeds", "lr"]
 
@@ -118,7 +117,6 @@ def test_fields_keep_the_marks_of_those_that_they_override():
     assert "delay" in marked(Other, Mark.BATCHABLE)
     assert marked(Other, Mark.NEUTRAL) == {"alignment", "mine"}
     assert options_marked(Mark.MACHINE) == {"device", "threads", "data_dir"}
-    assert marked(VisionConfig, Mark.TABULATED) == {"lr", "weight_decay", "normalization", "decay"}
     for task_kind in TASK_KINDS:
         names = {item.name for item in fields(task_kind.config())}
         assert all(marked(task_kind.config(), mark) <= names for mark in Mark)

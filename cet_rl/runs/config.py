@@ -25,7 +25,6 @@ class Mark(Enum):
     TRACED = "means something only to agents with synaptic traces"
     BATCHABLE = "may differ between the runs of one batched model"
     LABELLED = "is told by the names of arms"
-    TABULATED = "has a value for each order and delay in the paper's tables"
 
 
 @cache
@@ -69,15 +68,15 @@ class RunConfig(ABC):
     """Add up delays from the output layer down (retrograde signalling)."""
     step_ms: Annotated[float, Mark.BATCHABLE] = 200.0
     """Milliseconds that one step stands for."""
-    normalization: Annotated[Normalization, Mark.TRACED, Mark.BATCHABLE, Mark.TABULATED] = "peak"
+    normalization: Annotated[Normalization, Mark.TRACED, Mark.BATCHABLE] = "peak"
     """Scale of the trace's kernel: largest value one, or area one."""
-    decay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE, Mark.TABULATED] = None
+    decay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE] = None
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
     discretization: Annotated[Literal["exact", "official"], Mark.TRACED, Mark.BATCHABLE] = "exact"
     """Cascade by Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
     trace_options: Annotated[tuple[str, ...], Mark.TRACED, Mark.BATCHABLE] = ()
     """NAME=VALUE ...: other options of the trace, such as ratio=3 of ltp-ltd; `cet-rl list traces` shows them."""
-    lr: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 5e-4
+    lr: Annotated[float, Mark.BATCHABLE] = 5e-4
     """Learning rate of Adam."""
     total_steps: int = 1_000_000
     """Steps to learn for."""

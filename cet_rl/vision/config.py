@@ -46,7 +46,7 @@ class VisionConfig(LayeredConfig):
     """Share of a batch, the images with the largest losses, that leave traces and cause errors. Default: all."""
     soma: Literal["exact", "trace"] = "exact"
     """Memory of an image's f' until its error arrives: exact, or through the trace itself."""
-    weight_decay: Annotated[float, Mark.BATCHABLE, Mark.TABULATED] = 1e-3
+    weight_decay: Annotated[float, Mark.BATCHABLE] = 1e-3
     """Weight decay of AdamW."""
     warmup: Annotated[float, Mark.BATCHABLE] = 0.1
     """Share of the run in which the learning rate rises; it then falls to a tenth along a cosine."""

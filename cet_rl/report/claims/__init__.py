@@ -1,9 +1,8 @@
-"""Claims: what the papers say came out, and what finished runs say about it.
+"""Claims: what the papers say comes out, and what finished runs say about it.
 
-model.py        which runs are compared, and what is measured on each
-checks.py       a claim, its checks, and the values for which they pass
-cet_paper.py    the claims of the paper on cascading eligibility traces
-others.py       the claims of the paper on learning rules of recurrent networks, and this project's own
+claims.yaml     the claims; a new one is an entry of it
+model.py        a claim, its arms and its checks
+measures.py     what is measured on each run
 judging.py      from runs to verdicts, and verdicts as text
 
     from cet_rl.report.claims import examine_folders
@@ -14,7 +13,7 @@ judging.py      from runs to verdicts, and verdicts as text
 
 from __future__ import annotations
 
-from cet_rl.report.claims.checks import PaperClaim
-from cet_rl.report.claims.judging import CLAIMS, Finding, examine, examine_folders
+from cet_rl.report.claims.judging import Finding, examine, examine_folders
+from cet_rl.report.claims.model import CLAIMS, PaperClaim
 
 __all__ = ["CLAIMS", "Finding", "PaperClaim", "examine", "examine_folders"]

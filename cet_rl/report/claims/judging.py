@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cet_rl.report.claims import cet_paper, others
-from cet_rl.report.claims.checks import Check, CheckResult, PaperClaim
-from cet_rl.report.claims.model import RunFilter
+from cet_rl.report.claims.model import CLAIMS, Check, CheckResult, PaperClaim, RunFilter
 from cet_rl.report.reading import Run, read_runs
 from cet_rl.report.statistics import LEAST_SEEDS, LEVEL
 from cet_rl.report.text import counted, listed
@@ -29,9 +27,6 @@ from cet_rl.runs.task_kinds import options_marked
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-CLAIMS = (*cet_paper.CLAIMS, *others.CLAIMS)
-"""All claims, in the order in which they are reported."""
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
 

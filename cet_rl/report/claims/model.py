@@ -1,33 +1,36 @@
-"""Filters that select the runs of an arm at a delay, and measures of a run, for claims to compare."""
+"""Claims, the arms they compare, and their checks: a statistic of the arms' means, and where it has to lie.
+
+A check passes if the whole 95 % bootstrap interval of its statistic lies where the claim says, over at least three
+seeds an arm. Seeds are drawn within each arm: independently, or together where the seed draws the task as well and
+runs are compared seed by seed. With three seeds such an interval is narrow: it says what these runs show, and more
+seeds say more.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from importlib import resources
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from cet_rl.report.reading import ALIGNMENT, FloatArray, Run
-from cet_rl.report.statistics import Measure, presentation_of
+from cet_rl.report.claims.measures import MEASURES
+from cet_rl.report.reading import FloatArray
+from cet_rl.report.statistics import Measure, bootstrap_interval
+from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
-from cet_rl.runs.folder import MetricsTable
+from cet_rl.runs.config_files import load_yaml
+from cet_rl.traces.registry import find_trace
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
-# -------------------- which runs are compared
-
 TRACE_NAMES = {"cet": "CET", "sharp": "SharpCET", "legendre": "Legendre", "et": "ET", "perfect": "perfect memory"}
+"""Names of traces for people; others are named as in a configuration."""
 
-RULE_NAMES = {
-    "fixed-w": "fixed-W",
-    "rflo": "RFLO",
-    "dni": "DNI",
-    "dni-b": "DNI(b)",
-    "bptt": "BPTT",
-    "rtrl": "RTRL",
-}
+RULE_NAMES = {"fixed-w": "fixed-W", "dni-b": "DNI(b)", "kernl": "KeRNL"}
+"""Names of learning rules for people; others are in capitals."""
 
 
 @dataclass(frozen=True)
@@ -43,40 +46,32 @@ class RunFilter:
     name: str
     where: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, **options: Any) -> RunFilter:
+        """Select by options of a configuration, the delay uniform and the trace a cascade unless these say more.
+
+        Args:
+            **options: options, `task` among them; without `delay` there is none, and no trace. `name` replaces the
+                usual name.
+        """
+        where = {"trace": "cet", "delay": 0.0, "stacked": False, **options}
+        name = where.pop("name", None)
+        if not where["delay"]:
+            where["trace"] = "none"
+        elif where["trace"] == "cet" and where.get("order") == 1:
+            where["trace"] = "et"
+        if not find_trace(where["trace"]).takes_order:
+            where.pop("order", None)
+        if where["delay"]:
+            order = f" {where['order']}" if "order" in where else ""
+            usual = f"{TRACE_NAMES.get(where['trace'], where['trace'])}{order} at {where['delay']:g} s"
+        else:
+            usual = RULE_NAMES.get(where["rule"], where["rule"].upper()) if "rule" in where else "no delay"
+        return cls(name or usual, {key: tuple(v) if isinstance(v, list) else v for key, v in where.items()})
+
     def selects(self, config: RunConfig) -> bool:
         """Return whether it selects runs of this configuration."""
         return all(_equal(_value(config, name), wanted) for name, wanted in self.where.items())
-
-
-def with_trace(
-    task: str, trace: str, order: int | None = None, delay: float = 0.0, name: str | None = None, **options: Any
-) -> RunFilter:
-    """Select the runs of a task with a trace.
-
-    Args:
-        task: name of a task, or Gymnasium id.
-        trace: a kind that `cet-rl list traces` shows; "none" goes with no delay.
-        order: number of states, for kinds that have a choice.
-        delay: delay in seconds.
-        name: name for people; None for trace, order and delay.
-        options: further values of the configuration; delays are uniform unless these say `stacked`.
-    """
-    states = "" if order is None else f" {order}"
-    default = f"{TRACE_NAMES[trace]}{states} at {delay:g} s" if delay else "no delay"
-    where: dict[str, Any] = {"task": task, "trace": trace, "delay": delay, "stacked": False, **options}
-    if order is not None:
-        where["order"] = order
-    return RunFilter(name or default, where)
-
-
-def with_cascade(task: str, order: int, delay: float, **options: Any) -> RunFilter:
-    """Select the runs of a task with the paper's trace of some order; order 1 is the classical trace."""
-    return with_trace(task, "et" if order == 1 else "cet", None if order == 1 else order, delay, **options)
-
-
-def with_rule(task: str, rule: str, **options: Any) -> RunFilter:
-    """Select the runs of a sequence task with a learning rule and no delay."""
-    return RunFilter(RULE_NAMES[rule], {"task": task, "rule": rule, "delay": 0.0, **options})
 
 
 def _value(config: RunConfig, name: str) -> object:
@@ -95,115 +90,171 @@ def _equal(found: object, wanted: object) -> bool:
     return found == wanted
 
 
-# -------------------- what is measured on a run
+@dataclass(frozen=True)
+class Check:
+    """Compare arms by a weighted sum of their means over seeds.
 
-PARTS = 3
-"""Thirds of a run: "early" is the first, "late" the last."""
+    Attributes:
+        words: what the sum is: "CET 10 at 8 s - ET at 8 s".
+        filters: filters of the arms' runs.
+        measure: measure of each run.
+        weights: weight of each arm's mean.
+        above: value that the sum has to be above.
+        below: value that it has to be below.
+    """
 
+    words: str
+    filters: tuple[RunFilter, ...]
+    measure: Measure
+    weights: tuple[float, ...]
+    above: float = -math.inf
+    below: float = math.inf
 
-def score(run: Run) -> float | None:
-    """Return the number that reports compare arms on, in the unit that they show."""
-    return presentation_of(run).score.value(run)
+    @classmethod
+    def mean(cls, arm: RunFilter, measure: Measure, **bounds: float) -> Check:
+        """Check the mean of an arm."""
+        return cls(arm.name, (arm,), measure, (1.0,), **bounds)
 
+    @classmethod
+    def difference(
+        cls, first: RunFilter, second: RunFilter, measure: Measure, share: float = 1.0, **bounds: float
+    ) -> Check:
+        """Check the mean of the first arm minus a share of that of the second."""
+        words = f"{first.name} - {'' if share == 1 else f'{share:g} × '}{second.name}"
+        return cls(words, (first, second), measure, (1.0, -share), **bounds)
 
-def over_training(run: Run) -> float | None:
-    """Return the mean of the run's curve over training, in the unit that reports show: high for fast learners."""
-    shows = presentation_of(run)
-    steps, values = _column(run, shows.curve)
-    if len(steps) < 2 or steps[-1] <= steps[0]:
-        return None
-    return shows.curve_factor * float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+    @classmethod
+    def slope(cls, arms: Sequence[RunFilter], measure: Measure, **bounds: float) -> Check:
+        """Check the change from arm to arm: the slope of the least-squares line through their means."""
+        words = f"{measure.title}, change per step from {arms[0].name} to {arms[-1].name}"
+        places = np.arange(len(arms)) - (len(arms) - 1) / 2
+        return cls(words, tuple(arms), measure, tuple(places / (places**2).sum()), **bounds)
 
+    @property
+    def bound(self) -> str:
+        """Return where the sum has to lie: "above 0"."""
+        ends = {"above": self.above, "below": self.below}
+        return " and ".join(
+            f"{word} {number(end, 0) if end == int(end) else f'{end:g}'}"
+            for word, end in ends.items()
+            if math.isfinite(end)
+        )
 
-def alignment(run: Run) -> float | None:
-    """Return the mean cosine with the true gradient, over training and all layers with delayed credit."""
-    return _mean([_aligned(run, layer) for layer in _delayed_layers(run)])
+    def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False, seed: int = 0) -> CheckResult:
+        """Evaluate the check on the measured values of each arm's runs.
 
+        Args:
+            samples: a value for each seed, of shape (seeds,), for each arm.
+            paired: whether equal places are equal seeds, which are then drawn together.
+            seed: seed of the resamples; the same values always have the same interval.
+        """
 
-def early_alignment(run: Run) -> float | None:
-    """Return `alignment` in the first third of the run."""
-    return _mean([_aligned(run, layer, 1, 1) for layer in _delayed_layers(run)])
+        def weighted(drawn: Sequence[FloatArray]) -> FloatArray:
+            means = np.stack([values.mean(-1) for values in drawn], axis=-1)
+            found: FloatArray = (means * self.weights).sum(-1)
+            return found
 
-
-def late_alignment(run: Run) -> float | None:
-    """Return `alignment` in the last third of the run."""
-    return _mean([_aligned(run, layer, PARTS, PARTS) for layer in _delayed_layers(run)])
-
-
-def alignment_gain(run: Run) -> float | None:
-    """Return `late_alignment` minus `early_alignment`."""
-    return _difference(late_alignment(run), early_alignment(run))
-
-
-def last_delayed_alignment(run: Run) -> float | None:
-    """Return `alignment` of the layer nearest the output among those with delayed credit."""
-    layers = _delayed_layers(run)
-    return _aligned(run, layers[-1]) if layers else None
-
-
-def depth_loss(run: Run) -> float | None:
-    """Return by how much the last delayed layer is aligned better than the first; None if there is only one."""
-    layers = _delayed_layers(run)
-    return _difference(last_delayed_alignment(run), _aligned(run, layers[0])) if len(layers) > 1 else None
-
-
-def plausible(run: Run) -> float | None:
-    """Return 1 if the audit finds the run's learning rule biologically plausible, else 0."""
-    rule = getattr(run.config, "rule", None)
-    return None if rule is None else float(_audited(rule))
-
-
-@cache
-def _audited(rule: str) -> bool:
-    from cet_rl.recurrent.audit.audit import audit_rule  # takes seconds: only where a claim has its runs
-    from cet_rl.recurrent.rules import find_rule
-
-    return audit_rule(find_rule(rule).kind).plausible
-
-
-def _delayed_layers(run: Run) -> list[int]:
-    """Return the layers with delayed credit whose alignment is logged, input side first."""
-    assert run.config is not None
-    delays = run.config.timing.layer_delays
-    return [layer for layer, delay in enumerate(delays) if delay and f"{ALIGNMENT}{layer}" in run.columns]
+        low, high = bootstrap_interval(samples, weighted, paired=paired, seed=seed)
+        return CheckResult(self, tuple(samples), float(weighted(samples)), low, high)
 
 
-def _aligned(run: Run, layer: int, first: int = 1, last: int = PARTS) -> float | None:
-    """Return the mean alignment of a layer from the run's `first` third to its `last`, both included."""
-    steps, values = _column(run, f"{ALIGNMENT}{layer}")
-    if not len(steps) or steps[-1] <= 0:
-        return None
-    third = np.ceil(steps * PARTS / run.columns[MetricsTable.STEP][-1]).clip(1, PARTS)
-    inside = values[(third >= first) & (third <= last)]
-    return float(inside.mean()) if len(inside) else None
+@dataclass(frozen=True)
+class CheckResult:
+    """Hold the result of a check.
+
+    Attributes:
+        check: the check.
+        samples: values of each arm, of shape (seeds,), in the order of the check's filters.
+        centre: the weighted sum of the means.
+        low: lower end of its interval.
+        high: upper end.
+    """
+
+    check: Check
+    samples: tuple[FloatArray, ...]
+    centre: float
+    low: float
+    high: float
+
+    @property
+    def passed(self) -> bool:
+        """True if the whole interval lies where the claim says."""
+        return self.low > self.check.above and self.high < self.check.below
+
+    def __str__(self) -> str:
+        """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: yes"."""
+        low, high = map(self.check.measure.show, (self.low, self.high))
+        answer = "yes" if self.passed else "no"
+        return f"{self.check.words}: {self._with_unit(self.centre)} [{low}, {high}], {self.check.bound}: {answer}"
+
+    def means(self) -> dict[str, str]:
+        """Return the mean of each arm, as text, by the arm's name."""
+        arms = zip(self.check.filters, self.samples, strict=True)
+        return {arm.name: self._with_unit(float(values.mean())) for arm, values in arms}
+
+    def _with_unit(self, value: float) -> str:
+        measure = self.check.measure
+        return f"{measure.show(value)} {measure.unit}".rstrip()
 
 
-def _column(run: Run, name: str) -> tuple[FloatArray, FloatArray]:
-    """Return steps and values of a column where it has values."""
-    if name not in run.columns or MetricsTable.STEP not in run.columns:
-        return np.empty(0), np.empty(0)
-    values = run.columns[name]
-    logged = np.isfinite(values)
-    return run.columns[MetricsTable.STEP][logged], values[logged]
+@dataclass(frozen=True)
+class PaperClaim:
+    """Hold a claim: what a paper, or this project, says comes out.
+
+    Attributes:
+        name: short and unique name.
+        place: where it is said: "CET paper, Fig. 3".
+        words: what is said, with the margins by which it is judged.
+        config: name of the sweep that tests it.
+        checks: checks that all have to pass.
+        free: options, beside those of the checks' filters, in which runs of different arms may differ. In all
+            others they have to agree.
+        paired: compare seed by seed, because the seed draws the task as well as the network.
+    """
+
+    name: str
+    place: str
+    words: str
+    config: str
+    checks: tuple[Check, ...]
+    free: tuple[str, ...] = ()
+    paired: bool = False
 
 
-def _mean(values: list[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else None
+def _claims() -> Iterator[PaperClaim]:
+    """Read claims.yaml, which explains its form."""
+    text = (resources.files("cet_rl") / "report" / "claims" / "claims.yaml").read_text(encoding="utf-8")
+    for source, group in load_yaml(text).items():
+        for name, entry in group["claims"].items():
+            yield PaperClaim(
+                name=name,
+                place=", ".join([source, *([entry["place"]] if "place" in entry else [])]),
+                words=entry["words"],
+                config=entry["config"],
+                checks=tuple(_checks(entry)),
+                free=tuple(entry.get("free", group.get("free", ()))),
+                paired=entry.get("paired", False),
+            )
 
 
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
+def _checks(entry: Mapping[str, Any]) -> Iterator[Check]:
+    """Return the checks of a claim's entry."""
+    for form in entry["checks"]:
+        each = form.get("each", {})
+        for values in product(*each.values()):
+            runs = {"measure": entry.get("measure"), **entry["runs"], **dict(zip(each, values, strict=True))}
+            measure = MEASURES[runs.pop("measure")]
+            rest = {name: float(form[name]) for name in ("above", "below", "share") if name in form}
+            if "mean" in form:
+                yield Check.mean(RunFilter.of(**{**runs, **form["mean"]}), measure, **rest)
+            elif "difference" in form:
+                first, second = (RunFilter.of(**{**runs, **arm}) for arm in form["difference"])
+                yield Check.difference(first, second, measure, **rest)
+            else:
+                ((option, steps),) = form["slope"].items()
+                arms = [RunFilter.of(**{**runs, option: value}) for value in steps]
+                yield Check.slope(arms, measure, **rest)
 
 
-TRAINING_RETURN = Measure("training return", score)
-TEST_ACCURACY = Measure("test accuracy", score, digits=2, unit="%")
-TEST_LOSS = Measure("test loss", score, digits=4, higher_is_better=False)
-MEAN_ACCURACY = Measure("mean accuracy over training", over_training, digits=2, unit="%")
-ALIGNED = Measure("alignment", alignment, digits=3)
-ALIGNED_EARLY = Measure("alignment in the first third", early_alignment, digits=3)
-ALIGNED_LATE = Measure("alignment in the last third", late_alignment, digits=3)
-ALIGNED_MORE = Measure("alignment in the last third minus that in the first", alignment_gain, digits=3)
-ALIGNED_LAST = Measure("alignment of the last delayed layer", last_delayed_alignment, digits=3)
-DEPTH_LOSS = Measure("alignment of the last delayed layer minus that of the first", depth_loss, digits=3)
-PLAUSIBLE = Measure("plausible by the audit", plausible, digits=0)
+CLAIMS = tuple(_claims())
+"""All claims, in the order in which they are reported."""
