@@ -17,9 +17,8 @@ from cet_rl.envs import DelayedReward, make_env, ready, register_env, tasks
 from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
-from cet_rl.rl.callbacks import SessionCallback
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.training import resolve, train
+from cet_rl.rl.training import Training, resolve, train
 from cet_rl.runs import plugins
 from cet_rl.runs.config_files import tuned_defaults
 
@@ -63,11 +62,11 @@ def test_each_agent_runs_through_the_same_door(tmp_path, name, algorithm):
     config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
     assert train(config, tmp_path / "run", quiet=True) == "finished"
     kind, file = find_agent(name), tmp_path / "run" / "checkpoint" / "agent.zip"
-    agent = kind.load(config, file, True)
+    agent = kind.load(config, file)
     assert type(agent) is algorithm
     assert agent.num_timesteps >= 600
     first = agent.get_env().reset()
-    again = kind.load(config, file, False)
+    again = kind.load(config, file)
     assert (agent.predict(first, deterministic=True)[0] == again.predict(first, deterministic=True)[0]).all()
     late = agent.get_env().env_is_wrapped(DelayedReward)[0]
     assert late != kind.delays_credit  # those who cannot bridge a delay meet it in the environment
@@ -192,17 +191,17 @@ def test_names_are_given_once():
 def test_an_interrupted_agent_goes_on(tmp_path, monkeypatch, name):
     """Stopped as by a signal, and taken up again: counters and episodes continue to the end."""
     config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
-    ask = SessionCallback._on_rollout_start
+    ask = Training._on_rollout_start
 
     def stop_in_the_middle(self):
         self.session.interruption.wanted = self.model.num_timesteps >= 300
         ask(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SessionCallback, "_on_rollout_start", stop_in_the_middle)
+        patch.setattr(Training, "_on_rollout_start", stop_in_the_middle)
         assert train(config, tmp_path / "run", quiet=True) == "interrupted"
     assert train(config, tmp_path / "run", resume=True, quiet=True) == "finished"
-    agent = find_agent(name).load(config, tmp_path / "run" / "checkpoint" / "agent.zip", False)
+    agent = find_agent(name).load(config, tmp_path / "run" / "checkpoint" / "agent.zip")
     assert agent.num_timesteps >= 600
 
 

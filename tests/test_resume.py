@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from saved_files import members, parts, write_members
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -29,11 +30,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
 from cet_rl.envs import make_vec_env, register_env, tasks
-from cet_rl.rl import callbacks, training
+from cet_rl.rl import training
 from cet_rl.rl.agent_kinds import restore, runtime_state
 from cet_rl.rl.agent_registry import AgentKind, find_agent
-from cet_rl.rl.callbacks import pending, restore_pending
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.log import pending, restore_pending
 from cet_rl.rl.training import train
 from cet_rl.runs import archive, log, typed_json
 from cet_rl.runs.folder import MetricsTable, RunFolder
@@ -76,14 +77,14 @@ def often_and_quickly(patch):
 
 def kill_at(patch, moment):
     """A run dies at the first step of its environments from this number of samples on."""
-    step = callbacks.SessionCallback._on_step
+    step = training.Training._on_step
 
     def dying(self):
         if self.model.num_timesteps >= moment:
             raise Killed
         return step(self)
 
-    patch.setattr(callbacks.SessionCallback, "_on_step", dying)
+    patch.setattr(training.Training, "_on_step", dying)
 
 
 def killed_and_resumed(config, folder, monkeypatch, *moments):
@@ -160,7 +161,7 @@ def whole(tmp_path_factory):
 
 def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(tmp_path, monkeypatch, whole):
     config, reference = whole
-    ask = callbacks.SessionCallback._on_rollout_start
+    ask = training.Training._on_rollout_start
     for moment in (0, 96, 352):
         with monkeypatch.context() as patch:
 
@@ -168,7 +169,7 @@ def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(t
                 self.session.interruption.wanted = self.model.num_timesteps >= moment
                 ask(self)
 
-            patch.setattr(callbacks.SessionCallback, "_on_rollout_start", stop)
+            patch.setattr(training.Training, "_on_rollout_start", stop)
             assert train(config, tmp_path, resume=True, quiet=True) == "interrupted"
             assert summary(tmp_path)["steps"] == moment
 
@@ -356,7 +357,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
         env = make_vec_env("CartPole-v1", 3, 1, vectorization="numpy", delay=1.0)
         return CETActorCritic("MlpPolicy", env, n_steps=16, seed=0, policy_kwargs={"net_arch": [4]}, device="cpu")
 
-    class Capture(callbacks.BaseCallback):
+    class Capture(BaseCallback):
         found = None
 
         def _on_rollout_start(self):

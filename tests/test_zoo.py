@@ -165,13 +165,10 @@ def test_usage(capsys):
 
 def test_what_was_asked_for_wins_over_the_defaults(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with zoo._defaults("train", ["--env", "CartPole-v1"]) as defaults:
-        assert defaults[:3] == ["--algo", "cet", "--conf-file"]
-    with zoo._defaults("enjoy", ["--algo", "cet"]) as defaults:
-        assert defaults == ["--algo", "cet"]
+    assert zoo.defaults("train", ["--env", "CartPole-v1"])[:3] == ["--algo", "cet", "--conf-file"]
+    assert zoo.defaults("enjoy", ["--algo", "cet"]) == ["--algo", "cet"]
     for other in (["--algo", "ppo"], ["--algo=ppo", "-conf", "x.yml"]):
-        with zoo._defaults("train", other) as defaults:
-            assert defaults == []
+        assert zoo.defaults("train", other) == []
 
 
 @pytest.mark.parametrize("task", HYPERPARAMETERS)

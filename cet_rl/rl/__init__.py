@@ -1,4 +1,4 @@
-"""One reinforcement-learning run: configuration, training, evaluation, callbacks and the registry of agents."""
+"""One reinforcement-learning run: configuration, training, evaluation, log and the registry of agents."""
 
 from __future__ import annotations
 

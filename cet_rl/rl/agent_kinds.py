@@ -25,99 +25,75 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive, typed_json
 from cet_rl.runs.process import process_state, restore_process_state
 
-ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
-    "relu": torch.nn.ReLU,
-    "identity": torch.nn.Identity,
-    "tanh": torch.nn.Tanh,
-    "sigmoid": torch.nn.Sigmoid,
+ACTIVATIONS = {
+    module.__name__.lower(): module
+    for module in (torch.nn.ReLU, torch.nn.Identity, torch.nn.Tanh, torch.nn.Sigmoid)
 }
 """Activations as modules, for agents other than ours (`cet_rl.credit.activations`)."""
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:
-    """Return the agent kind of a class of algorithms.
+    """Return the agent kind of a class of algorithms: one derived from `CETActorCritic` bridges the delay itself.
 
     Raises:
         ValueError: if it is not derived from Stable-Baselines3's `BaseAlgorithm`.
     """
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
-    return cet_kind(algorithm) if issubclass(algorithm, CETActorCritic) else _foreign_kind(algorithm)
+    return AgentKind(
+        partial(_build, algorithm),
+        _state,
+        partial(_load, algorithm),
+        delays_credit=issubclass(algorithm, CETActorCritic),
+        runtime_state=runtime_state,
+        restore=restore,
+    )
 
 
-def cet_kind(algorithm: type[CETActorCritic] = CETActorCritic) -> AgentKind:
-    """Return the kind of our agent, which bridges the delay itself and takes it from the environment."""
-
-    def environments(config: RLConfig) -> VecEnv:
-        return make_vec_env(
-            config.task,
-            config.num_envs,
-            config.seed,
-            config.step_duration,
-            delay=config.delay,
-            stacked=config.stacked,
-        )
-
-    def build(config: RLConfig) -> CETActorCritic:
-        networks = asdict(config.networks)
-        del networks["split_observations"]  # that follows from the environment
-        return algorithm("MlpPolicy", environments(config), policy_kwargs=networks, **_common(config))
-
-    def state(agent: BaseAlgorithm) -> dict[str, Any]:
-        assert isinstance(agent, CETActorCritic)
-        return agent.state()
-
-    def load(config: RLConfig, file: Path, with_environments: bool) -> CETActorCritic:
-        env = environments(config) if with_environments else None
-        return algorithm.load(file, env, device=config.device)
-
-    return AgentKind(build, state, load, delays_credit=True, runtime_state=runtime_state, restore=restore)
+def _environments(algorithm: type[BaseAlgorithm], config: RLConfig) -> VecEnv:
+    """Make the training environments, which delay credit for our agent and rewards for others."""
+    make = partial(make_vec_env, config.task, config.num_envs, config.seed, config.step_duration)
+    if issubclass(algorithm, CETActorCritic):
+        return make(delay=config.delay, stacked=config.stacked)
+    # The delay is in steps of the clock that `make_env` puts inside.
+    late = [partial(DelayedReward, delay=config.delay)] if config.delay else []
+    return make(wrappers=[ActionsFromZero, *late])
 
 
-def _foreign_kind(algorithm: type[BaseAlgorithm]) -> AgentKind:
-    """Return the kind of an algorithm without a delay of its own; it gets the options that it knows."""
-    takes = inspect.signature(algorithm.__init__).parameters
-
-    def build(config: RLConfig) -> BaseAlgorithm:
-        wrappers: list[Any] = [ActionsFromZero]
-        if config.delay:  # in steps of the clock that `make_env` puts inside
-            wrappers.append(partial(DelayedReward, delay=config.delay))
-        env = make_vec_env(config.task, config.num_envs, config.seed, config.step_duration, wrappers=wrappers)
-        values: dict[str, Any] = {
-            **_common(config),
-            "gae_lambda": config.lam,
-            "policy_kwargs": {
-                "net_arch": list(config.hidden),
-                "activation_fn": ACTIVATIONS[config.activation],
-            },
-            "batch_size": min(128, config.n_steps * config.num_envs),
-        }
-        if not issubclass(algorithm, OnPolicyAlgorithm):  # there they mean n-step returns and a temperature
-            del values["n_steps"], values["ent_coef"]
-        if issubclass(algorithm, A2C):
-            values["use_rms_prop"] = False  # Adam, as ours
-        known = {name: value for name, value in values.items() if name in takes}
-        try:
-            return algorithm("MlpPolicy", env, **known)
-        except (AssertionError, NotImplementedError, TypeError) as error:
-            raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
-
-    return AgentKind(build, _state, partial(_rebuild, build), runtime_state=runtime_state, restore=restore)
-
-
-def _common(config: RLConfig) -> dict[str, Any]:
-    """Return the keywords of our constructor; Stable-Baselines3's algorithms take those they know."""
-    return {
+def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
+    """Make an agent; an algorithm without a delay of its own gets the options that it knows."""
+    env = _environments(algorithm, config)
+    values: dict[str, Any] = {
         **config.learner.as_keywords(),
         "learning_rate": LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
         "n_steps": config.n_steps,
         "seed": config.seed,
         "device": config.device,
     }
+    if issubclass(algorithm, CETActorCritic):
+        networks = asdict(config.networks)
+        del networks["split_observations"]  # that follows from the environment
+        return algorithm("MlpPolicy", env, policy_kwargs=networks, **values)
+    values |= {
+        "gae_lambda": config.lam,
+        "policy_kwargs": {"net_arch": list(config.hidden), "activation_fn": ACTIVATIONS[config.activation]},
+        "batch_size": min(128, config.n_steps * config.num_envs),
+    }
+    if not issubclass(algorithm, OnPolicyAlgorithm):  # there they mean n-step returns and a temperature
+        del values["n_steps"], values["ent_coef"]
+    if issubclass(algorithm, A2C):
+        values["use_rms_prop"] = False  # Adam, as ours
+    takes = inspect.signature(algorithm.__init__).parameters
+    try:
+        return algorithm("MlpPolicy", env, **{name: value for name, value in values.items() if name in takes})
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
 
 
 def _state(agent: BaseAlgorithm) -> dict[str, Any]:
-    """Return networks, optimisers and progress; such algorithms' own `save` pickles."""
+    """Return what an agent's file holds: networks, optimisers, progress. (Others' own `save` pickles.)"""
+    if isinstance(agent, CETActorCritic):
+        return agent.state()
     return {
         "algorithm": type(agent).__name__,
         "num_timesteps": agent.num_timesteps,
@@ -126,10 +102,11 @@ def _state(agent: BaseAlgorithm) -> dict[str, Any]:
     }
 
 
-def _rebuild(build: Any, config: RLConfig, file: Path, with_environments: bool) -> BaseAlgorithm:
-    """Build an agent from its configuration, with the parameters of a file."""
-    data = archive.read(file, what="agent")
-    agent: BaseAlgorithm = build(config)
+def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
+    """Make an agent with the state of a file."""
+    if issubclass(algorithm, CETActorCritic):
+        return algorithm.load(file, _environments(algorithm, config), device=config.device)
+    data, agent = archive.read(file, what="agent"), _build(algorithm, config)
     if data.get("algorithm") != type(agent).__name__:
         raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")
     try:

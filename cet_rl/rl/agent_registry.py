@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.plugins import import_named, load_plugins
@@ -28,7 +28,7 @@ class AgentKind:
     Attributes:
         build: from a resolved configuration to an agent with its training environments.
         state: from an agent to what its file holds, as `cet_rl.runs.archive.write` takes it.
-        load: from a configuration and a file to an agent; with its training environments if the flag is set.
+        load: from a configuration and a file to an agent with its training environments.
         delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get delayed
             rewards.
         runtime_state: from an agent to whatever else a resumed run needs: environments, random numbers, counters,
@@ -39,13 +39,37 @@ class AgentKind:
 
     build: Callable[[RLConfig], BaseAlgorithm]
     state: Callable[[BaseAlgorithm], dict[str, Any]]
-    load: Callable[[RLConfig, Path, bool], BaseAlgorithm]
+    load: Callable[[RLConfig, Path], BaseAlgorithm]
     delays_credit: bool = False
     runtime_state: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
     restore: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 
 
-_AGENTS: dict[str, tuple[str, Callable[[], AgentKind]]] = {}
+def _import_kind(name: str, path: str) -> AgentKind:
+    """Return the kind of a class written as module:Class."""
+    module, _, attribute = path.rpartition(":")
+    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
+    if found is None:
+        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
+    from cet_rl.rl.agent_kinds import kind_of
+
+    return kind_of(found, name)
+
+
+_AGENTS: dict[str, tuple[str, Callable[[], AgentKind]]] = {
+    "cet": (
+        "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)",
+        partial(_import_kind, "cet", "cet_rl.agents:CETActorCritic"),
+    ),
+    "sb3:a2c": (
+        "Stable-Baselines3's A2C with Adam; rewards arrive late",
+        partial(_import_kind, "sb3:a2c", "stable_baselines3:A2C"),
+    ),
+    "sb3:ppo": (
+        "Stable-Baselines3's PPO; rewards arrive late",
+        partial(_import_kind, "sb3:ppo", "stable_baselines3:PPO"),
+    ),
+}
 
 
 def register_agent(name: str, summary: str, make: Callable[[], AgentKind]) -> None:
@@ -79,37 +103,7 @@ def find_agent(name: str) -> AgentKind:
     known = agents()
     if name in known:
         return _AGENTS[name][1]()
-    module, colon, attribute = name.rpartition(":")
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
-    if not colon or name.split(":")[0] in prefixes:
+    if ":" not in name or name.split(":")[0] in prefixes:
         raise unknown("agent", name, [*known, "package.module:Class"])
-    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
-    if found is None:
-        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
-    from cet_rl.rl.agent_kinds import kind_of
-
-    return kind_of(found, name)
-
-
-def _by_class(package: str, name: str) -> Callable[[], AgentKind]:
-    """Return a function that imports a class and returns its kind."""
-
-    def make() -> AgentKind:
-        from cet_rl.rl.agent_kinds import kind_of
-
-        return kind_of(getattr(importlib.import_module(package), name), name)
-
-    return make
-
-
-register_agent(
-    "cet",
-    "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)",
-    _by_class("cet_rl.agents", "CETActorCritic"),
-)
-for _name in ("A2C", "PPO"):
-    register_agent(
-        f"sb3:{_name.lower()}",
-        f"Stable-Baselines3's {_name}{' with Adam' * (_name == 'A2C')}; rewards arrive late",
-        _by_class("stable_baselines3", _name),
-    )
+    return _import_kind(name, name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -17,8 +18,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from cet_rl.agents.saving import StoredAlgorithm
 from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind, find_agent
-from cet_rl.rl.callbacks import LogWriter, SessionCallback, log_every, pending, recent_mean, restore_pending
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pending
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
@@ -112,32 +113,33 @@ def train(
     with session.folder.locked():
         if session.is_finished():  # by another process, while this one waited
             return "finished"
-        resumed, log_state = session.open(), None
-        if resumed:
+        log_state: dict[str, Any] = {}
+        if resumed := session.open():
             agent, log_state = _load(config, session, kind)
         session.begin(lambda: agent.num_timesteps, resumed=resumed)
         if config.delay and not kind.delays_credit:
             session.say(
                 f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment"
             )
-        run = _Training(session, config, kind, agent, log_state)
-        return run_and_summarize([session], run.learn_and_evaluate)
+        training = Training(session, config, kind, agent)
+        restore_pending(agent.logger, log_state)
+        return run_and_summarize([session], training.learn_and_evaluate)
 
 
-def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
-    """Load the agent of the newest good checkpoint, and the pending numbers of its log, None if unknown.
+def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any]]:
+    """Load the agent of the newest good checkpoint, and the pending numbers of its log.
 
     Raises:
         ValueError: if the checkpoint does not fit the configuration.
     """
     file = session.folder.checkpoint_file
-    agent = kind.load(config, file, True)
+    agent = kind.load(config, file)
     state = session.folder.checkpoints.runtime_state(file)
     session.say(f"resuming at {agent.num_timesteps:,} samples")
     environments = f"environments of {config.task}"
     if state is None or kind.restore is None:
         session.say(f"{environments} are not in the checkpoint: they start fresh episodes")
-        return agent, None
+        return agent, {}
     try:
         kind.restore(agent, state["agent"])
         log_state: dict[str, Any] = state["log"]
@@ -151,21 +153,41 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
     return agent, log_state
 
 
-class _Training:
-    """Drive a session with Stable-Baselines3's training loop."""
+class Training(BaseCallback):
+    """Drive a session with Stable-Baselines3's training loop.
 
-    def __init__(
-        self,
-        session: Session,
-        config: RLConfig,
-        kind: AgentKind,
-        agent: BaseAlgorithm,
-        log_state: dict[str, Any] | None,
-    ) -> None:
-        self.session, self.config, self.kind, self.agent = session, config, kind, agent
-        self.callback = SessionCallback(session, self._save)
+    A checkpoint is saved before a rollout begins, when nothing is half done; there an interruption stops the run.
+
+    Args:
+        session: of the run, which has begun.
+        config: of the run.
+        kind: of the agent.
+        agent: which gets the session's log.
+    """
+
+    def __init__(self, session: Session, config: RLConfig, kind: AgentKind, agent: BaseAlgorithm) -> None:
+        super().__init__()
+        self.session, self.config, self.kind, self.agent, self.stopped = session, config, kind, agent, False
         agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
-        restore_pending(agent.logger, log_state or {})
+
+    def _on_training_start(self) -> None:
+        if not self.session.quiet:
+            self.session.display.start(self.agent.num_timesteps)
+
+    def _on_rollout_start(self) -> None:
+        self.stopped = self.session.interruption.wanted
+        if self.stopped or self.agent.num_timesteps >= self.session.next_save:
+            self._save()
+
+    def _on_step(self) -> bool:
+        return not self.stopped
+
+    def _on_rollout_end(self) -> None:
+        if not self.session.quiet:
+            self.session.display.update(self.agent.num_timesteps, recent_mean(self.agent))
+
+    def _on_training_end(self) -> None:
+        self.session.display.close()
 
     def _save(self) -> None:
         """Save a checkpoint: the agent's contents and its runtime state."""
@@ -175,29 +197,29 @@ class _Training:
         self.session.save(self.kind.state(self.agent), state)
 
     def learn_and_evaluate(self) -> Status:
+        """Learn until the end or an interruption, and write the summary of either."""
         session, agent, config = self.session, self.agent, self.config
         session.log.describe(config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
         left = config.total_steps - agent.num_timesteps
         if left > 0:
             began, new = time.monotonic(), not session.log.resumed
             try:
-                agent.learn(left, self.callback, log_interval=self._log_interval(), reset_num_timesteps=new)
+                agent.learn(left, self, log_interval=self._log_interval(), reset_num_timesteps=new)
             finally:
                 session.learning_seconds = time.monotonic() - began
-        train_return = {"train_return_mean": recent_mean(agent)}
-        if self.callback.stopped:
-            return session.interrupted(train_return)
+        recent = recent_mean(agent)
+        if self.stopped:
+            return session.interrupted({"train_return_mean": recent})
         self._log_last()
         self._save()  # before the evaluation, which takes long
         try:
             mean, deviation = evaluate(agent, config, stop=session.interruption)
         except KeyboardInterrupt:
-            return session.interrupted(train_return)
+            return session.interrupted({"train_return_mean": recent})
         session.log.add_evaluation({"mean_reward": mean}, agent.num_timesteps)
         found = {"eval_return_mean": mean, "eval_return_std": deviation, "eval_episodes": config.eval_episodes}
-        recent = train_return["train_return_mean"]
         return session.finished(
-            {**found, **train_return},
+            {**found, "train_return_mean": recent},
             f"evaluation: {mean:.1f} ± {deviation:.1f} over {config.eval_episodes} episodes"
             + (f"; last 100 training episodes: {recent:.1f}" if recent is not None else ""),
         )
@@ -247,7 +269,7 @@ def evaluate(
             raise KeyboardInterrupt
 
     episodes = episodes or config.eval_episodes
-    seed = config.seed + EVALUATION_SEED_OFFSET if seed is None else seed
+    seed = (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
     # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
     wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
@@ -286,6 +308,6 @@ def evaluate_run(
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     assert config.threads is not None
     set_threads(config.threads)
-    restored = find_agent(config.agent).load(config, checkpoint, False)
+    restored = find_agent(config.agent).load(config, checkpoint)
     mean, deviation = evaluate(restored, config, episodes, seed)
     return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {episodes} episodes"

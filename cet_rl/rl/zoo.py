@@ -10,13 +10,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from importlib import resources
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from stable_baselines3.common.utils import LinearSchedule
@@ -24,6 +23,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from cet_rl import agents
 from cet_rl.cli import EXIT_BAD_INPUT, refuse
 from cet_rl.runs.archive import File
+from cet_rl.runs.process import set_threads
 from cet_rl.runs.values import unknown
 
 if TYPE_CHECKING:
@@ -120,49 +120,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, *options = arguments
     if command not in COMMANDS:
         return refuse(str(unknown("command", command, COMMANDS)))
+    before = sys.argv
     try:
         register()
-    except ImportError as error:
-        return refuse(str(error))
-    try:
-        with _defaults(command, options) as defaults, _command_line(command, defaults + options):
-            getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
-    except (ValueError, OSError, ArithmeticError, AssertionError) as error:  # the zoo asserts what it is given
+        sys.argv = [f"python -m cet_rl.rl.zoo {command}", *defaults(command, options), *options]
+        getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
+    except (
+        ImportError,
+        ValueError,
+        OSError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
         if os.environ.get("CET_RL_TRACEBACK"):
             raise
         return refuse(" ".join(str(error).split()) or type(error).__name__)
+    finally:
+        sys.argv = before
     return 0
 
 
-@contextlib.contextmanager
-def _defaults(command: str, options: Sequence[str]) -> Iterator[list[str]]:
-    """Options to put before those given, which win over them."""
+def defaults(command: str, options: Sequence[str]) -> list[str]:
+    """Return options to put before those given, which win over them."""
     parser = argparse.ArgumentParser(prog=f"python -m cet_rl.rl.zoo {command}", add_help=False)
     parser.add_argument("--algo", default=NAME)
     if parser.parse_known_args(options)[0].algo != NAME:
-        yield []
-        return
+        return []
     if "OMP_NUM_THREADS" not in os.environ:  # as `cet-rl train`: on networks this small one thread is best
-        from cet_rl.runs.process import set_threads
-
         set_threads(1)
-    defaults = ["--algo", NAME]
-    if command == "enjoy":
-        yield defaults
-        return
-    with resources.as_file(resources.files("cet_rl") / "configs" / "zoo" / "cet.yaml") as file:
-        yield [*defaults, "--conf-file", str(file)]
-
-
-@contextlib.contextmanager
-def _command_line(command: str, options: Sequence[str]) -> Iterator[None]:
-    """Put a command line into `sys.argv`, where the zoo's commands read it."""
-    before = sys.argv
-    sys.argv = [f"python -m cet_rl.rl.zoo {command}", *options]
-    try:
-        yield
-    finally:
-        sys.argv = before
+    file = Path(__file__).parents[1] / "configs" / "zoo" / "cet.yaml"
+    return ["--algo", NAME, *(["--conf-file", str(file)] if command == "train" else [])]
 
 
 if __name__ == "__main__":

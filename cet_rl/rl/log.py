@@ -1,56 +1,16 @@
-"""Stable-Baselines3's training loop within a run session: a callback and a log writer."""
+"""The log of a run of Stable-Baselines3's training loop: when it is written, and the numbers it still holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.runs.files import naming
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.log import RunLog
-from cet_rl.runs.session import Session
-
-
-class SessionCallback(BaseCallback):
-    """Save checkpoints, show progress, and stop the run between two updates when it is interrupted.
-
-    A checkpoint is saved before a rollout begins, when nothing is half done.
-
-    Args:
-        session: of the run, which has begun.
-        save: saves a checkpoint of the agent as it is.
-
-    Attributes:
-        stopped: whether the run has been stopped by an interruption.
-    """
-
-    def __init__(self, session: Session, save: Callable[[], None]) -> None:
-        super().__init__()
-        self.session, self._save, self.stopped = session, save, False
-
-    def _on_training_start(self) -> None:
-        if not self.session.quiet:
-            self.session.display.start(self.model.num_timesteps)
-
-    def _on_rollout_start(self) -> None:
-        self.stopped = self.session.interruption.wanted
-        if self.stopped or self.model.num_timesteps >= self.session.next_save:
-            self._save()
-
-    def _on_step(self) -> bool:
-        return not self.stopped
-
-    def _on_rollout_end(self) -> None:
-        if not self.session.quiet:
-            self.session.display.update(self.model.num_timesteps, recent_mean(self.model))
-
-    def _on_training_end(self) -> None:
-        self.session.display.close()
 
 
 class LogWriter(TensorBoardOutputFormat):
