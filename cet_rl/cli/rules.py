@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from cet_rl.recurrent.audit.audit import audit_rule
+    from cet_rl.recurrent.audit import audit_rule
     from cet_rl.recurrent.audit.report import as_text, print_tables
     from cet_rl.recurrent.rules import find_rule, rules
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cet_rl.runs.plugins import import_on_use
 
 if TYPE_CHECKING:
-    from cet_rl.recurrent.audit.audit import audit_rule
+    from cet_rl.recurrent.audit import audit_rule
     from cet_rl.recurrent.cell import LeakyRNN, RNNCell
     from cet_rl.recurrent.config import RecurrentConfig, register_task
     from cet_rl.recurrent.delayed import Delayed, Readout
@@ -36,5 +36,5 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = import_on_use(
-    __name__, __all__, ("config", "rules", "rules.base", "cell", "online", "delayed", "training", "audit.audit")
+    __name__, __all__, ("config", "rules", "rules.base", "cell", "online", "delayed", "training", "audit")
 )

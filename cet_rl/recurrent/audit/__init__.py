@@ -1,1 +1,222 @@
-"""Check learning rules for biological plausibility, by what they keep and compute in observed runs."""
+"""Check a learning rule for biological plausibility: what it keeps and computes, as observed in small networks.
+
+    found = audit_rule(RFLO)
+    found.memory, found.time, found.operations      # nm, nm, {}
+    found.plausible                                 # True
+
+It works on any `Rule`, a user's own too, and knows no rule by name: shapes and orders come from networks of
+several sizes, operations from what torch dispatches in a step.
+
+Source of the criteria: Marschall, Cho, Savin, "Evaluating biological plausibility of learning algorithms the lazy
+way" (2019), i to vi, and its argument against backpropagation through time.
+
+What is not judged: whether each signal is present at the synapse that uses it, whether synapses can be used
+backwards (weight transport), and whether two phases of computation can share the same neurons. Of the locality
+that criterion ii asks for, two violations are seen: more than two units sharing a number, and a number that all
+entries of a matrix go into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from cet_rl.recurrent.audit.orders import Order
+from cet_rl.recurrent.audit.probes import Subject, find_axes, jumps, memory_order, observe, time_order
+from cet_rl.recurrent.rules.base import DeclaredCost, Rule
+
+CRITERIA = {
+    "i": "vectors are rates, voltages or other variables of a cell",
+    "ii": "matrices are synapses: they change continuously, by a local rule",
+    "iii": "what enters a matrix-vector product is a firing rate",
+    "iv": "no matrix-matrix products",
+    "v": "independent noise is allowed",
+    "vi": "no perturbed copy of the network",
+    "online": "no activity is kept of steps before the last",
+}
+"""Those of the paper by number, and the one that backpropagation through time fails."""
+
+JUMP = 0.1
+"""Share of its size that a matrix may move in a step while input, label and rates of the network rest.
+
+What follows the network continuously comes to rest with it, but for slow learning: at most 0.006 for the rules
+here that do. What is driven by random signs moves by 0.9 or more. The bound lies between, at α = 0.5.
+"""
+
+OPERATIONS = ("matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed copy", "past activity")
+"""Kinds of operation that a rule may need beyond elementwise ones, pre times post among them."""
+
+
+class Kept(NamedTuple):
+    """Describe a tensor of a rule's state.
+
+    Attributes:
+        name: its key.
+        axes: their lengths, such as "n" and "n+n_out+1", without that of sequences.
+        size: order of the number of its elements; None if that is no polynomial in the network's sizes.
+        past: whether it holds activity of steps before the last one.
+        jump: how far it moves in a step at most, relative to its size, while the network rests.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    size: Order | None
+    past: bool
+    jump: float
+
+    @property
+    def order(self) -> int:
+        """Axes of units: 0 for a number, 1 for a vector, 2 for a matrix, 3 for more than synapses can hold."""
+        return self.size.degree if self.size else 0
+
+    def __str__(self) -> str:
+        lengths = [f"({axis})" if "+" in axis else axis for axis in self.axes]
+        return f"{self.name}: {self.size if '?' in lengths else ' × '.join(lengths) or '1'}"
+
+
+class Verdict(NamedTuple):
+    """Judge whether a rule meets a criterion of `CRITERIA`; the reason why not is empty if it does."""
+
+    criterion: str
+    passes: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Hold what a rule keeps and computes, as observed at batch 1.
+
+    Attributes:
+        name: of the rule.
+        tensors: of its state.
+        memory: order of the number of their elements, and
+        time: order of its multiplications in a step; None if they are no polynomials in the network's sizes.
+        operations: of `OPERATIONS` those that it needs, with their number in a step: a Jacobian is a product with
+            diag(D) W_rec, a perturbed copy a pass through the network from rates that are not its own, past
+            activity whatever is kept of steps before the last one.
+        chains: the matrices of products whose results go into another product as they are, and those of that one.
+        totals: names of matrices all entries of which go into one number.
+        pending: whether it has gradient left when its input ends.
+        window: T with which operations were counted; None for a rule without.
+        declared_cost: what it says of itself.
+        equations: its updates and gradient, as it writes them.
+    """
+
+    name: str
+    tensors: tuple[Kept, ...]
+    memory: Order | None
+    time: Order | None
+    operations: dict[str, float]
+    chains: tuple[tuple[str, str], ...]
+    totals: tuple[str, ...]
+    pending: bool
+    window: int | None
+    declared_cost: DeclaredCost | None
+    equations: str = ""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return the verdicts by the paper's criteria."""
+        faults = self._faults()
+        return tuple(Verdict(name, name not in faults, "; ".join(faults.get(name, ()))) for name in CRITERIA)
+
+    def _faults(self) -> dict[str, list[str]]:
+        """Return what speaks against it, by criterion."""
+        past = ", ".join(tensor.name for tensor in self.tensors if tensor.past)
+        products, time = self.operations.get("matrix-matrix", 0), self.time.degree if self.time else 0
+        found = {
+            "ii": [
+                *(f"{t.name} has order {t.order}, a synapse joins two units" for t in self.tensors if t.order > 2),
+                *(
+                    f"{t.name} moves by {t.jump:.0%} of its size in a step while the network rests"
+                    for t in self.tensors
+                    if t.order == 2 and not t.past and t.jump > JUMP
+                ),
+                *[f"all entries of {' and of '.join(self.totals)} go into one number"] * bool(self.totals),
+                *["synapses would have to follow the Jacobian diag(D) W_rec at once"]
+                * ("Jacobian" in self.operations),
+            ],
+            "iii": [
+                f"what a product with {first} gives, a voltage, goes into one with {second}"
+                for first, second in self.chains
+            ],
+            "iv": [f"matrix-matrix products in a step: {products:.2g}"] * bool(products)
+            or [f"{self.time} multiplications a step, more than there are synapses"] * (time > 2),
+            "vi": ["the network's forward pass runs again, from other rates"]
+            * ("perturbed copy" in self.operations),
+            "online": [
+                f"activity of earlier steps is kept in {past}"
+                + ", and gradient comes after the last step" * self.pending
+            ]
+            * bool(past),
+        }
+        return {name: faults for name, faults in found.items() if faults}
+
+    @property
+    def plausible(self) -> bool:
+        """Tell whether it meets all criteria."""
+        return not self._faults()
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Return how it differs from what it declares, a phrase each; orders count by exponents of size and T.
+
+        Raises:
+            ValueError: for a declared cost that cannot be read.
+        """
+        if self.declared_cost is None:
+            return ()
+        claimed, needs = self.declared_cost.needs, set(self.operations)
+        if unknown := sorted(claimed - set(OPERATIONS)):
+            raise ValueError(f"claims of {self.name} need {', '.join(unknown)}; known are {', '.join(OPERATIONS)}")
+        orders = {"memory": (self.memory, self.declared_cost.memory), "time": (self.time, self.declared_cost.time)}
+        return (
+            *(
+                f"{what} is {seen or 'irregular'}, {text} is claimed"
+                for what, (seen, text) in orders.items()
+                if Order.parse(text).growth != (seen.growth if seen else ())
+            ),
+            *(f"needs {name}, which is not claimed" for name in OPERATIONS if name in needs - claimed),
+            *(f"claims to need {name}, but does not" for name in OPERATIONS if name in claimed - needs),
+        )
+
+
+def audit_rule(build: Callable[..., Rule], **options: float) -> Audit:
+    """Audit a learning rule, in a few small networks on the CPU.
+
+    Args:
+        build: the class, or a function that makes a rule of a `RNNCell`.
+        options: of the constructor. A class's other options that are whole numbers are varied, to see whether
+            something grows with them.
+
+    Raises:
+        ValueError: if the rule cannot be built, keeps something outside its state, changes the state that it is
+            given, or has a declared cost that cannot be read.
+    """
+    subject = Subject(build, options)
+    rule, observed, axes, moved = subject.build(), observe(subject), find_axes(subject), jumps(subject)
+    # A length of time is what the tensors that hold the past grow with.
+    of_the_past = [axis for name in observed.past for axis in axes[name]]
+    times = {count for count in subject.counts if any(axis.factors[count] for axis in of_the_past)}
+    tensors = []
+    for name, each in axes.items():
+        size, lengths = memory_order(subject, name, times), tuple(axis.name(times) for axis in each)
+        grows = size is not None and any(term.window for term in size.terms)
+        tensors.append(Kept(name, lengths, size, name in observed.past or grows, moved.get(name, 0.0)))
+    sizes = [tensor.size for tensor in tensors]
+    found = Audit(
+        getattr(rule, "name", type(rule).__name__),
+        tuple(tensors),
+        None if None in sizes else Order.of(term for size in sizes if size for term in size.terms),
+        time_order(subject, times),
+        observed.operations,
+        tuple(sorted(observed.observer.chains)),
+        tuple(sorted(observed.observer.totals)),
+        observed.pending,
+        max((subject.counts[option] for option in times), default=None),
+        rule.declared_cost,
+        rule.equations,
+    )
+    _ = found.differences  # a declared cost that cannot be read is found here, not when it is printed
+    return found

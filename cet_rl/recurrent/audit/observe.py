@@ -1,4 +1,4 @@
-"""Observe what a rule computes: follow every number from its source to the products that it enters.
+"""Observe what a rule computes: count multiplications, and follow every number from its source to its products.
 
 That tells a product with the Jacobian from one with synapses of the rule's own, and a firing rate from a voltage.
 Elementwise operations and views pass a source on, a product ends its trail. All of this is at batch 1.
@@ -7,20 +7,134 @@ Elementwise operations and views pass a source on, a product ends its trail. All
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cet_rl.recurrent.audit.meter import Contraction, Meter, is_reduction
+from cet_rl.recurrent.rules.base import State, StepInputs
 
+PRODUCTS = {"mm", "mv", "dot", "vdot", "bmm", "addmm", "addmv", "addbmm", "baddbmm"}
 SQUASHING = {
     *("tanh", "sigmoid", "relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "softplus", "elu"),
     *("gelu", "silu", "erf", "leaky_relu", "hardsigmoid", "log_sigmoid_forward", "_softmax"),
 }
 """Nonlinearities of a single unit: what makes a firing rate of a voltage."""
+
+_COPIES = {"clone", "copy", "_to_copy", "fill", "zero", "alias", "lift_fresh"}
+_FACTORISATIONS = ("linalg_", "_linalg_", "cholesky", "triangular_solve", "lu_", "inverse")
+
+
+class Contraction(NamedTuple):
+    """Hold the sizes of a product Σ_k X_bik Y_bkj: of b, an axis that all three have, and of i, k and j."""
+
+    batch: int
+    left: int
+    inner: int
+    right: int
+
+    def kind(self, smaller: Contraction | None) -> str:
+        """Return what kind of product it is for a network.
+
+        Args:
+            smaller: the same product in a smaller network: axes that do not differ are no axes of units. None if
+                there is no such.
+
+        Returns:
+            "matrix-matrix" if its multiplications grow with the cube of the network, "matrix-vector" if a sum over
+            units is taken for each unit, "sum" if there is one sum, or one for each row of two matrices, and
+            "elementwise" if no sum grows: pre times post, for example.
+        """
+        batch, left, inner, right = (
+            size > (1 if smaller is None else before) for size, before in zip(self, smaller or self, strict=True)
+        )
+        if not inner:
+            return "elementwise"
+        if batch + left + right > 1:
+            return "matrix-matrix"
+        return "matrix-vector" if left or right else "sum"
+
+
+class Operation(NamedTuple):
+    """Hold an operation of torch that has run: its function and arguments, and the tensors among them and made."""
+
+    func: Any
+    args: tuple[Any, ...]
+    given: list[Tensor]
+    made: list[Tensor]
+
+    @property
+    def name(self) -> str:
+        """Return its name, without the mark of those that work in place."""
+        return str(self.func.overloadpacket.__name__).rstrip("_")
+
+    @property
+    def sums(self) -> bool:
+        """Tell whether it sums, or the like."""
+        return torch.Tag.reduction in self.func.tags or self.name in ("sum", "mean", "prod")
+
+    @property
+    def contraction(self) -> Contraction | None:
+        """Return the sizes of its product, None for an operation that is none."""
+        if self.name in PRODUCTS:
+            first, second = (tuple(tensor.shape) for tensor in self.given[-2:])
+            left = first[-2] if len(first) > 1 else 1
+            right = second[-1] if len(second) > 1 else 1
+            return Contraction(first[0] if len(first) == 3 else 1, left, first[-1], right)
+        factorises = self.name.startswith(_FACTORISATIONS) and "norm" not in self.name
+        if factorises and self.given and self.given[0].ndim > 1:
+            *batches, rows, columns = self.given[0].shape
+            return Contraction(prod(batches), rows, columns, rows)
+        return None
+
+    @property
+    def cost(self) -> int:
+        """Return its multiplications; moving and making numbers costs nothing."""
+        contraction = self.contraction
+        if contraction is not None:
+            return prod(contraction)
+        pointwise = torch.Tag.pointwise in self.func.tags and self.name not in _COPIES
+        counted = self.given if self.sums else self.made if pointwise else []
+        return sum(tensor.numel() for tensor in counted)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    # Operations take tensors and lists of them, no deeper.
+    lists = (value if isinstance(value, (tuple, list)) else (value,) for value in values)
+    return [each for value in lists for each in value if isinstance(each, Tensor)]
+
+
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count multiplications: of products, and elements of everything elementwise or summed.
+
+    Attributes:
+        cost: multiplications so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.cost = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count it."""
+        given = _tensors((*args, *(kwargs or {}).values()))
+        result = func(*args, **(kwargs or {}))
+        operation = Operation(func, args, given, _tensors((result,)))
+        self.cost += operation.cost
+        self.note(operation)
+        return result
+
+    def begin(self, now: StepInputs, state: State) -> None:
+        """Start a step; nothing to do here."""
+
+    def note(self, operation: Operation) -> None:
+        """Look at an operation; nothing to do here."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +160,13 @@ def _address(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _length(tensor: Tensor, axis: int) -> int:
-    """Return the size of an axis counted from the last one; 1 for one that has been expanded."""
-    return 1 if -axis > tensor.ndim or tensor.stride(axis) == 0 else tensor.shape[axis]
-
-
-class Chain(NamedTuple):
-    """Record a product whose result goes into another one as it is.
-
-    Attributes:
-        first: matrices of the first product.
-        second: matrix of the second.
-    """
-
-    first: str
-    second: str
+def _extends(tensor: Tensor, axis: int) -> bool:
+    """Tell whether a tensor has an axis, counted from the last one, with more than one number in memory."""
+    return -axis <= tensor.ndim and tensor.shape[axis] > 1 and tensor.stride(axis) != 0
 
 
 class Observer(Meter):  # type: ignore[no-untyped-call]
-    """Follows numbers through the steps of a rule.
+    """Follow numbers through the steps of a rule.
 
     Args:
         smaller: the `products` of the same run with a smaller network, which tell axes of units from others.
@@ -72,9 +174,10 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
     Attributes:
         products: sizes of all products, in their order.
         counts: of "matrix-vector", "matrix-matrix", "Jacobian" and "perturbed copy".
-        chains: products that take a voltage in.
+        chains: products that take a voltage in: the matrices of the product that gave it, and of this one.
         totals: names of matrices all entries of which went into one number.
         noisy: whether random numbers were used, handed in or drawn.
+        seeded: whether any were drawn.
     """
 
     def __init__(self, smaller: Sequence[Contraction] = ()) -> None:
@@ -82,7 +185,7 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         self.smaller = smaller
         self.products: list[Contraction] = []
         self.counts: Counter[str] = Counter()
-        self.chains: set[Chain] = set()
+        self.chains: set[tuple[str, str]] = set()
         self.totals: set[str] = set()
         self.noisy = self.seeded = False
         self._origins: dict[int, Origin] = {}
@@ -92,25 +195,23 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         self._inputs = torch.empty(0)
         self._units = 0
 
-    def begin(self, now: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        """Start a step: these are the sources.
+    def begin(self, now: StepInputs, state: State) -> None:
+        """Start a step, with its inputs and the rule's state as sources.
 
-        Args:
-            now: tensors of the now by field.
-            state: of the rule. Those that were made of W in an earlier step are remembered as such.
+        What the state holds that was made of W in an earlier step is remembered as such.
         """
         made_of_weight = {
             name: origin.roots & {"weight", "slope"}
             for name, tensor in state.items()
             if "weight" in (origin := self._origin(tensor)).roots
         }
-        self._origins.clear()
-        self._multiplied.clear()
-        self._alive.clear()
-        self._inputs, self._units = now["inputs"], now["rates"].shape[1]
+        for kept in (self._origins, self._multiplied, self._alive):
+            kept.clear()
+        self._inputs, self._units = now.inputs, now.rates.shape[1]
         self._matrices = {"weight": "W"}
-        for name, tensor in now.items():
-            self._put(tensor, Origin(frozenset({name})))
+        for name, tensor in now._asdict().items():
+            if isinstance(tensor, Tensor):
+                self._put(tensor, Origin(frozenset({name})))
         for name, tensor in state.items():
             if sum(size > 1 for size in tensor.shape) > 1:
                 self._matrices[f"state {name}"] = name
@@ -125,48 +226,50 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
     def _origin(self, tensor: Tensor) -> Origin:
         return self._origins.get(_address(tensor), NOWHERE)
 
-    def note(
-        self,
-        func: Any,
-        name: str,
-        args: tuple[Any, ...],
-        given: list[Tensor],
-        made: list[Tensor],
-        contraction: Contraction | None,
-    ) -> None:
+    def note(self, operation: Operation) -> None:
         """Find out where an operation's result comes from, and what the operation means."""
+        func, name, given, made = operation.func, operation.name, operation.given, operation.made
         origins = [self._origin(tensor) for tensor in given]
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         self.seeded |= seeded
         self.noisy |= seeded or any("noise" in origin.roots for origin in origins)
         if func.is_view:
             return
-        if func._schema.is_mutable and given:
+        mutable = func._schema.is_mutable
+        if mutable and given:
             self._multiplied.pop(id(given[0]), None)
-        factors, operands = given[-2:], origins[-2:]
+        contraction, factors = operation.contraction, given[-2:]
         if contraction is None and name in ("sum", "mean"):
-            contraction, factors, operands = self._written_out(args, given, origins)
-        kind, smaller = "elementwise", None
+            contraction, factors = self._written_out(operation)
+        operands = [self._origin(tensor) for tensor in factors]
+        smaller, origin = None, None
         if contraction is not None:
             if len(self.products) < len(self.smaller):
                 smaller = self.smaller[len(self.products)]
             self.products.append(contraction)
             kind = contraction.kind(smaller)
-        if contraction is not None and kind.startswith("matrix"):
-            self.counts[kind] += 1
-            origin = self._product(kind, contraction, smaller, factors, operands)
-        else:
+            if kind.startswith("matrix"):
+                self.counts[kind] += 1
+                grows = contraction.left > (1 if smaller is None else smaller.left)
+                origin = self._product(kind, grows, factors, operands)
+        if origin is None:
             origin = self._elementwise(name, given, origins)
-        summing = contraction is not None or is_reduction(func)
-        if summing and [tensor.numel() for tensor in made] == [1]:
-            self._total(factors, operands)
+        if (contraction is not None or operation.sums) and [tensor.numel() for tensor in made] == [1]:
+            for tensor, source in zip(factors, operands, strict=True):
+                if tensor.numel() >= self._units**2:
+                    known = sorted(self._named(source))
+                    self.totals.add(known[0] if len(known) == 1 else "a matrix")
         for tensor in made:
             if tensor.numel() > 1:
                 self._put(tensor, origin)
-            elif not func._schema.is_mutable:  # a single number is no vector that could be a voltage
+            elif not mutable:  # a single number is no vector that could be a voltage
                 self._put(tensor, NOWHERE)
         if name == "mul" and len(given) == 2 and made:
             self._multiplied[id(made[0])] = (made[0], given[0], given[1])
+
+    def _named(self, *origins: Origin) -> set[str]:
+        """Return the names of the matrices among the roots of numbers."""
+        return {self._matrices[root] for origin in origins for root in origin.roots if root in self._matrices}
 
     def _elementwise(self, name: str, given: list[Tensor], origins: list[Origin]) -> Origin:
         if name.endswith("_like") or name.startswith("new_"):
@@ -186,56 +289,36 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
             through = frozenset("J" if each == "weight" else each for each in through)
         return Origin(roots, through)
 
-    def _product(
-        self,
-        kind: str,
-        sizes: Contraction,
-        smaller: Contraction | None,
-        factors: list[Tensor],
-        operands: list[Origin],
-    ) -> Origin:
+    def _product(self, kind: str, left_grows: bool, factors: list[Tensor], operands: list[Origin]) -> Origin:
         """Look at a product of matrices, or of a matrix and a vector, and tell where its result comes from."""
         if len(factors) != 2:  # a factorisation
             return NOWHERE
-        left_grows = sizes.left > (1 if smaller is None else smaller.left)
         matrix, vector = (0, 1) if left_grows or kind == "matrix-matrix" else (1, 0)
-        roots = operands[0].roots | operands[1].roots
-        known = {self._matrices[root] for root in operands[matrix].roots if root in self._matrices}
-        if kind == "matrix-matrix":
-            known |= {self._matrices[root] for root in operands[vector].roots if root in self._matrices}
-        driven = "weight" in operands[0].through | operands[1].through
-        if "slope" in roots and ("weight" in roots or driven):
+        roots, through = operands[0].roots | operands[1].roots, operands[0].through | operands[1].through
+        known = self._named(*operands) if kind == "matrix-matrix" else self._named(operands[matrix])
+        if "slope" in roots and "weight" in roots | through:
             self.counts["Jacobian"] += 1
-            known.discard("W")
-            known.add("J")
+            known = known - {"W"} | {"J"}
         names = frozenset(known or {"a matrix"})
         if kind == "matrix-vector" and operands[vector].through:
             first, second = (" and ".join(sorted(each)) for each in (operands[vector].through, names))
-            self.chains.add(Chain(first.replace("weight", "W"), second))
+            self.chains.add((first.replace("weight", "W"), second))
         own = bool(torch.isin(factors[vector], self._inputs).all())  # W r̂ is a voltage that the network has anyway
         return Origin(through=frozenset("weight" if name == "W" and not own else name for name in names))
 
-    def _total(self, factors: list[Tensor], operands: list[Origin]) -> None:
-        """Note which matrices have become a single number, if any."""
-        for tensor, origin in zip(factors, operands, strict=True):
-            if tensor.numel() >= self._units**2:
-                known = sorted(self._matrices[root] for root in origin.roots if root in self._matrices)
-                self.totals.add(known[0] if len(known) == 1 else "a matrix")
-
-    def _written_out(
-        self, args: tuple[Any, ...], given: list[Tensor], origins: list[Origin]
-    ) -> tuple[Contraction | None, list[Tensor], list[Origin]]:
-        """Return the product that a sum over an elementwise product is, if it is one."""
+    def _written_out(self, operation: Operation) -> tuple[Contraction | None, list[Tensor]]:
+        """Return the product that a sum over an elementwise product is, if it is one, and its factors."""
+        args, given = operation.args, operation.given
         whole, first, second = self._multiplied.get(id(given[0]), (None, None, None))
         if whole is None or first is None or second is None or whole.ndim == 0:
-            return None, given, origins
+            return None, given
         dims = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else range(whole.ndim)
         summed = {dim % whole.ndim for dim in dims} or set(range(whole.ndim))
         sizes = dict.fromkeys(("batch", "left", "inner", "right", "lost"), 1)
         for axis in range(whole.ndim):
-            a, b = (_length(tensor, axis - whole.ndim) for tensor in (first, second))
-            both, role = a > 1 and b > 1, "left" if a > 1 else "right"
+            a, b = (_extends(tensor, axis - whole.ndim) for tensor in (first, second))
+            both, role = a and b, "left" if a else "right"
             place = ("inner" if both else "lost") if axis in summed else ("batch" if both else role)
             sizes[place] *= whole.shape[axis]
         del sizes["lost"]
-        return Contraction(**sizes), [first, second], [self._origin(first), self._origin(second)]
+        return Contraction(**sizes), [first, second]

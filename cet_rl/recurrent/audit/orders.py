@@ -6,15 +6,16 @@ n is the number of units, m = n + n_in + 1 that of columns of W, T a stretch of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import comb, factorial
+from itertools import product
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
 
-UNITS, INPUTS = range(2, 8), range(1, 5)
-"""Where `leading_terms` looks: enough for degree 5 in n and 3 in n_in."""
+UNITS, COLUMNS = range(2, 8), range(9, 13)
+"""The n and m at which `leading_terms` looks: enough for degree 5 in n and 3 in m."""
 
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
 
@@ -31,17 +32,10 @@ class Term(NamedTuple):
         """Return how it grows with the size of the network, n and m alike."""
         return self.units + self.columns
 
-    def times(self, other: Term) -> Term:
-        """Return the product of two."""
-        return Term(*(a + b for a, b in zip(self, other, strict=True)))
-
     def __str__(self) -> str:
-        factors = {"T": self.window, "n": self.units, "m": self.columns}
-        return "".join(_power(letter, power) for letter, power in factors.items()) or "1"
-
-
-def _power(letter: str, power: int) -> str:
-    return "" if power == 0 else letter + (_SUPERSCRIPTS[power] if power > 1 else "")
+        powers = (("T", self.window), ("n", self.units), ("m", self.columns))
+        factors = [letter + (_SUPERSCRIPTS[power] if power > 1 else "") for letter, power in powers if power]
+        return "".join(factors) or "1"
 
 
 @dataclass(frozen=True)
@@ -70,67 +64,61 @@ class Order:
         Raises:
             ValueError: for anything else.
         """
-        if text.strip() == "0":
-            return cls(())
-        return cls.of(_parse_term(word.strip(), text) for word in text.split("+"))
+        words = [] if text.strip() == "0" else [word.strip() for word in text.split("+")]
+        if not all(re.fullmatch(rf"1|([nmT][{_SUPERSCRIPTS}]*)+", word) for word in words):
+            raise ValueError(f"an order is written like n²m, n² + nm or Tn + Tm, got {text!r}")
+        terms = []
+        for word in words:
+            powers = dict.fromkeys("nmT", 0)
+            for letter, power in re.findall(rf"([nmT])([{_SUPERSCRIPTS}]*)", word):
+                powers[letter] += int("".join(str(_SUPERSCRIPTS.index(digit)) for digit in power) or "1")
+            terms.append(Term(*powers.values()))
+        return cls.of(terms)
+
+    @property
+    def degree(self) -> int:
+        """Return the exponent of the network's size, n and m alike; 0 for zero."""
+        return self.terms[0].degree if self.terms else 0
 
     @property
     def growth(self) -> tuple[int, int] | None:
-        """Exponents of the network's size and of T; None for zero."""
-        if not self.terms:
-            return None
-        return self.terms[0].degree, max(term.window for term in self.terms)
+        """Return the exponents of the network's size and of T; None for zero."""
+        return (self.degree, max(term.window for term in self.terms)) if self.terms else None
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.terms)) or "0"
 
 
-def _parse_term(word: str, text: str) -> Term:
-    if word == "1":
-        return Term()
-    if not re.fullmatch(rf"([nmT][{_SUPERSCRIPTS}]*)+", word):
-        raise ValueError(f"an order is written like n²m, n² + nm or Tn + Tm, got {text!r}")
-    powers = {"n": 0, "m": 0, "T": 0}
-    for letter, power in re.findall(rf"([nmT])([{_SUPERSCRIPTS}]*)", word):
-        powers[letter] += int("".join(str(_SUPERSCRIPTS.index(digit)) for digit in power) or "1")
-    return Term(powers["n"], powers["m"], powers["T"])
-
-
-def leading_terms(count: Callable[[int, int], int]) -> dict[Term, int] | None:
-    """Return the terms of highest degree of a number that is a polynomial in n and n_in, with their coefficients.
+def leading_terms(count: Callable[[int, int, int], int], windows: Sequence[int] = (0,)) -> Order | None:
+    """Return the order of a number that is a polynomial in n, m and T.
 
     Differences of a polynomial are exact, so that no exponent has to be read off a slope.
 
     Args:
-        count: the number for n units and n_in inputs.
+        count: the number for n units, m columns, and T.
+        windows: T to look at, neighbours; one if nothing is a length of time.
 
     Returns:
-        Coefficients of n^i m^j; none if the number is always zero, and None if it is no polynomial.
+        None if the number is no polynomial.
     """
-    grid = np.array([[count(n, k) for k in INPUTS] for n in UNITS], dtype=object)
-    differences = np.array(
-        [[np.diff(np.diff(grid, i, 0), j, 1)[0, 0] for j in range(len(INPUTS))] for i in range(len(UNITS))]
+
+    def over_windows(n: int, m: int) -> list[int]:
+        return [count(n, m, window) for window in windows]
+
+    grid = np.array([[over_windows(n, m) for m in COLUMNS] for n in UNITS])
+    exponents = list(product(range(len(UNITS)), range(len(COLUMNS))))
+    differences = {(i, j): np.diff(np.diff(grid, i, 0), j, 1)[0, 0] for i, j in exponents}
+    right, down = UNITS[-1] + 3, COLUMNS[-1] + 2  # beyond the grid, where a polynomial is known from it
+    known = sum(
+        comb(right - UNITS[0], i) * comb(down - COLUMNS[0], j) * found for (i, j), found in differences.items()
     )
-    beyond = UNITS[-1] + 3, INPUTS[-1] + 2
-    if count(*beyond) != _newton(differences, beyond[0] - UNITS[0], beyond[1] - INPUTS[0]):
+    if (known != over_windows(right, down)).any():
         return None
-    degree = max((i + j for i, j in np.argwhere(differences != 0).tolist()), default=0)
-    found: dict[Term, int] = {}
-    for j in range(min(degree + 1, len(INPUTS))):
-        i = degree - j
-        if i >= len(UNITS) or not differences[i, j]:
-            continue
-        # n^i n_in^j, and n_in is m - n where both are large
-        coefficient = differences[i, j] // (factorial(i) * factorial(j))
-        for power in range(j + 1):
-            term = Term(i + j - power, power)
-            found[term] = found.get(term, 0) + coefficient * comb(j, power) * (-1) ** (j - power)
-    return {term: coefficient for term, coefficient in found.items() if coefficient > 0}
-
-
-def _newton(differences: np.ndarray, right: int, down: int) -> int:
-    """Return the polynomial of these differences, so many steps from its first point."""
-    rows, columns = differences.shape
-    return int(
-        sum(comb(right, i) * comb(down, j) * differences[i, j] for i in range(rows) for j in range(columns))
-    )
+    degree = max((i + j for (i, j), found in differences.items() if found.any()), default=0)
+    terms = []
+    for (i, j), found in differences.items():
+        series = {power: np.diff(found, power)[0] for power in range(len(windows))}
+        window = max((power for power, value in series.items() if value), default=0)
+        if i + j == degree and series[window] > 0:
+            terms.append(Term(i, j, window))
+    return Order.of(terms)

@@ -1,43 +1,140 @@
-"""Probe a learning rule: what it computes, what it remembers, and whether it rests with its network."""
+"""Probe a learning rule in networks of several sizes: what it computes, remembers, and grows with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.audit.meter import Contraction
-from cet_rl.recurrent.audit.observe import Observer
-from cet_rl.recurrent.audit.sizes import LARGE, SMALL, Subject, begin, drive
+from cet_rl.recurrent.audit.observe import Contraction, Meter, Observer
+from cet_rl.recurrent.audit.orders import Order, leading_terms
 from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules import RuleEntry
 from cet_rl.recurrent.rules.base import Rule, State, StepInputs
+
+SMALL, LARGE = RNNCell(7, 3, 2), RNNCell(14, 6, 4)
+"""Networks that operations are observed in; α = 0.5 as in the paper."""
+
+WINDOWS = range(3, 7)
+"""Lengths of time at which a rule's cost is looked at."""
 
 SETTLING, WATCHED = 200, 60
 """Steps that a rule gets to come to rest with its network, and steps that it is watched for then."""
 
 
-@dataclass
-class Trace:
+class Subject:
+    """Hold a rule to experiment on.
+
+    Args:
+        build: called with a cell and options; returns the rule.
+        options: that stay as they are. Whole numbers among a class's other options are varied, so that what
+            grows with them shows.
+
+    Attributes:
+        counts: the options that are varied, with a small value each.
+        period: steps after which a rule that works every few steps has done all of its work.
+    """
+
+    def __init__(self, build: Callable[..., Rule], options: Mapping[str, float]) -> None:
+        self._build, self._options = build, dict(options)
+        self.counts: dict[str, int] = {}
+        if isinstance(build, type):
+            known = RuleEntry(build, "").options()
+            for name in (name for name, kind in known.items() if kind is int and name not in options):
+                default = int(inspect.signature(build).parameters[name].default)
+                self.counts[name] = WINDOWS[0] if self._accepts(name) else default
+        self.period = prod(max(1, count) for count in self.counts.values())
+
+    def _accepts(self, name: str) -> bool:
+        try:
+            for value in (*WINDOWS, WINDOWS[-1] + 1):
+                self._build(SMALL, **{**self._options, name: value})
+        except ValueError:
+            return False
+        return True
+
+    def build(self, cell: RNNCell = SMALL, counts: Mapping[str, int] | None = None) -> Rule:
+        """Return the rule for a network, with `self.counts` or others; {} for the rule's own."""
+        return self._build(cell, **{**self._options, **(self.counts if counts is None else counts)})
+
+    def shapes(self, sizes: Mapping[str, int]) -> dict[str, list[int]]:
+        """Return the shapes of the tensors of its state, for n, n_in, n_out, batch and counts."""
+        rule = self.build(RNNCell(sizes["n"], sizes["n_in"], sizes["n_out"]), {c: sizes[c] for c in self.counts})
+        weight = torch.zeros(sizes["n"], sizes["n"] + sizes["n_in"] + 1, dtype=torch.float64)
+        state = rule.init_state(weight, torch.zeros(sizes["batch"], sizes["n"], dtype=torch.float64))
+        return {name: list(tensor.shape) for name, tensor in state.items()}
+
+
+class Run(NamedTuple):
+    """Hold a run of a random network: what happens at each step, and the rule's state before it and at the end."""
+
+    moments: list[StepInputs]
+    states: list[State]
+
+
+def play(
+    cell: RNNCell, rule: Rule, steps: int, meter: Meter | None = None, *, warm: int = 0, at_rest: bool = False
+) -> Run:
+    """Run a rule in a random network with fixed weights and normal inputs, in float64, always the same.
+
+    Args:
+        cell: of the network.
+        rule: of the same network.
+        steps: to run.
+        meter: to count the rule's operations with.
+        warm: steps before it counts.
+        at_rest: hold input and label, and begin where rates no longer change.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, weight_out = cell.initial_weights(generator, torch.float64)
+    rows = 1 if at_rest else steps
+    x = torch.randn(rows, 1, cell.inputs, generator=generator, dtype=torch.float64)
+    label = torch.softmax(torch.randn(rows, 1, cell.outputs, generator=generator, dtype=torch.float64), 2)
+    noise = rule.draw(1, steps, generator)
+    rates = 0.5 * torch.randn(1, cell.units, generator=generator, dtype=torch.float64).tanh()
+    for _ in range(10_000 if at_rest else 0):
+        before, rates = rates, cell.advance(weight, rates, x[0]).rates
+        if torch.allclose(rates, before, rtol=0, atol=1e-13):
+            break
+    moments, states = [], [rule.init_state(weight, rates, torch.Generator().manual_seed(1))]
+    for step in range(steps):
+        row = 0 if at_rest else step
+        inputs, rates, slope = cell.advance(weight, rates, x[row])
+        credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label[row]))
+        drawn = None if noise is None else noise[step].to(weight)
+        now = StepInputs(weight, inputs, rates, slope, credit, label[row], drawn, step)
+        moments.append(now)
+        if meter is None or step < warm:
+            states.append(rule.step(states[-1], now)[0])
+            continue
+        meter.begin(now, states[-1])
+        with meter:
+            states.append(rule.step(states[-1], now)[0])
+    return Run(moments, states)
+
+
+class Observation(NamedTuple):
     """Hold what an observed run has shown.
 
     Attributes:
-        counts: of operations, by kind, in a step.
-        chains: products whose results go into other ones as they are, as sentences would put them.
+        observer: what was computed.
+        operations: number of each kind in a step.
         past: names of the state's tensors that hold activity of steps before the last one.
-        totals: names of matrices all entries of which went into one number, such as a norm.
-        owes: whether gradient comes after the last step.
+        pending: whether gradient comes after the last step.
     """
 
-    counts: dict[str, float] = field(default_factory=dict)
-    chains: tuple[str, ...] = ()
-    past: frozenset[str] = frozenset()
-    totals: frozenset[str] = frozenset()
-    owes: bool = False
+    observer: Observer
+    operations: dict[str, float]
+    past: frozenset[str]
+    pending: bool
 
 
-def observe(subject: Subject) -> Trace:
+def observe(subject: Subject) -> Observation:
     """Run a rule in a small network and a larger one, and look at what it computes and keeps in the larger one.
 
     Raises:
@@ -45,50 +142,22 @@ def observe(subject: Subject) -> Trace:
             be seen here.
     """
     steps = subject.period * -(-8 // subject.period)
-    small = _trace(subject, SMALL, steps, ())[0]
-    large, states, moments, rule = _trace(subject, LARGE, steps, small.products)
-    if len(small.products) != len(large.products):  # what it does depends on the size: compare nothing
-        large, states, moments, rule = _trace(subject, LARGE, steps, ())
-    last = len(moments) - 1
-    if not large.seeded:
-        _check_pure(rule, states[last], moments[last])
-    counts = {kind: count / steps for kind, count in large.counts.items() if count}
-    if large.noisy:
-        counts["noise"] = 1
-    past = _find_past(states, moments)
-    if past:
-        counts["past activity"] = 1
-    return Trace(
-        counts,
-        tuple(
-            f"what a product with {first} gives, a voltage, goes into one with {second}"
-            for first, second in sorted(large.chains)
-        ),
-        past,
-        frozenset(large.totals),
-        bool(rule.flush(states[-2], moments[-1].weight).any() or rule.flush(states[-1], moments[-1].weight).any()),
-    )
 
+    def watch(cell: RNNCell, smaller: Sequence[Contraction] = ()) -> tuple[Observer, Rule, Run]:
+        observer, rule = Observer(smaller), subject.build(cell)
+        return observer, rule, play(cell, rule, 2 * steps, observer, warm=steps)
 
-def _fields(now: StepInputs) -> dict[str, Tensor]:
-    named = zip(StepInputs._fields, now, strict=True)
-    return {name: value for name, value in named if isinstance(value, Tensor)}
-
-
-def _trace(
-    subject: Subject, cell: RNNCell, steps: int, smaller: Sequence[Contraction]
-) -> tuple[Observer, list[State], list[StepInputs], Rule]:
-    rule, warm = subject.build(cell), subject.period * -(-8 // subject.period)
-    rates, moments = drive(cell, rule, warm + steps)
-    states, observer = [begin(rule, moments[0], rates)], Observer(smaller)
-    for step, now in enumerate(moments):
-        if step < warm:
-            states.append(rule.step(states[-1], now)[0])
-            continue
-        observer.begin(_fields(now), states[-1])
-        with observer:
-            states.append(rule.step(states[-1], now)[0])
-    return observer, states, moments, rule
+    small = watch(SMALL)[0].products
+    observer, rule, (moments, states) = watch(LARGE, small)
+    if len(small) != len(observer.products):  # what it does depends on the size: compare nothing
+        observer, rule, (moments, states) = watch(LARGE)
+    if not observer.seeded:
+        _check_pure(rule, states[-2], moments[-1])
+    past = _find_past(moments, states)
+    operations = {kind: count / steps for kind, count in observer.counts.items() if count}
+    operations |= {kind: 1 for kind, found in (("noise", observer.noisy), ("past activity", past)) if found}
+    pending = any(rule.flush(state, moments[-1].weight).any() for state in states[-2:])
+    return Observation(observer, operations, past, pending)
 
 
 def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
@@ -103,20 +172,15 @@ def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
         )
 
 
-def _find_past(states: list[State], moments: list[StepInputs]) -> frozenset[str]:
-    """Tensors with numbers of steps before the last one as they were, or that shift along an axis."""
-
-    def seen(now: StepInputs) -> Tensor:
-        return torch.cat([getattr(now, name).flatten() for name in ("inputs", "rates", "slope", "credit")])
-
-    found = set()
+def _find_past(moments: list[StepInputs], states: list[State]) -> frozenset[str]:
+    """Return the tensors with numbers of steps before the last one as they were, or that shift along an axis."""
+    seen = [torch.cat([t.flatten() for t in (now.inputs, now.rates, now.slope, now.credit)]) for now in moments]
+    found, units = set(), moments[0].rates.shape[1]
     for step in range(len(moments) // 2, len(moments)):
-        old = torch.cat([seen(now) for now in moments[:step]])
-        old = old[~torch.isin(old, seen(moments[step])) & (old != 0)]
+        old = torch.cat(seen[:step])
+        old = old[~torch.isin(old, seen[step]) & (old != 0)]
         for name, tensor in states[step + 1].items():
-            units = moments[0].rates.shape[1]
-            verbatim = int(torch.isin(tensor, old).sum()) >= units
-            if verbatim or _shifts(states[step].get(name), tensor):
+            if torch.isin(tensor, old).sum() >= units or _shifts(states[step].get(name), tensor):
                 found.add(name)
     return frozenset(found)
 
@@ -125,13 +189,12 @@ def _shifts(before: Tensor | None, after: Tensor) -> bool:
     if before is None or before.shape != after.shape:
         return False
     for axis in (axis for axis, length in enumerate(after.shape) if length > 1):
-        count = after.shape[axis] - 1
-        for here, there in ((0, 1), (1, 0)):
-            moved = after.narrow(axis, here, count)
-            if torch.equal(moved, before.narrow(axis, there, count)) and not torch.equal(
-                moved, after.narrow(axis, there, count)
-            ):
-                return True
+        (low, high), (old_low, old_high) = (
+            (tensor.narrow(axis, 0, tensor.shape[axis] - 1), tensor.narrow(axis, 1, tensor.shape[axis] - 1))
+            for tensor in (after, before)
+        )
+        if not torch.equal(low, high) and (torch.equal(low, old_high) or torch.equal(high, old_low)):
+            return True
     return False
 
 
@@ -140,16 +203,102 @@ def jumps(subject: Subject) -> dict[str, float]:
 
     Input, label and rates are held; the rule's own noise and learning go on, with its own options.
     """
-    cell = RNNCell(16, 3, 2)
-    rule = subject.build(cell, {})
-    rates, moments = drive(cell, rule, SETTLING + WATCHED, at_rest=True)
-    state, largest = begin(rule, moments[0], rates), dict[str, float]()
-    for step, now in enumerate(moments):
-        before, (state, _) = state, rule.step(state, now)
-        if step < SETTLING:
-            continue
+    cell, largest = RNNCell(16, 3, 2), dict[str, float]()
+    run = play(cell, subject.build(cell, {}), SETTLING + WATCHED, at_rest=True)
+    for before, state in pairwise(run.states[SETTLING:]):
         for name, tensor in state.items():
             scale = max(float(tensor.norm()), float(before[name].norm()))
             moved = float((tensor - before[name]).norm()) / scale if scale > 0 else 0.0
             largest[name] = max(largest.get(name, 0.0), moved)
     return largest
+
+
+class Axis(NamedTuple):
+    """Describe how the length of one axis of a tensor follows from n, n_in, n_out and a rule's whole numbers.
+
+    Attributes:
+        factors: of these in its length.
+        constant: what else there is.
+        linear: whether that is all.
+    """
+
+    factors: dict[str, int]
+    constant: int
+    linear: bool
+
+    def name(self, times: Collection[str]) -> str:
+        """Return it as "n", "m", "n+n_out+1" or, for a constant, its length; "?" where it is not linear.
+
+        Args:
+            times: those of the whole numbers that are a length of time: T.
+        """
+        if not self.linear:
+            return "?"
+        parts = {("T" if size in times else size): factor for size, factor in self.factors.items() if factor}
+        constant = self.constant
+        if constant and {"n", "n_in"} <= parts.keys():
+            parts, constant = {"m": 1, **parts, "n": parts["n"] - 1, "n_in": parts["n_in"] - 1}, constant - 1
+        words = [size if factor == 1 else f"{factor}{size}" for size, factor in parts.items() if factor]
+        return "+".join(words + [str(constant)] * bool(constant or not words))
+
+
+def find_axes(subject: Subject) -> dict[str, list[Axis]]:
+    """Return the axes of all tensors of a rule's state, without that of sequences, from how their lengths vary."""
+    base = {"n": 6, "n_in": 3, "n_out": 2, "batch": 1, **subject.counts}
+    start, doubled = subject.shapes(base), subject.shapes({size: 2 * value for size, value in base.items()})
+    longer = {size: subject.shapes({**base, size: base[size] + 1}) for size in base}
+    found = {}
+    for name, shape in start.items():
+        axes = []
+        for axis, length in enumerate(shape):
+            factors = {size: longer[size][name][axis] - length for size in base}
+            constant = length - sum(factors[size] * base[size] for size in base)
+            linear = doubled[name][axis] == 2 * length - constant
+            if not linear or not factors.pop("batch") or any(factors.values()):
+                axes.append(Axis(factors, constant, linear))
+        found[name] = axes
+    return found
+
+
+def memory_order(subject: Subject, name: str, times: Collection[str]) -> Order | None:
+    """Return how the number of elements of a tensor of the state grows.
+
+    Args:
+        subject: the rule.
+        name: of the tensor.
+        times: the options that are a length of time in steps.
+
+    Returns:
+        None if it is no polynomial in the sizes of the network.
+    """
+
+    def elements(n: int, m: int, window: int) -> int:
+        sizes = {"n": n, "n_in": m - n - 1, "n_out": 2, "batch": 1, **_with_window(subject, times, window)}
+        return prod(subject.shapes(sizes)[name])
+
+    return leading_terms(elements, WINDOWS if times else WINDOWS[:1])
+
+
+def time_order(subject: Subject, times: Collection[str]) -> Order | None:
+    """Return how the multiplications of a step grow, on average over the period of the rule.
+
+    Args:
+        subject: the rule.
+        times: the options that are a length of time in steps.
+
+    Returns:
+        None if they are no polynomial in the sizes of the network.
+    """
+
+    def multiplications(n: int, m: int, window: int) -> int:
+        cell, counts, meter = RNNCell(n, m - n - 1, 2), _with_window(subject, times, window), Meter()
+        play(cell, subject.build(cell, counts), prod(max(1, count) for count in counts.values()), meter)
+        return meter.cost
+
+    found = leading_terms(multiplications, WINDOWS if times else WINDOWS[:1])
+    # That is the cost of a whole period, which is as long as the window.
+    return found and Order.of(term._replace(window=max(0, term.window - len(times))) for term in found.terms)
+
+
+def _with_window(subject: Subject, times: Collection[str], window: int) -> dict[str, int]:
+    return {**subject.counts, **dict.fromkeys(times, window)}

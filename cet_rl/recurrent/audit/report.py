@@ -1,4 +1,4 @@
-"""Audits as tables: for a terminal, in Markdown, and as CSV."""
+"""Write audits as tables: for a terminal, in Markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -11,14 +11,33 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cet_rl.recurrent.audit.audit import Audit
-from cet_rl.recurrent.audit.verdicts import CRITERIA, OPERATIONS
+from cet_rl.recurrent.audit import CRITERIA, OPERATIONS, Audit
 
 Format = Literal["table", "markdown", "csv"]
 
-EQUATIONS = ("rule", "updates and gradient of W")
-TENSORS = ("rule", "tensors", "memory", "time per step", "operations per step", "claims")
-VERDICTS = ("rule", *CRITERIA, "plausible")
+TABLES: dict[str, dict[str, str]] = {
+    "Rules (paper, Table 1, corrected)": {"rule": "rule", "equations": "updates and gradient of W"},
+    "Tensors and operations, observed": {
+        **{name: name for name in ("rule", "tensors", "memory")},
+        **{"time": "time per step", "operations": "operations per step", "claims": "claims"},
+    },
+    "Criteria": {name: name for name in ("rule", *CRITERIA, "plausible")},
+}
+"""Columns of each table and what heads them, by title."""
+
+COLUMNS = (
+    "rule",
+    "equations",
+    "tensors",
+    "memory",
+    "time",
+    *OPERATIONS,
+    *CRITERIA,
+    "plausible",
+    "claims",
+    "reasons",
+)
+"""Columns of the CSV: all tables side by side, operations as numbers a step."""
 
 WIDTH = 140
 """Columns of a table that does not go to a terminal."""
@@ -29,124 +48,81 @@ e_ij = D_i r̂_j, D = α φ'(v), r̂ = [r; x; 1]; J is the Jacobian, c̄ = W_out
 Not judged: whether each signal is present at the synapse that uses it, and whether synapses can work backwards."""
 
 
-def _operations(audit: Audit) -> str:
-    counted = {"noise", "past activity"} ^ set(OPERATIONS)
-    words = [
-        f"{name} ×{audit.operations[name]:.2g}" if name in counted else name
-        for name in OPERATIONS
-        if name in audit.operations
-    ]
-    return (", ".join(words) or "–") + (f" (T = {audit.window})" if audit.window and words else "")
-
-
-def _claims(audit: Audit) -> str:
-    if audit.declared_cost is None:
-        return "none"
-    return "agree" if not audit.differences else "differ: " + "; ".join(audit.differences)
-
-
-def _tensor_row(audit: Audit) -> tuple[str, ...]:
-    tensors = ", ".join(map(str, audit.tensors)) or "–"
-    time = str(audit.time or "irregular")
-    return audit.name, tensors, str(audit.memory), time, _operations(audit), _claims(audit)
-
-
-def _equation_rows(audits: Sequence[Audit]) -> list[tuple[str, ...]]:
-    return [(audit.name, audit.equations or "–") for audit in audits]
-
-
-def _verdict_row(audit: Audit) -> tuple[str, ...]:
-    marks = ["yes" if verdict.passes else "NO" for verdict in audit.verdicts]
-    return audit.name, *marks, "yes" if audit.plausible else "NO"
+def _row(audit: Audit) -> dict[str, str]:
+    """Return what the tables say about a rule, by column."""
+    operations = {name: audit.operations.get(name, 0) for name in OPERATIONS}
+    needed = ", ".join(
+        name if name in ("noise", "past activity") else f"{name} ×{number:.2g}"
+        for name, number in operations.items()
+        if number
+    )
+    window = f" (T = {audit.window})" if audit.window and needed else ""
+    differences = f"differ: {'; '.join(audit.differences)}" if audit.differences else "agree"
+    verdicts = {each.criterion: each.passes for each in audit.verdicts}
+    return {
+        "rule": audit.name,
+        "equations": audit.equations or "–",
+        "tensors": ", ".join(map(str, audit.tensors)) or "–",
+        "memory": str(audit.memory or "irregular"),
+        "time": str(audit.time or "irregular"),
+        "operations": (needed or "–") + window,
+        "claims": differences if audit.declared_cost else "none",
+        **{name: f"{number:g}" for name, number in operations.items()},
+        **{name: "yes" if passes else "NO" for name, passes in verdicts.items()},
+        "plausible": "yes" if audit.plausible else "NO",
+        "reasons": "; ".join(_reasons(audit)),
+    }
 
 
 def _reasons(audit: Audit) -> list[str]:
-    return [
-        f"{audit.name}, {verdict.criterion}: {verdict.reason}" for verdict in audit.verdicts if not verdict.passes
-    ]
+    return [f"{verdict.criterion}: {verdict.reason}" for verdict in audit.verdicts if not verdict.passes]
+
+
+def _notes(audits: Sequence[Audit], mark: str, heading: Sequence[str]) -> list[str]:
+    criteria = [f"{mark}{name}: {meaning}" for name, meaning in CRITERIA.items()]
+    reasons = [f"{mark}{audit.name}, {reason}" for audit in audits for reason in _reasons(audit)]
+    return [*LEGEND.splitlines(), "", *criteria, *(heading if reasons else ()), *reasons]
 
 
 def print_tables(audits: Sequence[Audit], console: Console) -> None:
     """Print what rules keep and compute, the verdicts, and the reasons of those against."""
     marks = {"yes": "[green]yes[/green]", "NO": "[red]NO[/red]"}
-    for title, header, rows in (
-        ("Rules (paper, Table 1, corrected)", EQUATIONS, _equation_rows(audits)),
-        ("Tensors and operations, observed", TENSORS, [_tensor_row(audit) for audit in audits]),
-        ("Criteria", VERDICTS, [_verdict_row(audit) for audit in audits]),
-    ):
-        table = Table(*header, title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
-        for name, *cells in rows:
-            # An equation a line, a tensor a line, an operation a line.
-            lines = [cell.replace("; " if header is EQUATIONS else ", ", "\n") for cell in cells]
-            table.add_row(f"[bold]{name}[/bold]", *(marks.get(cell, cell) for cell in lines))
+    for title, columns in TABLES.items():
+        table = Table(*columns.values(), title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+        separator = "; " if "equations" in columns else ", "  # an equation, a tensor, an operation a line
+        for row in map(_row, audits):
+            cells = [row[name].replace(separator, "\n") for name in columns]
+            table.add_row(f"[bold]{row['rule']}[/bold]", *(marks.get(cell, cell) for cell in cells[1:]))
         console.print(table)
-    for line in _notes(audits):
+    for line in _notes(audits, "", [""]):
         console.print(line, highlight=False, markup=False)
-
-
-def _notes(audits: Sequence[Audit]) -> list[str]:
-    criteria = [f"{name}: {meaning}" for name, meaning in CRITERIA.items()]
-    reasons = [reason for audit in audits for reason in _reasons(audit)]
-    return [*LEGEND.splitlines(), "", *criteria, *([""] * bool(reasons)), *reasons]
 
 
 def as_markdown(audits: Sequence[Audit]) -> str:
     """Write the tables in Markdown."""
-
-    def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-        lines = [header, ["---"] * len(header), *rows]
-        return ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-
-    lines = [
-        *table(EQUATIONS, _equation_rows(audits)),
-        "",
-        *table(TENSORS, [_tensor_row(audit) for audit in audits]),
-        "",
-        *table(VERDICTS, [_verdict_row(audit) for audit in audits]),
-        "",
-        *LEGEND.splitlines(),
-        "",
-        *(f"- {name}: {meaning}" for name, meaning in CRITERIA.items()),
-    ]
-    reasons = [f"- {reason}" for audit in audits for reason in _reasons(audit)]
-    if reasons:
-        lines += ["", "Against:", "", *reasons]
-    return "\n".join(lines) + "\n"
+    lines = []
+    for columns in TABLES.values():
+        rows = [[row[name] for name in columns] for row in map(_row, audits)]
+        for cells in (columns.values(), ["---"] * len(columns), *rows):
+            lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, *_notes(audits, "- ", ["", "Against:", ""])]) + "\n"
 
 
 def as_csv(audits: Sequence[Audit]) -> str:
-    """Return a row for each rule: all tables side by side, operations as numbers a step, reasons last."""
+    """Return a row for each rule."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        [
-            "rule",
-            "equations",
-            "tensors",
-            "memory",
-            "time",
-            *OPERATIONS,
-            *CRITERIA,
-            "plausible",
-            "claims",
-            "reasons",
-        ]
-    )
-    for audit in audits:
-        name, tensors, memory, time, _, claims = _tensor_row(audit)
-        counts = [f"{audit.operations.get(operation, 0):g}" for operation in OPERATIONS]
-        marks = [mark.lower() for mark in _verdict_row(audit)[1:]]
-        reasons = "; ".join(reason.removeprefix(f"{name}, ") for reason in _reasons(audit))
-        writer.writerow([name, audit.equations, tensors, memory, time, *counts, *marks, claims, reasons])
+    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in map(_row, audits):
+        writer.writerow({name: text.lower() if text == "NO" else text for name, text in row.items()})
     return stream.getvalue()
 
 
 def as_text(audits: Sequence[Audit], form: Format) -> str:
-    """Audits in one of the formats."""
-    if form == "markdown":
-        return as_markdown(audits)
-    if form == "csv":
-        return as_csv(audits)
+    """Write audits in one of the formats."""
+    if form != "table":
+        return as_markdown(audits) if form == "markdown" else as_csv(audits)
     stream = io.StringIO()
     print_tables(audits, Console(file=stream, width=WIDTH))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"

@@ -65,7 +65,7 @@ def plausible(run: Run) -> float | None:
 
 @cache
 def _audited(rule: str) -> bool:
-    from cet_rl.recurrent.audit.audit import audit_rule  # takes seconds: only where a claim has its runs
+    from cet_rl.recurrent.audit import audit_rule  # takes seconds: only where a claim has its runs
     from cet_rl.recurrent.rules import find_rule
 
     return audit_rule(find_rule(rule).kind).plausible
