@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
-from cet_rl.sweeps.worker import LocalLauncher
+from cet_rl.sweeps.worker import Launcher
 
 
 def fake(*numbers, title="a study", **values):
@@ -82,7 +82,7 @@ def launcher_of(path, workers=2):
     script.write_text(FAKE)
     if not (script.parent / ".plan").exists():
         plan(path)
-    return LocalLauncher(workers, lambda folder, name: [sys.executable, str(script), str(folder.path), name])
+    return Launcher(workers, lambda folder, names: [sys.executable, str(script), str(folder.path), *names])
 
 
 def plan(path, **seeds):

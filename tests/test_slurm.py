@@ -29,9 +29,9 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 CLUSTER = Path(__file__).parent / "slurm" / "cluster.sh"
 
 
-def fake_worker(folder, name):
+def fake_worker(folder, names):
     """The command line of a worker that learns nothing; `launcher_of` has written it."""
-    return [sys.executable, str(folder.path / ".fake.py"), str(folder.path), name]
+    return [sys.executable, str(folder.path / ".fake.py"), str(folder.path), *names]
 
 
 def job_of(path, sweep, place=0, **options):
@@ -181,7 +181,7 @@ def test_a_job_that_another_process_runs_is_waited_for_and_then_left_to_it(tmp_p
     assert lock.acquire()
     threading.Timer(1.0, lock.release).start()
     assert job() == "finished"
-    job.command = lambda folder, name: [sys.executable, "-c", f"raise SystemExit({EXIT_BUSY})"]
+    job.command = lambda folder, names: [sys.executable, "-c", f"raise SystemExit({EXIT_BUSY})"]
     assert job() == "busy"
     assert ran(tmp_path).total() == 1
 

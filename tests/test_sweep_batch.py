@@ -16,11 +16,10 @@ import yaml
 
 from cet_rl.cli import main
 from cet_rl.runs.lock import EXIT_BUSY, Lock
-from cet_rl.sweeps import batch
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import work
+from cet_rl.sweeps.worker import EXIT_FAILED, batch_launcher, work
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
@@ -58,8 +57,8 @@ def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
 
 def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
-    launcher = batch.BatchLauncher(build(read_sweep(file)).jobs)
-    assert len({launcher._shapes[name] for name in launcher._shapes}) == 2
+    launcher = batch_launcher(build(read_sweep(file)).jobs)
+    assert len({*launcher._batches.values()}) == 2
     assert sweep(file, folder, "--workers", "2") == 0
     assert [row["status"] for row in results(folder).values()] == ["finished"] * 3
 
@@ -122,10 +121,10 @@ def test_a_failure_of_all_is_written_down_for_each(tmp_path):
         raise RuntimeError("out of memory")
 
     names = [job.name for job in asked.jobs]
-    assert work(folder, names, fail) == 1
+    assert work(folder, names, fail) == EXIT_FAILED
     assert [folder.failure_file(name).read_text() for name in names] == ["RuntimeError: out of memory\n"] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
-    assert work(folder, names, pytest.fail) == 1  # they are not trained again
+    assert work(folder, names, pytest.fail) == EXIT_FAILED  # they are not trained again
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.sweeps.folder import SweepFolder
     from cet_rl.sweeps.scheduler import run_sweep, show_status
     from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
-    from cet_rl.sweeps.worker import Launcher, LocalLauncher, check_workers
+    from cet_rl.sweeps.worker import Launcher, batch_launcher, check_workers
 
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
@@ -77,11 +77,6 @@ def run(arguments: Sequence[str]) -> int:
     if slurm is not None:
         return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
     check_data(sweep.jobs, folder)
-    launcher: Launcher
-    if options.launcher == "batch":
-        from cet_rl.sweeps.batch import BatchLauncher
-
-        launcher = BatchLauncher(sweep.jobs, options.workers)
-    else:
-        launcher = LocalLauncher(options.workers)
+    batch = options.launcher == "batch"
+    launcher = batch_launcher(sweep.jobs, options.workers) if batch else Launcher(options.workers)
     return run_sweep(sweep, folder, launcher, retry=options.retry, quiet=options.quiet)

@@ -114,13 +114,13 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     from cet_rl.sweeps.folder import SweepFolder
     from cet_rl.sweeps.jobs import Sweep
     from cet_rl.sweeps.scheduler import run_sweep
-    from cet_rl.sweeps.worker import LocalLauncher
+    from cet_rl.sweeps.worker import Launcher
 
     config, options = parsed.config, parsed.run
     jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
     arm = default_path(config).name.removesuffix(f"-{config.seed}")
     folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
-    return run_sweep(Sweep(arm, tuple(jobs)), folder, LocalLauncher(), retry=options.resume, quiet=options.quiet)
+    return run_sweep(Sweep(arm, tuple(jobs)), folder, Launcher(), retry=options.resume, quiet=options.quiet)
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         "than others on the way is stopped. The same command resumes the search. Writes best.yaml, a "
         "configuration file, and trials.csv.",
     )
-    from cet_rl.sweeps.worker import LocalLauncher
+    from cet_rl.sweeps.worker import Launcher
     from cet_rl.tuning.study import SearchFolder, open_study, require_optuna, storage_errors
 
     require_optuna()
@@ -53,11 +53,11 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.tuning.outcome import print_outcome
     from cet_rl.tuning.search import Search
 
-    launcher = LocalLauncher(options.workers, wait=True)
+    launcher = Launcher(options.workers, options=["--wait"])
     file = read_search(options.file)
     folder = SearchFolder(options.run_dir or Path("runs") / Path(options.file).stem)
     with storage_errors():
-        study = open_study(file, folder, folder.open_for(file), options.storage)
+        study = open_study(file, folder, options.storage)
         search = Search(file, folder, study, launcher, trials=options.trials or file.trials, quiet=options.quiet)
         status = search.run()
         if not options.quiet:

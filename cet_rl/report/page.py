@@ -31,8 +31,7 @@ from cet_rl.report.reading import STATES, Run, read_runs
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import LEAST_SEEDS, Estimate
 from cet_rl.report.text import clean, counted, in_seconds, listed, number
-from cet_rl.runs.files import replacing
-from cet_rl.runs.folder import write_text
+from cet_rl.runs.files import replacing, write_text
 from cet_rl.sweeps.worker import processors
 
 FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (heatmap, scores, learning_curves, alignment, kernels)

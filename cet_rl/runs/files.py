@@ -27,6 +27,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically."""
+    with replacing(path) as stream:
+        stream.write(text.encode(errors="replace"))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turn a system error that names no file, such as that of a full disk, into one that names `path`."""
@@ -46,3 +52,30 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def holds(path: Path, file: str, kind: str) -> bool:
+    """Return whether a folder holds the file that makes it one of its kind; False for an empty or a missing one.
+
+    Hidden files and locks do not count.
+
+    Raises:
+        ValueError: if it is no folder, or holds something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{kind} folder {path} is a file")
+    entries = os.listdir(path) if path.is_dir() else []
+    if file not in entries and any(name[0] != "." and name not in ("lock", "locks") for name in entries):
+        raise ValueError(f"{path} is not empty and no {kind} folder: choose another --run-dir")
+    return file in entries
+
+
+def make_folder(path: Path, kind: str) -> None:
+    """Create a folder if need be; raise OSError if it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"cannot write to {kind} folder {path}: {error.strerror}") from None

@@ -28,7 +28,7 @@ import yaml
 
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
-from cet_rl.runs.files import naming, replacing, sync
+from cet_rl.runs.files import holds, make_folder, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
@@ -127,11 +127,7 @@ class RunFolder:
 
     def check_usable(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Raise ValueError where `open_for` would, without touching anything."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"run folder {self.path} is a file")
-        if self.path.is_dir() and any(entry.name != _LOCK for entry in self.path.iterdir()):
-            if not self.config_file.is_file():
-                raise ValueError(f"{self.path} is not empty and no run folder: choose another --run-dir")
+        if holds(self.path, self.config_file.name, "run"):
             self._refuse_other(config)
             if not resume:
                 state = "a finished run" if self.status == "finished" else "an unfinished run"
@@ -184,13 +180,8 @@ class RunFolder:
         if self.status == "finished":
             return "finished"
         checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched
-        try:
-            (self.path / "checkpoint").mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
+        make_folder(self.path, "run")
+        (self.path / "checkpoint").mkdir(exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
         if checkpoint.exists():
@@ -272,12 +263,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically."""
-    with replacing(path) as stream:
-        stream.write(text.encode())
 
 
 class MetricsTable:

@@ -4,9 +4,8 @@ file.py         what a sweep's file asks for
 build.py        its jobs, built and checked before any of them starts
 jobs.py         one job: a configuration, an arm, a name; and what has become of it
 folder.py       the sweep's folder: its jobs, their states and results, and what may not be mixed
-worker.py       the process that runs jobs, and what starts such processes on this machine
+worker.py       the process that runs jobs, alone or as one batched model, and what starts it on this machine
 scheduler.py    which job comes next, until none is left
-batch.py        jobs of image classification as one batched model
 slurm.py        jobs on a SLURM cluster
 display.py      the table of jobs
 

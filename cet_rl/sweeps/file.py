@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from cet_rl.runs.config import check_seed
 from cet_rl.runs.config_files import read_mapping
 from cet_rl.runs.paper import PAPER
 from cet_rl.runs.task_kinds import TASK_KINDS
-from cet_rl.runs.values import unknown
+from cet_rl.runs.values import checked, unknown
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
 """Keys of a sweep's file that are no options of `cet-rl train`."""
@@ -37,12 +37,12 @@ MOST_JOBS = 100_000
 
 _ELSEWHERE = {
     "seed": "use seeds",
-    "threads": "each job runs on one thread",
-    "run_dir": "it is an option of cet-rl sweep",
-    "resume": "a sweep always resumes its runs",
-    "quiet": "it is an option of cet-rl sweep",
+    "threads": "each run takes one thread",
+    "run_dir": "it is an option of the command",
+    "resume": "runs are always resumed",
+    "quiet": "it is an option of the command",
 }
-"""Options of `cet-rl train` that a sweep's file cannot have, and why."""
+"""Options of `cet-rl train` that a file of many runs cannot have, and why."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """Hold what the file of a sweep asks for.
-
-    Attributes:
-        source: the file.
-        title: of the sweep; the file's name if it gives none.
-        combinations: of settings, arm by arm.
-        seeds: for each of them.
-    """
+    """Hold what the file of a sweep asks for: combinations of settings, arm by arm, and seeds for each of them."""
 
     source: str
     title: str
@@ -90,12 +83,23 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class Arm:
-    """Hold an arm of a sweep's file: its settings, a grid of its own, its name, and whether it sets `config`."""
+    """Hold an arm of a sweep's file, or what the file says of all of its jobs.
+
+    Attributes:
+        settings: options and values.
+        grid: options and the values that each of them takes.
+        name: for legends.
+        paper: whether its jobs start from the paper's tables; None as all jobs do.
+    """
 
     settings: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
     name: str | None = None
     paper: bool | None = None
+
+    def with_values(self, grid: Mapping[str, Sequence[Any]]) -> Arm:
+        """Return a copy whose grid has these values for the options that it has."""
+        return replace(self, grid={option: grid.get(option, values) for option, values in self.grid.items()})
 
 
 def read_sweep(source: str, *, quick: bool = False) -> SweepFile:
@@ -109,30 +113,28 @@ def read_sweep(source: str, *, quick: bool = False) -> SweepFile:
         ValueError: if there is none, or for what a sweep cannot have, naming file and key.
     """
     data = dict(read_mapping(source))
-    _check_keys(data, source, KEYS)
-    title = data.pop("title", Path(source).stem)
-    if not isinstance(title, str):
-        raise ValueError(f"{source}: title must be text, got {title!r}")
-    override = _mapping(data.pop("quick", {}), f"{source}, quick")
-    _check_keys(override, f"{source}, quick", ("grid", "seeds"))
+    check_keys(data, source, KEYS)
+    title = checked(data.pop("title", Path(source).stem), str, f"{source}: title")
+    where = f"{source}, quick"
+    override = _mapping(data.pop("quick", {}), where, ("grid", "seeds"))
     if quick and not override:
         raise ValueError(f"{source} has no quick settings: leave out --quick")
-    override = dict(override) if quick else {}
+    override = override if quick else {}
     seeds = parse_seeds(override.pop("seeds", data.pop("seeds", 0)), f"{source}: seeds")
-    grid = _grid(data.pop("grid", {}), f"{source}, grid")
-    paper = _is_paper(data.pop("config", None), source)
-    arms = _arms(data.pop("arms", [{}]), source)
+    items = data.pop("arms", [{}])
+    if not (isinstance(items, list) and items):
+        raise ValueError(f"{source}: arms must be a list of mappings, got {items!r}")
+    arms = [_arm(data, source), *(_arm(item, f"{source}, arm {number}") for number, item in enumerate(items, 1))]
+    grid = _grid(override.pop("grid", {}), f"{where}, grid")
+    shared, *arms = [arm.with_values(grid) for arm in arms]
+    crossed = {option for arm in (shared, *arms) for option in arm.grid}
     for option in grid:
-        if option in data:
-            raise ValueError(f"{source}: {option} is set for all jobs and in the grid: leave out one of the two")
-    if "grid" in override:
-        grid, arms = _with_quick_grid(grid, arms, override.pop("grid"), source)
+        if option not in crossed:
+            raise ValueError(f"{where}: {option} is in no grid of the file: set it beside quick's grid")
     for option in override:
-        if option in grid or any(option in arm.grid for arm in arms):
-            raise ValueError(
-                f"{source}, quick: {option} is in the grid: give its values in the grid of quick, as a list"
-            )
-    found = tuple(itertools.islice(_combinations(data, grid, arms, override, paper), MOST_JOBS + 1))
+        if option in crossed:
+            raise ValueError(f"{where}: {option} is in the grid: give its values in the grid of quick, as a list")
+    found = tuple(itertools.chain.from_iterable(_combinations(shared, arm, override) for arm in arms))
     if len(found) * len(seeds) > MOST_JOBS:
         raise ValueError(f"{source} asks for more than {MOST_JOBS:,} jobs: make several sweeps of it")
     return SweepFile(source, title, found, seeds)
@@ -167,87 +169,59 @@ def parse_seeds(value: object, where: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _combinations(
-    shared: Mapping[str, Any],
-    grid: Mapping[str, Sequence[Any]],
-    arms: Iterable[Arm],
-    override: Mapping[str, Any],
-    paper: bool,
-) -> Iterable[Combination]:
-    for arm in arms:
-        # What an arm sets itself replaces the grid's values, and is not crossed with them.
-        spanned = {key: values for key, values in grid.items() if key not in arm.settings} | dict(arm.grid)
-        for values in itertools.product(*spanned.values()):
-            point = dict(zip(spanned, values, strict=True))
-            settings = {**shared, **point, **arm.settings, **override}
-            varied = tuple(key for key in settings if key in point or key in arm.settings)
-            own = [f"{key} {point[key]}" for key in arm.grid]
-            name = ", ".join([arm.name, *own]) if arm.name else None
-            yield Combination(settings, varied, name, paper if arm.paper is None else arm.paper)
-
-
-def _arms(value: object, source: str) -> list[Arm]:
-    if not (isinstance(value, list) and value):
-        raise ValueError(f"{source}: arms must be a list of mappings, got {value!r}")
-    arms = []
-    for number, item in enumerate(value, start=1):
-        where = f"{source}, arm {number}"
-        settings = dict(_mapping(item, where))
-        _check_keys(settings, where, ("name", "grid", "config"))
-        name = settings.pop("name", None)
-        if name is not None and not (isinstance(name, str) and name):
-            raise ValueError(f"{where}: name must be text, got {name!r}")
-        paper = _is_paper(settings.pop("config"), where) if "config" in settings else None
-        grid = _grid(settings.pop("grid", {}), f"{where}, grid")
-        for option in grid:
-            if option in settings:
-                raise ValueError(f"{where}: {option} is set and in its grid: leave out one of the two")
-        arms.append(Arm(settings, grid, name, paper))
-    return arms
-
-
-def _with_quick_grid(
-    grid: Mapping[str, Sequence[Any]], arms: Sequence[Arm], quick: object, source: str
-) -> tuple[dict[str, Sequence[Any]], list[Arm]]:
-    """Return grid and arms with the values that `quick` has for their grids."""
-    shorter = _grid(quick, f"{source}, quick, grid")
-    for option in shorter:
-        if option not in grid and not any(option in arm.grid for arm in arms):
-            raise ValueError(f"{source}, quick: {option} is in no grid of the file: set it beside quick's grid")
-
-    def shorten(values: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        return {option: shorter.get(option, found) for option, found in values.items()}
-
-    return shorten(grid), [Arm(arm.settings, shorten(arm.grid), arm.name, arm.paper) for arm in arms]
-
-
-def _grid(value: object, where: str) -> dict[str, Sequence[Any]]:
-    grid = _mapping(value, where)
-    _check_keys(grid, where, ())
-    for option, values in grid.items():
-        if not (isinstance(values, list) and values):
-            raise ValueError(f"{where}: {option} must be a list of values, got {values!r}")
-    return dict(grid)
-
-
-def _mapping(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where} must be a mapping of options to values, got {value!r}")
-    return value
-
-
-def _is_paper(value: object, where: str) -> bool:
-    if value not in (PAPER, None):
-        raise ValueError(f"{where}: config must be {PAPER}, got {value!r}: write a file's settings out instead")
-    return value is not None
-
-
-def _check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> None:
-    """Raise ValueError for a key that is neither one of the sweep's own nor an option of any kind of task."""
+def check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> None:
+    """Raise ValueError for a key that is neither one of the file's own nor an option of any kind of task."""
     options = {item.name for task_kind in TASK_KINDS for item in fields(task_kind.config())}
     known = {*own, *options} - _ELSEWHERE.keys()
     for key in mapping:
         if key in _ELSEWHERE:
-            raise ValueError(f"{where}: {key} has no place in a sweep: {_ELSEWHERE[key]}")
+            raise ValueError(f"{where}: {key} has no place here: {_ELSEWHERE[key]}")
         if key not in known:
             raise unknown(f"{where}: unknown key", key, sorted(known))
+
+
+def _combinations(shared: Arm, arm: Arm, override: Mapping[str, Any]) -> Iterator[Combination]:
+    # What an arm sets itself replaces the grid's values, and is not crossed with them.
+    grid = {option: values for option, values in shared.grid.items() if option not in arm.settings} | dict(
+        arm.grid
+    )
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        settings = {**shared.settings, **point, **arm.settings, **override}
+        varied = tuple(key for key in settings if key in point or key in arm.settings)
+        name = ", ".join([arm.name, *(f"{key} {point[key]}" for key in arm.grid)]) if arm.name else None
+        yield Combination(settings, varied, name, bool(shared.paper if arm.paper is None else arm.paper))
+
+
+def _arm(value: object, where: str) -> Arm:
+    settings = _mapping(value, where, ("name", "grid", "config"))
+    paper = None
+    if "config" in settings:
+        config = settings.pop("config")
+        paper = config == PAPER
+        if config not in (PAPER, None):
+            raise ValueError(
+                f"{where}: config must be {PAPER}, got {config!r}: write a file's settings out instead"
+            )
+    name = checked(settings.pop("name", None), str | None, f"{where}: name")
+    grid = _grid(settings.pop("grid", {}), f"{where}, grid")
+    for option in grid:
+        if option in settings:
+            raise ValueError(f"{where}: {option} is set and in the grid: leave out one of the two")
+    return Arm(settings, grid, name, paper)
+
+
+def _grid(value: object, where: str) -> dict[str, Sequence[Any]]:
+    grid = _mapping(value, where, ())
+    for option, values in grid.items():
+        if not (isinstance(values, list) and values):
+            raise ValueError(f"{where}: {option} must be a list of values, got {values!r}")
+    return grid
+
+
+def _mapping(value: object, where: str, own: Sequence[str]) -> dict[str, Any]:
+    """Return a mapping of options, or of the file's own keys, to values."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a mapping of options to values, got {value!r}")
+    check_keys(value, where, own)
+    return dict(value)

@@ -22,12 +22,12 @@ from typing import Any
 import yaml
 
 from cet_rl.runs.config_files import dump_yaml, load_yaml
-from cet_rl.runs.files import replacing
+from cet_rl.runs.files import holds, make_folder, write_text
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
 from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_shared
 
-_DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError)
+_DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
 """Exceptions that reading a damaged file raises."""
 
 SHOWN = 3
@@ -95,7 +95,7 @@ class SweepFolder:
                 jobs.append(Job(name, str(values.pop("arm")), values))
             edited = [job.readable for job in jobs if not job.name.endswith(f"-{fingerprint(job.values)}")]
             sweep = Sweep(str(data["title"]), tuple(jobs), str(data["made_from"]))
-        except (*_DAMAGE, KeyError):
+        except _DAMAGE:
             raise ValueError(f"{self.sweep_file} is damaged: choose another --run-dir") from None
         if edited:
             raise ValueError(f"{self.sweep_file} has been edited ({_listed(edited)}): choose another --run-dir")
@@ -108,23 +108,28 @@ class SweepFolder:
             How many jobs have been added since the last time; all of them in a new folder.
 
         Raises:
-            ValueError: if the folder holds another sweep or something else, saying what differs, or if the run of
-                a job has another configuration than the job.
+            ValueError: if the folder holds another sweep or something else, saying what differs.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"sweep folder {self.path} is a file")
-        if not self.sweep_file.is_file():
-            if self.path.is_dir() and any(not entry.startswith(".") for entry in os.listdir(self.path)):
-                raise ValueError(f"{self.path} is not empty and no sweep folder: choose another --run-dir")
+        if not holds(self.path, self.sweep_file.name, "sweep"):
             return len(sweep.jobs)
         earlier = self.read()
-        missing = _names(earlier) - _names(sweep)
-        if missing:
-            raise ValueError(
-                self._difference(earlier, sweep, [job for job in earlier.jobs if job.name in missing])
+        there, here = ({job.name for job in one.jobs} for one in (earlier, sweep))
+        missing = [job for job in earlier.jobs if job.name not in here]
+        added = [job for job in sweep.jobs if job.name not in there]
+        if not missing:
+            return len(added)
+        if not added:
+            names = _listed([job.readable for job in missing])
+            text = f"holds more jobs than asked for ({names}): put them back, or"
+        else:
+            changes = min((differing(missing[0].values, job.values) for job in added), key=len)
+            others = f"; {len(missing)} of its jobs differ" if len(missing) > 1 else ""
+            text = (
+                f"holds this sweep with other settings ({missing[0].readable} has {', '.join(changes)}{others}):"
             )
-        self._check_runs(sweep.jobs)
-        return len(sweep.jobs) - len(earlier.jobs)
+            if len(missing) == len(earlier.jobs) and len(changes) > MOST_CHANGES:
+                text = f"belongs to another sweep ({earlier.title!r}, not {sweep.title!r}):"
+        raise ValueError(f"{self.path} {text} choose another --run-dir")
 
     def open_for(self, sweep: Sweep) -> int:
         """Open the folder for a sweep, creating it if need be; jobs may have been added since the last time.
@@ -137,17 +142,16 @@ class SweepFolder:
             OSError: if the folder cannot be written.
         """
         new = self.check(sweep)
-        text = _as_yaml(sweep)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-            if not self.sweep_file.is_file() or self.sweep_file.read_text(encoding="utf-8") != text:
-                with replacing(self.sweep_file) as stream:
-                    stream.write(text.encode())
-        except OSError as error:
-            raise OSError(f"cannot write to sweep folder {self.path}: {error.strerror}") from None
+        make_folder(self.path, "sweep")
+        common = settings_shared(sweep.jobs)
+        own = {
+            job.name: {"arm": job.arm, **{key: v for key, v in job.values.items() if key not in common}}
+            for job in sweep.jobs
+        }
+        text = dump_yaml({"title": sweep.title, "made_from": sweep.made_from, "common": common})
+        text += dump_yaml({"jobs": own}, default_flow_style=None, width=1_000_000)  # a line for each
+        if not self.sweep_file.is_file() or self.sweep_file.read_text(encoding="utf-8") != text:
+            write_text(self.sweep_file, text)
         return new
 
     def summary(self, name: str) -> dict[str, Any]:
@@ -174,14 +178,13 @@ class SweepFolder:
         if locked:
             step, score, speed = _progress(self.run_path(name) / "metrics.csv")
             return JobState("running", step, score, speed, owner=str(owner or ""))
-        try:
-            file = self.failure_file(name)
+        failure = self.failure_file(name)
+        if failure.is_file():
             return JobState(
-                "failed", error=file.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+                "failed", error=failure.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
             )
-        except OSError:
-            if status == "failed":
-                return JobState("failed", error=str(summary.get("error") or "unknown"))
+        if status == "failed":
+            return JobState("failed", error=str(summary.get("error") or "unknown"))
         if (self.run_path(name) / "config.yaml").is_file():
             step, score, _ = _progress(self.run_path(name) / "metrics.csv")
             # An interrupted run has saved more than it has logged.
@@ -213,8 +216,7 @@ class SweepFolder:
         file = self.failure_file(name)
         try:
             file.parent.mkdir(exist_ok=True)
-            with replacing(file) as stream:
-                stream.write(f"{reason}\n".encode(errors="replace"))
+            write_text(file, f"{reason}\n")
         except OSError as error:
             text = f"cannot write {file}: {error.strerror}; {name} has failed: {reason}"
             print(text, file=sys.stderr, flush=True)
@@ -252,55 +254,7 @@ class SweepFolder:
 
     def write_results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> None:
         """Write results.csv; raise OSError if the folder cannot be written."""
-        text = self.results(jobs, states)
-        with replacing(self.results_file) as stream:
-            stream.write(text.encode())
-
-    def _difference(self, earlier: Sweep, sweep: Sweep, missing: Sequence[Job]) -> str:
-        """Say in a line why a folder with the jobs of `earlier`, some missing in `sweep`, is not for `sweep`."""
-        hint = "choose another --run-dir"
-        added = [job for job in sweep.jobs if job.name not in _names(earlier)]
-        if not added:
-            names = _listed([job.readable for job in missing])
-            return f"{self.path} holds more jobs than asked for ({names}): put them back, or {hint}"
-        first = missing[0]
-        nearest = min((differing(first.values, job.values) for job in added), key=len)
-        if len(missing) == len(earlier.jobs) and len(nearest) > MOST_CHANGES:
-            return f"{self.path} belongs to another sweep ({earlier.title!r}, not {sweep.title!r}): {hint}"
-        others = f"; {len(missing)} of its jobs differ" if len(missing) > 1 else ""
-        what = f"{first.readable} has {', '.join(nearest)}{others}"
-        return f"{self.path} holds this sweep with other settings ({what}): {hint}"
-
-    def _check_runs(self, jobs: Iterable[Job]) -> None:
-        """Raise ValueError for a run folder whose configuration is not that of its job."""
-        hint = "move its folder away, or choose another --run-dir"
-        for job in jobs:
-            file = self.run_path(job.name) / "config.yaml"
-            try:
-                saved = load_yaml(file.read_text(encoding="utf-8"))
-                same = fingerprint(saved) == fingerprint(job.values)
-            except FileNotFoundError:
-                continue
-            except _DAMAGE:
-                raise ValueError(f"{file} is damaged: {hint}") from None
-            if not same:
-                changes = ", ".join(differing(saved, job.values))
-                raise ValueError(f"{file} is not what the sweep asks for ({changes}): {hint}")
-
-
-def _as_yaml(sweep: Sweep) -> str:
-    """Return the text of sweep.yaml: a block of what all jobs share, and a line for each."""
-    common = settings_shared(sweep.jobs)
-    own = {
-        job.name: {"arm": job.arm, **{key: v for key, v in job.values.items() if key not in common}}
-        for job in sweep.jobs
-    }
-    head = dump_yaml({"title": sweep.title, "made_from": sweep.made_from, "common": common})
-    return head + dump_yaml({"jobs": own}, default_flow_style=None, width=1_000_000)
-
-
-def _names(sweep: Sweep) -> set[str]:
-    return {job.name for job in sweep.jobs}
+        write_text(self.results_file, self.results(jobs, states))
 
 
 def _listed(names: Sequence[str]) -> str:

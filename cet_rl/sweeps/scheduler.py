@@ -14,7 +14,15 @@ from cet_rl.runs.terminal import Interruption
 from cet_rl.sweeps.display import SweepDisplay
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import JobState, Sweep, counts
-from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, SubmittedJob, failure_reason
+from cet_rl.sweeps.worker import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_INTERRUPTED,
+    STOPPED,
+    Launcher,
+    Worker,
+    failure_reason,
+)
 
 TICK = 0.1
 """Seconds between two looks at the workers."""
@@ -71,7 +79,7 @@ class _SweepRun:
         self.jobs, self.folder, self.launcher = sweep.jobs, folder, launcher
         self.display = SweepDisplay(sweep.jobs, folder, launcher.capacity, quiet=quiet)
         self.interruption = Interruption()
-        self.submitted: dict[str, SubmittedJob] = {}
+        self.workers: list[Worker] = []
         self.states: dict[str, JobState] = folder.states(self.jobs)
         failed = {name for name, state in self.states.items() if state.state == "failed"}
         self.to_retry = failed if retry else set()
@@ -100,62 +108,60 @@ class _SweepRun:
         while True:
             if self.interruption.wanted and not stopping:
                 stopping = True
-                self.display.stopping(len(self.submitted))
-                for job in self.submitted.values():
-                    job.stop()
-            ended = self._reap()
+                self.display.stopping(sum(len(worker.names) for worker in self.workers))
+                for worker in self.workers:
+                    worker.stop()
+            ended = [worker for worker in self.workers if self._has_ended(worker)]
+            self.workers = [worker for worker in self.workers if worker not in ended]
             if ended or time.monotonic() - self._looked > GLANCE:
-                self._look()
+                self.states = self.folder.states(self.jobs, self.states)
+                self._looked = time.monotonic()
+                self.display.update(self.states)
             if not stopping:
                 self._start()
-            if not self.submitted and (stopping or not self._running_elsewhere()):
+            if not self.workers and (stopping or not self._is_waiting()):
                 return
             time.sleep(TICK)
 
-    def _reap(self) -> bool:
-        """Note what has become of the workers that have ended; return whether there are any."""
-        ended = {name: status for name, job in self.submitted.items() if (status := job.poll()) is not None}
-        for name, status in ended.items():
-            del self.submitted[name]
-            if status == EXIT_BUSY:
+    def _has_ended(self, worker: Worker) -> bool:
+        """Return whether a worker has ended; note what has become of its jobs if it has not done so."""
+        status = worker.poll()
+        if status is None:
+            return False
+        for name in worker.names:
+            if self.folder.state(name).state in ("finished", "failed") or status in STOPPED:
+                continue
+            # Of a batch, those that have neither ended nor failed are run by another process.
+            if status == EXIT_BUSY or (len(worker.names) > 1 and status in (EXIT_FINISHED, EXIT_FAILED)):
                 self.started.discard(name)  # should its owner die, this sweep takes it over
-            elif status not in (EXIT_FINISHED, *STOPPED):
+            elif status != EXIT_FINISHED:
                 failure_reason(self.folder, name, status)
-        return bool(ended)
-
-    def _look(self) -> None:
-        self.states = self.folder.states(self.jobs, self.states)
-        self._looked = time.monotonic()
-        self.display.update(self.states)
+        return True
 
     def _start(self) -> None:
         """Start as many jobs as there is room for."""
-        room = self.launcher.capacity - len(self.submitted)
-        if room < 1:
-            return
-        ready = [job.name for job in self.jobs if self._is_ready(job.name)][:room]
-        for retry in (False, True):
-            names = [name for name in ready if (name in self.to_retry) == retry]
-            if names:
-                for job in self.launcher.submit(self.folder, names, retry=retry):
-                    self.submitted[job.name] = job
-        self.started.update(ready)
+        room = self.launcher.capacity - sum(len(worker.names) for worker in self.workers)
+        names = [job.name for job in self.jobs if self._is_ready(job.name)][: max(room, 0)]
+        if names:
+            self.workers += self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
+            self.started.update(names)
 
     def _is_ready(self, name: str) -> bool:
         state = self.states[name].state
         wanted = state in ("waiting", "partial") or (state == "failed" and name in self.to_retry)
         return wanted and name not in self.started
 
-    def _running_elsewhere(self) -> bool:
+    def _is_waiting(self) -> bool:
+        """Return whether jobs are left that this sweep may start, now or when their owners die."""
         return any(state.state == "running" or self._is_ready(name) for name, state in self.states.items())
 
     def _end(self, *, kill: bool) -> None:
         """End all workers and wait for them."""
-        for job in self.submitted.values():
+        for worker in self.workers:
             if kill:
-                job.kill()
+                worker.kill()
             else:
-                job.stop()
-        while any(job.poll() is None for job in self.submitted.values()):
+                worker.stop()
+        while any(worker.poll() is None for worker in self.workers):
             time.sleep(TICK)
-        self.submitted.clear()
+        self.workers.clear()

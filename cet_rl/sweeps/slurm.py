@@ -15,28 +15,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.runs.files import replacing
+from cet_rl.runs.files import write_text
 from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Sweep, counts, describe_counts
-from cet_rl.sweeps.worker import (
-    EXIT_FINISHED,
-    STOPPED,
-    Command,
-    LocalJob,
-    check_workers,
-    failure_reason,
-    worker_command,
-)
+from cet_rl.sweeps.worker import EXIT_FINISHED, STOPPED, Command, Worker, failure_reason, worker_command
 
 if TYPE_CHECKING:
-    from submitit import SlurmExecutor
     from submitit.helpers import DelayedSubmission
 
 DEFAULT_MINUTES = 60
@@ -51,19 +42,13 @@ LINGER = 120.0
 """Seconds that a SLURM job whose worker was ended by SLURM waits for what SLURM does next."""
 
 _OURS = {
-    "array": "--workers sets how many jobs run at a time",
-    "array-parallelism": "--workers does that",
     "workers": "--workers is an option of its own",
-    "nodes": "a job runs on one node",
-    "ntasks": "a job is one task",
-    "ntasks-per-node": "a job is one task",
-    "output": "logs go to the sweep's folder",
-    "error": "logs go to the sweep's folder",
-    "open-mode": "logs go to the sweep's folder",
     "signal": "use signal-delay, the seconds that a job has for saving",
-    "requeue": "jobs are always requeued",
-    "no-requeue": "jobs are always requeued",
     "wrap": "a sweep sets what runs",
+    **dict.fromkeys(("array", "array-parallelism"), "--workers sets how many jobs run at a time"),
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-node"), "a job is one task on one node"),
+    **dict.fromkeys(("output", "error", "open-mode"), "logs go to the sweep's folder"),
+    **dict.fromkeys(("requeue", "no-requeue"), "jobs are always requeued"),
 }
 """Options of sbatch that a sweep sets itself, and what to do instead."""
 
@@ -144,7 +129,7 @@ class SlurmJob:
     linger: float = LINGER
 
     def __post_init__(self) -> None:
-        self._worker: LocalJob | None = None
+        self._worker: Worker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_worker": None}  # a process cannot be pickled
@@ -158,16 +143,13 @@ class SlurmJob:
         Raises:
             RuntimeError: if the job has failed: SLURM counts it as failed, too.
         """
-        while True:
-            status = self._run_worker()
-            if status == EXIT_FINISHED:
-                return "finished"
-            if status == EXIT_BUSY:
-                return "busy"
-            if status not in STOPPED:
-                raise RuntimeError(f"{self.name} has failed: {failure_reason(self._folder, self.name, status)}")
+        while (status := self._run_worker()) in STOPPED:
             # SLURM has sent SIGTERM, and now ends this process or sends it SIGUSR2. If it does neither, go on.
             time.sleep(self.linger)
+        if status not in (EXIT_FINISHED, EXIT_BUSY):
+            reason = failure_reason(SweepFolder(self.folder), self.name, status)
+            raise RuntimeError(f"{self.name} has failed: {reason}")
+        return "finished" if status == EXIT_FINISHED else "busy"
 
     def checkpoint(self) -> DelayedSubmission:
         """Have the worker save its checkpoint and end; return what to put back into the queue."""
@@ -180,21 +162,17 @@ class SlurmJob:
             with suppress(ChildProcessError):  # it had ended
                 os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
         # One that was stopped before it had begun has still to forget that it failed.
-        retry = self.retry and self._folder.state(self.name).state == "failed"
+        retry = self.retry and SweepFolder(self.folder).state(self.name).state == "failed"
         return DelayedSubmission(replace(self, retry=retry))
 
-    @property
-    def _folder(self) -> SweepFolder:
-        return SweepFolder(self.folder)
-
     def _run_worker(self) -> int:
+        folder = SweepFolder(self.folder)
         # A predecessor's node may have died, which shows after a while: --wait.
-        options = ["--watch", "--wait", *["--retry"] * self.retry]
-        command = [*self.command(self._folder, self.name), *options]
+        command = [*self.command(folder, [self.name]), "--watch", "--wait", *["--retry"] * self.retry]
         # SLURM sends SIGUSR2 to all processes of a job. A worker inherits that it is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
         try:
-            self._worker = LocalJob(self.name, command, self._folder.log_file(self.name))
+            self._worker = Worker([self.name], command, folder.log_file(self.name))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while (status := self._worker.poll()) is None:
@@ -209,16 +187,12 @@ class SlurmLauncher:
     Args:
         options: of sbatch, from `parse_options`; those left out are the cluster's defaults.
         workers: jobs at a time in an array; None for as many as SLURM can place.
-        command: of a worker.
 
     Raises:
-        ValueError: if submitit or SLURM is not installed, or `workers` is not at least one.
+        ValueError: if submitit or SLURM is not installed.
     """
 
-    def __init__(
-        self, options: Mapping[str, str | bool], workers: int | None = None, command: Command = worker_command
-    ) -> None:
-        check_workers(workers)
+    def __init__(self, options: Mapping[str, str | bool], workers: int | None = None) -> None:
         try:
             import submitit  # noqa: F401
         except ImportError:
@@ -226,51 +200,37 @@ class SlurmLauncher:
         for program in ("sbatch", "srun", "squeue", "scontrol"):
             if shutil.which(program) is None:
                 raise ValueError(f"--launcher slurm: there is no SLURM here, {program} is not on the PATH")
-        self.options, self.workers, self.command = dict(options), workers, command
+        self.options, self.workers = options, workers
 
-    def executor(self, folder: SweepFolder) -> SlurmExecutor:
-        """Return submitit's executor with the options of sbatch."""
+    def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool) -> str:
+        """Hand over jobs, which run also if they have failed if told to retry; return their number in SLURM.
+
+        Raises:
+            ValueError: if SLURM refuses them, with its reason.
+        """
         from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        options = dict(self.options)
-        executor = SlurmExecutor(folder.path.resolve() / "slurm", max_num_timeout=REQUEUES)
+        path, options = folder.path.resolve(), dict(self.options)
+        executor = SlurmExecutor(path / "slurm", max_num_timeout=REQUEUES)
         executor.update_parameters(
-            job_name=str(options.pop("job-name", folder.path.resolve().name)),
+            job_name=str(options.pop("job-name", path.name)),
             time=minutes(options.pop("time", str(DEFAULT_MINUTES))),
             signal_delay_s=_seconds(options.pop("signal-delay", "90")),
             array_parallelism=self.workers or MOST_JOBS,
             stderr_to_stdout=True,
             additional_parameters={**options, "requeue": True},
         )
-        return executor
-
-    def submit(self, folder: SweepFolder, jobs: Mapping[str, bool]) -> dict[str, str]:
-        """Hand over jobs.
-
-        Args:
-            folder: of the sweep.
-            jobs: by name, whether to run them although they have failed.
-
-        Returns:
-            The number of each job in SLURM, as `squeue` shows it: 12_0.
-
-        Raises:
-            ValueError: if SLURM refuses them, with its reason.
-        """
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        path = str(folder.path.resolve())
-        all_jobs = [SlurmJob(path, name, retry, self.command) for name, retry in jobs.items()]
         numbers: dict[str, str] = {}
-        for start in range(0, len(all_jobs), MOST_JOBS):
-            some = all_jobs[start : start + MOST_JOBS]
+        for start in range(0, len(names), MOST_JOBS):
+            some = names[start : start + MOST_JOBS]
             try:
-                submitted = self.executor(folder).submit_array(some)
+                submitted = executor.submit_array([SlurmJob(str(path), name, retry) for name in some])
             except (FailedJobError, FailedSubmissionError) as error:
                 raise ValueError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from None
-            numbers |= {job.name: one.job_id for job, one in zip(some, submitted, strict=True)}
-            _note_numbers(folder, numbers)
-        return numbers
+            numbers |= {name: job.job_id for name, job in zip(some, submitted, strict=True)}
+            write_text(_numbers_file(folder), json.dumps({**_numbers(folder), **numbers}, indent=1))
+        return _arrays(numbers.values())
 
 
 def submit_sweep(
@@ -301,17 +261,16 @@ def submit_sweep(
     states, queued = folder.states(sweep.jobs), queued_jobs(folder)
     failed = counts(states)["failed"]
     wanted = ("waiting", "partial", *["failed"] * retry)
-    found = {job.name: states[job.name].state for job in sweep.jobs if job.name not in queued}
-    jobs = {name: state == "failed" for name, state in found.items() if state in wanted}
+    names = [job.name for job in sweep.jobs if job.name not in queued and states[job.name].state in wanted]
     there = f"; {len(queued)} of them waiting or running in SLURM" * bool(queued)
     say(f"sweep folder {folder.path}\n{len(sweep.jobs)} jobs: {describe_counts(states)}{there}")
     if failed and not retry:
         say(f"--retry runs the {failed} that failed again")
-    if not jobs:
+    if names:
+        number = launcher.submit(folder, names, retry=retry)
+        say(f"submitted {len(names)} jobs as SLURM job {number}; --status shows how far they are")
+    else:
         say("nothing to submit")
-        return 0
-    arrays = _arrays(launcher.submit(folder, jobs))
-    say(f"submitted {len(jobs)} jobs as SLURM job {arrays}; --status shows how far they are")
     return 0
 
 
@@ -321,6 +280,35 @@ def queued_jobs(folder: SweepFolder) -> dict[str, str]:
     Raises:
         ValueError: if SLURM does not answer.
     """
+    known = _numbers(folder)
+    if not known or shutil.which("squeue") is None:
+        return {}
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if asked.returncode:
+        raise ValueError(f"squeue does not answer: {' '.join(asked.stderr.split())}")
+    there = asked.stdout.split()
+    return {name: number for name, number in known.items() if number in there}
+
+
+def describe_queue(folder: SweepFolder) -> str:
+    """Return a line about the jobs of a sweep that SLURM has; empty if it has none."""
+    queued = queued_jobs(folder)
+    return f"SLURM has {len(queued)} of the jobs, waiting or running: job {_arrays(queued.values())}" * bool(
+        queued
+    )
+
+
+def _arrays(numbers: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
+
+
+def _numbers_file(folder: SweepFolder) -> Path:
+    return folder.path / "slurm" / "jobs.json"
+
+
+def _numbers(folder: SweepFolder) -> dict[str, str]:
+    """Return the numbers that jobs have had in SLURM, as `squeue` shows them: 12_0."""
     file = _numbers_file(folder)
     try:
         known: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
@@ -328,36 +316,4 @@ def queued_jobs(folder: SweepFolder) -> dict[str, str]:
         return {}
     except (OSError, ValueError):
         raise ValueError(f"{file} is damaged: look into squeue, and remove it") from None
-    if not known or shutil.which("squeue") is None:
-        return {}
-    asked = subprocess.run(
-        ["squeue", "--noheader", "--array", "--me", "--format=%i"], capture_output=True, text=True, timeout=120
-    )
-    if asked.returncode:
-        raise ValueError(f"squeue does not answer: {' '.join(asked.stderr.split())}")
-    there = set(asked.stdout.split())
-    return {name: number for name, number in known.items() if number in there}
-
-
-def describe_queue(folder: SweepFolder) -> str:
-    """Return a line about the jobs of a sweep that SLURM has; empty if it has none."""
-    queued = queued_jobs(folder)
-    return f"SLURM has {len(queued)} of the jobs, waiting or running: job {_arrays(queued)}" if queued else ""
-
-
-def _arrays(numbers: Mapping[str, str]) -> str:
-    return ", ".join(dict.fromkeys(number.partition("_")[0] for number in numbers.values()))
-
-
-def _numbers_file(folder: SweepFolder) -> Path:
-    return folder.path / "slurm" / "jobs.json"
-
-
-def _note_numbers(folder: SweepFolder, numbers: Mapping[str, str]) -> None:
-    file = _numbers_file(folder)
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        earlier = {}
-    with replacing(file) as stream:
-        stream.write(json.dumps({**earlier, **numbers}, indent=1).encode())
+    return known

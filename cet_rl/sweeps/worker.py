@@ -1,9 +1,16 @@
-"""The process that runs a job of a sweep, and what starts such processes on this machine.
+"""The process that runs jobs of a sweep, and what starts such processes on this machine.
 
-    python -m cet_rl.sweeps.worker FOLDER JOB [--retry] [--wait] [--watch]
+    python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait] [--watch]
 
-holds the job's lock for as long as it lives, goes on from the job's checkpoint, and writes down why the job fails
-if it does. Its exit status: 0 finished, 1 failed, 75 another process runs the job, 130 interrupted.
+holds its jobs' locks for as long as it lives, goes on from their checkpoints, and writes down why jobs fail.
+
+--batch  trains all jobs as one batched model (`cet_rl.vision.batched`): one small network leaves a GPU idle, and
+         processes of one job each would only take turns on it
+--retry  trains jobs that have failed, too
+--wait   waits for another process that runs a job, until it would be found dead
+--watch  stops when stdin ends
+
+Its exit status: 0 all jobs have finished, 3 some have failed, 75 another process runs them, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,16 +21,21 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
+from cet_rl.runs.task_kinds import VISION
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Job
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+if TYPE_CHECKING:
+    from cet_rl.vision.config import VisionConfig
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 3, 130
 
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a worker that was asked to stop."""
@@ -31,11 +43,14 @@ STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables that keep a process to one thread."""
 
+JOBS_IN_BATCH = 64
+"""Most jobs of one batched model, unless told otherwise."""
+
 Trainer = Callable[[SweepFolder, Sequence[Job]], str]
 """Trains jobs in their run folders, or goes on with them; returns "finished" or "interrupted"."""
 
-Command = Callable[[SweepFolder, str], list[str]]
-"""Returns the command line of a worker from a sweep's folder and a job's name."""
+Command = Callable[[SweepFolder, Sequence[str]], list[str]]
+"""Returns the command line of a worker from a sweep's folder and the names of jobs."""
 
 
 def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
@@ -46,6 +61,26 @@ def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     task_kind, config = configuration(job)
     status: str = task_kind.training().train(config, folder.run_path(job.name), resume=True, quiet=True)
     return status
+
+
+def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
+    """Train jobs together; each leaves a run folder as if it had been alone, also if it fails."""
+    from cet_rl.vision.training import train_batch
+
+    train_batch([batched_config(job) for job in jobs], [folder.run_path(job.name) for job in jobs], quiet=True)
+    return "finished"
+
+
+def batched_config(job: Job) -> VisionConfig:
+    """Return a job's configuration; raise ValueError if it cannot be part of a batched model."""
+    from cet_rl.sweeps.build import configuration
+    from cet_rl.vision.config import VisionConfig, check_batchable
+
+    _, config = configuration(job)
+    if not isinstance(config, VisionConfig):
+        raise ValueError(f"--launcher batch is for {VISION.describe()}, not for {config.task}: leave it out")
+    check_batchable(config)
+    return config
 
 
 def work(
@@ -64,53 +99,43 @@ def work(
         The exit status.
 
     Raises:
-        ValueError: if the sweep has no such job.
         OSError: if the folder cannot be written.
     """
     jobs = {job.name: job for job in folder.read().jobs}
-    if unknown := [name for name in names if name not in jobs]:
-        raise ValueError(f"{folder.path} has no job {unknown[0]}")
-    locks: list[Lock] = []
+    held: list[str] = []
     pending: list[Job] = []
-    try:
+    with ExitStack() as locks:
         for name in names:
             lock = Lock(folder.locks, name)
             if lock.acquire(wait):
-                locks.append(lock)
-                pending += [jobs[name]] * _is_pending(folder, name, retry)
-        if not locks:
+                locks.callback(lock.release)
+                held.append(name)
+        if not held:
             return EXIT_BUSY
-        if pending and train(folder, pending) != "finished":
+        try:
+            if retry:
+                for name in held:
+                    folder.forget_failure(name)
+            pending = [jobs[name] for name in held if folder.state(name).state not in ("finished", "failed")]
+            if pending and train(folder, pending) != "finished":
+                return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
             return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except Exception as error:  # whatever it is, it is these jobs', and written down
-        traceback.print_exc()
-        for job in pending:
-            if folder.state(job.name).state not in ("finished", "failed"):
-                folder.note_failure(job.name, f"{type(error).__name__}: {error}")
-    finally:
-        for lock in locks:
-            lock.release()
-    failed = any(folder.state(lock.name).state == "failed" for lock in locks)
-    return EXIT_FAILED if failed else EXIT_FINISHED
+        except Exception as error:  # whatever it is, it is these jobs', and written down
+            traceback.print_exc()
+            for job in pending:
+                if folder.state(job.name).state not in ("finished", "failed"):
+                    folder.note_failure(job.name, f"{type(error).__name__}: {error}")
+            return EXIT_FAILED
+        return EXIT_FAILED if any(folder.state(name).state == "failed" for name in held) else EXIT_FINISHED
 
 
-def _is_pending(folder: SweepFolder, name: str, retry: bool) -> bool:
-    """Tell whether a job is to be trained; one that is retried forgets why it failed."""
-    state = folder.state(name).state
-    if state == "failed" and retry:
-        folder.forget_failure(name)
-    return state not in ("finished", "failed") or (state == "failed" and retry)
-
-
-def run_worker(arguments: Sequence[str], train: Trainer) -> int:
+def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
     """Run a worker's process; return its exit status.
 
     Args:
-        arguments: FOLDER JOB …, --retry to train jobs that have failed, --wait to wait for another process that
-            runs a job, until it would be found dead, --watch to stop when stdin ends.
-        train: trains the jobs.
+        arguments: of the command line, see above.
+        train: trains the jobs; None for what the arguments say.
     """
     folder, *words = arguments
     names = [word for word in words if not word.startswith("--")]
@@ -118,6 +143,7 @@ def run_worker(arguments: Sequence[str], train: Trainer) -> int:
     if "--watch" in words:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
     wait = LEASE + HEARTBEAT if "--wait" in words else 0.0
+    train = train or (train_together if "--batch" in words else train_job)
     try:
         return work(SweepFolder(folder), names, train, retry="--retry" in words, wait=wait)
     except KeyboardInterrupt:
@@ -135,56 +161,22 @@ def _stop_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class SubmittedJob(Protocol):
-    """Represent a job that a launcher has taken."""
-
-    @property
-    def name(self) -> str:
-        """Return the name of the job."""
-
-    def poll(self) -> int | None:
-        """Return the exit status of its worker, negative for a signal; None while it waits or runs."""
-
-    def stop(self) -> None:
-        """Ask the worker to save its checkpoint and end."""
-
-    def kill(self) -> None:
-        """End the worker at once."""
-
-
-class Launcher(Protocol):
-    """Runs workers somewhere.
-
-    Attributes:
-        capacity: how many jobs it takes at a time.
-    """
-
-    capacity: int
-
-    def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool) -> list[SubmittedJob]:
-        """Start jobs by name, at most as many as there is room for; retry those that have failed if told to.
-
-        Raises:
-            OSError: if they cannot be started.
-        """
-
-
-def worker_command(folder: SweepFolder, name: str) -> list[str]:
+def worker_command(folder: SweepFolder, names: Sequence[str]) -> list[str]:
     """Return the command line of a worker in this Python."""
-    return [sys.executable, "-m", "cet_rl.sweeps.worker", str(folder.path), name]
+    return [sys.executable, "-m", "cet_rl.sweeps.worker", str(folder.path), *names]
 
 
-class LocalJob:
+class Worker:
     """Run a worker on this machine, which stops if this process is killed.
 
     Args:
-        name: of the job.
+        names: of its jobs.
         command: of the worker.
         log: file that its output is appended to.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        self.name, self._log = name, log
+    def __init__(self, names: Sequence[str], command: Sequence[str], log: Path) -> None:
+        self.names, self._log = names, log
         log.parent.mkdir(exist_ok=True)
         environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
         with open(log, "ab") as stream:
@@ -195,7 +187,7 @@ class LocalJob:
 
     @property
     def pid(self) -> int:
-        """Return the number of the worker's process."""
+        """Return the number of the process."""
         return self._process.pid
 
     def poll(self) -> int | None:
@@ -209,38 +201,65 @@ class LocalJob:
         return status
 
     def stop(self) -> None:
-        """Ask the worker to save its checkpoint and end."""
+        """Ask it to save its checkpoints and end."""
         # A terminal may have sent it a SIGINT already: a second one would not let it save, SIGTERM does.
         self._process.terminate()
 
     def kill(self) -> None:
-        """End the worker at once."""
+        """End it at once."""
         self._process.kill()
 
 
-class LocalLauncher:
-    """Start processes on this machine, one thread each.
+class Launcher:
+    """Start workers on this machine, one thread each.
 
     Args:
-        workers: how many at a time; None for as many as there are processors for this process.
+        capacity: jobs at a time; None for as many as there are processors for this process.
         command: of a worker.
-        wait: let a worker wait for a job that another process runs.
+        options: of the workers, beside --retry.
+        batches: what the jobs of one worker have in common, by their names; a worker for each job without.
 
     Raises:
-        ValueError: if `workers` is not at least one.
+        ValueError: if `capacity` is not at least one.
     """
 
     def __init__(
-        self, workers: int | None = None, command: Command = worker_command, *, wait: bool = False
+        self,
+        capacity: int | None = None,
+        command: Command = worker_command,
+        options: Sequence[str] = (),
+        batches: Mapping[str, Hashable] | None = None,
     ) -> None:
-        check_workers(workers)
-        self.capacity = workers or processors()
-        self._command, self._options = command, ["--watch", *["--wait"] * wait]
+        check_workers(capacity)
+        self.capacity = capacity or processors()
+        self._command, self._options, self._batches = command, [*options, "--watch"], batches or {}
 
-    def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool) -> list[SubmittedJob]:
-        """Start a worker for each job."""
+    def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
+        """Start workers for jobs, which run also those that have failed if told to retry.
+
+        Raises:
+            OSError: if they cannot be started.
+        """
+        together: dict[Hashable, list[str]] = {}
+        for name in names:
+            together.setdefault(self._batches.get(name, name), []).append(name)
         options = [*self._options, *["--retry"] * retry]
-        return [LocalJob(name, [*self._command(folder, name), *options], folder.log_file(name)) for name in names]
+        return [
+            Worker(some, [*self._command(folder, some), *options], folder.log_file(some[0]))
+            for some in together.values()
+        ]
+
+
+def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher:
+    """Return a launcher that trains jobs of image classification of the same shapes as one batched model.
+
+    Raises:
+        ValueError: if a job cannot be part of one, or `capacity` is not at least one.
+    """
+    from cet_rl.vision.config import shared
+
+    shapes = {job.name: tuple(map(repr, shared(batched_config(job)).items())) for job in jobs}
+    return Launcher(JOBS_IN_BATCH if capacity is None else capacity, options=["--batch"], batches=shapes)
 
 
 def check_workers(workers: int | None) -> None:
@@ -279,4 +298,4 @@ def failure_reason(folder: SweepFolder, name: str, status: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(sys.argv[1:], train_job))
+    sys.exit(run_worker(sys.argv[1:]))

@@ -7,18 +7,17 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml
-from cet_rl.runs.files import replacing
+from cet_rl.runs.files import write_text
 from cet_rl.runs.task_kinds import options_marked
-from cet_rl.tuning.file import SearchFile
+from cet_rl.tuning.file import SearchFile, plain
 from cet_rl.tuning.study import SearchFolder
 
 if TYPE_CHECKING:
@@ -32,22 +31,23 @@ ENOUGH = 10
 WIDTH = 140
 """Width of a table that is not printed to a terminal."""
 
-_STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "open", "WAITING": "open"}
+STATES = {"COMPLETE": "complete", "RUNNING": "open", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "open"}
+"""The states of Optuna's trials, in the order of the printed table, and what they are called."""
 
 
 def best_trial(study: Study) -> FrozenTrial | None:
-    """Return the best of the finished trials; None without any."""
-    from optuna.study import StudyDirection
+    """Return the best of the finished trials, the first of those that are as good; None without any."""
     from optuna.trial import TrialState
 
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.COMPLETE]
-    sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    return min(ended, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
+    ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return min(ended, key=lambda trial: _rank(study, trial), default=None)
 
 
-def params_of(search: SearchFile, trial: FrozenTrial) -> dict[str, Any]:
-    """Return the values of a trial's options."""
-    return {name: search.space[name].value(value) for name, value in trial.params.items() if name in search.space}
+def _rank(study: Study, trial: FrozenTrial) -> tuple[float, ...]:
+    """Return a key that sorts trials: those that finished, best first; then open, pruned and failed ones."""
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    ended = trial.state.name == "COMPLETE"
+    return [*STATES].index(trial.state.name), sign * (trial.value or 0.0) if ended else 0.0, trial.number
 
 
 def describe_params(params: Mapping[str, Any]) -> str:
@@ -55,46 +55,38 @@ def describe_params(params: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_text(value)}" for name, value in params.items())
 
 
-def write_best(folder: SearchFolder, search: SearchFile, study: Study) -> None:
-    """Write best.yaml, a configuration file: all settings of the best trial, without seed and machine.
+def write_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> None:
+    """Write trials.csv, a row for each trial, and best.yaml, if a trial has finished.
+
+    best.yaml is a configuration file: all settings of the best trial, without seed and machine.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if they cannot be written.
     """
-    best = best_trial(study)
+    trials, best = study.get_trials(deepcopy=False), best_trial(study)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["trial", "state", search.metric.key, *search.space, "reason"])
+    writer.writerows([*_row(search, trial, repr), trial.user_attrs.get("reason", "")] for trial in trials)
+    write_text(folder.table_file, table.getvalue())
     if best is None:
         return
-    params = params_of(search, best)
     # What chooses hyper-parameters tests on images held out; who trains with them tests on the test set.
-    left_out = {"seed", "validation", *(key for key in options_marked(Mark.MACHINE) if key not in search.fixed)}
-    values = search.sweep(params).jobs[0].values
-    ordered = {key: values[key] for key in ("task", *params)}
+    left_out = {"seed", "validation", *options_marked(Mark.MACHINE) - search.fixed.keys()}
+    values = search.sweep(best.params).jobs[0].values
+    ordered = {key: values[key] for key in ("task", *best.params)}
     ordered |= {key: value for key, value in values.items() if key not in left_out}
     seeds = f"seed{'s' * (len(search.seeds) > 1)} {', '.join(map(str, search.seeds))}"
-    trials = len(study.get_trials(deepcopy=False))
-    head = f"# The best of {trials} trials: {search.metric} {best.value:.6g} over {seeds}"
-    text = dump_yaml(ordered)
-    with replacing(folder.best_file) as stream:
-        stream.write(f"{head} (trial {best.number}).\n# Searched: {describe_params(params)}.\n{text}".encode())
+    head = f"# The best of {len(trials)} trials: {search.metric.key} {best.value:.6g} over {seeds}"
+    searched = f"# Searched: {describe_params(best.params)}."
+    write_text(folder.best_file, f"{head} (trial {best.number}).\n{searched}\n{dump_yaml(ordered)}")
 
 
-def write_table(folder: SearchFolder, search: SearchFile, study: Study) -> None:
-    """Write trials.csv: number, state, score, parameters and why it ended, a row for each trial.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", search.metric, *search.space, "reason"])
-    for trial in study.get_trials(deepcopy=False):
-        params = params_of(search, trial)
-        values = [_text(params[name]) if name in params else "" for name in search.space]
-        score = "" if trial.value is None or trial.state.name != "COMPLETE" else repr(trial.value)
-        reason = trial.user_attrs.get("reason", "")
-        writer.writerow([trial.number, _STATES[trial.state.name], score, *values, reason])
-    with replacing(folder.table_file) as stream:
-        stream.write(text.getvalue().encode())
+def _row(search: SearchFile, trial: FrozenTrial, number: Callable[[float], str]) -> list[str]:
+    """Return number, state, score and parameters of a trial as text; `number` writes those that are not whole."""
+    score = number(trial.value) if trial.state.name == "COMPLETE" and trial.value is not None else ""
+    params = [_text(trial.params.get(name, ""), number) for name in search.space]
+    return [str(trial.number), STATES[trial.state.name], score, *params]
 
 
 def importances(study: Study) -> dict[str, float]:
@@ -119,37 +111,25 @@ def importances(study: Study) -> dict[str, float]:
 
 def print_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> None:
     """Print the best trials, the importances and where the best configuration is, to stdout."""
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-    trials = study.get_trials(deepcopy=False)
-    sign = -1 if search.direction == "maximize" else 1
-    order = ("COMPLETE", "RUNNING", "PRUNED", "FAIL", "WAITING")
-
-    def place(trial: FrozenTrial) -> tuple[float, ...]:
-        complete = trial.state.name == "COMPLETE" and trial.value is not None
-        return order.index(trial.state.name), sign * trial.value if complete and trial.value else 0.0, trial.number
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("trial", "state", search.metric, *search.space):
-        table.add_column(name)
-    for trial in sorted(trials, key=place)[:SHOWN]:
-        params = params_of(search, trial)
-        score = f"{trial.value:.6g}" if trial.state.name == "COMPLETE" and trial.value is not None else ""
-        values = [escape(_text(params[name])) if name in params else "" for name in search.space]
-        table.add_row(str(trial.number), _STATES[trial.state.name], score, *values)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
+    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: _rank(study, trial))
+    table = Table(
+        "trial", "state", search.metric.key, *search.space, box=None, pad_edge=False, header_style="bold"
+    )
+    for trial in trials[:SHOWN]:
+        table.add_row(*_row(search, trial, "{:.6g}".format))
     console.print(table)
     if len(trials) > SHOWN:
-        console.print(f"and {len(trials) - SHOWN} more in {folder.table_file}", markup=False, highlight=False)
-    weights = importances(study)
-    if weights:
-        shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-        console.print(f"importance: {shares}", markup=False, highlight=False)
+        console.print(f"and {len(trials) - SHOWN} more in {folder.table_file}")
+    if weights := importances(study):
+        console.print(f"importance: {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}")
     if folder.best_file.is_file():
-        line = f"best: cet-rl train {search.fixed['task']} --config {folder.best_file}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"best: cet-rl train {search.fixed['task']} --config {folder.best_file}", soft_wrap=True)
 
 
-def _text(value: Any) -> str:
-    """Return a value in a few characters."""
+def _text(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
+    """Return a value as the command line takes it."""
+    value = plain(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -12,20 +12,19 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cet_rl.report.reading import FloatArray, read_columns
+from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.runs.terminal import Interruption
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Sweep
-from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, SubmittedJob, failure_reason
+from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, failure_reason
 from cet_rl.tuning.file import SearchFile
-from cet_rl.tuning.outcome import best_trial, describe_params, write_best, write_table
+from cet_rl.tuning.outcome import STATES, best_trial, describe_params, write_outcome
 from cet_rl.tuning.study import POINTS, SearchFolder
 
 if TYPE_CHECKING:
@@ -43,75 +42,75 @@ class TrialResult:
     """Say what has become of a trial.
 
     Attributes:
-        state: complete; pruned, because it was worse than others or its numbers grew beyond bounds; failed; or
-            open, to be taken up again.
+        state: Optuna's name of it: COMPLETE; PRUNED, because it was worse than others or its numbers grew beyond
+            bounds; FAIL; or RUNNING, to be taken up again.
         score: mean over seeds; None unless complete.
         reason: why it failed, was pruned or cannot go on; empty otherwise.
     """
 
-    state: Literal["complete", "pruned", "failed", "open"]
+    state: Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
     score: float | None = None
     reason: str = ""
 
 
 class TrialRun:
-    """Run one trial.
+    """Run one trial: a run for each seed, one after the other.
 
     Args:
         search: what its file asks for.
-        trial: Optuna's.
-        params: the trial's.
-        sweep: its runs, seed by seed.
-        folder: of these.
+        trial: Optuna's, with its parameters.
+        folder: of its runs.
         launcher: runs them.
         lock: held; whoever polls this releases it when the trial ends.
         resumed: whether an earlier search has begun it; then runs that failed are tried again.
+
+    Raises:
+        ValueError: if its parameters cannot be run.
     """
 
     def __init__(
         self,
         search: SearchFile,
         trial: Trial,
-        params: Mapping[str, Any],
-        sweep: Sweep,
         folder: SweepFolder,
         launcher: Launcher,
         lock: Lock,
         *,
         resumed: bool = False,
     ) -> None:
-        self.search, self.trial, self.params, self.lock = search, trial, dict(params), lock
-        self._sweep, self._folder, self._launcher, self._retry = sweep, folder, launcher, resumed
+        self.search, self.trial, self.lock = search, trial, lock
+        self._folder, self._launcher, self._retry = folder, launcher, resumed
+        self._sweep = search.sweep(trial.params)
         self._curves: list[tuple[FloatArray, FloatArray]] = []  # of the seeds that have ended
         self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
-        self._job: SubmittedJob | None = None
+        self._worker: Worker | None = None
         self._looked = 0
         self._pruning = self._stopping = False
-        folder.open_for(sweep)
+        folder.open_for(self._sweep)
 
     def stop(self) -> None:
         """Have its run save its checkpoint and end; the trial stays open."""
         self._stopping = True
-        if self._job is not None:
-            self._job.stop()
+        if self._worker is not None:
+            self._worker.stop()
 
     def poll(self) -> TrialResult | None:
         """Look at the run and start the next one; return the trial's result, None while it goes on."""
-        if self._job is None:
+        if self._worker is None:
             if self._stopping:
-                return TrialResult("open")
-            self._job = self._launcher.submit(self._folder, [self._name], retry=self._retry)[0]
-        status = self._job.poll()
+                return TrialResult("RUNNING")
+            (self._worker,) = self._launcher.submit(self._folder, [self._name], retry=self._retry)
+        status = self._worker.poll()
         if status is None:
             if not self._pruning and not self._stopping and self._compare() and self.trial.should_prune():
                 self._pruning = True
-                self._job.stop()
+                self._worker.stop()
             return None
-        self._job = None
+        self._worker = None
         if self._pruning:
             return self._pruned()
         if status == EXIT_BUSY or status in STOPPED:
-            return TrialResult("open")
+            return TrialResult("RUNNING")
         return self._next() if status == EXIT_FINISHED else self._failed(status)
 
     @property
@@ -125,35 +124,33 @@ class TrialRun:
         self._looked = 0
         if len(self._curves) < len(self._sweep.jobs):
             return self._pruned() if compared and self.trial.should_prune() else None
+        key = self.search.metric.key
         metrics = [self._folder.summary(job.name).get("metrics") or {} for job in self._sweep.jobs]
-        scores = [found[self.search.metric] for found in metrics if found.get(self.search.metric) is not None]
+        scores = [found[key] for found in metrics if found.get(key) is not None]
         if len(scores) < len(metrics):
             missing = f"{len(metrics) - len(scores)} of {len(metrics)}"
-            return TrialResult("failed", reason=f"{self.search.metric} is missing in {missing} summaries")
-        return TrialResult("complete", score=math.fsum(scores) / len(scores))
+            return TrialResult("FAIL", reason=f"{key} is missing in {missing} summaries")
+        return TrialResult("COMPLETE", score=math.fsum(scores) / len(scores))
 
     def _pruned(self) -> TrialResult:
         share = max(self._reported, default=0) / (POINTS * len(self._sweep.jobs))
-        return TrialResult("pruned", reason=f"at {share:.0%}")
+        return TrialResult("PRUNED", reason=f"at {share:.0%}")
 
     def _failed(self, status: int) -> TrialResult:
         reason = failure_reason(self._folder, self._name, status)
         if any(text in reason for text in _DISK_FULL):
-            return TrialResult("open", reason=reason)
+            return TrialResult("RUNNING", reason=reason)
         # A search should learn to keep away from where numbers grow beyond bounds.
-        return TrialResult("pruned" if reason.startswith("FloatingPointError") else "failed", reason=reason)
+        return TrialResult("PRUNED" if reason.startswith("FloatingPointError") else "FAIL", reason=reason)
 
     def _curve(self, name: str) -> tuple[FloatArray, FloatArray]:
         """Return steps and values of a run's curve; empty without any."""
-        names = ("time/total_timesteps", self.search.curve)
-        nothing = np.empty(0)
+        names = (MetricsTable.STEP, self.search.curve.key)
         try:
             columns = read_columns(self._folder.run_path(name) / "metrics.csv", names.__contains__)
-        except (OSError, ValueError):  # there is none yet
-            return nothing, nothing
-        steps, values = (columns.get(name, nothing) for name in names)
-        if len(steps) != len(values):
-            return nothing, nothing
+            steps, values = (columns[name] for name in names)
+        except (OSError, ValueError, KeyError):  # there is none yet
+            return np.empty(0), np.empty(0)
         both = np.isfinite(steps) & np.isfinite(values)
         return steps[both], values[both]
 
@@ -174,7 +171,7 @@ class TrialRun:
         if not len(steps):
             return False
         curves = [curve for curve in [*self._curves, (steps, values)] if len(curve[0])]
-        sign = 1.0 if self.search.curve_direction == self.search.direction else -1.0
+        sign = 1.0 if self.search.curve.higher_is_better == self.search.metric.higher_is_better else -1.0
         total = self._sweep.jobs[0].values["total_steps"]
         new = False
         for point in range(1, POINTS + 1):
@@ -193,7 +190,7 @@ class Search:
 
     Args:
         search: what its file asks for.
-        folder: opened for it.
+        folder: of the search.
         study: of the folder.
         launcher: runs the trials; its capacity is how many at a time.
         trials: how many there are to be in all, including those of earlier goes.
@@ -238,8 +235,7 @@ class Search:
                 while self._running:
                     self._running = [run for run in self._running if run.poll() is None]
                     time.sleep(TICK)
-        write_table(self.folder, self.search, self.study)
-        write_best(self.folder, self.search, self.study)
+        write_outcome(self.folder, self.search, self.study)
         if self.interruption.wanted:
             self._say("interrupted; the same command goes on")
             return EXIT_INTERRUPTED
@@ -257,7 +253,7 @@ class Search:
                 if result is not None:
                     self._running.remove(run)
                     run.lock.release()
-                    self._conclude(run.trial, run.params, result)
+                    self._conclude(run.trial, result)
                     more = True
             while more and not stopping and len(self._running) < self.launcher.capacity:
                 more = self._start_one()
@@ -295,54 +291,40 @@ class Search:
         if self._all()[trial.number].state.name != "RUNNING":
             lock.release()
             return
-        params = {name: dimension.suggest(trial) for name, dimension in self.search.space.items()}
-        same, result = self._same(trial.number), None
-        if same is not None and same.value is not None:
-            result = TrialResult("complete", same.value, f"the same as trial {same.number}")
-        else:
-            try:
-                sweep = self.search.sweep(params)
-            except ValueError as error:
-                result = TrialResult("failed", reason=str(error))
-        if result is not None:
-            lock.release()
-            self._conclude(trial, params, result)
-            return
-        if resumed:
-            self._say(f"trial {trial.number} goes on: {describe_params(params)}")
-        runs = SweepFolder(self.folder.trial_path(trial.number))
-        run = TrialRun(self.search, trial, params, sweep, runs, self.launcher, lock, resumed=resumed)
-        self._running.append(run)
+        for name, distribution in self.search.space.items():
+            trial._suggest(name, distribution)
+        same = next((t for t in self._all() if t.state.name == "COMPLETE" and t.params == trial.params), None)
+        try:
+            if same is None:
+                folder = SweepFolder(self.folder.trial_path(trial.number))
+                self._running.append(TrialRun(self.search, trial, folder, self.launcher, lock, resumed=resumed))
+                if resumed:
+                    self._say(f"trial {trial.number} goes on: {describe_params(trial.params)}")
+                return
+            result = TrialResult("COMPLETE", same.value, f"the same as trial {same.number}")
+        except ValueError as error:
+            result = TrialResult("FAIL", reason=str(error))
+        lock.release()
+        self._conclude(trial, result)
 
-    def _same(self, number: int) -> FrozenTrial | None:
-        """Return a finished trial with the same parameters: this one would come out the same."""
-        trials = self._all()
-        wanted = trials[number].params
-        return next((t for t in trials if t.state.name == "COMPLETE" and t.params == wanted), None)
-
-    def _conclude(self, trial: Trial, params: dict[str, Any], result: TrialResult) -> None:
+    def _conclude(self, trial: Trial, result: TrialResult) -> None:
         from optuna.trial import TrialState
 
-        if result.state == "open":
+        if result.state == "RUNNING":
             if result.reason:
-                raise OSError(
-                    f"trial {trial.number} cannot go on: {result.reason}; the same command takes it up again"
-                )
+                again = "the same command takes it up again"
+                raise OSError(f"trial {trial.number} cannot go on: {result.reason}; {again}")
             return
         if result.reason:
             trial.set_user_attr("reason", result.reason)
-        if result.state == "complete":
-            self.study.tell(trial, result.score, skip_if_finished=True)
-            write_best(self.folder, self.search, self.study)
-        else:
-            state = TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL
-            self.study.tell(trial, state=state, skip_if_finished=True)
-        write_table(self.folder, self.search, self.study)
+        self.study.tell(trial, result.score, state=TrialState[result.state], skip_if_finished=True)
+        write_outcome(self.folder, self.search, self.study)
         best = best_trial(self.study)
-        score = f"{self.search.metric} {result.score:.6g}" if result.score is not None else result.state
+        metric, score, params = self.search.metric.key, result.score, describe_params(trial.params)
+        what = STATES[result.state] if score is None else f"{metric} {score:.6g}"
         reason = f" ({' '.join(result.reason.split())})" if result.reason else ""
         so_far = f"; best {best.value:.6g}, trial {best.number}" if best is not None else ""
-        self._say(f"[{trial.number + 1}/{self.trials}] {score}{reason}: {describe_params(params)}{so_far}")
+        self._say(f"[{trial.number + 1}/{self.trials}] {what}{reason}: {params}{so_far}")
 
     def _say(self, text: str) -> None:
         if not self.quiet:

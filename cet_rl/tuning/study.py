@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,9 @@ import numpy as np
 import yaml
 
 from cet_rl.runs.config_files import dump_yaml, load_yaml
+from cet_rl.runs.files import holds, make_folder, write_text
 from cet_rl.runs.lock import Lock
+from cet_rl.runs.task_kinds import differing
 from cet_rl.tuning.file import SearchFile
 
 if TYPE_CHECKING:
@@ -64,43 +65,25 @@ class SearchFolder:
         """Return the lock of a trial."""
         return Lock(self.locks, f"trial-{number:04d}")
 
-    def open_for(self, search: SearchFile) -> str:
-        """Open the folder for a search, creating it if need be; return the name of its study.
+    def study_name(self, search: SearchFile) -> str:
+        """Return the name of the search's study, noting it and the search's settings in a new folder.
 
         Raises:
-            ValueError: if it holds something else, or a search with other settings, saying which.
+            ValueError: if the folder is that of a search with other settings, saying which.
             OSError: if it cannot be written.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"the search's folder {self.path} is a file")
-        settings = json.loads(json.dumps(search.identity()))
+        settings = search.identity()
         if not self.file.is_file():
-            if self.path.is_dir() and any(not entry.startswith(".") for entry in os.listdir(self.path)):
-                raise ValueError(f"{self.path} is not empty and holds no search: choose another --run-dir")
             name = f"{self.path.resolve().name}-{uuid.uuid4().hex[:8]}"
-            text = dump_yaml({"study": name, "settings": settings})
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                draft = self.path / f".{name}.tmp"
-                draft.write_text(text, encoding="utf-8")
-                with suppress(FileExistsError):
-                    os.link(draft, self.file)  # of several machines that begin at once, one does
-                draft.unlink()
-            except OSError as error:
-                raise OSError(f"cannot write to the search's folder {self.path}: {error.strerror}") from None
+            write_text(self.file, dump_yaml({"study": name, "settings": settings}))
         try:
             saved = load_yaml(self.file.read_text(encoding="utf-8"))
-            name, earlier = str(saved["study"]), dict(saved["settings"])
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            name, changes = str(saved["study"]), ", ".join(differing(saved["settings"], settings))
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{self.file} is damaged: choose another --run-dir") from None
-        changes = [
-            f"{key} {earlier.get(key)} there, {settings.get(key)} here"
-            for key in {**earlier, **settings}
-            if earlier.get(key) != settings.get(key)
-        ]
         if changes:
             raise ValueError(
-                f"{self.path} holds a search with other settings ({', '.join(changes)}): choose another --run-dir"
+                f"{self.path} holds a search with other settings ({changes}): choose another --run-dir"
             )
         return name
 
@@ -115,21 +98,23 @@ def require_optuna() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_study(search: SearchFile, folder: SearchFolder, name: str, storage: str | None = None) -> Study:
+def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = None) -> Study:
     """Return the study of a search, with the trials it has.
 
     Args:
         search: of the study.
-        folder: opened for the search.
-        name: of the study.
+        folder: of the search, which is created if need be.
         storage: URL of a database, as Optuna takes it; None for a file in the folder.
 
     Raises:
-        ValueError: if the folder has trials that this storage has not.
+        ValueError: if the folder holds something else, a search with other settings, or trials that this storage
+            does not have.
         OSError: if the storage cannot be opened, or the folder cannot be written.
     """
     import optuna
 
+    holds(folder.path, folder.file.name, "search")
+    make_folder(folder.path, "search")
     lock = Lock(folder.locks, "study")
     if not lock.acquire(wait=PATIENCE):
         raise OSError(f"another search has been creating the study of {folder.path} for long; try again")
@@ -140,8 +125,8 @@ def open_study(search: SearchFile, folder: SearchFolder, name: str, storage: str
             database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY}})
         study = optuna.create_study(
             storage=database,
-            study_name=name,
-            direction=search.direction,
+            study_name=folder.study_name(search),
+            direction="maximize" if search.metric.higher_is_better else "minimize",
             sampler=trial_sampler(search.sampler),
             pruner=_pruner(search),
             load_if_exists=True,

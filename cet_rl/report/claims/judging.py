@@ -21,7 +21,7 @@ from cet_rl.report.reading import Run, read_runs
 from cet_rl.report.statistics import LEAST_SEEDS, LEVEL
 from cet_rl.report.text import counted, listed
 from cet_rl.runs.config import Mark, RunConfig
-from cet_rl.runs.folder import write_text
+from cet_rl.runs.files import write_text
 from cet_rl.runs.paper import paper_row
 from cet_rl.runs.task_kinds import options_marked
 
