@@ -7,13 +7,13 @@ import zipfile
 
 from safetensors.torch import load, save
 
-from cet_rl.runs import archive, typed_json
+from cet_rl.runs import archive
 
 
 def parts(file, what="network"):
     """Return the JSON data and the tensors of the state in a file."""
     tensors = {}
-    return typed_json.encode(archive.read(file, what=what), tensors), tensors
+    return archive.encode(archive.read(file, what=what), tensors), tensors
 
 
 def members(file):

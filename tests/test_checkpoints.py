@@ -109,13 +109,12 @@ def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
     for place in range(0, len(good), 3):
         kept.newest.write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
         try:
-            archive.check(kept.newest, what="network")
+            found = kept.runtime_state(kept.newest)
         except archive.DamagedFileError:
             refused += 1
             continue
+        assert found in ({"step": 3}, None)
         assert step_of(kept.newest) == 3
-        with suppress(ValueError):
-            assert kept.runtime_state(kept.newest) in ({"step": 3}, None)
     assert refused > 0.75 * len(good) / 3
 
 
@@ -218,7 +217,7 @@ def folder_at(path, config=CONFIG):
 
 def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
     folder, opened = folder_at(tmp_path / "run")
-    assert opened == "fresh"
+    assert not opened
     assert folder.checkpoint_file == folder.path / "checkpoint" / "network.zip"
     for step in (1, 2):
         folder.save_checkpoint(state(step))
@@ -226,7 +225,7 @@ def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
     cut(folder.checkpoint_file)
     (folder.path / "checkpoint" / ".network.99.tmp.zip").write_bytes(b"half")
     again, opened = folder_at(tmp_path / "run")
-    assert opened == "resumed"
+    assert opened
     assert step_of(again.checkpoint_file) == 1
     assert len(caplog.records) == 1
     assert not (folder.path / "checkpoint" / ".network.99.tmp.zip").exists()

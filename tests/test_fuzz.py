@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mutations import changes, damage
 
 from cet_rl.cli import main
-from cet_rl.runs.terminal import Interruption
+from cet_rl.runs.process import Interruption
 
 RUNS = {
     "rl": "CartPole-v1 --delay 1 --total-steps 200 --n-steps 5 --num-envs 2 --hidden 4 --eval-episodes 1 --quiet",

@@ -36,7 +36,7 @@ from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.log import pending, restore_pending
 from cet_rl.rl.training import train
-from cet_rl.runs import archive, log, typed_json
+from cet_rl.runs import archive, log
 from cet_rl.runs.folder import MetricsTable, RunFolder
 
 SMALL = {
@@ -364,7 +364,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
             if self.num_timesteps == 96 and self.found is None:
                 tensors = {}
                 self.found = (
-                    typed_json.encode(runtime_state(self.model), tensors),
+                    archive.encode(runtime_state(self.model), tensors),
                     tensors,
                     self.model.get_parameters(),
                 )
@@ -377,7 +377,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
     first.learn(240, callback=capture)
     path.seek(0)
     again = CETActorCritic.load(path, build().get_env(), device="cpu")
-    restore(again, typed_json.decode(*capture.found[:2]))
+    restore(again, archive.decode(*capture.found[:2]))
     again.learn(144, reset_num_timesteps=False)
     for name, parameters in first.get_parameters().items():
         if name != "optimizer":
@@ -393,7 +393,7 @@ def test_pending_means_are_restored():
     logger.record("b", np.float32(0.1))
     logger.record("text", "not a number")
     tensors = {}
-    restore_pending(again, typed_json.decode(typed_json.encode(pending(logger), tensors), tensors))
+    restore_pending(again, archive.decode(archive.encode(pending(logger), tensors), tensors))
     for one in (logger, again):
         one.record_mean("a", 6.0, exclude="csv")
     assert again.name_to_value["a"] == logger.name_to_value["a"] == 3

@@ -23,7 +23,7 @@ from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.saving import StoredAlgorithm, check_rate, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
-from cet_rl.runs import typed_json
+from cet_rl.runs import archive
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
@@ -195,7 +195,7 @@ class CETActorCritic(StoredAlgorithm):
         )
         if self.env is not None:
             self.check_environment()
-        typed_json.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
+        archive.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
         if _init_setup_model:
             self._setup_model()
 

@@ -5,7 +5,7 @@
 
 An environment, a wrapper or a vector environment takes part in one of two ways:
 
-- It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.typed_json` can
+- It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.archive` can
   encode), and `set_state(state)`, which restores it. Wrapped environments and Gymnasium's generator `np_random`
   are taken care of; all else that changes from step to step or from episode to episode belongs in the dictionary.
 - `register_snapshot` names the attributes for a class that cannot be changed.

@@ -43,13 +43,12 @@ def train(
     session = Session(
         config, RECURRENT, run_dir, config.rule, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
     )
-    return run(session, SequenceLearner)
+    return run([session], SequenceLearner)
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
     """Return a line with the test result of a checkpoint of a run, whose configuration has these values."""
     config = resolve(RecurrentConfig(**{**values, "device": "auto"}))
-    assert config.threads is not None
     set_threads(config.threads)
     learner = SequenceLearner(config)
     learner.load(checkpoint)

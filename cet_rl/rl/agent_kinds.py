@@ -22,7 +22,7 @@ from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env, snapshot
 from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
-from cet_rl.runs import archive, typed_json
+from cet_rl.runs import archive
 from cet_rl.runs.process import process_state, restore_process_state
 
 ACTIVATIONS = {
@@ -125,7 +125,7 @@ _LAST_SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 
 
 def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
-    """Return the state that an agent's file does not hold, as `cet_rl.runs.typed_json` can encode it.
+    """Return the state that an agent's file does not hold, as `cet_rl.runs.archive` can encode it.
 
     Random numbers, the environments in the middle of their episodes, and counters: with these and what its log has
     recorded, an on-policy agent resumes as if it had never stopped.
@@ -139,7 +139,7 @@ def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
     not_restored, environments = [], None
     try:
         environments = snapshot.capture(agent.get_env())
-        typed_json.encode(environments, {})
+        archive.encode(environments, {})
     except ValueError as error:
         environments = None
         not_restored.append(f"cannot be captured ({error}): they start fresh episodes")

@@ -32,7 +32,7 @@ class AgentKind:
         delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get delayed
             rewards.
         runtime_state: from an agent to whatever else a resumed run needs: environments, random numbers, counters,
-            as `cet_rl.runs.typed_json` encodes it, and under "not_restored" a list of lines about what cannot be
+            as `cet_rl.runs.archive` encodes it, and under "not_restored" a list of lines about what cannot be
             saved. None if nothing: such a run resumes in fresh episodes.
         restore: puts an agent into that state, after `load`.
     """

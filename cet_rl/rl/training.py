@@ -23,10 +23,9 @@ from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pe
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
-from cet_rl.runs.process import on_this_machine, set_threads
+from cet_rl.runs.process import Interruption, on_this_machine, set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
 from cet_rl.runs.task_kinds import RL
-from cet_rl.runs.terminal import Interruption
 from cet_rl.runs.values import flag
 
 LOG_EVERY = 10_000
@@ -99,7 +98,6 @@ def train(
         OSError: if a file cannot be written during the run; the summary says "failed", if that can be written.
     """
     config = resolve(config)
-    assert config.threads is not None
     set_threads(config.threads)
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
@@ -171,8 +169,7 @@ class Training(BaseCallback):
         agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
 
     def _on_training_start(self) -> None:
-        if not self.session.quiet:
-            self.session.display.start(self.agent.num_timesteps)
+        self.session.display.start(self.agent.num_timesteps)
 
     def _on_rollout_start(self) -> None:
         self.stopped = self.session.interruption.wanted
@@ -183,8 +180,7 @@ class Training(BaseCallback):
         return not self.stopped
 
     def _on_rollout_end(self) -> None:
-        if not self.session.quiet:
-            self.session.display.update(self.agent.num_timesteps, recent_mean(self.agent))
+        self.session.display.update(self.agent.num_timesteps, recent_mean(self.agent))
 
     def _on_training_end(self) -> None:
         self.session.display.close()
@@ -306,7 +302,6 @@ def evaluate_run(
     if agent is not None:
         values = {**values, "agent": agent}
     config = resolve(RLConfig(**{**values, "device": "auto"}))
-    assert config.threads is not None
     set_threads(config.threads)
     restored = find_agent(config.agent).load(config, checkpoint)
     mean, deviation = evaluate(restored, config, episodes, seed)

@@ -3,24 +3,32 @@
 A file is a zip archive of JSON and tensors: `agent.zip` holds `agent.json` and `agent.safetensors`, `network.zip`
 accordingly; a checkpoint of a run also holds `run.json` and `run.safetensors`. The checksums of the zip format
 tell a damaged file from a whole one.
+
+Saved state is full of things that JSON cannot express: tensors, tuples, deques, arrays, numpy's own numbers,
+dictionaries whose keys are no strings. If a tuple came back as a list, or an int64 as a float, a resumed run would
+not be identical. Each such value becomes a mapping whose first key, such as "$tuple", names its type.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import math
 import os
+import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from cet_rl.runs import typed_json
 from cet_rl.runs.files import replacing, sync
 from cet_rl.runs.task_kinds import differing
 
@@ -30,15 +38,111 @@ VERSION = 3
 RUN = "run"
 """Name of the part of a checkpoint that belongs to the run and not to the agent or network."""
 
+_NUMBERS = "biufcSU"
+"""Kinds of numpy types that are plain data."""
+
 File = str | os.PathLike[str] | IO[bytes]
+
+
+T = TypeVar("T")
 
 
 class DamagedFileError(ValueError):
     """Report a file that is damaged or has another format."""
 
 
-class UnsupportedVersionError(ValueError):
-    """Report a file whose format version this package does not read."""
+def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
+    """Return a value as JSON data.
+
+    Args:
+        value: None, numbers, strings, numpy arrays and scalars, tensors; lists, tuples, deques and dictionaries of
+            them.
+        tensors: gets the tensors found, and arrays as bytes, by their paths within the value.
+        where: path of the value itself.
+
+    Raises:
+        ValueError: naming the path of anything else.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$float": struct.pack(">d", value).hex()}
+    if type(value) in (list, tuple, deque):
+        items = [encode(item, tensors, _path(where, i)) for i, item in enumerate(cast(Iterable[Any], value))]
+        if isinstance(value, deque):
+            return {"$deque": items, "maxlen": value.maxlen}
+        return {"$tuple": items} if type(value) is tuple else items
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: encode(item, tensors, _path(where, key)) for key, item in value.items()}
+        pairs = [[encode(k, tensors, where), encode(v, tensors, _path(where, k))] for k, v in value.items()]
+        return {"$dict": pairs}
+    if isinstance(value, Tensor):
+        return {"$tensor": _add(tensors, where, value.detach().cpu().contiguous().clone())}
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in _NUMBERS:
+        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
+        flat = np.frombuffer(value.tobytes(), np.uint8).copy()
+        name = _add(tensors, where, torch.from_numpy(flat))
+        return {kind: name, "dtype": value.dtype.str, "shape": list(value.shape)}
+    raise ValueError(
+        f"{where or 'this'} is of type {type(value).__name__} and cannot be saved as data; "
+        "use numbers, strings, arrays, lists and dicts"
+    )
+
+
+def _path(where: str, key: object) -> str:
+    return f"{where}/{key}" if where else str(key)
+
+
+def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> str:
+    unique = name if name not in tensors else f"{name}#{len(tensors)}"
+    tensors[unique] = tensor
+    return unique
+
+
+def decode(data: Any, tensors: dict[str, Tensor]) -> Any:
+    """Invert `encode`.
+
+    Raises:
+        ValueError: for data that `encode` does not write.
+    """
+    try:
+        return _decode(data, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError, struct.error) as error:
+        raise ValueError(f"this is no encoded state ({type(error).__name__}: {error})") from None
+
+
+def _decode(data: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(data, list):
+        return [_decode(item, tensors) for item in data]
+    if not isinstance(data, dict):
+        return data
+    match data:
+        case {"$float": str(text)}:
+            (number,) = struct.unpack(">d", bytes.fromhex(text))  # there is more than one "not a number"
+            return number
+        case {"$tuple": list(items)}:
+            return tuple(_decode(items, tensors))
+        case {"$deque": list(items), "maxlen": int() | None as maxlen}:
+            return deque(_decode(items, tensors), maxlen)
+        case {"$dict": list(pairs)}:
+            return {_decode(key, tensors): _decode(value, tensors) for key, value in pairs}
+        case {"$tensor": str(name)}:
+            return tensors[name].clone()
+        case {"$array": str(name), "dtype": str(dtype), "shape": list(shape)}:
+            return _array(tensors[name], dtype, shape)
+        case {"$scalar": str(name), "dtype": str(dtype), "shape": []}:
+            return _array(tensors[name], dtype, [])[()]
+    if any(key.startswith("$") for key in data):
+        raise ValueError(f"unknown type {', '.join(data)}")
+    return {key: _decode(value, tensors) for key, value in data.items()}
+
+
+def _array(content: Tensor, dtype: str, shape: list[int]) -> npt.NDArray[Any]:
+    kind = np.dtype(dtype)
+    if kind.kind not in _NUMBERS:
+        raise ValueError(f"arrays of {dtype} are no plain data")
+    return np.frombuffer(content.numpy().tobytes(), kind).reshape(shape).copy()
 
 
 def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] | None = None) -> None:
@@ -46,7 +150,7 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
 
     Args:
         file: a path, ".zip" added unless it ends so, or a binary file object.
-        state: what has been learned, as `cet_rl.runs.typed_json.encode` takes it.
+        state: what has been learned, as `encode` takes it.
         what: kind of file: "agent" or "network".
         run: state of the run itself, for a checkpoint.
 
@@ -55,22 +159,17 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
         ValueError: if the state holds anything but plain data and tensors.
     """
     parts = {what: state} | ({} if run is None else {RUN: run})
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    path = _path_of(file)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) if path else nullcontext(file) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, part in parts.items():
             tensors: dict[str, Tensor] = {}
-            encoded = typed_json.encode(part, tensors)
+            encoded = encode(part, tensors)
             data = {"format": f"cet-rl {name}", "format_version": VERSION, "state": encoded}
             # Without a date, equal contents are equal files.
             archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(data, indent=2, allow_nan=False))
             archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(tensors))
-    if not isinstance(file, (str, os.PathLike)):
-        file.write(stream.getvalue())
-        return
-    path = with_suffix(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as target:
-        target.write(stream.getbuffer())
 
 
 def read(file: File, *, what: str) -> dict[str, Any]:
@@ -82,70 +181,56 @@ def read(file: File, *, what: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DamagedFileError: if it is damaged or of another kind; this is a ValueError.
-        UnsupportedVersionError: if it has another format version; this is a ValueError.
+        ValueError: if it is damaged, of another kind or of another format version.
     """
-    with _opened(file, what) as archive:
-        return _read_part(archive, what)
+    return _use(file, what, lambda archive: _read_part(archive, what))
 
 
 def read_run(path: Path, *, what: str) -> dict[str, Any]:
-    """Return the state of the run itself in a checkpoint, empty if it has none; errors as of `read`."""
-    with _opened(path, what) as archive:
+    """Return the state of the run itself in a checkpoint whose checksums are all right; errors as of `read`."""
+
+    def verified(archive: zipfile.ZipFile) -> dict[str, Any]:
+        if bad := archive.testzip():
+            raise zipfile.BadZipFile(f"bad checksum of {bad}")
         return _read_part(archive, RUN) if f"{RUN}.json" in archive.namelist() else {}
 
-
-def check(path: Path, *, what: str) -> None:
-    """Verify the checksums of a file without loading its tensors; errors as of `read`."""
-    with _opened(path, what) as archive:
-        bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"bad checksum of {bad}")
+    return _use(path, what, verified)
 
 
 def _read_part(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
     data, tensors = json.loads(archive.read(f"{name}.json")), archive.read(f"{name}.safetensors")
-    state = typed_json.decode(data["state"], safetensors.torch.load(tensors))
+    state = decode(data["state"], safetensors.torch.load(tensors))
     if not isinstance(state, dict):
         raise ValueError("its state is no mapping")
     return state
 
 
-@contextmanager
-def _opened(file: File, what: str) -> Iterator[zipfile.ZipFile]:
-    """Open a file and check its header; errors of the block that uses it count as damage of the file."""
-    path = with_suffix(file) if isinstance(file, (str, os.PathLike)) else None
+def _use(file: File, what: str, function: Callable[[zipfile.ZipFile], T]) -> T:
+    """Return the function's value of a file, after a look at the header."""
+    path = _path_of(file)
     name = "the file object" if path is None else str(path)
     try:
-        stream = open(path, "rb") if path else io.BytesIO(_read_all(file))  # type: ignore[arg-type]  # noqa: SIM115
+        opened = nullcontext(cast(IO[bytes], file)) if path is None else open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no {what} file {name}") from None
-    with stream:
+    with opened as stream:
         try:
             archive = zipfile.ZipFile(stream)
             header = json.loads(archive.read(f"{what}.json"))
-            if not isinstance(header, dict) or header.get("format") != f"cet-rl {what}":
+            if header["format"] != f"cet-rl {what}":
                 raise ValueError("it names another format")
-            version = header.get("format_version")
-            if version != VERSION:
-                raise UnsupportedVersionError(
-                    f"{name} has format version {version}, this cet-rl reads version {VERSION}"
-                )
-            yield archive
-        except UnsupportedVersionError:
-            raise
+            version = header["format_version"]
+            if version == VERSION:
+                return function(archive)
         except Exception as error:  # zipfile, zlib, json and safetensors each have errors of their own
             raise DamagedFileError(f"{name} is damaged or no cet-rl {what} file ({error})") from None
+    raise ValueError(f"{name} has format version {version}, this cet-rl reads version {VERSION}")
 
 
-def _read_all(stream: IO[bytes]) -> bytes:
-    if stream.seekable():
-        stream.seek(0)
-    return stream.read()
-
-
-def with_suffix(file: str | os.PathLike[str]) -> Path:
-    """Return the path with ".zip" added unless it ends so, as Stable-Baselines3 does."""
+def _path_of(file: File) -> Path | None:
+    """Return the path with ".zip" added unless it ends so, as Stable-Baselines3 does; None for a file object."""
+    if not isinstance(file, (str, os.PathLike)):
+        return None
     path = Path(file)
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
 
@@ -218,17 +303,15 @@ class Checkpoints:
             except DamagedFileError as error:
                 reasons[path] = str(error)
                 continue
-            reported = self._bad.issuperset(reasons)
-            self._bad.update(reasons)
-            if reasons and not reported:
+            if reasons.keys() - self._bad:
                 logging.getLogger(__name__).warning("%s; using %s", "; ".join(reasons.values()), path)
+            self._bad.update(reasons)
             return path
         if reasons:
             raise ValueError("; ".join(reasons.values()))
         return None
 
     def _check(self, path: Path, config: Mapping[str, Any] | None) -> None:
-        check(path, what=self.newest.stem)
         theirs = read_run(path, what=self.newest.stem).get("config")
         if not isinstance(theirs, dict) or config is None:
             return

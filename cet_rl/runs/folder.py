@@ -28,7 +28,7 @@ import yaml
 
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
-from cet_rl.runs.files import holds, make_folder, naming, sync, write_text
+from cet_rl.runs.files import holds, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
@@ -91,7 +91,7 @@ class RunFolder:
         """
         if not self._checkpoint.parent.is_dir():
             return self._checkpoint
-        return self.checkpoints.find(self._identity()) or self._checkpoint
+        return self.checkpoints.find(self._saved_config()) or self._checkpoint
 
     def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:
         """Write a checkpoint, after everything logged so far has reached the disk.
@@ -105,10 +105,10 @@ class RunFolder:
         """
         for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
             sync(file)
-        self.checkpoints.save(state, self._identity(), runtime_state)
+        self.checkpoints.save(state, self._saved_config(), runtime_state)
 
-    def _identity(self) -> dict[str, Any] | None:
-        """Return the values of config.yaml that must not change, None if it cannot be read."""
+    def _saved_config(self) -> dict[str, Any] | None:
+        """Return the values of config.yaml but those of the machine, as JSON data; None if it cannot be read."""
         try:
             saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
             kept = {str(key): value for key, value in identity(saved).items()}
@@ -128,7 +128,13 @@ class RunFolder:
     def check_usable(self, config: Mapping[str, Any], *, resume: bool) -> None:
         """Raise ValueError where `open_for` would, without touching anything."""
         if holds(self.path, self.config_file.name, "run"):
-            self._refuse_other(config)
+            saved = self._saved_config()
+            if saved is None:
+                raise ValueError(f"{self.config_file} is damaged: choose another --run-dir")
+            if changes := ", ".join(differing(saved, config)):
+                raise ValueError(
+                    f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
+                )
             if not resume:
                 state = "a finished run" if self.status == "finished" else "an unfinished run"
                 hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
@@ -160,16 +166,15 @@ class RunFolder:
             with suppress(OSError):
                 lock.folder.rmdir()
 
-    def open_for(self, config: Mapping[str, Any], *, resume: bool) -> Literal["fresh", "resumed", "finished"]:
-        """Prepare the folder for a run of `config`; nothing of another run is overwritten.
+    def open_for(self, config: Mapping[str, Any], *, resume: bool) -> bool:
+        """Prepare the locked folder for a run of `config`; nothing of another run is overwritten.
 
         Args:
             config: resolved, as it goes into config.yaml.
-            resume: whether an earlier run of the same configuration may be there.
+            resume: whether an unfinished run of the same configuration may be there.
 
         Returns:
-            "fresh" for a new run, "resumed" if there is a checkpoint to resume from, "finished" if there is
-            nothing left to do.
+            True if there is a checkpoint to resume from.
 
         Raises:
             ValueError: if the folder holds something else, or a run without `resume`, or one of another
@@ -177,58 +182,21 @@ class RunFolder:
             OSError: if it cannot be written.
         """
         self.check_usable(config, resume=resume)
-        if self.status == "finished":
-            return "finished"
         checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched
-        make_folder(self.path, "run")
-        (self.path / "checkpoint").mkdir(exist_ok=True)
+        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
         if checkpoint.exists():
-            return "resumed"
+            return True
         for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
             leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
         write_text(self.config_file, dump_yaml(dict(config)))
-        return "fresh"
+        return False
 
-    def _refuse_other(self, config: Mapping[str, Any]) -> None:
-        try:
-            saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
-            changes = ", ".join(differing(saved, config))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
-            raise ValueError(f"{self.config_file} is damaged: choose another --run-dir") from None
-        if changes:
-            raise ValueError(
-                f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
-            )
-
-    def write_summary(
-        self,
-        *,
-        task: str,
-        agent: str,
-        seed: int,
-        status: Status,
-        steps: int,
-        wall_seconds: float,
-        steps_per_second: float | None,
-        metrics: Mapping[str, float | int | None],
-        error: str | None = None,
-    ) -> None:
-        """Write summary.json; numbers that are not finite become null."""
-        summary: dict[str, Any] = {
-            "task": task,
-            "agent": agent,
-            "seed": seed,
-            "status": status,
-            "steps": steps,
-            "wall_seconds": round(wall_seconds, 3),
-            "steps_per_second": steps_per_second and round(steps_per_second, 1),
-            "metrics": {k: v if v is not None and math.isfinite(v) else None for k, v in metrics.items()},
-            "versions": versions(),
-        }
-        if error is not None:
-            summary["error"] = error
+    def write_summary(self, *, metrics: Mapping[str, float | int | None], **more: Any) -> None:
+        """Write summary.json: what is given, and versions; metrics that are not finite become null."""
+        finite = {name: v if v is not None and math.isfinite(v) else None for name, v in metrics.items()}
+        summary = {**more, "metrics": finite, "versions": versions()}
         write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
@@ -281,22 +249,17 @@ class MetricsTable:
         self._rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                with open(path, newline="", encoding="utf-8") as stream:
-                    text = stream.read()
+                text = path.read_bytes().decode()
                 # A row without a line break was being written when the process was killed.
                 reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-                whole = [
-                    row
-                    for row in reader
-                    if None not in row and None not in row.values() and (row.get(self.STEP) or "").isdecimal()
-                ]
                 self._columns = list(reader.fieldnames or self._columns)
                 self._rows = [
                     {name: "" if name.startswith(EVALUATED) else value for name, value in row.items()}
-                    for row in whole
-                    if int(row[self.STEP]) <= last_step
+                    for row in reader
+                    if None not in row and None not in row.values()
+                    if row[self.STEP].isdecimal() and int(row[self.STEP]) <= last_step
                 ]
-            except (csv.Error, UnicodeDecodeError, ValueError):
+            except (csv.Error, ValueError, KeyError, TypeError):
                 raise ValueError(f"{path} is damaged: move it away to go on without it") from None
         self._rewrite()
 

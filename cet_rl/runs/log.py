@@ -1,18 +1,82 @@
-"""The log of a run: the same numbers in TensorBoard's files and in metrics.csv."""
+"""What a run tells: progress on stderr, and the same numbers in TensorBoard's files and in metrics.csv."""
 
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.files import naming
 from cet_rl.runs.folder import EVALUATED, MetricsTable, RunFolder
+from cet_rl.runs.task_kinds import TaskKind
 from cet_rl.traces.plot import kernel_figure
+
+
+class Display:
+    """Show progress, a number that says how well the run goes, speed and time left, on stderr.
+
+    In a terminal this is a bar, elsewhere a line for every tenth of the run.
+
+    Args:
+        total: steps of the whole run.
+        kind: of the run's task; it names steps and number.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int, kind: TaskKind, *, quiet: bool) -> None:
+        self.total, self.unit, self.score, self.quiet = total, kind.unit, kind.progress, quiet
+        self._shown = 0.0
+        self._bar: Progress | None = None
+
+    def start(self, first: int) -> None:
+        """Begin at step `first`."""
+        self._began, self._first = time.monotonic(), first
+        self._next_line = first + self.total / 10
+        if sys.stderr.isatty() and not self.quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn(f"{self.score.word} {{task.fields[number]}}"),
+                TextColumn(f"{{task.fields[speed]:,.0f}} {self.unit}/s"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task("learning", total=self.total, number="-", speed=0.0)
+            self._bar.start()
+
+    def update(self, step: int, number: float | None) -> None:
+        """Show step and number, unless the display has just been updated."""
+        now = time.monotonic()
+        speed = (step - self._first) / max(now - self._began, 1e-9)
+        shown = "-" if number is None else f"{number:.{self.score.digits}f}"
+        made = min(step, self.total)
+        if self._bar is not None:
+            if now - self._shown > 0.1 or step >= self.total:
+                self._shown = now
+                self._bar.update(self._task, completed=made, number=shown, speed=speed)
+        elif step >= self._next_line and not self.quiet:
+            self._next_line += self.total / 10
+            print(
+                f"{made:>12,} of {self.total:,} {self.unit}   {self.score.word} {shown:>7}   "
+                f"{speed:,.0f} {self.unit}/s   {(self.total - made) / speed:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Restore the terminal, however the run ended."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 class RunLog:

@@ -1,14 +1,18 @@
-"""The process of a run: its device and threads, and its random numbers as plain data."""
+"""The process of a run: device and threads, Ctrl-C, and random numbers as plain data."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ def on_this_machine(config: C) -> C:
     Raises:
         ValueError: if the device is not available, or OMP_NUM_THREADS is no positive number.
     """
+    import torch
+
     if config.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"--device must be auto, cpu or cuda, got {config.device!r}")
     available = torch.cuda.is_available()
@@ -38,17 +44,38 @@ def on_this_machine(config: C) -> C:
     return replace(config, device=device, threads=threads)
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int | None) -> None:
     """Limit the threads of torch and of numpy's BLAS; one is best for networks as small as ours."""
-    torch.set_num_threads(threads)
-    threadpool_limits(threads)
+    import torch
+
+    torch.set_num_threads(threads or 1)
+    threadpool_limits(threads or 1)
 
 
-_BIT_GENERATORS = {
-    kind.__name__: kind
-    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
-}
-"""Bit generators that a state may name."""
+class Interruption:
+    """Turn the first SIGINT or SIGTERM into a request that the run looks at; a second SIGINT stops it at once."""
+
+    wanted = False
+    """Whether the run has been asked to stop."""
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Listen while the block runs; only in the main thread of a process, as others get no signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def generator_state(generator: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
@@ -67,23 +94,24 @@ def generator_from(state: dict[str, Any]) -> np.random.Generator:
         ValueError: if the state names no bit generator of numpy.
     """
     name = state.get("bit_generator")
-    if name not in _BIT_GENERATORS:
-        raise ValueError(f"there is no bit generator {name!r}; known are {', '.join(_BIT_GENERATORS)}")
-    generator = np.random.Generator(_BIT_GENERATORS[name]())
+    kind = getattr(np.random, str(name), None)
+    if kind not in np.random.BitGenerator.__subclasses__():
+        raise ValueError(f"there is no bit generator {name!r}")
+    generator = np.random.Generator(kind())
     generator.bit_generator.state = state
     return generator
 
 
-def process_state(device: Literal["cpu", "cuda"] | str = "cpu") -> dict[str, Any]:
+def process_state(device: str = "cpu") -> dict[str, Any]:
     """Return the states of torch's, numpy's and Python's global generators, and CUDA's if that is the device."""
+    import torch
+
     state = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(legacy=False),
         "python": random.getstate(),
     }
-    if device == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
+    return state | ({"cuda": torch.cuda.get_rng_state_all()} if device == "cuda" else {})
 
 
 def restore_process_state(state: dict[str, Any]) -> None:
@@ -92,6 +120,8 @@ def restore_process_state(state: dict[str, Any]) -> None:
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: if it is no such state.
     """
+    import torch
+
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])

@@ -1,8 +1,8 @@
 """The run session: everything around the learning of a run, shared by all task kinds.
 
 A `Session` holds one run's folder, log, display, checkpoints, interruption and summary. Learners of our own plug
-in as a `Learner`; `run` drives one of them, `run_batch` several that take their steps together, each in a folder
-of its own. Reinforcement learning drives a session from Stable-Baselines3's callbacks (`cet_rl.rl.training`).
+in as a `Learner`; `run` drives one of them, or several that take their steps together, each in a folder of its
+own. Reinforcement learning drives a session from Stable-Baselines3's callbacks (`cet_rl.rl.training`).
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval, default_path
-from cet_rl.runs.log import RunLog
-from cet_rl.runs.process import set_threads
+from cet_rl.runs.log import Display, RunLog
+from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.task_kinds import TaskKind
-from cet_rl.runs.terminal import Display, Interruption
 
 LOGGED_POINTS = 50
 """Points logged in a run."""
@@ -37,11 +36,8 @@ class Learner(Protocol):
 
     step: int
 
-    def advance(self, limit: int, *, measure: bool) -> Tensor:
-        """Learn at least one step, not beyond `limit`, and return the loss.
-
-        With `measure`, have `measurements` ready on reaching `limit`.
-        """
+    def advance(self, limit: int, *, measure: bool) -> object:
+        """Learn at least one step, not beyond `limit`; with `measure`, prepare `measurements` for that step."""
 
     @property
     def loss_sum(self) -> Tensor:
@@ -63,57 +59,48 @@ class Learner(Protocol):
         """Restore the state of a checkpoint."""
 
 
-class LearnerBatch(Protocol):
-    """Learn several runs whose learners take their steps together; lists have an element for each run."""
+L = TypeVar("L", bound=Learner)
 
-    @property
-    def step(self) -> int:
-        """Return the steps made so far."""
 
-    def advance(self, limit: int, *, measure: bool) -> object:
+class LearnerBatch(Generic[L]):
+    """Let learners take their steps one after the other; a subclass may take them all at once.
+
+    Args:
+        learners: of the runs, all at the same step. What methods return has an element for each.
+
+    Attributes:
+        learners: as given.
+        step: steps made so far.
+    """
+
+    def __init__(self, learners: Sequence[L]) -> None:
+        self.learners, self.step = list(learners), learners[0].step
+
+    def advance(self, limit: int, *, measure: bool) -> Any:
         """Learn at least one step, not beyond `limit`, see `Learner.advance`."""
+        for learner in self.learners:
+            learner.advance(limit, measure=measure)
+        self.step = self.learners[0].step
 
     def loss_sums(self) -> list[float]:
         """Return the sums of all losses since the last `take_losses`."""
+        return [float(learner.loss_sum) for learner in self.learners]
 
     def take_losses(self) -> list[float]:
         """Return the mean losses since the last call."""
+        return [learner.take_loss() for learner in self.learners]
 
     def measurements(self) -> Sequence[Mapping[str, float]]:
         """Return what else to log."""
+        return [learner.measurements() for learner in self.learners]
 
     def evaluate(self) -> Sequence[Mapping[str, float]]:
         """Return the results."""
+        return [learner.evaluate() for learner in self.learners]
 
     def states(self) -> Sequence[dict[str, Any]]:
         """Return everything that resuming needs."""
-
-
-class _Single:
-    """Present one learner as a batch of one."""
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner = learner
-        self.advance = learner.advance
-
-    @property
-    def step(self) -> int:
-        return self._learner.step
-
-    def loss_sums(self) -> list[float]:
-        return [float(self._learner.loss_sum)]
-
-    def take_losses(self) -> list[float]:
-        return [self._learner.take_loss()]
-
-    def measurements(self) -> list[Mapping[str, float]]:
-        return [self._learner.measurements()]
-
-    def evaluate(self) -> list[Mapping[str, float]]:
-        return [self._learner.evaluate()]
-
-    def states(self) -> list[dict[str, Any]]:
-        return [self._learner.state()]
+        return [learner.state() for learner in self.learners]
 
 
 class Session:
@@ -157,8 +144,7 @@ class Session:
         self._resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
         self.folder.check_usable(config.as_data(), resume=resume)
         self.interruption = interruption or Interruption()
-        shows = kind.progress
-        self.display = Display(config.total_steps, unit=kind.unit, shows=shows.word, digits=shows.digits)
+        self.display = Display(config.total_steps, kind, quiet=quiet)
         self.status: Status | None = None
         self.learning_seconds = 0.0
 
@@ -171,7 +157,7 @@ class Session:
 
     def open(self) -> bool:
         """Open the locked folder for this run, and return whether there is a checkpoint to resume from."""
-        return self.folder.open_for(self.config.as_data(), resume=self._resume) == "resumed"
+        return self.folder.open_for(self.config.as_data(), resume=self._resume)
 
     def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
         """Start clock and log.
@@ -181,22 +167,21 @@ class Session:
             resumed: whether it is that of a checkpoint.
         """
         self.step, self._first = step, step()
-        self._saved, self._began = self._first, time.monotonic()
-        self._schedule_save()
+        self._began = time.monotonic()
+        self._note_saved()
         self.log = RunLog(self.folder, self._first if resumed else None)
         self.say(f"run folder {self.folder.path}")
-
-    def _schedule_save(self) -> None:
-        """Set `next_save` to a multiple of the interval, so that resumed runs save where others do."""
-        step = self.step()
-        self.next_save = step - step % self._save_every + self._save_every
 
     def save(self, state: dict[str, Any], runtime_state: object = None) -> None:
         """Write a checkpoint of the learner as it is now; see `RunFolder.save_checkpoint`."""
         self.log.flush()
         self.folder.save_checkpoint(state, runtime_state)
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        """Set `next_save` to a multiple of the interval, so that resumed runs save where others do."""
         self._saved = self.step()
-        self._schedule_save()
+        self.next_save = self._saved - self._saved % self._save_every + self._save_every
 
     def speed(self) -> float | None:
         """Return the steps per second of learning; None before any."""
@@ -220,22 +205,21 @@ class Session:
         """End the run with a summary that says "failed", if that can be written."""
         self.status = "failed"
         with suppress(OSError):  # the error itself is what matters
-            self.summarize("failed", {}, f"{type(error).__name__}: {error}")
+            self.summarize("failed", {}, error=f"{type(error).__name__}: {error}")
 
-    def summarize(
-        self, status: Status, metrics: Mapping[str, float | int | None], error: str | None = None
-    ) -> None:
+    def summarize(self, status: Status, metrics: Mapping[str, float | int | None], **more: str) -> None:
         """Write summary.json."""
+        speed = self.speed()
         self.folder.write_summary(
             task=self.config.task,
             agent=self.agent,
             seed=self.config.seed,
             status=status,
             steps=self._saved if status == "interrupted" else self.step(),
-            wall_seconds=time.monotonic() - self._began,
-            steps_per_second=self.speed(),
+            wall_seconds=round(time.monotonic() - self._began, 3),
+            steps_per_second=speed and round(speed, 1),
             metrics=metrics,
-            error=error,
+            **more,
         )
         self.status = status
 
@@ -284,32 +268,13 @@ def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) 
                 session.close()
 
 
-def run(session: Session, build: Callable[[Any], Learner]) -> Status:
-    """Run a learner in its folder, from the beginning or from its last checkpoint.
-
-    Args:
-        session: of the run.
-        build: makes the learner of a configuration, at its first step.
-
-    Returns:
-        "finished" or "interrupted".
-
-    Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        FloatingPointError: if a number is not finite any more; the summary says "failed", and the last checkpoint
-            is from before.
-    """
-    return run_batch([session], build, lambda learners: _Single(learners[0]))
-
-
-def run_batch(
-    sessions: Sequence[Session],
-    build: Callable[[Any], Learner],
-    join: Callable[[Sequence[Any]], LearnerBatch],
+def run(
+    sessions: Sequence[Session], build: Callable[[Any], L], join: type[LearnerBatch[L]] = LearnerBatch
 ) -> Status:
-    """Run several learners together, each in its folder; one that fails does not end the others.
+    """Run learners in their folders, each from the beginning or from its last checkpoint.
 
-    Finished runs are left alone. Those whose checkpoints are at different steps run one group after the other.
+    One of several that fails does not end the others, and finished runs are left alone. Those whose checkpoints
+    are at different steps run one group after the other.
 
     Args:
         sessions: of the runs, with one interruption.
@@ -321,18 +286,19 @@ def run_batch(
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
+        FloatingPointError: if a number of the only run is not finite any more; the summary says "failed", and the
+            last checkpoint is from before.
         Exception: whatever ended all runs, or the only one.
     """
-    assert sessions[0].config.threads is not None
     set_threads(sessions[0].config.threads)
     sessions = [session for session in sessions if not session.is_finished()]
     learners = [build(session.config) for session in sessions]
-    groups: dict[int, list[tuple[Session, Learner, bool]]] = {}
+    groups: dict[int, list[tuple[Session, L, bool]]] = {}
     with ExitStack() as locks:
         for session in sessions:
             locks.enter_context(session.folder.locked())
         for session, learner in zip(sessions, learners, strict=True):
-            if session.folder.status == "finished":
+            if session.folder.status == "finished":  # by another process, while this one waited
                 continue
             resumed = session.open()
             if resumed:
@@ -352,7 +318,7 @@ def run_batch(
 class _Loop:
     """Learn runs together to their end."""
 
-    def __init__(self, sessions: Sequence[Session], batch: LearnerBatch) -> None:
+    def __init__(self, sessions: Sequence[Session], batch: LearnerBatch[Any]) -> None:
         self.sessions, self.batch = sessions, batch
         self._first = sessions[0]  # all have the same interruption, steps and intervals
 
@@ -390,8 +356,7 @@ class _Loop:
         """Learn to the end, and return False if interrupted before."""
         batch, first, total = self.batch, self._first, self._first.config.total_steps
         log_every = max(1, total // LOGGED_POINTS)
-        if not first.quiet:
-            first.display.start(batch.step)
+        first.display.start(batch.step)
         mean: float | None = None
         while batch.step < total and (active := self._active()):
             if first.interruption.wanted:
@@ -412,8 +377,7 @@ class _Loop:
                 mean = sum(known) / max(len(known), 1)
             if save:
                 self._each(Session.save, batch.states())
-            if not first.quiet:
-                first.display.update(batch.step, mean)
+            first.display.update(batch.step, mean)
         first.display.close()
         return True
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 from cet_rl.runs.lock import EXIT_BUSY
-from cet_rl.runs.terminal import Interruption
+from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.display import SweepDisplay
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import JobState, Sweep, counts

@@ -20,7 +20,7 @@ import numpy as np
 from cet_rl.report.reading import FloatArray, read_columns
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
-from cet_rl.runs.terminal import Interruption
+from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, failure_reason
 from cet_rl.tuning.file import SearchFile

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from cet_rl.runs.session import LearnerBatch
 from cet_rl.vision.config import check_batch
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
 
 
-class BatchedLearner:
-    """Let learners take their steps together; a `cet_rl.runs.session.LearnerBatch`.
+class BatchedLearner(LearnerBatch[ImageLearner]):
+    """Let learners take their steps together.
 
     Args:
         learners: freshly made or loaded, all at the same step. They do not change until `write_back`.
@@ -43,8 +44,7 @@ class BatchedLearner:
         check_batch([learner.config for learner in learners])
         if len({learner.step for learner in learners}) > 1:
             raise ValueError("runs of one batch must all be at the same step")
-        self.learners = list(learners)
-        self.step = learners[0].step
+        super().__init__(learners)
         first = learners[0]
         self.config, self.data = first.config, first.data
         networks = [deepcopy(learner.network) for learner in self.learners]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.folder import Status, default_path
-from cet_rl.runs.process import on_this_machine, set_threads
-from cet_rl.runs.session import Session, run, run_batch
+from cet_rl.runs.process import Interruption, on_this_machine, set_threads
+from cet_rl.runs.session import Session, run
 from cet_rl.runs.task_kinds import VISION
-from cet_rl.runs.terminal import Interruption
 from cet_rl.vision.batched import BatchedLearner
 from cet_rl.vision.config import VisionConfig, check_batch
 from cet_rl.vision.data import load
@@ -62,7 +61,7 @@ def train(
     session = Session(
         config, VISION, run_dir, config.network, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
     )
-    return run(session, lambda config: ImageLearner(config, load_data(config)))
+    return run([session], lambda config: ImageLearner(config, load_data(config)))
 
 
 def train_batch(
@@ -98,7 +97,7 @@ def train_batch(
         for config, path in zip(configs, paths, strict=True)
     ]
     data = cache(lambda: load_data(configs[0]))
-    if run_batch(sessions, lambda config: ImageLearner(config, data()), BatchedLearner) == "interrupted":
+    if run(sessions, lambda config: ImageLearner(config, data()), BatchedLearner) == "interrupted":
         raise KeyboardInterrupt
     return paths
 
@@ -106,7 +105,6 @@ def train_batch(
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
     """Return a line with the test result of a checkpoint of a run, whose configuration has these values."""
     config = resolve(VisionConfig(**{**values, "device": "auto"}))
-    assert config.threads is not None
     set_threads(config.threads)
     learner = ImageLearner(config, load_data(config))
     learner.load(checkpoint)
