@@ -450,16 +450,26 @@ class TwoChoices(Constant):
         ({"order": 2.5}, "whole number"),
         ({"learning_rate": 0.0}, "learning rate must be positive"),
         ({"learning_rate": float("nan")}, "learning rate must be positive"),
-        ({"learning_rate": lambda progress: 1e-3}, "cannot be saved as data"),
+        ({"learning_rate": lambda progress: 1e-3 * progress**2}, "no straight line"),
         ({"policy_kwargs": {"net_arch": [0]}}, "net_arch"),
         ({"policy_kwargs": {"width": 3}}, "do not fit the policy"),
-        ({"policy_kwargs": {"activation": torch.nn.ReLU}}, "cannot be saved as data"),
+        ({"policy_kwargs": {"activation_fn": torch.nn.ELU}}, "unknown activation 'elu'; .*relu"),
+        ({"policy_kwargs": {"activation_fn": torch.nn.Tanh}}, "error_at='activation'"),
+        ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}}}, "net_arch is one list here"),
+        ({"policy_kwargs": {"ortho_init": True}}, "'ortho_init'; it takes net_arch, activation"),
+        ({"trace_options": {"ratio": object()}}, "ratio"),
     ],
     ids=lambda value: re.sub(r" at 0x\w+", "", str(value)),  # the same in every process
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize(("name", "hint"), [("gae_lamda", "did you mean gae_lambda"), ("clip_range", "shows all")])
+def test_unknown_arguments_are_named(name, hint):
+    with pytest.raises(TypeError, match=f"unknown argument '{name}'; .*{hint}"):
+        make(**{name: 1})
 
 
 def test_bad_environments_are_named():

@@ -171,16 +171,11 @@ def test_the_agent_takes_its_delays_from_the_environment():
         DelayedCredit(gym.make("CartPole-v1"), delay=0.3)
 
 
-def test_the_clock_counts_and_leaves_physics_alone():
+def test_the_clock_leaves_physics_alone():
     clocked, plain = StepClock(gym.make("CartPole-v1"), 0.3), gym.make("CartPole-v1")
-    first, _ = clocked.reset(seed=1)
-    np.testing.assert_array_equal(first, plain.reset(seed=1)[0])
-    assert clocked.elapsed == 0
-    for step in range(1, 5):
+    np.testing.assert_array_equal(clocked.reset(seed=1)[0], plain.reset(seed=1)[0])
+    for _ in range(4):
         np.testing.assert_array_equal(clocked.step(0)[0], plain.step(0)[0])
-        assert clocked.elapsed == pytest.approx(0.3 * step)
-    clocked.reset()
-    assert clocked.elapsed == 0
     assert clocked.unwrapped.tau == plain.unwrapped.tau
     with pytest.raises(ValueError, match="step duration"):
         StepClock(plain, 0)
@@ -233,6 +228,7 @@ def numpy_cartpole(num_envs=2, seed=0, limit=None):
     return make_vec_env("CartPole-v1", num_envs, seed, vectorization="numpy", max_episode_steps=limit)
 
 
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped")
 @pytest.mark.parametrize("wrap", [lambda env: env, VecMonitor, lambda env: VecFrameStack(env, 2)], ids=str)
 def test_the_vectorised_form_has_no_steps_but_those_of_episodes(wrap):
     env = wrap(numpy_cartpole(2, limit=5))

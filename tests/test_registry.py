@@ -149,12 +149,8 @@ def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
 
         def register():
             from cet_rl.rl.agent_registry import agents
-            from cet_rl.rl.agent_kinds import kind_of
-
             assert "cet" in agents()  # looks things up itself
-            from stable_baselines3 import PPO
-
-            register_agent("mine:ppo", "of mine", lambda: kind_of(PPO, "mine:ppo"))
+            register_agent("mine:ppo", "of mine", "stable_baselines3:PPO")
             register_env(
                 "Mine/CartPole-v0", "of mine", "gymnasium.envs.classic_control:CartPoleEnv", max_episode_steps=50
             )
@@ -182,7 +178,7 @@ def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("_clean")
 def test_names_are_given_once():
     with pytest.raises(ValueError, match="agent 'cet' is registered already"):
-        register_agent("cet", "", lambda: None)
+        register_agent("cet", "", "here:Mine")
     with pytest.raises(ValueError, match="environment 'CartPole-v1' is registered already"):
         register_env("CartPole-v1", "")
 

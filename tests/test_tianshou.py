@@ -310,15 +310,15 @@ def filled(envs=ENVS, steps=STEPS, room=STEPS, **options):
 @pytest.mark.parametrize(
     ("buffer", "message"),
     [
-        (lambda: filled(envs=2), "from 2 environments, the algorithm was made for num_envs=3"),
-        (lambda: filled(envs=4), "from 4 environments"),
-        (lambda: filled(steps=15), "must be n_steps=16 steps of each environment, 48 in all, got 15, 15, 15"),
+        (lambda: filled(envs=2), "got 16, 16: collect"),
+        (lambda: filled(envs=4), "got 16, 16, 16, 16: collect"),
+        (lambda: filled(steps=15), "must be n_steps=16 steps of each of num_envs=3 .* got 15, 15, 15: collect"),
         (lambda: filled(steps=17, room=32), "got 17, 17, 17"),
         (lambda: filled(steps=32, room=8), "got 8, 8, 8"),
-        (lambda: filled(steps=20), "room for 16 steps"),
+        (lambda: filled(steps=20), "environments in order, got 16, 16, 16"),
         (lambda: filled(ignore_obs_next=True), "must keep obs and obs_next"),
         (lambda: filled(stack_num=2), "no stack_num"),
-        (lambda: filled(envs=1, steps=48, room=48), "from 1 environments"),
+        (lambda: filled(envs=1, steps=48, room=48), "got 48: collect"),
     ],
 )
 def test_refuses_what_is_no_collection(buffer, message):
@@ -350,7 +350,7 @@ def test_a_trainer_that_does_not_fit_is_refused_before_anything_is_collected():
     algorithm.create_trainer(OnPolicyTrainerParams(**fitting))
     for change, message in [
         ({"batch_size": 64}, "batch_size must be None"),
-        ({"update_step_num_repetitions": 3}, "must be 1, got 3"),
+        ({"update_step_num_repetitions": 3}, "repetitions must be 1, got 3"),
         ({"collection_step_num_env_steps": 50}, "16 × 3 = 48, got 50"),
         ({"collection_step_num_env_steps": None, "collection_step_num_episodes": 5}, "got None"),
         ({"epoch_num_steps": 300}, "longest delay is 100 steps"),

@@ -46,14 +46,12 @@ class NetworkConfig:
     log_std: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (
-            isinstance(self.net_arch, (list, tuple)) and all(isinstance(n, int) and n >= 1 for n in self.net_arch)
-        ):
-            raise ValueError(f"net_arch must list the widths of the hidden layers, got {self.net_arch!r}")
-        object.__setattr__(self, "net_arch", tuple(self.net_arch))
-        _check_choice("actor", self.actor, ActorKind)
-        _check_choice("critic", self.critic, CriticKind)
-        _check_choice("feedback", self.feedback, Feedback)
+        widths = self.net_arch
+        if not (isinstance(widths, (list, tuple)) and all(isinstance(n, int) and n >= 1 for n in widths)):
+            raise ValueError(f"net_arch must list the widths of the hidden layers, got {widths!r}")
+        object.__setattr__(self, "net_arch", tuple(widths))
+        for name, choices in (("actor", ActorKind), ("critic", CriticKind), ("feedback", Feedback)):
+            check_choice(name, getattr(self, name), choices)
 
 
 @dataclass(frozen=True)
@@ -88,30 +86,26 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
-            object.__setattr__(self, name, float(getattr(self, name)))  # numpy's numbers are welcome
-        for name in ("gamma", "lam"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
+            value = float(getattr(self, name))  # numpy's numbers are welcome
+            object.__setattr__(self, name, value)
+            if name in ("gamma", "lam") and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
+            if not 0 <= value < math.inf or (name == "max_grad_norm" and not value):
+                sign = "positive" if name == "max_grad_norm" else "not negative"
+                raise ValueError(f"{name} must be finite and {sign}, got {value:g}")
         if self.random_lam is not None:
             try:
                 low, high = map(float, self.random_lam)
             except (TypeError, ValueError):
-                raise ValueError(
-                    f"random_lam must be two numbers, low and high, got {self.random_lam!r}"
-                ) from None
+                low = high = math.nan
             if not 0 <= low <= high <= 1:
-                raise ValueError(f"random_lam must be two numbers with 0 <= low <= high <= 1, got {low, high}")
+                raise ValueError(
+                    f"random_lam must be two numbers with 0 <= low <= high <= 1, got {self.random_lam!r}"
+                )
             object.__setattr__(self, "random_lam", (low, high))
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
-        for name in ("entropy_coef", "value_coef"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {value:g}")
-        if not 0 < self.max_grad_norm < math.inf:
-            raise ValueError(f"max_grad_norm must be positive and finite, got {self.max_grad_norm:g}")
-        _check_choice("error_at", self.error_at, ErrorAt)
+        check_choice("error_at", self.error_at, ErrorAt)
 
     @property
     def largest_lam(self) -> float:
@@ -178,7 +172,7 @@ def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     return keywords
 
 
-def _check_choice(name: str, value: object, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: Any) -> None:
     """Raise ValueError unless `value` is one of the strings of the Literal `choices`."""
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

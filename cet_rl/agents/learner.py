@@ -160,33 +160,17 @@ class ActorCriticLearner(nn.Module):
         self.names = [*map(str, range(timing.layers)), *own]
         delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(own)]
         for name, geometry, delay in zip(self.names, actor.geometries, delays, strict=True):
-            gamma_lam: float | Tensor = config.gamma * config.lam
+            lam: float | Tensor = config.lam
             if config.random_lam is not None:
                 low, high = config.random_lam
-                gamma_lam = config.gamma * (
-                    low + (high - low) * torch.rand(geometry.weight_shape, generator=generator)
-                )
-            self.synapses.append(
-                Synapses(
-                    geometry=geometry,
-                    trace=config.trace.build(delay),
-                    delay_steps=delay,
-                    gamma_lam=gamma_lam,
-                    num_envs=num_envs,
-                    rollout=rollout,
-                )
-            )
+                lam = low + (high - low) * torch.rand(geometry.weight_shape, generator=generator)
+            shared: dict[str, Any] = {"geometry": geometry, "delay_steps": delay, "gamma_lam": config.gamma * lam}
+            shared |= {"num_envs": num_envs, "rollout": rollout}
+            self.synapses.append(Synapses(trace=config.trace.build(delay), **shared))
             # Without a delay, an update by true derivatives is the true gradient: there is nothing to measure.
             by_feedback = actor.feedback != "backprop" and len(self.synapses) < timing.layers
             if config.alignment and (delay or by_feedback):
-                self.probes[name] = AlignmentProbe(
-                    geometry=geometry,
-                    delay_steps=delay,
-                    gamma_lam=gamma_lam,
-                    slowest=config.gamma * config.largest_lam,
-                    num_envs=num_envs,
-                    rollout=rollout,
-                )
+                self.probes[name] = AlignmentProbe(slowest=config.gamma * config.largest_lam, **shared)
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that one optimiser updates: the actor's and the critic's."""
@@ -274,8 +258,8 @@ class ActorCriticLearner(nn.Module):
         if valid is not None:  # a step that is no transition has no credit and leaves no memory
             scores = [score * valid for score in scores]
             entropy_scores = [score * valid for score in entropy_scores]
-        errors = actor.layer_errors(derivative, scores)
-        entropy_errors = actor.layer_errors(derivative, entropy_scores)
+        errors = actor.layer_errors(derivative, scores, actor.feedback)
+        entropy_errors = actor.layer_errors(derivative, entropy_scores, actor.feedback)
         true_errors = errors
         if self.probes and actor.feedback != "backprop":
             true_errors = actor.layer_errors(derivative, scores, "backprop")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl.agents.config import Feedback
+from cet_rl.agents.config import Feedback, check_choice
 from cet_rl.agents.distributions import Array, Distribution
 from cet_rl.credit.activations import ACTIVATIONS, Activation
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, matmul
@@ -55,16 +54,13 @@ class Actor(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
-        if feedback not in get_args(Feedback):
-            raise ValueError(f"feedback must be one of {', '.join(get_args(Feedback))}, got {feedback!r}")
+        check_choice("feedback", feedback, Feedback)
         self.activation_name, self.feedback, self.head = activation, feedback, head
         layers: list[Geometry] = []
         if channels:
             before, *size = shape
-            layers += [
-                Convolution(n_in, n_out, 3, (size[0], size[1]), padding=1)
-                for n_in, n_out in pairwise([before, *channels])
-            ]
+            for n_in, n_out in pairwise([before, *channels]):
+                layers.append(Convolution(n_in, n_out, 3, (size[0], size[1]), padding=1))
         flat = layers[-1].n_post if layers else prod(shape)
         layers += [Dense(n_in, n_out) for n_in, n_out in pairwise([flat, *hidden, head.num_outputs])]
         self.layers = layers
@@ -147,30 +143,26 @@ class Actor(nn.Module):
         return pre, derivative, z
 
     @torch.no_grad()
-    def layer_errors(
-        self, derivative: list[Tensor], scores: list[Tensor], feedback: Feedback | None = None
-    ) -> list[Tensor]:
+    def layer_errors(self, derivative: list[Tensor], scores: list[Tensor], feedback: Feedback) -> list[Tensor]:
         """Return the error δ at the output of each of `synaptic_weights`.
 
         Args:
             derivative: f' of each layer, from `forward_layers`.
             scores: gradients with respect to the network's output, (N, n_out), and the distribution's own weights.
-            feedback: route of credit; None for the actor's own. "backprop" gives the true derivatives.
+            feedback: route of credit; "backprop" gives the true derivatives.
 
         Returns:
             For each, (N, *its post_shape). Multiply by f' for the error at the pre-activation.
         """
-        feedback = feedback or self.feedback
         output, *own = scores
         errors = [output]
         for number in reversed(range(len(self.layers) - 1)):
             layer, above = self.layers[number], self.layers[number + 1]
+            backprop = feedback == "backprop"
+            route = self.weights[number + 1] if backprop else self.get_buffer(f"feedback_{number}")
             if feedback == "dfa":
-                error = matmul(output, self.get_buffer(f"feedback_{number}"))
+                error = matmul(output, route)
             else:
-                route = (
-                    self.weights[number + 1] if feedback == "backprop" else self.get_buffer(f"feedback_{number}")
-                )
                 error = above.backproject(route.detach(), errors[-1] * derivative[number + 1])
             errors.append(error.reshape(-1, *layer.post_shape))
         return [*errors[::-1], *own]

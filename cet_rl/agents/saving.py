@@ -174,38 +174,36 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 
 
 def schedule_to_data(schedule: object) -> float | dict[str, float]:
-    """Return a learning rate or its schedule as numbers.
+    """Return a learning rate, or the start, end and end_fraction of its linear schedule, as numbers.
 
     Raises:
-        ValueError: for a function: functions cannot be saved as data.
+        ValueError: for another function of the remaining progress, which cannot be saved as data, and for a rate
+            that is not positive.
     """
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
-    if isinstance(schedule, ConstantSchedule):
-        schedule = schedule.val
+    data: Any = schedule.val if isinstance(schedule, ConstantSchedule) else schedule
     if isinstance(schedule, LinearSchedule):
-        return {name: float(getattr(schedule, name)) for name in ("start", "end", "end_fraction")}
-    if isinstance(schedule, (int, float, np.number)):
-        return float(schedule)
-    raise ValueError(
-        f"learning_rate {schedule!r} cannot be saved as data; use a number, or ConstantSchedule or "
-        "LinearSchedule of stable_baselines3.common.utils"
-    )
+        data = {name: float(getattr(schedule, name)) for name in ("start", "end", "end_fraction")}
+    elif callable(data):
+        end, *between, start = (float(data(progress)) for progress in np.linspace(0, 1, 9))
+        if not np.allclose(between, np.linspace(end, start, 9)[1:-1], rtol=1e-6, atol=0):
+            raise ValueError(
+                "learning_rate is a function that is no straight line: it cannot be saved as data; use a number "
+                "or LinearSchedule of stable_baselines3.common.utils"
+            )
+        data = {"start": start, "end": end, "end_fraction": 1.0}
+    start, end = (data["start"], data["end"]) if isinstance(data, dict) else (float(data), 0.0)
+    if not (math.isfinite(start) and start > 0):
+        raise ValueError(f"learning rate must be positive and finite, got {start:g}")
+    if not (math.isfinite(end) and end >= 0 and (not isinstance(data, dict) or data["end_fraction"] > 0)):
+        raise ValueError(f"learning rate must fall to zero or more over a positive share of the run, got {data}")
+    return data if isinstance(data, dict) else start
 
 
 def schedule_from_data(data: float | dict[str, float]) -> float | LinearSchedule:
     """Invert `schedule_to_data`."""
     return LinearSchedule(**data) if isinstance(data, dict) else data
-
-
-def check_rate(schedule: object) -> None:
-    """Raise ValueError unless a learning rate or schedule is positive, or falls to zero or more."""
-    data = schedule_to_data(schedule)
-    start = data["start"] if isinstance(data, dict) else data
-    if not (math.isfinite(start) and start > 0):
-        raise ValueError(f"learning rate must be positive and finite, got {start:g}")
-    if isinstance(data, dict) and not (math.isfinite(data["end"]) and data["end"] >= 0 < data["end_fraction"]):
-        raise ValueError(f"learning rate must fall to zero or more over a positive share of the run, got {data}")
 
 
 def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from cet_rl.agents.config import ErrorAt, LearnerConfig, NetworkConfig, learner_config, network_keywords
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
-from cet_rl.agents.saving import StoredAlgorithm, check_rate, schedule_to_data
+from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.values import unknown
@@ -34,7 +34,7 @@ from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 class _Option:
     """Expose a field of the agent's `LearnerConfig` under Stable-Baselines3's name.
 
-    Setting it takes effect with the next update, or is refused if the traces are built on the value.
+    Setting it takes effect with the next update, or is refused where the traces are built on the value.
     """
 
     def __init__(self, field: str, *, fixed: bool = False) -> None:
@@ -83,8 +83,8 @@ class CETActorCritic(StoredAlgorithm):
         trace_options: Other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
         step_duration: Seconds one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 if it has none.
-        learning_rate: Learning rate of Adam, for actor and critic: a number, `ConstantSchedule` or
-            `LinearSchedule`. The default falls from 5e-4 to zero over the run.
+        learning_rate: Learning rate of Adam, for actor and critic: a number, `LinearSchedule`, or any function of
+            the remaining progress that is a straight line. The default falls from 5e-4 to zero over the run.
         n_steps: Steps of each environment between updates; 1 is an update after every step.
         gamma, lam, random_lam, max_grad_norm, error_at, alignment: See `cet_rl.agents.LearnerConfig`.
         ent_coef, vf_coef: Its `entropy_coef` and `value_coef`.
@@ -98,6 +98,8 @@ class CETActorCritic(StoredAlgorithm):
         learner_config: The options of learning. `ent_coef`, `vf_coef` and `max_grad_norm` may be set at any time;
             `gamma` and `gae_lambda` (λ) are read-only.
         learner: The `ActorCriticLearner`.
+        synapses: The learner's synapses, input side first: traces, delay lines, λ per weight.
+        probes: The learner's alignment probes, by name of the delayed layers.
 
     Raises:
         ValueError: naming the option with a wrong value and what would be right.
@@ -149,11 +151,12 @@ class CETActorCritic(StoredAlgorithm):
         **others: Any,
     ) -> None:
         if others:
-            raise TypeError(str(unknown("argument", next(iter(others)), signature(CETActorCritic).parameters)))
+            known = signature(CETActorCritic).parameters
+            raise TypeError(str(unknown("argument", next(iter(others)), known, "help(CETActorCritic) shows all")))
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
-        check_rate(learning_rate)
+        learning_rate = schedule_from_data(schedule_to_data(learning_rate))
         lam = lam if gae_lambda is None else gae_lambda
         super().__init__(
             *(policy, env, learning_rate, n_steps, gamma, lam, ent_coef, vf_coef, max_grad_norm),  # type: ignore[arg-type]
@@ -235,6 +238,7 @@ class CETActorCritic(StoredAlgorithm):
             rollout=self.n_steps,
             generator=self.generator,
         )
+        self.synapses, self.probes = self.learner.synapses, self.learner.probes
         self.policy.to(self.device)
         self.learner.to(self.device)
         self._make_optimizer()
@@ -422,16 +426,6 @@ class CETActorCritic(StoredAlgorithm):
     def _make_optimizer(self) -> None:
         parameters = list(self.learner.trained_parameters())
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
-
-    @property
-    def synapses(self) -> torch.nn.ModuleList:
-        """Return the actor's synapses, input side first: traces, delay lines, λ per weight."""
-        return self.learner.synapses
-
-    @property
-    def probes(self) -> torch.nn.ModuleDict:
-        """Return the alignment probes, by name of the delayed layers."""
-        return self.learner.probes
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "synapses", "probes", "optimizer"], []

@@ -38,8 +38,7 @@ class CETTianshouPolicy(Policy):
         observation_space: Observation space, see `CETPolicy`.
         action_space: Action space, see `CETPolicy`.
         deterministic_eval: Whether to take the most probable action outside of training, as elsewhere in Tianshou.
-        **networks: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `split_observations`,
-            `actor`, `critic`, `feedback`, `log_std`.
+        **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
 
     Attributes:
         networks: The `CETPolicy`, actor and critic.
@@ -67,16 +66,7 @@ class CETTianshouPolicy(Policy):
         state: dict[str, Any] | BatchProtocol | Array | None = None,
         **kwargs: Any,
     ) -> DistBatchProtocol:
-        """Choose actions.
-
-        Args:
-            batch: with `obs`, (N, *shape).
-            state: returned unchanged; nothing here is recurrent.
-            **kwargs: part of Tianshou's interface, not used.
-
-        Returns:
-            A batch with `act`, (N, *action_shape), `dist`, π(· | obs), and `state`.
-        """
+        """Return a batch with `act`, (N, *action_shape), `dist`, π(· | obs), and `state` as it was."""
         observations = torch.as_tensor(batch.obs, device=self.networks.device)
         distribution = self.networks.get_distribution(observations)
         deterministic = self.deterministic_eval and not self.is_within_training_step
@@ -206,23 +196,13 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         if buffer.options["ignore_obs_next"] or buffer.options["stack_num"] != 1:
             raise ValueError("the buffer must keep obs and obs_next as they are: no ignore_obs_next, no stack_num")
         edges = buffer.subbuffer_edges
-        counts = np.bincount(np.searchsorted(edges, indices, side="right") - 1, minlength=1)
-        counts = counts[counts > 0]
-        if len(counts) != self.num_envs:
+        whole = edges[: self.num_envs, None] + np.arange(self.n_steps)
+        if not np.array_equal(indices, whole.ravel()):
+            counts = np.bincount(np.searchsorted(edges, indices, side="right") - 1)
             raise ValueError(
-                f"the collection comes from {len(counts)} environments, the algorithm was made for num_envs="
-                f"{self.num_envs}"
-            )
-        if (counts != self.n_steps).any():
-            raise ValueError(
-                f"a collection must be n_steps={self.n_steps} steps of each environment, "
-                f"{self.n_steps * self.num_envs} in all, got {', '.join(map(str, counts))}: collect by steps, not "
-                "by episodes, into a buffer with room for all, and empty it after each update"
-            )
-        if not np.array_equal(indices, (edges[: self.num_envs, None] + np.arange(self.n_steps)).ravel()):
-            raise ValueError(
-                "the batch must be all of one collection in the order of time: use update(), and a buffer with "
-                f"room for {self.n_steps} steps of each environment"
+                f"a collection must be n_steps={self.n_steps} steps of each of num_envs={self.num_envs} "
+                f"environments in order, got {', '.join(map(str, counts[counts > 0]))}: collect by steps, not by "
+                "episodes, into a buffer with room for all, use update(), and empty the buffer after it"
             )
         return batch
 
@@ -288,11 +268,6 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
 
 def _check_update(batch_size: int | None, repeat: int) -> None:
     """Raise ValueError unless an update uses the whole collection exactly once."""
-    if batch_size is not None:
-        raise ValueError(
-            f"an update takes the whole collection at once: batch_size must be None, got {batch_size}"
-        )
-    if repeat != 1:
-        raise ValueError(
-            f"an update takes a collection one time: update_step_num_repetitions must be 1, got {repeat}"
-        )
+    for name, value, right in (("batch_size", batch_size, None), ("update_step_num_repetitions", repeat, 1)):
+        if value != right:
+            raise ValueError(f"an update takes the whole collection once: {name} must be {right}, got {value}")

@@ -33,6 +33,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         self, game: str, use_minimal_action_set: bool = True, render_mode: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__(game, render_mode, use_minimal_action_set=use_minimal_action_set, **kwargs)
+        self.game.env.random = self.game.random  # one generator, also where none is ever seeded
         height, width, channels = self.game.state_shape()
         self.observation_space = spaces.Box(0.0, 1.0, (channels, height, width), np.float32)
 
@@ -52,12 +53,10 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
 
     def get_state(self) -> dict[str, Any]:
         """Return the game and its generators as plain data (`cet_rl.envs.snapshot`)."""
-        rules, shared = self.game.env, self.game.env.random is self.game.random
         return {
-            "game": {name: value for name, value in vars(rules).items() if name not in _CONSTANT},
+            "game": {name: value for name, value in vars(self.game.env).items() if name not in _CONSTANT},
             "last_action": self.game.last_action,
             "random": generator_state(self.game.random),
-            "own_random": None if shared else generator_state(rules.random),  # never seeded: two of them
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -74,9 +73,6 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         self.game.last_action = state["last_action"]
         self.game.random = rules.random = np.random.RandomState()
         self.game.random.set_state(state["random"])
-        if state["own_random"] is not None:
-            rules.random = np.random.RandomState()
-            rules.random.set_state(state["own_random"])
 
 
 def _maps(observation: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

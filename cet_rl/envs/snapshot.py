@@ -10,8 +10,9 @@ An environment, a wrapper or a vector environment takes part in one of two ways:
   are taken care of; all else that changes from step to step or from episode to episode belongs in the dictionary.
 - `register_snapshot` names the attributes for a class that cannot be changed.
 
-Gymnasium's classic control, its time limit and its stateless wrappers, `Monitor`, `DummyVecEnv`, MinAtar and
-everything in `cet_rl.envs` take part. Box2D's environments do not: the state of its solver is out of reach.
+Gymnasium's classic control, its time limit and its stateless wrappers, Stable-Baselines3's `Monitor`, `VecMonitor`
+and `DummyVecEnv`, MinAtar and everything in `cet_rl.envs` take part. Box2D's environments do not: the state of its
+solver is out of reach.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs import classic_control
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecTransposeImage
 
 from cet_rl.runs.process import generator_from, generator_state
 
@@ -141,34 +142,22 @@ def _restore_layer(layer: Any, part: State) -> None:
 
 def _random_owners(layer: Any) -> dict[str, Any]:
     """Return the owners of a Gymnasium `np_random`: an environment that is no wrapper, and its spaces."""
-    if isinstance(layer, (gym.Wrapper, SyncVectorEnv)) or not isinstance(layer, (gym.Env, VectorEnv)):
+    if isinstance(layer, gym.Wrapper) or not isinstance(layer, (gym.Env, VectorEnv)):
         return {}
     owners = {"own": layer, "action_space": layer.action_space, "observation_space": layer.observation_space}
     return {name: owner for name, owner in owners.items() if hasattr(owner, "_np_random")}
 
 
-_SYNC = ("_env_obs", "_observations", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
-
-
-def _vector_state(env: SyncVectorEnv | DummyVecEnv) -> State:
-    own = _SYNC if isinstance(env, SyncVectorEnv) else ()
-    return {"envs": [capture(one) for one in env.envs], **{name: getattr(env, name) for name in own}}
-
-
-def _set_vector_state(env: SyncVectorEnv | DummyVecEnv, state: State) -> None:
+def _restore_each(env: DummyVecEnv, state: State) -> None:
     if len(env.envs) != len(state["envs"]):
         raise ValueError(f"there are {len(env.envs)} environments here, {len(state['envs'])} in the state")
     for one, saved in zip(env.envs, state["envs"], strict=True):
         restore(one, saved)
-    if isinstance(env, DummyVecEnv):
-        env._reset_seeds()  # they are for the first reset, which is long past
-        env._reset_options()
-        return
-    for name in _SYNC:
-        setattr(env, name, state[name])
+    env._reset_seeds()  # they are for the first reset, which is long past
+    env._reset_options()
 
 
-_ACCESS[SyncVectorEnv] = _ACCESS[DummyVecEnv] = _vector_state, _set_vector_state
+_ACCESS[DummyVecEnv] = (lambda env: {"envs": [capture(one) for one in env.envs]}), _restore_each
 for _kind, _attributes in {
     classic_control.CartPoleEnv: ["state", "steps_beyond_terminated"],
     classic_control.MountainCarEnv: ["state"],
@@ -177,6 +166,7 @@ for _kind, _attributes in {
     classic_control.PendulumEnv: ["state", "last_u"],
     Monitor: ["rewards", "needs_reset", "total_steps", "current_reset_info"],
     VecTransposeImage: [],
+    VecMonitor: ["episode_returns", "episode_lengths", "episode_count"],
     gym.wrappers.TimeLimit: ["_elapsed_steps"],
     gym.wrappers.OrderEnforcing: ["_has_reset"],
 }.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
@@ -30,8 +29,8 @@ _SB3_NAMES = {
     "wrapper_class": "wrappers=[…]",
     "wrapper_kwargs": "wrappers=[functools.partial(…)]",
     "env_kwargs": "each of its items as a keyword",
-    **dict.fromkeys(("vec_env_cls", "vec_env_kwargs"), "vectorization=, or Stable-Baselines3's own make_vec_env"),
-    **dict.fromkeys(("monitor_dir", "monitor_kwargs"), "VecMonitor around it to write a file"),
+    "vec_env_cls": "vectorization=, or Stable-Baselines3's own make_vec_env",
+    "monitor_dir": "VecMonitor around it to write a file",
     "start_index": "seed=, which the environments count on from",
 }
 """Arguments of Stable-Baselines3's `make_vec_env`, and what to use here."""
@@ -128,9 +127,10 @@ def make_vec_env(
             kwargs["max_episode_steps"] = max_episode_steps
         vector = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
         step_duration = BEHAVIOURAL_STEP if step_duration is None else step_duration
-        env = GymnasiumVecEnv(vector, step_duration)
+        joint = GymnasiumVecEnv(vector, step_duration)
         if delay is not None:
-            env.credit_timing = CreditTiming(delay, step_duration, stacked)
+            joint.credit_timing = CreditTiming(delay, step_duration, stacked)
+        env = VecMonitor(joint)
     else:
         raise ValueError(f"vectorization must be 'each' or 'numpy', got {vectorization!r}")
     env.seed(seed)
@@ -181,7 +181,7 @@ register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"]
 
 
 class GymnasiumVecEnv(VecEnv):
-    """Present a Gymnasium vector environment as a Stable-Baselines3 one. Episodes are recorded as by `Monitor`.
+    """Present a Gymnasium vector environment as a Stable-Baselines3 one.
 
     Args:
         env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it.
@@ -204,15 +204,12 @@ class GymnasiumVecEnv(VecEnv):
         self.env, self.step_duration = env, step_duration
         self.credit_timing: CreditTiming | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
-        self._returns, self._lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
-        self._began = time.time()
 
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
         # One seed for all: a vectorised environment has one generator, a list of them numbers its own on.
         observations, _ = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
-        self._returns[:], self._lengths[:] = 0, 0
         return np.array(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -223,28 +220,22 @@ class GymnasiumVecEnv(VecEnv):
         """Step each environment."""
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
-        self._returns += rewards
-        self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(dones):
-            episode = {"r": float(self._returns[index]), "l": int(self._lengths[index])}
             infos[index] = {
                 "terminal_observation": np.array(info["final_obs"][index]),
                 "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
-                "episode": {**episode, "t": round(time.time() - self._began, 6)},
             }
-        self._returns[dones], self._lengths[dones] = 0, 0
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
 
     def get_state(self) -> dict[str, Any]:
-        """Return the environments and their running episodes as plain data (`cet_rl.envs.snapshot`)."""
-        return {"env": capture(self.env), "returns": self._returns, "lengths": self._lengths}
+        """Return the environments as plain data (`cet_rl.envs.snapshot`)."""
+        return {"env": capture(self.env)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         restore(self.env, state["env"])
         self._reset_seeds()  # they are for the first reset, which is long past
-        self._returns[:], self._lengths[:] = state["returns"], state["lengths"]
 
     def close(self) -> None:
         """Close the environments."""
@@ -266,8 +257,8 @@ class GymnasiumVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Return True for `Monitor`, whose records this class keeps, and False for any other wrapper."""
-        return [wrapper_class is Monitor] * len(list(self._get_indices(indices)))
+        """Return False: no environment is wrapped by itself."""
+        return [False] * len(list(self._get_indices(indices)))
 
 
 def shared_attribute(env: VecEnv, name: str) -> Any:

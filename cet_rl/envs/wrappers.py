@@ -18,7 +18,7 @@ Env = gym.Env[Any, Any]
 
 
 class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Define how many seconds each step of the environment stands for, and count them.
+    """Define how many seconds each step of the environment stands for.
 
     Delays in seconds become steps of this length; the simulation itself is unchanged. (CartPole pushed one way for
     200 ms falls within two steps whatever the policy.) `CETActorCritic` reads `step_duration`.
@@ -37,31 +37,18 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         super().__init__(env)
         CreditTiming(step_duration=step_duration)
         self.step_duration = float(step_duration)
-        self._steps = 0
-
-    @property
-    def elapsed(self) -> float:
-        """Return the seconds since the episode began."""
-        return self._steps * self.step_duration
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode at time zero."""
-        self._steps = 0
-        return self.env.reset(seed=seed, options=options)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take one step."""
-        self._steps += 1
-        return self.env.step(action)
+        """Start an episode; the seed is taken modulo 2^32, since many environments refuse larger ones."""
+        return self.env.reset(seed=None if seed is None else seed % 2**32, options=options)
 
 
 def clock_of(env: Env) -> float:
     """Return the seconds a step of the environment stands for: as its own clock says, or 0.2."""
-    return (
-        float(env.get_wrapper_attr("step_duration")) if env.has_wrapper_attr("step_duration") else BEHAVIOURAL_STEP
-    )
+    known = env.has_wrapper_attr("step_duration")
+    return float(env.get_wrapper_attr("step_duration")) if known else BEHAVIOURAL_STEP
 
 
 class DelayedCredit(StepClock):
@@ -181,8 +168,6 @@ class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
         return action + self._first if self._first else action
 
 
-register_snapshot(StepClock, ["_steps"])
-register_snapshot(DelayedCredit, ["_steps"])
+for _stateless in (StepClock, DelayedCredit, PositiveNegativeSplit, ActionsFromZero):
+    register_snapshot(_stateless)
 register_snapshot(DelayedReward, ["_pending"])
-register_snapshot(PositiveNegativeSplit)
-register_snapshot(ActionsFromZero)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.plugins import import_named, load_plugins
@@ -45,47 +44,31 @@ class AgentKind:
     restore: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 
 
-def _import_kind(name: str, path: str) -> AgentKind:
-    """Return the kind of a class written as module:Class."""
-    module, _, attribute = path.rpartition(":")
-    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
-    if found is None:
-        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
-    from cet_rl.rl.agent_kinds import kind_of
-
-    return kind_of(found, name)
-
-
-_AGENTS: dict[str, tuple[str, Callable[[], AgentKind]]] = {
+_AGENTS = {
     "cet": (
         "actor-critic with a synaptic trace at every weight of the actor (paper, Algorithm 1)",
-        partial(_import_kind, "cet", "cet_rl.agents:CETActorCritic"),
+        "cet_rl.agents:CETActorCritic",
     ),
-    "sb3:a2c": (
-        "Stable-Baselines3's A2C with Adam; rewards arrive late",
-        partial(_import_kind, "sb3:a2c", "stable_baselines3:A2C"),
-    ),
-    "sb3:ppo": (
-        "Stable-Baselines3's PPO; rewards arrive late",
-        partial(_import_kind, "sb3:ppo", "stable_baselines3:PPO"),
-    ),
+    "sb3:a2c": ("Stable-Baselines3's A2C with Adam; rewards arrive late", "stable_baselines3:A2C"),
+    "sb3:ppo": ("Stable-Baselines3's PPO; rewards arrive late", "stable_baselines3:PPO"),
 }
+"""Summary and place of each agent by name."""
 
 
-def register_agent(name: str, summary: str, make: Callable[[], AgentKind]) -> None:
+def register_agent(name: str, summary: str, place: str) -> None:
     """Add an agent to the names that `--agent` takes.
 
     Args:
         name: such as mine:a2c.
         summary: one line for `cet-rl list agents`.
-        make: called when the agent is first needed, so that its imports can wait until then.
+        place: module:Class, a Stable-Baselines3 algorithm; or where an `AgentKind` is. Imported on first use.
 
     Raises:
         ValueError: for a name that is taken.
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")
-    _AGENTS[name] = summary, make
+    _AGENTS[name] = summary, place
 
 
 def agents() -> dict[str, str]:
@@ -101,9 +84,15 @@ def find_agent(name: str) -> AgentKind:
         ValueError: if there is none, or a package it needs is not installed.
     """
     known = agents()
-    if name in known:
-        return _AGENTS[name][1]()
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
-    if ":" not in name or name.split(":")[0] in prefixes:
+    if name not in known and (":" not in name or name.split(":")[0] in prefixes):
         raise unknown("agent", name, [*known, "package.module:Class"])
-    return _import_kind(name, name)
+    module, _, attribute = _AGENTS.get(name, ("", name))[1].rpartition(":")
+    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
+    if found is None:
+        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
+    if isinstance(found, AgentKind):
+        return found
+    from cet_rl.rl.agent_kinds import kind_of
+
+    return kind_of(found, name)

@@ -65,19 +65,16 @@ def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
     agent.dump_logs = dump_logs  # type: ignore[method-assign]
 
 
+_TABLES = ("name_to_value", "name_to_count", "name_to_excluded")
+
+
 def pending(logger: Logger) -> dict[str, Any]:
     """Return the numbers that have been recorded but not written yet."""
-    return {
-        name: (float(value) if isinstance(value, (float, np.floating)) else int(value), count, excluded)
-        for name, value in logger.name_to_value.items()
-        if isinstance(value, (int, float, np.number))
-        for count, excluded in [(logger.name_to_count.get(name, 0), tuple(logger.name_to_excluded[name]))]
-    }
+    numbers = [name for name, value in logger.name_to_value.items() if isinstance(value, (int, float, np.number))]
+    return {table: {name: getattr(logger, table)[name] for name in numbers} for table in _TABLES}
 
 
 def restore_pending(logger: Logger, state: dict[str, Any]) -> None:
     """Record the numbers that `pending` returned."""
-    for name, (value, count, excluded) in state.items():
-        logger.name_to_value[name], logger.name_to_excluded[name] = value, excluded
-        if count:
-            logger.name_to_count[name] = count
+    for table in _TABLES:
+        getattr(logger, table).update(state[table])

@@ -111,7 +111,7 @@ def train(
     with session.folder.locked():
         if session.is_finished():  # by another process, while this one waited
             return "finished"
-        log_state: dict[str, Any] = {}
+        log_state = None
         if resumed := session.open():
             agent, log_state = _load(config, session, kind)
         session.begin(lambda: agent.num_timesteps, resumed=resumed)
@@ -120,12 +120,13 @@ def train(
                 f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment"
             )
         training = Training(session, config, kind, agent)
-        restore_pending(agent.logger, log_state)
+        if log_state is not None:
+            restore_pending(agent.logger, log_state)
         return run_and_summarize([session], training.learn_and_evaluate)
 
 
-def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any]]:
-    """Load the agent of the newest good checkpoint, and the pending numbers of its log.
+def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
+    """Load the agent of the newest good checkpoint, and the pending numbers of its log, None if unknown.
 
     Raises:
         ValueError: if the checkpoint does not fit the configuration.
@@ -137,7 +138,7 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
     environments = f"environments of {config.task}"
     if state is None or kind.restore is None:
         session.say(f"{environments} are not in the checkpoint: they start fresh episodes")
-        return agent, {}
+        return agent, None
     try:
         kind.restore(agent, state["agent"])
         log_state: dict[str, Any] = state["log"]

@@ -10,15 +10,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-from stable_baselines3.common.utils import LinearSchedule
 
 from cet_rl import agents
 from cet_rl.cli import EXIT_BAD_INPUT, refuse
@@ -47,15 +44,6 @@ COMMANDS = ("train", "enjoy")
 class CETActorCritic(agents.CETActorCritic):
     """Adapt the agent to the zoo. Files are those of `cet_rl.agents.CETActorCritic` and load as either class."""
 
-    @functools.wraps(agents.CETActorCritic.__init__)  # type: ignore[misc]  # `load` reads the signature
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from rl_zoo3.utils import SimpleLinearSchedule
-
-        rate = kwargs.get("learning_rate")
-        if isinstance(rate, SimpleLinearSchedule):  # the zoo's for "lin_5e-4"; ours can be saved as data
-            kwargs["learning_rate"] = LinearSchedule(rate.initial_value, 0.0, 1.0)
-        super().__init__(*args, **kwargs)
-
     @classmethod
     def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load an agent without the zoo's `custom_objects`, which are for pickles."""
@@ -72,9 +60,7 @@ def sample_hyperparameters(
 
     Args:
         trial: to draw from.
-        n_actions: not used; part of the interface, as is the rest.
-        n_envs: not used.
-        additional_args: not used.
+        n_actions, n_envs, additional_args: part of the interface, not used.
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
