@@ -91,6 +91,18 @@ def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_the_gradient_of_a_sequence_is_that_of_its_steps_and_of_what_comes_later(name, trace):
+    rule = build_rule(name, RNNCell(4, 2, 3))
+    late, moments = Delayed(rule, trace, 6), experience(rule, steps=9)
+    by_step, state = gradients(late, moments)
+    expected = by_step.sum(0) + late.flush(state, moments[0].weight)
+    start = moments[0].weight, torch.zeros_like(moments[0].rates), torch.Generator().manual_seed(1)
+    torch.testing.assert_close(late.total(rule.init_state(*start), moments), expected, rtol=1e-10, atol=1e-12)
+    assert expected.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("trace", TRACES, ids=lambda trace: type(trace).__name__)
 def test_without_a_stage_of_the_rule_s_own_it_is_what_the_credit_engine_gives(trace):
     cell = RNNCell(4, 2, 3, alpha=1.0)  # no leak: RFLO's eligibility is that of a feedforward layer
     rule = build_rule("rflo", cell)
@@ -111,12 +123,16 @@ def test_the_output_layer_waits_as_well(trace):
     layer = Readout(trace, 6)
     state = layer.init_state(rates[0], 2)
     known = torch.cat([rates, torch.ones_like(rates[..., :1])], dim=2)
-    kernel = trace.kernel(20)
-    for t in range(20):
-        state, found = layer.step(state, errors[t], rates[t])
-        recalled = sum(kernel[lag] * known[t - lag] for lag in range(t + 1))
+    kernel = trace.kernel(26)
+    total = torch.zeros(2, 5, dtype=DOUBLE)
+    for t in range(26):
+        recalled = sum(kernel[t - before] * known[before] for before in range(min(t + 1, 20)))
         expected = errors[t - 6].mT @ recalled / 3 if t >= 6 else torch.zeros(2, 5, dtype=DOUBLE)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        total += expected
+        if t < 20:
+            state, found = layer.step(state, errors[t], rates[t])
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer.total(errors, rates), total, rtol=1e-10, atol=1e-12)
 
 
 def test_without_a_trace_the_output_layer_learns_at_once():
@@ -124,6 +140,7 @@ def test_without_a_trace_the_output_layer_learns_at_once():
     state, found = Readout().step({}, error, rates)
     expected = torch.einsum("bo,bj->oj", error, torch.cat([rates, torch.ones(3, 1, dtype=DOUBLE)], 1)) / 3
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(Readout().total(error[None], rates[None]), expected, rtol=1e-12, atol=1e-14)
     assert state == {}
 
 

@@ -361,8 +361,9 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
         (add, {**state, "batch": 3}, "2 sequences, its state is of 3"),
         (add, {**state, "seed": -1}, "seed must be"),
         (add, {**state, "steps": 0.5}, "steps must be"),
-        (add, {}, "seed, batch, steps, got none"),
-        (add, rates, "seed, batch, steps, got seed, batch, steps, rates"),
+        (add, {}, "seed, batch, steps, rates, got none"),
+        (add, {"seed": 5}, "seed, batch, steps, rates, got seed"),
+        (add, rates, "rates, a tensor of shape"),
         (mimic, state, "rates, a tensor of shape"),
         (mimic, Mimic(0, units=4).stream(5, 2).state_dict(), "rates, a tensor of shape"),
         (mimic, {**rates, "batch": 3}, "2 sequences, its state is of 3"),
@@ -395,10 +396,10 @@ def test_a_task_of_a_third_party():
     assert build_task("slow_add-2", SETTINGS) == Add((9, 4), 0.25)
     assert summaries()["slow_add-2"] == "Add, far back"
     with pytest.raises(ValueError, match="there is a task 'add' already"):
-        register_task("add", "another", "cet_rl.recurrent.tasks:build_add")
+        register_task("add", "another", Add)
     for name in ("Add-v0", "a/b", "", "two words"):
         with pytest.raises(ValueError, match="letters, digits, - and _, and no Gymnasium id"):
-            register_task(name, "an environment", "cet_rl.recurrent.tasks:build_add")
+            register_task(name, "an environment", Add)
 
 
 def test_a_task_that_is_not_there_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from dataclasses import replace
 from statistics import fmean
 
@@ -17,6 +18,7 @@ from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.recurrent import LeakyRNN, RecurrentConfig, RNNCell, SeparableRule
 from cet_rl.recurrent import learner as learner_module
+from cet_rl.recurrent.audit.observe import Meter
 from cet_rl.recurrent.learner import SequenceLearner
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import immediate
@@ -95,7 +97,7 @@ def test_eval_prints_what_the_summary_says(finished, capsys):
 def test_every_rule_runs_and_is_aligned_as_it_should_be(name):
     learner = make(rule=name, total_steps=200, units=4)
     learner.advance(50)
-    learner.advance(100)
+    learner.advance(100, measure=True)
     found = learner.measurements()
     exact = {"rtrl": 1.0, "future-bptt": 0.9, "bptt": 0.9}
     if name == "fixed-w":
@@ -108,7 +110,7 @@ def test_every_rule_runs_and_is_aligned_as_it_should_be(name):
 @pytest.mark.parametrize("kind", [kind for kind in TRACES if kind != "none"])
 def test_every_trace_waits_for_a_late_error(kind):
     learner = make(delay=2.0, trace=kind, total_steps=200)
-    learner.advance(200)
+    learner.advance(200, measure=True)
     found = learner.measurements()
     assert 0 < abs(found["credit/alignment/0"]) <= 1
     if kind == "perfect":
@@ -124,11 +126,32 @@ def test_retrograde_delays_leave_the_output_layer_on_time():
 
 def test_measuring_changes_nothing():
     first, second = make(rule="uoro"), make(rule="uoro")
-    first.advance(100)
-    first.measurements()
+    first.advance(100, measure=True)
+    assert "credit/alignment/0" in first.measurements()
     second.advance(100)
     for name, tensor in second.memory.named().items():
         assert torch.equal(first.memory.named()[name], tensor)
+
+
+def test_the_alignment_probe_costs_the_same_at_any_delay():
+    costs = set()
+    for seconds in (2.0, 200.0):
+        learner = make(delay=seconds, trace="perfect", total_steps=2000)
+        with Meter() as meter:
+            learner._measure()
+        costs.add(meter.cost)
+    assert len(costs) == 1
+
+
+def test_the_speed_of_a_run_is_what_its_user_waits_for(tmp_path, monkeypatch):
+    def slow(*given):
+        time.sleep(0.02)
+        return 0.5, 0.5
+
+    monkeypatch.setattr(learner_module, "measure_alignment", slow)
+    assert train(RecurrentConfig("add", **SMALL), tmp_path / "run", quiet=True) == "finished"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 300 / summary["steps_per_second"] > 50 * 0.02
 
 
 class StopError(Exception):
@@ -143,7 +166,7 @@ def interrupt(monkeypatch):
         advance, begin = SequenceLearner.advance, session.Session.begin
         sessions = []
 
-        def wrapped(self, limit=None, *, measure=False):
+        def wrapped(self, limit, *, measure):
             if at_once and self.step >= at:
                 raise StopError
             result = advance(self, limit, measure=measure)
@@ -229,6 +252,9 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, cap
         ("add --rule uoro --delay 4 --trace perfect", ["rule uoro cannot learn from a late error"]),
         ("add --delay 0.3", ["no whole number", "0.2 s and 0.4 s"]),
         ("add --delay 4 --total-steps 20", ["longest delay is 20 steps"]),
+        ("add --delay 4 --total-steps 39 --update-every 20", ["longest delay is 20 steps"]),
+        ("add --total-steps 2000 --update-every 5000", ["before its first update (--update-every 5,000)"]),
+        ("add --rule bptt --rule-options window=50 --total-steps 49", ["first gradient of rule bptt", "step 49"]),
         ("add --alpha 0", ["--alpha must lie in (0, 1]"]),
         ("add --alpha 0.3", ["alpha"]),
         ("add --units 0", ["--units must be at least 1"]),

@@ -127,6 +127,17 @@ class RNNCell:
         """Return z = W_out [r; 1]: (B, n) to (B, n_out)."""
         return rates @ weight_out[:, :-1].mT + weight_out[:, -1]
 
+    def unroll(
+        self, weight: Tensor, weight_out: Tensor, x: Tensor, rates: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run through whole sequences, see `LeakyRNN.forward`."""
+        rates = weight.new_zeros(x.shape[1], self.units) if rates is None else rates
+        readouts = []
+        for x_t in x:
+            rates = self.advance(weight, rates, x_t).rates
+            readouts.append(self.read(weight_out, rates))
+        return (torch.stack(readouts) if readouts else x.new_empty(0, x.shape[1], self.outputs)), rates
+
     def loss(self, readout: Tensor, label: Tensor) -> Tensor:
         """Return each sequence's loss: cross-entropy in nats, or half the mean squared error.
 
@@ -211,19 +222,11 @@ class LeakyRNN(nn.Module):
         Raises:
             ValueError: if shapes do not fit.
         """
-        cell = self.cell
-        if x.ndim != 3 or x.shape[2] != cell.inputs:
-            raise ValueError(f"x must have shape (T, B, {cell.inputs}), got {tuple(x.shape)}")
-        if rates is None:
-            rates = self.weight.new_zeros(x.shape[1], cell.units)
-        if rates.shape != (x.shape[1], cell.units):
-            raise ValueError(f"rates must have shape ({x.shape[1]}, {cell.units}), got {tuple(rates.shape)}")
-        readouts = x.new_empty(0, x.shape[1], cell.outputs)
-        steps = []
-        for x_t in x:
-            rates = cell.advance(self.weight, rates, x_t).rates
-            steps.append(cell.read(self.weight_out, rates))
-        return (torch.stack(steps) if steps else readouts), rates
+        if x.ndim != 3 or x.shape[2] != self.cell.inputs:
+            raise ValueError(f"x must have shape (T, B, {self.cell.inputs}), got {tuple(x.shape)}")
+        if rates is not None and rates.shape != (x.shape[1], self.cell.units):
+            raise ValueError(f"rates must have shape ({x.shape[1]}, {self.cell.units}), got {tuple(rates.shape)}")
+        return self.cell.unroll(self.weight, self.weight_out, x, rates)
 
     def __call__(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Call `forward`, with its types."""

@@ -19,29 +19,35 @@ class Task:
 
     Attributes:
         summary: a line about it.
-        build: called with the run's configuration; returns the task, and raises ValueError with one clear line.
-            Or where to import it from, "module:function".
+        build: called with the run's configuration; returns the task (`cet_rl.recurrent.tasks.SequenceTask`), and
+            raises ValueError with one clear line.
     """
 
     summary: str
-    build: Callable[[Any], Any] | str
+    build: Callable[[Any], Any]
+
+
+def _add(config: Any) -> Any:
+    from cet_rl.recurrent.tasks import Add  # torch: a second to load
+
+    return Add(config.lags, config.alpha)
+
+
+def _mimic(config: Any) -> Any:
+    from cet_rl.recurrent.tasks import Mimic
+
+    return Mimic(config.seed, config.alpha)
 
 
 TASKS: dict[str, Task] = {
-    "add": Task(
-        "the sum of two past bits, as a probability: 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2)",
-        "cet_rl.recurrent.tasks:build_add",
-    ),
-    "late-add": Task("Add whose error comes late", "cet_rl.recurrent.tasks:build_add"),
-    "mimic": Task(
-        "the outputs of a fixed random recurrent network, from its inputs",
-        "cet_rl.recurrent.tasks:build_mimic",
-    ),
+    "add": Task("the sum of two past bits, as a probability: 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2)", _add),
+    "late-add": Task("Add whose error comes late", _add),
+    "mimic": Task("the outputs of a fixed random recurrent network, from its inputs", _mimic),
 }
 """By name."""
 
 
-def register_task(name: str, summary: str, build: Callable[[Any], Any] | str) -> None:
+def register_task(name: str, summary: str, build: Callable[[Any], Any]) -> None:
     """Add a task to those that `cet-rl train` knows.
 
     A package registers its own in the function that its entry point names (`cet_rl.plugins`).
@@ -125,7 +131,17 @@ class RecurrentConfig(RunConfig):
             raise ValueError("--lags belongs to Add; mimic has none: leave it out")
         if min(self.lags) < 0:
             raise ValueError(f"--lags must not be negative, got {self.lags[0]} {self.lags[1]}")
-        self.timing.check_run(self.total_steps, 1)
+        if not self.last_update:
+            raise ValueError(
+                f"the run ends after {self.total_steps:,} steps, before its first update (--update-every "
+                f"{self.update_every:,}): learn for longer (--total-steps) or update more often"
+            )
+        self.timing.check_run(self.last_update, 1)
+
+    @property
+    def last_update(self) -> int:
+        """Return the step of the last update; 0 if there is none."""
+        return self.total_steps - self.total_steps % self.update_every
 
     @property
     def layers(self) -> int:

@@ -9,6 +9,8 @@ later. A stage that the rule itself has, such as RFLO's leak, stays in front of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,7 @@ class TraceFilter:
             # A delay line recalls one step: the products with all the zeros around it are left out.
             self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
             self.kept = len(kernel) - 1
+        self._lags = torch.empty(0, 0)
         self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def init_state(self, like: Tensor) -> Tensor:
@@ -66,6 +69,22 @@ class TraceFilter:
             )
             self._constants[key] = M, K, C
         return self._constants[key]
+
+    def spread(self, signals: Tensor, delay_steps: int) -> Tensor:
+        """Return how much each step's h counts in Σ_t s_t c_{t+D}: p_u = Σ_t g_{t+D-u} s_t.
+
+        Its cost does not grow with D, other than once, for the kernel.
+
+        Args:
+            signals: s of T steps, shape (T, …).
+            delay_steps: D.
+        """
+        steps = len(signals)
+        if self._lags.shape != (steps, steps):
+            lags = torch.arange(steps)[:, None] + delay_steps - torch.arange(steps)
+            kernel = self.trace.kernel(delay_steps + steps)
+            self._lags = torch.where(lags < 0, 0.0, kernel[lags.clamp(min=0)])
+        return torch.einsum("tu,t...->u...", self._lags.to(signals), signals)
 
 
 def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +156,18 @@ class Delayed(Rule):
             gradient = gradient + combine(signals[:, step], recalled)
         return gradient
 
+    def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
+        """See `Rule.total`. The trace starts empty, and `state` is the rule's own. Two passes do, at any delay."""
+        signals, first = [], state
+        for now in moments:
+            state, signal, _ = self.rule.factors(state, now)
+            signals.append(signal)
+        gradient, state = torch.zeros_like(moments[0].weight), first
+        for now, signal in zip(moments, self.filter.spread(torch.stack(signals), self.delay_steps), strict=True):
+            state, _, eligibility = self.rule.factors(state, now)
+            gradient = gradient + combine(signal, eligibility)
+        return gradient
+
 
 def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
     """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn.
@@ -192,6 +223,12 @@ class Readout:
             state = {"trace": trace, "errors": errors}
         return state, error.mT @ recalled / len(rates)
 
+    def total(self, errors: Tensor, rates: Tensor) -> Tensor:
+        """Return the gradient of T steps in sum, however late: (T, B, n_out) and (T, B, n) to (n_out, n + 1)."""
+        if self.filter is not None:
+            errors = self.filter.spread(errors, self.delay_steps)
+        return torch.einsum("tbo,tbe->oe", errors, _with_one(rates)) / rates.shape[1]
+
 
 def _with_one(rates: Tensor) -> Tensor:
-    return torch.cat([rates, torch.ones_like(rates[:, :1])], dim=1)
+    return torch.cat([rates, torch.ones_like(rates[..., :1])], dim=-1)

@@ -15,7 +15,7 @@ from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import run as run_compiled
 from cet_rl.recurrent.compiled import supports
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.recurrent.delayed import Readout, delay_rule
+from cet_rl.recurrent.delayed import Delayed, Readout, delay_rule
 from cet_rl.recurrent.online import Memory, Online
 from cet_rl.recurrent.rules import build_rule, parse_options
 from cet_rl.recurrent.rules.base import StepInputs
@@ -37,7 +37,6 @@ TEST_STEPS = 1000
 CURVE_STEPS = 100
 """Length of each test sequence at a logged point."""
 
-
 BURN_IN = 50
 """Steps from silence before anything counts."""
 
@@ -46,7 +45,7 @@ PROBED = 50
 
 
 def seeds(seed: int) -> dict[str, int]:
-    """Independent seeds that follow from a run's: of weights, rule, and the data to learn from and to test on."""
+    """Return independent seeds that follow from a run's: of weights, rule, and data to learn from and test on."""
     names = ("weights", "rule", "train", "test", "probe")
     drawn = np.random.SeedSequence(seed).generate_state(len(names), np.uint64)
     return {name: int(value >> np.uint64(1)) for name, value in zip(names, drawn, strict=True)}
@@ -98,34 +97,33 @@ class SequenceLearner:
         self.dtype = getattr(torch, config.precision)
         self.task = build_task(config.task, config)
         self.online = build_online(config, self.task)
-        own = seeds(config.seed)
-        self._test_seed, self._probe_seed = own["test"], own["probe"]
-        self.stream = self.task.stream(own["train"], config.batch_size, self.dtype)
-        self._noise = torch.Generator().manual_seed(own["rule"])
-        weights = self.online.cell.initial_weights(torch.Generator().manual_seed(own["weights"]), self.dtype)
-        weight, weight_out = (tensor.to(config.device) for tensor in weights)
+        self._seeds = seeds(config.seed)
+        self.stream = self.task.stream(self._seeds["train"], config.batch_size, self.dtype)
+        self._noise = torch.Generator().manual_seed(self._seeds["rule"])
+        drawn = torch.Generator().manual_seed(self._seeds["weights"])
+        weight, weight_out = (
+            tensor.to(config.device) for tensor in self.online.cell.initial_weights(drawn, self.dtype)
+        )
         if self.online.feedback is not None:
             self.online.feedback = self.online.feedback.to(weight)
         rates = weight.new_zeros(config.batch_size, config.units)
         self.memory = self.online.begin(weight, weight_out, rates, self._noise)
-        self.compiled = self._choose_executor()
-        self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64), 0
-
-    def _choose_executor(self) -> bool:
         possible = supports(self.online, self.memory)
-        if self.config.executor == "compiled" and not possible:
+        if config.executor == "compiled" and not possible:
             raise ValueError(
                 f"--executor compiled is for CPUs and the rules that come with the package, not for "
-                f"{self.config.rule} on {self.config.device}: use --executor step"
+                f"{config.rule} on {config.device}: use --executor step"
             )
-        return possible and self.config.executor != "step"
+        self.compiled = possible and config.executor != "step"
+        self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64), 0
+        self._alignment: dict[str, float] = {}
 
-    def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
+    def advance(self, limit: int, *, measure: bool = False) -> Tensor:
         """Learn from a chunk of the stream.
 
         Args:
-            limit: the step to stop at, if the chunk does not end before; None for the chunk's end.
-            measure: of no interest; alignment is measured when `measurements` asks for it.
+            limit: the step to stop at, if the chunk does not end before.
+            measure: whether to measure alignment on reaching it, if the configuration asks for it.
 
         Returns:
             The chunk's mean loss, each step's before its update.
@@ -134,8 +132,7 @@ class SequenceLearner:
             FloatingPointError: if anything is not finite any more; it says what, and since which step.
         """
         size = max(CHUNK // self.config.batch_size, SHORTEST_CHUNK)
-        end = self.step - self.step % size + size
-        steps = (end if limit is None else min(end, limit)) - self.step
+        steps = min(self.step - self.step % size + size, limit) - self.step
         x, label = (tensor.to(self.config.device) for tensor in self.stream.take(steps))
         noise = self.online.rule.draw(self.config.batch_size, steps, self._noise)
         noise = None if noise is None else noise.to(x)
@@ -147,6 +144,8 @@ class SequenceLearner:
         self.step += steps
         self.loss_sum += losses.double().sum().cpu()
         self.losses += steps
+        if measure and self.step == limit and self.config.alignment:
+            self._alignment = self._measure()
         return losses.mean()
 
     def _diverged(self, memory: Memory, x: Tensor, label: Tensor, noise: Tensor | None) -> FloatingPointError:
@@ -162,6 +161,13 @@ class SequenceLearner:
         where = f"between steps {self.step + 1:,} and {self.step + len(x):,}"
         return FloatingPointError(f"rule {self.config.rule} gives numbers that are not finite {where}: {advice}")
 
+    def _measure(self) -> dict[str, float]:
+        stream = self.task.stream(self._seeds["probe"], 8, self.dtype)
+        generator = torch.Generator().manual_seed(self._seeds["probe"] ^ self.step)
+        recurrent, output = measure_alignment(self.online, self.memory, stream, generator)
+        found = {"credit/alignment/0": recurrent, "credit/alignment/1": output}
+        return found if self.config.delay else {"credit/alignment/0": recurrent}
+
     def take_loss(self) -> float:
         """Return the mean loss of a step since this was last asked for; nan if nothing."""
         mean = float(self.loss_sum) / self.losses if self.losses else math.nan
@@ -169,16 +175,8 @@ class SequenceLearner:
         return mean
 
     def measurements(self) -> dict[str, float]:
-        """Loss on the test stream with frozen weights, and, if wanted, the alignment of the gradients."""
-        found = {"test/loss": self.test(CURVE_STEPS)}
-        if self.config.alignment:
-            stream = self.task.stream(self._probe_seed, 8, self.dtype)
-            generator = torch.Generator().manual_seed(self._probe_seed ^ self.step)
-            recurrent, output = measure_alignment(self.online, self.memory, stream, generator)
-            found["credit/alignment/0"] = recurrent
-            if self.config.delay:
-                found["credit/alignment/1"] = output
-        return found
+        """Return the loss on the test stream with frozen weights, and the alignment that was measured last."""
+        return {"test/loss": self.test(CURVE_STEPS), **self._alignment}
 
     def evaluate(self) -> dict[str, float]:
         """Return the mean loss over 100,000 steps of the test stream with frozen weights."""
@@ -186,7 +184,7 @@ class SequenceLearner:
 
     def test(self, steps: int) -> float:
         """Return the mean loss with frozen weights over some steps of each test sequence."""
-        stream = self.task.stream(self._test_seed, TESTED, self.dtype)
+        stream = self.task.stream(self._seeds["test"], TESTED, self.dtype)
         return test_loss(self.online.cell, self.memory, stream, steps)
 
     def state(self) -> dict[str, Any]:
@@ -229,23 +227,19 @@ def test_loss(cell: RNNCell, memory: Memory, stream: Stream, steps: int) -> floa
     Args:
         cell: of the network.
         memory: with its weights.
-        stream: to test on; B sequences.
+        stream: to test on.
         steps: that count, of each sequence.
     """
     x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + steps))
-    rates = memory.rates.new_zeros(x.shape[1], cell.units)
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for step in range(len(x)):
-        rates = cell.advance(memory.weight, rates, x[step]).rates
-        if step >= BURN_IN:
-            total += cell.loss(cell.read(memory.weight_out, rates), label[step]).mean()
-    return float(total) / steps
+    readouts, _ = cell.unroll(memory.weight, memory.weight_out, x)
+    losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
+    return float(losses.view(steps, -1).mean(1).double().sum()) / steps
 
 
 def measure_alignment(
     online: Online, memory: Memory, stream: Stream, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Cosines between the gradients that learning would use and the true ones, weights frozen.
+    """Return the cosines between the gradients that learning would use and the true ones, weights frozen.
 
     The network runs through a burn-in without errors and then some steps with; what counts is all of the gradient
     that the rule gives for these errors, however late, against backpropagation through all of it. What the rule
@@ -271,42 +265,30 @@ def measure_alignment(
 def _used_gradients(
     online: Online, memory: Memory, x: Tensor, label: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    cell, rule, weight, weight_out = online.cell, online.rule, memory.weight, memory.weight_out
+    cell, weight, weight_out = online.cell, memory.weight, memory.weight_out
+    bare = online.rule.rule if isinstance(online.rule, Delayed) else online.rule
     rates = memory.rates.new_zeros(x.shape[1], cell.units)
-    state = rule.init_state(weight, rates, generator)
-    state |= {name: memory.rule[name] for name in rule.shared}
-    layer = online.readout.init_state(rates, cell.outputs)
-    noise = rule.draw(x.shape[1], len(x), generator)
-    gradient, gradient_out = torch.zeros_like(weight), torch.zeros_like(weight_out)
+    state = bare.init_state(weight, rates, generator) | {name: memory.rule[name] for name in bare.shared}
+    noise = bare.draw(x.shape[1], len(x), generator)
+    errors, moments = [], []
     for step in range(len(x)):
         inputs, rates, slope = cell.advance(weight, rates, x[step])
-        error = cell.error(cell.read(weight_out, rates), label[step]) * (step >= BURN_IN)
-        credit = cell.credit(weight_out, error) if online.feedback is None else error @ online.feedback
+        errors.append(cell.error(cell.read(weight_out, rates), label[step]) * (step >= BURN_IN))
+        credit = online.credit(weight_out, errors[-1])
         drawn = None if noise is None else noise[step].to(weight)
-        state, new = rule.step(state, StepInputs(weight, inputs, rates, slope, credit, label[step], drawn, step))
-        layer, new_out = online.readout.step(layer, error, rates)
-        gradient, gradient_out = gradient + new, gradient_out + new_out
-    for _ in range(online.readout.delay_steps):
-        layer, new_out = online.readout.step(layer, torch.zeros_like(error), torch.zeros_like(rates))
-        gradient_out = gradient_out + new_out
-    return gradient + rule.flush(state, weight), gradient_out
+        moments.append(StepInputs(weight, inputs, rates, slope, credit, label[step], drawn, step))
+    of_output = online.readout.total(torch.stack(errors), torch.stack([now.rates for now in moments]))
+    return online.rule.total(state, moments), of_output
 
 
-@torch.enable_grad()
-def _true_gradients(cell: RNNCell, memory: Memory, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    weight = memory.weight.detach().clone().requires_grad_()
-    weight_out = memory.weight_out.detach().clone().requires_grad_()
-    rates = memory.rates.new_zeros(x.shape[1], cell.units)
-    objective = torch.zeros((), dtype=weight.dtype, device=weight.device)
-    for step in range(len(x)):
-        rates = cell.advance(weight, rates, x[step]).rates
-        if step >= BURN_IN:
-            readout = cell.read(weight_out, rates)
-            # The sum whose derivative by the readout is the error that rules descend.
-            loss = cell.loss(readout, label[step]) * (cell.outputs if cell.output == "linear" else 1)
-            objective = objective + loss.mean()
-    first, second = torch.autograd.grad(objective, (weight, weight_out))
-    return first, second
+def _true_gradients(cell: RNNCell, memory: Memory, x: Tensor, label: Tensor) -> tuple[Tensor, ...]:
+    weight, weight_out = (each.detach().clone().requires_grad_() for each in (memory.weight, memory.weight_out))
+    with torch.enable_grad():
+        readouts, _ = cell.unroll(weight, weight_out, x)
+        losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
+        # The sum whose derivative by the readout is the error that rules descend.
+        objective = losses.sum() * (cell.outputs if cell.output == "linear" else 1) / x.shape[1]
+    return torch.autograd.grad(objective, (weight, weight_out))
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:

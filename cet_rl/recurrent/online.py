@@ -109,6 +109,10 @@ class Online:
             torch.zeros_like(weight_out),
         )
 
+    def credit(self, weight_out: Tensor, error: Tensor) -> Tensor:
+        """Return c̄, the immediate credit of each unit, by the route that errors take: (B, n_out) to (B, n)."""
+        return self.cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
+
     def step(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
@@ -128,8 +132,7 @@ class Online:
         inputs, rates, slope = cell.advance(weight, memory.rates, x)
         readout = cell.read(weight_out, rates)
         error = cell.error(readout, label)
-        credit = cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
-        now = StepInputs(weight, inputs, rates, slope, credit, label, noise, clock)
+        now = StepInputs(weight, inputs, rates, slope, self.credit(weight_out, error), label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
         layer, gradient_out = self.readout.step(memory.readout, error, rates)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out

@@ -6,7 +6,6 @@ label of Add, is held for 1/α steps.
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from statistics import fmean
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -141,6 +140,10 @@ class Add(SequenceTask):
     inputs: ClassVar[int] = 2  # type: ignore[misc]
     outputs: ClassVar[int] = 2  # type: ignore[misc]
     output: ClassVar[Output] = "softmax"  # type: ignore[misc]
+    width: ClassVar[int] = 1
+    """Bits of a symbol."""
+    units: ClassVar[int] = 0
+    """Units of a network that the labels come from: there is none."""
 
     def __post_init__(self) -> None:
         try:
@@ -169,9 +172,30 @@ class Add(SequenceTask):
             alike[tuple(seen)].append(float(label))
         return fmean(_entropy(fmean(labels)) for labels in alike.values())
 
+    @property
+    def memory(self) -> int:
+        """Symbols before the present one that labels depend on."""
+        return max(self.lags)
+
+    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+        """Return inputs and labels of steps.
+
+        Args:
+            bits: symbols, those that are remembered included, shape (S, B, width).
+            index: which of the symbols each step has, without those remembered.
+            rates: of the task's own network, shape (B, units).
+
+        Returns:
+            Inputs, labels, and the rates after them.
+        """
+        now, early, late = (bits[self.memory - lag : len(bits) - lag] for lag in (0, *self.lags))
+        label = add_label(early, late)
+        x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
+        return x, y, rates
+
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
         """See `SequenceTask.stream`."""
-        return _AddStream(self, seed, batch, dtype)
+        return _SymbolStream(self, seed, batch, dtype)
 
 
 @dataclass(frozen=True)
@@ -197,6 +221,8 @@ class Mimic(SequenceTask):
     outputs: int = 32
 
     output: ClassVar[Output] = "linear"  # type: ignore[misc]
+    memory: ClassVar[int] = 0
+    """Symbols before the present one that labels depend on, but for what the network's rates hold of them."""
 
     def __post_init__(self) -> None:
         _whole("seed", self.seed)
@@ -230,9 +256,38 @@ class Mimic(SequenceTask):
             total, squares = total + label.mean((0, 1)), squares + label.square().mean((0, 1))
         return {"mean label": 0.5 * float((squares / 200 - (total / 200) ** 2).mean())}
 
+    @property
+    def width(self) -> int:
+        """Bits of a symbol."""
+        return self.inputs
+
+    @cached_property
+    def _parts(self) -> tuple[Array, Array, Array]:
+        weight, weight_out = (each.numpy() for each in self.weights)
+        parts = weight[:, : self.units], weight[:, self.units : -1], weight_out[:, :-1]
+        recurrent, entering, reading = (np.ascontiguousarray(part.T) for part in parts)
+        return recurrent, entering, reading
+
+    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+        """Return inputs and labels of steps, see `Add.respond`."""
+        # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
+        # (what `@` does with three axes), because a product of another size may be rounded in another way.
+        recurrent, entering, reading = self._parts
+        bias, bias_out = (each[:, -1].numpy() for each in self.weights)
+        drive, path = bits @ entering + bias, np.empty((len(index), *rates.shape))
+        for now, symbol in zip(path, index.tolist(), strict=True):
+            np.matmul(rates, recurrent, out=now)
+            now += drive[symbol]
+            np.tanh(now, out=now)
+            now -= rates
+            now *= self.alpha
+            now += rates
+            rates = now
+        return bits[index], path @ reading + bias_out, rates.copy()
+
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
         """See `SequenceTask.stream`. Labels are computed in float64 whatever the type."""
-        return _MimicStream(self, seed, batch, dtype)
+        return _SymbolStream(self, seed, batch, dtype)
 
 
 def add_label(early: Array, late: Array) -> Array:
@@ -240,28 +295,12 @@ def add_label(early: Array, late: Array) -> Array:
     return 0.5 + 0.5 * early - 0.25 * late
 
 
-class TaskSettings(Protocol):
-    """Hold the part of a run's configuration that a task is built from."""
-
-    @property
-    def lags(self) -> tuple[int, int]:
-        """Lags of Add, in symbols."""
-
-    @property
-    def alpha(self) -> float:
-        """α of the network."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the run."""
-
-
-def build_task(name: str, settings: TaskSettings) -> SequenceTask:
+def build_task(name: str, settings: Any) -> SequenceTask:
     """Build the task of a name, third parties' included.
 
     Args:
         name: a key of `TASKS`.
-        settings: the run's configuration.
+        settings: a run's configuration, or what else has its `lags`, `alpha` and `seed`.
 
     Raises:
         ValueError: for an unknown name, with the nearest or all names, or settings that the task refuses.
@@ -269,59 +308,43 @@ def build_task(name: str, settings: TaskSettings) -> SequenceTask:
     load_plugins()
     if name not in TASKS:
         raise unknown("task", name, TASKS)
-    build = TASKS[name].build
-    if isinstance(build, str):
-        module, _, function = build.partition(":")
-        build = getattr(importlib.import_module(module), function)
-    task: SequenceTask = build(settings)
+    task: SequenceTask = TASKS[name].build(settings)
     return task
 
 
-def build_add(settings: TaskSettings) -> Add:
-    """Build `Add` for a run's configuration."""
-    return Add(settings.lags, settings.alpha)
-
-
-def build_mimic(settings: TaskSettings) -> Mimic:
-    """Build `Mimic` for a run's configuration."""
-    return Mimic(settings.seed, settings.alpha)
-
-
-class _HeldStream(Stream):
+class _SymbolStream(Stream):
     """Draw fair bits, each a function of the seed and its place alone (Philox), and what follows from them."""
 
-    def __init__(self, task: Add | Mimic, seed: int, batch: int, dtype: torch.dtype, width: int) -> None:
+    def __init__(self, task: Add | Mimic, seed: int, batch: int, dtype: torch.dtype) -> None:
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be one of real numbers, such as torch.float32, got {dtype}")
         self._seed, self._batch = _whole("seed", seed), _whole("batch", batch, least=1)
-        self._dtype, self._width, self._hold = dtype, width, symbol_steps(task.alpha)
-        self._steps = 0
-
-    @abstractmethod
-    def _produce(self, first: int, last: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of steps, given the range of their symbols and which of it each step has."""
+        self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
+        self._steps, self._rates = 0, np.zeros((self._batch, task.units))
 
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
         """See `Stream.take`."""
         symbols = (self._steps + np.arange(_whole("steps", steps, least=1))) // self._hold
         first, last = int(symbols[0]), int(symbols[-1]) + 1
-        x, y = self._produce(first, last, symbols - first)
+        bits = self._bits(first - self._task.memory, last).astype(np.float64)
+        x, y, self._rates = self._task.respond(bits, symbols - first, self._rates)
         self._steps += steps
-        return x.to(self._dtype), y.to(self._dtype)
+        return torch.from_numpy(x).to(self._dtype), torch.from_numpy(y).to(self._dtype)
 
     def _bits(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Symbols of some range, from -`MAX_LAG` on: shape (last - first, B, width)."""
-        count = self._batch * self._width
+        """Return the symbols of some range, from -`MAX_LAG` on: shape (last - first, B, width)."""
+        count = self._batch * self._task.width
         blocks = -(-count // 256)  # what Philox makes of one value of its counter
         key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64)
         random = np.random.Philox(key=key, counter=(first + MAX_LAG) * blocks)
         words = random.random_raw((last - first) * blocks * 4).astype("<u8", copy=False)
         rows = words.view(np.uint8).reshape(last - first, -1)
-        return np.unpackbits(rows, axis=1, count=count).reshape(last - first, self._batch, self._width)
+        return np.unpackbits(rows, axis=1, count=count).reshape(last - first, self._batch, -1)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Stream.state_dict`."""
-        return {"seed": self._seed, "batch": self._batch, "steps": self._steps}
+        rates = torch.from_numpy(self._rates.copy())
+        return {"seed": self._seed, "batch": self._batch, "steps": self._steps, "rates": rates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Stream.load_state_dict`."""
@@ -331,60 +354,10 @@ class _HeldStream(Stream):
             )
         if state["batch"] != self._batch:
             raise ValueError(f"this stream has {self._batch} sequences, its state is of {state['batch']}")
-        seed, steps = _whole("seed", state["seed"]), _whole("steps", state["steps"])
-        self._seed, self._steps = seed, steps
-
-
-class _AddStream(_HeldStream):
-    def __init__(self, task: Add, seed: int, batch: int, dtype: torch.dtype) -> None:
-        super().__init__(task, seed, batch, dtype, width=1)
-        self._lags = task.lags
-
-    def _produce(self, first: int, last: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        longest = max(self._lags)
-        bits = self._bits(first - longest, last).astype(np.float64)
-        now, early, late = (bits[longest - lag : len(bits) - lag] for lag in (0, *self._lags))
-        label = add_label(early, late)
-        x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
-        return torch.from_numpy(x), torch.from_numpy(y)
-
-
-class _MimicStream(_HeldStream):
-    # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
-    # (what `@` does with three axes), because a product of another size may be rounded in another way.
-
-    def __init__(self, task: Mimic, seed: int, batch: int, dtype: torch.dtype) -> None:
-        super().__init__(task, seed, batch, dtype, width=task.inputs)
-        weight, weight_out = (each.numpy() for each in task.weights)
-        parts = weight[:, : task.units], weight[:, task.units : -1], weight_out[:, :-1]
-        self._recurrent, self._entering, self._reading = (np.ascontiguousarray(part.T) for part in parts)
-        self._bias, self._bias_out, self._alpha = weight[:, -1], weight_out[:, -1], task.alpha
-        self._rates = np.zeros((self._batch, task.units))
-
-    def _produce(self, first: int, last: int, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        bits = self._bits(first, last).astype(np.float64)
-        drive = bits @ self._entering + self._bias
-        path = np.empty((len(index), *self._rates.shape))
-        rates = self._rates
-        for now, symbol in zip(path, index.tolist(), strict=True):
-            np.matmul(rates, self._recurrent, out=now)
-            now += drive[symbol]
-            np.tanh(now, out=now)
-            now -= rates
-            now *= self._alpha
-            now += rates
-            rates = now
-        self._rates = rates.copy()
-        return torch.from_numpy(bits[index]), torch.from_numpy(path @ self._reading + self._bias_out)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "rates": torch.from_numpy(self._rates.copy())}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        rates, shape = state.get("rates"), self._rates.shape
+        rates, shape = state["rates"], self._rates.shape
         if not isinstance(rates, Tensor) or rates.shape != shape:
             raise ValueError(f"the state of this stream holds rates, a tensor of shape {shape}")
-        super().load_state_dict(state)
+        self._seed, self._steps = _whole("seed", state["seed"]), _whole("steps", state["steps"])
         self._rates = rates.to("cpu", torch.float64, copy=True).numpy()
 
 

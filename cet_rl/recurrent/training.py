@@ -23,7 +23,13 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
         ValueError: if the device is not available, or rule, task and delay do not fit together.
     """
     config = on_this_machine(config).with_trace()
-    build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
+    online = build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
+    if online.rule.first_gradient > config.last_update:
+        raise ValueError(
+            f"the first gradient of rule {config.rule} comes with step {online.rule.first_gradient:,}, but the "
+            f"last update of this run is at step {config.last_update:,}: learn for longer (--total-steps) or use "
+            "a shorter window"
+        )
     return replace(config, rule_options=config.options)
 
 

@@ -10,6 +10,7 @@ way" (2019), Table 1 and Appendix A, with its typographical errors corrected (do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -87,6 +88,11 @@ class Rule(ABC):
     def __init__(self, cell: RNNCell) -> None:
         self.cell = cell
 
+    @property
+    def first_gradient(self) -> int:
+        """Return the step, from 1, that can give a gradient first: later than the first for rules that wait."""
+        return 1
+
     @abstractmethod
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Return what it remembers before the first step.
@@ -131,6 +137,19 @@ class Rule(ABC):
             weight: W.
         """
         return torch.zeros_like(weight)
+
+    def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
+        """Return the gradient of some steps in sum, shape (n, m), that which is pending at their end included.
+
+        Args:
+            state: before the first of them.
+            moments: what happened in each, with the same weights.
+        """
+        gradient = torch.zeros_like(moments[0].weight)
+        for now in moments:
+            state, new = self.step(state, now)
+            gradient = gradient + new
+        return gradient + self.flush(state, moments[-1].weight)
 
 
 class SeparableRule(Rule):

@@ -54,6 +54,11 @@ class _Unrolled(Rule):
             raise ValueError(f"window of {self.name} must be at least 1, got {window}")
         self.window = window
 
+    @property
+    def first_gradient(self) -> int:
+        """See `Rule.first_gradient`."""
+        return self.window
+
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Zeros."""
         batch, n, m = len(rates), self.cell.units, self.cell.columns
