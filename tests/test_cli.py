@@ -304,7 +304,7 @@ def test_bad_configuration_files(tmp_path, text, words):
 
 REFUSALS = [
     ("CartPol-v1", ["unknown environment", "did you mean CartPole-v1"]),
-    ("Blackjack-v1", ["Box of vectors or maps"]),
+    ("Blackjack-v1", ["Box of vectors, or of maps"]),
     ("CartPole-v1 --delay -1", ["delay must be zero or a positive"]),
     ("CartPole-v1 --delay inf", ["finite"]),
     ("CartPole-v1 --delay nan", ["finite"]),

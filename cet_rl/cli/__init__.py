@@ -92,9 +92,9 @@ def refuse(reason: str) -> int:
 def parse(
     kind: type[T],
     arguments: Sequence[str],
-    *,
     prog: str,
-    description: str,
+    *,
+    description: str | None = None,
     options: Collection[str] | None = None,
     default: T | None = None,
 ) -> T:
@@ -104,7 +104,7 @@ def parse(
         kind: the dataclass.
         arguments: of the command.
         prog: the command as it is typed.
-        description: of the command, for its help.
+        description: of the command, for its help; None for the dataclass' docstring.
         options: names of its options; None for the dataclass' fields.
         default: holds the values of options that are not given; None for the dataclass' defaults.
 
@@ -121,10 +121,10 @@ def parse(
                 "option", flag(name), [flag(prefix + each) for each in sorted(known)], f"see {prog} --help"
             )
     printed = io.StringIO()
+    values: dict[str, Any] = {"prog": prog, "description": description or " ".join(str(kind.__doc__).split())}
     try:
         with contextlib.redirect_stderr(printed):
-            values: dict[str, Any] = {"prog": prog, "description": description, "default": default}
-            parsed: T = tyro.cli(kind, args=list(arguments), **values)
+            parsed: T = tyro.cli(kind, args=list(arguments), default=default, **values)
             return parsed
     except SystemExit as stop:
         if not stop.code:

@@ -16,7 +16,10 @@ from cet_rl.runs.values import flag
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Choose what to evaluate, and how; all options are for reinforcement learning."""
+    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data.
+
+    All options are for reinforcement learning.
+    """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
@@ -36,13 +39,7 @@ class EvalArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
-    parsed = parse(
-        EvalArguments,
-        arguments,
-        prog="cet-rl eval",
-        description="Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on "
-        "what it has not learned from.",
-    )
+    parsed = parse(EvalArguments, arguments, "cet-rl eval")
     task_kind, folder, values = read_run(parsed.run)
     options = {name: value for name, value in asdict(parsed).items() if name != "run" and value is not None}
     for name in options.keys() - set(task_kind.evaluation_options):

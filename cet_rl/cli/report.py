@@ -14,7 +14,10 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Say what to report on, and where."""
+    """Turn runs into report.html, one file to read anywhere, and its figures as PNG files.
+
+    They show scores by arm and delay, learning curves, alignment, kernels, and a table of all runs.
+    """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
@@ -30,13 +33,7 @@ class ReportArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    parsed = parse(
-        ReportArguments,
-        arguments,
-        prog="cet-rl report",
-        description="Turn runs into report.html, one file to read anywhere, and its figures as PNG files: scores "
-        "by arm and delay, learning curves, alignment, kernels, and a table of all runs.",
-    )
+    parsed = parse(ReportArguments, arguments, "cet-rl report")
     if not parsed.runs:
         raise ValueError("name run folders, or folders that hold some: cet-rl report runs")
     if parsed.claims:

@@ -21,7 +21,11 @@ SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class RulesArguments:
-    """Choose which rules to audit, and where the tables go."""
+    """Audit learning rules of recurrent networks.
+
+    Runs each in small networks, shows its tensors, memory, time and operations, and judges them by the criteria of
+    Marschall, Cho and Savin (2019).
+    """
 
     rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()
     """Names, or classes of your own as module:Class. Default: all that `cet-rl list rules` shows."""
@@ -33,13 +37,7 @@ class RulesArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
-    parsed = parse(
-        RulesArguments,
-        arguments,
-        prog="cet-rl rules",
-        description="Audit learning rules of recurrent networks: run each in small networks, show its tensors, "
-        "memory, time and operations, and judge them by the criteria of Marschall, Cho and Savin (2019).",
-    )
+    parsed = parse(RulesArguments, arguments, "cet-rl rules")
     output = None if parsed.output is None else Path(parsed.output)
     if output is not None and not output.parent.is_dir():
         raise ValueError(f"--output: there is no folder {output.parent}")

@@ -14,7 +14,11 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """Choose what to run, where, and how much at a time."""
+    """Make all runs of a sweep: fixed settings, a grid, arms and seeds, from a YAML file.
+
+    The same command resumes it: finished runs are skipped, partial ones go on. Several at once on one folder share
+    the work.
+    """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """A sweep's YAML file, or the name of one that comes with the package (`cet-rl list configs`)."""
@@ -43,14 +47,7 @@ class SweepArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
-    options = parse(
-        SweepArguments,
-        arguments,
-        prog="cet-rl sweep",
-        description="Make all runs of a sweep: fixed settings, a grid, arms and seeds, from a YAML file. The same "
-        "command resumes it: finished runs are skipped, partial ones go on. Several at once on one folder share "
-        "the work.",
-    )
+    options = parse(SweepArguments, arguments, "cet-rl sweep")
     from cet_rl.sweeps.build import build_or_read, check_data
     from cet_rl.sweeps.file import read_sweep
     from cet_rl.sweeps.folder import SweepFolder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -62,14 +63,7 @@ class _Arguments(Generic[C]):
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Hold what the command is to do.
-
-    Attributes:
-        config: of the run.
-        run: where it lives.
-        given: options on the command line, as names of fields.
-        note: line for the user on where values come from; may be empty.
-    """
+    """Hold the configuration to run, where it lives, the options given, and a line on where values come from."""
 
     config: RunConfig
     run: RunOptions
@@ -133,9 +127,9 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if given.count("config") > 1:
         raise ValueError("--config can be given once")
     words = [word for word in arguments if word not in ("-h", "--help")]
-    source, file = _configuration_file(words)
-    paper = source == PAPER and not file
-    task = words[0] if words and not words[0].startswith("-") else file.get("task")
+    named = words[0] if words and not words[0].startswith("-") else None
+    source, file = _configuration_file(words, named)
+    task = named or file.get("task")
     if task is None and len(words) == len(arguments):
         raise ValueError(NO_TASK)
     if task is not None:
@@ -148,39 +142,44 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
-    shown = {**(tuned_defaults(task, kind) if task else {}), **values, "task": task}
     # Values may not fit together before those of the paper are under them: `build_config` checks them.
     body: Any = {
         "__annotations__": {"task": Annotated[Any, tyro.conf.Suppress]},
         "__post_init__": lambda self: None,
     }
     unchecked: Any = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, **body})
+    defaults = {**(tuned_defaults(task, kind) if task else {}), **values, "task": task}
     parsed: _Arguments[RunConfig] = parse(
         _Arguments[unchecked],
         arguments[1:] if task == arguments[0] else arguments,
-        prog="cet-rl train TASK",
+        "cet-rl train TASK",
         description=DESCRIPTION if task else DESCRIPTION + _other_options(),
         options=own,
-        default=_Arguments(unchecked(**shown), RunOptions()),
+        default=_Arguments(unchecked(**defaults), RunOptions()),
     )
     values |= {name: getattr(parsed.learning, name) for name in types_of(kind) if name in names}
     values["task"] = task
-    base, note = paper_values(values) if paper else (None, "")
+    base, note = paper_values(values) if source == PAPER and not file else (None, "")
     return TrainArguments(build_config(values, base), parsed.run, frozenset(names), note)
 
 
-def _configuration_file(words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Mapping[str, Any]]:
     """Return the name of the configuration file and what it holds; empty for none, and for the paper's tables."""
-    source, folder = _value_of("--config", words), _value_of("--run-dir", words)
-    if source == PAPER and not Path(PAPER).is_file():
-        return PAPER, {}
-    if source is None and folder and "--resume" in words:
-        saved = RunFolder(folder).config_file
-        if not saved.is_file() and words[0].startswith("-"):
-            raise ValueError(f"{folder} holds no run to resume, as it has no config.yaml: name a new run's task")
+    look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    look.add_argument("--config", nargs="?")
+    look.add_argument("--run-dir", "--run_dir", nargs="?")
+    look.add_argument("--resume", action="store_true")
+    seen, _ = look.parse_known_args(words)
+    source = seen.config
+    if source is None and seen.run_dir and seen.resume:
+        saved = RunFolder(seen.run_dir).config_file
+        if not saved.is_file() and task is None:
+            raise ValueError(
+                f"{seen.run_dir} holds no run to resume, as it has no config.yaml: name a new run's task"
+            )
         source = str(saved) if saved.is_file() else None
-    if source is None:
-        return "", {}
+    if source is None or (source == PAPER and not Path(PAPER).is_file()):
+        return source or "", {}
     file = read_mapping(source)
     if not file.keys().isdisjoint(KEYS):
         raise ValueError(f"{source} asks for more than one run: cet-rl sweep {source}")
@@ -191,12 +190,3 @@ def _other_options() -> str:
     """Return where the options of tasks are that are known by name."""
     named = [task_kind for task_kind in TASK_KINDS if task_kind.tasks()]
     return "".join(f" Options of {f.describe()}: cet-rl train {next(iter(f.tasks()))} --help." for f in named)
-
-
-def _value_of(option: str, words: Sequence[str]) -> str | None:
-    for index, word in enumerate(words):
-        if word == option and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1]
-    return None

@@ -14,7 +14,11 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class TuneArguments:
-    """Choose what to search, where, and how long."""
+    """Search for hyper-parameters with Optuna.
+
+    A trial is a run for each seed; one that does worse than others on the way is stopped. The same command resumes
+    the search. Writes best.yaml, a configuration file, and trials.csv.
+    """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """YAML file of a search: settings, and under space the options to search."""
@@ -37,14 +41,7 @@ class TuneArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
-    options = parse(
-        TuneArguments,
-        arguments,
-        prog="cet-rl tune",
-        description="Search for hyper-parameters with Optuna. A trial is a run for each seed; one that does worse "
-        "than others on the way is stopped. The same command resumes the search. Writes best.yaml, a "
-        "configuration file, and trials.csv.",
-    )
+    options = parse(TuneArguments, arguments, "cet-rl tune")
     from cet_rl.sweeps.worker import Launcher
     from cet_rl.tuning.study import SearchFolder, open_study, require_optuna, storage_errors
 

@@ -42,8 +42,6 @@ _NUMBERS = "biufcSU"
 """Kinds of numpy types that are plain data."""
 
 File = str | os.PathLike[str] | IO[bytes]
-
-
 T = TypeVar("T")
 
 
@@ -63,41 +61,38 @@ def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
     Raises:
         ValueError: naming the path of anything else.
     """
+
+    def inner(item: object, key: object) -> Any:
+        return encode(item, tensors, f"{where}/{key}" if where else str(key))
+
+    def add(tensor: Tensor) -> str:
+        name = where if where not in tensors else f"{where}#{len(tensors)}"
+        tensors[name] = tensor
+        return name
+
     if value is None or type(value) in (bool, int, str):
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": struct.pack(">d", value).hex()}
     if type(value) in (list, tuple, deque):
-        items = [encode(item, tensors, _path(where, i)) for i, item in enumerate(cast(Iterable[Any], value))]
+        items = [inner(item, i) for i, item in enumerate(cast(Iterable[Any], value))]
         if isinstance(value, deque):
             return {"$deque": items, "maxlen": value.maxlen}
         return {"$tuple": items} if type(value) is tuple else items
     if isinstance(value, dict):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return {key: encode(item, tensors, _path(where, key)) for key, item in value.items()}
-        pairs = [[encode(k, tensors, where), encode(v, tensors, _path(where, k))] for k, v in value.items()]
-        return {"$dict": pairs}
+            return {key: inner(item, key) for key, item in value.items()}
+        return {"$dict": [[encode(key, tensors, where), inner(item, key)] for key, item in value.items()]}
     if isinstance(value, Tensor):
-        return {"$tensor": _add(tensors, where, value.detach().cpu().contiguous().clone())}
+        return {"$tensor": add(value.detach().cpu().contiguous().clone())}
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in _NUMBERS:
+        name = add(torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy()))
         kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
-        flat = np.frombuffer(value.tobytes(), np.uint8).copy()
-        name = _add(tensors, where, torch.from_numpy(flat))
         return {kind: name, "dtype": value.dtype.str, "shape": list(value.shape)}
     raise ValueError(
         f"{where or 'this'} is of type {type(value).__name__} and cannot be saved as data; "
         "use numbers, strings, arrays, lists and dicts"
     )
-
-
-def _path(where: str, key: object) -> str:
-    return f"{where}/{key}" if where else str(key)
-
-
-def _add(tensors: dict[str, Tensor], name: str, tensor: Tensor) -> str:
-    unique = name if name not in tensors else f"{name}#{len(tensors)}"
-    tensors[unique] = tensor
-    return unique
 
 
 def decode(data: Any, tensors: dict[str, Tensor]) -> Any:
@@ -244,10 +239,6 @@ class Checkpoints:
 
     Args:
         newest: path of the newest; its stem is the kind of file, "agent" or "network".
-
-    Attributes:
-        newest: as given.
-        previous: path of the one before.
     """
 
     def __init__(self, newest: Path) -> None:
@@ -260,7 +251,7 @@ class Checkpoints:
 
         Args:
             state: what has been learned, see `write`.
-            config: the run's configuration as JSON data; None if it is unknown.
+            config: the run's configuration; None if it is unknown.
             runtime_state: whatever else the run needs to resume.
 
         Raises:
@@ -284,12 +275,9 @@ class Checkpoints:
             fresh.unlink(missing_ok=True)
 
     def find(self, config: Mapping[str, Any] | None) -> Path | None:
-        """Return the newest checkpoint that is whole and of this run, None if there is none at all.
+        """Return the newest checkpoint that is whole and of the run with a configuration, None if there is none.
 
         One that has to be passed over is named in the log, once.
-
-        Args:
-            config: the run's configuration; None if it is unknown.
 
         Raises:
             ValueError: if there are checkpoints but none is good, or one has another format version.
@@ -297,7 +285,10 @@ class Checkpoints:
         reasons: dict[Path, str] = {}
         for path in (self.newest, self.previous):
             try:
-                self._check(path, config)
+                theirs = read_run(path, what=self.newest.stem).get("config")
+                changes = differing(theirs, config) if isinstance(theirs, dict) and config is not None else []
+                if changes:
+                    raise DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
             except FileNotFoundError:
                 continue
             except DamagedFileError as error:
@@ -311,18 +302,6 @@ class Checkpoints:
             raise ValueError("; ".join(reasons.values()))
         return None
 
-    def _check(self, path: Path, config: Mapping[str, Any] | None) -> None:
-        theirs = read_run(path, what=self.newest.stem).get("config")
-        if not isinstance(theirs, dict) or config is None:
-            return
-        changes = differing(theirs, config)
-        if changes:
-            raise DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
-
     def runtime_state(self, path: Path) -> Any:
-        """Return the runtime state of a checkpoint that `find` returned, None if it has none.
-
-        Raises:
-            ValueError: if it cannot be read.
-        """
+        """Return the runtime state in a checkpoint that `find` returned, or None; errors as of `read`."""
         return read_run(path, what=self.newest.stem).get("runtime_state")

@@ -158,11 +158,6 @@ class RunConfig(ABC):
         """Return plain data, as written to config.yaml."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
-    def as_hyperparameters(self) -> dict[str, bool | int | float | str]:
-        """Return the values as TensorBoard takes them: everything but numbers and text as text."""
-        plain = (int, float, str, bool)
-        return {key: value if isinstance(value, plain) else str(value) for key, value in self.as_data().items()}
-
 
 @dataclass(frozen=True)
 class LayeredConfig(RunConfig):

@@ -52,11 +52,7 @@ for _tag, (_pattern, _first) in _NOTATION.items():
 
 
 def load_yaml(text: str | bytes) -> Any:
-    """Return the plain data that YAML text stands for.
-
-    Raises:
-        yaml.YAMLError: for text that is no YAML.
-    """
+    """Return the plain data that YAML text stands for, or raise `yaml.YAMLError`."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -84,9 +80,7 @@ def tuned_defaults(task: str, kind: type[RunConfig]) -> Mapping[str, Any]:
 
 
 def read_mapping(source: str) -> Mapping[str, Any]:
-    """Return a configuration file as YAML has it, by path or by name, with nothing but its task checked.
-
-    For callers who must know the task before they can tell which keys are allowed.
+    """Return a configuration file, by path or by name, with nothing but its task checked.
 
     Raises:
         ValueError: if there is no such file, it is no YAML mapping, or its task is no text.
@@ -104,11 +98,7 @@ def read_mapping(source: str) -> Mapping[str, Any]:
 
 
 def parse_config(text: str, source: str, kind: type[RunConfig]) -> dict[str, Any]:
-    """Return YAML text as values of `kind`.
-
-    Raises:
-        ValueError: for what is no such mapping, naming source and key.
-    """
+    """Return YAML text as values of `kind`; raise ValueError for anything else, naming source and key."""
     return check_values(_parse_mapping(text, source), source, kind)
 
 

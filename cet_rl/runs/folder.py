@@ -20,12 +20,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from cet_rl import __version__
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
 from cet_rl.runs.files import holds, naming, sync, write_text
@@ -45,8 +46,6 @@ CHECKPOINTS = 10
 
 _LOCK = "lock"
 """Folder of the lock within a run folder."""
-
-_VERSIONS_OF = ("cet-rl", "torch", "numpy", "gymnasium", "stable-baselines3")
 
 
 def checkpoint_interval(total_steps: int, asked: int | None) -> int:
@@ -84,36 +83,21 @@ class RunFolder:
 
     @property
     def checkpoint_file(self) -> Path:
-        """Return the newest good checkpoint; without any, the path of the first one to come.
-
-        Raises:
-            ValueError: if there are some and none is good, or the newest has another format version.
-        """
+        """Return the newest good checkpoint, see `Checkpoints.find`; without any, the first one to come."""
         if not self._checkpoint.parent.is_dir():
             return self._checkpoint
         return self.checkpoints.find(self._saved_config()) or self._checkpoint
 
     def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:
-        """Write a checkpoint, after everything logged so far has reached the disk.
-
-        Args:
-            state: what has been learned, see `cet_rl.runs.archive.write`.
-            runtime_state: what else resuming needs.
-
-        Raises:
-            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
-        """
+        """Write a checkpoint, after everything logged so far has reached the disk; see `Checkpoints.save`."""
         for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
             sync(file)
         self.checkpoints.save(state, self._saved_config(), runtime_state)
 
     def _saved_config(self) -> dict[str, Any] | None:
-        """Return the values of config.yaml but those of the machine, as JSON data; None if it cannot be read."""
+        """Return the values of config.yaml but those of the machine; None if it cannot be read."""
         try:
-            saved = load_yaml(self.config_file.read_text(encoding="utf-8"))
-            kept = {str(key): value for key, value in identity(saved).items()}
-            data: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-            return data
+            return identity(load_yaml(self.config_file.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError):
             return None
 
@@ -177,8 +161,7 @@ class RunFolder:
             True if there is a checkpoint to resume from.
 
         Raises:
-            ValueError: if the folder holds something else, or a run without `resume`, or one of another
-                configuration, or damaged checkpoints only.
+            ValueError: as of `check_usable`, or if there are damaged checkpoints only.
             OSError: if it cannot be written.
         """
         self.check_usable(config, resume=resume)
@@ -224,21 +207,15 @@ def default_path(config: RunConfig) -> Path:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a run's numbers depend on."""
-    found = {"python": platform.python_version()}
-    for package in _VERSIONS_OF:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    others = {package: version(package) for package in ("torch", "numpy", "gymnasium", "stable-baselines3")}
+    return {"python": platform.python_version(), "cet-rl": __version__, **others}
 
 
 class MetricsTable:
     """Write metrics.csv: a row each time numbers are logged; columns are added when first seen.
 
-    Args:
-        path: the file; whole rows that are already in it are kept.
-        last_step: later rows are dropped, and so are the numbers of an evaluation: a resumed run logs them again.
+    Whole rows that are already in the file are kept up to `last_step`, but not the numbers of an evaluation: a
+    resumed run logs them again.
     """
 
     STEP = "time/total_timesteps"

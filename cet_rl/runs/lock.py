@@ -2,9 +2,8 @@
 
 A lock is a file NAME.NUMBER that names its owner. Taking one creates the next number exclusively, which is atomic
 on local file systems, NFS from version 3, Lustre, GPFS and BeeGFS; `flock` is not needed. A dead owner's file is
-removed only by the process that has taken the next number. (`filelock.SoftFileLease` moves it away before taking
-its place, and may so move a living owner's: of six processes that found a dead owner's lock, two took it in 3 of
-60 trials.)
+removed only by the process that has taken the next number. (`filelock.SoftFileLease` moves it away before, and may
+so move a living owner's: of six processes that found a dead owner's lock, two took it in 3 of 60 trials.)
 
 An owner on this machine is dead when its process is gone. One on another machine is dead after `LEASE` seconds
 without a heartbeat; the machines' clocks must agree to within minutes. An owner that was suspended for longer may
@@ -37,23 +36,18 @@ EXIT_BUSY = 75
 
 @dataclass(frozen=True)
 class Owner:
-    """Identify the process that owns a lock; what the system does not tell is empty, zero or None.
-
-    Attributes:
-        host: name of its machine.
-        machine: identity of the machine's installation.
-        boot: identity of the time since the machine was last started.
-        namespace: of process numbers; each container has its own.
-        pid: process number.
-        started: when the process started, in clock ticks since boot.
-    """
+    """Identify the process that owns a lock; what the system does not tell is empty, zero or None."""
 
     host: str
     machine: str
+    """Identity of the machine's installation."""
     boot: str
+    """Identity of the time since the machine was last started."""
     namespace: int
+    """Of process numbers; each container has its own."""
     pid: int
     started: int | None
+    """When the process started, in clock ticks since boot."""
 
     def __str__(self) -> str:
         """Return host and process, for messages."""
@@ -111,11 +105,9 @@ def _living(folder: Path, entries: Iterable[str]) -> dict[str, Owner | None]:
     for entry in filter(_name, entries):
         try:
             age = time.time() - os.stat(folder / entry).st_mtime
-            text = (folder / entry).read_text(encoding="utf-8", errors="replace")
+            owner: Owner | None = Owner(**json.loads((folder / entry).read_bytes()))
         except FileNotFoundError:  # released at this moment
             continue
-        try:
-            owner = Owner(**json.loads(text))
         except (ValueError, TypeError):
             owner = None
         if owner.is_alive(age) if owner is not None else age < LEASE:
@@ -130,12 +122,7 @@ def _name(entry: str) -> str:
 
 
 class Lock:
-    """Hold the right to run in a folder, or to run one job.
-
-    Args:
-        folder: where the lock's file is; created when needed.
-        name: of the lock.
-    """
+    """Hold the right to run in a folder, or to run one job, as a file in a folder that is created when needed."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name

@@ -111,7 +111,9 @@ class RunLog:
         if self.resumed:
             return
         writer: Any = self.writer.file_writer
-        for summary in hparams(config.as_hyperparameters(), dict.fromkeys(scores, 0.0)):  # type: ignore[no-untyped-call]
+        plain = (int, float, str, bool)  # what TensorBoard takes
+        values = {key: v if isinstance(v, plain) else str(v) for key, v in config.as_data().items()}
+        for summary in hparams(values, dict.fromkeys(scores, 0.0)):  # type: ignore[no-untyped-call]
             writer.add_summary(summary)
         if kernels and config.delay:
             delays = config.timing.layer_delays

@@ -27,11 +27,7 @@ BACKPROP = "backprop"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Hold one row of a table.
-
-    Attributes:
-        values: keys and values of a configuration, those that all rows share included; no task.
-    """
+    """Hold one row of a table: keys and values of a configuration, those that all rows share included; no task."""
 
     values: dict[str, Any]
 
@@ -48,16 +44,13 @@ class PaperRow:
 
     def describe(self) -> str:
         """Return a short description: "32 s, CET order 8: lr 5e-4"."""
-        rate = f"lr {_short(self.values['lr'])}"
-        if "weight_decay" in self.values:
-            rate += f", weight decay {_short(self.values['weight_decay'])}"
+        rates = {"lr": "lr", "weight_decay": "weight decay"}
+        rate = ", ".join(f"{text} {_short(self.values[key])}" for key, text in rates.items() if key in self.values)
         if self.order is None:
             return f"no delay, backprop: {rate}"
-        wait = f"{self.delay:g} s" + (" a layer" if self.values.get("stacked") else "")
-        if self.order == 1:
-            decay = f", decay {self.values['decay']:g}" if "decay" in self.values else ""
-            return f"{wait}, classical trace{decay}: {rate}"
-        return f"{wait}, CET order {self.order}: {rate}"
+        decay = f", decay {self.values['decay']:g}" if "decay" in self.values else ""
+        what = f"classical trace{decay}" if self.order == 1 else f"CET order {self.order}"
+        return f"{self.delay:g} s{' a layer' * bool(self.values.get('stacked'))}, {what}: {rate}"
 
 
 @dataclass(frozen=True)
@@ -65,12 +58,9 @@ class PaperTable:
     """Hold the paper's hyper-parameters for one task at one time scale.
 
     Attributes:
-        name: of the file.
-        source: of its values: "Tables 5 and 6 of the paper", "Table 2 of the paper".
+        source: where the values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
         table: number of the table that has the rows.
-        tasks: the tasks that it is for, all of one kind.
         stacked: True for the time scale of retrograde signalling.
-        rows: in the paper's order.
     """
 
     name: str
@@ -80,39 +70,39 @@ class PaperTable:
     stacked: bool
     rows: tuple[PaperRow, ...]
 
-    def find(self, delay: float, order: int | None) -> PaperRow | None:
-        """Return the row for a delay in seconds and an order (None: the baseline), or None if there is none."""
+    def find(self, task: str, delay: float, order: int | None) -> PaperRow:
+        """Return the row for a delay in seconds and an order (None: the baseline).
+
+        Raises:
+            ValueError: if there is none, naming those there are.
+        """
         for row in self.rows:
             if row.order == order and math.isclose(row.delay, delay, rel_tol=RELATIVE_TOLERANCE):
                 return row
-        return None
-
-    def describe_rows(self) -> str:
-        """Return the rows in words: "delays of 2 and 4 s with orders 1 and 5, and backprop without delay"."""
-        delays = sorted({row.delay for row in self.rows if row.order is not None})
-        orders = sorted({row.order for row in self.rows if row.order is not None})
-        text = f"{'a delay' if len(delays) == 1 else 'delays'} of {_list(delays)} s with orders {_list(orders)}"
-        return text + (", and backprop without delay" if self.find(0.0, None) else "")
+        delays, orders = (
+            sorted({getattr(row, name) for row in self.rows if row.order is not None})
+            for name in ("delay", "order")
+        )
+        asked = f"a delay of {delay:g} s and order {order}" if delay else "no delay"
+        they, have = ("they", "have") if self.source.startswith("Tables ") else ("it", "has")
+        raise ValueError(
+            f"{self.source} {have} no row for {task} with {asked}: {they} {have} "
+            f"{'a delay' if len(delays) == 1 else 'delays'} of {_list(delays)} s with orders {_list(orders)}"
+            + ", and backprop without delay"
+            * any(row.order is None for row in self.rows)
+        )
 
 
 @cache
 def paper_tables() -> tuple[PaperTable, ...]:
-    """Return all tables, in the order of their names.
-
-    Raises:
-        ValueError: for a file with a key or value that configurations of its tasks do not have, naming file, row
-            and key.
-    """
+    """Return all tables, in the order of their names."""
     folder = resources.files("cet_rl") / "configs" / "paper"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return tuple(_read(file.read_text(encoding="utf-8"), file.name.removesuffix(".yaml")) for file in files)
 
 
 def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the row of the paper's tables for a configuration, and a line about it; see `paper_row`.
-
-    Args:
-        values: of the configuration, those that are given.
+    """Return the row of the paper's tables for the values of a configuration that are given; see `paper_row`.
 
     Raises:
         ValueError: for an agent that the paper does not have, or if it has no such row.
@@ -151,28 +141,14 @@ def paper_row(
             f"the paper has no hyper-parameters for trace {wanted.kind!r}, only for cet, et and no delay: "
             "choose one of them, or leave out --config paper"
         )
-    table = _table_of(task, stacked)
-    states = {"cet": wanted.states, "et": 1, "none": None}[wanted.kind]
-    row = table.find(delay, states)
-    if row is None:
-        asked = f"a delay of {delay:g} s and order {states}" if delay else "no delay"
-        they, have = ("they", "have") if table.source.startswith("Tables ") else ("it", "has")
-        refusal = f"{table.source} {have} no row for {task} with {asked}"
-        raise ValueError(f"{refusal}: {they} {have} {table.describe_rows()}")
-    values = {"task": task, **row.values}
-    if trace == "et":
-        values["trace"] = trace
-    return values, f"paper, Table {table.table}: {task}, {row.describe()}"
-
-
-def _table_of(task: str, stacked: bool) -> PaperTable:
-    tables = [table for table in paper_tables() if table.stacked == stacked]
-    for table in tables:
-        if task in table.tasks:
-            return table
     scale = "the retrograde time scale" if stacked else "behavioural time scales"
-    known = (name for table in tables for name in table.tasks)
-    raise ValueError(f"the paper has no table for {task} at {scale}: it has {', '.join(known)}")
+    tables = {name: table for table in paper_tables() if table.stacked == stacked for name in table.tasks}
+    if task not in tables:
+        raise ValueError(f"the paper has no table for {task} at {scale}: it has {', '.join(tables)}")
+    states = {"cet": wanted.states, "et": 1, "none": None}[wanted.kind]
+    row = tables[task].find(task, delay, states)
+    values = {"task": task, **row.values} | ({"trace": trace} if trace == "et" else {})
+    return values, f"paper, Table {tables[task].table}: {task}, {row.describe()}"
 
 
 def _read(text: str, name: str) -> PaperTable:

@@ -41,11 +41,7 @@ def load_plugins() -> None:
 
 
 def import_named(name: str, wanted_by: str) -> ModuleType:
-    """Import a module that a user has named, from the current folder too.
-
-    Args:
-        name: of the module.
-        wanted_by: what names it, for the message.
+    """Import a module that a user has named, from the current folder too; `wanted_by` says what names it.
 
     Raises:
         ValueError: if that fails, whatever the module raises.
@@ -63,12 +59,8 @@ def import_on_use(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` of a package whose public names are imported on first use.
 
-    This keeps the import of its light modules cheap where others need torch.
-
-    Args:
-        package: its name.
-        names: its public names, that is its `__all__`.
-        modules: the modules that have them; these are searched in turn, so light ones come first.
+    This keeps the import of its light modules cheap where others need torch. The modules that may have the names
+    are searched in turn, so light ones come first.
     """
 
     def find(name: str) -> Any:

@@ -28,11 +28,7 @@ LOGGED_POINTS = 50
 
 
 class Learner(Protocol):
-    """Learn one run.
-
-    Attributes:
-        step: steps made so far, in the unit of the configuration's `total_steps`.
-    """
+    """Learn one run; `step` counts what has been done, in the unit of the configuration's `total_steps`."""
 
     step: int
 
@@ -63,21 +59,16 @@ L = TypeVar("L", bound=Learner)
 
 
 class LearnerBatch(Generic[L]):
-    """Let learners take their steps one after the other; a subclass may take them all at once.
+    """Let learners at the same step take their steps one after the other; a subclass may take them all at once.
 
-    Args:
-        learners: of the runs, all at the same step. What methods return has an element for each.
-
-    Attributes:
-        learners: as given.
-        step: steps made so far.
+    What methods return has an element for each of the learners.
     """
 
     def __init__(self, learners: Sequence[L]) -> None:
         self.learners, self.step = list(learners), learners[0].step
 
     def advance(self, limit: int, *, measure: bool) -> Any:
-        """Learn at least one step, not beyond `limit`, see `Learner.advance`."""
+        """Let all learn, see `Learner.advance`."""
         for learner in self.learners:
             learner.advance(limit, measure=measure)
         self.step = self.learners[0].step
@@ -160,12 +151,7 @@ class Session:
         return self.folder.open_for(self.config.as_data(), resume=self._resume)
 
     def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
-        """Start clock and log.
-
-        Args:
-            step: returns the learner's step.
-            resumed: whether it is that of a checkpoint.
-        """
+        """Start clock and log, with a function that returns the learner's step."""
         self.step, self._first = step, step()
         self._began = time.monotonic()
         self._note_saved()

@@ -26,7 +26,6 @@ class Score:
         title: name of the number for people.
         word: the same in one word, for tables and progress.
         digits: decimals of the number as it is stored.
-        higher_is_better: False for losses.
         percent: True to show a share as a percentage.
     """
 
@@ -47,7 +46,7 @@ class Score:
 class TaskKind:
     """Describe one kind of task.
 
-    Its package has a module `config` with its class of configurations, and a module `training` with functions
+    Its package, cet_rl.NAME, has a module `config` with its class of configurations, and a module `training` with
 
         resolve(config) -> config           with all defaults filled in, as a run's config.yaml has them
         train(config, run_dir, *, resume, checkpoint_every, quiet) -> status
@@ -55,10 +54,7 @@ class TaskKind:
         check_data(*values)                 raises ValueError or OSError if data cannot be loaded
 
     Attributes:
-        name: short name, for programs.
         title: what its tasks are about, for people.
-        package: "cet_rl.vision".
-        class_name: name of its class of configurations.
         scores: numbers of a summary that say how good a run is; arms are compared on the first.
         curve: column of metrics.csv that shows how learning goes.
         progress: column of metrics.csv that a run under way shows.
@@ -72,7 +68,6 @@ class TaskKind:
 
     name: str
     title: str
-    package: str
     class_name: str
     scores: tuple[Score, ...]
     curve: Score
@@ -83,20 +78,21 @@ class TaskKind:
     evaluation_options: tuple[str, ...] = ()
     data_fields: tuple[str, ...] = ()
 
+    def _module(self, name: str) -> Any:
+        return importlib.import_module(f"cet_rl.{self.name}.{name}")
+
     def config(self) -> type[RunConfig]:
         """Return the class of its configurations."""
-        found: type[RunConfig] = getattr(importlib.import_module(f"{self.package}.config"), self.class_name)
+        found: type[RunConfig] = getattr(self._module("config"), self.class_name)
         return found
 
     def training(self) -> Any:
         """Return its module `training`, which takes seconds to import."""
-        return importlib.import_module(f"{self.package}.training")
+        return self._module("training")
 
     def tasks(self) -> Mapping[str, str]:
         """Return the names of its tasks and a line about each; empty for the kind of all other tasks."""
-        if self.catalogue is None:
-            return {}
-        found: Mapping[str, str] = importlib.import_module(f"{self.package}.{self.catalogue}").summaries()
+        found: Mapping[str, str] = self._module(self.catalogue).summaries() if self.catalogue else {}
         return found
 
     def describe(self) -> str:
@@ -112,7 +108,6 @@ _ACCURACY = Score("{held_out}_accuracy", "{held_out} accuracy", "accuracy", 4, p
 RL = TaskKind(
     "rl",
     "reinforcement learning",
-    package="cet_rl.rl",
     class_name="RLConfig",
     scores=(
         Score("train_return_mean", "training return (last 100 episodes)", "return", 1),
@@ -126,7 +121,6 @@ RL = TaskKind(
 VISION = TaskKind(
     "vision",
     "image classification",
-    package="cet_rl.vision",
     class_name="VisionConfig",
     scores=(_ACCURACY, Score("{held_out}_loss", "{held_out} loss", "loss", 4, higher_is_better=False)),
     curve=replace(_ACCURACY, key="{held_out}/accuracy"),
@@ -139,7 +133,6 @@ VISION = TaskKind(
 RECURRENT = TaskKind(
     "recurrent",
     "recurrent networks",
-    package="cet_rl.recurrent",
     class_name="RecurrentConfig",
     scores=(Score("test_loss", "test loss", "loss", 4, higher_is_better=False),),
     curve=_LOSS,
@@ -170,11 +163,7 @@ def check_spelling(task: str) -> None:
 
 
 def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return a configuration: the defaults of its class, under those of its task, under the values given.
-
-    Args:
-        values: checked for type, the task among them.
-        base: to start from in place of the task's tuned defaults.
+    """Return a configuration: the defaults of its class, under `base` or the task's tuned defaults, under values.
 
     Raises:
         ValueError: for values that are impossible or do not fit together.

@@ -36,12 +36,9 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
 
 
 def nearest(name: str, known: Iterable[str], farthest: float = FARTHEST) -> str | None:
-    """Return the known name that the fewest edits lead to, in lower case, or None if all take too many.
+    """Return the (first) known name that the fewest edits lead to, in lower case, or None if all take too many.
 
-    Args:
-        name: as it was given.
-        known: the names that there are; of several that are as near, the first is returned.
-        farthest: largest number of edits per character of the longer name.
+    Up to `farthest` edits per character of the longer name are allowed.
     """
     edits = {each: _edits(name.lower(), each.lower()) / max(len(name), len(each), 1) for each in known}
     best = min(edits, key=edits.__getitem__, default=None)
