@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from cet_rl.report.drawing import (
     ACROSS,
+    DOTTED,
     MARGIN,
     MOST_ARMS,
     Picture,
@@ -28,10 +29,10 @@ from cet_rl.report.drawing import (
     styles,
 )
 from cet_rl.report.grouping import Arm, Comparison
-from cet_rl.report.plots import Curve, by_arm, draw_alignment_over, draw_curves
+from cet_rl.report.plots import Curve, draw_alignment_over, draw_curves
 from cet_rl.report.reading import ALIGNMENT
 from cet_rl.report.statistics import Presentation
-from cet_rl.report.text import counted, in_seconds, listed
+from cet_rl.report.text import counted, in_seconds, sentence, span
 from cet_rl.runs.folder import MetricsTable
 
 MOST_SEEDS_OF_A_RANGE = 5
@@ -83,8 +84,8 @@ def learning_curves(comparison: Comparison) -> list[Picture]:
     figure.suptitle(comparison.title, fontsize=10)
     legend(figure, lines, list(looks))
     caption = [f"{shows.curve_title.capitalize()} over training. {_meaning(comparison, band)}"]
-    caption += _left_out(comparison, arms, references, delays, shown)
-    caption += ["Dotted: the best that predictors can do that know only what is written there."] * bool(baselines)
+    caption += _left_out(comparison, [*arms, *references], delays, shown)
+    caption += [DOTTED] * bool(baselines)
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.decays
@@ -110,36 +111,25 @@ def _meaning(comparison: Comparison, band: str) -> str:
     counts = {len(at_delay.drawn) for _, at_delay in comparison.all_runs if at_delay.drawn}
     if counts == {1}:
         return "One seed each."
-    seeds = f"{min(counts)} to {max(counts)} seeds" if len(counts) > 1 else f"{min(counts)} seeds"
-    spread = (
-        "from the lowest seed to the highest" if band == "range" else "a standard error of the mean up and down"
-    )
-    return f"Lines: means of {seeds}; bands: {spread}."
+    around = {"range": "from the lowest seed to the highest", "error": "a standard error of the mean up and down"}
+    return f"Lines: means of {span(counts)} seeds; bands: {around[band]}."
 
 
 def _left_out(
-    comparison: Comparison,
-    arms: Sequence[Arm],
-    references: Sequence[Arm],
-    delays: Sequence[float],
-    shown: Sequence[float],
+    comparison: Comparison, drawn: Sequence[Arm], delays: Sequence[float], shown: Sequence[float]
 ) -> list[str]:
     """Return sentences on what is not drawn, and on what has not finished."""
-    found = ["Grey: arms without delay, the same in each panel."] * bool(references and delays)
-    left = [in_seconds(delay) for delay in delays if delay not in shown]
-    if left:
-        found.append(f"Not drawn: {listed(left)}.")
-    hidden = len(comparison.arms) - len(arms) - len(references)
-    if hidden:
+    grey = any(arm in comparison.references for arm in drawn) and bool(delays)
+    found = ["Grey: arms without delay, the same in each panel."] * grey
+    found += sentence("Not drawn", [in_seconds(delay) for delay in delays if delay not in shown])
+    if hidden := len(comparison.arms) - len(drawn):
         found.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
     partial = [
         f"{arm.label} at {in_seconds(at_delay.delay)}"
         for arm, at_delay in comparison.all_runs
-        if arm in (*arms, *references) and at_delay.drawn and not at_delay.finished
+        if arm in drawn and at_delay.drawn and not at_delay.finished
     ]
-    if partial:
-        found.append(f"Not finished, drawn as far as they are: {listed(partial)}.")
-    return found
+    return found + sentence("Not finished, drawn as far as they are", partial)
 
 
 def _limit(
@@ -193,11 +183,10 @@ def alignment(comparison: Comparison) -> list[Picture]:
     columns = [f"{ALIGNMENT}{layer}" for layer in layers]
     arms = comparison.best(comparison.compared, MOST_ARMS, logged[-1])
     curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
-    left = [in_seconds(delay) for delay in logged if delay not in shown]
-    rest = f" Also logged, not drawn: {listed(left)}." if left else ""
     *others, last = map(in_seconds, shown)
     delays = f"{', '.join(others)} and {last}" if others else last
     what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
+    rest = sentence("Also logged, not drawn", [in_seconds(delay) for delay in logged if delay not in shown])
     shows, looks, band = comparison.presentation, styles(comparison), _band(comparison)
     pictures = []
     for over in dict.fromkeys((None, shows.over_score)):
@@ -212,23 +201,19 @@ def alignment(comparison: Comparison) -> list[Picture]:
                 with scaled_at_the_end(axes):
                     lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", looks, band=band)
                 format_steps(axes)
-                continue
-            for arm, of_arm in by_arm(curves[delay]).items():
-                style = {"label": arm, **looks[arm]}
-                draw_alignment_over(axes, of_arm, layer, shows.curve, factor=shows.curve_factor, **style)
-                lines.setdefault(arm, Line2D([], [], marker="o", markersize=3, **looks[arm]))
+            else:
+                factor = shows.curve_factor
+                lines |= draw_alignment_over(axes, curves[delay], layer, shows.curve, looks, factor=factor)
         x = shows.curve_title if over else shows.steps
         label_outside(grid, x, "cosine with the true gradient", across)
         one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
         figure.suptitle(f"{comparison.title}{one}", fontsize=10)
         legend(figure, lines, list(looks))
+        name, title = ("alignment", "over training") if over is None else (f"alignment-{over}", f"over {over}")
+        caption = f"{what}, over the {over} that went with it: means in bins, all seeds."
         if over is None:
-            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}{rest}"
-            pictures.append(Picture("alignment", png(figure), caption, "Alignment of each layer over training"))
-        else:
-            caption = f"{what}, over the {over} that went with it: means in bins, all seeds.{rest}"
-            alternative = f"Alignment of each layer over {over}"
-            pictures.append(Picture(f"alignment-{over}", png(figure), caption, alternative))
+            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}"
+        pictures.append(Picture(name, png(figure), " ".join([caption, *rest]), f"Alignment of each layer {title}"))
     return pictures
 
 

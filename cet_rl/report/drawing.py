@@ -52,6 +52,9 @@ FENCE = 5.0
 LEAST_LOSSES = 4
 """Losses below which all of them are shown."""
 
+DOTTED = "Dotted: the best that predictors can do that know only what is written there."
+"""Sentence of a caption on baselines."""
+
 
 @dataclass(frozen=True)
 class Picture:

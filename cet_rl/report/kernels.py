@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from cet_rl.report.drawing import MOST_ARMS, Picture, arm_style, label_outside, legend, panels, png, some_delays
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.reading import FloatArray
-from cet_rl.report.text import listed
+from cet_rl.report.text import sentence
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
 
@@ -59,14 +59,13 @@ def kernels(comparison: Comparison) -> list[Picture]:
         axes.set_title(f"{seconds:g} s", fontsize=9)
     label_outside(grid, "seconds before the credit arrives", "weight in the trace")
     legend(figure, lines, labels)
-    caption = (
+    caption = [
         "Kernels of the arms' traces, computed from their configurations: how much each moment before the credit "
         "arrives counts. Each is scaled to a largest value of one. Dots: peaks; dashed: the delay."
-    )
-    left = [f"{seconds:g} s" for seconds in traces if seconds not in shown]
-    caption += f" Not drawn: {listed(left)}." if left else ""
-    caption += f" Too long or too large to draw: {listed(refused)}." if refused else ""
-    return [Picture("kernels", png(figure), caption, "Kernels of the arms' traces")]
+    ]
+    caption += sentence("Not drawn", [f"{seconds:g} s" for seconds in traces if seconds not in shown])
+    caption += sentence("Too long or too large to draw", refused)
+    return [Picture("kernels", png(figure), " ".join(caption), "Kernels of the arms' traces")]
 
 
 def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]:

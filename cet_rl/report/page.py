@@ -30,7 +30,7 @@ from cet_rl.report.kernels import kernels
 from cet_rl.report.reading import STATES, Run, read_runs
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import LEAST_SEEDS, Estimate
-from cet_rl.report.text import clean, counted, in_seconds, listed, number
+from cet_rl.report.text import clean, counted, in_seconds, listed, number, sentence, span
 from cet_rl.runs.files import replacing, write_text
 from cet_rl.sweeps.worker import processors
 
@@ -246,15 +246,13 @@ def _notes(comparison: Comparison) -> list[str]:
     states = Counter(run.status for run in runs)
     delays = ", ".join(f"{delay:g} s" for delay in sorted({each.delay for _, each in comparison.all_runs}))
     counts = [len(at_delay.runs) for _, at_delay in comparison.all_runs]
-    seeds = counted(counts[0], "seed") if len(set(counts)) == 1 else f"{min(counts)} to {max(counts)} seeds"
+    seeds = f"{span(counts)} seed{'s' * (max(counts) > 1)}"
     arms = counted(len(comparison.arms), "arm")
     notes = [f"{counted(len(runs), 'run')}: {arms}, {seeds} each; credit delay {delays}."]
     others = [f"{states[state]} {state}" for state in STATES if state != "finished" and states[state]]
-    if others:
-        notes.append(f"Not among the results: {listed(others)}.")
-    if comparison.missing:
-        names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
-        notes.append(f"Missing, without any result: {listed(names)}.")
+    notes += sentence("Not among the results", others)
+    missing = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
+    notes += sentence("Missing, without any result", missing)
     repeats = sum(len(at_delay.repeats) for _, at_delay in comparison.all_runs)
     if repeats:
         notes.append(f"{counted(repeats, 'run')} of the same configuration and seed as another, not counted.")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cet_rl.report.reading import ALIGNMENT, FloatArray, read_columns
 from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 RETURN = RL.curve.key
 """Column of the return."""
@@ -73,12 +71,13 @@ def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
     return Curve(arm or config.label, config.seed, read_columns(run.metrics_file))
 
 
-def by_arm(curves: Iterable[Curve]) -> dict[str, list[Curve]]:
-    """Group curves by their arm, in the order in which arms are met."""
+def _by_arm(curves: Iterable[Curve], styles: Styles | None) -> Iterator[tuple[dict[str, Any], list[Curve]]]:
+    """Yield the style of each arm, and its curves, in the order in which arms are met."""
     arms: dict[str, list[Curve]] = {}
     for curve in curves:
         arms.setdefault(curve.arm, []).append(curve)
-    return arms
+    for number, (arm, seeds) in enumerate(arms.items()):
+        yield {"label": arm, "color": f"C{number % 10}", **(styles or {}).get(arm, {})}, seeds
 
 
 def draw_curves(
@@ -101,15 +100,12 @@ def draw_curves(
         band: "range" from the lowest seed to the highest, or "error", a standard error of the mean up and down.
 
     Returns:
-        The line of each arm that is drawn, for a legend.
+        The line of each arm that is drawn, by its label.
     """
     drawn = {}
-    for number, (arm, seeds) in enumerate(by_arm(curves).items()):
+    for style, seeds in _by_arm(curves, styles):
         lines = [line for seed in seeds if len((line := seed.over(MetricsTable.STEP, column))[0])]
-        if not lines:
-            continue
-        style = {"label": arm, "color": f"C{number % 10}", **(styles or {}).get(arm, {})}
-        first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+        first, last = max((x[0] for x, _ in lines), default=1), min((x[-1] for x, _ in lines), default=0)
         if first > last:
             continue
         grid = np.linspace(first, last, POINTS)
@@ -118,7 +114,7 @@ def draw_curves(
         if band == "error":
             spread = values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
             low, high = mean - spread, mean + spread
-        (drawn[arm],) = axes.plot(grid, mean, **style)
+        (drawn[style["label"]],) = axes.plot(grid, mean, **style)
         axes.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel("samples")
     if column == RETURN:
@@ -127,34 +123,42 @@ def draw_curves(
 
 
 def draw_alignment_over(
-    axes: Axes, curves: Sequence[Curve], layer: str, column: str = RETURN, *, factor: float = 1.0, **style: Any
-) -> None:
+    axes: Axes,
+    curves: Iterable[Curve],
+    layer: str,
+    column: str = RETURN,
+    styles: Styles | None = None,
+    *,
+    factor: float = 1.0,
+) -> dict[str, Line2D]:
     """Draw the alignment of a layer over the score that went with it, as means in bins (paper, Figs. 7C-D, 8C-D).
 
     Args:
-        axes: axes to draw on.
-        curves: curves of one arm.
+        axes: as in `draw_curves`; so are `curves`, `styles` and what is returned.
+        curves: see there.
         layer: name of the layer.
         column: column of the score.
+        styles: see there.
         factor: from the column's numbers to those shown.
-        style: keyword arguments of `Axes.plot`.
     """
-    pairs = [curve.over(column, f"{ALIGNMENT}{layer}") for curve in curves]
-    if not sum(len(scores) for scores, _ in pairs):
-        return
-    scores, alignment = (np.concatenate(both) for both in zip(*pairs, strict=True))
-    scores = factor * scores
-    edges = np.linspace(scores.min(), scores.max(), BINS + 1)
-    index = np.clip(np.digitize(scores, edges) - 1, 0, BINS - 1)
-    filled = [number for number in range(BINS) if (index == number).any()]
-    centres = (edges[:-1] + edges[1:])[filled] / 2
-    axes.plot(centres, [alignment[index == number].mean() for number in filled], marker="o", markersize=3, **style)
+    drawn = {}
+    for style, seeds in _by_arm(curves, styles):
+        pairs = [seed.over(column, f"{ALIGNMENT}{layer}") for seed in seeds]
+        scores, alignment = (np.concatenate(both) for both in zip(*pairs, strict=True))
+        if not len(scores):
+            continue
+        scores = factor * scores
+        edges = np.linspace(scores.min(), scores.max(), BINS + 1)
+        index = np.clip(np.digitize(scores, edges) - 1, 0, BINS - 1)
+        filled = np.unique(index)
+        means = [alignment[index == number].mean() for number in filled]
+        centres = (edges[:-1] + edges[1:])[filled] / 2
+        (drawn[style["label"]],) = axes.plot(centres, means, marker="o", markersize=3, **style)
+    return drawn
 
 
 def curve_figure(folders: Iterable[str | os.PathLike[str]], column: str = RETURN) -> Figure:
     """Draw the learning curves of run folders; those of one label are seeds of one arm."""
-    from matplotlib.figure import Figure  # matplotlib takes half a second
-
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     lines = draw_curves(axes, map(read_run, folders), column)
@@ -173,30 +177,21 @@ def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> F
     Raises:
         ValueError: if no run has logged any alignment.
     """
-    from matplotlib.figure import Figure
-
     names = {name for curve in curves for name in curve.columns if name.startswith(ALIGNMENT)}
     layers = sorted(name.removeprefix(ALIGNMENT) for name in names)
     if not layers:
         raise ValueError("none of these runs has logged alignment: it needs a delay, and --alignment")
     figure = Figure(figsize=(3.2 * len(layers), 5), layout="constrained")
     grid = figure.subplots(2, len(layers), squeeze=False, sharey=True)
-    arms = by_arm(curves)
-    looks = {
-        arm: {"label": arm, "color": f"C{number % 10}", **(styles or {}).get(arm, {})}
-        for number, arm in enumerate(arms)
-    }
     lines: dict[str, Line2D] = {}
     for (over_training, over_return), layer in zip(grid.T, layers, strict=True):
-        lines |= draw_curves(over_training, curves, f"{ALIGNMENT}{layer}", looks)
-        for arm, seeds in arms.items():
-            draw_alignment_over(over_return, seeds, layer, **looks[arm])
+        lines |= draw_curves(over_training, curves, f"{ALIGNMENT}{layer}", styles)
+        draw_alignment_over(over_return, curves, layer, styles=styles)
         over_training.set_title(f"layer {layer}" if layer.isdigit() else layer)
         over_return.set_xlabel("return")
         for axes in (over_training, over_return):
             axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
     for axes in grid[:, 0]:
         axes.set_ylabel("cosine with the true gradient")
-    labels = [looks[arm]["label"] for arm in lines]
-    grid[0, 0].legend(lines.values(), labels, frameon=False, fontsize=8)
+    grid[0, 0].legend(lines.values(), lines, frameon=False, fontsize=8)
     return figure

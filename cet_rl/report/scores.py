@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cet_rl.report.drawing import (
+    DOTTED,
     MARGIN,
     MOST_PANELS,
     Picture,
@@ -27,7 +28,7 @@ from cet_rl.report.drawing import (
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate
-from cet_rl.report.text import in_seconds, listed
+from cet_rl.report.text import in_seconds, listed, sentence, span
 
 MOST_ROWS = 60
 """Arms of a heatmap; the table has them all."""
@@ -107,22 +108,16 @@ def _subject(comparison: Comparison) -> str:
 
 def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays: Sequence[float]) -> str:
     presentation = comparison.presentation
-    seeds = f"n = {min(counts)}"
-    if len(counts) > 1:
-        seeds += f" to {max(counts)}, in brackets in each cell"
+    seeds = f"n = {span(counts)}" + ", in brackets in each cell" * (len(counts) > 1)
     better = "" if presentation.score.higher_is_better else "; lower is better"
     average = f"{presentation.statistic_title} over the seeds of finished runs"
     parts = [f"{_subject(comparison)}: {average}, {seeds}{better}."]
-    if comparison.references:
-        parts.append("Arms without delay are drawn across all columns.")
-    if comparison.missing:
-        names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
-        parts.append(f"Hatched, without a result: {listed(names)}.")
+    parts += ["Arms without delay are drawn across all columns."] * bool(comparison.references)
+    names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
+    parts += sentence("Hatched, without a result", names)
     if rows < len(comparison.arms):
         parts.append(f"The {rows} best arms of {len(comparison.arms)}; the table has them all.")
-    left = [in_seconds(delay) for delay in comparison.delays if delay not in delays]
-    if left:
-        parts.append(f"Not drawn: {listed(left)}.")
+    parts += sentence("Not drawn", [in_seconds(delay) for delay in comparison.delays if delay not in delays])
     following = sorted({name.replace("_", "-") for arm in comparison.arms for name in arm.following})
     if following:
         parts.append(f"Along a row these options differ as well: {listed(following)}; see the table.")
@@ -224,10 +219,9 @@ def _scores_caption(
     comparison: Comparison, rows: Sequence[Arm], delays: Sequence[float], *, together: bool, baselines: bool
 ) -> str:
     counts = {each.count for arm in rows for delay in arm.at if (each := comparison.estimate(arm, delay))}
-    seeds = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     parts = [
         f"{_subject(comparison)}. Points: {comparison.presentation.statistic_title} over the seeds of finished "
-        f"runs (n = {seeds}); ticks: single seeds."
+        f"runs (n = {span(counts)}); ticks: single seeds."
     ]
     if max(counts) >= LEAST_SEEDS:
         parts.append(
@@ -236,17 +230,11 @@ def _scores_caption(
         )
     else:
         parts.append(f"No intervals: n is too small (below {LEAST_SEEDS}).")
-    if not comparison.presentation.score.higher_is_better:
-        parts.append("Lower is better.")
-    if comparison.references:
-        parts.append("Hollow: arms without delay, the same in each panel.")
-    if baselines:
-        parts.append("Dotted: the best that predictors can do that know only what is written there.")
-    left = [in_seconds(delay) for delay in comparison.delays if delay not in delays]
-    if left:
-        parts.append(f"Not drawn: {listed(left)}.")
-    hidden = len(comparison.arms) - len(rows)
-    if hidden:
+    parts += ["Lower is better."] * (not comparison.presentation.score.higher_is_better)
+    parts += ["Hollow: arms without delay, the same in each panel."] * bool(comparison.references)
+    parts += [DOTTED] * baselines
+    parts += sentence("Not drawn", [in_seconds(delay) for delay in comparison.delays if delay not in delays])
+    if hidden := len(comparison.arms) - len(rows):
         arms = f"{hidden} of {len(comparison.arms)} arms"
         parts.append(f"{arms} have no result or are not among the {MOST_POINTS} best.")
     return " ".join(parts)

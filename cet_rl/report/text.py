@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 LONGEST = 300
 """Characters of a text from a run folder that are shown."""
@@ -38,6 +39,17 @@ def listed(items: list[str], most: int = 12) -> str:
     """Join items with commas; beyond `most` of them, say how many more there are."""
     shown = ", ".join(items[:most])
     return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown
+
+
+def sentence(said: str, items: list[str]) -> list[str]:
+    """Return a sentence that lists items, ["Not drawn: 2 s, 8 s."], or no sentence without any."""
+    return [f"{said}: {listed(items)}."] * bool(items)
+
+
+def span(counts: Collection[int]) -> str:
+    """Format the smallest and the largest of some counts: "3", "3 to 7"."""
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def steps(value: float) -> str:
