@@ -179,7 +179,7 @@ def test_each_claim_is_complete_and_says_what_it_needs():
         assert claim.words.endswith(".")
         assert claim.config in package_configs()
         assert claim.checks
-        assert (found.verdict, found.seeds) == ("not enough data", None)
+        assert (found.verdict, found.seeds_shown) == ("not enough data", "–")
         assert found.numbers.startswith("(needs 3 seeds of ")
         assert "found none" in found.numbers
 
@@ -246,7 +246,7 @@ def test_only_finished_runs_count(status):
 
 def test_runs_that_failed_are_left_out_and_told():
     (found,) = examine([*seeds(5, HIGH), *seeds(1, LOW), cartpole(1, 3, 0, "failed")], [better()])
-    assert (found.verdict, found.seeds) == ("holds", (3, 3))
+    assert (found.verdict, found.seeds_shown) == ("holds", "3")
     assert found.numbers.endswith("1 run failed and left out")
 
 

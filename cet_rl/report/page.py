@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -75,38 +75,12 @@ class TableCell(NamedTuple):
     link: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """Hold a table that a click on a column's name sorts.
-
-    Attributes:
-        caption: what it shows.
-        heads: name and class of each column.
-        rows: class and cells of each row.
-    """
+class Table(NamedTuple):
+    """Hold a table that can be sorted: names and classes of its columns, classes and cells of its rows."""
 
     caption: str
     heads: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, Sequence[TableCell]]]
-
-
-class EmbeddedFigure(NamedTuple):
-    """Hold a picture, the file beside the page that it is in as well, and its bytes in base 64."""
-
-    picture: Picture
-    file: str
-    data: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """Hold what stands on the page about one comparison, in its order."""
-
-    title: str
-    notes: Sequence[str]
-    figures: Sequence[EmbeddedFigure]
-    results: Table
-    commands: Sequence[str]
 
 
 def write_report(
@@ -131,13 +105,20 @@ def write_report(
     runs, problems = read_runs(folders)
     comparisons = group_runs(runs)
     name = clean(title if title is not None else Path(folders[0]).resolve().name or "runs", 120)
-    sections: list[Section] = []
+    figures: dict[str, Picture] = {}
+    sections: list[dict[str, Any]] = []
     for slug, comparison, pictures in zip(_slugs(comparisons), comparisons, draw_all(comparisons), strict=True):
-        figures = [
-            EmbeddedFigure(picture, f"report-{slug}-{picture.name}.png", base64.b64encode(picture.png).decode())
-            for picture in pictures
-        ]
-        sections.append(_section(comparison, figures))
+        own = {f"report-{slug}-{picture.name}.png": picture for picture in pictures}
+        figures |= own
+        sections.append(
+            {
+                "title": comparison.title,
+                "notes": _notes(comparison),
+                "figures": own,
+                "results": _results(comparison),
+                "commands": _commands(comparison),
+            }
+        )
     html = render(
         title=name,
         overview=_overview(runs),
@@ -147,16 +128,15 @@ def write_report(
         runs=_runs_table(runs, comparisons, start),
     )
     page = start / "report.html"
-    all_figures = [figure for section in sections for figure in section.figures]
     try:
         start.mkdir(parents=True, exist_ok=True)
-        for figure in all_figures:
-            with replacing(start / figure.file) as stream:
-                stream.write(figure.picture.png)
+        for file, picture in figures.items():
+            with replacing(start / file) as stream:
+                stream.write(picture.png)
         write_text(page, html)
     except OSError as error:
         raise OSError(f"cannot write the report to {start}: {error.strerror}") from None
-    return Report(page, tuple(start / figure.file for figure in all_figures), tuple(runs))
+    return Report(page, tuple(start / file for file in figures), tuple(runs))
 
 
 def render(**content: object) -> str:
@@ -165,6 +145,7 @@ def render(**content: object) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template("template.html.j2").render(content)
 
 
@@ -230,14 +211,14 @@ def _versions(runs: Sequence[Run]) -> str:
     return f"Runs were made with {listed(shown, 20)}."
 
 
-def _section(comparison: Comparison, figures: Sequence[EmbeddedFigure]) -> Section:
-    commands = [
+def _commands(comparison: Comparison) -> list[str]:
+    """Return the command that repeats each run."""
+    return [
         f"cet-rl train --config {shlex.quote(str(run.path / 'config.yaml'))}"
         for _, at_delay in comparison.all_runs
         for run in at_delay.runs
         if run.status != "waiting"
     ]
-    return Section(comparison.title, _notes(comparison), figures, _results(comparison), commands)
 
 
 def _notes(comparison: Comparison) -> list[str]:
@@ -330,19 +311,18 @@ def _number_cell(value: float | None, digits: int) -> TableCell:
 
 def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path) -> Table:
     """Return the table of all runs, damaged ones first, with links relative to the page's folder `start`."""
-    counted_runs: dict[Path, tuple[Comparison, Arm]] = {}
-    repeats: dict[Path, tuple[Comparison, Arm]] = {}
+    found: dict[Path, tuple[Comparison, Arm]] = {}
+    repeats: set[Path] = set()
     for comparison in comparisons:
         for arm, at_delay in comparison.all_runs:
-            counted_runs |= {run.path: (comparison, arm) for run in at_delay.runs}
-            repeats |= {run.path: (comparison, arm) for run in at_delay.repeats}
-    found = {**counted_runs, **repeats}
+            found |= {run.path: (comparison, arm) for run in (*at_delay.runs, *at_delay.repeats)}
+            repeats |= {run.path for run in at_delay.repeats}
     order = {path: place for place, path in enumerate(found, 1)}
     rows = []
-    for run in sorted(runs, key=lambda run: (order.get(run.path, 0), run.path)):
+    for run in sorted(runs, key=lambda run: (run.path in repeats, order.get(run.path, 0), run.path)):
         said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
         problem = "; ".join([*said, *filter(None, [run.problem])])
-        rows.append((run.status, _run_row(run, found, problem, start)))
+        rows.append((run.status, _run_row(run, found.get(run.path), problem, start)))
     heads: Mapping[str, str] = {
         **dict.fromkeys(["run", "state", "task", "arm"], ""),
         **dict.fromkeys(["delay", "seed", "score", "steps", "steps/s"], "number"),
@@ -352,13 +332,13 @@ def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: P
     return Table(caption, list(heads.items()), rows)
 
 
-def _run_row(run: Run, found: Mapping[Path, tuple[Comparison, Arm]], problem: str, start: Path) -> list[TableCell]:
+def _run_row(run: Run, group: tuple[Comparison, Arm] | None, problem: str, start: Path) -> list[TableCell]:
     config, name = run.config, clean(run.path.name or run.path, 80)
     link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
     score = _number_cell(None, 0)
     task, arm = (clean(config.task, 80), clean(config.label, 60)) if config else ("–", "–")
-    if run.path in found:
-        comparison, of_arm = found[run.path]
+    if group is not None:
+        comparison, of_arm = group
         task, arm = comparison.title, of_arm.label
         measure = comparison.presentation.score
         score = _number_cell(measure.value(run), measure.digits)

@@ -56,7 +56,6 @@ class Finding:
         verdict: "holds" if every check has passed, "does not hold" if one has failed, else "not enough data".
         results: results of the checks for which there were enough runs.
         lacking: what was missing for the others, as text.
-        seeds: smallest and largest number of seeds of an arm that was evaluated; None if none was.
         steps: budget of the runs; None without any.
         elsewhere: budgets and verdicts of other settings in which the claim could be decided.
         failed: runs of the claim's arms that ended with an error, as those do that diverge; they are left out.
@@ -66,10 +65,14 @@ class Finding:
     verdict: Verdict
     results: tuple[CheckResult, ...] = ()
     lacking: tuple[str, ...] = ()
-    seeds: tuple[int, int] | None = None
     steps: int | None = None
     elsewhere: tuple[tuple[int, Verdict], ...] = ()
     failed: int = 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Return the number of seeds of each arm of each check that was evaluated."""
+        return tuple(len(values) for result in self.results for values in result.samples)
 
     @property
     def numbers(self) -> str:
@@ -93,10 +96,7 @@ class Finding:
     @property
     def seeds_shown(self) -> str:
         """Seeds of the arms that were evaluated: "3", "3–5", "–" if none was."""
-        if self.seeds is None:
-            return "–"
-        least, most = self.seeds
-        return str(least) if least == most else f"{least}–{most}"
+        return "–".join(str(count) for count in sorted({min(self.seeds), max(self.seeds)})) if self.seeds else "–"
 
 
 # -------------------- from runs to verdicts
@@ -139,8 +139,7 @@ def _examine(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
     found = [_judge(claim, of_setting) for of_setting in settings.values()] or [_judge(claim, [])]
 
     def rank(finding: Finding) -> tuple[bool, int, int]:
-        seeds = sum(len(values) for result in finding.results for values in result.samples)
-        return finding.verdict != "not enough data", finding.steps or 0, seeds
+        return finding.verdict != "not enough data", finding.steps or 0, sum(finding.seeds)
 
     best = max(found, key=rank)
     decided = [each for each in found if each is not best and each.verdict != "not enough data"]
@@ -150,42 +149,42 @@ def _examine(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
 
 def _judge(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
     """Judge a claim in one setting."""
+    chosen = {arm.name: _choose(arm, claim, runs) for check in claim.checks for arm in check.filters}
+    too_few = {
+        name: len(found) for name, found in chosen.items() if found is not None and len(found) < LEAST_SEEDS
+    }
     results: list[CheckResult] = []
-    found: dict[str, int] = {}
-    ambiguous: dict[str, None] = {}
     for check in claim.checks:
-        samples: list[Mapping[int, Run]] = []
-        for each in check.filters:
-            chosen, tie = _choose(each, claim, runs)
-            if tie:
-                ambiguous[each.name] = None
-            elif len(chosen) < LEAST_SEEDS:
-                found[each.name] = len(chosen)
-            samples.append({} if tie else chosen)
-        if not all(len(chosen) >= LEAST_SEEDS for chosen in samples):
+        samples = [chosen[arm.name] or {} for arm in check.filters]
+        if min(map(len, samples)) < LEAST_SEEDS:
             continue
-        measured = [_measure(check, chosen) for chosen in samples]  # not before: a measure may take seconds
+        measured = [_measure(check, found) for found in samples]  # not before: a measure may take seconds
         if claim.paired:
             common = set.intersection(*map(set, measured))
             measured = [{seed: values[seed] for seed in sorted(common)} for values in measured]
-        if all(len(values) >= LEAST_SEEDS for values in measured):
+        shared = " and shared seeds" * claim.paired
+        lacking = {
+            f"{arm.name} with {check.measure.title}{shared}": len(values)
+            for arm, values in zip(check.filters, measured, strict=True)
+            if len(values) < LEAST_SEEDS
+        }
+        too_few |= lacking
+        if not lacking:
             arrays = [np.array(list(values.values())) for values in measured]
             results.append(check.evaluate(arrays, paired=claim.paired))
-        for each, values in zip(check.filters, measured, strict=True):
-            if len(values) < LEAST_SEEDS:
-                shared = " and shared seeds" * claim.paired
-                found[f"{each.name} with {check.measure.title}{shared}"] = len(values)
-    lacking = [f"needs one setting of {name}, found several with as many seeds" for name in ambiguous]
-    if found:
-        counts = "none" if not any(found.values()) else ", ".join(map(str, found.values()))
-        lacking.append(f"needs {counted(LEAST_SEEDS, 'seed')} of {listed(list(found), 12)}, found {counts}")
-    verdict: Verdict = "not enough data" if lacking else "holds"
+    needs = [
+        f"needs one setting of {name}, found several with as many seeds"
+        for name, found in chosen.items()
+        if found is None
+    ]
+    if too_few:
+        counts = "none" if not any(too_few.values()) else ", ".join(map(str, too_few.values()))
+        needs.append(f"needs {counted(LEAST_SEEDS, 'seed')} of {listed(list(too_few), 12)}, found {counts}")
+    verdict: Verdict = "not enough data" if needs else "holds"
     if not all(result.passed for result in results):
         verdict = "does not hold"
-    seeds = [len(values) for result in results for values in result.samples]
     steps = runs[0].config.total_steps if runs and runs[0].config is not None else None
-    span = (min(seeds), max(seeds)) if seeds else None
-    return Finding(claim, verdict, tuple(results), tuple(lacking), span, steps)
+    return Finding(claim, verdict, tuple(results), tuple(needs), steps)
 
 
 def _measure(check: Check, runs: Mapping[int, Run]) -> dict[int, float]:
@@ -194,14 +193,11 @@ def _measure(check: Check, runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> tuple[Mapping[int, Run], bool]:
-    """Choose an arm's runs, one for each seed.
+def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> Mapping[int, Run] | None:
+    """Choose an arm's runs, one for each seed, by seed.
 
     Of several values of free options those of the paper's tables are taken, if they have enough seeds, or else
-    those with the most seeds.
-
-    Returns:
-        The runs by seed, and whether several values have equally many seeds, so that none can be chosen.
+    those with the most seeds; None if that leaves several.
     """
     variants: dict[tuple[Any, ...], dict[int, Run]] = defaultdict(dict)
     for run in runs:
@@ -217,8 +213,9 @@ def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> tuple[Map
         return len(variant) >= LEAST_SEEDS and _is_of_the_paper(config, claim.free), len(variant)
 
     ranked = sorted(variants.values(), key=rank, reverse=True)
-    tie = len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1])
-    return ranked[0] if ranked else {}, tie
+    if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
+        return None
+    return ranked[0] if ranked else {}
 
 
 def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
