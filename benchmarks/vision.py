@@ -20,9 +20,13 @@ from torch.nn import functional
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision.conversion import convert
 from cet_rl.vision.layers import traced_layers
-from cet_rl.vision.models import MODELS
+from cet_rl.vision.models import image_network
 
 SHAPES = {"mlp": (1, 28, 28), "cnn": (3, 32, 32)}
+LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "mlp": ((), (512, 512)),
+    "cnn": ((32, 64, 128), (512,)),
+}
 KINDS = {
     "CET 1": TraceConfig("cet", 1, normalization="area"),
     "CET 2": TraceConfig("cet", 2, normalization="area"),
@@ -61,7 +65,7 @@ class Step:
 
 def build(model: str, device: str, trace: TraceConfig | None, delay: float, streaming: bool) -> Step:
     torch.manual_seed(0)
-    network = MODELS[model](SHAPES[model], 10)
+    network = image_network(SHAPES[model], 10, *LAYERS[model])
     if trace is not None:
         network = convert(network, trace, delay=delay, streaming=streaming, record_alignment=streaming)
         if device == "cuda" and not streaming:  # as `ImageLearner` does

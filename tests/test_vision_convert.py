@@ -14,15 +14,15 @@ from cet_rl import CET, ET, Legendre, PerfectMemory
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision.conversion import convert
 from cet_rl.vision.layers import TracedConv2d, TracedLinear, traced_layers
-from cet_rl.vision.models import cnn, mlp
+from cet_rl.vision.models import image_network
 
 
 def perceptron():
-    return mlp((1, 4, 4), 3, (7, 6), generator=torch.Generator().manual_seed(0))
+    return image_network((1, 4, 4), 3, hidden=(7, 6), generator=torch.Generator().manual_seed(0))
 
 
 def convolutional():
-    return cnn((1, 8, 8), 3, (4, 5), 6, generator=torch.Generator().manual_seed(0))
+    return image_network((1, 8, 8), 3, (4, 5), (6,), generator=torch.Generator().manual_seed(0))
 
 
 def normalised():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import logging
 import math
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cet_rl.vision import data
 from cet_rl.vision.data import Batches, load
 from cet_rl.vision.datasets import DATASETS, ImageSet, ParquetImages
-from cet_rl.vision.models import MODELS, cnn, mlp
+from cet_rl.vision.models import image_network
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra vision")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs the extra vision")
@@ -52,21 +52,22 @@ def columns(
     return pa.table({image: [{"bytes": each, "path": None} for each in encoded], label: labels, **more})
 
 
-def write(folder: Path, split: str, table: Any, file: str | None = None) -> Path:
+def write(folder: Path, split: str, table: Any, file: str = "{}.parquet") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (file or f"{split}.parquet")
-    pq.write_table(table, path)
-    return path
+    pq.write_table(table, folder / file.format(split))
 
 
 def make(
-    folder: Path, name: str = "mnist", image: str = "image", train: int = 40, test: int = 10
-) -> dict[str, Any]:
-    """Random images in both files; returns their pixels."""
+    folder: Path, name: str = "mnist", image: str = "image", train: int = 40, test: int = 10, **options: str
+) -> dict[str, np.ndarray]:
+    """Random images in both files, labels 0, 7, 14 … modulo the number of classes; returns their pixels."""
+    described = source(name)
     pixels = {"train": random_pixels(name, train, 1), "test": random_pixels(name, test, 2)}
     for split, each in pixels.items():
-        labels = [n % 10 for n in range(len(each))]
-        write(folder, split, columns([encode(one) for one in each], labels, image, source(name).label))
+        labels = [n * 7 % described.classes for n in range(len(each))]
+        more = {"coarse_label": [0] * len(each)} if described.label == "fine_label" else {}
+        table = columns([encode(one) for one in each], labels, image, described.label, **more)
+        write(folder, split, table, **options)
     return pixels
 
 
@@ -78,98 +79,81 @@ def refusal(name: str, folder: Path | str | None, kind: type[Exception] = ValueE
     return message
 
 
-class TestDigits:
-    def test_sizes_and_types(self):
-        digits = load("digits")
-        assert len(digits.train) + len(digits.test) == 1797
-        assert digits.in_shape == (1, 8, 8)
-        assert digits.classes == 10
-        assert not digits.flips
-        assert digits.train.images.dtype == torch.float32
-        assert digits.train.labels.dtype == torch.int64
-
-    def test_split_is_fixed_and_stratified(self):
-        first, second = load("digits"), load("digits")
-        assert torch.equal(first.test.images, second.test.images)
-        train, test = (torch.bincount(each.labels, minlength=10) for each in (first.train, first.test))
-        assert ((test / (train + test) - 0.2).abs() < 0.005).all()
-
-    def test_standardised_with_training_images(self):
-        images = load("digits").train.images
-        assert images.mean().item() == pytest.approx(0.5, abs=1e-5)
-        assert images.std(correction=0).item() == pytest.approx(0.5, abs=1e-5)
-
-    def test_validation_leaves_the_test_images_alone(self):
-        digits, held = load("digits"), load("digits", validation=True)
-        assert len(held.test) == round(0.1 * len(digits.train))
-        assert len(held.train) + len(held.test) == len(digits.train)
-
-        def counted(*sets: ImageSet) -> list[tuple[int, ...]]:
-            whole = torch.cat([each.images for each in sets])
-            whole = ((whole - whole.min()) / (whole.max() - whole.min()) * 16).round()
-            return sorted(tuple(row) for row in whole.flatten(1).int().tolist())
-
-        assert counted(held.train, held.test) == counted(digits.train)
-
-    def test_takes_no_folder(self, tmp_path):
-        assert "--data-dir" in refusal("digits", tmp_path)
-
-    def test_without_scikit_learn(self, monkeypatch):
-        hide(monkeypatch, "sklearn")
-        assert "pip install 'cet-rl[vision]'" in refusal("digits", None)
+def test_digits():
+    digits, again = load("digits"), load("digits")
+    assert (digits.in_shape, digits.classes, digits.flips) == ((1, 8, 8), 10, False)
+    train, test = digits.train, digits.test
+    assert len(train) + len(test) == 1797
+    assert (train.images.dtype, train.labels.dtype) == (torch.float32, torch.int64)
+    assert train.images.mean().item() == pytest.approx(0.5, abs=1e-5)
+    assert train.images.std(correction=0).item() == pytest.approx(0.5, abs=1e-5)
+    assert torch.equal(test.images, again.test.images)
+    in_train, in_test = (torch.bincount(each.labels, minlength=10) for each in (train, test))
+    assert ((in_test / (in_train + in_test) - 0.2).abs() < 0.005).all()
 
 
-def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    real = builtins.__import__
+def test_validation_leaves_the_test_images_alone():
+    digits, held = load("digits"), load("digits", validation=True)
+    assert len(held.test) == round(0.1 * len(digits.train))
 
-    def without(name: str, *rest: Any) -> Any:
-        if name.split(".")[0] == package:
-            raise ImportError(name)
-        return real(name, *rest)
+    def counted(*sets: ImageSet) -> list[tuple[int, ...]]:
+        whole = torch.cat([each.images for each in sets])
+        whole = ((whole - whole.min()) / (whole.max() - whole.min()) * 16).round()
+        return sorted(tuple(row) for row in whole.flatten(1).int().tolist())
 
-    monkeypatch.setattr(builtins, "__import__", without)
+    assert counted(held.train, held.test) == counted(digits.train)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("digits", "sklearn"), ("mnist", "pyarrow"), ("mnist", "PIL"), ("mnist", "huggingface_hub")],
+)
+def test_without_the_extra(tmp_path, monkeypatch, name, package):
+    make(tmp_path)
+    for module in [each for each in sys.modules if each.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)  # an ImportError, wherever it is imported
+    folder = None if package in ("sklearn", "huggingface_hub") else tmp_path
+    message = refusal(name, folder)
+    assert f"{name} needs {package}" in message
+    assert "pip install 'cet-rl[vision]'" in message
+
+
+SHARD = "{}-00000-of-00001.parquet"
 
 
 class TestFolders:
     @pytest.mark.parametrize(
-        ("inside", "files"),
+        ("inside", "file"),
         [
-            ("mnist", "{split}.parquet"),
-            (".", "{split}.parquet"),
-            ("mnist", "{split}-00000-of-00001.parquet"),
-            ("mnist/mnist", "{split}-00000-of-00001.parquet"),
-            ("mnist/plain_text", "{split}-00000-of-00001.parquet"),
-            ("plain_text", "{split}-00000-of-00001.parquet"),
-            ("data", "{split}-00000-of-00001.parquet"),
+            ("mnist", "{}.parquet"),
+            (".", "{}.parquet"),
+            ("mnist", SHARD),
+            ("mnist/mnist", SHARD),
+            ("mnist/plain_text", SHARD),
+            ("plain_text", SHARD),
+            ("data", SHARD),
         ],
     )
-    def test_layouts(self, tmp_path, inside, files):
-        for split, count in (("train", 12), ("test", 5)):
-            encoded = [encode(each) for each in random_pixels("mnist", count)]
-            write(tmp_path / inside, split, columns(encoded, [0] * count), files.format(split=split))
+    def test_layouts(self, tmp_path, inside, file):
+        make(tmp_path / inside, train=12, test=5, file=file)
         loaded = load("mnist", tmp_path)
         assert (len(loaded.train), len(loaded.test)) == (12, 5)
 
     def test_shards_in_order(self, tmp_path):
-        pixels = random_pixels("mnist", 6)
-        encoded = [encode(each) for each in pixels]
-        write(tmp_path, "train", columns(encoded[4:], [4, 5]), "train-00001-of-00002.parquet")
-        write(tmp_path, "train", columns(encoded[:4], [0, 1, 2, 3]), "train-00000-of-00002.parquet")
+        encoded = [encode(each) for each in random_pixels("mnist", 6)]
+        write(tmp_path, "train", columns(encoded[4:], [4, 5]), "{}-00001-of-00002.parquet")
+        write(tmp_path, "train", columns(encoded[:4], [0, 1, 2, 3]), "{}-00000-of-00002.parquet")
         write(tmp_path, "test", columns(encoded[:1], [0]))
         assert load("mnist", tmp_path).train.labels.tolist() == [0, 1, 2, 3, 4, 5]
 
     @pytest.mark.parametrize("image", ["image", "img"])
     @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
-    def test_values(self, tmp_path, name, image):
-        """In the columns of the hub, labels of CIFAR-100 in `fine_label` beside coarse ones."""
-        described, pixels = source(name), {}
-        for split, count in (("train", 40), ("test", 10)):
-            pixels[split] = random_pixels(name, count, len(split))
-            labels = [n * 7 % described.classes for n in range(count)]
-            more = {"coarse_label": [0] * count} if described.label == "fine_label" else {}
-            encoded = [encode(each) for each in pixels[split]]
-            write(tmp_path / name, split, columns(encoded, labels, image, described.label, **more))
+    def test_values(self, tmp_path, capfd, name, image):
+        """In the columns of the hub, labels of CIFAR-100 in `fine_label` beside coarse ones; all is silent."""
+        described, pixels = source(name), make(tmp_path / name, name, image)
         loaded = load(name, str(tmp_path))
+        assert capfd.readouterr() == ("", "")
         assert (loaded.in_shape, loaded.classes) == (described.shape, 100 if name == "cifar100" else 10)
         assert loaded.flips == (name in ("cifar10", "cifar100"))
         mean, deviation = pixels["train"].mean(), pixels["train"].std()
@@ -184,8 +168,8 @@ class TestFolders:
         pixels = np.full((28, 28), 7, np.uint8)
         pixels[:14] = 200
         table = pa.table({"image": [encode(pixels, "JPEG")] * 3, "label": pa.array([1, 2, 3], pa.uint8())})
-        write(tmp_path, "train", table)
-        write(tmp_path, "test", table)
+        for split in ("train", "test"):
+            write(tmp_path, split, table)
         assert load("mnist", tmp_path).train.labels.tolist() == [1, 2, 3]
 
     def test_validation_does_not_read_the_test_file(self, tmp_path):
@@ -202,10 +186,8 @@ class TestFolders:
         assert moved.train.images.device.type == moved.test.labels.device.type == "meta"
         assert moved.name == "mnist"
 
-    def test_silent(self, tmp_path, capfd):
-        make(tmp_path)
-        load("mnist", tmp_path)
-        assert capfd.readouterr() == ("", "")
+
+GOOD = encode(np.arange(784, dtype=np.uint8).reshape(28, 28))
 
 
 class TestRefusals:
@@ -215,23 +197,17 @@ class TestRefusals:
     def test_unknown_name(self, name, hint):
         assert hint in refusal(name, None)
 
-    def test_no_folder(self, tmp_path):
+    def test_folders(self, tmp_path):
+        assert "--data-dir" in refusal("digits", tmp_path)
         message = refusal("mnist", tmp_path / "none", OSError)
         assert "does not exist" in message
         assert "mnist/train.parquet" in message
         (tmp_path / "file").touch()
         assert "is no folder" in refusal("mnist", tmp_path / "file", OSError)
-
-    def test_no_files(self, tmp_path):
-        message = refusal("mnist", tmp_path, OSError)
-        assert "train.parquet" in message
-        assert "test.parquet" in message
+        assert "no train.parquet and no test.parquet in" in refusal("mnist", tmp_path, OSError)
         make(tmp_path)
         (tmp_path / "test.parquet").unlink()
         assert "no test.parquet" in refusal("mnist", tmp_path, OSError)
-
-    def test_missing_shard(self, tmp_path):
-        make(tmp_path)
         (tmp_path / "train.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
         assert "1 of 2 files" in refusal("mnist", tmp_path, OSError)
 
@@ -243,20 +219,16 @@ class TestRefusals:
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
         message = refusal("mnist", tmp_path)
-        assert str(path) in message
-        assert "damaged" in message
+        assert f"{path} is damaged or no Parquet file" in message
 
-    def test_corrupt_pages(self, tmp_path):
+    def test_other_files(self, tmp_path):
         make(tmp_path)
         path = tmp_path / "train.parquet"
-        content = bytearray(path.read_bytes())
-        content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
-        path.write_bytes(content)
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:4] + bytes(middle - 4) + content[middle:])  # damaged pages
         assert str(path) in refusal("mnist", tmp_path)
-
-    def test_other_file(self, tmp_path):
-        make(tmp_path)
-        (tmp_path / "train.parquet").write_text("<html>not found</html>" * 100)
+        path.write_text("<html>not found</html>" * 100)
         assert "no Parquet file" in refusal("mnist", tmp_path)
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
@@ -265,70 +237,60 @@ class TestRefusals:
         (tmp_path / "train.parquet").chmod(0)
         assert "Permission denied" in refusal("mnist", tmp_path, PermissionError)
 
-    def test_wrong_columns(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            (pa.table({"picture": [b""], "digit": [1]}), ["picture, digit", "image (or img) and label"]),
+            (pa.table({"image": ["a.png"], "label": [1]}), ["the image in row 0 cannot be decoded"]),
+            (columns([GOOD], ["seven"]), ["column label is of type string", "whole numbers from 0 to 9"]),
+            (columns([GOOD], [1.0]), ["column label is of type double"]),
+            (columns([GOOD, GOOD], [0, 10]), ["labels go from 0 to 10; needed are whole numbers from 0 to 9"]),
+            (columns([GOOD, GOOD], [0, -1]), ["labels go from -1 to 0"]),
+            (columns([GOOD, GOOD], [0, None]), ["row 1 has no label"]),
+            (columns([b""], [1]).slice(0, 0), ["holds no images"]),
+            (columns([GOOD, None], [0, 1]), ["the image in row 1 cannot be decoded"]),
+        ],
+        ids=lambda value: str(value)[:30] if isinstance(value, list) else "",
+    )
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_wrong_tables(self, tmp_path, split, table, words):
         make(tmp_path)
-        write(tmp_path, "test", pa.table({"picture": [b""], "digit": [1]}))
+        write(tmp_path, split, table)
         message = refusal("mnist", tmp_path)
-        assert "picture, digit" in message
-        assert "image (or img) and label" in message
-
-    def test_wrong_column_types(self, tmp_path):
-        make(tmp_path)
-        good = encode(random_pixels("mnist", 1)[0])
-        write(tmp_path, "train", pa.table({"image": ["a.png"], "label": [1]}))
-        assert "column image is of type string" in refusal("mnist", tmp_path)
-        write(tmp_path, "train", columns([good], ["seven"]))
-        assert "column label is of type string" in refusal("mnist", tmp_path)
-        write(tmp_path, "train", columns([good], [1.0]))
-        assert "column label is of type double" in refusal("mnist", tmp_path)
+        for word in [f"{split}.parquet", *words]:
+            assert word in message
 
     @pytest.mark.parametrize(
-        ("label", "hint"), [(10, "from 0 to 10"), (-1, "from -1 to 0"), (None, "row 1 has no label")]
+        ("bad", "hint"),
+        [
+            (b"", "cannot be decoded as PNG or JPEG"),
+            (b"nonsense", "cannot be decoded"),
+            (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+            (encode(np.zeros((28, 28), np.uint8), "GIF"), "cannot be decoded"),
+            (encode(np.zeros((28, 27), np.uint8)), "has 27×28 pixels, 8-bit grey; needed are 28×28 pixels"),
+            (encode(np.zeros((28, 28, 3), np.uint8)), "has 28×28 pixels, 8-bit RGB"),
+        ],
+        ids=["empty", "text", "half", "GIF", "narrow", "RGB"],
     )
-    def test_wrong_labels(self, tmp_path, label, hint):
+    def test_image_that_is_none(self, tmp_path, bad, hint):
         make(tmp_path)
-        good = encode(random_pixels("mnist", 1)[0])
-        write(tmp_path, "test", columns([good, good], [0, label]))
-        assert hint in refusal("mnist", tmp_path)
-
-    def test_empty(self, tmp_path):
-        make(tmp_path)
-        write(tmp_path, "train", columns([b""], [1]).slice(0, 0))
-        assert "holds no images" in refusal("mnist", tmp_path)
-
-    def test_image_that_is_none(self, tmp_path):
-        make(tmp_path)
-        good = encode(random_pixels("mnist", 1)[0])
-        cases = {
-            b"": "row 2 cannot be decoded",
-            b"nonsense": "row 2 cannot be decoded",
-            good[: len(good) // 2]: "row 2 cannot be decoded",
-            encode(np.zeros((28, 28), np.uint8), "GIF"): "row 2 cannot be decoded",
-            encode(np.zeros((28, 27), np.uint8)): "row 2 has 27×28 pixels, 8-bit grey; needed are 28×28 pixels",
-            encode(np.zeros((28, 28, 3), np.uint8)): "row 2 has 28×28 pixels, 8-bit RGB",
-        }
-        for bad, hint in cases.items():
-            write(tmp_path, "train", columns([good, good, bad, good], [0, 1, 2, 3]))
-            assert hint in refusal("mnist", tmp_path)
-        write(tmp_path, "train", columns([good, None], [0, 1]))
-        assert "row 1 has no image" in refusal("mnist", tmp_path)
+        write(tmp_path, "train", columns([GOOD, GOOD, bad, GOOD], [0, 1, 2, 3]))
+        assert f"the image in row 2 {hint}" in refusal("mnist", tmp_path)
 
     def test_another_data_set(self, tmp_path):
         make(tmp_path, "mnist")
         assert "needed are 32×32 pixels, 8-bit RGB" in refusal("cifar10", tmp_path)
+        make(tmp_path, "cifar10")
+        assert "needed are image (or img) and fine_label" in refusal("cifar100", tmp_path)
+        make(tmp_path, "cifar100")
+        write(tmp_path, "train", columns([encode(random_pixels("cifar100", 1)[0])], [100], label="fine_label"))
+        assert "labels go from 100 to 100; needed are whole numbers from 0 to 99" in refusal("cifar100", tmp_path)
 
     def test_all_pixels_alike(self, tmp_path):
-        black = columns([encode(np.zeros((28, 28), np.uint8))] * 4, [0, 1, 2, 3])
-        write(tmp_path, "train", black)
-        write(tmp_path, "test", black)
+        for split in ("train", "test"):
+            write(tmp_path, split, columns([encode(np.zeros((28, 28), np.uint8))] * 4, [0, 1, 2, 3]))
         assert "the same" in refusal("mnist", tmp_path)
         assert "too few" in refusal("mnist", tmp_path, validation=True)
-
-    @pytest.mark.parametrize("package", ["pyarrow", "PIL"])
-    def test_without_the_extra(self, tmp_path, monkeypatch, package):
-        make(tmp_path)
-        hide(monkeypatch, package)
-        assert "pip install 'cet-rl[vision]'" in refusal("mnist", tmp_path)
 
 
 class TestHub:
@@ -348,9 +310,7 @@ class TestHub:
         """A repository in the cache, as the library keeps it; returns the folder of its files."""
         cached = tmp_path / "cache" / f"datasets--{source(name).repository.replace('/', '--')}"
         folder = cached / "snapshots" / ("0" * 40) / inside
-        make(folder, name)
-        for split in ("train", "test"):
-            (folder / f"{split}.parquet").rename(folder / f"{split}-00000-of-00001.parquet")
+        make(folder, name, file=SHARD)
         (cached / "refs").mkdir()
         (cached / "refs" / "main").write_text("0" * 40)
         return folder
@@ -359,6 +319,7 @@ class TestHub:
         ("name", "inside"), [("mnist", "mnist"), ("cifar10", "plain_text"), ("fashion_mnist", "fashion_mnist")]
     )
     def test_cache_serves_without_network(self, tmp_path, capfd, name, inside):
+        from huggingface_hub import snapshot_download  # noqa: F401  (sets the level)
         from huggingface_hub.utils import are_progress_bars_disabled
 
         folder = self.snapshot(tmp_path, name, inside)
@@ -419,10 +380,6 @@ class TestHub:
         assert "no space left; without" in refusal("mnist", None, OSError)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
         assert "no train.parquet and no test.parquet in" in refusal("mnist", None, OSError)
-
-    def test_without_the_library(self, monkeypatch):
-        hide(monkeypatch, "huggingface_hub")
-        assert "pip install 'cet-rl[vision]'" in refusal("mnist", None)
 
 
 FULL = os.environ.get("CET_RL_DATA")
@@ -529,20 +486,10 @@ class TestBatches:
     def test_foreign_states(self):
         batches = Batches(numbered(17), 5)
         next(batches)
-        good = batches.state_dict()
-        other, mirrored = Batches(numbered(18), 5), Batches(numbered(17), 5, flips=True)
-        next(other)
-        next(mirrored)
-        for bad in (
-            other.state_dict(),
-            mirrored.state_dict(),
-            {},
-            good | {"position": 18},
-            good | {"order": torch.zeros(17, dtype=torch.int64)},
-            good | {"generator": torch.zeros(3, dtype=torch.uint8)},
-        ):
+        for other in (Batches(numbered(18), 5), Batches(numbered(17), 5, flips=True)):
+            next(other)
             with pytest.raises(ValueError, match="no state of a stream of batches from 17 images"):
-                batches.load_state_dict(bad)
+                batches.load_state_dict(other.state_dict())
 
     @pytest.mark.parametrize("size", [0, -1, 18])
     def test_batch_size(self, size):
@@ -558,32 +505,38 @@ class TestBatches:
         assert same(here, [(x.cpu(), y.cpu()) for x, y in there])
 
 
-class TestModels:
-    def test_mlp(self):
-        model = mlp((1, 28, 28), 10)
-        assert [type(each).__name__ for each in model] == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
-        assert model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
-        assert [each.out_features for each in mlp((3, 4, 4), 7, (9,)) if isinstance(each, nn.Linear)] == [9, 7]
-        assert mlp((3, 4, 4), 7, ())(torch.zeros(2, 3, 4, 4)).shape == (2, 7)
+MLP: dict[str, Any] = {"hidden": (512, 512)}
+CNN: dict[str, Any] = {"channels": (32, 64, 128), "hidden": (512,)}
+KINDS = pytest.mark.parametrize("options", [MLP, CNN], ids=["mlp", "cnn"])
 
+
+class TestModels:
     @pytest.mark.parametrize(
-        ("shape", "features"), [((1, 28, 28), 1152), ((3, 32, 32), 2048), ((1, 8, 8), 128), ((2, 17, 25), 768)]
+        ("shape", "channels", "hidden", "features"),
+        [
+            ((1, 28, 28), (), (512, 512), 784),
+            ((3, 4, 4), (), (9,), 48),
+            ((3, 4, 4), (), (), 48),
+            ((1, 28, 28), (32, 64, 128), (512,), 1152),
+            ((3, 32, 32), (32, 64, 128), (512,), 2048),
+            ((1, 8, 8), (32, 64, 128), (512,), 128),
+            ((2, 17, 25), (32, 64, 128), (512,), 768),
+            ((1, 4, 4), (5, 6), (7, 8), 6),
+        ],
     )
-    def test_cnn(self, shape, features):
-        model = cnn(shape, 10)
-        stage = ["Conv2d", "ReLU", "AvgPool2d", "BatchNorm2d"]
-        assert [type(each).__name__ for each in model] == [*stage * 3, "Flatten", "Linear", "ReLU", "Linear"]
-        assert model[13].in_features == features
+    def test_layers(self, shape, channels, hidden, features):
+        model = image_network(shape, 10, channels, hidden)
+        kinds = ["Conv2d", "ReLU", "AvgPool2d", "BatchNorm2d"] * len(channels)
+        kinds += ["Flatten", *["Linear", "ReLU"] * len(hidden), "Linear"]
+        assert [type(each).__name__ for each in model] == kinds
+        dense = [each for each in model if isinstance(each, nn.Linear)]
+        assert [each.in_features for each in dense] == [features, *hidden]
         assert not any(each.affine for each in model if isinstance(each, nn.BatchNorm2d))
         assert model(torch.randn(4, *shape)).shape == (4, 10)
 
-    def test_cnn_of_other_sizes(self):
-        model = cnn((1, 4, 4), 3, channels=(5, 6), hidden=7)
-        assert model(torch.randn(4, 1, 4, 4)).shape == (4, 3)
-
-    @pytest.mark.parametrize("kind", MODELS)
-    def test_initialisation(self, kind):
-        for layer in MODELS[kind]((3, 32, 32), 10, generator=torch.Generator().manual_seed(1)):
+    @KINDS
+    def test_initialisation(self, options):
+        for layer in image_network((3, 32, 32), 10, **options, generator=torch.Generator().manual_seed(1)):
             if not isinstance(layer, nn.Linear | nn.Conv2d):
                 continue
             outputs, inputs, *kernel = layer.weight.shape
@@ -596,34 +549,18 @@ class TestModels:
             assert layer.bias.requires_grad
             assert layer.weight.device.type == "cpu"
 
-    @pytest.mark.parametrize("kind", MODELS)
-    def test_seeded_without_the_global_generator(self, kind):
+    @KINDS
+    def test_seeded_without_the_global_generator(self, options):
         before = torch.get_rng_state()
         one, two, other = (
-            MODELS[kind]((1, 8, 8), 10, generator=torch.Generator().manual_seed(seed)).state_dict()
+            image_network((1, 8, 8), 10, **options, generator=torch.Generator().manual_seed(seed)).state_dict()
             for seed in (1, 1, 2)
         )
         assert torch.equal(torch.get_rng_state(), before)
         assert all(torch.equal(one[key], two[key]) for key in one)
-        assert not torch.equal(one["1.weight" if kind == "mlp" else "0.weight"], other[next(iter(other))])
+        first = next(iter(one))
+        assert not torch.equal(one[first], other[first])
 
-    def test_refusals(self):
+    def test_images_that_are_too_small(self):
         with pytest.raises(ValueError, match=r"7×30 pixels are too small for 3 stages.*at least 8×8"):
-            cnn((1, 7, 30), 10)
-        with pytest.raises(ValueError, match="in_shape must be"):
-            mlp((28, 28), 10)
-        with pytest.raises(ValueError, match="classes must be at least 2"):
-            mlp((1, 8, 8), 1)
-        with pytest.raises(ValueError, match="at least one unit"):
-            mlp((1, 8, 8), 10, (16, 0))
-        with pytest.raises(ValueError, match="at least one unit"):
-            cnn((1, 8, 8), 10, hidden=0)
-
-
-def test_labels_beyond_the_classes_are_refused(tmp_path):
-    make(tmp_path, "cifar100")
-    table = columns([encode(random_pixels("cifar100", 1)[0])], [100], label="fine_label")
-    write(tmp_path, "train", table)
-    assert "labels go from 100 to 100; they must be from 0 to 99" in refusal("cifar100", tmp_path)
-    make(tmp_path, "cifar10")
-    assert "needed are image (or img) and fine_label" in refusal("cifar100", tmp_path)
+            image_network((1, 7, 30), 10, (32, 64, 128))

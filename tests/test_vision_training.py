@@ -34,7 +34,7 @@ from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import ImageLearner, rate_at
-from cet_rl.vision.models import cnn, mlp
+from cet_rl.vision.models import image_network
 from cet_rl.vision.training import resolve, train
 
 STEP = "time/total_timesteps"
@@ -100,10 +100,8 @@ def test_without_a_delay_it_is_plain_backpropagation_bit_for_bit(digits, network
     learner = make(digits, lr=1e-2, weight_decay=0.1, max_grad_norm=0.3, warmup=0.2, seed=5, **values)
     config = learner.config
     generator = torch.Generator().manual_seed(config.seed)
-    if network == "mlp":
-        plain = mlp((1, 8, 8), 10, (32,), generator=generator)
-    else:
-        plain = cnn((1, 8, 8), 10, (4, 8), 16, generator=generator).to(memory_format=torch.channels_last)
+    channels, last = (config.channels, torch.channels_last) if network == "cnn" else ((), torch.contiguous_format)
+    plain = image_network((1, 8, 8), 10, channels, config.hidden, generator=generator).to(memory_format=last)
     assert_same(learner.network.state_dict(), plain.state_dict())
     assert config.total_steps * config.batch_size > 2 * len(digits.train)  # more than one epoch
     losses = [learner.advance().item() for _ in range(config.total_steps)]

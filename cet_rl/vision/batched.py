@@ -20,7 +20,7 @@ from torch.nn import functional
 from cet_rl.runs.session import LearnerBatch
 from cet_rl.vision.config import check_batch
 from cet_rl.vision.layers import traced_layers
-from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, rate_at
+from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_at
 
 
 class BatchedLearner(LearnerBatch[ImageLearner]):
@@ -30,10 +30,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         learners: freshly made or loaded, all at the same step. They do not change until `write_back`.
 
     Attributes:
-        learners: as given.
-        step: updates made.
-        parameters: of all networks by name, each stacked to (C, *shape) for C learners.
-        buffers: accordingly.
+        parameters: of all networks by name, each stacked to (C, *shape) for C learners; so are the buffers.
 
     Raises:
         ValueError: if there are none, or they differ in more than options marked as batchable, are streaming,
@@ -55,22 +52,21 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         self._base = networks[0]
         self.parameters, self.buffers = stack_module_state(networks)
         self._adam = {name: self._stack_adam(name) for name in self.parameters}
-        configs = [learner.config for learner in self.learners]
-        like = next(iter(self.parameters.values()))
-        self._weight_decay = like.new_tensor([config.weight_decay for config in configs])
-        self._max_norm = like.new_tensor([config.max_grad_norm for config in configs])
+        self._weight_decay, self._max_norm = (
+            next(iter(self.parameters.values())).new_tensor(
+                [getattr(learner.config, name) for learner in learners]
+            )
+            for name in ("weight_decay", "max_grad_norm")
+        )
         self._loss_sums = torch.stack([learner.loss_sum for learner in self.learners])
         self._losses = first.losses
 
     def _stack_adam(self, name: str) -> tuple[Tensor, Tensor]:
-        states = [
-            learner.optimizer.state.get(dict(learner.network.named_parameters())[name], {})
-            for learner in self.learners
-        ]
         zero = torch.zeros_like(self.parameters[name][0])
-        mean, square = (
-            torch.stack([state.get(key, zero) for state in states]) for key in ("exp_avg", "exp_avg_sq")
-        )
+        states = [
+            learner.optimizer.state.get(learner.network.get_parameter(name), {}) for learner in self.learners
+        ]
+        mean, square = (torch.stack([s.get(key, zero) for s in states]) for key in ("exp_avg", "exp_avg_sq"))
         return mean, square
 
     def _forward(self, x: Tensor, *, shared: bool = False) -> Tensor:
@@ -87,25 +83,17 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         return result
 
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
-        """Let every learner learn from a batch of its own.
+        """Let every learner learn from a batch of its own, and return the mean losses before the update, (C,).
 
-        Args:
-            limit: without effect, as one update is made.
-            measure: without effect, as alignment is not measured.
-
-        Returns:
-            Mean losses before the update, (C,).
+        The arguments have no effect: one update is made, and alignment is not measured.
         """
         batches = [next(learner.batches) for learner in self.learners]
         x = torch.stack([images for images, _ in batches])
         y = torch.stack([labels for _, labels in batches])
-        logits = self._forward(x)
-        losses = (
-            functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape).mean(1)
-        )
-        names = list(self.parameters)
-        gradients = torch.autograd.grad(losses.sum(), [self.parameters[name] for name in names])
-        self._step(dict(zip(names, gradients, strict=True)))
+        logits = self._forward(x).flatten(0, 1)
+        losses = functional.cross_entropy(logits, y.flatten(), reduction="none").view(y.shape).mean(1)
+        gradients = torch.autograd.grad(losses.sum(), list(self.parameters.values()))
+        self._step(dict(zip(self.parameters, gradients, strict=True)))
         self.step += 1
         self._loss_sums += losses.detach()
         self._losses += 1
@@ -113,8 +101,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     def loss_sums(self) -> list[float]:
         """Return each learner's sum of losses since the last `take_losses`."""
-        sums: list[float] = self._loss_sums.tolist()
-        return sums
+        return [float(loss) for loss in self._loss_sums]
 
     def take_losses(self) -> list[float]:
         """Return each learner's mean loss since the last call."""
@@ -122,13 +109,17 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         self._loss_sums, self._losses = torch.zeros_like(self._loss_sums), 0
         return means
 
+    def _rates(self, step: int) -> list[float]:
+        """Return each learner's learning rate."""
+        configs = [learner.config for learner in self.learners]
+        return [config.lr * rate_at(step, config.total_steps, config.warmup) for config in configs]
+
     @torch.no_grad()
     def _step(self, gradients: dict[str, Tensor]) -> None:
         """Clip gradients and apply AdamW as torch does, with each learner's own numbers."""
         square = torch.stack([g.flatten(1).norm(dim=1).square() for g in gradients.values()]).sum(0)
         shrink = (self._max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
-        configs = [learner.config for learner in self.learners]
-        rates = shrink.new_tensor([c.lr * rate_at(self.step, c.total_steps, c.warmup) for c in configs])
+        rates = shrink.new_tensor(self._rates(self.step))
         group = self.learners[0].optimizer.param_groups[0]
         (beta1, beta2), eps = group["betas"], group["eps"]
         taken = self.step + 1
@@ -146,15 +137,11 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
     @torch.no_grad()
     def test(self) -> list[tuple[float, float]]:
         """Return accuracy and mean loss of each learner on the test set, or on what is held out."""
-        images, labels = self.data.test.images, self.data.test.labels
-        count = len(self.learners)
-        right = torch.zeros(count, device=images.device)
-        loss = torch.zeros(count, device=images.device)
+        test, count = self.data.test, len(self.learners)
+        right, loss = torch.zeros(2, count, device=test.labels.device)
         self._base.eval()
         try:
-            for x, y in zip(
-                torch.split(images, EVALUATED_AT_ONCE), torch.split(labels, EVALUATED_AT_ONCE), strict=True
-            ):
+            for x, y in test.split(EVALUATED_AT_ONCE):
                 logits = self._forward(x, shared=True)
                 right += (logits.argmax(2) == y).sum(1)
                 repeated = y.expand(count, -1).flatten()
@@ -162,22 +149,17 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
                 loss += each.view(count, -1).sum(1)
         finally:
             self._base.train()
-        return [(float(a) / len(labels), float(b) / len(labels)) for a, b in zip(right, loss, strict=True)]
+        return [(float(a) / len(test), float(b) / len(test)) for a, b in zip(right, loss, strict=True)]
 
     def measurements(self) -> list[dict[str, float]]:
         """Return how well each learner does on the test set, and its learning rate."""
-        found = []
-        for learner, (accuracy, loss) in zip(self.learners, self.test(), strict=True):
-            config = learner.config
-            rate = config.lr * rate_at(self.step - 1, config.total_steps, config.warmup)
-            held_out = config.held_out
-            found.append({f"{held_out}/accuracy": accuracy, f"{held_out}/loss": loss, "train/learning_rate": rate})
-        return found
+        results = zip(self._rates(self.step - 1), self.test(), strict=True)
+        held_out = self.config.held_out
+        return [{**named(result, f"{held_out}/"), "train/learning_rate": rate} for rate, result in results]
 
     def evaluate(self) -> list[dict[str, float]]:
         """Return accuracy and mean loss of each learner by their names in summary.json."""
-        held_out = self.config.held_out
-        return [{f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss} for accuracy, loss in self.test()]
+        return [named(result, f"{self.config.held_out}_") for result in self.test()]
 
     def states(self) -> list[dict[str, Any]]:
         """Return everything that each learner needs to resume."""

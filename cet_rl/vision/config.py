@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from cet_rl.runs.config import LayeredConfig, Mark, marked
-from cet_rl.runs.values import unknown
+from cet_rl.runs.values import flag, unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.vision.datasets import DATASETS, Network, summaries
 
@@ -70,39 +70,38 @@ class VisionConfig(LayeredConfig):
         for name, widths in {"--hidden": self.hidden or (), "--channels": self.channels}.items():
             if any(width < 1 or width > 100_000 for width in widths):
                 raise ValueError(f"{name} must list widths from 1 to 100,000, got {widths}")
-        if self.network == "cnn" and len(self.widths) != 1:
-            raise ValueError(f"--hidden of a CNN is one width, got {self.widths}")
         if self.network == "cnn" and not self.channels:
             raise ValueError("--channels must list at least one width")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"--warmup must lie in [0, 1), got {self.warmup:g}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"--weight-decay must be zero or positive, got {self.weight_decay:g}")
-        if not (math.isfinite(self.max_grad_norm) and self.max_grad_norm > 0):
-            raise ValueError(f"--max-grad-norm must be positive, got {self.max_grad_norm:g}")
-        if self.salience is not None and not 0 < self.salience <= 1:
-            raise ValueError(f"--salience must lie in (0, 1], got {self.salience:g}")
+        salience = 1.0 if self.salience is None else self.salience
+        for name, fits, needed in (
+            ("warmup", 0 <= self.warmup < 1, "lie in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "be zero or positive"),
+            ("max_grad_norm", 0 < self.max_grad_norm < math.inf, "be positive"),
+            ("salience", 0 < salience <= 1, "lie in (0, 1]"),
+        ):
+            if not fits:
+                raise ValueError(f"{flag(name)} must {needed}, got {getattr(self, name):g}")
         self._check_time()
 
     def _check_time(self) -> None:
         steps, rest = divmod(self.batch_size, self.streams)
-        longest = self.timing.longest_delay
+        longest, through_trace = self.timing.longest_delay, self.soma == "trace"
         if rest:
             raise ValueError(f"a batch of {self.batch_size} images does not divide into {self.streams} streams")
         if self.salience is not None and self.streams > 1:
             raise ValueError("--salience needs --streams 1")
         if self.salience is not None and round(self.salience * self.batch_size) < 1:
             raise ValueError(f"--salience {self.salience:g} leaves no image of a batch of {self.batch_size}")
-        if self.soma == "trace" and self.streaming:
+        if through_trace and self.streaming:
             raise ValueError(
                 "--soma trace needs images shown after the batch, which --streaming does not wait for"
             )
-        if self.compile and (self.streaming or self.salience is not None or self.soma == "trace"):
+        if self.compile and (self.streaming or self.salience is not None or through_trace):
             raise ValueError(
                 "--compile gains nothing with --streaming, --salience and --soma trace, whose memories are not "
                 "tensors of one shape: leave it out"
             )
-        if self.soma == "trace" and not self.delay:
+        if through_trace and not self.delay:
             raise ValueError("--soma trace belongs to a delay, and there is none: give a delay")
         if self.streaming and longest >= steps * self.total_steps:
             raise ValueError(

@@ -42,9 +42,6 @@ DerivativeMemory = Literal["exact", "trace"]
 _COLUMNS = 2048
 """Features filtered at once on a CPU, so that a whole batch of them fits its cache: one megabyte at T = 128."""
 
-_COLUMNS_ON_DEVICE = 1 << 17
-"""Features filtered at once on other devices, where only memory counts: 64 megabytes at T = 128."""
-
 _SMALL_PAST = 1 << 18
 """Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
 
@@ -56,20 +53,8 @@ class Wanted(NamedTuple):
     truth: bool
 
 
-class LayerGradients(NamedTuple):
-    """Hold what one backward pass of a layer computes.
-
-    Attributes:
-        down: ∂L/∂x, or None where it was not needed.
-        weight: the weight's gradient from late credit.
-        bias: the bias's gradient.
-        truth: the weight's undelayed gradient of the images whose error arrived; None unless wanted.
-    """
-
-    down: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
-    truth: Tensor | None = None
+Gradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+"""∂L/∂x and the late gradients of weight and bias; the weight's true one of the images whose error arrived."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +198,7 @@ class BatchCredit:
 
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None
-    ) -> LayerGradients:
+    ) -> Gradients:
         """Return the layer's gradients for one batch; `matrix` is to be used in place of the layer's own way."""
         rule = self.rule
         memory = None
@@ -232,7 +217,7 @@ class BatchCredit:
             delayed = matrix.to(error.dtype) @ error.reshape(matrix.shape[-1], -1)
             p = rule.f.times_derivative(delayed.view(error.shape), y)
         over_images = (0, *range(2, p.ndim))
-        return LayerGradients(down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth)
+        return down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth
 
     def matrix(self, steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return g_{u+D-s} at [s, u], zero for errors u that arrive too late; shape (T, T)."""
@@ -272,35 +257,19 @@ class BatchCredit:
         p, active = _by_step(error, steps), _by_step(y, steps)
         arriving = p[: steps - self.rule.delay_steps]
         correlation = self._correlation(steps, p.dtype, p.device)
-        columns = _COLUMNS if p.device.type == "cpu" else _COLUMNS_ON_DEVICE
-        if p.shape[1] <= columns:
+        if p.shape[1] <= _COLUMNS or p.device.type != "cpu":
             return _like(f.times_derivative(correlation(arriving), active), error)
-        for first in range(0, p.shape[1], columns):
-            units = slice(first, first + columns)
+        for first in range(0, p.shape[1], _COLUMNS):
+            units = slice(first, first + _COLUMNS)
             p[:, units] = f.times_derivative(correlation(arriving[:, units]), active[:, units])
         return _like(p, error)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageTimes:
-    """Hold when the images of a batch are shown, within a stretch of time.
-
-    Attributes:
-        times: step of each image within the stretch, increasing, shape (S,) int64.
-        steps: length of the stretch.
-
-    Raises:
-        ValueError: unless times increase within [0, steps).
-    """
+class ImageTimes(NamedTuple):
+    """Say when images are shown, (S,), increasing, within a stretch of time of so many steps."""
 
     times: Times
     steps: int
-
-    def __post_init__(self) -> None:
-        if self.times.ndim != 1 or (np.diff(self.times) <= 0).any():
-            raise ValueError("the times of a batch must be one increasing row")
-        if len(self.times) and not (self.times[0] >= 0 and self.times[-1] < self.steps):
-            raise ValueError(f"the times of a batch must lie in [0, {self.steps})")
 
 
 _PAST = ("past_pre", "past_derivative", "past_error")
@@ -329,7 +298,7 @@ class SalientCredit(nn.Module):
 
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, times: ImageTimes
-    ) -> LayerGradients:
+    ) -> Gradients:
         """Return the layer's gradients for one stretch; `times` says when its images were shown."""
         rule, f, shown = self.rule, self.rule.f, times.times
         memory = None
@@ -359,7 +328,7 @@ class SalientCredit(nn.Module):
             truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
         if rule.streaming:
             self._keep((pre, derivative, error), shown - times.steps, len(kernel))
-        return LayerGradients(down, for_weight, for_bias, truth)
+        return down, for_weight, for_bias, truth
 
     def _keep(self, signals: tuple[Tensor, ...], shown: Times, reach: int) -> None:
         """Keep images within the kernel's reach and errors on their way; times count from now."""
@@ -414,7 +383,7 @@ class StreamCredit(nn.Module):
             DelayLine(rule.delay_steps, (rule.streams, *shape), dtype=dtype) for shape in shapes
         )
 
-    def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> LayerGradients:
+    def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> Gradients:
         """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
@@ -431,4 +400,4 @@ class StreamCredit(nn.Module):
             else:
                 line.push(signal)
         truth = self.synapses.geometry.outer_parts(*reversed(arrived))[0] if arrived else None
-        return LayerGradients(down, *self.synapses.advance(pre, derivative, error), truth)
+        return down, *self.synapses.advance(pre, derivative, error), truth

@@ -5,13 +5,15 @@ pyarrow, PIL, huggingface_hub and scikit-learn (the extra `vision`) are imported
 
 from __future__ import annotations
 
-import importlib
 import io
 import logging
 import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +64,18 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validatio
     if name not in known:
         raise unknown("data set", name, known)
     loader = DATASETS[name].loader
-    directory = None if data_dir is None else os.fspath(data_dir)
     if isinstance(loader, ParquetImages):
-        return load_parquet(name, loader, directory, validation)
-    if isinstance(loader, str):
+        loader = partial(_load_parquet, loader)
+    elif isinstance(loader, str):
         module, _, function = loader.partition(":")
-        loader = getattr(importlib.import_module(module), function)
-    data: ImageData = loader(name, directory, validation)
+        loader = getattr(import_module(module), function)
+    try:
+        data: ImageData = loader(name, None if data_dir is None else os.fspath(data_dir), validation)
+    except ImportError as error:
+        raise ValueError(
+            f"{name} needs {error.name or error}; all that our data sets need is in the extra vision: "
+            "pip install 'cet-rl[vision]'"
+        ) from error
     return data
 
 
@@ -76,41 +83,29 @@ def load_digits(name: str, data_dir: str | None, validation: bool) -> ImageData:
     """Load scikit-learn's digits, with the same share of every digit in both parts; see `load`."""
     if data_dir is not None:
         raise ValueError("digits comes with scikit-learn: it takes no data_dir (--data-dir)")
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise _needs_extra(name) from None
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     pixels = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)  # whole numbers from 0 to 16
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    classes = len(bunch.target_names)
     # RandomState, because numpy promises that its stream never changes.
     random = np.random.RandomState(SPLIT_SEED)
     testing = torch.zeros(len(labels), dtype=torch.bool)
-    for digit in range(classes):
+    for digit in range(10):
         members = (labels == digit).nonzero().flatten()
         shuffled = members[torch.from_numpy(random.permutation(len(members)))]
         testing[shuffled[: round(DIGITS_TEST_SHARE * len(members))]] = True
     train, test = ((pixels[chosen], labels[chosen]) for chosen in (~testing, testing))
-    return _standardise(name, train, test, validation, ParquetImages("", (1, 8, 8), classes))
+    return _standardise(name, train, test, validation, ParquetImages("", (1, 8, 8), 10))
 
 
-def load_parquet(name: str, source: ParquetImages, data_dir: str | None, validation: bool) -> ImageData:
-    """Load a data set from Parquet files; see `load`."""
+def _load_parquet(source: ParquetImages, name: str, data_dir: str | None, validation: bool) -> ImageData:
     splits = ("train",) if validation else ("train", "test")
-    try:
-        import pyarrow  # noqa: F401
-        from PIL import Image  # noqa: F401
-    except ImportError:
-        raise _needs_extra(name) from None
+    import_module("pyarrow")  # before anything is fetched
     folder = _download(name, source.repository, splits) if data_dir is None else Path(data_dir)
     files = _find_files(name, folder, splits)
     raw = {split: _read(paths, split, source) for split, paths in files.items()}
     return _standardise(name, raw["train"], raw.get("test"), validation, source)
-
-
-def _needs_extra(name: str) -> ValueError:
-    return ValueError(f"{name} needs the extra vision: pip install 'cet-rl[vision]'")
 
 
 def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, source: ParquetImages) -> ImageData:
@@ -151,30 +146,16 @@ def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, so
 
 def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
     """Return the folder of a hub repository's Parquet files, fetched or from the hub's cache on this computer."""
-    try:
-        import huggingface_hub
-        from huggingface_hub import constants
-        from huggingface_hub.utils.tqdm import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-        )
-    except ImportError:
-        raise _needs_extra(name) from None
+    from huggingface_hub import constants, snapshot_download
+
     answers = not constants.HF_HUB_OFFLINE and _hub_answers()
-    logger = logging.getLogger("huggingface_hub")
-    level, had_bars = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.CRITICAL)
-    disable_progress_bars()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with _silent_hub():
             # By itself the library would ask for half a minute and longer before it turns to its cache.
+            patterns = [f"*{split}*.parquet" for split in splits]
             return Path(
-                huggingface_hub.snapshot_download(
-                    repository,
-                    repo_type="dataset",
-                    allow_patterns=[f"*{split}*.parquet" for split in splits],
-                    local_files_only=not answers,
+                snapshot_download(
+                    repository, repo_type="dataset", allow_patterns=patterns, local_files_only=not answers
                 )
             )
     except Exception as error:  # of huggingface_hub, its HTTP library and the file system
@@ -186,10 +167,23 @@ def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
             f"cannot fetch {name} from the Hugging Face hub: {reason}; without a network, give a folder of "
             "Parquet files: --data-dir DIR"
         ) from error
+
+
+@contextmanager
+def _silent_hub() -> Iterator[None]:
+    """Keep the hub's library from printing within the block."""
+    bars = import_module("huggingface_hub.utils.tqdm")
+    logger = logging.getLogger("huggingface_hub")
+    level, had_bars = logger.level, not bars.are_progress_bars_disabled()
+    logger.setLevel(logging.CRITICAL)
+    bars.disable_progress_bars()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         logger.setLevel(level)
         if had_bars:
-            enable_progress_bars()
+            bars.enable_progress_bars()
 
 
 def _hub_answers() -> bool:
@@ -229,14 +223,12 @@ def _find_files(name: str, data_dir: Path, splits: Sequence[str]) -> dict[str, l
 def _split_files(folder: Path, split: str) -> list[Path]:
     """Return train.parquet, or all of train-00000-of-00002.parquet, train-00001-of-00002.parquet."""
     whole = folder / f"{split}.parquet"
-    if whole.is_file():
-        return [whole]
     shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
-    counts = {int(match[1]) for shard in shards if (match := re.search(r"-of-(\d+)\.parquet$", shard.name))}
-    if shards and counts != {len(shards)}:
-        raise OSError(
-            f"{folder} has {len(shards)} of {max(counts, default=0)} files {split}-*.parquet: copy all of one set"
-        )
+    if whole.is_file() or not shards:
+        return [whole] * whole.is_file()
+    count = int(re.sub(r".*-of-(\d+)\.parquet", r"\1", shards[-1].name))
+    if len(shards) != count:
+        raise OSError(f"{folder} has {len(shards)} of {count} files {split}-*.parquet: copy all of one set")
     return shards
 
 
@@ -252,51 +244,34 @@ def _read(paths: Sequence[Path], split: str, source: ParquetImages) -> _Raw:
             pass
         try:
             with parquet.ParquetFile(path) as file:
-                columns = _columns(file.schema_arrow, source, str(path))
-                table = file.read(columns=columns).select(columns).rename_columns(["image", "label"])
-                tables.append(table.replace_schema_metadata())
+                names = file.schema_arrow.names
+                columns = ["img" if "img" in names else "image", source.label]
+                if not set(columns) <= set(names):
+                    found = ", ".join(names) or "none"
+                    raise ValueError(
+                        f"{path} has the columns {found}; needed are image (or img) and {source.label}"
+                    )
+                tables.append(file.read(columns=columns).select(columns).rename_columns(["image", "label"]))
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(
                 f"{path} is damaged or no Parquet file; copy or download it again ({_reason(error)})"
             ) from error
     where = str(paths[0] if len(paths) == 1 else paths[0].parent / f"{split}-*.parquet")
-    try:
-        table = pyarrow.concat_tables(tables)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{where}: the files have columns of different types ({_reason(error)})") from error
+    table = pyarrow.concat_tables(tables, promote_options="permissive")
     if not table.num_rows:
         raise ValueError(f"{where} holds no images")
     images, labels = table["image"], table["label"]
     if pyarrow.types.is_struct(images.type):
         images = compute.struct_field(images, "bytes")
-    for column, what in ((images, "image"), (labels, "label")):
-        if column.null_count:
-            raise ValueError(f"{where}: row {column.is_null().to_pylist().index(True):,} has no {what}")
+    needed = f"whole numbers from 0 to {source.classes - 1}"
+    if not pyarrow.types.is_integer(labels.type):
+        raise ValueError(f"{where}: column label is of type {labels.type}; needed are {needed}")
+    if labels.null_count:
+        raise ValueError(f"{where}: row {labels.is_null().to_pylist().index(True):,} has no label")
     low, high = compute.min_max(labels).as_py().values()
     if low < 0 or high >= source.classes:
-        raise ValueError(f"{where}: labels go from {low} to {high}; they must be from 0 to {source.classes - 1}")
+        raise ValueError(f"{where}: labels go from {low} to {high}; needed are {needed}")
     return _decode(images, source.shape, where), torch.from_numpy(labels.to_numpy().astype(np.int64))
-
-
-def _columns(schema: Any, source: ParquetImages, where: str) -> list[str]:
-    """Return the names of the image and the label column, of types that can be read."""
-    from pyarrow import types
-
-    label = source.label
-    image = next((each for each in ("image", "img") if each in schema.names), None)
-    if image is None or label not in schema.names:
-        found = ", ".join(schema.names) or "none"
-        raise ValueError(f"{where} has the columns {found}; needed are image (or img) and {label}")
-    kind = schema.field(image).type
-    if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (types.is_binary(kind) or types.is_large_binary(kind)):
-        raise ValueError(f"{where}: column {image} is of type {kind}; needed are the bytes of PNG or JPEG files")
-    kind = schema.field(label).type
-    if not types.is_integer(kind):
-        most = source.classes - 1
-        raise ValueError(f"{where}: column {label} is of type {kind}; needed are whole numbers from 0 to {most}")
-    return [image, label]
 
 
 def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
@@ -311,8 +286,7 @@ def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
             try:
                 image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
                 fits = image.size == (width, height) and image.mode == mode
-                if fits:
-                    planes.append(image.tobytes())
+                planes.append(image.tobytes() if fits else b"")
             except MemoryError:
                 raise
             except Exception as error:  # PIL has many kinds for damaged files
@@ -363,8 +337,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
                 f"the batch size must be from 1 to {len(images):,}, the size of the training set, got {batch_size}"
             )
         self.batch_size = batch_size
-        self._images = images.images.contiguous()
-        self._labels = images.labels
+        self._images, self._labels = images.images.contiguous(), images.labels
         self._flips = flips
         self._generator = torch.Generator().manual_seed(seed)
         self._position = 0
@@ -390,33 +363,20 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
             "generator": self._generator.get_state(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where another stream with the same images, batch size and flips was when its state was taken.
 
         Raises:
-            ValueError: if the state is incomplete or of another training set.
+            ValueError: if the state is of another training set.
         """
-        order, flipped, position, generator = (
-            state.get(key) for key in ("order", "flipped", "position", "generator")
-        )
-        size = len(self._labels)
-        if not (
-            isinstance(order, Tensor)
-            and isinstance(flipped, Tensor)
-            and isinstance(position, int)
-            and isinstance(generator, Tensor)
-            and generator.shape == self._generator.get_state().shape
-            and len(order) in (0, size)
-            and len(flipped) == (len(order) if self._flips else 0)
-            and 0 <= position <= len(order)
-            and torch.equal(order.cpu().sort().values, torch.arange(len(order)))
-        ):
+        order, flipped, size = state["order"], state["flipped"], len(self._labels)
+        if len(order) not in (0, size) or len(flipped) != (len(order) if self._flips else 0):
             raise ValueError(
                 f"this is no state of a stream of batches from {size:,} images "
                 f"{'with' if self._flips else 'without'} flips: resume with the data of the run"
             )
-        self._generator.set_state(generator.cpu())
-        self._position = position
+        self._generator.set_state(state["generator"].cpu())
+        self._position = int(state["position"])
         self._set_epoch(order.cpu(), flipped.cpu())
 
     def _draw_epoch(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal
 
+from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -17,12 +19,7 @@ Network = Literal["mlp", "cnn"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Hold images and their labels, all on one device.
-
-    Attributes:
-        images: (N, C, H, W) float32, standardised.
-        labels: (N,) int64.
-    """
+    """Hold standardised images, (N, C, H, W) float32, and their labels, (N,) int64, all on one device."""
 
     images: Tensor
     labels: Tensor
@@ -33,6 +30,11 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         """Return the same set on another device."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def split(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over images and labels, at most `size` at once."""
+        starts = range(0, len(self), size)
+        return ((self.images[start : start + size], self.labels[start : start + size]) for start in starts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ class ImageData:
 
     def to(self, device: torch.device | str) -> ImageData:
         """Return the same data on another device."""
-        return ImageData(self.name, self.train.to(device), self.test.to(device), self.classes, self.flips)
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
 
 Loader = Callable[[str, str | None, bool], ImageData]
@@ -75,8 +77,7 @@ class ParquetImages:
         repository: on the hub.
         shape: channels (1 for grey, 3 for RGB), height and width of an image.
         classes: number of classes; labels are 0 … classes - 1.
-        mean: of each channel after standardisation; a single number for all.
-        deviation: of each channel after standardisation.
+        mean: of each channel after standardisation; a single number for all. So is the deviation.
         flips: whether to flip training images left to right at random.
         label: name of the column with the labels; images are in `image` or `img`.
     """
@@ -96,7 +97,7 @@ class Dataset:
 
     Attributes:
         summary: a line about it.
-        network: the network that `--model auto` chooses.
+        network: the one that `--model auto` chooses.
         loader: a description of Parquet files; or a function of the name, `data_dir` and `validation` that returns
             `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or where to import that
             from, "module:function".
@@ -107,58 +108,27 @@ class Dataset:
     loader: Loader | str | ParquetImages
 
 
-DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(
-        "8×8 handwritten digits of scikit-learn, 1,797 images, nothing to download",
-        "mlp",
-        "cet_rl.vision.data:load_digits",
-    ),
-    "mnist": Dataset(
-        "28×28 handwritten digits, 60,000 images to learn and 10,000 to test",
-        "mlp",
-        ParquetImages("ylecun/mnist", (1, 28, 28), 10),
-    ),
-    "cifar10": Dataset(
-        "32×32 colour photographs of ten kinds, 50,000 images to learn and 10,000 to test",
-        "cnn",
-        ParquetImages(
-            "uoft-cs/cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flips=True
-        ),
-    ),
-    "fashion_mnist": Dataset(
-        "28×28 pictures of clothes of ten kinds, 60,000 images to learn and 10,000 to test",
-        "mlp",
-        ParquetImages("zalando-datasets/fashion_mnist", (1, 28, 28), 10),
-    ),
-    "cifar100": Dataset(
-        "32×32 colour photographs of a hundred kinds, 50,000 images to learn and 10,000 to test",
-        "cnn",
-        ParquetImages(
-            "uoft-cs/cifar100",
-            (3, 32, 32),
-            100,
-            (0.5071, 0.4865, 0.4409),
-            (0.2673, 0.2564, 0.2762),
-            flips=True,
-            label="fine_label",
-        ),
-    ),
-}
+def _registry() -> dict[str, Dataset]:
+    entries = load_yaml(resources.files("cet_rl.vision").joinpath("datasets.yaml").read_text("utf-8"))
+    for entry in entries.values():
+        if isinstance(entry["loader"], dict):
+            values: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in entry["loader"].items()
+            }
+            entry["loader"] = ParquetImages(**values)
+    return {name: Dataset(**entry) for name, entry in entries.items()}
+
+
+DATASETS = _registry()
 """The data sets by name."""
 
 
 def register_dataset(
     name: str, summary: str, loader: Loader | str | ParquetImages, *, network: Network = "mlp"
 ) -> None:
-    """Add a data set to those that `cet-rl train` and `VisionConfig` know.
+    """Add a data set to those that `cet-rl train` and `VisionConfig` know; the arguments are those of `Dataset`.
 
     A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Args:
-        name: of the task.
-        summary: a line about it.
-        loader: see `Dataset`.
-        network: the network that `--model auto` chooses.
 
     Raises:
         ValueError: if the name is taken, or could be a Gymnasium id.

@@ -40,13 +40,17 @@ class TracedLayer(nn.Module):
     bias: Any
     matrix: Tensor | None
 
-    def _set_credit(
+    def __init__(
         self,
-        window: tuple[int, int] | None,
+        *sizes: Any,
+        window: tuple[int, int] | None = None,
         trace: Trace | None = None,
         delay_steps: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        super().__init__(*sizes, device=device, dtype=dtype)  # of Linear or Conv2d
         if not isinstance(trace, Trace | None):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None and trace is not None and not hasattr(trace, "delay_steps"):
@@ -69,13 +73,10 @@ class TracedLayer(nn.Module):
         raise NotImplementedError
 
     def prepare(self, in_shape: torch.Size, *, salient: bool = False) -> None:
-        """Create what the layer carries from batch to batch, unless it exists already.
+        """Create what a layer with inputs of this shape carries from batch to batch, unless it exists already.
 
         The first forward pass does so, too; before `load_state_dict` the buffers to load into must exist.
-
-        Args:
-            in_shape: shape of one input.
-            salient: whether images will have times of their own.
+        `salient` tells whether images will have times of their own.
         """
         if self.traced and salient and self.salient is None:
             self.salient = SalientCredit(self.rule).to(self.weight.device)
@@ -272,21 +273,11 @@ class TracedLinear(TracedLayer, nn.Linear):
             divide into streams, or is shorter than the delay without streaming.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._set_credit(None, **options)
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
+        super().__init__(in_features, out_features, bias, **options)
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return W x + b, shape (T · E, out_features)."""
+        """Return W x + b."""
         return functional.linear(x, weight, bias)
 
 
@@ -319,20 +310,15 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
         stride: int = 1,
         padding: int = 0,
         bias: bool = True,
-        *,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
         for name, value in {"kernel_size": kernel_size, "stride": stride, "padding": padding}.items():
             check_whole(value, name)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, bias=bias, device=device, dtype=dtype
-        )
-        self._set_credit((stride, padding), **options)
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, 1, 1, bias)
+        super().__init__(*sizes, window=(stride, padding), **options)
 
     def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return W * x + b, shape (T · E, out_channels, H', W')."""
+        """Return W * x + b."""
         return functional.conv2d(x, weight, bias, self.stride, self.padding)
 
 
@@ -368,6 +354,10 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[
     given = times.cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
     if given.size and not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"times must be whole numbers, got {given.dtype}")
+    if given.ndim != 1 or (np.diff(given) <= 0).any():
+        raise ValueError("the times of a batch must be one increasing row")
+    if len(given) and not (given[0] >= 0 and given[-1] < steps):
+        raise ValueError(f"the times of a batch must lie in [0, {steps})")
     return _set_on_layers(model, "times", ImageTimes(given.astype(np.int64), steps))
 
 

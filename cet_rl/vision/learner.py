@@ -17,7 +17,7 @@ from cet_rl.vision.conversion import convert, prepare
 from cet_rl.vision.data import Batches
 from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import measured, seen_at, traced_layers
-from cet_rl.vision.models import MODELS
+from cet_rl.vision.models import image_network
 
 LOWEST_RATE = 0.1
 """Last learning rate, as a share of the largest (paper, App. C)."""
@@ -27,7 +27,7 @@ EVALUATED_AT_ONCE = 1000
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return an update's learning rate as a share of the largest: a linear rise, then a cosine down to a tenth.
+    """Return a learning rate as a share of the largest: a linear rise, then a cosine down to a tenth.
 
     Args:
         step: of the update, from 0.
@@ -41,6 +41,11 @@ def rate_at(step: int, total: int, warmup: float) -> float:
     return LOWEST_RATE + (1 - LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def named(result: tuple[float, float], prefix: str) -> dict[str, float]:
+    """Return accuracy and loss by their names in logs and summaries."""
+    return {f"{prefix}{name}": value for name, value in zip(("accuracy", "loss"), result, strict=True)}
+
+
 def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
     """Return the configuration's network with traced layers, seeded, on the CPU.
 
@@ -48,12 +53,9 @@ def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
         ValueError: if the images are too small for it.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    sizes: dict[str, Any] = {"hidden": config.widths}
-    if config.network == "cnn":
-        sizes = {"channels": config.channels, "hidden": config.widths[0]}
-    network: nn.Module = MODELS[config.network](data.in_shape, data.classes, **sizes, generator=generator)
+    channels = config.channels if config.network == "cnn" else ()
     return convert(
-        network,
+        image_network(data.in_shape, data.classes, channels, config.widths, generator=generator),
         config.trace_config,
         delay=config.delay,
         step_duration=config.step_duration,
@@ -84,9 +86,7 @@ class ImageLearner:
 
     Attributes:
         step: updates made.
-        network: with traced layers.
-        loss_sum: sum of the losses since the last `take_loss`.
-        losses: number of these losses.
+        loss_sum: sum of the `losses` losses since the last `take_loss`.
     """
 
     def __init__(self, config: VisionConfig, data: ImageData) -> None:
@@ -110,14 +110,11 @@ class ImageLearner:
         self._compute = torch.compile(self.network) if config.compile else self.network
 
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
-        """Learn from one batch.
+        """Learn from one batch, and return its mean loss before the update, or that of its salient images.
 
         Args:
-            limit: the update after which to measure; None for the next.
-            measure: whether to measure alignment then, if the configuration asks for it.
-
-        Returns:
-            The batch's mean loss before the update, of the salient images where salience selects.
+            limit: the update after which to measure alignment, if `measure` and the configuration ask for it; None
+                for the next.
         """
         config = self.config
         measure = measure and config.alignment and limit in (None, self.step + 1)
@@ -167,38 +164,30 @@ class ImageLearner:
 
     def measurements(self) -> dict[str, float]:
         """Return test accuracy and loss, the learning rate, and each layer's last alignment."""
-        accuracy, loss = self.test()
         layers = enumerate(traced_layers(self.network).values())
-        held_out = self.config.held_out
         return {
-            f"{held_out}/accuracy": accuracy,
-            f"{held_out}/loss": loss,
+            **named(self.test(), f"{self.config.held_out}/"),
             "train/learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             **{f"credit/alignment/{number}": layer.alignment for number, layer in layers if layer.traced},
         }
 
     def evaluate(self) -> dict[str, float]:
         """Return accuracy and mean loss on the test set, or on the images held out for validation."""
-        accuracy, loss = self.test()
-        held_out = self.config.held_out
-        return {f"{held_out}_accuracy": accuracy, f"{held_out}_loss": loss}
+        return named(self.test(), f"{self.config.held_out}_")
 
     @torch.no_grad()
     def test(self) -> tuple[float, float]:
         """Return the share of test images classified correctly, and their mean loss."""
-        images, labels = self.data.test.images, self.data.test.labels
         self.network.eval()
         right, loss = 0.0, 0.0
         try:
-            for x, y in zip(
-                torch.split(images, EVALUATED_AT_ONCE), torch.split(labels, EVALUATED_AT_ONCE), strict=True
-            ):
+            for x, y in self.data.test.split(EVALUATED_AT_ONCE):
                 logits = self.network(x.contiguous(memory_format=self._format))
                 right += float((logits.argmax(1) == y).sum())
                 loss += float(functional.cross_entropy(logits, y, reduction="sum"))
         finally:
             self.network.train()
-        return right / len(labels), loss / len(labels)
+        return right / len(self.data.test), loss / len(self.data.test)
 
     def state(self) -> dict[str, Any]:
         """Return everything that resuming needs, for `archive.write`."""
@@ -212,11 +201,7 @@ class ImageLearner:
         }
 
     def load(self, file: Path) -> None:
-        """Restore the state that `state` returned, from a file.
-
-        Raises:
-            ValueError, OSError: if the file cannot be read, or is of another network.
-        """
+        """Restore a file's state; raise ValueError or OSError if it cannot be read, or is of another network."""
         saved = archive.read(file, what="network")
         try:
             self.network.load_state_dict(saved["network"])

@@ -20,24 +20,15 @@ from cet_rl.vision.learner import ImageLearner
 
 
 def resolve(config: VisionConfig) -> VisionConfig:
-    """Return the configuration with trace, network, data folder, device and threads filled in.
-
-    Raises:
-        ValueError: if the device is not available.
-    """
+    """Fill in trace, network, data folder, device and threads; raise ValueError without such a device."""
     config = on_this_machine(config).with_trace()
     data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().resolve())
     return replace(config, model=config.network, hidden=config.widths, data_dir=data_dir)
 
 
 def load_data(config: VisionConfig) -> ImageData:
-    """Return the configuration's data on its device.
-
-    Raises:
-        ValueError, OSError: if they cannot be loaded.
-    """
-    data = load(config.task, config.data_dir, validation=config.validation)
-    return data.to(config.device)
+    """Return the configuration's data on its device; raise ValueError or OSError if they cannot be loaded."""
+    return load(config.task, config.data_dir, validation=config.validation).to(config.device)
 
 
 def check_data(task: str, data_dir: str | None, validation: bool) -> None:
@@ -67,20 +58,16 @@ def train(
 def train_batch(
     configs: Sequence[VisionConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
 ) -> list[Path]:
-    """Train many runs at once; each leaves a run folder as if it had been alone.
+    """Train many runs at once, and return their folders, which they leave as if each had been alone.
 
-    Two things differ: alignment is not logged, and speeds are those of the batch.
-
-    Finished runs are left alone, interrupted ones are resumed. A run that fails, say because its loss is not
-    finite, leaves a summary that says so; the others go on.
+    Two things differ: alignment is not logged, and speeds are those of the batch. Finished runs are left alone,
+    interrupted ones are resumed. A run that fails, say because its loss is not finite, leaves a summary that says
+    so; the others go on.
 
     Args:
         configs: configurations of the runs, see `cet_rl.vision.config.check_batch`.
         folders: the run folders; None for those of `default_path`.
         quiet: print nothing.
-
-    Returns:
-        The run folders.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
