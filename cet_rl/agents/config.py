@@ -32,9 +32,6 @@ class NetworkConfig:
         critic: "mlp", "conv", or "auto": convolutional for maps.
         feedback: Route of credit to the actor's hidden layers, see `Feedback`.
         log_std: Initial log σ of the Gaussian policy for continuous actions.
-
-    Raises:
-        ValueError: naming the option with a wrong value.
     """
 
     net_arch: tuple[int, ...] = (256, 256)
@@ -69,9 +66,6 @@ class LearnerConfig:
         error_at: What δ of a hidden layer is taken with respect to: "preactivation" contains f' already and needs
             an activation whose f' is 0 or 1; "activation" is Eq. 1 as printed.
         alignment: Whether to measure each layer's alignment: the cosine between its update and the true gradient.
-
-    Raises:
-        ValueError: naming the option with a wrong value.
     """
 
     trace: TraceConfig = field(default_factory=TraceConfig)
@@ -134,12 +128,8 @@ def learner_config(timing: CreditTiming, trace: str | TraceConfig | None = None,
 
     Args:
         timing: when credit arrives.
-        trace: the name of the trace that bridges the delay, or all of its configuration; None for the default.
-        **keywords: for a trace given by name, `order`, `decay`, `normalization`, `discretization` and
-            `trace_options`; and fields of `LearnerConfig`, where `ent_coef` and `vf_coef` are as good.
-
-    Raises:
-        ValueError: if the options do not fit the trace, or the trace does not fit the delay.
+        trace: name of the trace that bridges the delay, or all of its configuration; None for the default.
+        **keywords: options of a trace given by name; fields of `LearnerConfig`, or `ent_coef` and `vf_coef`.
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
     if isinstance(trace, TraceConfig):
@@ -153,13 +143,9 @@ def learner_config(timing: CreditTiming, trace: str | TraceConfig | None = None,
 
 
 def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return fields of `NetworkConfig`, given under their names or those of Stable-Baselines3.
+    """Return fields of `NetworkConfig` from Stable-Baselines3's `policy_kwargs`.
 
-    Args:
-        policy_kwargs: may have `activation_fn`, torch's class of an activation, and `net_arch` as dict(pi=, vf=).
-
-    Raises:
-        ValueError: if actor and critic are to have hidden layers of different widths.
+    There, an activation may be a class, `activation_fn`, and `net_arch` a dict(pi=, vf=).
     """
     keywords = dict(policy_kwargs or {})
     if "activation_fn" in keywords:

@@ -19,13 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class Distribution(nn.Module, ABC):
-    """Define a distribution over actions, π(a | s).
-
-    Attributes:
-        num_outputs: A.
-        action_shape: Shape of one action as the learner counts it.
-        action_dtype: Type of one action as the learner counts it.
-    """
+    """Define a distribution over actions, π(a | s), with A outputs, and shape and type of one action."""
 
     num_outputs: int
     action_shape: tuple[int, ...]
@@ -59,11 +53,7 @@ class Distribution(nn.Module, ABC):
 
 
 class Categorical(Distribution):
-    """Choose one of A actions, counted from zero; the outputs are logits.
-
-    Args:
-        num_actions: A.
-    """
+    """Choose one of A actions, counted from zero; the outputs are logits."""
 
     action_shape = ()
     action_dtype = np.int64
@@ -92,7 +82,7 @@ class Categorical(Distribution):
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Return the actions, (N,)."""
-        actions: Array = (outputs + noise).argmax(-1)
+        actions: Array = np.argmax(outputs + noise, axis=-1)
         return actions
 
 
@@ -100,10 +90,6 @@ class DiagonalGaussian(Distribution):
     """Draw A real numbers; the outputs are their means, and log σ is a parameter independent of the state.
 
     log σ learns like a bias: a synapse whose input is always one.
-
-    Args:
-        num_actions: A.
-        log_std: Initial log σ.
     """
 
     action_dtype = np.float32

@@ -120,9 +120,8 @@ class ActorCriticLearner(nn.Module):
         actor: Its weights are updated through the synapses.
         critic: Trained by backpropagation; maps observations (N, n) to values (N,).
         timing: When credit reaches each of the actor's layers.
-        config: See `LearnerConfig`.
-        num_envs: E.
-        rollout: T, steps of a usual rollout.
+        config: The options.
+        num_envs, rollout: E, and T of a usual rollout.
         generator: Draws the λ of each weight if there is one per weight.
 
     Attributes:

@@ -37,9 +37,6 @@ class Actor(nn.Module):
         activation: Activation of the hidden layers, a key of `ACTIVATIONS`.
         feedback: Route of credit to hidden layers, see `Feedback`.
         channels: Channels of the convolutions before the dense layers, for maps; if empty, maps are flattened.
-
-    Raises:
-        ValueError: for an unknown activation or feedback.
     """
 
     def __init__(
@@ -118,12 +115,9 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def forward_layers(self, observation: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Compute the outputs, and what the synapses of each layer need, without a graph.
+        """Compute the outputs of observations (N, n), and what the synapses of each layer need, without a graph.
 
         The distribution's own parameters follow as layers whose input is constantly one.
-
-        Args:
-            observation: (N, n).
 
         Returns:
             For each of `synaptic_weights` its input x, (N, *pre_shape), and f'(W x), (N, *post_shape), one at the

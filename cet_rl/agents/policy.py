@@ -28,14 +28,10 @@ class CETPolicy(BasePolicy):
         action_space: `Discrete`, or a `Box` of vectors (the actor gives the means of a diagonal Gaussian; actions
             are clipped to the box before the environment takes them).
         lr_schedule: Part of Stable-Baselines3's interface, not used here.
-        **networks: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `split_observations`,
-            `actor`, `critic`, `feedback`, `log_std`.
+        **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
 
     Attributes:
         config: The `NetworkConfig`, with `split_observations` resolved.
-
-    Raises:
-        ValueError: for spaces or sizes it cannot take.
     """
 
     critic: nn.Module
@@ -142,11 +138,7 @@ class CETPolicy(BasePolicy):
 
 
 def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribution:
-    """Return the distribution over the actions of a space.
-
-    Raises:
-        ValueError: naming what is wrong and what would be right.
-    """
+    """Return the distribution over the actions of a space; raise ValueError for one that it cannot take."""
     if isinstance(action_space, spaces.Discrete):
         return Categorical(int(action_space.n))
     real = isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
@@ -158,11 +150,7 @@ def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribu
 
 
 def check_observations(space: spaces.Space[Any]) -> spaces.Box:
-    """Return the space if the networks can take its observations.
-
-    Raises:
-        ValueError: naming what is wrong and what would be right.
-    """
+    """Return the space if the networks can take its observations; raise ValueError if not."""
     if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 3):
         shown = f"those of shape {space.shape}" if isinstance(space, spaces.Box) else str(space)
         raise ValueError(

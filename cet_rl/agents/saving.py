@@ -30,16 +30,10 @@ _PROGRESS = ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progre
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
-    """Save and load an algorithm as data, with the interface of Stable-Baselines3.
-
-    A file holds what `get_parameters` returns, the state of `generator`, the constructor's arguments, the spaces
-    and the counters.
-
-    Attributes:
-        generator: The agent's own stream of random numbers.
-    """
+    """Save and load an algorithm as data, with the interface of Stable-Baselines3."""
 
     generator: torch.Generator
+    """The agent's own stream of random numbers."""
     _updates_at_start: int
     """Updates made before the current run began; intervals between logs count from here."""
 
@@ -57,9 +51,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         Args:
             path: a file, ".zip" added if missing, or a binary file object.
             exclude, include: part of the interface of Stable-Baselines3; must be left out.
-
-        Raises:
-            ValueError: if something cannot be saved as data.
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")

@@ -32,10 +32,7 @@ from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
 class _Option:
-    """Expose a field of the agent's `LearnerConfig` under Stable-Baselines3's name.
-
-    Setting it takes effect with the next update, or is refused where the traces are built on the value.
-    """
+    """Expose a field of the agent's `LearnerConfig`; set, it takes effect with the next update, or is refused."""
 
     def __init__(self, field: str, *, fixed: bool = False) -> None:
         self._field, self._fixed = field, fixed
@@ -52,9 +49,7 @@ class _Option:
         if config is None:  # the base class's constructor sets what ours is about to
             return
         if self._fixed and value != getattr(config, self._field):
-            raise AttributeError(
-                f"{self._name} is built into the agent's traces and cannot be changed: make a new agent"
-            )
+            raise AttributeError(f"{self._name} is built into the agent's traces: make a new agent to change it")
         agent.learner_config = replace(config, **{self._field: value})
         if hasattr(agent, "learner"):
             agent.learner.config = agent.learner_config
@@ -89,9 +84,8 @@ class CETActorCritic(StoredAlgorithm):
         gamma, lam, random_lam, max_grad_norm, error_at, alignment: See `cet_rl.agents.LearnerConfig`.
         ent_coef, vf_coef: Its `entropy_coef` and `value_coef`.
         gae_lambda: Stable-Baselines3's name of `lam`.
-        policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`: `net_arch`, `activation`, `feedback`, `actor`,
-            `critic`, `split_observations` and `log_std`. `activation_fn` may be one of torch's classes ReLU, Tanh,
-            Sigmoid and Identity.
+        policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`; `activation_fn` may be one of
+            torch's classes ReLU, Tanh, Sigmoid and Identity.
         stats_window_size, tensorboard_log, verbose, seed, device: As in Stable-Baselines3.
 
     Attributes:
@@ -241,7 +235,8 @@ class CETActorCritic(StoredAlgorithm):
         self.synapses, self.probes = self.learner.synapses, self.learner.probes
         self.policy.to(self.device)
         self.learner.to(self.device)
-        self._make_optimizer()
+        parameters = list(self.learner.trained_parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
         self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
@@ -257,13 +252,11 @@ class CETActorCritic(StoredAlgorithm):
     ) -> Self:
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
-        With `reset_num_timesteps=False` learning goes on, and the intervals of `log_interval` updates go on too:
-        they count from the first call.
+        With `reset_num_timesteps=False` the intervals of `log_interval` updates go on, too.
 
         Raises:
             ValueError: if the run is over before any credit has arrived.
-            FloatingPointError: if an environment gives a reward or observation that is not finite; the weights
-                are then those of the last update.
+            FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
         """
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
         self.timing.check_run(total, self.n_envs)
@@ -283,13 +276,9 @@ class CETActorCritic(StoredAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Act for `n_rollout_steps` steps with the callback protocol of Stable-Baselines3.
+        """Act for `n_rollout_steps` steps; return False if a callback asked to stop. `rollout_buffer` is not used.
 
         Values and log-probabilities are not needed to act; the learner computes them in one batch afterwards.
-        `rollout_buffer` is not used.
-
-        Returns:
-            False if a callback asked to stop.
         """
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
@@ -394,11 +383,7 @@ class CETActorCritic(StoredAlgorithm):
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Continue to learn in another environment with the same spaces, clock and number; traces carry over.
-
-        Raises:
-            ValueError: if it does not fit.
-        """
+        """Continue to learn in another environment with the same spaces, clock and number; traces carry over."""
         before = self.env, self._vec_normalize_env
         super().set_env(env, force_reset)
         try:
@@ -416,16 +401,10 @@ class CETActorCritic(StoredAlgorithm):
     def to(self, device: torch.device | str) -> Self:
         """Move networks, traces, lines and optimiser to another device."""
         self.device = torch.device(device)
-        optimizer = self.optimizer.state_dict()
         self.policy.to(self.device)
         self.learner.to(self.device)
-        self._make_optimizer()
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(self.optimizer.state_dict())  # which moves it to where the parameters are
         return self
-
-    def _make_optimizer(self) -> None:
-        parameters = list(self.learner.trained_parameters())
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "synapses", "probes", "optimizer"], []

@@ -35,16 +35,12 @@ class CETTianshouPolicy(Policy):
     turns them into the environment's.
 
     Args:
-        observation_space: Observation space, see `CETPolicy`.
-        action_space: Action space, see `CETPolicy`.
+        observation_space, action_space: See `CETPolicy`.
         deterministic_eval: Whether to take the most probable action outside of training, as elsewhere in Tianshou.
         **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
 
     Attributes:
         networks: The `CETPolicy`, actor and critic.
-
-    Raises:
-        ValueError: for spaces or sizes it cannot take.
     """
 
     def __init__(
@@ -85,12 +81,7 @@ class CETTianshouPolicy(Policy):
 
 @dataclass(kw_only=True)
 class CETTrainingStats(TrainingStats):
-    """Hold an update's statistics; `TensorboardLogger` logs `update/train/…`, `update/credit/alignment/<layer>`.
-
-    Attributes:
-        train: Losses, entropy and norms by name.
-        credit: "alignment/<layer>": cosine between the layer's update and the true gradient for the same data.
-    """
+    """Hold an update's statistics, which `TensorboardLogger` logs as `update/train/…` and `update/credit/…`."""
 
     train: dict[str, float] = field(default_factory=dict)
     credit: dict[str, float] = field(default_factory=dict)
@@ -174,11 +165,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         self.register_buffer("last_done", torch.ones(num_envs, dtype=torch.bool))
 
     def create_trainer(self, params: OnPolicyTrainerParams) -> OnPolicyTrainer:
-        """Return Tianshou's trainer.
-
-        Raises:
-            ValueError: if the parameters do not fit this algorithm, or the run ends before any credit has arrived.
-        """
+        """Return Tianshou's trainer; raise ValueError if the parameters do not fit, or the delay the run."""
         _check_update(params.batch_size, params.update_step_num_repetitions)
         collected, wanted = params.collection_step_num_env_steps, self.n_steps * self.num_envs
         if collected != wanted:
@@ -212,9 +199,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         """Advance the synapses by the collection, and take one step with the resulting gradient.
 
         Raises:
-            ValueError: for minibatches, or more than one repetition.
-            FloatingPointError: if a reward, an observation or a gradient is not finite; the weights stay those of
-                the last update.
+            FloatingPointError: if a reward, an observation or a gradient is not finite; the weights stay.
         """
         _check_update(batch_size, repeat)
         self._record(batch)

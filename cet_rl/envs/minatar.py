@@ -60,11 +60,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_state` returned.
-
-        Raises:
-            ValueError: if it is the state of another game.
-        """
+        """Restore what `get_state` returned; raise ValueError if it is of another game."""
         rules, game = self.game.env, state["game"]
         if {name for name in vars(rules) if name not in _CONSTANT} != set(game):
             raise ValueError(f"the state is of another game than {self.game.env_name}")

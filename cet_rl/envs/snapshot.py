@@ -42,11 +42,9 @@ _ACCESS: dict[type, tuple[Callable[[Any], State], Callable[[Any, State], None]]]
 
 
 def register_snapshot(kind: type, attributes: Sequence[str] = ()) -> None:
-    """Register how a class of environments or wrappers is captured. Its subclasses are not included.
+    """Register a class of environments or wrappers, its subclasses not included, by the attributes that change.
 
-    Args:
-        kind: the class.
-        attributes: those that change while it runs, all of them plain data; none for a stateless class.
+    They must be plain data. A stateless class has none.
     """
 
     def get(owner: Any) -> State:
@@ -60,10 +58,7 @@ def register_snapshot(kind: type, attributes: Sequence[str] = ()) -> None:
 
 
 def capture(env: Any) -> State:
-    """Return the state of an environment with all of its wrappers.
-
-    Args:
-        env: a Gymnasium environment or vector environment, or a `VecEnv` of Stable-Baselines3.
+    """Return the state of an environment or vector environment with all of its wrappers.
 
     Raises:
         CannotCaptureError: naming the layer whose state cannot be captured.
@@ -72,11 +67,7 @@ def capture(env: Any) -> State:
 
 
 def restore(env: Any, state: State) -> None:
-    """Put an environment into a captured state.
-
-    Args:
-        env: built alike; it need not have been reset.
-        state: from `capture`; not changed.
+    """Put an environment, built alike, into a state from `capture`. It need not have been reset.
 
     Raises:
         ValueError: if the environment is made of other layers, or one of them cannot restore its state.

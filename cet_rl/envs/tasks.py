@@ -34,13 +34,10 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
     """Add an environment to `cet-rl list envs`, and to Gymnasium if it is not there yet.
 
     Args:
-        task: Gymnasium id.
+        task: Gymnasium id; ValueError if it is in the list already.
         summary: one line for the list.
-        entry_point: "module:Class", or a function that returns one; None if the id is registered already.
+        entry_point: "module:Class", or a function that returns one; None if the id is registered with Gymnasium.
         **options: for `gymnasium.register`, such as `max_episode_steps` and `kwargs`.
-
-    Raises:
-        ValueError: for an id that is in the list already.
     """
     if task in _READY:
         raise ValueError(f"environment {task!r} is registered already")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -96,10 +97,9 @@ def make_vec_env(
     bootstrapped), and start the next episode within the step that ends the last.
 
     Args:
-        task: a Gymnasium id, or a function that returns a new environment.
         num_envs: number of environments.
         seed: of the first environment; the others count on from it.
-        step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
+        task, step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
             environment's own vectorised form if it has one (CartPole has), faster from about ten environments on.
 
@@ -110,8 +110,6 @@ def make_vec_env(
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if not callable(task):
-        find_task(task)
     if vectorization == "each":
         options = {"delay": delay, "stacked": stacked, "max_episode_steps": max_episode_steps, **kwargs}
         build = partial(make_env, task, step_duration, wrappers=wrappers, **options)
@@ -138,7 +136,7 @@ def make_vec_env(
 
 
 def find_task(task: str) -> EnvSpec:
-    """Return the specification of a Gymnasium id; as in Gymnasium, "module:Id-v0" imports the module first.
+    """Return the specification of a Gymnasium id; "module:Id-v0" imports the module first.
 
     Raises:
         ValueError: if there is none, naming the nearest id.
@@ -262,22 +260,15 @@ class GymnasiumVecEnv(VecEnv):
 
 
 def shared_attribute(env: VecEnv, name: str) -> Any:
-    """Return the value that the environments' wrappers have under `name`; None if none has one.
-
-    Args:
-        env: the environments.
-        name: "step_duration" or "credit_timing".
+    """Return the environments' "step_duration" or "credit_timing", None if none has one.
 
     Raises:
         ValueError: if environments side by side disagree.
     """
     if not env.has_attr(name):  # not all of them have one
-        try:
-            some = any(env.env_method("has_wrapper_attr", name))
-        except (AttributeError, NotImplementedError):
-            some = False
-        if some:
-            raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
+        with suppress(AttributeError, NotImplementedError):
+            if any(env.env_method("has_wrapper_attr", name)):
+                raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
         return None
     first, *others = env.get_attr(name)
     for other in others:

@@ -25,11 +25,7 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: any environment.
-        step_duration: Δt in seconds: 0.2 for behavioural time scales, 0.3 for retrograde signals
-            (paper, section 4).
-
-    Raises:
-        ValueError: unless `step_duration` is positive and finite.
+        step_duration: Δt in seconds; 0.2 at behavioural time scales, 0.3 for retrograde signals (paper, sec. 4).
     """
 
     def __init__(self, env: Env, step_duration: float = BEHAVIOURAL_STEP) -> None:
@@ -64,9 +60,6 @@ class DelayedCredit(StepClock):
         delay: T, in seconds.
         step_duration: Δt, in seconds; None for the environment's own clock, or 0.2.
         stacked: whether delays add up from the output layer down (retrograde signalling).
-
-    Raises:
-        ValueError: if the delay is negative or no whole number of steps.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
@@ -88,9 +81,6 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         env: any environment; a time limit belongs inside.
         delay: in seconds.
         step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
-
-    Raises:
-        ValueError: if the delay is negative or no whole number of steps.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None) -> None:
@@ -123,12 +113,6 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstru
 
     Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels. `CETActorCritic` splits its
     inputs itself, and leaves non-negative ones as they are; this is for other agents.
-
-    Args:
-        env: an environment whose observations are a `Box` of vectors or maps.
-
-    Raises:
-        ValueError: for other observations.
     """
 
     def __init__(self, env: Env) -> None:
@@ -149,11 +133,7 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstru
 
 
 class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Count discrete actions from zero, for agents that ignore the `start` of their action space.
-
-    Args:
-        env: any environment; without discrete actions, nothing changes.
-    """
+    """Count discrete actions from zero, for agents that ignore the `start` of their action space."""
 
     def __init__(self, env: Env) -> None:
         RecordConstructorArgs.__init__(self)

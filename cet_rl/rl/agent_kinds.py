@@ -156,14 +156,9 @@ def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 
 def restore(agent: BaseAlgorithm, state: dict[str, Any]) -> None:
-    """Put an agent into the state that `runtime_state` returned.
+    """Put an agent, built alike and with its file loaded, into the state that `runtime_state` returned.
 
-    Args:
-        agent: built alike, with its file loaded.
-        state: of the agent that was saved.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError, RuntimeError: if the state does not fit.
+    Raises whatever a state that does not fit leads to.
     """
     for name in _COUNTERS:
         setattr(agent, name, type(getattr(agent, name))(state["counters"][name]))

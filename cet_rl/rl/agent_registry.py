@@ -78,11 +78,7 @@ def agents() -> dict[str, str]:
 
 
 def find_agent(name: str) -> AgentKind:
-    """Return the agent of a registered name, or of "package.module:Class", a Stable-Baselines3 algorithm.
-
-    Raises:
-        ValueError: if there is none, or a package it needs is not installed.
-    """
+    """Return the agent of a registered name, or of "package.module:Class"; raise ValueError if it is not there."""
     known = agents()
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
     if name not in known and (":" not in name or name.split(":")[0] in prefixes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,7 @@ MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 
 
 def resolve(config: RLConfig) -> RLConfig:
-    """Return the configuration with trace, order, device and threads filled in.
-
-    Raises:
-        ValueError: if the device is not available, or OMP_NUM_THREADS is no positive number.
-    """
+    """Return the configuration with trace, order, device and threads filled in."""
     config = on_this_machine(config)
     return config.with_trace() if find_agent(config.agent).delays_credit else _without_traces(config)
 
@@ -59,10 +55,8 @@ def _without_traces(config: RLConfig) -> RLConfig:
         ValueError: if an option of traces differs from its default and from the task's tuned default.
     """
     tuned = tuned_defaults(config.task, RLConfig)
-    defaults: dict[str, Any] = {
-        item.name: item.default for item in fields(RLConfig) if item.name in marked(RLConfig, Mark.TRACED)
-    }
-    for name, default in defaults.items():
+    defaults: dict[str, Any] = {name: getattr(RLConfig, name, None) for name in marked(RLConfig, Mark.TRACED)}
+    for name, default in sorted(defaults.items()):
         if getattr(config, name) not in (default, tuned.get(name, default)):
             raise ValueError(
                 f"{flag(name)} has no meaning for agent {config.agent}, which has no synaptic traces: leave it out"
@@ -83,19 +77,15 @@ def train(
     Args:
         config: what to run.
         run_dir: the run folder itself; None for that of `default_path`.
-        resume: resume from the checkpoint of an interrupted run, with the same result as if there had been no
-            interruption (what cannot be restored is named); without a checkpoint, start a new run.
-        checkpoint_every: samples from one checkpoint to the next; None for ten in the run, more if it has over a
-            million samples.
+        resume: resume from the checkpoint of an interrupted run, if there is one, with the same result as if there
+            had been no interruption (what cannot be restored is named).
+        checkpoint_every: samples from one checkpoint to the next; None for a tenth of the run, at most 100,000.
         quiet: print nothing.
-
-    Returns:
-        "finished" or "interrupted".
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
-        FloatingPointError: if an environment gives a number that is not finite; the summary says "failed".
-        OSError: if a file cannot be written during the run; the summary says "failed", if that can be written.
+        FloatingPointError, OSError: if an environment gives a number that is not finite, or a file cannot be
+            written any more; the summary says "failed".
     """
     config = resolve(config)
     set_threads(config.threads)
@@ -252,13 +242,8 @@ def evaluate(
 
     Args:
         agent: to evaluate.
-        config: of its run.
-        episodes: how many; None for the configuration's number.
-        seed: of the environments; None for one that follows from the run's.
-        stop: interruption to look at before every step.
-
-    Raises:
-        KeyboardInterrupt: if `stop` is wanted.
+        config: of its run, which says how many episodes, and the seed, where these are None.
+        stop: interruption to look at before every step; raises KeyboardInterrupt.
     """
 
     def check(*_: object) -> None:
@@ -288,17 +273,12 @@ def evaluate_run(
     agent: str | None = None,
     seed: int | None = None,
 ) -> str:
-    """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`.
+    """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`, and return the result in a line.
 
     Args:
-        values: of the run's configuration.
+        values: of the run's configuration, which names the agent where `agent` is None.
         checkpoint: the file.
-        episodes: number of episodes.
-        agent: name of the agent, if the configuration names one that is called otherwise now.
-        seed: of the environments; None to derive it from that of the run.
-
-    Returns:
-        A line with the result.
+        episodes, agent, seed: options of `cet-rl eval`.
     """
     if agent is not None:
         values = {**values, "agent": agent}

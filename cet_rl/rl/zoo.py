@@ -1,10 +1,10 @@
-"""Train `CETActorCritic` by name with RL Baselines3 Zoo.
+"""RL Baselines3 Zoo with cet-rl's agent as --algo cet, the default.
 
-    python -m cet_rl.rl.zoo train --algo cet --env CartPole-v1
-    python -m cet_rl.rl.zoo enjoy --algo cet --env CartPole-v1 -f logs --no-render
+    python -m cet_rl.rl.zoo train --env CartPole-v1 [-params delay:8.0 order:5 …]  learn; all options: train --help
+    python -m cet_rl.rl.zoo enjoy --env CartPole-v1 -f logs [--no-render]          play what was learned
 
-`train` and `enjoy` are the zoo's own, with all of their options; in a program, `register()` is enough. Needs
-`pip install "cet-rl[zoo]"`.
+`train` and `enjoy` are the zoo's own. Hyper-parameters come from configs/zoo/cet.yaml of this package, or from the
+file after -conf. In a program, `register()` is enough. Needs `pip install "cet-rl[zoo]"`.
 """
 
 from __future__ import annotations
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     import optuna
 
 NAME = "cet"
-"""The agent's name for `--algo`."""
-
-USAGE = """\
-python -m cet_rl.rl.zoo: RL Baselines3 Zoo with cet-rl's agent as --algo cet, the default
-
-  python -m cet_rl.rl.zoo train --env CartPole-v1 [-params delay:8.0 order:5 …]   learn; every option: train --help
-  python -m cet_rl.rl.zoo enjoy --env CartPole-v1 -f logs [--no-render]           play what was learned
-
-Hyper-parameters come from configs/zoo/cet.yaml of this package, or from the file after -conf.
-"""
-
 COMMANDS = ("train", "enjoy")
 
 
@@ -54,13 +43,9 @@ class CETActorCritic(agents.CETActorCritic):
 def sample_hyperparameters(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Draw the arguments of `CETActorCritic` that the zoo's `-optimize` tries.
+    """Draw the arguments of `CETActorCritic` that the zoo's `-optimize` tries; only `trial` is used.
 
     Delay, trace and order are not among them: they define the study. The learning rate is held constant.
-
-    Args:
-        trial: to draw from.
-        n_actions, n_envs, additional_args: part of the interface, not used.
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
@@ -91,17 +76,10 @@ def register() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the zoo's `train` or `enjoy` with the agent registered.
-
-    Args:
-        arguments: the command and its options; None for those of the process.
-
-    Returns:
-        The exit status: 0, or 2 for bad input, with one line on stderr.
-    """
+    """Run the zoo's `train` or `enjoy` with the agent registered, and return the exit status, 2 for bad input."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        print(__doc__, end="")
         return 0 if arguments else EXIT_BAD_INPUT
     command, *options = arguments
     if command not in COMMANDS:
