@@ -13,11 +13,10 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import DelayedCredit, DelayedReward, StepClock, make_vec_env
-from cet_rl.traces.registry import TraceConfig
 
 OPTIONS = {"n_steps": 16, "policy_kwargs": {"net_arch": [16]}, "seed": 0, "device": "cpu"}
 
@@ -75,32 +74,23 @@ print([float(t.double().sum()) for t in model.learner.state_dict().values()])
     assert carried == str(sums)
 
 
-def test_normalised_observations_are_split_though_the_space_is_not_negative():
-    class Positive(gym.ObservationWrapper):
-        def __init__(self, env):
-            super().__init__(env)
-            self.observation_space = gym.spaces.Box(0, 10, (4,), np.float32)
+def test_normalised_observations_are_split_though_the_space_is_not_negative(tmp_path):
+    plain, networks = make_vec_env("MinAtar/Breakout-v1", 2, 0), {"net_arch": [8], "critic": "mlp"}
+    assert not make(plain, policy_kwargs=networks).policy.splits
+    assert not make(VecNormalize(plain, norm_obs=False), policy_kwargs=networks).policy.splits
+    with pytest.raises(ValueError, match="VecNormalize makes observations negative"):
+        make(plain, policy_kwargs=networks).set_env(VecNormalize(plain))
+    make(VecNormalize(plain), policy_kwargs={**networks, "split_observations": False}).learn(32)
 
-        def observation(self, observation):
-            return np.clip(observation + 5, 0, 10).astype(np.float32)
-
-    env = make_vec_env("CartPole-v1", 2, 0, wrappers=[Positive])
-    assert not make(env).policy.splits
-    model = make(VecNormalize(env))
-    assert model.policy.splits
-    assert make(VecNormalize(env, norm_obs=False)).policy.splits is False
-    model.learn(64)
-
-
-def test_the_split_that_was_chosen_is_kept_in_the_file(tmp_path):
-    env = VecNormalize(make_vec_env("MinAtar/Breakout-v1", 2, 0))
-    model = make(env, policy_kwargs={"net_arch": [8], "critic": "mlp"})
+    env = VecNormalize(plain)
+    model = make(env, policy_kwargs=networks)
     model.learn(32)
     model.save(tmp_path / "agent")
     loaded = CETActorCritic.load(tmp_path / "agent")
     assert loaded.policy.splits
     observation = env.reset()
     np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
+    assert CETActorCritic.load(tmp_path / "agent", env).get_vec_normalize_env() is env
 
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
@@ -120,7 +110,7 @@ def test_eval_callback_keeps_the_best_and_syncs_statistics(tmp_path):
         evaluation, eval_freq=96, n_eval_episodes=3, best_model_save_path=str(tmp_path), log_path=str(tmp_path)
     )
     model = make(env)
-    model.learn(384, callback=callback)
+    model.learn(384, callback=callback, progress_bar=True)
     np.testing.assert_array_equal(evaluation.obs_rms.mean, env.obs_rms.mean)
     results = np.load(tmp_path / "evaluations.npz")
     assert results["results"].shape == (2, 3)
@@ -146,24 +136,12 @@ def test_set_env_goes_on_learning_with_its_traces():
     model.learn(32, reset_num_timesteps=False)  # and is none the worse for the refusals
 
 
-def test_normalisation_cannot_be_put_around_an_agent_that_does_not_split():
-    model = make(make_vec_env("MinAtar/Breakout-v1", 2, 0), policy_kwargs={"net_arch": [8], "critic": "mlp"})
-    env = VecNormalize(make_vec_env("MinAtar/Breakout-v1", 2, 0))
-    with pytest.raises(ValueError, match="VecNormalize makes observations negative"):
-        model.set_env(env)
-    make(env, policy_kwargs={"net_arch": [8], "critic": "mlp", "split_observations": False}).learn(32)
-
-
-def test_lambdas_drawn_without_a_seed_come_back(tmp_path):
-    """Another process draws others: recordings must have room for any of them, and the probes the saved ones."""
-    model = make(make_vec_env("CartPole-v1", 2, 0), random_lam=(0.1, 0.99), seed=None)
+def test_environments_in_other_processes():
+    env = SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2, start_method="fork")
+    model = make(env)
+    assert model.timing.step_duration == 0.2
     model.learn(64)
-    model.save(tmp_path / "agent")
-    loaded = CETActorCritic.load(tmp_path / "agent", make_vec_env("CartPole-v1", 2, 0))
-    for name, tensor in model.learner.state_dict().items():
-        assert torch.equal(loaded.learner.state_dict()[name], tensor), name
-    assert torch.equal(loaded.probes["0"].decay_per_weight, loaded.synapses[0].decay_per_weight)
-    assert torch.equal(loaded.probes["0"].decay_per_weight, model.synapses[0].decay_per_weight)
+    env.close()
 
 
 def test_a_delay_that_travels_keeps_its_clock():
@@ -177,17 +155,6 @@ def test_a_delay_that_travels_keeps_its_clock():
     assert again.get_wrapper_attr("credit_timing") == build().credit_timing
     late = DelayedReward(StepClock(gym.make("CartPole-v1"), 0.3), delay=6)
     assert late.delay_steps == 20
-
-
-@pytest.mark.parametrize("random_lam", [0.5, (0.1, 0.2, 0.3), ("a", "b")])
-def test_random_lam_is_a_pair(random_lam):
-    with pytest.raises(ValueError, match="random_lam must be two numbers"):
-        make(make_vec_env("CartPole-v1", 2, 0), random_lam=random_lam)
-
-
-def test_an_explicit_clock_that_contradicts_the_environment_is_refused():
-    with pytest.raises(ValueError, match=r"steps of 0\.3 s, the environment's clock says 0\.2 s"):
-        make(make_vec_env("CartPole-v1", 2, 0), delay=1.2, step_duration=0.3)
 
 
 def check_move(model, device):
@@ -209,9 +176,12 @@ def test_moving_keeps_everything():
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("options", [{}, {"random_lam": (0.1, 0.9)}, {"trace": "perfect", "order": None}], ids=str)
-def test_moving_to_cuda(options):
+def test_moving_to_cuda(options, tmp_path):
     model = make(make_vec_env("CartPole-v1", 2, 0), **options)
     check_move(model, "cuda")
+    model.save(tmp_path / "agent")
+    loaded = CETActorCritic.load(tmp_path / "agent", device="cpu")
+    assert all(map(torch.equal, loaded.policy.parameters(), [p.cpu() for p in model.policy.parameters()]))
     check_move(model, "cpu")
 
 
@@ -235,49 +205,6 @@ def test_cuda_learns_as_the_cpu_does(task, options):
         model.learn(32)
     pairs = zip(*(model.policy.parameters() for model in models), strict=True)
     assert all(torch.allclose(a, b.cpu(), atol=1e-4) for a, b in pairs)
-
-
-def test_parameters_hold_all_that_learns():
-    model = make(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2))
-    model.learn(64)
-    parameters = model.get_parameters()
-    assert set(parameters) == {"policy", "synapses", "probes", "optimizer"}
-    assert "actor.head.log_std" in parameters["policy"]
-    other = make(DummyVecEnv([lambda: gym.make("Pendulum-v1")] * 2), seed=5)
-    other.set_parameters(parameters)
-    observation = model.get_env().reset()
-    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, other)))
-
-
-@pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("Pendulum-v1", {}),
-        ("LunarLanderContinuous-v3", {"trace": "legendre"}),
-        ("MinAtar/Breakout-v1", {"policy_kwargs": {"net_arch": [16], "actor": "conv"}}),
-        ("MinAtar/Breakout-v1", {"policy_kwargs": {"net_arch": [16], "critic": "mlp", "feedback": "dfa"}}),
-        ("CartPole-v1", {"discretization": "official", "policy_kwargs": {"feedback": "fa"}}),
-        ("CartPole-v1", {"random_lam": (0.1, 0.9)}),
-    ],
-    ids=str,
-)
-def test_every_shape_of_agent_learns_and_comes_back(tmp_path, task, options):
-    model = make(make_vec_env(task, 2, 0), **options)
-    model.learn(96)
-    model.save(tmp_path / "agent")
-    loaded = CETActorCritic.load(tmp_path / "agent", make_vec_env(task, 2, 3))
-    for name, tensor in model.learner.state_dict().items():
-        assert torch.equal(loaded.learner.state_dict()[name], tensor), name
-    observation = model.get_env().reset()
-    np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
-    loaded.learn(32, reset_num_timesteps=False)
-    actions, *_ = loaded.predict(observation)
-    assert all(loaded.action_space.contains(action) for action in actions)
-    with torch.no_grad():
-        drawn, values, log_probabilities = loaded.policy(torch.as_tensor(observation))
-        again = loaded.policy.evaluate_actions(torch.as_tensor(observation), drawn)
-    assert values.shape == log_probabilities.shape == (2,)
-    torch.testing.assert_close(again[1], log_probabilities)
 
 
 @pytest.mark.parametrize("name", ["ent_coef", "vf_coef", "max_grad_norm"])
@@ -306,6 +233,7 @@ def test_settings_that_the_traces_are_built_on_are_read_only(tmp_path):
     model.ent_coef = 0.5
     model.save(tmp_path / "agent")
     assert CETActorCritic.load(tmp_path / "agent").ent_coef == 0.5
+    assert make(make_vec_env("CartPole-v1", 2, 0), gae_lambda=0.9).learner_config.lam == 0.9
 
 
 def test_rollouts_may_change_their_length():
@@ -365,7 +293,7 @@ class Phases(gym.Env):
         return self.observation, float(action), self.step_number == 7, False, {}
 
 
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), RuntimeError("mine")], ids=str)
+@pytest.mark.parametrize("error", [None, RuntimeError("mine")], ids=str)
 @pytest.mark.parametrize("stop", [5, 7, 9])
 def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
     """The next gradient is that of an agent whose rollouts end where this one was left."""
@@ -442,12 +370,3 @@ def test_a_policy_can_be_pickled():
     again = pickle.loads(pickle.dumps(policy))
     observation = np.ones((5, 3), np.float32)
     np.testing.assert_array_equal(*(p.predict(observation, deterministic=True)[0] for p in (policy, again)))
-
-
-def test_a_trace_can_be_given_as_a_whole():
-    env = make_vec_env("CartPole-v1", 2, 0)
-    trace = TraceConfig("legendre", 4, normalization="area")
-    model = make(env, trace=trace, order=None)
-    assert model.learner_config.trace == trace
-    with pytest.raises(ValueError, match="trace is a TraceConfig: set order there"):
-        make(env, trace=trace)
