@@ -1,4 +1,4 @@
-"""The configurations of the papers' figures and tables: every cell can be run, and --quick is small."""
+"""The configurations of the papers' figures and tables: every job can be run, and --quick is small."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.paper import paper_row, paper_tables
-from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, task_kind_of
+from cet_rl.runs.task_kinds import task_kind_of
 from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_sweep
 
@@ -31,11 +31,11 @@ FIGURES = {
     "rules-fig1-mimic": 120,
     "late-add": 65,
 }
-"""Cells of each."""
+"""Number of jobs of each."""
 
 SEARCHES = {"tables1-2": 960, "tables3-4": 108, "tables5-6": 1572, "table7": 240}
 
-CELLS = {**FIGURES, **SEARCHES}
+JOBS = {**FIGURES, **SEARCHES}
 
 QUICK_STEPS = {
     ("mnist", False): 500,
@@ -50,125 +50,85 @@ QUICK_STEPS = {
 
 
 @cache
-def cells(name, quick=False):
+def jobs(name, quick=False):
     return build(read_sweep(name, quick=quick)).jobs
 
 
+@cache
+def configs(name):
+    return [configuration(job)[1] for job in jobs(name)]
+
+
 def test_every_sweep_of_the_package_that_names_a_figure_or_table_is_tested_here():
-    named = {name for name in package_configs() if name.startswith(("fig", "table", "rules-"))}
+    assert {name for name in package_configs() if name.startswith(("fig", "table", "rules-"))} <= set(JOBS)
+    assert len({read_sweep(name).title for name in JOBS}) == len(JOBS)
 
-    assert named <= set(CELLS)
 
-
-@pytest.mark.parametrize("name", CELLS)
-def test_every_cell_can_be_run(name):
-    built = cells(name)
-
-    assert len(built) == CELLS[name]
-    for cell in built:
-        task_kind, config = configuration(cell)
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_can_be_run_and_the_list_of_configurations_shows_a_comment(name):
+    assert len(jobs(name)) == JOBS[name]
+    for job in jobs(name):
+        task_kind, config = configuration(job)
         assert task_kind is task_kind_of(config.task)
-        assert config.seed == cell.values["seed"]
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_the_first_line_is_a_comment_that_the_list_of_configurations_shows(name):
+        assert config.seed == job.values["seed"]
     text = package_configs()[name].read_text(encoding="utf-8")
-
     assert text.startswith("# ")
     assert len(text.splitlines()[0]) > 40
     assert isinstance(yaml.safe_load(text)["title"], str)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", JOBS)
 def test_quick_is_small_and_of_the_same_tasks(name):
-    quick = cells(name, True)
-    full = cells(name)
-
-    assert 2 <= len(quick) <= 12
-    assert len(quick) < len(full)
-    assert {cell.values["task"] for cell in quick} <= {cell.values["task"] for cell in full}
-    for cell in quick:
-        config = cell.values
-        assert config["total_steps"] <= QUICK_STEPS[config["task"], config["stacked"]]
-        assert config["total_steps"] < max(each.values["total_steps"] for each in full)
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_no_two_configurations_share_a_title(name):
-    titles = [read_sweep(other).title for other in CELLS if other != name]
-
-    assert read_sweep(name).title not in titles
+    quick, full = jobs(name, True), jobs(name)
+    assert 2 <= len(quick) <= min(12, len(full) - 1)
+    assert {job.values["task"] for job in quick} <= {job.values["task"] for job in full}
+    for values in (job.values for job in quick):
+        assert values["total_steps"] <= QUICK_STEPS[values["task"], values["stacked"]]
+        assert values["total_steps"] < max(job.values["total_steps"] for job in full)
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if name.startswith("fig")])
 def test_cascades_of_the_figures_have_the_rates_of_the_tables(name):
-    checked = 0
-    for cell in cells(name):
-        _, config = configuration(cell)
-        if config.trace_config.kind not in ("cet", "et"):
-            continue
-        row, _ = paper_row(
-            config.task, delay=config.delay, order=config.trace_config.states, stacked=config.stacked
-        )
+    cascades = [config for config in configs(name) if config.trace_config.kind in ("cet", "et")]
+    assert len(cascades) >= 12
+    for config in cascades:
+        order = config.trace_config.states
+        row, _ = paper_row(config.task, delay=config.delay, order=order, stacked=config.stacked)
         assert {key: getattr(config, key) for key in row} == row
-        checked += 1
-    assert checked >= 12
 
 
 @pytest.mark.parametrize("table", paper_tables(), ids=lambda table: table.name)
-def test_every_row_of_the_tables_is_a_cell_of_a_figure(table):
+def test_every_row_of_the_tables_is_a_job_of_a_figure(table):
     found = set()
-    for name in FIGURES:
-        if name.startswith("fig"):
-            for cell in cells(name):
-                _, config = configuration(cell)
-                if config.task in table.tasks:
-                    kind = config.trace_config.kind
-                    order = None if kind == "none" else config.trace_config.states
-                    found.add((config.delay, config.stacked, order))
-
-    for row in table.rows:
-        assert (row.delay, table.stacked, row.order) in found
+    for config in (config for name in FIGURES if name.startswith("fig") for config in configs(name)):
+        if config.task in table.tasks:
+            order = None if config.trace_config.kind == "none" else config.trace_config.states
+            found.add((config.delay, config.stacked, order))
+    assert {(row.delay, table.stacked, row.order) for row in table.rows} <= found
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_hold_every_rate_that_the_tables_ended_with(name):
-    searched = set()
-    for cell in cells(name):
-        _, config = configuration(cell)
-        searched.add((config.task, config.delay, config.stacked, config.trace_config.states, config.lr))
-    tasks = {task for task, *_ in searched}
-
-    compared = 0
-    for table in paper_tables():
-        for row in table.rows:
-            for task in tasks & set(table.tasks):
-                stacked = any(wanted == (task, True) for wanted in {(key[0], key[2]) for key in searched})
-                if row.order is not None and table.stacked == stacked:
-                    assert (task, row.delay, table.stacked, row.order, row.values["lr"]) in searched
-                    compared += 1
-    assert compared >= 8
+    searched = {(c.task, c.delay, c.stacked, c.trace_config.states, c.lr) for c in configs(name)}
+    scales = {(task, stacked) for task, _, stacked, _, _ in searched}
+    tables = [(task, table) for table in paper_tables() for task in table.tasks if (task, table.stacked) in scales]
+    ended = {
+        (task, row.delay, table.stacked, row.order, row.values["lr"])
+        for task, table in tables
+        for row in table.rows
+        if row.order is not None
+    }
+    assert len(ended) >= 8
+    assert ended <= searched
 
 
 def test_searches_of_images_never_look_at_the_test_set():
-    for name in ("tables1-2", "tables3-4"):
-        assert all(cell.values["validation"] for cell in cells(name))
+    assert all(config.validation for name in ("tables1-2", "tables3-4") for config in configs(name))
 
 
 def test_the_rules_of_the_audit_papers_figure_have_its_setting():
     for name in ("rules-fig1-add", "rules-fig1-mimic"):
-        for cell in cells(name):
-            values = cell.values
-            assert (values["units"], values["alpha"], values["lr"]) == (32, 0.5, 1e-4)
-            assert values["total_steps"] == 1_000_000
-        assert len({cell.values["seed"] for cell in cells(name)}) == 20
-    assert {tuple(cell.values["lags"]) for cell in cells("rules-fig1-add")} == {(3, 5)}
-
-
-def test_all_task_kinds_have_a_figure():
-    assert {task_kind_of(cells(name)[0].values["task"]).name for name in FIGURES} == {
-        RL.name,
-        VISION.name,
-        RECURRENT.name,
-    }
+        settings = {(c.units, c.alpha, c.lr, c.total_steps) for c in configs(name)}
+        assert settings == {(32, 0.5, 1e-4, 1_000_000)}
+        assert len({config.seed for config in configs(name)}) == 20
+    assert {config.lags for config in configs("rules-fig1-add")} == {(3, 5)}

@@ -28,30 +28,25 @@ SHARED = {
 """The "Common" block of Table 5, and the networks of appendix C."""
 
 
-@pytest.mark.parametrize(
-    ("name", "rows"),
-    [
-        ("CartPole-v1-behavioural", 31),
-        ("CartPole-v1-retrograde", 4),
-        ("LunarLander-v3-behavioural", 31),
-        ("LunarLander-v3-retrograde", 4),
-        ("MinAtar-SpaceInvaders-behavioural", 21),
-        ("cifar10-behavioural", 24),
-        ("cifar10-retrograde", 4),
-        ("mnist-behavioural", 24),
-        ("mnist-retrograde", 4),
-    ],
-)
-def test_number_of_rows(name, rows):
-    table = TABLES[name]
-    assert len(table.rows) == rows
-    assert len({(row.delay, row.order) for row in table.rows}) == rows
-    assert table.stacked == name.endswith("retrograde")
+NUMBERS = {
+    "CartPole-v1-behavioural": (6, 31),
+    "CartPole-v1-retrograde": (7, 4),
+    "LunarLander-v3-behavioural": (6, 31),
+    "LunarLander-v3-retrograde": (7, 4),
+    "MinAtar-SpaceInvaders-behavioural": (6, 21),
+    "cifar10-behavioural": (1, 24),
+    "cifar10-retrograde": (3, 4),
+    "mnist-behavioural": (2, 24),
+    "mnist-retrograde": (4, 4),
+}
+"""Number of each table, and how many rows it has."""
 
 
-def test_every_table_is_tested():
-    assert len(TABLES) == 9
-    assert sorted(table.table for table in TABLES.values()) == [1, 2, 3, 4, 6, 6, 6, 7, 7]
+def test_numbers_of_tables_and_rows():
+    assert {name: (table.table, len(table.rows)) for name, table in TABLES.items()} == NUMBERS
+    for name, table in TABLES.items():
+        assert len({(row.delay, row.order) for row in table.rows}) == len(table.rows)
+        assert table.stacked == name.endswith("retrograde")
 
 
 def rows_of(tables):
@@ -102,94 +97,53 @@ def test_every_row_of_a_data_set(table, row):
         assert (values["batch_size"], values.get("salience"), values["warmup"]) == (128, None, 0.1)
 
 
-BEHAVIOURAL = [
-    # task, delay, order, learning rate, decay, normalisation: first and last rows, and some between
-    ("CartPole-v1", 0, None, 9e-4, None, "peak"),
-    ("CartPole-v1", 2, 1, 5e-4, 0.5, "peak"),
-    ("CartPole-v1", 4, 1, 5e-4, 0.9, "peak"),
-    ("CartPole-v1", 4, 5, 2.5e-4, None, "peak"),
-    ("CartPole-v1", 4, 8, 2.5e-4, None, "peak"),
-    ("CartPole-v1", 4, 10, 5e-4, None, "peak"),
-    ("CartPole-v1", 32, 1, 1e-4, 0.99, "peak"),
-    ("CartPole-v1", 32, 10, 1e-4, None, "peak"),
-    ("CartPole-v1", 64, 5, 9e-4, None, "peak"),
-    ("CartPole-v1", 64, 10, 5e-4, None, "peak"),
-    ("CartPole-v1", 128, 1, 5e-4, 0.5, "peak"),
-    ("CartPole-v1", 128, 2, 1e-4, None, "peak"),
-    ("CartPole-v1", 128, 10, 2.5e-4, None, "peak"),
-    ("LunarLander-v3", 0, None, 5e-4, None, "area"),
-    ("LunarLander-v3", 2, 1, 9e-4, 0.99, "peak"),
-    ("LunarLander-v3", 4, 10, 9e-4, None, "area"),
-    ("LunarLander-v3", 8, 8, 9e-4, None, "area"),
-    ("LunarLander-v3", 8, 10, 5e-4, None, "area"),
-    ("LunarLander-v3", 32, 8, 5e-4, None, "area"),
-    ("LunarLander-v3", 32, 10, 2.5e-4, None, "area"),
-    ("LunarLander-v3", 64, 10, 5e-4, None, "area"),
-    ("LunarLander-v3", 128, 1, 5e-4, 0.7, "peak"),
-    ("LunarLander-v3", 128, 10, 9e-4, None, "area"),
-    (SPACE_INVADERS, 0, None, 9e-4, None, "peak"),
-    (SPACE_INVADERS, 1.2, 1, 2.5e-4, 0.9, "peak"),
-    (SPACE_INVADERS, 1.2, 2, 9e-4, None, "peak"),
-    (SPACE_INVADERS, 1.2, 10, 9e-4, None, "peak"),
-    (SPACE_INVADERS, 2, 1, 9e-4, 0.99, "peak"),
-    (SPACE_INVADERS, 4, 5, 9e-4, None, "peak"),
-    (SPACE_INVADERS, 8, 1, 5e-4, 0.99, "peak"),
-    (SPACE_INVADERS, 8, 8, 2.5e-4, None, "peak"),
-    (SPACE_INVADERS, 8, 10, 5e-4, None, "peak"),
-]
-RETROGRADE = [
-    ("CartPole-v1", 120, 1, 1e-4, 0.9, "peak"),
-    ("CartPole-v1", 120, 2, 1e-4, None, "peak"),
-    ("CartPole-v1", 120, 5, 1e-4, None, "peak"),
-    ("CartPole-v1", 120, 10, 2.5e-4, None, "peak"),
-    ("LunarLander-v3", 120, 1, 2.5e-4, 0.5, "peak"),
-    ("LunarLander-v3", 120, 2, 5e-4, None, "area"),
-    ("LunarLander-v3", 120, 5, 2.5e-4, None, "area"),
-    ("LunarLander-v3", 120, 10, 5e-4, None, "peak"),
-]
+CELLS = {
+    ("CartPole-v1", False): """
+        0 - 9e-4 - peak, 2 1 5e-4 0.5 peak, 4 1 5e-4 0.9 peak, 4 5 2.5e-4 - peak, 4 8 2.5e-4 - peak,
+        4 10 5e-4 - peak, 32 1 1e-4 0.99 peak, 32 10 1e-4 - peak, 64 5 9e-4 - peak, 64 10 5e-4 - peak,
+        128 1 5e-4 0.5 peak, 128 2 1e-4 - peak, 128 10 2.5e-4 - peak
+    """,
+    ("LunarLander-v3", False): """
+        0 - 5e-4 - area, 2 1 9e-4 0.99 peak, 4 10 9e-4 - area, 8 8 9e-4 - area, 8 10 5e-4 - area,
+        32 8 5e-4 - area, 32 10 2.5e-4 - area, 64 10 5e-4 - area, 128 1 5e-4 0.7 peak, 128 10 9e-4 - area
+    """,
+    ("MinAtar/SpaceInvaders-v1", False): """
+        0 - 9e-4 - peak, 1.2 1 2.5e-4 0.9 peak, 1.2 2 9e-4 - peak, 1.2 10 9e-4 - peak, 2 1 9e-4 0.99 peak,
+        4 5 9e-4 - peak, 8 1 5e-4 0.99 peak, 8 8 2.5e-4 - peak, 8 10 5e-4 - peak
+    """,
+    ("CartPole-v1", True): "120 1 1e-4 0.9 peak, 120 2 1e-4 - peak, 120 5 1e-4 - peak, 120 10 2.5e-4 - peak",
+    ("LunarLander-v3", True): "120 1 2.5e-4 0.5 peak, 120 2 5e-4 - area, 120 5 2.5e-4 - area, 120 10 5e-4 - peak",
+    ("cifar10", False): """
+        0.2 1 1e-3 1e-1, 0.6 1 1e-3 1e-3, 1 1 1e-4 0, 1 2 1e-3 1e-2, 2 10 1e-3 0, 4 6 1e-4 1e-3,
+        10 2 1e-4 1e-2, 10 10 1e-4 1e-3
+    """,
+    ("mnist", False): """
+        0.2 1 1e-3 1e-1, 0.2 6 1e-3 1e-2, 0.6 10 1e-3 1e-3, 2 2 1e-3 1e-2, 4 6 1e-3 0, 10 1 1e-4 0,
+        10 2 1e-4 1e-2, 10 10 1e-3 1e-3
+    """,
+    ("cifar10", True): "120 1 1e-5 1e-1, 120 10 5e-5 1e-1",
+    ("mnist", True): "120 1 1e-4 1e-3, 120 2 1e-4 1e-1, 120 10 1e-4 0",
+}
+"""Rows of the paper's tables, first and last ones and some between, by task and whether delays are stacked.
+
+Each has delay, order, learning rate, then decay and normalisation of environments or weight decay of data sets.
+"""
 
 
 @pytest.mark.parametrize(
-    ("stacked", "cell"), [(False, cell) for cell in BEHAVIOURAL] + [(True, cell) for cell in RETROGRADE]
+    ("task", "stacked", "cell"),
+    [(task, stacked, cell.strip()) for (task, stacked), text in CELLS.items() for cell in text.split(",")],
 )
-def test_cells_read_from_the_paper(stacked, cell):
-    task, delay, order, lr, decay, normalization = cell
-    values, _ = paper_row(task, delay=delay, order=order, stacked=stacked)
-    assert (values["lr"], values.get("decay"), values["normalization"]) == (lr, decay, normalization)
-    assert values.get("delay", 0) == delay
-    assert values.get("order") == order
+def test_cells_read_from_the_paper(task, stacked, cell):
+    delay, *rest = cell.split()
+    order, lr, *others = (None if word == "-" else float(word) if word[0].isdigit() else word for word in rest)
+    values, _ = paper_row(task, delay=float(delay), order=order and int(order), stacked=stacked)
+    assert (values["lr"], values.get("delay", 0), values.get("order")) == (lr, float(delay), order)
     assert values.get("stacked", False) == stacked
-
-
-@pytest.mark.parametrize(
-    ("task", "delay", "order", "lr", "weight_decay"),
-    [  # first and last rows, and some between
-        ("cifar10", 0.2, 1, 1e-3, 1e-1),
-        ("cifar10", 0.6, 1, 1e-3, 1e-3),
-        ("cifar10", 1, 1, 1e-4, 0),
-        ("cifar10", 1, 2, 1e-3, 1e-2),
-        ("cifar10", 2, 10, 1e-3, 0),
-        ("cifar10", 4, 6, 1e-4, 1e-3),
-        ("cifar10", 10, 2, 1e-4, 1e-2),
-        ("cifar10", 10, 10, 1e-4, 1e-3),
-        ("mnist", 0.2, 1, 1e-3, 1e-1),
-        ("mnist", 0.2, 6, 1e-3, 1e-2),
-        ("mnist", 0.6, 10, 1e-3, 1e-3),
-        ("mnist", 2, 2, 1e-3, 1e-2),
-        ("mnist", 4, 6, 1e-3, 0),
-        ("mnist", 10, 1, 1e-4, 0),
-        ("mnist", 10, 2, 1e-4, 1e-2),
-        ("mnist", 10, 10, 1e-3, 1e-3),
-        ("cifar10", 120, 1, 1e-5, 1e-1),
-        ("cifar10", 120, 10, 5e-5, 1e-1),
-        ("mnist", 120, 1, 1e-4, 1e-3),
-        ("mnist", 120, 2, 1e-4, 1e-1),
-        ("mnist", 120, 10, 1e-4, 0),
-    ],
-)
-def test_cells_of_data_sets_read_from_the_paper(task, delay, order, lr, weight_decay):
-    values, _ = paper_row(task, delay=delay, order=order, stacked=delay == 120)
-    assert (values["lr"], values["weight_decay"], values.get("decay")) == (lr, weight_decay, None)
+    if len(others) == 2:
+        assert [values.get("decay"), values["normalization"]] == others
+    else:
+        assert [values["weight_decay"], values.get("decay")] == [*others, None]
 
 
 @pytest.mark.parametrize(
@@ -226,24 +180,22 @@ def test_what_is_asked_for_in_other_words():
     assert RLConfig(**values).label == "et0.99-8s"
 
 
-def test_the_line_that_says_which_row_it_is():
-    assert (
-        paper_row("LunarLander-v3", delay=32, order=8)[1]
-        == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
-    )
-    assert paper_row("CartPole-v1")[1] == "paper, Table 6: CartPole-v1, no delay, backprop: lr 9e-4"
-    assert (
-        paper_row("CartPole-v1", delay=120, order=1, stacked=True)[1]
-        == "paper, Table 7: CartPole-v1, 120 s a layer, classical trace, decay 0.9: lr 1e-4"
-    )
-    assert (
-        paper_row("mnist", delay=0.6, order=6)[1]
-        == "paper, Table 2: mnist, 0.6 s, CET order 6: lr 1e-3, weight decay 1e-1"
-    )
-    assert (
-        paper_row("mnist", delay=10, order=1)[1]
-        == "paper, Table 2: mnist, 10 s, classical trace: lr 1e-4, weight decay 0"
-    )
+@pytest.mark.parametrize(
+    ("task", "asked", "line"),
+    [
+        ("LunarLander-v3", {"delay": 32, "order": 8}, "Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"),
+        ("CartPole-v1", {}, "Table 6: CartPole-v1, no delay, backprop: lr 9e-4"),
+        (
+            "CartPole-v1",
+            {"delay": 120, "order": 1, "stacked": True},
+            "Table 7: CartPole-v1, 120 s a layer, classical trace, decay 0.9: lr 1e-4",
+        ),
+        ("mnist", {"delay": 0.6, "order": 6}, "Table 2: mnist, 0.6 s, CET order 6: lr 1e-3, weight decay 1e-1"),
+        ("mnist", {"delay": 10, "order": 1}, "Table 2: mnist, 10 s, classical trace: lr 1e-4, weight decay 0"),
+    ],
+)
+def test_the_line_that_says_which_row_it_is(task, asked, line):
+    assert paper_row(task, **asked)[1] == f"paper, {line}"
 
 
 @pytest.mark.parametrize(

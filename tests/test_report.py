@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import itertools
 import json
 import multiprocessing
 import os
@@ -118,6 +117,18 @@ def one_comparison(root):
     return comparison
 
 
+def compare(root, *runs):
+    """Write runs, configurations or pairs of one and its score, and return their comparison."""
+    for place, run in enumerate(runs):
+        config, score = run if isinstance(run, tuple) else (run, 1.0)
+        write_run(root / f"run-{place:02}", config, score)
+    return one_comparison(root)
+
+
+def labels_of(comparison):
+    return [arm.label for arm in comparison.arms]
+
+
 class Page(HTMLParser):
     """Elements, attributes and texts of a page."""
 
@@ -205,50 +216,36 @@ def test_strata_are_resampled_within_themselves():
 # -------------------- what is put together
 
 
-def test_seeds_of_one_configuration_are_one_cell(tmp_path):
-    for seed, score in [(0, 10.0), (1, 20.0), (7, 60.0)]:
-        config = rl(delay=2.0, seed=seed, alignment=bool(seed))
-        write_run(
-            tmp_path / f"r{seed}", replace(config, device="cuda" if seed else "cpu", threads=seed + 1), score
-        )
-    comparison = one_comparison(tmp_path)
+def test_seeds_of_one_configuration_are_one_arm(tmp_path):
+    seeds = [(0, "cpu", 10.0), (1, "cuda", 20.0), (7, "cuda", 60.0)]
+    configs = [replace(rl(delay=2.0, seed=n, alignment=bool(n)), device=d, threads=n + 1) for n, d, _ in seeds]
+    comparison = compare(tmp_path, *zip(configs, (score for *_, score in seeds), strict=True))
     (arm,) = comparison.arms
     found = comparison.estimate(arm, 2.0)
     assert (arm.label, found.count, found.centre, found.least, found.most) == ("cet5", 3, 30.0, 10.0, 60.0)
 
 
 def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path):
-    for order in (10, 2):
-        for lr in (1e-3, 5e-4):
-            write_run(tmp_path / f"{order}-{lr}", rl(delay=2.0, order=order, lr=lr), 1.0)
-    write_run(tmp_path / "et", rl(delay=2.0, trace="et"), 1.0)
-    write_run(tmp_path / "none", rl(), 1.0)
-    labels = [arm.label for arm in one_comparison(tmp_path).arms]
+    several = [rl(delay=2.0, order=order, lr=lr) for order in (10, 2) for lr in (1e-3, 5e-4)]
+    labels = labels_of(compare(tmp_path, *several, rl(delay=2.0, trace="et"), rl()))
     assert labels == ["none", "cet2 (lr 0.0005)", "cet2 (lr 0.001)", "cet10 (lr 0.0005)", "cet10 (lr 0.001)", "et"]
 
 
 def test_options_that_go_with_the_delay_make_no_arms(tmp_path):
-    for delay, lr in [(2.0, 1e-3), (8.0, 5e-4)]:
-        write_run(tmp_path / f"{delay:g}", rl(delay=delay, lr=lr), 1.0)
-    comparison = one_comparison(tmp_path)
+    comparison = compare(tmp_path, rl(delay=2.0, lr=1e-3), rl(delay=8.0, lr=5e-4))
     (arm,) = comparison.arms
     assert (arm.label, list(arm.at), arm.following) == ("cet5", [2.0, 8.0], ("lr",))
     assert comparison.differing == {("cet5", 2.0): "lr 0.001", ("cet5", 8.0): "lr 0.0005"}
 
 
-def tuned(root, decays, **options):
-    """Runs of the classical trace with one or more decays at each delay."""
-    for delay, each in decays.items():
-        for decay in each:
-            config = rl(delay=delay, trace="et", decay=decay, **options)
-            write_run(root / f"{config.label}-{len(options)}", config, 1.0)
+def tuned(decays, **options):
+    """Return runs of the classical trace with one or more decays at each delay."""
+    return [rl(delay=delay, trace="et", decay=d, **options) for delay, each in decays.items() for d in each]
 
 
 def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
-    tuned(tmp_path, {2.0: [0.5], 4.0: [0.9], 8.0: [None], 32.0: [0.5]})
-    for delay in (2.0, 4.0, 8.0):
-        write_run(tmp_path / f"cet{delay}", rl(delay=delay), 1.0)
-    comparison = one_comparison(tmp_path)
+    cascades = [rl(delay=delay) for delay in (2.0, 4.0, 8.0)]
+    comparison = compare(tmp_path, *tuned({2.0: [0.5], 4.0: [0.9], 8.0: [None], 32.0: [0.5]}), *cascades)
     assert [(arm.label, arm.following) for arm in comparison.arms] == [("cet5", ()), ("et", ("decay",))]
     assert list(comparison.arms[1].at) == [2.0, 4.0, 8.0, 32.0]
     assert [(arm.label, delay) for arm, delay in comparison.missing] == [("cet5", 32.0)]
@@ -267,55 +264,42 @@ def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
     ],
 )
 def test_decays_that_are_compared_make_arms(tmp_path, decays, labels):
-    tuned(tmp_path, decays)
-    comparison = one_comparison(tmp_path)
-    assert [arm.label for arm in comparison.arms] == labels
-    assert comparison.decays == ()
+    comparison = compare(tmp_path, *tuned(decays))
+    assert (labels_of(comparison), comparison.decays) == (labels, ())
 
 
 def test_a_decay_and_a_rate_may_both_go_with_the_delay(tmp_path):
-    tuned(tmp_path, {2.0: [0.5]}, lr=1e-3)
-    tuned(tmp_path, {8.0: [0.9]}, lr=5e-4, lam=0.9)
-    (arm,) = one_comparison(tmp_path).arms
+    runs = [*tuned({2.0: [0.5]}, lr=1e-3), *tuned({8.0: [0.9]}, lr=5e-4, lam=0.9)]
+    (arm,) = compare(tmp_path, *runs).arms
     assert (arm.label, list(arm.at), arm.following) == ("et", [2.0, 8.0], ("decay", "lr", "lam"))
 
 
 def test_kernels_of_two_decays_at_one_delay_are_both_drawn(tmp_path):
-    for delay, decay in [(2.0, 0.5), (4.0, 0.9)]:
-        config = vision(delay=delay, stacked=True, trace="et", decay=decay, hidden=(8, 8))
-        write_run(tmp_path / f"{delay}", config, 1.0)
-    found = describe_traces(one_comparison(tmp_path))
+    stacked = {"stacked": True, "trace": "et", "hidden": (8, 8)}
+    runs = [vision(delay=delay, decay=decay, **stacked) for delay, decay in [(2.0, 0.5), (4.0, 0.9)]]
+    found = describe_traces(compare(tmp_path, *runs))
     assert set(found[2.0]) == {"et"}
-    assert {label: trace.options["decay"] for label, (trace, _, _) in found[4.0].items()} == {
-        "et": 0.5,
-        "et0.9": 0.9,
-    }
+    decays = {label: trace.options["decay"] for label, (trace, _, _) in found[4.0].items()}
+    assert decays == {"et": 0.5, "et0.9": 0.9}
 
 
 def test_long_names_are_numbered_and_stay_apart(tmp_path):
     agent = "module_with_a_name_that_goes_on_and_on:Agent"
-    for lr in (1e-3, 5e-4):
-        write_run(tmp_path / f"{lr}", rl(agent=agent, lr=lr), 1.0)
-    labels = [arm.label for arm in one_comparison(tmp_path).arms]
+    labels = labels_of(compare(tmp_path, *(rl(agent=agent, lr=lr) for lr in (1e-3, 5e-4))))
     assert len(set(labels)) == 2
     assert all(len(label) <= 44 and re.search(r" \[[12]\]$", label) for label in labels)
 
 
-def test_tasks_test_sets_and_stacked_delays_are_studies_of_their_own(tmp_path):
+def test_tasks_test_sets_and_stacked_delays_are_comparisons_of_their_own(tmp_path):
     write_run(tmp_path / "a", rl("LunarLander-v3"), 1.0)
     write_run(tmp_path / "b", vision(delay=2.0), 0.9)
     write_run(tmp_path / "c", vision(delay=2.0, validation=True), metrics={"validation_accuracy": 0.8})
     write_run(tmp_path / "d", vision(delay=2.0, stacked=True), 0.7)
     found = {comparison.title: comparison for comparison in group_runs(read(tmp_path))}
-    assert list(found) == [
-        "LunarLander-v3",
-        "digits",
-        "digits, stacked delays",
-        "digits, tested on a validation set",
-    ]
-    comparison = found["digits, tested on a validation set"]
-    assert comparison.presentation.score.title == "validation accuracy"
-    assert comparison.estimate(comparison.arms[0], 2.0).centre == pytest.approx(80.0)
+    validated = "digits, tested on a validation set"
+    assert list(found) == ["LunarLander-v3", "digits", "digits, stacked delays", validated]
+    assert found[validated].presentation.score.title == "validation accuracy"
+    assert found[validated].estimate(found[validated].arms[0], 2.0).centre == pytest.approx(80.0)
 
 
 def test_a_seed_counts_once(tmp_path):
@@ -323,17 +307,16 @@ def test_a_seed_counts_once(tmp_path):
     write_run(tmp_path / "b", rl(delay=2.0), 10.0)
     write_run(tmp_path / "c", rl(delay=2.0), 90.0)
     comparison = one_comparison(tmp_path)
-    (cell,) = comparison.arms[0].at.values()
-    assert [run.path.name for run in cell.runs] == ["b"]  # a finished one, the first by name
-    assert [run.path.name for run in cell.repeats] == ["c", "a"]
+    (at_delay,) = comparison.arms[0].at.values()
+    assert [run.path.name for run in at_delay.runs] == ["b"]  # a finished one, the first by name
+    assert [run.path.name for run in at_delay.repeats] == ["c", "a"]
     assert comparison.estimate(comparison.arms[0], 2.0).centre == 10.0
 
 
-def test_missing_cells_stay_missing(tmp_path):
-    for delay, order, seed in [(2.0, 2, 0), (8.0, 2, 0), (2.0, 5, 0), (2.0, 5, 1), (0.0, None, 0)]:
-        write_run(tmp_path / f"{delay}-{order}-{seed}", rl(delay=delay, order=order, seed=seed), 5.0)
+def test_what_is_missing_stays_missing(tmp_path):
     write_run(tmp_path / "failed", rl(delay=8.0, order=5), 7.0, status="failed", error="broken")
-    comparison = one_comparison(tmp_path)
+    given = [(2.0, 2, 0), (8.0, 2, 0), (2.0, 5, 0), (2.0, 5, 1), (0.0, None, 0)]
+    comparison = compare(tmp_path, *(rl(delay=delay, order=order, seed=seed) for delay, order, seed in given))
     assert [(arm.label, delay) for arm, delay in comparison.missing] == [("cet5", 8.0)]
     assert comparison.delays == (2.0, 8.0)  # the arm without delay is no column
     with drawing():
@@ -345,51 +328,49 @@ def test_missing_cells_stay_missing(tmp_path):
 
 
 def test_delays_are_pooled_only_with_as_many_seeds(tmp_path):
-    for delay, seed in [(2.0, 0), (2.0, 1), (8.0, 0)]:
-        write_run(tmp_path / f"{delay}-{seed}", rl(delay=delay, seed=seed), 10.0 * delay)
-    comparison = one_comparison(tmp_path)
+    runs = [(rl(delay=delay, seed=seed), 10.0 * delay) for delay, seed in [(2.0, 0), (2.0, 1), (8.0, 0)]]
+    comparison = compare(tmp_path, *runs)
     assert comparison.over_delays(comparison.arms[0]) is None
-    write_run(tmp_path / "8.0-1", rl(delay=8.0, seed=1), 80.0)
+    write_run(tmp_path / "more", rl(delay=8.0, seed=1), 80.0)
     comparison = one_comparison(tmp_path)
     assert comparison.over_delays(comparison.arms[0]).centre == 50.0
 
 
 def test_the_best_arms_are_those_with_the_lowest_loss(tmp_path):
-    for rule, loss in [("rflo", 0.6), ("uoro", 0.7), ("rtrl", 0.5)]:
-        write_run(tmp_path / rule, recurrent(rule=rule), loss)
-    comparison = one_comparison(tmp_path)
+    losses = [("rflo", 0.6), ("uoro", 0.7), ("rtrl", 0.5)]
+    comparison = compare(tmp_path, *((recurrent(rule=rule), loss) for rule, loss in losses))
     assert [arm.label for arm in comparison.best(comparison.arms, 2)] == ["rflo", "rtrl"]
 
 
 def planned(root, name="y", arm="classical trace"):
-    """A sweep over three delays of one arm, whose decay differs between them; its cells, none of which has run."""
-    cells = []
+    """Return the jobs, none of which has run, of a sweep over three delays of one arm whose decays differ."""
+    jobs = []
     for delay, decay in [(2.0, 0.5), (8.0, 0.9), (32.0, 0.9)]:
         config = rl(delay=delay, trace="et", decay=decay)
         values = {key: value for key, value in config.as_data().items() if key != "threads"}
-        cells.append((Job(f"CartPole-v1-{config.label}-0-{fingerprint(values)}", arm, values), config))
-    SweepFolder(root / name).open_for(Sweep("title", tuple(cell for cell, _ in cells)))
-    return cells
+        jobs.append((Job(f"CartPole-v1-{config.label}-0-{fingerprint(values)}", arm, values), config))
+    SweepFolder(root / name).open_for(Sweep("title", tuple(job for job, _ in jobs)))
+    return jobs
 
 
 def test_a_sweep_names_its_arms_and_what_it_waits_for(tmp_path):
-    cells = planned(tmp_path)
-    for cell, config in cells[:2]:
-        write_run(tmp_path / "y" / cell.name, config, 3.0)
-    write_run(tmp_path / "copy", cells[0][1], 4.0)  # of the same configuration, outside of the sweep
+    jobs = planned(tmp_path)
+    for job, config in jobs[:2]:
+        write_run(tmp_path / "y" / job.name, config, 3.0)
+    write_run(tmp_path / "copy", jobs[0][1], 4.0)  # of the same configuration, outside of the sweep
     runs = read(tmp_path)
     assert sorted(run.status for run in runs) == ["finished"] * 3 + ["waiting"]
     comparison = one_comparison(tmp_path)
     assert [(arm.label, list(arm.at)) for arm in comparison.arms] == [("classical trace", [2.0, 8.0, 32.0])]
     assert [(arm.label, delay) for arm, delay in comparison.missing] == [("classical trace", 32.0)]
     assert comparison.differing["classical trace", 8.0] == "decay 0.9"
-    assert [len(cell.repeats) for _, cell in comparison.all_runs] == [1, 0, 0]
+    assert [len(at.repeats) for _, at in comparison.all_runs] == [1, 0, 0]
 
 
 def test_a_damaged_sweep_leaves_its_runs(tmp_path):
-    cells = planned(tmp_path)
-    write_run(tmp_path / "y" / cells[0][0].name, cells[0][1], 3.0)
-    (tmp_path / "y" / "sweep.yaml").write_text("cells: [1, 2")
+    jobs = planned(tmp_path)
+    write_run(tmp_path / "y" / jobs[0][0].name, jobs[0][1], 3.0)
+    (tmp_path / "y" / "sweep.yaml").write_text("jobs: [1, 2")
     places, problems = find_runs([tmp_path])
     assert len(places) == 1
     assert "sweep.yaml is damaged" in problems[0]
@@ -436,6 +417,7 @@ def test_runs_are_read_in_every_state(tmp_path):
 
 
 DAMAGE = {
+    "lost": ("config.yaml", None, "there is no config.yaml"),
     "no task": ("config.yaml", "delay: 2\n", "names no task"),
     "no mapping": ("config.yaml", "- 1\n- 2\n", "no mapping"),
     "another key": ("config.yaml", "task: CartPole-v1\nlamda: 0.9\n", "unknown key 'lamda'"),
@@ -458,18 +440,15 @@ def test_a_damaged_run_says_what_is_wrong(tmp_path, file, content, problem):
     path = write_run(tmp_path / "run", rl(), 1.0) / file
     if isinstance(content, dict):
         content = json.dumps({**json.loads(path.read_text()), **content})
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (run,) = read(tmp_path)
     assert run.status == "damaged"
     assert problem in run.problem
-    assert run.problem.startswith(file)
+    assert file in run.problem.split(": ")[0]
     assert group_runs([run]) == []
-
-
-def test_a_lost_configuration_makes_a_damaged_run(tmp_path):
-    (write_run(tmp_path / "run", rl(), 1.0) / "config.yaml").unlink()
-    (run,) = read(tmp_path)
-    assert (run.status, run.problem) == ("damaged", "there is no config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -493,8 +472,7 @@ def test_columns_are_read_thinned_and_without_a_cut_row(tmp_path):
     file = tmp_path / "metrics.csv"
     file.write_text("step,value,rest\n" + "".join(f"{row},{row / 2},x\n" for row in range(101)) + "101,5")
     columns = read_columns(file, lambda name: name != "rest")
-    assert list(columns) == ["step", "value"]
-    assert len(columns["step"]) == 101
+    assert {name: len(values) for name, values in columns.items()} == {"step": 101, "value": 101}
     assert read_columns(file, most=5)["step"].tolist() == [0, 25, 50, 75, 100]
     assert np.isnan(read_columns(file)["rest"]).all()
     file.write_text("step\n")
@@ -579,11 +557,9 @@ def test_sampled_kernels_are_the_traces_kernels():
 
 
 def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
-    write_run(tmp_path / "a", rl(delay=2.0, order=3), 1.0)
-    write_run(tmp_path / "b", rl(delay=2.0, order=65), 1.0)
-    write_run(tmp_path / "c", rl(delay=2.0, agent="sb3:a2c"), 1.0)
+    runs = [rl(delay=2.0, order=3), rl(delay=2.0, order=65), rl(delay=2.0, agent="sb3:a2c")]
     with drawing():
-        (picture,) = kernels(one_comparison(tmp_path))
+        (picture,) = kernels(compare(tmp_path, *runs))
     assert picture.caption.endswith("Too long or too large to draw: cet65 at 2 s.")
     assert picture.png.startswith(b"\x89PNG")
 
@@ -611,17 +587,19 @@ def caught(monkeypatch):
     return found
 
 
-def compared(root):
-    """Two arms at two delays, one of them without a result at 8 s, and one arm without delay."""
-    for delay, order in [(0.0, None), (2.0, 2), (2.0, 5), (8.0, 5)]:
-        for seed in range(7):
-            config = rl(delay=delay, order=order, seed=seed)
-            write_run(root / f"{delay}-{order}-{seed}", config, delay + 10.0 * (order or 0) + seed**2)
-    return one_comparison(root)
+def two_arms(root):
+    """Compare two arms at two delays, one of them without a result at 8 s, and one arm without delay."""
+    arms = [(0.0, None), (2.0, 2), (2.0, 5), (8.0, 5)]
+    runs = [
+        (rl(delay=delay, order=order, seed=seed), delay + 10.0 * (order or 0) + seed**2)
+        for delay, order in arms
+        for seed in range(7)
+    ]
+    return compare(root, *runs)
 
 
 def test_scores_are_drawn_where_they_are(tmp_path, caught):
-    comparison = compared(tmp_path)
+    comparison = two_arms(tmp_path)
     with drawing():
         scores(comparison)
     at_two, at_eight = caught[0].axes
@@ -647,15 +625,14 @@ def test_scores_are_drawn_where_they_are(tmp_path, caught):
 
 def test_arms_without_delay_are_hollow_beside_others_only(tmp_path, caught):
     with drawing():
-        scores(compared(tmp_path / "both"))
-        write_run(tmp_path / "one", rl(), 1.0)
-        scores(one_comparison(tmp_path / "one"))
+        scores(two_arms(tmp_path / "both"))
+        scores(compare(tmp_path / "one", rl()))
     points = [[line for line in figure.axes[0].lines if line.get_marker() == "o"] for figure in caught]
     assert [[line.get_markerfacecolor() for line in lines] for lines in points] == [["white", "C0"], ["C0"]]
 
 
 def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path, caught):
-    comparison = compared(tmp_path)
+    comparison = two_arms(tmp_path)
     with drawing():
         heatmap(comparison)
     (axes,) = caught[0].axes
@@ -688,13 +665,11 @@ def looks(figure):
 
 
 def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path, caught):
-    for order, delay in itertools.product((2, 3, 5, 7), (2.0, 8.0)):
-        if (order, delay) != (2, 8.0):  # the first arm is missing where alignment would be the longest
-            write_run(tmp_path / f"{order}-{delay:g}", rl(delay=delay, order=order), 1.0)
-    for lr in (1e-3, 5e-4):  # two arms of one trace, whose kernel has a name of its own
-        write_run(tmp_path / f"11-{lr}", rl(delay=8.0, order=11, lr=lr), 1.0)
-    write_run(tmp_path / "none", rl(), 1.0)
-    comparison = one_comparison(tmp_path)
+    several = [(order, delay) for order in (2, 3, 5, 7) for delay in (2.0, 8.0)]
+    several.remove((2, 8.0))  # the first arm is missing where alignment would be the longest
+    runs = [rl(delay=delay, order=order) for order, delay in several]
+    runs += [rl(delay=8.0, order=11, lr=lr) for lr in (1e-3, 5e-4)]  # two of one trace, whose kernel has its name
+    comparison = compare(tmp_path, *runs, rl())
     with drawing():
         learning_curves(comparison), alignment(comparison), kernels(comparison)
     curves, over_training, over_return, kernel = map(looks, caught)
@@ -715,11 +690,10 @@ def test_seventy_arms_can_be_told_apart():
 
 
 def test_a_legend_is_in_the_order_of_the_arms(tmp_path, caught):
-    for delay, orders in [(2.0, (2, 5)), (8.0, (2, 3, 5))]:
-        for order in orders:
-            write_run(tmp_path / f"{delay}-{order}", rl(delay=delay, order=order), 1.0)
+    orders = {2.0: (2, 5), 8.0: (2, 3, 5)}
+    runs = [rl(delay=delay, order=order) for delay, each in orders.items() for order in each]
     with drawing():
-        learning_curves(one_comparison(tmp_path))
+        learning_curves(compare(tmp_path, *runs))
     (legend,) = caught[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["cet2", "cet3", "cet5"]
 
@@ -742,9 +716,8 @@ def test_an_arm_whose_name_begins_with_an_underscore_is_in_every_legend(tmp_path
 
 @pytest.mark.parametrize("stacked", [False, True])
 def test_alignment_of_images_is_drawn_over_accuracy_in_per_cent(tmp_path, caught, stacked):
-    write_run(tmp_path / "a", vision(delay=2.0, stacked=stacked), 0.8)
     with drawing():
-        _, picture = alignment(one_comparison(tmp_path))
+        _, picture = alignment(compare(tmp_path, (vision(delay=2.0, stacked=stacked), 0.8)))
     assert (picture.name, "over the accuracy that went with it" in picture.caption) == ("alignment-accuracy", True)
     first = caught[1].axes[0]
     x, y = next(line for line in first.lines if line.get_label() == "cet5").get_data()
@@ -754,10 +727,9 @@ def test_alignment_of_images_is_drawn_over_accuracy_in_per_cent(tmp_path, caught
 
 
 def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path, caught):
-    for delay in (2.0, 4.0, 8.0, 32.0):
-        write_run(tmp_path / f"{delay}", replace(rl(delay=delay), total_steps=1000 * int(delay)), 1.0)
+    runs = [replace(rl(delay=delay), total_steps=1000 * int(delay)) for delay in (2.0, 4.0, 8.0, 32.0)]
     with drawing():
-        (over_training, over_return) = alignment(one_comparison(tmp_path))
+        pictures = alignment(compare(tmp_path, *runs))
     for figure in caught:
         grid = [axes for axes in figure.axes if axes.get_visible()]
         titles = [axes.get_title() for axes in grid]
@@ -767,7 +739,8 @@ def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path, caught):
         max(line.get_xdata().max() for line in axes.lines if line.get_label() == "cet5") for axes in caught[0].axes
     ]
     assert ends == [4000, 4000, 8000, 8000, 32000, 32000]
-    for picture in (over_training, over_return):
+    assert len(pictures) == 2
+    for picture in pictures:
         assert "the same data, 4 s, 8 s and 32 s, over" in picture.caption
         assert "Also logged, not drawn: 2 s." in picture.caption
 
@@ -793,10 +766,8 @@ def test_few_diverging_runs_do_not_set_an_axis(highs, expected):
 
 def test_a_run_that_diverges_is_not_in_the_way(tmp_path, caught):
     losses = {"rflo": [0.5, 0.55, 16.0], "rtrl": [0.4, 0.45, 0.42], "dni": [0.6, 0.65, 0.62]}
-    for rule, seeds in losses.items():
-        for seed, loss in enumerate(seeds):
-            write_run(tmp_path / f"{rule}-{seed}", recurrent(rule=rule, seed=seed), loss)
-    comparison = one_comparison(tmp_path)
+    runs = [(recurrent(rule=rule, seed=n), loss) for rule, each in losses.items() for n, loss in enumerate(each)]
+    comparison = compare(tmp_path, *runs)
     with drawing():
         (points,), (curves,) = scores(comparison), learning_curves(comparison)
     at_scores, at_curves = (figure.axes[0] for figure in caught)
@@ -809,9 +780,7 @@ def test_a_run_that_diverges_is_not_in_the_way(tmp_path, caught):
 @pytest.mark.parametrize("values", [[0.95, 0.96, 0.97, 0.955, 0.1], [0.1, 0.11, 0.12, 0.105, 0.95]], ids=str)
 @pytest.mark.parametrize("make", [rl, vision], ids=["return", "accuracy"])
 def test_a_score_with_a_bound_is_never_left_out(tmp_path, caught, make, values):
-    for seed, score in enumerate(values):
-        write_run(tmp_path / f"{seed}", make(seed=seed), score)
-    comparison = one_comparison(tmp_path)
+    comparison = compare(tmp_path, *((make(seed=seed), score) for seed, score in enumerate(values)))
     with drawing():
         (points,), (curves,) = scores(comparison), learning_curves(comparison)
     at_scores, at_curves = (figure.axes[0] for figure in caught)
@@ -823,9 +792,7 @@ def test_a_score_with_a_bound_is_never_left_out(tmp_path, caught, make, values):
 
 
 def test_baselines_are_those_of_the_task(tmp_path):
-    write_run(tmp_path / "a", recurrent(rule="rflo"), 0.6)
-    write_run(tmp_path / "b", recurrent(rule="rtrl"), 0.5)
-    comparison = one_comparison(tmp_path)
+    comparison = compare(tmp_path, (recurrent(rule="rflo"), 0.6), (recurrent(rule="rtrl"), 0.5))
     found = baselines_of(comparison)
     assert found["no history"] == pytest.approx(0.6616, abs=1e-4)
     assert found["both"] == pytest.approx(0.4545, abs=1e-4)
@@ -919,6 +886,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
         files.append({file.name: file.read_bytes() for file in (tmp_path / count).iterdir()})
     assert len(files[0]) == 14
     assert files[0] == files[1]
+    assert len(list((tmp_path / "runs").iterdir())) == 5  # as before
 
 
 # -------------------- the report
@@ -973,9 +941,10 @@ def test_nothing_from_a_folder_becomes_an_element(everything):
     page = Page(everything[1].page.read_text())
     (script,) = page.scripts
     assert "table.sortable" in script
-    known = "html head meta title style body script h1 h2 p nav ul li a b figure img figcaption div table thead"
-    known += " tbody tr th td details summary pre"
-    assert {tag for tag, _ in page.elements} <= set(known.split())
+    known = (
+        "html head meta title style body script h1 h2 p nav ul li a b figure img figcaption div table thead tbody"
+    )
+    assert {tag for tag, _ in page.elements} <= {*known.split(), "tr", "th", "td", "details", "summary", "pre"}
     known = "alt src href class id scope data-value lang charset name content"
     assert {name for _, attributes in page.elements for name in attributes} <= set(known.split())
 
@@ -1000,18 +969,6 @@ def test_the_report_loads_nothing_and_links_to_what_is_there(everything):
     style = text[text.index("<style>") : text.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
-
-
-def test_the_same_runs_make_the_same_files(tmp_path):
-    write_run(tmp_path / "runs" / "a", vision(delay=2.0), 0.5)
-    write_run(tmp_path / "runs" / "b", vision(delay=2.0, seed=1), 0.6)
-    files = []
-    for name in ("one", "two"):
-        report = write_report([tmp_path / "runs"], tmp_path / name)
-        files.append({file.name: file.read_bytes() for file in (report.page, *report.pictures)})
-        assert {file.name for file in (tmp_path / name).iterdir()} == set(files[-1])
-    assert files[0] == files[1]
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"a", "b"}
 
 
 def test_the_command(tmp_path, capsys):
