@@ -21,7 +21,7 @@ from sweep_fakes import fake, launcher_of, plan, ran, states_of, wait_for
 from cet_rl.cli import main
 from cet_rl.runs.lock import EXIT_BUSY, Lock
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.slurm import SlurmJob, SlurmLauncher, minutes, parse_options, queued_jobs, submit_sweep
+from cet_rl.sweeps.slurm import SlurmJob, check_slurm, minutes, parse_options, queued_jobs, submit_sweep
 
 submitit = pytest.importorskip("submitit", reason="submitit is not installed: pip install 'cet-rl[slurm]'")
 
@@ -94,8 +94,7 @@ def programs(tmp_path, monkeypatch):
 def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path / "sweep")
     options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
-    launcher = SlurmLauncher(options, workers=2)
-    assert submit_sweep(sweep, folder, launcher) == 0
+    assert submit_sweep(sweep, folder, options, 2) == 0
     assert "submitted 3 jobs as SLURM job 7" in capsys.readouterr().err
     script = (programs / "submitted").read_text()
     asked = set(re.findall(r"#SBATCH (.*)", script))
@@ -105,11 +104,11 @@ def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     (programs / "queue").write_text("7_0\n7_2\n6_1\n")
     assert queued_jobs(folder) == {sweep.jobs[0].name: "7_0", sweep.jobs[2].name: "7_2"}
     (programs / "answer").write_text("Submitted batch job 8\n")
-    assert submit_sweep(sweep, folder, launcher) == 0
+    assert submit_sweep(sweep, folder, options, 2) == 0
     assert "submitted 1 jobs as SLURM job 8" in capsys.readouterr().err
     (programs / "queue").write_text("7_0\n7_2\n8\n")
     (programs / "submitted").unlink()
-    assert submit_sweep(sweep, folder, launcher) == 0
+    assert submit_sweep(sweep, folder, options, 2) == 0
     assert "nothing to submit" in capsys.readouterr().err
     assert not (programs / "submitted").exists()
 
@@ -124,10 +123,10 @@ def test_jobs_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, p
     lock = Lock(folder.locks, sweep.jobs[2].name)
     assert lock.acquire()
     try:
-        submit_sweep(sweep, folder, SlurmLauncher({}), quiet=True)
+        submit_sweep(sweep, folder, {}, quiet=True)
         assert list(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == [sweep.jobs[3].name]
         (programs / "queue").write_text("7\n")
-        submit_sweep(sweep, folder, SlurmLauncher({}), retry=True, quiet=True)
+        submit_sweep(sweep, folder, {}, retry=True, quiet=True)
     finally:
         lock.release()
     assert set(json.loads((folder.path / "slurm" / "jobs.json").read_text())) == {
@@ -139,10 +138,10 @@ def test_jobs_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, p
 def test_what_slurm_refuses_is_said_in_one_line(tmp_path, programs, monkeypatch):
     (programs / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: x' >&2\nexit 1\n")
     with pytest.raises(ValueError, match=r"SLURM refuses the jobs: .*invalid partition: x"):
-        submit_sweep(fake(0, 1), SweepFolder(tmp_path / "sweep"), SlurmLauncher({}), quiet=True)
+        submit_sweep(fake(0, 1), SweepFolder(tmp_path / "sweep"), {}, quiet=True)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ValueError, match="sbatch is not on the PATH"):
-        SlurmLauncher({})
+        check_slurm()
 
 
 def test_a_slurm_job_runs_its_job_and_fails_with_it(tmp_path):

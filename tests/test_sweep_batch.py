@@ -171,8 +171,7 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
             main(["sweep", file, "--data-dir", str(tmp_path / name), "--run-dir", str(folder.path), "--status"])
             == 0
         )
-    spec = read_sweep(file)
-    one, other = (build(spec.with_settings(data_dir=str(tmp_path / name))) for name in ("here", "there"))
+    one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
     assert folder.open_for(one) == 1
     assert folder.open_for(other) == 0

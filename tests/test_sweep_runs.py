@@ -21,12 +21,12 @@ from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_fo
 from cet_rl.cli import main
 from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.build import build, build_or_read, digest
-from cet_rl.sweeps.display import SweepDisplay
+from cet_rl.sweeps.display import jobs_table
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Job, JobState
 from cet_rl.sweeps.scheduler import run_sweep
-from cet_rl.sweeps.worker import processors
+from cet_rl.sweeps.worker import Launcher, processors
 
 
 def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
@@ -297,7 +297,7 @@ def test_a_job_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_pat
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
-def test_the_table_says_which_job_is_in_what_state(tmp_path, width):
+def test_the_table_says_which_job_is_in_what_state(width):
     names = ["add-rflo-0-65fa8857", "add-rflo-1-717f4cc5", "add-rflo-with-a-long-label-2-aaaaaaaa"]
     jobs = [Job(name, "rflo", {"task": "add", "total_steps": 6000}) for name in names]
     states = {
@@ -306,7 +306,7 @@ def test_the_table_says_which_job_is_in_what_state(tmp_path, width):
         names[2]: JobState("running", 600, "loss 0.7", owner="vm, process 12"),
     }
     console = Console(width=width, file=io.StringIO())
-    console.print(SweepDisplay(jobs, SweepFolder(tmp_path), 1, quiet=True)._table(states, 3))
+    console.print(jobs_table(jobs, states, 3))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     for line, name in zip(lines[1:4], names, strict=True):
@@ -316,15 +316,25 @@ def test_the_table_says_which_job_is_in_what_state(tmp_path, width):
     assert "6,000 of 6,000" in lines[1]
 
 
-def test_a_terminal_shows_progress_and_time_left_and_one_summary(tmp_path, monkeypatch, capsys):
-    sweep, folder = fake(0, 1), SweepFolder(tmp_path)
+def shown_in_terminal(monkeypatch, capsys, *sweep):
+    """Run a sweep whose stderr is a terminal, and return what that shows, without control sequences."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
+    run_sweep(*sweep)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+
+
+def test_a_terminal_shows_progress_and_time_left_and_one_summary(tmp_path, monkeypatch, capsys):
+    folder = SweepFolder(tmp_path)
     plan(tmp_path, s0="slow", s1="slow")
-    assert run_sweep(sweep, folder, launcher_of(tmp_path, 1)) == 0
-    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    printed = shown_in_terminal(monkeypatch, capsys, fake(0, 1), folder, launcher_of(tmp_path, 1))
     assert "2 waiting; 0% done" in printed
-    assert re.search(r"1 finished, 1 \w+; 50% done, about \d+ s left", printed)
+    assert re.search(r"1 finished, 1 \w+; 50% done, about 0:00:\d\d left", printed)
     assert printed.rindex("done") < printed.index("2 finished\n") == printed.rindex("2 finished")
     assert printed.endswith(f"results: {folder.results_file}; figures: cet-rl report {folder.path}\n")
+
+
+def test_a_job_is_not_shown_as_waiting_while_its_worker_starts(tmp_path, monkeypatch, capsys):
+    launcher = Launcher(1, lambda folder, names: ["sleep", "1.3"])  # it never has the lock
+    assert "1 running; 0% done" in shown_in_terminal(monkeypatch, capsys, fake(0), SweepFolder(tmp_path), launcher)

@@ -49,30 +49,32 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     options = parse(SweepArguments, arguments, "cet-rl sweep")
     from cet_rl.sweeps.build import build_or_read, check_data
+    from cet_rl.sweeps.display import print_status
     from cet_rl.sweeps.file import read_sweep
     from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.scheduler import run_sweep, show_status
-    from cet_rl.sweeps.slurm import SlurmLauncher, describe_queue, parse_options, submit_sweep
+    from cet_rl.sweeps.scheduler import run_sweep
+    from cet_rl.sweeps.slurm import check_slurm, describe_queue, parse_options, submit_sweep
     from cet_rl.sweeps.worker import Launcher, batch_launcher, check_workers
 
     if options.slurm and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
     asked = parse_options(options.slurm)
     check_workers(options.workers)
-    slurm = SlurmLauncher(asked, options.workers) if options.launcher == "slurm" and not options.status else None
-    file = read_sweep(options.file, quick=options.quick)
-    if options.data_dir is not None:
-        file = file.with_settings(data_dir=options.data_dir)
+    slurm = options.launcher == "slurm" and not options.status
+    if slurm:
+        check_slurm()
+    elsewhere = {} if options.data_dir is None else {"data_dir": options.data_dir}
+    file = read_sweep(options.file, quick=options.quick, **elsewhere)
     default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
     folder = SweepFolder(options.run_dir or default)
     sweep = build_or_read(file, folder)
     if options.status:
-        status = show_status(sweep, folder)
+        print_status(sweep, folder)
         if queue := describe_queue(folder):
             print(queue)
-        return status
-    if slurm is not None:
-        return submit_sweep(sweep, folder, slurm, retry=options.retry, quiet=options.quiet)
+        return 0
+    if slurm:
+        return submit_sweep(sweep, folder, asked, options.workers, retry=options.retry, quiet=options.quiet)
     check_data(sweep.jobs, folder)
     batch = options.launcher == "batch"
     launcher = batch_launcher(sweep.jobs, options.workers) if batch else Launcher(options.workers)

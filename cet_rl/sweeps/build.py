@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import inspect
 from collections.abc import Iterable
 from dataclasses import fields
 from importlib import resources
+from typing import Any
 
 from cet_rl import __version__
 from cet_rl.runs.config import RunConfig
@@ -45,14 +46,11 @@ def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:
 
 def digest(file: SweepFile) -> str:
     """Return the SHA-256 of all that a sweep's jobs follow from: its file, and this version's defaults."""
-    kinds = [task_kind.config() for task_kind in TASK_KINDS]
-    items = [item for kind in kinds for item in fields(kind)]
-    defaults = [[item.name, repr(item.default)] for item in items if item.default is not dataclasses.MISSING]
+    defaults = [str(inspect.signature(task_kind.config())) for task_kind in TASK_KINDS]
     home = resources.files("cet_rl") / "configs"
-    added = [entry.read_text("utf-8") for name in ("tuned", "paper") for entry in (home / name).iterdir()]
-    asked = [[*map(repr, sorted(one.settings.items())), one.name, one.paper] for one in file.combinations]
-    text = json.dumps([__version__, file.title, asked, file.seeds, defaults, sorted(added)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    added = sorted(entry.read_text("utf-8") for name in ("tuned", "paper") for entry in (home / name).iterdir())
+    asked = dataclasses.replace(file, source="")
+    return hashlib.sha256(repr((__version__, asked, defaults, added)).encode()).hexdigest()
 
 
 def build(file: SweepFile) -> Sweep:
@@ -116,15 +114,14 @@ def check_data(jobs: Iterable[Job], folder: SweepFolder) -> None:
     Raises:
         ValueError, OSError: if some data cannot be had.
     """
-    seen = set()
+    data: dict[tuple[TaskKind, tuple[Any, ...]], None] = {}
     for job in jobs:
         task_kind = task_kind_of(job.values["task"])
         values = tuple(job.values.get(name) for name in task_kind.data_fields)
-        if not task_kind.data_fields or (task_kind.name, values) in seen:
-            continue
-        if folder.summary(job.name).get("status") != "finished":
-            seen.add((task_kind.name, values))
-            task_kind.training().check_data(*values)
+        if values and folder.summary(job.name).get("status") != "finished":
+            data[task_kind, values] = None
+    for task_kind, values in data:
+        task_kind.training().check_data(*values)
 
 
 def _resolve(config: RunConfig) -> RunConfig:

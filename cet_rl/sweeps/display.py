@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job, JobState, State, counts, describe_counts
+from cet_rl.sweeps.jobs import Job, JobState, State, Sweep, counts, describe_counts
 
 STYLES: dict[State, str] = {
     "failed": "red",
@@ -44,12 +45,12 @@ class SweepDisplay:
 
     def __init__(self, jobs: Sequence[Job], folder: SweepFolder, workers: int, *, quiet: bool) -> None:
         self.jobs, self.folder, self.workers, self.quiet = jobs, folder, workers, quiet
-        self._before: dict[str, JobState] = {}
+        self._before: Mapping[str, JobState] = {}
         self._live: Live | None = None
 
     def start(self, states: Mapping[str, JobState]) -> None:
         """Begin with what is there already."""
-        self._before, self._began, self._share = dict(states), time.monotonic(), self._progress(states)
+        self._before, self._began, self._share = states, time.monotonic(), self._progress(states)
         number = counts(states)
         self._say(f"sweep folder {self.folder.path}")
         if number["finished"] < len(self.jobs):
@@ -64,25 +65,27 @@ class SweepDisplay:
 
     def update(self, states: Mapping[str, JobState]) -> None:
         """Show what has become of the jobs since."""
-        ended = [
-            job
-            for job in self.jobs
-            if states[job.name].state in ("finished", "failed")
-            and self._before[job.name].state != states[job.name].state
-        ]
-        self._before = dict(states)
+        share = self._progress(states)
+        done, made = f"{share:.0%} done", share - self._share
+        if made > 0:
+            left = (time.monotonic() - self._began) * (1 - share) / made  # at the speed so far
+            done += f", about {timedelta(seconds=round(left))} left"
         if self._live is not None:
-            bar = ProgressBar(total=1.0, completed=self._progress(states), width=40)
-            table = self._table(states, self._live.console.height - AROUND)
-            text = Text(f"{describe_counts(states)}; {self._time_left(states)}")
-            self._live.update(Group(table, bar, text), refresh=True)
+            bar = ProgressBar(total=1.0, completed=share, width=40)
+            self._live.update(
+                Group(self._fitting(states), bar, f"{describe_counts(states)}; {done}"), refresh=True
+            )
             return
-        now = counts(states)
-        for number, job in enumerate(ended, start=1 + now["finished"] + now["failed"] - len(ended)):
-            state = states[job.name]
-            what = f"failed: {_first_line(state.error)}" if state.state == "failed" else _outcome(state)
-            left = f"; {self._time_left(states)}" if job is ended[-1] and number < len(self.jobs) else ""
-            self._say(f"[{number}/{len(self.jobs)}] {job.name}: {what}{left}")
+        has_ended = {name for name, state in states.items() if state.state in ("finished", "failed")}
+        ended = [name for name in states if name in has_ended and self._before[name].state != states[name].state]
+        self._before = states
+        for number, name in enumerate(ended, start=1 + len(has_ended) - len(ended)):
+            state = states[name]
+            speed = "" if state.speed is None else f"{state.speed:,.0f} steps/s"
+            failed = f"failed: {_reason(state)}" * (state.state == "failed")
+            what = failed or ", ".join(filter(None, ["finished", state.score, speed]))
+            so_far = f"; {done}" if name == ended[-1] and number < len(self.jobs) else ""
+            self._say(f"[{number}/{len(self.jobs)}] {name}: {what}{so_far}")
 
     def stopping(self, running: int) -> None:
         """Say that workers have been asked to stop."""
@@ -92,34 +95,20 @@ class SweepDisplay:
     def close(self, states: Mapping[str, JobState]) -> None:
         """Leave the last table in the terminal, without bar and counts."""
         if self._live is not None:
-            self._live.update(self._table(states, self._live.console.height - AROUND), refresh=True)
+            self._live.update(self._fitting(states), refresh=True)
             self._live.stop()
             self._live = None
 
     def conclude(self, states: Mapping[str, JobState]) -> None:
         """Say what came out, and what to do next."""
-        for line in self._failures(states):
+        for line in _failures(self.folder, states):
             print(line, file=sys.stderr, flush=True)
-        hints = []
-        if counts(states)["failed"]:
-            hints.append("--retry runs again what failed")
-        if counts(states)["partial"] + counts(states)["waiting"]:
-            hints.append("the same command goes on")
-        self._say("; ".join([describe_counts(states), *hints]))
+        number = counts(states)
+        retry = "; --retry runs again what failed" * bool(number["failed"])
+        resume = "; the same command goes on" * bool(number["partial"] + number["waiting"])
+        self._say(f"{describe_counts(states)}{retry}{resume}")
         report = f"cet-rl report {shlex.quote(str(self.folder.path))}"
         self._say(f"results: {self.folder.results_file}; figures: {report}")
-
-    def print_once(self, states: Mapping[str, JobState]) -> None:
-        """Print the whole table to stdout."""
-        console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
-        for part in (
-            f"sweep folder {self.folder.path}",
-            self._table(states, len(self.jobs)),
-            describe_counts(states),
-        ):
-            console.print(part, markup=False, highlight=False)
-        for line in self._failures(states):
-            console.print(line, markup=False, highlight=False)
 
     def _progress(self, states: Mapping[str, JobState]) -> float:
         """Return the share of the sweep that is done: the mean over its jobs."""
@@ -130,41 +119,10 @@ class SweepDisplay:
             done += 1.0 if ended else min(1.0, (state.step or 0) / job.values["total_steps"])
         return done / len(self.jobs)
 
-    def _time_left(self, states: Mapping[str, JobState]) -> str:
-        """Say how far the sweep is, and how long it still takes at the speed so far."""
-        share = self._progress(states)
-        made = share - self._share
-        left = (time.monotonic() - self._began) * (1 - share) / made if made > 0 else None
-        return f"{share:.0%} done" + ("" if left is None else f", about {_duration(left)} left")
-
-    def _failures(self, states: Mapping[str, JobState]) -> Iterator[str]:
-        """Yield a line for each job that has failed: why, and where to read more."""
-        for job in self.jobs:
-            if states[job.name].state == "failed":
-                log = self.folder.log_file(job.name)
-                where = f" (see {log})" if log.is_file() else ""
-                yield f"{job.name} failed: {_first_line(states[job.name].error)}{where}"
-
-    def _table(self, states: Mapping[str, JobState], rows: int) -> Table:
-        """Return a line for each of the most urgent jobs, at most `rows`, in the file's order."""
-        urgency = list(STYLES)
-        urgent = sorted(self.jobs, key=lambda job: urgency.index(states[job.name].state))
-        shown = {job.name for job in urgent[: max(rows, 1)]}
-        hidden = len(self.jobs) - len(shown)
-        table = Table(box=None, pad_edge=False, caption=f"{hidden} not shown" if hidden else None)
-        table.caption_justify = "left"
-        for title in ("job", "state", "steps", "score", "steps/s", ""):
-            right = title.startswith("steps")
-            table.add_column(title, no_wrap=title not in ("job", ""), justify="right" if right else "left")
-        for job in self.jobs:
-            state = states[job.name]
-            if job.name in shown:
-                far = "" if state.step is None else f"{state.step:,} of {job.values['total_steps']:,}"
-                speed = "" if state.speed is None else f"{state.speed:,.0f}"
-                note = _first_line(state.error) or (f"on {state.owner}" if state.owner else "")
-                name, note_text = (Text(text, no_wrap=True, overflow="ellipsis") for text in (job.name, note))
-                table.add_row(name, Text(state.state, STYLES[state.state]), far, state.score, speed, note_text)
-        return table
+    def _fitting(self, states: Mapping[str, JobState]) -> Table:
+        """Return the table with as many rows as the terminal has room for."""
+        assert self._live is not None
+        return jobs_table(self.jobs, states, max(self._live.console.height - AROUND, 1))
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -174,17 +132,54 @@ class SweepDisplay:
                 print(text, file=sys.stderr, flush=True)
 
 
-def _outcome(state: JobState) -> str:
-    speed = "" if state.speed is None else f"{state.speed:,.0f} steps/s"
-    return ", ".join(part for part in ("finished", state.score, speed) if part)
+def _reason(state: JobState) -> str:
+    """Return why a job has failed, in a line."""
+    return state.error.partition("\n")[0]
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else ""
+def _failures(folder: SweepFolder, states: Mapping[str, JobState]) -> list[str]:
+    """Return a line for each job that has failed: why, and where to read more."""
+    failed = [name for name, state in states.items() if state.state == "failed"]
+    logs = {name: f" (see {log})" for name in failed if (log := folder.log_file(name)).is_file()}
+    return [f"{name} failed: {_reason(states[name])}{logs.get(name, '')}" for name in failed]
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+def jobs_table(jobs: Sequence[Job], states: Mapping[str, JobState], rows: int) -> Table:
+    """Return a line for each of the most urgent jobs, at most `rows`, in the file's order."""
+    urgency = list(STYLES)
+    urgent = sorted(jobs, key=lambda job: urgency.index(states[job.name].state))
+    hidden = {job.name for job in urgent[rows:]}
+    caption = f"{len(hidden)} not shown" if hidden else None
+    table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for title in ("job", "state", "steps", "score", "steps/s", ""):
+        right = title.startswith("steps")
+        table.add_column(title, no_wrap=title not in ("job", ""), justify="right" if right else "left")
+    for job in jobs:
+        if job.name in hidden:
+            continue
+        state = states[job.name]
+        far = "" if state.step is None else f"{state.step:,} of {job.values['total_steps']:,}"
+        speed = "" if state.speed is None else f"{state.speed:,.0f}"
+        note = _reason(state) or (f"on {state.owner}" if state.owner else "")
+        name, note_text = (Text(text, no_wrap=True, overflow="ellipsis") for text in (job.name, note))
+        table.add_row(name, Text(state.state, STYLES[state.state]), far, state.score, speed, note_text)
+    return table
+
+
+def print_status(sweep: Sweep, folder: SweepFolder) -> None:
+    """Print what has become of a sweep's jobs, and write results.csv if some are finished.
+
+    Raises:
+        ValueError: if the folder is not this sweep's.
+    """
+    folder.check(sweep)
+    states = folder.states(sweep.jobs)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    table = jobs_table(sweep.jobs, states, len(sweep.jobs))
+    for part in (f"sweep folder {folder.path}", table, describe_counts(states), *_failures(folder, states)):
+        console.print(part)
+    if counts(states)["finished"]:
+        try:
+            folder.write_results(sweep.jobs, states)
+        except OSError as error:  # the folder may be another user's
+            print(f"{folder.results_file} not written: {error.strerror}", file=sys.stderr)

@@ -75,11 +75,6 @@ class SweepFile:
     combinations: tuple[Combination, ...]
     seeds: tuple[int, ...]
 
-    def with_settings(self, **settings: Any) -> SweepFile:
-        """Return a copy with these settings in all jobs, whatever the file says."""
-        combinations = tuple(replace(one, settings={**one.settings, **settings}) for one in self.combinations)
-        return replace(self, combinations=combinations)
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -102,12 +97,13 @@ class Arm:
         return replace(self, grid={option: grid.get(option, values) for option, values in self.grid.items()})
 
 
-def read_sweep(source: str, *, quick: bool = False) -> SweepFile:
+def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFile:
     """Read the file of a sweep.
 
     Args:
         source: its path, or the name of one that comes with the package.
         quick: let the file's `quick` settings replace the others.
+        settings: of all jobs, whatever the file says.
 
     Raises:
         ValueError: if there is none, or for what a sweep cannot have, naming file and key.
@@ -134,7 +130,7 @@ def read_sweep(source: str, *, quick: bool = False) -> SweepFile:
     for option in override:
         if option in crossed:
             raise ValueError(f"{where}: {option} is in the grid: give its values in the grid of quick, as a list")
-    found = tuple(itertools.chain.from_iterable(_combinations(shared, arm, override) for arm in arms))
+    found = tuple(itertools.chain.from_iterable(_combinations(shared, arm, override | settings) for arm in arms))
     if len(found) * len(seeds) > MOST_JOBS:
         raise ValueError(f"{source} asks for more than {MOST_JOBS:,} jobs: make several sweeps of it")
     return SweepFile(source, title, found, seeds)

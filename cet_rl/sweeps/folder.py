@@ -49,9 +49,6 @@ PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
 _LARGE = 1e7
 """Scores from which on are shown with an exponent: of a run that has diverged."""
 
-_TAIL = 8192
-"""Bytes from the end of a metrics.csv that hold its last row."""
-
 
 class SweepFolder:
     """Keep the folder of one sweep.
@@ -162,27 +159,25 @@ class SweepFolder:
         except (OSError, ValueError, TypeError):
             return {}
 
-    def state(self, name: str, owner: object = None, *, locked: bool = False) -> JobState:
+    def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
         """Return what has become of one job.
 
         Args:
             name: of the job.
-            owner: the process that runs it, if known.
-            locked: whether a process runs it.
+            owners: the processes that run jobs, by these jobs' names.
         """
         summary = self.summary(name)
         status = summary.get("status")
         if status == "finished":
             score = _score(summary.get("metrics") or {}, RESULTS)
             return JobState("finished", summary.get("steps"), score, summary.get("steps_per_second"))
-        if locked:
-            step, score, speed = _progress(self.run_path(name) / "metrics.csv")
-            return JobState("running", step, score, speed, owner=str(owner or ""))
+        if owners and name in owners:
+            return JobState(
+                "running", *_progress(self.run_path(name) / "metrics.csv"), owner=str(owners[name] or "")
+            )
         failure = self.failure_file(name)
         if failure.is_file():
-            return JobState(
-                "failed", error=failure.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-            )
+            return JobState("failed", error=failure.read_text(encoding="utf-8").strip() or "unknown")
         if status == "failed":
             return JobState("failed", error=str(summary.get("error") or "unknown"))
         if (self.run_path(name) / "config.yaml").is_file():
@@ -199,17 +194,12 @@ class SweepFolder:
             known: their earlier states; those that were finished are not looked at again.
         """
         owners = lock_owners(self.locks)
-        begun = {*_entries(self.path), *_entries(self.failures), *owners}
-        states = {}
-        for name in (job.name for job in jobs):
-            before = (known or {}).get(name)
-            if before is not None and before.state == "finished":
-                states[name] = before
-            elif name in begun:
-                states[name] = self.state(name, owners.get(name), locked=name in owners)
-            else:
-                states[name] = JobState("waiting")
-        return states
+        begun = {*owners, *(path.name for folder in (self.path, self.failures) for path in folder.glob("*"))}
+        states = {name: state for name, state in (known or {}).items() if state.state == "finished"}
+        for job in jobs:
+            if job.name not in states:
+                states[job.name] = self.state(job.name, owners) if job.name in begun else JobState("waiting")
+        return {job.name: states[job.name] for job in jobs}
 
     def note_failure(self, name: str, reason: str) -> None:
         """Write down why a job has failed; print it if it cannot be written."""
@@ -262,25 +252,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _entries(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
-
-
 def _progress(file: Path) -> tuple[int | None, str, float | None]:
     """Return step, score and speed from the last row of a metrics.csv."""
     try:
-        with open(file, "rb") as stream:
-            head = stream.readline()
-            stream.seek(max(len(head), os.path.getsize(file) - _TAIL))
-            rows = stream.read().splitlines()
-        names, last = (next(csv.reader([line.decode()])) for line in (head, rows[-1]))
-        row = dict(zip(names, last, strict=True))
+        with open(file, newline="", encoding="utf-8") as stream:
+            *_, row = csv.DictReader(stream)
         speed = float(row["time/fps"]) if row.get("time/fps") else None
         return int(float(row["time/total_timesteps"])), _score(row, PROGRESS), speed
-    except (OSError, IndexError, ValueError, KeyError, StopIteration, csv.Error):  # not there yet, or half a row
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):  # not there yet, or half a row
         return None, "", None
 
 

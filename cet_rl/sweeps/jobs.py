@@ -6,13 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cet_rl.runs.task_kinds import identity
 
 State = Literal["finished", "running", "partial", "failed", "waiting"]
-
-STATES: tuple[State, ...] = ("finished", "running", "partial", "failed", "waiting")
 
 DIGITS = 8
 """Length of the fingerprint in a job's name."""
@@ -94,7 +92,7 @@ def settings_shared(jobs: Iterable[Job]) -> dict[str, Any]:
 def counts(states: Mapping[str, JobState]) -> dict[State, int]:
     """Count the jobs in each state."""
     found = [state.state for state in states.values()]
-    return {state: found.count(state) for state in STATES}
+    return {state: found.count(state) for state in get_args(State)}
 
 
 def describe_counts(states: Mapping[str, JobState]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 
 from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.runs.process import Interruption
@@ -39,7 +40,7 @@ def run_sweep(
         sweep: to run.
         folder: of the sweep, which may be there already.
         launcher: runs the jobs.
-        retry: run those that have failed again.
+        retry: run those that have failed, too.
         quiet: print nothing but errors.
 
     Returns:
@@ -53,23 +54,6 @@ def run_sweep(
     if 0 < new < len(sweep.jobs) and not quiet:
         print(f"{folder.path} has {new} jobs more than before", file=sys.stderr, flush=True)
     return _SweepRun(sweep, folder, launcher, retry=retry, quiet=quiet).run()
-
-
-def show_status(sweep: Sweep, folder: SweepFolder) -> int:
-    """Print what has become of the jobs, and write results.csv if there is a folder that can be written; return 0.
-
-    Raises:
-        ValueError: if the folder is not this sweep's.
-    """
-    folder.check(sweep)
-    states = folder.states(sweep.jobs)
-    SweepDisplay(sweep.jobs, folder, 0, quiet=False).print_once(states)
-    if folder.path.is_dir() and counts(states)["finished"]:
-        try:
-            folder.write_results(sweep.jobs, states)
-        except OSError as error:
-            print(f"{folder.results_file} not written: {error.strerror}", file=sys.stderr)
-    return 0
 
 
 class _SweepRun:
@@ -113,12 +97,13 @@ class _SweepRun:
                     worker.stop()
             ended = [worker for worker in self.workers if self._has_ended(worker)]
             self.workers = [worker for worker in self.workers if worker not in ended]
-            if ended or time.monotonic() - self._looked > GLANCE:
-                self.states = self.folder.states(self.jobs, self.states)
-                self._looked = time.monotonic()
-                self.display.update(self.states)
+            looked = bool(ended) or time.monotonic() - self._looked > GLANCE
+            if looked:
+                self.states, self._looked = self.folder.states(self.jobs, self.states), time.monotonic()
             if not stopping:
                 self._start()
+            if looked:
+                self.display.update({**self.states, **self._starting()})
             if not self.workers and (stopping or not self._is_waiting()):
                 return
             time.sleep(TICK)
@@ -145,6 +130,13 @@ class _SweepRun:
         if names:
             self.workers += self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
             self.started.update(names)
+
+    def _starting(self) -> dict[str, JobState]:
+        """Return the states of jobs whose workers have started and do not have their locks yet: they run."""
+        own = [(name, self.states[name]) for worker in self.workers for name in worker.names]
+        return {
+            name: replace(state, state="running") for name, state in own if state.state in ("waiting", "partial")
+        }
 
     def _is_ready(self, name: str) -> bool:
         state = self.states[name].state

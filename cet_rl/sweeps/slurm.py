@@ -7,6 +7,7 @@ that fails, or a partition that requeues by itself, needs nothing: a job goes on
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -53,14 +54,15 @@ _OURS = {
 """Options of sbatch that a sweep sets itself, and what to do instead."""
 
 
-def parse_options(words: Sequence[str]) -> dict[str, str | bool]:
+Options = Mapping[str, str | bool]
+"""Options of sbatch, with dashes; True for one without a value."""
+
+
+def parse_options(words: Sequence[str]) -> Options:
     """Return KEY=VALUE words as options of sbatch.
 
     Args:
         words: such as partition=long, time=4:00:00, mem=8G, signal-delay=120, exclusive.
-
-    Returns:
-        Values by option, with dashes; True for an option without a value.
 
     Raises:
         ValueError: for anything else, an option given twice, or one that a sweep sets itself.
@@ -76,8 +78,8 @@ def parse_options(words: Sequence[str]) -> dict[str, str | bool]:
         if key in options:
             raise ValueError(f"--slurm {key} is given twice")
         options[key] = match[2] or True
-    for key, read in (("time", minutes), ("signal-delay", _seconds)):
-        read(options.get(key, "1"))
+    minutes(options.get("time", "1"))
+    _seconds(options.get("signal-delay", "1"))
     return options
 
 
@@ -94,11 +96,11 @@ def minutes(text: str | bool) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
     if match is None:
         raise ValueError(f"--slurm time must be minutes, hours:minutes:seconds or days-hours, got {text!r}")
-    days, *parts = match.groups()
-    numbers = [int(part) for part in parts if part is not None]
-    without_days = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}
-    units = (3600, 60, 1) if days is not None else without_days[len(numbers)]
-    total = int(days or 0) * 86400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
+    days, *given = match.groups()
+    parts = [int(part) for part in given if part is not None]
+    if days is None and len(parts) < 3:
+        parts.insert(0, 0)  # hours
+    total = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if total < 60:
         raise ValueError(f"--slurm time must be at least a minute, got {text!r}")
     return -(-total // 60)
@@ -181,67 +183,31 @@ class SlurmJob:
         return status
 
 
-class SlurmLauncher:
-    """Hand jobs to SLURM without waiting for them.
-
-    Args:
-        options: of sbatch, from `parse_options`; those left out are the cluster's defaults.
-        workers: jobs at a time in an array; None for as many as SLURM can place.
-
-    Raises:
-        ValueError: if submitit or SLURM is not installed.
-    """
-
-    def __init__(self, options: Mapping[str, str | bool], workers: int | None = None) -> None:
-        try:
-            import submitit  # noqa: F401
-        except ImportError:
-            raise ValueError("--launcher slurm needs submitit: pip install 'cet-rl[slurm]'") from None
-        for program in ("sbatch", "srun", "squeue", "scontrol"):
-            if shutil.which(program) is None:
-                raise ValueError(f"--launcher slurm: there is no SLURM here, {program} is not on the PATH")
-        self.options, self.workers = options, workers
-
-    def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool) -> str:
-        """Hand over jobs, which run also if they have failed if told to retry; return their number in SLURM.
-
-        Raises:
-            ValueError: if SLURM refuses them, with its reason.
-        """
-        from submitit import SlurmExecutor
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        path, options = folder.path.resolve(), dict(self.options)
-        executor = SlurmExecutor(path / "slurm", max_num_timeout=REQUEUES)
-        executor.update_parameters(
-            job_name=str(options.pop("job-name", path.name)),
-            time=minutes(options.pop("time", str(DEFAULT_MINUTES))),
-            signal_delay_s=_seconds(options.pop("signal-delay", "90")),
-            array_parallelism=self.workers or MOST_JOBS,
-            stderr_to_stdout=True,
-            additional_parameters={**options, "requeue": True},
-        )
-        numbers: dict[str, str] = {}
-        for start in range(0, len(names), MOST_JOBS):
-            some = names[start : start + MOST_JOBS]
-            try:
-                submitted = executor.submit_array([SlurmJob(str(path), name, retry) for name in some])
-            except (FailedJobError, FailedSubmissionError) as error:
-                raise ValueError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from None
-            numbers |= {name: job.job_id for name, job in zip(some, submitted, strict=True)}
-            write_text(_numbers_file(folder), json.dumps({**_numbers(folder), **numbers}, indent=1))
-        return _arrays(numbers.values())
+def check_slurm() -> None:
+    """Raise ValueError if submitit or SLURM is not installed."""
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("--launcher slurm needs submitit: pip install 'cet-rl[slurm]'")
+    for program in ("sbatch", "srun", "squeue", "scontrol"):
+        if shutil.which(program) is None:
+            raise ValueError(f"--launcher slurm: there is no SLURM here, {program} is not on the PATH")
 
 
 def submit_sweep(
-    sweep: Sweep, folder: SweepFolder, launcher: SlurmLauncher, *, retry: bool = False, quiet: bool = False
+    sweep: Sweep,
+    folder: SweepFolder,
+    options: Options,
+    workers: int | None = None,
+    *,
+    retry: bool = False,
+    quiet: bool = False,
 ) -> int:
     """Put every job that is neither finished, nor running, nor queued into SLURM's queue, and return.
 
     Args:
         sweep: to run.
         folder: of the sweep, on a file system that all nodes share.
-        launcher: hands jobs to SLURM.
+        options: of sbatch, from `parse_options`; those left out are the cluster's defaults.
+        workers: jobs at a time in an array; None for as many as SLURM can place.
         retry: run those that have failed again.
         quiet: print nothing but errors.
 
@@ -249,7 +215,7 @@ def submit_sweep(
         The exit status: 0.
 
     Raises:
-        ValueError: if the folder is another sweep's, or SLURM refuses the jobs.
+        ValueError: if the folder is another sweep's, or SLURM refuses the jobs, with its reason.
         OSError: if the folder cannot be written.
     """
 
@@ -267,11 +233,40 @@ def submit_sweep(
     if failed and not retry:
         say(f"--retry runs the {failed} that failed again")
     if names:
-        number = launcher.submit(folder, names, retry=retry)
+        number = _submit(
+            folder, [SlurmJob(str(folder.path.resolve()), name, retry) for name in names], options, workers
+        )
         say(f"submitted {len(names)} jobs as SLURM job {number}; --status shows how far they are")
     else:
         say("nothing to submit")
     return 0
+
+
+def _submit(folder: SweepFolder, jobs: Sequence[SlurmJob], options: Options, workers: int | None) -> str:
+    """Hand over jobs, and return the number of their arrays."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    others = {key: value for key, value in options.items() if key not in ("job-name", "time", "signal-delay")}
+    executor = SlurmExecutor(folder.path.resolve() / "slurm", max_num_timeout=REQUEUES)
+    executor.update_parameters(
+        job_name=str(options.get("job-name", folder.path.resolve().name)),
+        time=minutes(options.get("time", str(DEFAULT_MINUTES))),
+        signal_delay_s=_seconds(options.get("signal-delay", "90")),
+        array_parallelism=workers or MOST_JOBS,
+        stderr_to_stdout=True,
+        additional_parameters={**others, "requeue": True},
+    )
+    numbers: dict[str, str] = {}
+    for start in range(0, len(jobs), MOST_JOBS):
+        some = jobs[start : start + MOST_JOBS]
+        try:
+            submitted = executor.submit_array(some)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise ValueError(f"SLURM refuses the jobs: {' '.join(str(error).split())}") from None
+        numbers |= {job.name: one.job_id for job, one in zip(some, submitted, strict=True)}
+        write_text(_numbers_file(folder), json.dumps({**_numbers(folder), **numbers}, indent=1))
+    return _arrays(numbers.values())
 
 
 def queued_jobs(folder: SweepFolder) -> dict[str, str]:

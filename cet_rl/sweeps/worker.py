@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
 from cet_rl.runs.task_kinds import VISION
+from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Job
 
@@ -55,8 +56,6 @@ Command = Callable[[SweepFolder, Sequence[str]], list[str]]
 
 def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     """Train a job as `cet-rl train --resume` would, on one thread."""
-    from cet_rl.sweeps.build import configuration  # takes a second, and what trains takes more
-
     (job,) = jobs
     task_kind, config = configuration(job)
     status: str = task_kind.training().train(config, folder.run_path(job.name), resume=True, quiet=True)
@@ -73,7 +72,6 @@ def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
 
 def batched_config(job: Job) -> VisionConfig:
     """Return a job's configuration; raise ValueError if it cannot be part of a batched model."""
-    from cet_rl.sweeps.build import configuration
     from cet_rl.vision.config import VisionConfig, check_batchable
 
     _, config = configuration(job)

@@ -57,16 +57,8 @@ _FIXED = {
 class SearchFile:
     """Hold what a search's file asks for.
 
-    Attributes:
-        source: the file.
-        fixed: settings of all trials.
-        space: the options that are searched, and how Optuna draws them; a choice that is a list is JSON.
-        seeds: of a trial's runs.
-        metric: of summary.json, that is optimised.
-        curve: column of metrics.csv by which trials are compared on the way.
-        pruner: what stops trials early.
-        sampler: what draws their parameters.
-        trials: how many.
+    `space` has the options that are searched, and how Optuna draws them; a choice that is a list is JSON. Trials
+    are compared by `metric`, a number of summary.json, and on the way by `curve`, a column of metrics.csv.
     """
 
     source: str
@@ -147,14 +139,11 @@ def read_search(source: str) -> SearchFile:
 
 def _extreme_params(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return combinations of extreme values: all of them, or each option's with all others at their first."""
-    ends = [getattr(one, "choices", ()) or (one.low, one.high) for one in space.values()]
-    combinations = list(itertools.islice(itertools.product(*ends), MOST_COMBINATIONS + 1))
-    if len(combinations) > MOST_COMBINATIONS:
-        first = [end[0] for end in ends]
-        combinations = [
-            (*first[:place], value, *first[place + 1 :]) for place, end in enumerate(ends) for value in end
-        ]
-    return [dict(zip(space, values, strict=True)) for values in combinations]
+    ends = {name: getattr(one, "choices", ()) or (one.low, one.high) for name, one in space.items()}
+    if math.prod(map(len, ends.values())) <= MOST_COMBINATIONS:
+        return [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
+    first = {name: end[0] for name, end in ends.items()}
+    return [{**first, name: value} for name, end in ends.items() for value in end]
 
 
 def _space(

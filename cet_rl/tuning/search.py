@@ -53,40 +53,31 @@ class TrialResult:
     reason: str = ""
 
 
+@dataclass(eq=False)
 class TrialRun:
     """Run one trial: a run for each seed, one after the other.
 
-    Args:
-        search: what its file asks for.
-        trial: Optuna's, with its parameters.
-        folder: of its runs.
-        launcher: runs them.
-        lock: held; whoever polls this releases it when the trial ends.
-        resumed: whether an earlier search has begun it; then runs that failed are tried again.
+    Its lock is held; whoever polls this releases it when the trial ends. If an earlier search has begun the trial,
+    runs that failed are tried again.
 
     Raises:
         ValueError: if its parameters cannot be run.
     """
 
-    def __init__(
-        self,
-        search: SearchFile,
-        trial: Trial,
-        folder: SweepFolder,
-        launcher: Launcher,
-        lock: Lock,
-        *,
-        resumed: bool = False,
-    ) -> None:
-        self.search, self.trial, self.lock = search, trial, lock
-        self._folder, self._launcher, self._retry = folder, launcher, resumed
-        self._sweep = search.sweep(trial.params)
+    search: SearchFile
+    trial: Trial
+    folder: SweepFolder
+    launcher: Launcher
+    lock: Lock
+    resumed: bool
+
+    def __post_init__(self) -> None:
+        self._sweep = self.search.sweep(self.trial.params)
         self._curves: list[tuple[FloatArray, FloatArray]] = []  # of the seeds that have ended
-        self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+        self._reported = set(self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values)
         self._worker: Worker | None = None
-        self._looked = 0
         self._pruning = self._stopping = False
-        folder.open_for(self._sweep)
+        self.folder.open_for(self._sweep)
 
     def stop(self) -> None:
         """Have its run save its checkpoint and end; the trial stays open."""
@@ -99,7 +90,7 @@ class TrialRun:
         if self._worker is None:
             if self._stopping:
                 return TrialResult("RUNNING")
-            (self._worker,) = self._launcher.submit(self._folder, [self._name], retry=self._retry)
+            (self._worker,) = self.launcher.submit(self.folder, [self._name], retry=self.resumed)
         status = self._worker.poll()
         if status is None:
             if not self._pruning and not self._stopping and self._compare() and self.trial.should_prune():
@@ -121,11 +112,10 @@ class TrialRun:
         """Return what follows from a run that has finished."""
         compared = self._compare(ended=True)
         self._curves.append(self._curve(self._name))
-        self._looked = 0
         if len(self._curves) < len(self._sweep.jobs):
             return self._pruned() if compared and self.trial.should_prune() else None
         key = self.search.metric.key
-        metrics = [self._folder.summary(job.name).get("metrics") or {} for job in self._sweep.jobs]
+        metrics = [self.folder.summary(job.name).get("metrics") or {} for job in self._sweep.jobs]
         scores = [found[key] for found in metrics if found.get(key) is not None]
         if len(scores) < len(metrics):
             missing = f"{len(metrics) - len(scores)} of {len(metrics)}"
@@ -137,7 +127,7 @@ class TrialRun:
         return TrialResult("PRUNED", reason=f"at {share:.0%}")
 
     def _failed(self, status: int) -> TrialResult:
-        reason = failure_reason(self._folder, self._name, status)
+        reason = failure_reason(self.folder, self._name, status)
         if any(text in reason for text in _DISK_FULL):
             return TrialResult("RUNNING", reason=reason)
         # A search should learn to keep away from where numbers grow beyond bounds.
@@ -147,7 +137,7 @@ class TrialRun:
         """Return steps and values of a run's curve; empty without any."""
         names = (MetricsTable.STEP, self.search.curve.key)
         try:
-            columns = read_columns(self._folder.run_path(name) / "metrics.csv", names.__contains__)
+            columns = read_columns(self.folder.run_path(name) / "metrics.csv", names.__contains__)
             steps, values = (columns[name] for name in names)
         except (OSError, ValueError, KeyError):  # there is none yet
             return np.empty(0), np.empty(0)
@@ -160,13 +150,6 @@ class TrialRun:
         At a point of the k-th seed that is the mean over the first k seeds: other trials have come to it in the
         same way.
         """
-        try:
-            changed = (self._folder.run_path(self._name) / "metrics.csv").stat().st_mtime_ns
-        except OSError:
-            return False
-        if changed == self._looked and not ended:
-            return False
-        self._looked = changed
         steps, values = self._curve(self._name)
         if not len(steps):
             return False
@@ -185,30 +168,22 @@ class TrialRun:
         return new
 
 
+@dataclass(eq=False)
 class Search:
     """Run one go at a search.
 
-    Args:
-        search: what its file asks for.
-        folder: of the search.
-        study: of the folder.
-        launcher: runs the trials; its capacity is how many at a time.
-        trials: how many there are to be in all, including those of earlier goes.
-        quiet: print nothing but errors.
+    The launcher's capacity is how many trials run at a time; `trials` is how many there are to be in all, those of
+    earlier goes included.
     """
 
-    def __init__(
-        self,
-        search: SearchFile,
-        folder: SearchFolder,
-        study: Study,
-        launcher: Launcher,
-        *,
-        trials: int,
-        quiet: bool = False,
-    ) -> None:
-        self.search, self.folder, self.study, self.launcher = search, folder, study, launcher
-        self.trials, self.quiet = trials, quiet
+    search: SearchFile
+    folder: SearchFolder
+    study: Study
+    launcher: Launcher
+    trials: int
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
         self.interruption = Interruption()
         self._running: list[TrialRun] = []
         self._seen: set[int] = set()  # taken up in this go
@@ -297,7 +272,7 @@ class Search:
         try:
             if same is None:
                 folder = SweepFolder(self.folder.trial_path(trial.number))
-                self._running.append(TrialRun(self.search, trial, folder, self.launcher, lock, resumed=resumed))
+                self._running.append(TrialRun(self.search, trial, folder, self.launcher, lock, resumed))
                 if resumed:
                     self._say(f"trial {trial.number} goes on: {describe_params(trial.params)}")
                 return
