@@ -336,5 +336,6 @@ def test_a_terminal_shows_progress_and_time_left_and_one_summary(tmp_path, monke
 
 
 def test_a_job_is_not_shown_as_waiting_while_its_worker_starts(tmp_path, monkeypatch, capsys):
-    launcher = Launcher(1, lambda folder, names: ["sleep", "1.3"])  # it never has the lock
+    command = [sys.executable, "-c", "import time; time.sleep(1.5)"]  # it never has the lock
+    launcher = Launcher(1, lambda folder, names: command)
     assert "1 running; 0% done" in shown_in_terminal(monkeypatch, capsys, fake(0), SweepFolder(tmp_path), launcher)
