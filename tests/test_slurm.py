@@ -94,7 +94,7 @@ def programs(tmp_path, monkeypatch):
 def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path / "sweep")
     options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
-    assert submit_sweep(sweep, folder, options, 2) == 0
+    submit_sweep(sweep, folder, options, 2)
     assert "submitted 3 jobs as SLURM job 7" in capsys.readouterr().err
     script = (programs / "submitted").read_text()
     asked = set(re.findall(r"#SBATCH (.*)", script))
@@ -104,11 +104,11 @@ def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     (programs / "queue").write_text("7_0\n7_2\n6_1\n")
     assert queued_jobs(folder) == {sweep.jobs[0].name: "7_0", sweep.jobs[2].name: "7_2"}
     (programs / "answer").write_text("Submitted batch job 8\n")
-    assert submit_sweep(sweep, folder, options, 2) == 0
+    submit_sweep(sweep, folder, options, 2)
     assert "submitted 1 jobs as SLURM job 8" in capsys.readouterr().err
     (programs / "queue").write_text("7_0\n7_2\n8\n")
     (programs / "submitted").unlink()
-    assert submit_sweep(sweep, folder, options, 2) == 0
+    submit_sweep(sweep, folder, options, 2)
     assert "nothing to submit" in capsys.readouterr().err
     assert not (programs / "submitted").exists()
 

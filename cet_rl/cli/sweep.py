@@ -74,7 +74,8 @@ def run(arguments: Sequence[str]) -> int:
             print(queue)
         return 0
     if slurm:
-        return submit_sweep(sweep, folder, asked, options.workers, retry=options.retry, quiet=options.quiet)
+        submit_sweep(sweep, folder, asked, options.workers, retry=options.retry, quiet=options.quiet)
+        return 0
     check_data(sweep.jobs, folder)
     batch = options.launcher == "batch"
     launcher = batch_launcher(sweep.jobs, options.workers) if batch else Launcher(options.workers)

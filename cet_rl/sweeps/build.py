@@ -79,12 +79,7 @@ def build(file: SweepFile) -> Sweep:
 
 
 def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None) -> list[Job]:
-    """Return a job for each seed of one configuration.
-
-    Args:
-        config: its seed does not matter.
-        seeds: of the jobs.
-        name: of the arm; None for the configuration's label.
+    """Return a job for each seed of one configuration; its arm has a name, or the configuration's label.
 
     Raises:
         ValueError: for an agent, an environment or a device that does not exist here.

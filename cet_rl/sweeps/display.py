@@ -34,14 +34,7 @@ WIDTH = 160
 
 
 class SweepDisplay:
-    """Show how far a sweep has come.
-
-    Args:
-        jobs: of the sweep.
-        folder: of the sweep.
-        workers: at a time.
-        quiet: print nothing but errors.
-    """
+    """Show how far a sweep has come that runs so many jobs at a time; print nothing but errors if quiet."""
 
     def __init__(self, jobs: Sequence[Job], folder: SweepFolder, workers: int, *, quiet: bool) -> None:
         self.jobs, self.folder, self.workers, self.quiet = jobs, folder, workers, quiet

@@ -137,11 +137,7 @@ def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFil
 
 
 def parse_seeds(value: object, where: str) -> tuple[int, ...]:
-    """Return the seeds in "0-4", "0,2,5-7", a number, or a list of numbers.
-
-    Args:
-        value: as given.
-        where: the place it is given, for messages.
+    """Return the seeds in "0-4", "0,2,5-7", a number, or a list of numbers; messages begin with `where`.
 
     Raises:
         ValueError: if it is none of these, or a seed is given twice.

@@ -51,11 +51,7 @@ _LARGE = 1e7
 
 
 class SweepFolder:
-    """Keep the folder of one sweep.
-
-    Args:
-        path: of the folder itself.
-    """
+    """Keep the folder of one sweep."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -160,12 +156,7 @@ class SweepFolder:
             return {}
 
     def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
-        """Return what has become of one job.
-
-        Args:
-            name: of the job.
-            owners: the processes that run jobs, by these jobs' names.
-        """
+        """Return what has become of one job; `owners` are the processes that run jobs, by these jobs' names."""
         summary = self.summary(name)
         status = summary.get("status")
         if status == "finished":
@@ -187,12 +178,7 @@ class SweepFolder:
         return JobState("waiting")
 
     def states(self, jobs: Iterable[Job], known: Mapping[str, JobState] | None = None) -> dict[str, JobState]:
-        """Return what has become of all jobs, by name.
-
-        Args:
-            jobs: of the sweep.
-            known: their earlier states; those that were finished are not looked at again.
-        """
+        """Return what has become of all jobs, by name; those known to have finished are not looked at again."""
         owners = lock_owners(self.locks)
         begun = {*owners, *(path.name for folder in (self.path, self.failures) for path in folder.glob("*"))}
         states = {name: state for name, state in (known or {}).items() if state.state == "finished"}

@@ -34,14 +34,7 @@ GLANCE = 1.0
 def run_sweep(
     sweep: Sweep, folder: SweepFolder, launcher: Launcher, *, retry: bool = False, quiet: bool = False
 ) -> int:
-    """Run all jobs that are not finished yet.
-
-    Args:
-        sweep: to run.
-        folder: of the sweep, which may be there already.
-        launcher: runs the jobs.
-        retry: run those that have failed, too.
-        quiet: print nothing but errors.
+    """Run all jobs that are not finished yet; those that have failed only if told to retry.
 
     Returns:
         The exit status: 0 if all jobs are finished, 1 if some have failed or been stopped, 130 if interrupted.

@@ -53,7 +53,6 @@ _OURS = {
 }
 """Options of sbatch that a sweep sets itself, and what to do instead."""
 
-
 Options = Mapping[str, str | bool]
 """Options of sbatch, with dashes; True for one without a value."""
 
@@ -170,7 +169,7 @@ class SlurmJob:
     def _run_worker(self) -> int:
         folder = SweepFolder(self.folder)
         # A predecessor's node may have died, which shows after a while: --wait.
-        command = [*self.command(folder, [self.name]), "--watch", "--wait", *["--retry"] * self.retry]
+        command = [*self.command(folder, [self.name]), "--wait", *["--retry"] * self.retry]
         # SLURM sends SIGUSR2 to all processes of a job. A worker inherits that it is blocked.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
         try:
@@ -200,7 +199,7 @@ def submit_sweep(
     *,
     retry: bool = False,
     quiet: bool = False,
-) -> int:
+) -> None:
     """Put every job that is neither finished, nor running, nor queued into SLURM's queue, and return.
 
     Args:
@@ -210,9 +209,6 @@ def submit_sweep(
         workers: jobs at a time in an array; None for as many as SLURM can place.
         retry: run those that have failed again.
         quiet: print nothing but errors.
-
-    Returns:
-        The exit status: 0.
 
     Raises:
         ValueError: if the folder is another sweep's, or SLURM refuses the jobs, with its reason.
@@ -239,7 +235,6 @@ def submit_sweep(
         say(f"submitted {len(names)} jobs as SLURM job {number}; --status shows how far they are")
     else:
         say("nothing to submit")
-    return 0
 
 
 def _submit(folder: SweepFolder, jobs: Sequence[SlurmJob], options: Options, workers: int | None) -> str:

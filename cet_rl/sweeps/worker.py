@@ -1,6 +1,6 @@
 """The process that runs jobs of a sweep, and what starts such processes on this machine.
 
-    python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait] [--watch]
+    python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait]
 
 holds its jobs' locks for as long as it lives, goes on from their checkpoints, and writes down why jobs fail.
 
@@ -8,9 +8,9 @@ holds its jobs' locks for as long as it lives, goes on from their checkpoints, a
          processes of one job each would only take turns on it
 --retry  trains jobs that have failed, too
 --wait   waits for another process that runs a job, until it would be found dead
---watch  stops when stdin ends
 
-Its exit status: 0 all jobs have finished, 3 some have failed, 75 another process runs them, 130 interrupted.
+It stops when stdin ends. Its exit status: 0 all jobs have finished, 3 some have failed, 75 another process runs
+them, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -84,17 +84,9 @@ def batched_config(job: Job) -> VisionConfig:
 def work(
     folder: SweepFolder, names: Sequence[str], train: Trainer, *, retry: bool = False, wait: float = 0
 ) -> int:
-    """Train those jobs that are neither finished nor another process's.
+    """Train those jobs that are neither finished nor another process's, and return the exit status.
 
-    Args:
-        folder: of the sweep.
-        names: of the jobs.
-        train: trains them.
-        retry: train jobs that have failed, too.
-        wait: seconds to wait for a job that another process runs.
-
-    Returns:
-        The exit status.
+    Jobs that have failed are trained if told to retry. One that another process runs is waited for, `wait` seconds.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -129,17 +121,11 @@ def work(
 
 
 def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
-    """Run a worker's process; return its exit status.
-
-    Args:
-        arguments: of the command line, see above.
-        train: trains the jobs; None for what the arguments say.
-    """
+    """Run a worker's process by its command line, see above, or with another trainer; return its exit status."""
     folder, *words = arguments
     names = [word for word in words if not word.startswith("--")]
     signal.signal(signal.SIGTERM, _interrupt)  # until the run handles it itself
-    if "--watch" in words:
-        threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    threading.Thread(target=_stop_with_stdin, daemon=True).start()
     wait = LEASE + HEARTBEAT if "--wait" in words else 0.0
     train = train or (train_together if "--batch" in words else train_job)
     try:
@@ -165,13 +151,7 @@ def worker_command(folder: SweepFolder, names: Sequence[str]) -> list[str]:
 
 
 class Worker:
-    """Run a worker on this machine, which stops if this process is killed.
-
-    Args:
-        names: of its jobs.
-        command: of the worker.
-        log: file that its output is appended to.
-    """
+    """Run jobs in a worker on this machine, which stops if this process is killed; its output goes to a log."""
 
     def __init__(self, names: Sequence[str], command: Sequence[str], log: Path) -> None:
         self.names, self._log = names, log
@@ -230,7 +210,7 @@ class Launcher:
     ) -> None:
         check_workers(capacity)
         self.capacity = capacity or processors()
-        self._command, self._options, self._batches = command, [*options, "--watch"], batches or {}
+        self._command, self._options, self._batches = command, options, batches or {}
 
     def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
         """Start workers for jobs, which run also those that have failed if told to retry.
@@ -272,13 +252,7 @@ def processors() -> int:
 
 
 def failure_reason(folder: SweepFolder, name: str, status: int) -> str:
-    """Return why a job has failed; write it down if its worker has not done so.
-
-    Args:
-        folder: of the sweep.
-        name: of the job.
-        status: exit status of its worker.
-    """
+    """Return why a job has failed whose worker ended with `status`; write it down if that has not done so."""
     state = folder.state(name)
     if state.state == "failed":
         return state.error

@@ -45,9 +45,6 @@ class SearchFolder:
     trials.csv      a row for each trial
     best.yaml       the best configuration, for `cet-rl train --config`
     locks/          which process runs which trial
-
-    Args:
-        path: of the folder itself.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -99,12 +96,9 @@ def require_optuna() -> None:
 
 
 def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = None) -> Study:
-    """Return the study of a search, with the trials it has.
+    """Return the study of a search, with the trials it has; the folder is created if need be.
 
-    Args:
-        search: of the study.
-        folder: of the search, which is created if need be.
-        storage: URL of a database, as Optuna takes it; None for a file in the folder.
+    `storage` is the URL of a database, as Optuna takes it; None stands for a file in the folder.
 
     Raises:
         ValueError: if the folder holds something else, a search with other settings, or trials that this storage
