@@ -86,7 +86,7 @@ def work(
 ) -> int:
     """Train those jobs that are neither finished nor another process's, and return the exit status.
 
-    Jobs that have failed are trained if told to retry. One that another process runs is waited for, `wait` seconds.
+    Jobs that have failed are trained if told to retry; one that another process runs is waited for `wait` seconds.
 
     Raises:
         OSError: if the folder cannot be written.
