@@ -358,15 +358,14 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
     add, mimic = Add(), Mimic(0)
     state, rates = add.stream(5, 2).state_dict(), mimic.stream(5, 2).state_dict()
     wrong = [
-        (add, {**state, "batch": 3}, "2 sequences, its state is of 3"),
         (add, {**state, "seed": -1}, "seed must be"),
         (add, {**state, "steps": 0.5}, "steps must be"),
-        (add, {}, "seed, batch, steps, rates, got none"),
-        (add, {"seed": 5}, "seed, batch, steps, rates, got seed"),
+        (add, {}, "seed, steps, rates, got none"),
+        (add, {"seed": 5}, "seed, steps, rates, got seed"),
         (add, rates, "rates, a tensor of shape"),
         (mimic, state, "rates, a tensor of shape"),
         (mimic, Mimic(0, units=4).stream(5, 2).state_dict(), "rates, a tensor of shape"),
-        (mimic, {**rates, "batch": 3}, "2 sequences, its state is of 3"),
+        (mimic, mimic.stream(5, 3).state_dict(), "rates, a tensor of shape"),
     ]
     for task, bad, complaint in wrong:
         stream, untouched = task.stream(6, 2), task.stream(6, 2)

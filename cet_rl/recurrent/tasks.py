@@ -33,14 +33,75 @@ MAX_LAG = 1000
 Array = NDArray[np.float64]
 
 
-class Stream(ABC):
-    """Inputs and labels of B sequences side by side, without end.
+class SequenceTask(ABC):
+    """Define what a recurrent network is to learn from streams of inputs and labels, driven by fair bits.
 
-    What comes out does not depend on how it is cut: `take(5)` and `take(7)` give what `take(12)` gives, bit for
-    bit.
+    A task that is driven by something else overrides `stream`.
+
+    Attributes:
+        inputs: n_in.
+        outputs: n_out.
+        output: what the network's `RNNCell.output` is to be.
+        alpha: α of the network; a symbol is held 1/α steps.
+        width: bits of a symbol.
+        memory: symbols before the present one that labels depend on, but for what `units` hold of them.
+        units: units of the task's own network.
     """
 
+    inputs: int
+    outputs: int
+    output: Output
+    alpha: float
+    width: int = 1
+    memory: int = 0
+    units: int = 0
+
+    @property
     @abstractmethod
+    def baselines(self) -> Mapping[str, float]:
+        """Return the least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
+
+    @abstractmethod
+    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+        """Return inputs and labels of steps.
+
+        Args:
+            bits: symbols, those that are remembered first, shape (S, B, width).
+            index: which of the symbols, without those remembered, each step has.
+            rates: of the task's own network, shape (B, units).
+
+        Returns:
+            Inputs of shape (T, B, n_in), labels of shape (T, B, n_out), and the rates after them.
+        """
+
+    def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
+        """Return a new stream. Its sequences are independent of each other, and of those of other seeds.
+
+        Args:
+            seed: of the symbols; 0 or more.
+            batch: B.
+            dtype: of inputs and labels, which are drawn and computed alike for all.
+
+        Raises:
+            ValueError: for a seed or batch that is no such number, or a type that is not of real numbers.
+        """
+        return Stream(self, seed, batch, dtype)
+
+
+class Stream:
+    """Draw inputs and labels of B sequences side by side, without end; see `SequenceTask.stream`.
+
+    Bits are a function of the seed and their place alone (Philox). What comes out does not depend on how it is
+    cut: `take(5)` and `take(7)` give what `take(12)` gives, bit for bit.
+    """
+
+    def __init__(self, task: SequenceTask, seed: int, batch: int, dtype: torch.dtype) -> None:
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be one of real numbers, such as torch.float32, got {dtype}")
+        self._seed, self._batch = _whole("seed", seed), _whole("batch", batch, least=1)
+        self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
+        self._steps, self._rates = 0, np.zeros((self._batch, task.units))
+
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
         """Return the next T steps.
 
@@ -53,50 +114,42 @@ class Stream(ABC):
         Raises:
             ValueError: unless T is a whole number, 1 or more.
         """
+        symbols = (self._steps + np.arange(_whole("steps", steps, least=1))) // self._hold
+        first, last = int(symbols[0]), int(symbols[-1]) + 1
+        bits = self._bits(first - self._task.memory, last).astype(np.float64)
+        x, y, self._rates = self._task.respond(bits, symbols - first, self._rates)
+        self._steps += steps
+        return torch.from_numpy(x).to(self._dtype), torch.from_numpy(y).to(self._dtype)
 
-    @abstractmethod
+    def _bits(self, first: int, last: int) -> NDArray[np.uint8]:
+        """Return the symbols of some range, from -`MAX_LAG` on: shape (last - first, B, width)."""
+        count = self._batch * self._task.width
+        blocks = -(-count // 256)  # what Philox makes of one value of its counter
+        key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64)
+        random = np.random.Philox(key=key, counter=(first + MAX_LAG) * blocks)
+        words = random.random_raw((last - first) * blocks * 4).astype("<u8", copy=False)
+        rows = words.view(np.uint8).reshape(last - first, -1)
+        return np.unpackbits(rows, axis=1, count=count).reshape(last - first, self._batch, -1)
+
     def state_dict(self) -> dict[str, Any]:
         """Return where it stands: tensors and plain numbers."""
+        return {"seed": self._seed, "steps": self._steps, "rates": torch.from_numpy(self._rates.copy())}
 
-    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from where another stream of the same task stood, bit for bit, with that one's seed.
 
         Raises:
             ValueError: if it is no such state, or one of another number of sequences.
         """
-
-
-class SequenceTask(ABC):
-    """Define what a recurrent network is to learn from streams of inputs and labels.
-
-    Attributes:
-        inputs: n_in.
-        outputs: n_out.
-        output: what the network's `RNNCell.output` is to be.
-    """
-
-    inputs: int
-    outputs: int
-    output: Output
-
-    @property
-    @abstractmethod
-    def baselines(self) -> Mapping[str, float]:
-        """Return the least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
-
-    @abstractmethod
-    def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
-        """Return a new stream. Its sequences are independent of each other, and of those of other seeds.
-
-        Args:
-            seed: of the symbols; 0 or more.
-            batch: B.
-            dtype: of inputs and labels, which are drawn alike for all.
-
-        Raises:
-            ValueError: for a seed or batch that is no such number, or a type that is not of real numbers.
-        """
+        if set(state) != set(self.state_dict()):
+            raise ValueError(
+                f"the state of this stream holds {', '.join(self.state_dict())}, got {', '.join(state) or 'none'}"
+            )
+        rates, shape = state["rates"], self._rates.shape
+        if not isinstance(rates, Tensor) or rates.shape != shape:
+            raise ValueError(f"the state of this stream holds rates, a tensor of shape {shape}")
+        self._seed, self._steps = _whole("seed", state["seed"]), _whole("steps", state["steps"])
+        self._rates = rates.to("cpu", torch.float64, copy=True).numpy()
 
 
 def symbol_steps(alpha: float) -> int:
@@ -140,10 +193,6 @@ class Add(SequenceTask):
     inputs: ClassVar[int] = 2  # type: ignore[misc]
     outputs: ClassVar[int] = 2  # type: ignore[misc]
     output: ClassVar[Output] = "softmax"  # type: ignore[misc]
-    width: ClassVar[int] = 1
-    """Bits of a symbol."""
-    units: ClassVar[int] = 0
-    """Units of a network that the labels come from: there is none."""
 
     def __post_init__(self) -> None:
         try:
@@ -153,6 +202,7 @@ class Add(SequenceTask):
         if max(first, second) > MAX_LAG:
             raise ValueError(f"lags must be at most {MAX_LAG} symbols, got {self.lags!r}")
         object.__setattr__(self, "lags", (first, second))  # a list from YAML would not hash
+        object.__setattr__(self, "memory", max(first, second))
         symbol_steps(self.alpha)
 
     @cached_property
@@ -172,30 +222,12 @@ class Add(SequenceTask):
             alike[tuple(seen)].append(float(label))
         return fmean(_entropy(fmean(labels)) for labels in alike.values())
 
-    @property
-    def memory(self) -> int:
-        """Symbols before the present one that labels depend on."""
-        return max(self.lags)
-
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
-        """Return inputs and labels of steps.
-
-        Args:
-            bits: symbols, those that are remembered included, shape (S, B, width).
-            index: which of the symbols each step has, without those remembered.
-            rates: of the task's own network, shape (B, units).
-
-        Returns:
-            Inputs, labels, and the rates after them.
-        """
+        """See `SequenceTask.respond`."""
         now, early, late = (bits[self.memory - lag : len(bits) - lag] for lag in (0, *self.lags))
         label = add_label(early, late)
         x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
         return x, y, rates
-
-    def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
-        """See `SequenceTask.stream`."""
-        return _SymbolStream(self, seed, batch, dtype)
 
 
 @dataclass(frozen=True)
@@ -221,13 +253,12 @@ class Mimic(SequenceTask):
     outputs: int = 32
 
     output: ClassVar[Output] = "linear"  # type: ignore[misc]
-    memory: ClassVar[int] = 0
-    """Symbols before the present one that labels depend on, but for what the network's rates hold of them."""
 
     def __post_init__(self) -> None:
         _whole("seed", self.seed)
         for name in ("inputs", "units", "outputs"):
             _whole(name, getattr(self, name), least=1)
+        object.__setattr__(self, "width", self.inputs)
         symbol_steps(self.alpha)
 
     @property
@@ -256,11 +287,6 @@ class Mimic(SequenceTask):
             total, squares = total + label.mean((0, 1)), squares + label.square().mean((0, 1))
         return {"mean label": 0.5 * float((squares / 200 - (total / 200) ** 2).mean())}
 
-    @property
-    def width(self) -> int:
-        """Bits of a symbol."""
-        return self.inputs
-
     @cached_property
     def _parts(self) -> tuple[Array, Array, Array]:
         weight, weight_out = (each.numpy() for each in self.weights)
@@ -269,7 +295,7 @@ class Mimic(SequenceTask):
         return recurrent, entering, reading
 
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
-        """Return inputs and labels of steps, see `Add.respond`."""
+        """See `SequenceTask.respond`."""
         # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
         # (what `@` does with three axes), because a product of another size may be rounded in another way.
         recurrent, entering, reading = self._parts
@@ -284,10 +310,6 @@ class Mimic(SequenceTask):
             now += rates
             rates = now
         return bits[index], path @ reading + bias_out, rates.copy()
-
-    def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
-        """See `SequenceTask.stream`. Labels are computed in float64 whatever the type."""
-        return _SymbolStream(self, seed, batch, dtype)
 
 
 def add_label(early: Array, late: Array) -> Array:
@@ -310,55 +332,6 @@ def build_task(name: str, settings: Any) -> SequenceTask:
         raise unknown("task", name, TASKS)
     task: SequenceTask = TASKS[name].build(settings)
     return task
-
-
-class _SymbolStream(Stream):
-    """Draw fair bits, each a function of the seed and its place alone (Philox), and what follows from them."""
-
-    def __init__(self, task: Add | Mimic, seed: int, batch: int, dtype: torch.dtype) -> None:
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be one of real numbers, such as torch.float32, got {dtype}")
-        self._seed, self._batch = _whole("seed", seed), _whole("batch", batch, least=1)
-        self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
-        self._steps, self._rates = 0, np.zeros((self._batch, task.units))
-
-    def take(self, steps: int) -> tuple[Tensor, Tensor]:
-        """See `Stream.take`."""
-        symbols = (self._steps + np.arange(_whole("steps", steps, least=1))) // self._hold
-        first, last = int(symbols[0]), int(symbols[-1]) + 1
-        bits = self._bits(first - self._task.memory, last).astype(np.float64)
-        x, y, self._rates = self._task.respond(bits, symbols - first, self._rates)
-        self._steps += steps
-        return torch.from_numpy(x).to(self._dtype), torch.from_numpy(y).to(self._dtype)
-
-    def _bits(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Return the symbols of some range, from -`MAX_LAG` on: shape (last - first, B, width)."""
-        count = self._batch * self._task.width
-        blocks = -(-count // 256)  # what Philox makes of one value of its counter
-        key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64)
-        random = np.random.Philox(key=key, counter=(first + MAX_LAG) * blocks)
-        words = random.random_raw((last - first) * blocks * 4).astype("<u8", copy=False)
-        rows = words.view(np.uint8).reshape(last - first, -1)
-        return np.unpackbits(rows, axis=1, count=count).reshape(last - first, self._batch, -1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Stream.state_dict`."""
-        rates = torch.from_numpy(self._rates.copy())
-        return {"seed": self._seed, "batch": self._batch, "steps": self._steps, "rates": rates}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Stream.load_state_dict`."""
-        if set(state) != set(self.state_dict()):
-            raise ValueError(
-                f"the state of this stream holds {', '.join(self.state_dict())}, got {', '.join(state) or 'none'}"
-            )
-        if state["batch"] != self._batch:
-            raise ValueError(f"this stream has {self._batch} sequences, its state is of {state['batch']}")
-        rates, shape = state["rates"], self._rates.shape
-        if not isinstance(rates, Tensor) or rates.shape != shape:
-            raise ValueError(f"the state of this stream holds rates, a tensor of shape {shape}")
-        self._seed, self._steps = _whole("seed", state["seed"]), _whole("steps", state["steps"])
-        self._rates = rates.to("cpu", torch.float64, copy=True).numpy()
 
 
 def _whole(name: str, value: Any, *, least: int = 0) -> int:

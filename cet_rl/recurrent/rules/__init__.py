@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +31,23 @@ class RuleEntry:
 
     def options(self) -> dict[str, type]:
         """Return what its constructor takes beside the cell, with types: whole numbers or numbers."""
-        return {p.name: _type_of(p) for p in _parameters(self.kind)}
+        whole = {
+            p.name: type(p.default) is int and "float" not in str(p.annotation) for p in _parameters(self.kind)
+        }
+        return {name: int if is_whole else float for name, is_whole in whole.items()}
+
+    def check_options(self, names: Iterable[str]) -> None:
+        """Raise ValueError for a name that is none of its options."""
+        known = self.options()
+        for name in names:
+            if name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"rule {self.kind.name} has no option {name!r}; {has}")
 
 
 def _parameters(kind: type[Rule]) -> list[inspect.Parameter]:
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
-def _type_of(parameter: inspect.Parameter) -> type:
-    whole = type(parameter.default) is int and "float" not in str(parameter.annotation)
-    return int if whole else float
 
 
 RULES: dict[str, RuleEntry] = {}
@@ -144,21 +150,20 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
         ValueError: for an option that the rule does not have, one given twice, or a value that is no number.
     """
     entry = find_rule(name)
-    known = entry.options()
     found: dict[str, float] = {}
     for word in words:
         option, sign, text = word.partition("=")
         if not sign:
             raise ValueError(f"--rule-options takes name=value, got {word!r}")
-        if option not in known:
-            raise ValueError(f"rule {name} has no option {option!r}; {_has(entry)}")
+        entry.check_options([option])
         if option in found:
             raise ValueError(f"--rule-options gives {option} twice")
+        kind = entry.options()[option]
         try:
-            found[option] = known[option](text)
+            found[option] = kind(text)
         except ValueError:
-            kind = "a whole number" if known[option] is int else "a number"
-            raise ValueError(f"option {option} of rule {name} must be {kind}, got {text!r}") from None
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"option {option} of rule {name} must be {wanted}, got {text!r}") from None
     return found
 
 
@@ -173,14 +178,6 @@ def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = N
     Raises:
         ValueError: for an unknown rule, or an option that cannot be.
     """
-    entry, given = find_rule(name), dict(options or {})
-    for option in given:
-        if option not in entry.options():
-            raise ValueError(f"rule {name} has no option {option!r}; {_has(entry)}")
-    arguments: dict[str, Any] = given
-    return entry.kind(cell, **arguments)
-
-
-def _has(entry: RuleEntry) -> str:
-    known = entry.options()
-    return f"it has {', '.join(known)}" if known else "it has none"
+    entry, given = find_rule(name), dict[str, Any](options or {})
+    entry.check_options(given)
+    return entry.kind(cell, **given)

@@ -9,6 +9,7 @@ way" (2019), Table 1 and Appendix A, with its typographical errors corrected (do
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cet_rl.recurrent.cell import RNNCell
+from cet_rl.traces.base import check_whole
 
 State = dict[str, Tensor]
 """Tensors that a rule remembers, by name. Axes of sequences come first, except in `Rule.shared` tensors."""
@@ -87,6 +89,21 @@ class Rule(ABC):
 
     def __init__(self, cell: RNNCell) -> None:
         self.cell = cell
+
+    def number(self, name: str, value: float, *, positive: bool = False) -> float:
+        """Return an option; raise ValueError unless it is finite and positive, or zero where that is allowed."""
+        if not math.isfinite(value) or value < 0 or (positive and value == 0):
+            raise ValueError(
+                f"{name} of {self.name} must be {'' if positive else 'zero or '}positive, got {value:g}"
+            )
+        return value
+
+    def count(self, name: str, value: int) -> int:
+        """Return an option; raise ValueError unless it is a whole number from one on."""
+        check_whole(value, f"{name} of {self.name}")
+        if value < 1:
+            raise ValueError(f"{name} of {self.name} must be at least 1, got {value}")
+        return value
 
     @property
     def first_gradient(self) -> int:

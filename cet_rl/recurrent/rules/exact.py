@@ -7,13 +7,10 @@ from torch import Tensor
 
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, immediate
-from cet_rl.traces.base import check_whole
 
 
 class RTRL(Rule):
     """Real-time recurrent learning (Williams, Zipser 1989): every unit's sensitivity to every weight.
-
-    M_kij ← Σ_l J_kl M_lij + δ_ki e_ij;  G_ij = Σ_k c̄_k M_kij.
 
     M is kept with k in its last axis, (B, n, m, n), where the product with W_rec is one large matrix product.
     """
@@ -49,10 +46,7 @@ class _Unrolled(Rule):
 
     def __init__(self, cell: RNNCell, window: int = 20) -> None:
         super().__init__(cell)
-        check_whole(window, f"window of {self.name}")
-        if window < 1:
-            raise ValueError(f"window of {self.name} must be at least 1, got {window}")
-        self.window = window
+        self.window = self.count("window", window)
 
     @property
     def first_gradient(self) -> int:

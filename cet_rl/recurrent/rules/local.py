@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -27,10 +25,7 @@ class FixedW(Rule):
 
 
 class RFLO(SeparableRule):
-    """Random feedback local online learning (Murray 2019): the Jacobian's leak is all that is kept of it.
-
-    B ← (1 - α) B + e;  G_ij = c̄_i B_ij.
-    """
+    """Random feedback local online learning (Murray 2019): the Jacobian's leak is all that is kept of it."""
 
     name = "rflo"
     declared_cost = DeclaredCost("nm", "nm")
@@ -78,13 +73,8 @@ class KeRNL(SeparableRule):
 
     def __init__(self, cell: RNNCell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
         super().__init__(cell)
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"rate of kernl must be zero or positive, got {rate:g}")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma of kernl must be positive, got {sigma:g}")
-        if not (math.isfinite(timescale) and timescale >= 0):
-            raise ValueError(f"timescale of kernl must be zero or positive, got {timescale:g}")
-        self.rate, self.sigma, self.timescale = rate, sigma, timescale
+        self.rate, self.timescale = self.number("rate", rate), self.number("timescale", timescale)
+        self.sigma = self.number("sigma", sigma, positive=True)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start at A = I, every α_i at its start, r̃ = r_0, all else 0."""

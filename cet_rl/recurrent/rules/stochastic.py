@@ -7,8 +7,6 @@ are of each sequence. `start` is the standard deviation of the factors before th
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,9 +27,7 @@ class _Stochastic(Rule):
 
     def __init__(self, cell: RNNCell, start: float = 1.0) -> None:
         super().__init__(cell)
-        if not (math.isfinite(start) and start >= 0):
-            raise ValueError(f"start of {self.name} must be zero or positive, got {start:g}")
-        self.start = start
+        self.start = self.number("start", start)
 
     def _factors(
         self, like: Tensor, generator: torch.Generator | None, a: tuple[int, ...], b: tuple[int, ...]
@@ -51,10 +47,7 @@ class _Stochastic(Rule):
 
 
 class UORO(_Stochastic):
-    """Unbiased online recurrent optimisation (Tallec, Ollivier 2017): M_kij ≈ A_k B_ij.
-
-    A ← ρ0 J A + ρ1 ν;  B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1;  G = (c̄ · A) B.
-    """
+    """Unbiased online recurrent optimisation (Tallec, Ollivier 2017): M_kij ≈ A_k B_ij."""
 
     name = "uoro"
     declared_cost = DeclaredCost("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
@@ -78,8 +71,6 @@ class UORO(_Stochastic):
 
 class KFRTRL(_Stochastic):
     """Kronecker-factored RTRL (Mujika, Meier, Steger 2018): M_kij ≈ A_j B_ki.
-
-    A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j;  B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1;  G_ij = (c̄ B)_i A_j.
 
     B is kept with k in its last axis.
     """
@@ -112,8 +103,6 @@ class KFRTRL(_Stochastic):
 
 class RKF(_Stochastic):
     """Reverse KF-RTRL (Marschall, Cho, Savin 2019): M_kij ≈ A_i B_kj.
-
-    A_i ← ρ0 A_i + ρ1 ν_i;  B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1;  G_ij = A_i (c̄ B)_j.
 
     B is kept with k in its last axis.
     """

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules.base import DeclaredCost, SeparableRule, State, StepInputs, immediate
-from cet_rl.traces.base import check_whole
 
 
 class DNI(SeparableRule):
@@ -37,12 +36,7 @@ class DNI(SeparableRule):
 
     def __init__(self, cell: RNNCell, rate: float = 1e-2, renewal: int = 5) -> None:
         super().__init__(cell)
-        if not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"rate of {self.name} must be zero or positive, got {rate:g}")
-        check_whole(renewal, f"renewal of {self.name}")
-        if renewal < 1:
-            raise ValueError(f"renewal of {self.name} must be at least 1, got {renewal}")
-        self.rate, self.renewal = rate, renewal
+        self.rate, self.renewal = self.number("rate", rate), self.count("renewal", renewal)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start at a random A, a copy of it, r̃ = [r_0; 0; 1] and no credit."""
@@ -107,9 +101,7 @@ class DNIb(DNI):
         self, cell: RNNCell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
     ) -> None:
         super().__init__(cell, rate, renewal)
-        self.jacobian_rate = rate if jacobian_rate is None else jacobian_rate
-        if not (math.isfinite(self.jacobian_rate) and self.jacobian_rate >= 0):
-            raise ValueError(f"jacobian_rate of dni-b must be zero or positive, got {self.jacobian_rate:g}")
+        self.jacobian_rate = self.number("jacobian_rate", rate if jacobian_rate is None else jacobian_rate)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start as DNI does, with 𝒥 = W_rec."""
