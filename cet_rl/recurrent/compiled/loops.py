@@ -21,21 +21,24 @@ from cet_rl.recurrent.compiled.network import (
     advance,
     balance,
     blend,
+    copy,
     finish_step,
     forward,
+    gather,
     jacobian,
     length,
     loop,
     part,
     recall,
     receive,
+    scale,
     tanh,
 )
 
 State = tuple[Array, ...]
 Trace = Bridge | None
 
-NETWORK_DIGEST = "ef3dc84d6735adc5"
+NETWORK_DIGEST = "f0af71ed4e9bbbfd"
 """First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
 
 
@@ -47,17 +50,13 @@ def fixed_w(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, 
         finish_step(net, output, clock, t)
 
 
-# --- traces at synapses ----------------------------------------------------------------------------------------
-
-
 @part
 def add_traced(net: Network, bridge: Trace, B: Array, kept: Array, signal: Array, t: int) -> None:
     """Update B_ij ← κ_i B_ij + e_ij and add G_ij = s_i B_ij, or through a trace; `signal` is overwritten."""
     inputs, slope, gradient = net.inputs, net.slope, net.pending
     if bridge is None:
+        scale(signal, net.share)
         for b in range(B.shape[0]):
-            for i in range(B.shape[2]):
-                signal[b, i] *= net.share
             for j in range(B.shape[1]):
                 x = inputs[b, j]
                 for i in range(B.shape[2]):
@@ -92,8 +91,8 @@ def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
     """Run KeRNL: perturb a copy, learn A and the time scales, filter e; G_ij = (c̄ A)_i B_ij."""
     A, timescale, B, perturbed, omega, gamma = state
     rate, sigma = own
-    inputs, slope, share = net.inputs, net.slope, net.share
-    entering, flank, kept = np.empty_like(inputs), np.empty_like(slope), np.empty_like(timescale)
+    slope, share = net.slope, net.share
+    entering, flank, kept = np.empty_like(net.inputs), np.empty_like(slope), np.empty_like(timescale)
     missed, faster, signal = np.empty_like(slope), np.empty_like(slope), np.empty_like(slope)
     one, zero = net.weight.dtype.type(1), net.weight.dtype.type(0)
     batch, n = slope.shape
@@ -104,11 +103,7 @@ def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
             kept[i] = one - timescale[i]
             if kept[i] < zero:
                 kept[i] = zero
-        for b in range(batch):
-            for i in range(n):
-                entering[b, i] = perturbed[b, i]
-            for j in range(n, inputs.shape[1]):
-                entering[b, j] = inputs[b, j]
+        gather(entering, perturbed, data.x[t])
         advance(net.weight, entering, perturbed, flank, net.alpha, net.is_tanh)
         for b in range(batch):
             for i in range(n):
@@ -127,16 +122,11 @@ def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
             timescale[i] -= rate * (share * total)
             if timescale[i] < zero:
                 timescale[i] = zero
-        for b in range(batch):
-            for i in range(n):
-                missed[b, i] *= -rate * share
+        scale(missed, -rate * share)
         add_outer(missed, omega, A)
         np.dot(net.credit, A, signal)
         add_traced(net, hidden, B, kept, signal, t)
         finish_step(net, output, clock, t)
-
-
-# --- the true gradient -----------------------------------------------------------------------------------------
 
 
 @loop
@@ -158,8 +148,7 @@ def rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
                 np.dot(product, net.credit[b], column)
                 for i in range(n):
                     net.pending[j, i] += net.share * column[i]
-                    for k in range(n):
-                        influence[i, k] = product[i, k]
+                copy(product, influence)
         finish_step(net, output, clock, t)
 
 
@@ -169,12 +158,9 @@ def remember(net: Network, state: State, t: int) -> tuple[int, int]:
     inputs, slope, credit = state
     window = len(slope)
     place = t % window
-    for b in range(slope.shape[1]):
-        for i in range(slope.shape[2]):
-            slope[place, b, i] = net.slope[b, i]
-            credit[place, b, i] = net.credit[b, i]
-        for j in range(inputs.shape[2]):
-            inputs[place, b, j] = net.inputs[b, j]
+    copy(net.inputs, inputs[place])
+    copy(net.slope, slope[place])
+    copy(net.credit, credit[place])
     return window, place
 
 
@@ -188,9 +174,7 @@ def bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         forward(net, data, t)
         window, place = remember(net, state, t)
         if (clock + t + 1) % window == 0:
-            for b in range(batch):
-                for i in range(n):
-                    arriving[b, i] = credit[place, b, i]
+            copy(credit[place], arriving)
             for back in range(window):
                 at, before = (place - back) % window, (place - back - 1) % window
                 for b in range(batch):
@@ -201,9 +185,7 @@ def bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
                     for b in range(batch):
                         for i in range(n):
                             arriving[b, i] = credit[before, b, i] + net.leak * arriving[b, i] + product[b, i]
-                for b in range(batch):
-                    for i in range(n):
-                        signal[b, i] *= net.share
+                scale(signal, net.share)
                 add_outer(inputs[at], signal, net.pending)
             for ring in state:
                 flat = ring.reshape(ring.size)
@@ -221,9 +203,7 @@ def future_bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: i
     for t in range(len(data.x)):
         forward(net, data, t)
         window, place = remember(net, state, t)
-        for b in range(batch):
-            for i in range(n):
-                arriving[b, i] = credit[place, b, i]
+        copy(credit[place], arriving)
         for back in range(window - 1):
             at, before = (place - back) % window, (place - back - 1) % window
             for b in range(batch):
@@ -240,9 +220,6 @@ def future_bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: i
                 signal[b, i] = net.share * credit[oldest, b, i] * slope[oldest, b, i]
         add_outer(inputs[oldest], signal, net.pending)
         finish_step(net, output, clock, t)
-
-
-# --- random products -------------------------------------------------------------------------------------------
 
 
 @loop
@@ -298,8 +275,7 @@ def kf_rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, 
                     B[b, i, k] = first / kept * product[i, k]
                 B[b, i, i] += second / taken * slope[b, i]
             np.dot(B[b], net.credit[b], signal[b])
-            for i in range(n):
-                signal[b, i] *= net.share
+        scale(signal, net.share)
         add_outer(A, signal, net.pending)
         finish_step(net, output, clock, t)
 
@@ -336,19 +312,10 @@ def r_kf(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         finish_step(net, output, clock, t)
 
 
-# --- guessed credit --------------------------------------------------------------------------------------------
-
-
 @part
 def guess(net: Network, label: Array, A_copy: Array, known: Array, guessed: Array) -> None:
     """Write r̃ = [r; y*; 1] and A⁻ r̃."""
-    n, outputs = net.rates.shape[1], label.shape[1]
-    for b in range(net.rates.shape[0]):
-        for i in range(n):
-            known[b, i] = net.rates[b, i]
-        for k in range(outputs):
-            known[b, n + k] = label[b, k]
-        known[b, n + outputs] = 1
+    gather(known, net.rates, label)
     np.dot(known, A_copy, guessed)
 
 
@@ -363,16 +330,12 @@ def learn_guess(
     for b in range(signal.shape[0]):
         for i in range(signal.shape[1]):
             signal[b, i] = rate * net.share * (target[b, i] + credit_before[b, i] - signal[b, i])
-            credit_before[b, i] = net.credit[b, i]
+    copy(net.credit, credit_before)
     add_outer(before, signal, A)
     np.dot(known, A, signal)
-    for b in range(known.shape[0]):
-        for j in range(known.shape[1]):
-            before[b, j] = known[b, j]
+    copy(known, before)
     if (step + 1) % renewal == 0:
-        for j in range(A.shape[0]):
-            for i in range(A.shape[1]):
-                A_copy[j, i] = A[j, i]
+        copy(A, A_copy)
 
 
 @part
@@ -424,9 +387,7 @@ def dni_b(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
     for t in range(len(data.x)):
         forward(net, data, t)
         guess(net, data.label[t], state[1], known, guessed)
-        for b in range(batch):
-            for i in range(n):
-                before[b, i] = net.inputs[b, i]
+        copy(net.inputs, before)  # its first n columns
         np.dot(before, J.T, signal)
         for b in range(batch):
             for i in range(n):

@@ -30,17 +30,11 @@ OPTIONS: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 
+inner: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, **OPTIONS)
+"""Compile a function into the loops that call it."""
 
-def inner(function: Function) -> Function:
-    """Compile a function into the loops that call it."""
-    compiled: Function = _njit(no_cpython_wrapper=True, **OPTIONS)(function)
-    return compiled
-
-
-def part(function: Function) -> Function:
-    """Inline a part of a loop before it is compiled: calls would count references to all arrays of a tuple."""
-    inlined: Function = _njit(no_cpython_wrapper=True, inline="always", **OPTIONS)(function)
-    return inlined
+part: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, inline="always", **OPTIONS)
+"""Inline a part of a loop before it is compiled: calls would count references to all arrays of a tuple."""
 
 
 def loop(function: Function) -> Function:
@@ -53,77 +47,42 @@ def loop(function: Function) -> Function:
 
 
 class Network(NamedTuple):
-    """Hold the arrays and constants of a network that learns; rows of (B, …) are sequences.
+    """Hold the arrays and constants of a network that learns; rows of (B, …) are sequences."""
 
-    Attributes:
-        weight: W, shape (m, n).
-        weight_out: W_out, shape (n_out, n + 1).
-        feedback: what sends the error back in its first n columns, shape (n_out, ≥ n).
-        pending: gradient of W since the last update, shape (m, n).
-        pending_out: that of W_out.
-        inputs: r̂ = [r; x; 1], shape (B, m).
-        extended: [r; 1], shape (B, n + 1).
-        rates: r, shape (B, n).
-        slope: D, shape (B, n).
-        readout: z, shape (B, n_out).
-        error: ŷ - y*, shape (B, n_out).
-        credit: c̄, shape (B, n).
-        scaled: scratch, shape (B, n_out).
-        share: 1/B.
-        alpha: α.
-        leak: 1 - α.
-        lr: learning rate.
-        is_tanh: whether φ is tanh, or else the identity.
-        is_softmax: whether the output is a softmax, or else linear.
-        update_every: steps between updates.
-    """
-
-    weight: Array
-    weight_out: Array
-    feedback: Array
-    pending: Array
-    pending_out: Array
-    inputs: Array
-    extended: Array
-    rates: Array
-    slope: Array
-    readout: Array
-    error: Array
-    credit: Array
-    scaled: Array
-    share: Any
-    alpha: Any
-    leak: Any
-    lr: Any
-    is_tanh: bool
-    is_softmax: bool
-    update_every: int
+    weight: Array  # W, shape (m, n)
+    weight_out: Array  # W_out, shape (n_out, n + 1)
+    feedback: Array  # sends the error back in its first n columns, shape (n_out, ≥ n)
+    pending: Array  # gradient of W since the last update, shape (m, n)
+    pending_out: Array  # that of W_out
+    rates: Array  # r, shape (B, n)
+    inputs: Array  # r̂ = [r; x; 1], shape (B, m)
+    extended: Array  # [r; 1], shape (B, n + 1)
+    slope: Array  # D, shape (B, n)
+    readout: Array  # z, shape (B, n_out)
+    error: Array  # ŷ - y*, shape (B, n_out)
+    credit: Array  # c̄, shape (B, n)
+    scaled: Array  # scratch, shape (B, n_out)
+    share: Any  # 1/B
+    alpha: Any  # α
+    leak: Any  # 1 - α
+    lr: Any  # learning rate
+    is_tanh: bool  # φ is tanh, or else the identity
+    is_softmax: bool  # the output is a softmax, or else linear
+    update_every: int  # steps between updates
 
 
 class Bridge(NamedTuple):
-    """Hold a trace and the signals on their way, for w synapses a sequence (`cet_rl.recurrent.delayed`).
+    """Hold a trace and the signals on their way, for w synapses a sequence (`cet_rl.recurrent.delayed`)."""
 
-    Attributes:
-        trace: its K states, or as a ring the K past eligibilities of a delay line, shape (B, K, …), w in all.
-        signals: ring of the last D signals, shape (D, B, width).
-        M: transition of the states, shape (K, K); empty for a delay line.
-        gains: K and C of the states, shape (2, K), or the taps of a delay line, shape (1, taps).
-        lags: of the taps.
-        product: scratch for M S, shape (K, w).
-        recalled: what the trace gives back, shape (w,).
-        arrived: signals of D steps ago, times 1/B, shape (B, width).
-        eligibility: scratch, shape (m, n).
-    """
-
-    trace: Array
-    signals: Array
-    M: Array
-    gains: Array
-    lags: Array
-    product: Array
-    recalled: Array
-    arrived: Array
-    eligibility: Array
+    trace: Array  # its K states, or as a ring the K past eligibilities of a delay line, shape (B, K, …), w in all
+    signals: Array  # ring of the last D signals, shape (D, B, width)
+    M: Array  # transition of the states, shape (K, K); empty for a delay line
+    gains: Array  # K and C of the states, shape (2, K), or the taps of a delay line, shape (1, taps)
+    lags: Array  # of the taps
+    product: Array  # scratch for M S, shape (K, w)
+    recalled: Array  # what the trace gives back, shape (w,)
+    arrived: Array  # signals of D steps ago, times 1/B, shape (B, width)
+    eligibility: Array  # scratch, shape (m, n)
 
 
 class Data(NamedTuple):
@@ -133,9 +92,6 @@ class Data(NamedTuple):
     label: Array
     noise: Array
     losses: Array
-
-
-# --- the network -----------------------------------------------------------------------------------------------
 
 
 @part
@@ -156,6 +112,22 @@ def forward(net: Network, data: Data, t: int) -> None:
             missed = net.error[b, k]
             for i in range(net.credit.shape[1]):
                 net.credit[b, i] += missed * net.feedback[k, i]
+
+
+@inner
+def copy(source: Array, target: Array) -> None:
+    """Write a matrix over another."""
+    for row in range(target.shape[0]):
+        for i in range(target.shape[1]):
+            target[row, i] = source[row, i]
+
+
+@inner
+def scale(matrix: Array, factor: float) -> None:
+    """Multiply a matrix by a number, in place."""
+    for row in range(matrix.shape[0]):
+        for i in range(matrix.shape[1]):
+            matrix[row, i] *= factor
 
 
 @inner
@@ -286,9 +258,6 @@ def blend(noise: Array, slope: Array, inputs: Array) -> float:
         total += noisy * noisy
     # An outer product is as long as its factors are, multiplied.
     return balance(math.sqrt(total) * length(inputs), math.sqrt(number(n)), number(1))
-
-
-# --- learning --------------------------------------------------------------------------------------------------
 
 
 @part
