@@ -15,9 +15,8 @@ run takes the place of the oldest, k modulo the length.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,21 +37,13 @@ from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 __all__ = ["run", "supports"]
 
 
-@dataclass(frozen=True)
-class Loop:
-    """Describe a rule's compiled loop.
-
-    Attributes:
-        run: the loop.
-        layouts: of the rule's tensors by name, in the order in which the loop takes them.
-        noise: axis of a step's noise; "" for a rule without.
-        constants: names of the rule's numbers that the loop takes.
-    """
+class Loop(NamedTuple):
+    """Describe a rule's compiled loop."""
 
     run: Callable[..., None]
-    layouts: Mapping[str, str] = field(default_factory=dict)
-    noise: str = ""
-    constants: tuple[str, ...] = ()
+    layouts: Mapping[str, str] = {}  # of the rule's tensors by name, in the order in which the loop takes them
+    noise: str = ""  # axis of a step's noise; "" for a rule without
+    constants: tuple[str, ...] = ()  # names of the rule's numbers that the loop takes
 
 
 _WINDOW = {"inputs": "btm->tbm", "slope": "btn->tbn", "credit": "btn->tbn"}
@@ -64,6 +55,10 @@ _NETWORK = {
     "rates": "bn->bn",
     "pending": "nm->mn",
     "pending_out": "oe->oe",
+}
+_SCRATCH = {
+    **{"inputs": "bm", "extended": "be", "slope": "bn", "readout": "bo"},
+    **{"error": "bo", "credit": "bn", "scaled": "bo"},
 }
 
 LOOPS: dict[type[Rule], Loop] = {
@@ -154,12 +149,12 @@ def run(
     feedback = arrays["weight_out"]
     if online.feedback is not None:
         feedback = _pack("feedback", online.feedback, "on->on", sizes)
-    data = Data(
-        _sequence("x", x, (steps, sizes["b"], sizes["i"]), dtype),
-        _sequence("label", label, (steps, sizes["b"], sizes["o"]), dtype),
-        _noise(noise, (steps, sizes["b"], sizes[spec.noise]) if spec.noise else (0, 0, 0), dtype),
-        np.zeros(steps, dtype),
-    )
+    given = {"x": (x, "i"), "label": (label, "o"), **({"noise": (noise, spec.noise)} if spec.noise else {})}
+    sequences = {
+        name: _sequence(name, tensor, (steps, sizes["b"], sizes[axis]), dtype)
+        for name, (tensor, axis) in given.items()
+    }
+    data = Data(**{"noise": np.zeros((0, 0, 0), dtype), **sequences}, losses=np.zeros(steps, dtype))
     constants = tuple(
         value if isinstance(value, int) else dtype.type(value)
         for value in (getattr(bare, name) for name in spec.constants)
@@ -219,24 +214,10 @@ def _bridge(part: Rule | Readout, trace: Array | None, signals: Array | None, we
 def _network(online: Online, arrays: Mapping[str, Array], feedback: Array, sizes: Mapping[str, int]) -> Network:
     """Return the network for the loop, with scratch."""
     cell, number = online.cell, arrays["weight"].dtype.type
-
-    def scratch(axes: str) -> Array:
-        return np.zeros([sizes[axis] for axis in axes], number)
-
     return Network(
-        weight=arrays["weight"],
-        weight_out=arrays["weight_out"],
+        **{name: arrays[name] for name in _NETWORK},
+        **{name: np.zeros([sizes[axis] for axis in axes], number) for name, axes in _SCRATCH.items()},
         feedback=feedback,
-        pending=arrays["pending"],
-        pending_out=arrays["pending_out"],
-        inputs=scratch("bm"),
-        extended=scratch("be"),
-        rates=arrays["rates"],
-        slope=scratch("bn"),
-        readout=scratch("bo"),
-        error=scratch("bo"),
-        credit=scratch("bn"),
-        scaled=scratch("bo"),
         share=number(1 / sizes["b"]),
         alpha=number(cell.alpha),
         leak=number(1 - cell.alpha),
@@ -273,15 +254,9 @@ def _unpack(array: Array, layout: str, steps: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(back)))
 
 
-def _sequence(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _sequence(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if tensor is None:
+        raise ValueError(f"the rule needs {name}: give what its draw(batch, steps) makes")
     if tensor.shape != shape:
         raise ValueError(f"{name} must have the shape {shape}, steps first, got {tuple(tensor.shape)}")
     return np.require(tensor.detach().numpy(), dtype, ("C", "A", "W"))
-
-
-def _noise(noise: Tensor | None, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Array:
-    if not any(shape):
-        return np.zeros(shape, dtype)
-    if noise is None:
-        raise ValueError("the rule needs noise: give what its draw(batch, steps) makes")
-    return _sequence("noise", noise, shape, dtype)
