@@ -18,7 +18,7 @@ from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.training import Training, resolve, train
+from cet_rl.rl.training import resolve, train
 from cet_rl.runs import plugins
 from cet_rl.runs.config_files import tuned_defaults
 
@@ -75,25 +75,25 @@ def test_each_agent_runs_through_the_same_door(tmp_path, name, algorithm):
 
 
 def test_a_foreign_agent_follows_the_configuration():
-    config = resolve(RLConfig("CartPole-v1", agent="sb3:a2c", lr=1e-3, gamma=0.9, lam=0.8, **QUICK))
-    agent = find_agent("sb3:a2c").build(config)
+    options = {"lr": 1e-3, "gamma": 0.9, "lam": 0.8, "activation": "tanh"}
+    agent = find_agent("sb3:a2c").build(resolve(RLConfig("CartPole-v1", agent="sb3:a2c", **options, **QUICK)))
     assert (agent.gamma, agent.gae_lambda, agent.n_steps, agent.n_envs) == (0.9, 0.8, 32, 2)
-    assert agent.lr_schedule(1) == 1e-3
-    assert agent.lr_schedule(0) == 0
+    assert (agent.lr_schedule(1), agent.lr_schedule(0)) == (1e-3, 0)
     assert agent.policy.net_arch == [8]
+    assert any(type(module).__name__ == "Tanh" for module in agent.policy.modules())
     assert type(agent.policy.optimizer).__name__ == "Adam"
+    assert set(ACTIVATIONS) == set(TORCH_ACTIVATIONS)
+    dqn = find_agent("stable_baselines3:DQN").build(RLConfig("CartPole-v1", gamma=0.9, **QUICK))
+    assert (dqn.n_steps, dqn.gamma) == (1, 0.9)  # off-policy, n_steps means something else
 
 
-def test_what_does_not_apply_is_refused():
-    for option in (
-        {"order": 5},
-        {"trace": "cet"},
-        {"stacked": True},
-        {"random_lam": (0.1, 0.9)},
-        {"feedback": "fa"},
-    ):
-        with pytest.raises(ValueError, match=f"--{next(iter(option)).replace('_', '-')} has no meaning for agent"):
-            resolve(RLConfig("CartPole-v1", agent="sb3:ppo", delay=2.0, **option))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("order", 5), ("trace", "cet"), ("stacked", True), ("random_lam", (0.1, 0.9)), ("feedback", "fa")],
+)
+def test_what_does_not_apply_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no meaning for agent"):
+        resolve(RLConfig("CartPole-v1", agent="sb3:ppo", delay=2.0, **{name: value}))
 
 
 def test_the_tuned_defaults_of_a_task_do_not_stand_in_the_way():
@@ -181,38 +181,6 @@ def test_names_are_given_once():
         register_agent("cet", "", "here:Mine")
     with pytest.raises(ValueError, match="environment 'CartPole-v1' is registered already"):
         register_env("CartPole-v1", "")
-
-
-@pytest.mark.parametrize("name", ["cet", "sb3:a2c", "sb3:ppo"])
-def test_an_interrupted_agent_goes_on(tmp_path, monkeypatch, name):
-    """Stopped as by a signal, and taken up again: counters and episodes continue to the end."""
-    config = resolve(RLConfig("CartPole-v1", agent=name, delay=1.0, **QUICK))
-    ask = Training._on_rollout_start
-
-    def stop_in_the_middle(self):
-        self.session.interruption.wanted = self.model.num_timesteps >= 300
-        ask(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Training, "_on_rollout_start", stop_in_the_middle)
-        assert train(config, tmp_path / "run", quiet=True) == "interrupted"
-    assert train(config, tmp_path / "run", resume=True, quiet=True) == "finished"
-    agent = find_agent(name).load(config, tmp_path / "run" / "checkpoint" / "agent.zip")
-    assert agent.num_timesteps >= 600
-
-
-def test_off_policy_agents_keep_what_means_something_else_there():
-    config = resolve(RLConfig("CartPole-v1", agent="stable_baselines3:DQN", delay=1.0, **QUICK))
-    agent = find_agent(config.agent).build(config)
-    assert agent.n_steps == 1
-    assert agent.gamma == config.gamma
-
-
-def test_every_agent_takes_the_activation():
-    assert set(ACTIVATIONS) == set(TORCH_ACTIVATIONS)
-    config = resolve(RLConfig("CartPole-v1", agent="sb3:a2c", activation="tanh", **QUICK))
-    modules = find_agent("sb3:a2c").build(config).policy.modules()
-    assert any(type(module).__name__ == "Tanh" for module in modules)
 
 
 @pytest.mark.parametrize(

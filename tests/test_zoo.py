@@ -12,7 +12,6 @@ from importlib import resources
 import numpy as np
 import pytest
 import yaml
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.rl import zoo
@@ -43,11 +42,6 @@ def succeeded(*arguments, cwd):
     return result.stdout
 
 
-def schedule_of(agent):
-    rate = agent.learning_rate
-    return rate.value_schedule if isinstance(rate, FloatSchedule) else rate
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """CartPole with the hyper-parameters of the package, evaluated and checkpointed on the way."""
@@ -58,7 +52,7 @@ def trained(tmp_path_factory):
 
 
 @needs_zoo
-def test_training_leaves_what_the_zoo_leaves(trained):
+def test_training_leaves_what_the_zoo_leaves_and_our_own_files(trained):
     _, folder, out = trained
     assert "configs/zoo/cet.yaml" in out
     assert "'lin_5e-4'" in out
@@ -67,19 +61,12 @@ def test_training_leaves_what_the_zoo_leaves(trained):
     assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz", "rl_model_4000_steps.zip"} <= names
     assert np.load(folder / "evaluations.npz")["results"].shape == (2, 2)
     assert yaml.unsafe_load((folder / "CartPole-v1" / "config.yml").read_text())["delay"] == 8.0
-
-
-@needs_zoo
-def test_what_it_saves_is_our_own_file(trained):
-    _, folder, _ = trained
     for name, steps in (("CartPole-v1", 4096), ("rl_model_4000_steps", 4000)):
         agent = CETActorCritic.load(folder / name)
-        assert agent.num_timesteps == steps
-        assert (agent.timing.delay, agent.timing.step_duration, agent.n_envs, agent.seed) == (8.0, 0.2, 4, 3)
+        assert (agent.num_timesteps, agent.n_envs, agent.seed) == (steps, 4, 3)
+        assert (agent.timing.delay, agent.timing.step_duration) == (8.0, 0.2)
         assert (agent.learner_config.trace.kind, agent.learner_config.trace.order) == ("cet", 5)
-        rate = schedule_of(agent)
-        assert isinstance(rate, LinearSchedule)
-        assert (rate.start, rate.end, rate.end_fraction) == (5e-4, 0.0, 1.0)
+        assert [agent.lr_schedule(progress) for progress in (1, 0.5, 0)] == [5e-4, 2.5e-4, 0]
 
 
 @needs_zoo
@@ -102,8 +89,7 @@ def test_normalised_training_its_continuation_and_a_file_of_ones_own(tmp_path):
     succeeded(*train, cwd=tmp_path)
     folder = tmp_path / "logs" / "cet" / "CartPole-v1_1"
     agent = CETActorCritic.load(folder / "CartPole-v1")
-    rate = schedule_of(agent)
-    assert (rate.val if isinstance(rate, ConstantSchedule) else rate) == 1e-3
+    assert agent.lr_schedule(0.5) == 1e-3
     assert (folder / "CartPole-v1" / "vecnormalize.pkl").is_file()
     options = ["-f", "logs", "-n", 100, "--no-render", "--load-best"]
     assert "Loading running average" in succeeded("enjoy", "--env", "CartPole-v1", *options, cwd=tmp_path)
@@ -171,46 +157,25 @@ def test_what_was_asked_for_wins_over_the_defaults(monkeypatch):
         assert zoo.defaults("train", other) == []
 
 
-@pytest.mark.parametrize("task", HYPERPARAMETERS)
-def test_hyperparameters_are_arguments_of_the_agent(task):
+NAMES = {"n_envs": "num_envs", "n_timesteps": "total_steps", "learning_rate": "lr", "ent_coef": "entropy_coef"}
+
+
+def assert_says(task, config):
+    """Compare the zoo's hyper-parameters of a task, which are arguments of the agent, with a configuration."""
     values = dict(HYPERPARAMETERS[task])
-    known = inspect.signature(CETActorCritic).parameters
-    assert set(values) - {"n_envs", "n_timesteps", "normalize"} <= set(known)
-    assert values["policy"] == "MlpPolicy"
-
-
-def as_the_zoo_says(config):
-    return {
-        "n_envs": config.num_envs,
-        "n_timesteps": config.total_steps,
-        "policy": "MlpPolicy",
-        "delay": config.delay,
-        "order": config.order,
-        "normalization": config.normalization,
-        "learning_rate": config.lr,
-        "n_steps": config.n_steps,
-        "gamma": config.gamma,
-        "lam": config.lam,
-        "ent_coef": config.entropy_coef,
-        "vf_coef": config.value_coef,
-        "max_grad_norm": config.max_grad_norm,
-    }
+    assert set(values) - {"n_envs", "n_timesteps"} <= set(inspect.signature(CETActorCritic).parameters)
+    rate = str(values["learning_rate"])
+    assert rate.startswith("lin_") == config.anneal_lr
+    values["learning_rate"] = float(rate.removeprefix("lin_"))
+    assert values.pop("policy") == "MlpPolicy"
+    for name, value in values.items():
+        assert getattr(config, NAMES.get(name, "value_coef" if name == "vf_coef" else name)) == value
 
 
 def test_cartpole_is_that_of_the_command_line():
-    config = RLConfig(
-        **{
-            **tuned_defaults("CartPole-v1", RLConfig),
-            **check_values(read_mapping("cartpole-8s"), "cartpole-8s", RLConfig),
-        }
-    )
-    wanted = as_the_zoo_says(config)
-    rate = HYPERPARAMETERS["CartPole-v1"]["learning_rate"]
-    assert {**HYPERPARAMETERS["CartPole-v1"], "learning_rate": float(rate.removeprefix("lin_"))} == wanted
-    assert config.anneal_lr == rate.startswith("lin_")
+    named = check_values(read_mapping("cartpole-8s"), "cartpole-8s", RLConfig)
+    assert_says("CartPole-v1", RLConfig(**{**tuned_defaults("CartPole-v1", RLConfig), **named}))
 
 
 def test_lunar_lander_is_that_of_the_paper():
-    config = RLConfig(**paper_row("LunarLander-v3", delay=8, order=5)[0])
-    assert HYPERPARAMETERS["LunarLander-v3"] == as_the_zoo_says(config)
-    assert not config.anneal_lr
+    assert_says("LunarLander-v3", RLConfig(**paper_row("LunarLander-v3", delay=8, order=5)[0]))
