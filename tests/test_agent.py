@@ -10,7 +10,6 @@ import re
 import warnings
 import zipfile
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from saved_files import members, write_members
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
@@ -296,38 +296,13 @@ def test_divergence_is_noticed_and_leaves_the_weights():
         model.learn(2000)
 
 
-class Constant(gym.Env):
-    """One action pays; spaces with an odd start; can be told to misbehave."""
-
-    observation_space = spaces.Box(0, 1, (2,), np.float64)
-    action_space = spaces.Discrete(3, start=5)
-
-    def __init__(self, bad=None, **given):
-        self.bad, self.steps, self.seen = bad, 0, set()
-        vars(self).update(given)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.ones(2), {}
-
-    def step(self, action):
-        self.steps += 1
-        self.seen.add(int(action))
-        reward, observation = float(action == 6), np.ones(2)
-        if self.steps == 15 and self.bad == "reward":
-            reward = float("nan")
-        if self.steps == 15 and self.bad == "observation":
-            observation[1] = np.inf
-        return observation, reward, self.steps % 10 == 0, False, {}
-
-
 def test_actions_that_do_not_start_at_zero():
-    env = Constant()
+    env = Toy()
     model = CETActorCritic("MlpPolicy", env, delay=0.4, learning_rate=5e-3, n_steps=16, seed=0)
     assert not model.policy.splits  # nothing is ever negative
     model.learn(3000)
     assert env.seen == {5, 6, 7}
-    assert model.predict(np.ones(2), deterministic=True)[0] == 6
+    assert model.predict(env.reset()[0], deterministic=True)[0] == 6
 
 
 def test_features_are_the_same_for_acting_and_for_learning():
@@ -342,7 +317,7 @@ def test_features_are_the_same_for_acting_and_for_learning():
 
 @pytest.mark.parametrize("bad", ["reward", "observation"])
 def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
-    model = CETActorCritic("MlpPolicy", Constant(bad), n_steps=16)
+    model = CETActorCritic("MlpPolicy", Toy(bad=bad), n_steps=16)
     step = 14 if bad == "reward" else 15
     with pytest.raises(FloatingPointError, match=f"environment 0 gave a.* {bad} .* step {step}"):
         model.learn(100)
@@ -403,7 +378,7 @@ def test_unknown_arguments_are_named(name, hint):
 )
 def test_bad_environments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        CETActorCritic("MlpPolicy", Constant(**options))
+        CETActorCritic("MlpPolicy", Toy(**options))
 
 
 def test_a_delay_longer_than_the_run_is_refused():

@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
+from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import (
@@ -92,24 +93,9 @@ def test_minatar_shows_maps_and_is_repeatable():
     np.testing.assert_array_equal(again[0], raw.reset(seed=3)[0].transpose(2, 0, 1))
 
 
-class Counting(gym.Env):
-    """Earns 1, 2, 3, … and ends after `length` steps, for good or by a cut."""
-
-    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, length, cut=False):
-        self.length, self.cut = length, cut
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.step_number = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.step_number += 1
-        ends = self.step_number == self.length
-        return np.zeros(1, np.float32), float(self.step_number), ends and not self.cut, ends and self.cut, {}
+def counting(length, cut=False):
+    """Earn 1, 2, 3, … and end after `length` steps, for good or by a cut."""
+    return Toy(length, cut, lambda step, action: step, action_space=gym.spaces.Discrete(2))
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -123,16 +109,16 @@ def test_rewards_arrive_late_and_none_is_lost(cut):
             if terminated or truncated:
                 return rewards
 
-    late = DelayedReward(Counting(5, cut), delay=0.4)
+    late = DelayedReward(counting(5, cut), delay=0.4)
     assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]
     assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nothing carries over
     late.reset()
     late.step(0)
     assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nor from an episode that was given up
-    assert episode(DelayedReward(Counting(3, cut), delay=2.0)) == [0, 0, 6]  # shorter than the delay
-    assert episode(DelayedReward(Counting(3, cut), delay=0.0)) == [1, 2, 3]
+    assert episode(DelayedReward(counting(3, cut), delay=2.0)) == [0, 0, 6]  # shorter than the delay
+    assert episode(DelayedReward(counting(3, cut), delay=0.0)) == [1, 2, 3]
     with pytest.raises(ValueError, match="no whole number"):
-        DelayedReward(Counting(3), delay=0.3)
+        DelayedReward(counting(3), delay=0.3)
 
 
 def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
@@ -143,7 +129,7 @@ def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
             seen.append(float(self.locals["rewards"][0]))
             return True
 
-    env = make_vec_env(lambda: Counting(5), 1, wrappers=[lambda env: DelayedReward(env, delay=0.4)])
+    env = make_vec_env(lambda: counting(5), 1, wrappers=[lambda env: DelayedReward(env, delay=0.4)])
     model = A2C("MlpPolicy", env, device="cpu")
     model.learn(10, callback=Watch())
     assert seen == [0, 0, 1, 2, 12] * 2
@@ -151,9 +137,6 @@ def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
 
 
 def test_the_agent_takes_its_delays_from_the_environment():
-    env = DelayedCredit(gym.make("CartPole-v1"), delay=120, step_duration=0.3, stacked=True)
-    model = CETActorCritic("MlpPolicy", env, order=10)
-    assert model.timing.layer_delays == (800, 400, 0)
     for build in (
         lambda **o: make_vec_env("CartPole-v1", 2, **o),
         lambda **o: make_vec_env("CartPole-v1", 2, vectorization="numpy", **o),

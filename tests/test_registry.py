@@ -7,9 +7,9 @@ import textwrap
 from importlib.metadata import EntryPoint
 
 import gymnasium as gym
-import numpy as np
 import pytest
 from stable_baselines3 import A2C, DQN, PPO
+from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.credit.activations import ACTIVATIONS
@@ -207,25 +207,8 @@ def test_hyperparameters_are_checked_for_every_agent(name, value):
         RLConfig("CartPole-v1", agent="sb3:ppo", **{name: value})
 
 
-class Offset(gym.Env):
-    """Takes the actions 5, 6 and 7 and no others, in episodes of ten steps."""
-
-    observation_space = gym.spaces.Box(0, 1, (2,))
-    action_space = gym.spaces.Discrete(3, start=5)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.ones(2, np.float32), {}
-
-    def step(self, action):
-        assert action in (5, 6, 7)
-        self.steps += 1
-        return np.ones(2, np.float32), float(action == 6), self.steps == 10, False, {}
-
-
 @pytest.mark.usefixtures("_clean")
 @pytest.mark.parametrize("name", ["cet", "sb3:a2c", "stable_baselines3:DQN"])
 def test_every_agent_acts_from_the_first_action_on(name, tmp_path):
-    register_env("Offset-v0", "", Offset)
+    register_env("Offset-v0", "", Toy)  # takes the actions 5, 6 and 7 and no others
     assert train(RLConfig("Offset-v0", agent=name, **QUICK), tmp_path / "run", quiet=True) == "finished"

@@ -14,6 +14,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import DelayedCredit, DelayedReward, StepClock, make_vec_env
@@ -273,24 +274,8 @@ class Leave(BaseCallback):
         self.starts.append(self.model._rollout.starts.clone())
 
 
-class Phases(gym.Env):
-    """Shows the step within an episode of seven steps; the reward depends on the action."""
-
-    observation_space = gym.spaces.Box(0, 10, (3,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.step_number = 0
-        return self.observation, {}
-
-    @property
-    def observation(self):
-        return np.eye(8, dtype=np.float32)[self.step_number, :3] + self.step_number
-
-    def step(self, action):
-        self.step_number += 1
-        return self.observation, float(action), self.step_number == 7, False, {}
+def phases():
+    return Toy(7, reward=lambda step, action: action, action_space=gym.spaces.Discrete(2))
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("mine")], ids=str)
@@ -301,8 +286,8 @@ def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
     def gradients(model):
         return [weight.grad.clone() for weight in model.policy.actor.weights]
 
-    whole = make(make_vec_env(Phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
-    left = make(make_vec_env(Phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
+    whole = make(make_vec_env(phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
+    left = make(make_vec_env(phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
     whole.n_steps = stop
     whole.learn(stop)
     whole.n_steps = 16
@@ -356,13 +341,13 @@ def test_environments_with_different_delays_are_refused(builds, message):
 
 
 def test_maps_with_the_channels_last_are_refused_by_convolutions():
-    class Maps(Phases):
-        observation_space = gym.spaces.Box(0, 1, (20, 20, 3), np.float32)
+    def maps():
+        return Toy(observation_space=gym.spaces.Box(0, 1, (20, 20, 3), np.float32))
 
     for networks in ({"actor": "conv"}, {"critic": "conv"}, {}):
         with pytest.raises(ValueError, match=r"\(20, 20, 3\) look like maps with the channels last"):
-            make(make_vec_env(Maps, 1), policy_kwargs=networks)
-    make(make_vec_env(Maps, 1), policy_kwargs={"net_arch": [4], "critic": "mlp"})
+            make(make_vec_env(maps, 1), policy_kwargs=networks)
+    make(make_vec_env(maps, 1), policy_kwargs={"net_arch": [4], "critic": "mlp"})
 
 
 def test_a_policy_can_be_pickled():

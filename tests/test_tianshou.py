@@ -256,13 +256,6 @@ def test_trains_logs_and_goes_on_from_what_was_saved(tmp_path):
     assert any(synapses.eligibility.any() for synapses in other.learner.synapses)
     for ours, theirs in zip(algorithm.learner.buffers(), other.learner.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-    observations = Batch(obs=np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32), info={})
-    for agent in (algorithm, other):
-        agent.policy.deterministic_eval = True
-    assert torch.equal(algorithm.policy(observations).act, other.policy(observations).act)
-    actor = make(networks={"deterministic_eval": True}).policy
-    actor.load_state_dict(algorithm.policy.state_dict())
-    assert torch.equal(algorithm.policy(observations).act, actor(observations).act)
     torch.manual_seed(1)
     collector.collect(n_step=collected)
     buffer = copy.deepcopy(collector.buffer)
@@ -328,15 +321,6 @@ def test_refuses_what_is_no_collection(buffer, message):
     assert not any(synapses.eligibility.any() for synapses in algorithm.learner.synapses)
 
 
-def test_refuses_minibatches_and_repetitions():
-    algorithm = make()
-    with policy_within_training_step(algorithm.policy):
-        with pytest.raises(ValueError, match="batch_size must be None, got 8"):
-            algorithm.update(filled(), batch_size=8, repeat=1)
-        with pytest.raises(ValueError, match="update_step_num_repetitions must be 1, got 2"):
-            algorithm.update(filled(), batch_size=None, repeat=2)
-
-
 def test_a_trainer_that_does_not_fit_is_refused_before_anything_is_collected():
     algorithm = make(delay=20.0)
     envs = DummyVectorEnv([lambda: gym.make("CartPole-v1")] * ENVS)
@@ -357,6 +341,8 @@ def test_a_trainer_that_does_not_fit_is_refused_before_anything_is_collected():
     ]:
         with pytest.raises(ValueError, match=message):
             algorithm.create_trainer(OnPolicyTrainerParams(**{**fitting, **change}))
+    with policy_within_training_step(algorithm.policy), pytest.raises(ValueError, match="must be None, got 8"):
+        algorithm.update(filled(), batch_size=8, repeat=1)
 
 
 def test_one_environment_needs_no_vector_buffer():
