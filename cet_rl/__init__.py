@@ -6,7 +6,18 @@ The traces themselves are here; `cet_rl.credit` computes with them at synapses, 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from cet_rl.traces import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET, Trace
+from cet_rl.traces import (
+    CET,
+    ET,
+    LTPLTD,
+    FiniteKernel,
+    Legendre,
+    Optimal,
+    PerfectMemory,
+    SharpCET,
+    Trace,
+    Transition,
+)
 from cet_rl.traces.registry import register_trace
 from cet_rl.traces.timing import CreditTiming
 
@@ -20,10 +31,13 @@ __all__ = [
     "ET",
     "LTPLTD",
     "CreditTiming",
+    "FiniteKernel",
     "Legendre",
+    "Optimal",
     "PerfectMemory",
     "SharpCET",
     "Trace",
+    "Transition",
     "__version__",
     "register_trace",
 ]

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
+from cet_rl import CET, ET, LTPLTD, FiniteKernel, Legendre, Optimal, PerfectMemory, SharpCET, Trace
 from cet_rl.credit import Synapses
 from cet_rl.credit.geometry import Dense
+
+
+@dataclass(frozen=True)
+class Echo(Trace):
+    """A trace of one's own: a decay, heard again some steps later."""
+
+    delay_steps: int
+
+    def transition(self):
+        states = self.delay_steps + 2
+        M = np.eye(states, k=-1)
+        M[0, 0] = 0.7
+        return M, np.eye(states)[0], np.eye(states)[0] - 2 * np.eye(states)[-1]
+
 
 NORMALIZATIONS = st.sampled_from(["area", "peak"])
 ORDERS = st.integers(2, 6)
@@ -22,6 +39,10 @@ TRACES = st.one_of(
     st.builds(ET, st.floats(0.05, 0.95), NORMALIZATIONS),
     st.builds(LTPLTD, DELAYS, st.floats(1.5, 4), NORMALIZATIONS),
     st.builds(PerfectMemory, st.integers(0, 12)),
+    st.builds(Optimal, st.integers(1, 6), DELAYS, NORMALIZATIONS, st.sampled_from([0.0, 0.2])),
+    st.builds(Echo, DELAYS),
+    st.builds(FiniteKernel, st.lists(st.floats(0.1, 1) | st.floats(-1, -0.1), min_size=1, max_size=30)),
+    st.builds(FiniteKernel, st.just([0.0] * 70 + [1.0, 0.5, 2.0])),
 )
 
 

@@ -13,9 +13,21 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.linalg import expm, solve_discrete_lyapunov
 
-from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET, Trace, register_trace
+from cet_rl import (
+    CET,
+    ET,
+    LTPLTD,
+    FiniteKernel,
+    Legendre,
+    Optimal,
+    PerfectMemory,
+    SharpCET,
+    Trace,
+    register_trace,
+)
+from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
 from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
-from cet_rl.traces.sharp import RIDGE
+from cet_rl.traces.sharp import all_pass_transition, energy_share
 
 GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
 PEAKED = [CET, SharpCET, Legendre]
@@ -84,7 +96,18 @@ def test_nothing_overflows_in_float32(kind, order, delay):
         assert abs(constant).max() < 1e7
 
 
-@pytest.mark.parametrize("trace", [CET(6, 30), SharpCET(6, 30), Legendre(6, 30), ET(0.9), LTPLTD(30, 3.0)])
+@pytest.mark.parametrize(
+    "trace",
+    [
+        CET(6, 30),
+        CET(6, 30, "peak", "official-images"),
+        SharpCET(6, 30),
+        Legendre(6, 30),
+        Optimal(7, 30),
+        ET(0.9),
+        LTPLTD(30),
+    ],
+)
 def test_states_and_kernel_agree(trace):
     transition = trace.transition()
     assert transition.M.shape == (trace.states, trace.states)
@@ -135,61 +158,182 @@ def test_perfect_memory_is_an_impulse():
     assert PerfectMemory(0, "peak").kernel(2).tolist() == [1, 0]
 
 
-def share_at_delay(trace):
-    kernel = trace.kernel(trace.support[1])
-    return (kernel[trace.delay_steps] ** 2 / (kernel**2).sum()).item()
+SHARPNESS = {  # order, delay: CET, SharpCET (without a ridge), Legendre, Optimal; to four digits
+    (2, 50): (0.0108, 0.0152, 0.0169, 0.0202),
+    (5, 40): (0.0279, 0.0434, 0.0602, 0.0850),
+    (10, 10): (0.1644, 0.4629, 0.6647, 0.8212),
+    (10, 50): (0.0337, 0.0668, 0.1040, 0.1575),
+    (10, 400): (0.0042, 0.0084, 0.0130, 0.0198),
+    (20, 50): (0.0490, 0.1331, 0.2235, 0.3463),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "delay", "share"),
-    [
-        (CET, 50, 0.033),
-        (SharpCET, 50, 0.066),
-        (Legendre, 50, 0.104),
-        (CET, 10, 0.16),
-        (SharpCET, 10, 0.35),
-        (Legendre, 10, 0.66),
-    ],
-)
-def test_sharpness_at_order_ten(kind, delay, share):
-    """The share of kernel energy at the delay: how precisely ten states remember."""
-    assert share_at_delay(kind(10, delay)) >= share
+@pytest.mark.parametrize(("size", "shares"), SHARPNESS.items())
+def test_sharpness_of_the_table(size, shares):
+    for kind, share in zip((*PEAKED, Optimal), shares, strict=True):
+        assert kind(*size).sharpness == pytest.approx(share, abs=6e-5)
+    assert Optimal(*size).bound == pytest.approx(size[0] / (size[1] + 1))
+    assert Optimal(20, 1000).sharpness == pytest.approx(0.01738, abs=5e-6)
 
 
-@pytest.mark.parametrize("kind", [SharpCET, Legendre])
+@given(order=st.integers(1, 20), delay=st.integers(1, 1000))
+def test_the_optimum_lies_between_the_bound_and_every_other_trace(order, delay):
+    best = Optimal(order, delay)
+    others = [ET(math.sqrt(delay / (delay + 1)))] if order == 1 else [kind(order, delay) for kind in PEAKED]
+    others += [LTPLTD(delay)] * (order == 2)
+    assert best.bound >= best.sharpness * (1 - 1e-12)
+    for other in others:
+        assert best.sharpness >= other.share(delay) - 1e-9, other
+
+
+@pytest.mark.parametrize(("order", "delay"), [(1, 7), (4, 9), (5, 40), (10, 10), (10, 50), (20, 25), (13, 300)])
+@pytest.mark.parametrize("tolerance", [0.0, 0.12])
+def test_no_other_poles_are_sharper(order, delay, tolerance):
+    """By projection on the responses of perturbed poles, orthonormalised numerically: ‖P b‖² for the target b."""
+    trace = Optimal(order, delay, tolerance=tolerance)
+    first, last = trace.window
+    target = np.zeros(60 * delay)
+    target[first : last + 1] = 1 / (last - first + 1)
+
+    def share(poles):
+        responses = poles[:, None] ** np.arange(len(target))
+        basis = np.linalg.qr(np.concatenate([responses.real, responses.imag[poles.imag != 0]]).T)[0]
+        return float(((basis.T @ target) ** 2).sum())
+
+    if trace.poles is None:
+        assert trace.sharpness == 1 / (last - first + 1)
+        return
+    best, rng = share(trace.poles), np.random.default_rng(0)
+    kernel = trace.kernel(len(target)).numpy()
+    assert (target @ kernel) ** 2 / (kernel @ kernel) == pytest.approx(best, abs=1e-9)
+    for size in np.repeat([1e-4, 1e-3, 1e-2], 15):
+        change = rng.standard_normal((2, len(trace.poles))) * size
+        moved = np.log(trace.poles) * (1 + change[0]) + 1j * change[1] * np.log(trace.poles).imag
+        assert share(np.exp(moved)) <= best + 1e-9
+
+
+@pytest.mark.parametrize("kind", [SharpCET, Legendre, Optimal])
 @given(order=st.integers(2, 12), delay=st.integers(1, 200), seed=st.integers(0, 1000))
 def test_no_other_readout_is_sharper(kind, order, delay, seed):
-    """On the ridged objective (C·b)² / Cᵀ(G + ρI)C, against perturbations large and small."""
+    """On (C·b)² / CᵀGC, against perturbations large and small; Legendre's objective has a ridge."""
     transition = kind(order, delay).transition()
     M, K, C = transition.M, transition.K, transition.C
     gramian = solve_discrete_lyapunov(M, np.outer(K, K))
-    gramian += RIDGE * np.trace(gramian) / order * np.eye(order)
+    gramian += (kind is Legendre) * RIDGE * np.trace(gramian) / len(K) * np.eye(len(K))
     at_delay = np.linalg.matrix_power(M, delay) @ K
 
     def objective(readout):
         return (readout @ at_delay) ** 2 / (readout @ gramian @ readout)
 
-    best = objective(C)
-    rng = np.random.default_rng(seed)
-    for size in (1e-6, 1e-3, 1e-1, 1.0):
-        for _ in range(20):
-            other = C + size * np.linalg.norm(C) * rng.standard_normal(order)
-            assert objective(other) <= best * (1 + 1e-9)
+    best, rng = objective(C), np.random.default_rng(seed)
+    for size in np.repeat([1e-6, 1e-3, 1e-1, 1.0], 20):
+        assert objective(C + size * np.linalg.norm(C) * rng.standard_normal(len(C))) <= best + 1e-9
 
 
 @pytest.mark.parametrize("kind", [SharpCET, Legendre])
-@pytest.mark.parametrize("delay", [5, 50, 200])
-def test_no_other_speed_is_sharper(kind, delay):
+@pytest.mark.parametrize(("order", "delay"), [(10, 5), (10, 50), (10, 200), (14, 20), (18, 40)])
+def test_no_other_speed_is_sharper(kind, order, delay):
     """A fine scan of the one remaining scalar finds nothing better than the search did."""
-    from cet_rl.traces.cascade import cascade_transition
-    from cet_rl.traces.legendre import legendre_transition
-    from cet_rl.traces.sharp import sharpest_readout
-
-    trace = kind(10, delay)
-    dynamics, speed = (cascade_transition, trace.rate) if kind is SharpCET else (legendre_transition, trace.window)
-    best = sharpest_readout(*dynamics(10, speed), delay)[1]
+    trace = kind(order, delay)
+    if kind is Legendre:
+        share = lambda speed: sharpest_readout(*legendre_transition(order, speed), delay)[1]  # noqa: E731
+        speed = trace.window
+    elif order > delay:
+        assert trace.sharpness == 1
+        return
+    else:
+        share = lambda speed: energy_share(np.full(order, -speed), delay, delay)  # noqa: E731
+        speed = trace.rate
+    best = share(speed)
     for factor in np.geomspace(0.4, 2.5, 400):
-        assert sharpest_readout(*dynamics(10, speed * factor), delay)[1] <= best * (1 + 1e-5)
+        assert share(speed * factor) <= best * (1 + 1e-5)
+
+
+@given(order=st.integers(1, 6), rate=st.floats(0.01, 2))
+def test_all_pass_states_span_the_cascade_and_are_orthonormal(order, rate):
+    M, K = all_pass_transition(np.full(order, -rate))
+    assert abs(solve_discrete_lyapunov(M, np.outer(K, K)) - np.eye(order)).max() <= 1e-9
+    lags = np.arange(40)
+    responses = np.stack([np.linalg.matrix_power(M, lag) @ K for lag in lags])
+    for degree in range(order):
+        wanted = np.exp(-rate * lags) * (lags / 40) ** degree
+        found = responses @ np.linalg.lstsq(responses, wanted, rcond=None)[0]
+        assert abs(found - wanted).max() <= 1e-8 * abs(wanted).max()
+
+
+def test_tolerance_trades_sharpness_for_forgiveness():
+    exact, wide = Optimal(10, 50), Optimal(10, 50, tolerance=0.1)
+    assert [round(wide.share(lag), 3) for lag in (45, 50, 55)] == [0.033, 0.133, 0.032]
+    within = range(45, 56)
+    assert np.mean([exact.share(lag) for lag in within]) == pytest.approx(0.080, abs=5e-4)
+    assert np.mean([wide.share(lag) for lag in within]) == pytest.approx(0.086, abs=5e-4)
+    assert (Optimal(10, 50, tolerance=0.2).kernel(200).argmax()) == 45
+    for tolerance in (1e-9, 0.0199):  # fewer than one step
+        small = Optimal(10, 50, tolerance=tolerance)
+        assert torch.equal(small.kernel(300), exact.kernel(300))
+    assert Optimal(10, 50, tolerance=0.02).window == (49, 51)
+
+
+def test_enough_states_are_a_shift_register():
+    assert Optimal(10, 9).kernel(20).tolist() == [0.0] * 9 + [1.0] + [0.0] * 10
+    assert Optimal(20, 9).states == 10
+    box = Optimal(12, 7, tolerance=0.4)
+    assert box.kernel(12).tolist() == [0.0] * 5 + [0.2] * 5 + [0.0] * 2
+    assert SharpCET(10, 5).kernel(7).tolist() == [0.0] * 5 + [1.0, 0.0]
+    assert Optimal(1, 10).transition().M.item() == pytest.approx(math.sqrt(10 / 11))
+
+
+@dataclass(frozen=True)
+class Turning(Trace):
+    """Turn a pair of states. The first one is read."""
+
+    delay_steps: int
+    order: int = 2
+    normalization: str = "area"
+    damping: float = 0.9
+
+    def transition(self):
+        angle = math.pi / self.delay_steps
+        turn = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        return self.damping * np.array(turn), [1.0, 0.0], [-3.0, 0.0]
+
+
+def test_a_trace_of_ones_own_is_scaled_and_measured():
+    for normalization in ("area", "peak"):
+        trace = Turning(8, normalization=normalization)
+        kernel = trace.kernel(400)
+        lags = np.arange(400)
+        expected = -(0.9**lags) * np.cos(math.pi * lags / 8)
+        expected /= abs(expected).sum() if normalization == "area" else expected.max()
+        np.testing.assert_allclose(kernel.numpy(), expected, atol=1e-14)
+        np.testing.assert_allclose(trace.transition().kernel(400), expected, atol=1e-14)
+    assert (trace.states, trace.bound) == (2, 2 / 9)
+    assert trace.sharpness == pytest.approx(expected[8] ** 2 / (expected**2).sum())
+    assert (trace.share(-1), PerfectMemory(5).sharpness, PerfectMemory(5).bound) == (0, 1, None)
+    assert (ET(0.9).sharpness, ET(0.9).bound, ET(0.9).share(0)) == (None, None, pytest.approx(0.19))
+
+    class Slower(Turning):
+        def transition(self):
+            M, K, C = super().transition()
+            return (M / 0.9 * 0.99, K, C)
+
+    assert Slower(8, normalization="peak").kernel(9)[8].item() == pytest.approx(1)
+
+    class Silent(CET):
+        """A cascade followed by a long register: what it knew of its kernel in closed form no longer holds."""
+
+        def transition(self):
+            return np.eye(301, k=-1), np.eye(301)[0], np.eye(301)[2] + np.eye(301)[300]
+
+    assert Silent(3, 5).support == (2, 301)
+    assert Silent(3, 5).states == 301
+
+
+def test_finite_kernels_are_their_numbers():
+    trace = FiniteKernel([0, 1, -3, 0], delay_steps=2, normalization="area")
+    assert (trace.kernel(5).tolist(), trace.support, trace.states) == ([0, 0.25, -0.75, 0, 0], (1, 3), 0)
+    assert trace.sharpness == 0.9
+    assert (trace.bound, FiniteKernel([1.0]).sharpness) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +341,13 @@ def test_no_other_speed_is_sharper(kind, delay):
     [
         (CET(10, 40, "peak"), 1e-5),
         (CET(10, 800, "peak"), 1e-4),
-        (SharpCET(10, 10), 1e-2),
-        (SharpCET(10, 50), 1e-2),
-        (SharpCET(10, 640), 1e-2),
+        (SharpCET(10, 10), 1e-5),
+        (SharpCET(10, 800), 1e-4),
         (Legendre(10, 10), 1e-3),
-        (Legendre(10, 50), 1e-5),
-        (Legendre(10, 640), 1e-4),
+        (Legendre(10, 800), 1e-4),
+        (Optimal(10, 10), 1e-5),
+        (Optimal(10, 800), 1e-4),
+        (Optimal(10, 800, tolerance=0.1), 1e-4),
     ],
     ids=repr,
 )
@@ -222,6 +367,25 @@ def test_float32_stays_close_over_100_000_steps(trace, tolerance):
     assert errors.max() <= tolerance * np.sqrt((outputs**2).mean())
 
 
+def constant(M, K, C, scale="area"):
+    """A trace with the given constants, right or wrong."""
+
+    @dataclass(frozen=True)
+    class Constant(Trace):
+        normalization: str = scale
+
+        def transition(self):
+            return M, K, C
+
+    return Constant()
+
+
+@dataclass(frozen=True)
+class Nothing(Trace):
+    def transition(self):
+        return None
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -239,6 +403,25 @@ def test_float32_stays_close_over_100_000_steps(trace, tolerance):
         (lambda: LTPLTD(10, 1.0), "above 1"),
         (lambda: PerfectMemory(-1), "at least 0 whole steps"),
         (lambda: CET(5, 10).kernel(0), "at least 1"),
+        (lambda: Optimal(0, 10), "order of at least 1, got 0"),
+        (lambda: Optimal(2.5, 10), "whole number"),
+        (lambda: Optimal(3, 0), "at least 1 whole step"),
+        (lambda: Optimal(3, 10, tolerance=1.0), r"tolerance of Optimal must lie in \[0, 1\), got 1"),
+        (lambda: Optimal(3, 10, tolerance=-0.1), r"tolerance of Optimal must lie in \[0, 1\)"),
+        (lambda: Optimal(3, 10, tolerance="a"), "tolerance of Optimal must be a number"),
+        (lambda: FiniteKernel([]), "a row of numbers"),
+        (lambda: FiniteKernel([0, 0]), "remembers nothing"),
+        (lambda: FiniteKernel([1, float("nan")]), "finite numbers"),
+        (lambda: FiniteKernel(["a"]), "needs numbers"),
+        (lambda: FiniteKernel([1], delay_steps=-1), "at least 0 whole steps"),
+        (lambda: constant([[0.5]], [1], [1, 2]).transition(), r"M \(n, n\).*got M \(1, 1\), K \(1,\), C \(2,\)"),
+        (lambda: constant([[0.5]], [np.inf], [1]).transition(), "not finite"),
+        (lambda: constant([[1.5]], [1], [1]).transition(), "its memory grows"),
+        (lambda: constant([[1.0]], [1], [1]).transition(), "forgets too slowly"),
+        (lambda: constant([[0.5]], [1], [0]).transition(), "remembers nothing"),
+        (lambda: constant([[0.5]], [1], [-1], "peak").transition(), "no positive lag"),
+        (lambda: constant("M", 1, 2).transition(), "must return M, K and C"),
+        (lambda: Nothing().transition(), "without states, use a cet_rl.FiniteKernel"),
     ],
 )
 def test_bad_traces_are_named(build, message):
@@ -289,6 +472,8 @@ def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, dela
         (lambda: TraceConfig("cat"), "unknown trace 'cat'"),
         (lambda: TraceConfig("math:Cat"), "math has nothing named 'Cat'"),
         (lambda: TraceConfig("math:pi"), "is no subclass of cet_rl.Trace"),
+        (lambda: TraceConfig("cet_rl:FiniteKernel"), "needs values: --trace-options values=VALUE"),
+        (lambda: TraceConfig("cet_rl.traces.base:check_order"), "must take delay_steps"),
         (lambda: register_trace("cet", CET), "there is a trace 'cet' already"),
         (lambda: register_trace("a b", CET), "letters, digits"),
         (lambda: register_trace("abstract", Trace), "does not define"),
@@ -326,17 +511,74 @@ def test_choices_build_traces_and_have_labels(choice, trace, label):
     assert choice.label == label
 
 
+def box(delay_steps, width=1):
+    """Average what happened around the delay. More text."""
+    return FiniteKernel([0] * (delay_steps - width) + [1] * (2 * width + 1), delay_steps)
+
+
 def test_a_kind_of_ones_own_with_an_option(monkeypatch):
-    """Options go by keyword to where the class has them; its docstring is its summary."""
+    """Options go by keyword to where the class or function has them; its docstring is its summary."""
     monkeypatch.setattr("cet_rl.traces.registry.TRACES", dict(TRACES))
-
-    @dataclass(frozen=True)
-    class Box(PerfectMemory):
-        """Average what happened around the delay. More text."""
-
-        width: int = 1
-
-    register_trace("box", Box)
+    register_trace("box", box)
+    register_trace("turning", Turning)
     assert find_trace("box").summary == "Average what happened around the delay"
-    assert TraceConfig("box", options={"width": 3}).build(9) == Box(9, "peak", 3)
+    assert TraceConfig("box", options={"width": 3}).build(9) == box(9, 3)
     assert TraceConfig("box", options={"width": 3}).label == "box-width3"
+    assert TraceConfig("turning", 2, options={"damping": 0.8}).build(9) == Turning(9, 2, "peak", 0.8)
+    assert TraceConfig(f"{__name__}:box").build(4) == box(4)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        *[CET(4, 40), CET(4, 36, "peak", "official"), ET(0.9), LTPLTD(44, 3.0), Optimal(6, 40, tolerance=0.1)],
+        *[PerfectMemory(40), FiniteKernel([0.0, 1.0], 40), FiniteKernel([0.0, 1.0]), Turning(50, damping=0.8)],
+    ],
+    ids=repr,
+)
+def test_traces_are_choices_too(trace):
+    choice = TraceConfig.for_delay(8.0, trace)
+    built = choice.build(40)
+    assert built == trace or (isinstance(trace, FiniteKernel) and built.values == trace.values)
+    made_for = getattr(trace, "delay_steps", None)
+    assert choice.delay_ratio == (1 if made_for is None else made_for / 40)
+    assert choice.build(0) is None
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (lambda: TraceConfig.for_delay(8.0, PerfectMemory(30)), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, "perfect", trace_delay=7.0), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, "et", decay=0.9, trace_delay=7.0), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, CET(5, 40), stacked=True), "stacked delays differ by layer"),
+        (lambda: TraceConfig.for_delay(0.0, CET(5, 40)), "there is none: give a delay"),
+        (lambda: TraceConfig.for_delay(0.0, trace_delay=1.0), "there is none: give a delay"),
+        (lambda: TraceConfig.for_delay(8.0, trace_delay=-1.0), "positive number of seconds, got -1"),
+        (lambda: TraceConfig.for_delay(8.0, trace_delay=8.1).build(40), "would be 40.5 steps"),
+        (lambda: TraceConfig.for_delay(8.0, constant([[0.5]], [1], [1])), "must take delay_steps"),
+    ],
+)
+def test_delays_that_a_trace_cannot_be_made_for_are_refused(choose, message):
+    with pytest.raises(ValueError, match=message):
+        choose()
+
+
+def test_a_trace_for_another_delay():
+    choice = TraceConfig.for_delay(8.0, "optimal", 4, trace_delay=9.0)
+    assert (choice.build(40), choice.build(80)) == (Optimal(4, 45, "peak"), Optimal(4, 90, "peak"))
+    assert choice.label == "optimal4-for1.125"
+
+
+@pytest.mark.parametrize("delay", [1, 3, 10, 40])
+@pytest.mark.parametrize("order", [2, 10])
+def test_the_authors_kernel_for_images_is_the_density_over_the_step_before(order, delay):
+    rate = (order - 1) / (delay - 0.5)
+    density = lambda t: rate**order * t ** (order - 1) * math.exp(-rate * t) / math.factorial(order - 1)  # noqa: E731
+    kernel = CET(order, delay, "area", "official-images").kernel(3 * delay + 3)
+    assert kernel[0] == 0
+    for lag in range(1, 3 * delay + 3):
+        assert abs(kernel[lag] - quad(density, lag - 1, lag, epsabs=1e-14)[0]) <= 1e-12
+    shares = {1: 1.00, 3: 0.64, 10: 0.177}
+    if order == 10 and delay in shares:
+        assert CET(10, delay, "area", "official-images").sharpness == pytest.approx(shares[delay], abs=5e-3)

@@ -146,7 +146,7 @@ def test_traces_by_name(options, expected):
     [
         ({"trace": "best", "delay": 0.6}, "unknown trace 'best'"),
         ({"trace": "cet"}, "trace 'cet' bridges a delay, and there is none"),
-        ({"order": 3}, "order, decay and stacked belong to a delay"),
+        ({"order": 3}, "order, decay, stacked and trace_delay belong to a delay"),
         ({"trace": "none", "delay": 0.6}, "leave the delay out, or choose a trace"),
         ({"trace": "perfect", "order": 3, "delay": 0.6}, "order 3 has no meaning for trace 'perfect'"),
         ({"trace": TraceConfig("cet"), "order": 3, "delay": 0.6}, "has order, decay and normalization of its own"),

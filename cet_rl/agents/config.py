@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import CreditTiming
 
@@ -119,26 +120,28 @@ _TRACE_DEFAULTS: dict[str, Any] = {
     "decay": None,
     "normalization": "peak",
     "discretization": "exact",
+    "trace_delay": None,
     "trace_options": None,
 }
 
 
-def learner_config(timing: CreditTiming, trace: str | TraceConfig | None = None, **keywords: Any) -> LearnerConfig:
+def learner_config(
+    timing: CreditTiming, trace: str | Trace | TraceConfig | None = None, **keywords: Any
+) -> LearnerConfig:
     """Return the options of learning as agents take them by keyword.
 
     Args:
         timing: when credit arrives.
-        trace: name of the trace that bridges the delay, or all of its configuration; None for the default.
+        trace: name of the trace that bridges the delay, a trace, or its configuration; None for the default.
         **keywords: options of a trace given by name; fields of `LearnerConfig`, or `ent_coef` and `vf_coef`.
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
-    if isinstance(trace, TraceConfig):
-        if changed := [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]:
-            raise ValueError(f"trace is a TraceConfig: set {', '.join(changed)} there")
-        given = asdict(trace)
-    else:
-        given |= {"kind": trace, "options": given.pop("trace_options")}
-    chosen = TraceConfig.for_delay(timing.delay, stacked=timing.stacked, **given)
+    changed = [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]
+    if changed and isinstance(trace, Trace | TraceConfig):
+        raise ValueError(f"trace is a {type(trace).__name__}: set {', '.join(changed)} there")
+    given["options"] = given.pop("trace_options")
+    when: dict[str, Any] = {"stacked": timing.stacked, "step_duration": timing.step_duration}
+    chosen = TraceConfig.for_delay(timing.delay, trace, **when, **given)
     return LearnerConfig(chosen, **{_SB3_NAMES.get(name, name): value for name, value in keywords.items()})
 
 

@@ -25,9 +25,9 @@ from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_t
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.values import unknown
-from cet_rl.traces.base import Normalization
+from cet_rl.traces.base import Normalization, Trace
 from cet_rl.traces.cascade import Discretization
-from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
@@ -67,14 +67,15 @@ class CETActorCritic(StoredAlgorithm):
         env: A Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`, with spaces that `CETPolicy` takes.
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None: as the
             environment says (`cet_rl.envs.DelayedCredit`), or no delay.
-        order: Number of trace states (cet, sharp, legendre); None for 5; 1 is the classical trace.
-        trace: "cet", "sharp", "legendre", "et", "ltp-ltd", "perfect" or "none"; None for "cet", or for "none"
-            without a delay. Or a `TraceConfig`, which includes the trace's other options.
+        order: Number of trace states (cet, sharp, legendre, optimal); None for 5; 1 is the classical trace.
+        trace: A name that `cet-rl list traces` shows; None for "cet", or for "none" without a delay. Or a trace
+            such as `CET(5, 40)`, whose delay in steps is then the default of `delay`; or a `TraceConfig`.
         normalization: Normalisation of the trace's kernel, "peak" or "area".
         decay: β of the classical trace per step; None for exp(-1/D).
         stacked: Whether delays add up from the output layer down (retrograde signalling); None: as the environment
             says, or not.
         discretization: Discretisation of a cascade, "exact" or "official", see `cet_rl.CET`.
+        trace_delay: Seconds that the trace is made for; None for `delay`. For delays that are not known exactly.
         trace_options: Other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
         step_duration: Seconds one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 if it has none.
@@ -116,11 +117,12 @@ class CETActorCritic(StoredAlgorithm):
         env: GymEnv | str | None,
         delay: float | None = None,
         order: int | None = None,
-        trace: str | TraceConfig | None = None,
+        trace: str | Trace | TraceConfig | None = None,
         normalization: Normalization = "peak",
         decay: float | None = None,
         stacked: bool | None = None,
         discretization: Discretization = "exact",
+        trace_delay: float | None = None,
         trace_options: Mapping[str, Any] | None = None,
         step_duration: float | None = None,
         learning_rate: float | Schedule = LinearSchedule(5e-4, 0.0, 1.0),  # noqa: B008 - stateless
@@ -168,9 +170,10 @@ class CETActorCritic(StoredAlgorithm):
         if self.env is not None:
             clock = shared_attribute(self.env, "step_duration")
             told = shared_attribute(self.env, "credit_timing") or told
+        seconds = float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration)
         self.timing = CreditTiming(
-            delay=float(told.delay if delay is None else delay),
-            step_duration=float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration),
+            delay=float((told.delay or implied_delay(trace, seconds)) if delay is None else delay),
+            step_duration=seconds,
             stacked=bool(told.stacked if stacked is None else stacked),
         )
         self.learner_config = learner_config(
@@ -180,6 +183,7 @@ class CETActorCritic(StoredAlgorithm):
             normalization=normalization,
             decay=decay,
             discretization=discretization,
+            trace_delay=trace_delay,
             trace_options=trace_options,
             gamma=gamma,
             lam=lam,
@@ -413,7 +417,7 @@ class CETActorCritic(StoredAlgorithm):
         """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
             **self.learner_config.as_keywords(),
-            **self.learner_config.trace.as_keywords(),
+            **self.learner_config.trace.as_keywords(self.timing.delay),
             **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),
             "n_steps": self.n_steps,

@@ -25,6 +25,8 @@ from cet_rl.agents.config import learner_config
 from cet_rl.agents.distributions import Array
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
+from cet_rl.traces.base import Trace
+from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
@@ -107,7 +109,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
         stacked: Whether delays add up from the output layer down (retrograde signalling).
         step_duration: Seconds one environment step stands for.
-        **learning: `trace`, `order`, `normalization`, `decay`, `discretization` and `trace_options`, see
+        trace: See `CETActorCritic`.
+        **learning: `order`, `normalization`, `decay`, `discretization`, `trace_delay` and `trace_options`, see
             `CETActorCritic`; and fields of `cet_rl.agents.LearnerConfig`, such as `gamma`, `lam`, `random_lam`.
 
     Attributes:
@@ -144,6 +147,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         delay: float = 0.0,
         stacked: bool = False,
         step_duration: float = BEHAVIOURAL_STEP,
+        trace: str | Trace | TraceConfig | None = None,
         **learning: Any,
     ) -> None:
         super().__init__(policy=policy)
@@ -151,8 +155,9 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         networks = policy.networks
         self.num_envs, self.n_steps = num_envs, n_steps
+        delay = delay or implied_delay(trace, step_duration)
         self.timing = CreditTiming(delay, step_duration, stacked, layers=len(networks.actor.weights))
-        config = learner_config(self.timing, **learning)
+        config = learner_config(self.timing, trace, **learning)
         self.learner = ActorCriticLearner(
             networks.actor, networks.critic, self.timing, config, num_envs=num_envs, rollout=n_steps
         )

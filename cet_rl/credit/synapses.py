@@ -18,7 +18,7 @@ from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts, layer_ge
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
 from cet_rl.traces.base import Trace, Transition
-from cet_rl.traces.perfect import PerfectMemory
+from cet_rl.traces.finite import PerfectMemory
 
 Executor = Literal["auto", "step", "chunk", "fused", "history"]
 
@@ -96,7 +96,7 @@ class Synapses(nn.Module):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
         if delay_steps is None:
-            delay_steps = int(getattr(trace, "delay_steps", 0))
+            delay_steps = int(getattr(trace, "delay_steps", None) or 0)
         if delay_steps < 0:
             raise ValueError(f"delay_steps must not be negative, got {delay_steps}")
         _check_decay(gamma_lam, geometry)

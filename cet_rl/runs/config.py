@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from cet_rl.runs.values import checked, flag
 from cet_rl.traces.base import Normalization
+from cet_rl.traces.cascade import Discretization
 from cet_rl.traces.registry import TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.timing import CreditTiming
 
@@ -61,7 +62,7 @@ class RunConfig(ABC):
     delay: Annotated[float, Mark.BATCHABLE] = 0.0
     """Seconds until credit reaches the synapses. 0: no delay."""
     order: Annotated[int | None, Mark.TRACED, Mark.BATCHABLE, Mark.LABELLED] = None
-    """States of a trace (cet, sharp, legendre). Default 5; 1 is the classical trace."""
+    """States of a trace (cet, sharp, legendre, optimal). Default 5; 1 is the classical trace."""
     trace: Annotated[str | None, Mark.TRACED, Mark.BATCHABLE, Mark.LABELLED] = None
     """A name that `cet-rl list traces` shows. Default cet, or none without a delay."""
     stacked: Annotated[bool, Mark.TRACED, Mark.BATCHABLE] = False
@@ -73,9 +74,11 @@ class RunConfig(ABC):
     decay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE] = None
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
     discretization: Annotated[Literal["exact", "official"], Mark.TRACED, Mark.BATCHABLE] = "exact"
-    """Cascade by Eq. 8, or as in the authors' code, where a step's input enters the first state only."""
+    """Cascade by Eq. 8, or as in the authors' code, which has one kernel for agents and one for images."""
+    trace_delay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE] = None
+    """Seconds that the trace is made for. Default the delay; to see what happens if that is not known exactly."""
     trace_options: Annotated[tuple[str, ...], Mark.TRACED, Mark.BATCHABLE] = ()
-    """NAME=VALUE ...: other options of the trace, such as ratio=3 of ltp-ltd; `cet-rl list traces` shows them."""
+    """NAME=VALUE ...: other options of the trace, as tolerance=0.1 of optimal; `cet-rl list traces` shows them."""
     lr: Annotated[float, Mark.BATCHABLE] = 5e-4
     """Learning rate of Adam."""
     total_steps: int = 1_000_000
@@ -98,7 +101,8 @@ class RunConfig(ABC):
             raise ValueError(f"--lr must be positive and finite, got {self.lr:g}")
         if self.threads is not None and self.threads > 1024:
             raise ValueError(f"--threads must be at most 1024, got {self.threads}")
-        _ = self.trace_config, self.timing
+        for steps in self.timing.layer_delays:
+            self.trace_config.build(steps)
 
     def check_counts(self, *names: str) -> None:
         """Raise ValueError unless each of these fields is None or a number from one to a million million."""
@@ -124,6 +128,11 @@ class RunConfig(ABC):
         """Return the steps until credit reaches each of the layers."""
         return CreditTiming(self.delay, self.step_duration, self.stacked, self.layers)
 
+    @property
+    def trace_discretization(self) -> Discretization:
+        """Return which kernel of a cascade is meant."""
+        return self.discretization
+
     @cached_property
     def trace_config(self) -> TraceConfig:
         """Kind, order, decay and normalisation of the trace, the kind's default filled in."""
@@ -134,7 +143,9 @@ class RunConfig(ABC):
             self.decay,
             self.normalization,
             stacked=self.stacked,
-            discretization=self.discretization,
+            discretization=self.trace_discretization,
+            trace_delay=self.trace_delay,
+            step_duration=self.step_duration,
             options=parse_trace_options(self.trace_options),
         )
 

@@ -9,16 +9,18 @@ output, read after the step's input is absorbed (lag 0 is the step itself), and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 Normalization = Literal["area", "peak"]
 FloatArray = npt.NDArray[np.float64]
@@ -27,6 +29,9 @@ TAIL_TOLERANCE = 1e-15
 """Share of a kernel's area that may lie beyond its numerical support: below the rounding of float64."""
 
 _LONGEST_KERNEL = 1 << 22
+
+_BLOCK = 1 << 10
+"""Lags of a kernel that are computed step by step; later ones follow from them in blocks."""
 
 
 @dataclass(frozen=True)
@@ -45,26 +50,69 @@ class Transition:
 
     def kernel(self, length: int) -> FloatArray:
         """Return g_ℓ = C · M^ℓ K for ℓ = 0 … length - 1, by running the recursion."""
-        state = self.K.copy()
-        kernel = np.empty(length)
-        for lag in range(length):
-            kernel[lag] = self.C @ state
+        return self._run(length)[0]
+
+    def _run(self, length: int) -> tuple[FloatArray, FloatArray]:
+        """Return the kernel, and the state M^{length-1} K that is left when its last lag is read."""
+        block = np.empty((len(self.K), min(length, _BLOCK)))
+        state = self.K
+        for lag in range(block.shape[1]):
+            block[:, lag] = state
             state = self.M @ state
-        return kernel
+        jump = np.linalg.matrix_power(self.M, block.shape[1])
+        kernel = np.empty(length)
+        for first in range(0, length, _BLOCK):
+            if first:
+                block = jump @ block
+            kernel[first : first + _BLOCK] = (self.C @ block)[: length - first]
+        return kernel, block[:, (length - 1) % _BLOCK]
 
 
 class Trace(ABC):
     """Define a kind of synaptic memory: a frozen dataclass that holds no state of any synapse.
 
+    A trace of one's own derives from this class and defines `transition`; everything else follows. Its fields may
+    be `delay_steps`, `order`, `normalization` and options of its own, all hashable. A memory that is nothing but
+    numbers is a `cet_rl.FiniteKernel`.
+
     Attributes:
         normalization: "area" scales the kernel so that Σ|g| = 1; "peak" so that max g = 1 (paper, App. C).
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Halving(Trace):
+        ...     def transition(self):
+        ...         return Transition(M=[[0.5]], K=[1.0], C=[1.0])
+        >>> Halving().kernel(3).tolist()
+        [0.5, 0.25, 0.125]
     """
 
-    normalization: Normalization
+    normalization: Normalization = "area"
+    _define: ClassVar[Callable[[Any], Any]]
 
     def __post_init__(self) -> None:
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be 'area' or 'peak', got {self.normalization!r}")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have what a subclass's `transition` returns checked and scaled to its normalisation."""
+        super().__init_subclass__(**options)
+        define = cls.transition
+        closed_forms = {"support"} if "unscaled_kernel" in vars(cls) else set()
+        if define is not Trace.transition and not hasattr(define, "scales"):
+
+            @wraps(define)
+            def transition(self: Trace) -> Transition | None:
+                # A subclass that asks super() for its constants gets them as they are.
+                return _scaled(self) if type(self).transition is transition else define(self)
+
+            transition.scales = True  # type: ignore[attr-defined]
+            cls._define = define
+            cls.transition = transition  # type: ignore[method-assign]
+            closed_forms = {"unscaled_kernel", "states", "support"}
+        # What an inherited class knew in closed form of its own constants does not hold for others.
+        for name in closed_forms - vars(cls).keys():
+            setattr(cls, name, vars(Trace)[name])
 
     @classmethod
     def from_delay(cls, delay_steps: int, *args: Any, **options: Any) -> Trace:
@@ -74,18 +122,28 @@ class Trace(ABC):
         """
         return cls(*args, delay_steps=delay_steps, **options)  # type: ignore[call-arg]
 
-    @property
-    @abstractmethod
-    def states(self) -> int:
-        """Return n, the number of state variables a synapse needs; 0 for a trace kept as a delay line."""
-
-    @abstractmethod
-    def _unscaled_kernel(self, length: int) -> FloatArray:
-        """Return the kernel before normalisation, ℓ = 0 … length - 1."""
-
     @abstractmethod
     def transition(self) -> Transition | None:
-        """Return (M, K, C) in float64, normalised; None for a trace that is a delay line and has no states."""
+        """Return (M, K, C) in float64, normalised; None for a trace that is a delay line and has no states.
+
+        A subclass may return them at any scale, as a `Transition` or a tuple, and of anything that numpy takes.
+
+        Raises:
+            ValueError: if shapes do not fit, a number is not finite, the memory does not fade, or nothing is
+                remembered.
+        """
+
+    @property
+    def states(self) -> int:
+        """Return n, the number of state variables a synapse needs; 0 for a trace kept as a delay line."""
+        constants = _constants(self)
+        return 0 if constants is None else len(constants.K)
+
+    def unscaled_kernel(self, length: int) -> FloatArray:
+        """Return the kernel before normalisation, shape (length,): of the constants, or a closed form of it."""
+        constants = _constants(self)
+        assert constants is not None
+        return constants.kernel(length)
 
     def kernel(self, length: int) -> torch.Tensor:
         """Return the normalised response to a unit input held for one step.
@@ -95,12 +153,15 @@ class Trace(ABC):
 
         Returns:
             float64 tensor of shape (length,): g_0 … g_{length-1}.
+
+        Raises:
+            ValueError: if length is below one; also see `transition`.
         """
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         import torch  # a second to load, and configurations are read without it
 
-        return torch.from_numpy(self._unscaled_kernel(length) / self.scale)
+        return torch.from_numpy(self.unscaled_kernel(length) / self.scale)
 
     @property
     def scale(self) -> float:
@@ -112,29 +173,111 @@ class Trace(ABC):
         """Lags [first, last) outside of which the kernel vanishes in float64."""
         return _support(self)
 
+    def share(self, lag: int) -> float:
+        """Return the share of the kernel's energy at one lag, g_lag² / Σ g²: how sharply it recalls that lag."""
+        if lag < 0:
+            return 0.0
+        energy = self.unscaled_kernel(max(lag + 1, self.support[1])) ** 2
+        return float(energy[lag] / energy.sum())
+
+    @property
+    def sharpness(self) -> float | None:
+        """Return the share of the kernel's energy at the delay; None where the trace knows no delay."""
+        delay_steps = getattr(self, "delay_steps", None)
+        return None if delay_steps is None else self.share(delay_steps)
+
+    @property
+    def bound(self) -> float | None:
+        """Return min(1, n / (D+1)), which no sharpness of n states exceeds (docs/method.md has the proof).
+
+        None for a trace without states, or one that knows no delay.
+        """
+        delay_steps = getattr(self, "delay_steps", None)
+        return None if delay_steps is None or not self.states else min(1.0, self.states / (delay_steps + 1))
+
+    def plot(self) -> Figure:
+        """Draw the kernel over the lag, and return the figure."""
+        from cet_rl.traces.plot import plot_kernels
+
+        return plot_kernels({repr(self): self})
+
+
+@lru_cache(maxsize=256)
+def _constants(trace: Trace) -> Transition | None:
+    """Return what the class of a trace defines, checked, before it is scaled."""
+    found, kind = type(trace)._define(trace), type(trace).__name__
+    if found is None:
+        if type(trace).unscaled_kernel is Trace.unscaled_kernel:
+            raise ValueError(f"{kind}.transition() returns nothing: without states, use a cet_rl.FiniteKernel")
+        return None
+    try:
+        parts = (found.M, found.K, found.C) if isinstance(found, Transition) else found
+        M, K, C = (np.array(part, dtype=np.float64) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(f"{kind}.transition() must return M, K and C, got {found!r}") from None
+    n = len(K) if K.ndim == 1 else 0
+    if not n or M.shape != (n, n) or C.shape != (n,):
+        shapes = ", ".join(f"{name} {part.shape}" for name, part in zip("MKC", (M, K, C), strict=True))
+        raise ValueError(f"{kind}.transition() must return M (n, n), K (n,) and C (n,), got {shapes}")
+    if not all(np.isfinite(part).all() for part in (M, K, C)):
+        raise ValueError(f"{kind}.transition() returns numbers that are not finite")
+    return Transition(M, K, C)
+
+
+def _scaled(trace: Trace) -> Transition | None:
+    constants = _constants(trace)
+    if constants is None:
+        return None
+    return Transition(constants.M.copy(), constants.K.copy(), constants.C / trace.scale)
+
 
 @lru_cache(maxsize=256)
 def _support(trace: Trace) -> tuple[int, int]:
-    # Every kernel here decays geometrically in the end, so a window whose second half holds nothing is all of it.
     length = 64
     while length <= _LONGEST_KERNEL:
-        magnitude = np.abs(trace._unscaled_kernel(length))
+        with np.errstate(over="ignore", invalid="ignore"):
+            kernel = trace.unscaled_kernel(length)
+        if not np.isfinite(kernel).all():
+            raise ValueError(f"the kernel of {trace} is not finite: its memory grows instead of fading")
+        magnitude = np.abs(kernel)
         total = magnitude.sum()
-        if total > 0 and magnitude[length // 2 :].sum() <= TAIL_TOLERANCE * total:
-            outside = TAIL_TOLERANCE * total
+        outside = TAIL_TOLERANCE * total
+        if total > 0 and magnitude[length // 2 :].sum() <= outside and _is_empty(trace, length, outside):
             first = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
             tail = np.cumsum(magnitude[::-1])[::-1]
             last = int(np.searchsorted(-tail, -outside, side="left"))
             return first, max(last, first + 1)
+        if total == 0 and _is_empty(trace, length, 0.0):
+            break
         length *= 2
-    raise ValueError(f"{trace} forgets too slowly: its kernel does not vanish within {_LONGEST_KERNEL} steps")
+    else:
+        raise ValueError(f"{trace} forgets too slowly: its kernel does not vanish within {_LONGEST_KERNEL} steps")
+    raise ValueError(f"{trace} remembers nothing: its kernel is zero everywhere")
+
+
+def _is_empty(trace: Trace, length: int, outside: float) -> bool:
+    """Tell whether nothing is left to read of an input that came `length` steps ago.
+
+    A kernel in closed form decays geometrically in the end: a window whose second half holds nothing is all of
+    it. Others may be silent for long and speak again, so what the states still hold is looked at.
+    """
+    if type(trace).unscaled_kernel is not Trace.unscaled_kernel:
+        return True
+    constants = _constants(trace)
+    assert constants is not None
+    left = np.abs(constants._run(length)[1]).sum() * np.abs(constants.C).max()
+    return bool(left <= outside)
 
 
 @lru_cache(maxsize=256)
 def _scale(trace: Trace) -> float:
     first, last = trace.support
-    kernel = trace._unscaled_kernel(last)[first:]
-    return float(np.abs(kernel).sum() if trace.normalization == "area" else kernel.max())
+    kernel = trace.unscaled_kernel(last)[first:]
+    if trace.normalization == "area":
+        return float(np.abs(kernel).sum())
+    if kernel.max() <= 0:
+        raise ValueError(f"the kernel of {trace} has no positive lag to scale to one: use normalization='area'")
+    return float(kernel.max())
 
 
 def check_whole(number: object, name: str) -> None:

@@ -41,12 +41,13 @@ class ET(Trace):
         """Return 1."""
         return 1
 
-    def _unscaled_kernel(self, length: int) -> FloatArray:
+    def unscaled_kernel(self, length: int) -> FloatArray:
+        """Return the kernel before normalisation, in closed form."""
         return (1 - self.decay) * self.decay ** np.arange(length, dtype=np.float64)
 
     def transition(self) -> Transition:
         """Return (M, K, C) of the one state."""
-        return Transition(np.array([[self.decay]]), np.array([1 - self.decay]), np.array([1 / self.scale]))
+        return Transition(np.array([[self.decay]]), np.array([1 - self.decay]), np.ones(1))
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ class LTPLTD(Trace):
         """Return 2."""
         return 2
 
-    def _unscaled_kernel(self, length: int) -> FloatArray:
+    def unscaled_kernel(self, length: int) -> FloatArray:
+        """Return the kernel before normalisation, in closed form."""
         lags = np.arange(length, dtype=np.float64)
         slow, fast = (-math.expm1(-rate) / rate * np.exp(-rate * lags) for rate in self.rates)
         return slow - fast
@@ -92,4 +94,4 @@ class LTPLTD(Trace):
     def transition(self) -> Transition:
         """Return (M, K, C): two independent unit-gain states, read with opposite signs."""
         rates = np.array(self.rates)
-        return Transition(np.diag(np.exp(-rates)), -np.expm1(-rates), np.array([1.0, -1.0]) / rates / self.scale)
+        return Transition(np.diag(np.exp(-rates)), -np.expm1(-rates), np.array([1.0, -1.0]) / rates)

@@ -9,7 +9,10 @@ import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, Transition
-from cet_rl.traces.sharp import SharpReadout, sharpest_transition
+from cet_rl.traces.sharp import SharpReadout, best_speed
+
+RIDGE = 1e-9
+"""Added to the Gramian's diagonal, relative to its mean: trades sharpness for a readout of bounded size."""
 
 
 def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArray]:
@@ -32,6 +35,18 @@ def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArr
     return M, K
 
 
+def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[FloatArray, float]:
+    """Return the readout C, shape (n,), with the largest share F of (ridged) energy at `delay_steps`; and F.
+
+    See `cet_rl.traces.sharp`; the Gramian solves the discrete Lyapunov equation G = M G Mᵀ + K Kᵀ.
+    """
+    gramian: FloatArray = scipy.linalg.solve_discrete_lyapunov(M, np.outer(K, K))
+    gramian += RIDGE * np.trace(gramian) / len(K) * np.eye(len(K))
+    at_delay = np.linalg.matrix_power(M, delay_steps) @ K
+    readout: FloatArray = scipy.linalg.solve(gramian, at_delay, assume_a="pos")
+    return readout, float(at_delay @ readout)
+
+
 @dataclass(frozen=True)
 class Legendre(SharpReadout):
     """Remember with the states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
@@ -47,14 +62,17 @@ class Legendre(SharpReadout):
     @property
     def window(self) -> float:
         """θ, in steps."""
-        return _sharp_legendre(self.order, self.delay_steps)[0]
+        return _best_window(self.order, self.delay_steps)
 
-    def _unscaled(self) -> Transition:
-        return _sharp_legendre(self.order, self.delay_steps)[1]
+    def transition(self) -> Transition:
+        """Return (M, K, C) with the sharpest readout, normalised."""
+        M, K = legendre_transition(self.order, self.window)
+        return Transition(M, K, sharpest_readout(M, K, self.delay_steps)[0])
 
 
 @lru_cache(maxsize=256)
-def _sharp_legendre(order: int, delay_steps: int) -> tuple[float, Transition]:
-    return sharpest_transition(
-        lambda window: legendre_transition(order, window), delay_steps, delay_steps / 3, delay_steps * 5
-    )
+def _best_window(order: int, delay_steps: int) -> float:
+    def share(window: float) -> float:
+        return sharpest_readout(*legendre_transition(order, window), delay_steps)[1]
+
+    return best_speed(share, delay_steps / 3, delay_steps * 5, points=33)

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cet_rl.traces.base import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) -> Figure:
+    """Draw what traces recall over the lag in steps, and return the figure.
+
+    Args:
+        traces: by the names that the legend shows.
+        delay_steps: where a dashed line stands; None for the traces' own delay, if it is one.
+
+    Example:
+        >>> plot_kernels({"CET": CET(10, 40), "optimal": Optimal(10, 40)}).savefig("kernels.png")
+    """
+    from matplotlib.figure import Figure  # matplotlib takes half a second
+
+    delays = {getattr(trace, "delay_steps", None) for trace in traces.values()} - {None}
+    if delay_steps is None and len(delays) == 1:
+        delay_steps = delays.pop()
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    longest = max((trace.support[1] for trace in traces.values()), default=1)
+    length = max(10, 4 * delay_steps if delay_steps else longest + longest // 10)
+    for name, trace in traces.items():
+        axes.step(range(length), trace.kernel(length).tolist(), where="mid", label=name)
+    if delay_steps is not None:
+        axes.axvline(delay_steps, color="0.5", linestyle="--", linewidth=1)
+    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.set_xlabel("steps before the credit arrives")
+    axes.set_ylabel("weight in the trace")
+    axes.legend(frameon=False)
+    return figure
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -15,14 +17,22 @@ from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization, Trace, check_whole
 from cet_rl.traces.cascade import CET, Discretization, check_discretization
 from cet_rl.traces.exponential import ET, LTPLTD
+from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.legendre import Legendre
-from cet_rl.traces.perfect import PerfectMemory
+from cet_rl.traces.optimal import Optimal
 from cet_rl.traces.sharp import SharpCET
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, RELATIVE_TOLERANCE, whole_steps
 
 DEFAULT_ORDER = 5
 
+_REQUIRED = inspect.Parameter.empty
+
 _ANY_DELAY = 100
 """Delay in steps of the trace that is built to check options: constructors check them and compute nothing."""
+
+
+Maker = Callable[..., Trace]
+"""A class of traces, or a function that returns one; it is called with `delay_steps` and options by keyword."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +40,57 @@ class TraceKind:
     """Describe one kind of trace.
 
     Attributes:
-        trace: its class; None for no trace.
+        make: its class, or a function that returns a trace; None for no trace.
         summary: one line for `cet-rl list traces`.
     """
 
-    trace: type[Trace] | None
+    make: Maker | None
     summary: str
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Return the names and defaults of what `Trace.from_delay` takes of this class beside the delay."""
-        return {} if self.trace is None else _options(self.trace)
+        """Return the names and defaults of what it takes beside the delay."""
+        return {} if self.make is None else _options(self.make)
 
     @property
     def takes_order(self) -> bool:
         """Tell whether its number of states can be chosen."""
         return "order" in self.options
 
+    def build(self, delay_steps: int, options: Mapping[str, Any]) -> Trace:
+        """Return the trace for credit that arrives `delay_steps` late."""
+        assert self.make is not None
+        trace = _builder(self.make)(delay_steps=delay_steps, **options)
+        if not isinstance(trace, Trace):
+            raise ValueError(f"{_name(self.make)} must return a cet_rl.Trace, got {trace!r}")
+        return trace
+
+
+def _builder(make: Maker) -> Maker:
+    """Return what is called: of a class with a `from_delay` of its own, that."""
+    own: Any = getattr(make, "from_delay", None)
+    return make if own is None or own.__func__ is Trace.from_delay.__func__ else own  # type: ignore[attr-defined]
+
+
+def _name(make: Maker) -> str:
+    return str(getattr(make, "__qualname__", make))
+
 
 @cache
-def _options(trace: type[Trace]) -> Mapping[str, Any]:
-    own = trace.from_delay.__func__ is not Trace.from_delay.__func__  # type: ignore[attr-defined]
-    parameters = inspect.signature(trace.from_delay if own else trace).parameters
+def _options(make: Maker) -> Mapping[str, Any]:
+    parameters = inspect.signature(_builder(make)).parameters
     if "delay_steps" not in parameters:
-        raise ValueError(f"{trace.__name__} must take delay_steps, or define the class method from_delay")
-    return {name: parameter.default for name, parameter in parameters.items() if name != "delay_steps"}
+        raise ValueError(f"{_name(make)} must take delay_steps, or define the class method from_delay")
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = {name: item.default for name, item in parameters.items() if item.kind in named}
+    return {name: default for name, default in taken.items() if name != "delay_steps"}
 
 
 TRACES: dict[str, TraceKind] = {
     "cet": TraceKind(CET, "cascade of n stages, read at the last; peaks at the delay (paper, Eqs. 4-8)"),
     "sharp": TraceKind(SharpCET, "the same cascade, read as the sharpest weighted sum of all its stages"),
     "legendre": TraceKind(Legendre, "Legendre delay network of n states with the sharpest readout"),
+    "optimal": TraceKind(Optimal, "damped oscillators: the sharpest memory that n states can have"),
     "et": TraceKind(ET, "classical eligibility trace, one decaying state (paper, Eq. 2)"),
     "ltp-ltd": TraceKind(LTPLTD, "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)"),
     "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago: the upper bound"),
@@ -68,17 +98,21 @@ TRACES: dict[str, TraceKind] = {
 }
 """Every kind of trace, by the name that `--trace` and `trace=` take."""
 
+_GIVEN: dict[str, TraceKind] = {}
+"""Classes of traces that were given as such and are not registered, as module:Name."""
 
-def register_trace(name: str, trace: type[Trace], summary: str = "") -> type[Trace]:
-    """Add a kind of trace to those that `--trace` and `trace=` take by name, and return its class.
+
+def register_trace(name: str, trace: Maker, summary: str = "") -> Maker:
+    """Add a kind of trace to those that `--trace` and `trace=` take by name, and return it.
 
     A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`).
 
     Args:
         name: letters, digits, - and _.
-        trace: a subclass of `Trace`. `delay_steps`, `order`, `normalization` and its own options are passed by
-            keyword to `from_delay` where it takes them, which the constructor's are unless the class overrides it.
-        summary: one line for `cet-rl list traces`; the first sentence of the class's docstring if empty.
+        trace: a subclass of `Trace`, or a function that returns a trace. It is called with `delay_steps`, and with
+            `order`, `normalization` and options of its own where its signature has them, all by keyword; of a
+            class that overrides `from_delay`, that is called.
+        summary: one line for `cet-rl list traces`; the first sentence of the docstring if empty.
 
     Raises:
         ValueError: if the name is taken or malformed, or the class is no trace, abstract, or takes no delay.
@@ -91,14 +125,14 @@ def register_trace(name: str, trace: type[Trace], summary: str = "") -> type[Tra
     return trace
 
 
-def _entry(trace: object, summary: str = "") -> TraceKind:
-    """Return a registry entry; raise ValueError unless it is a class of traces that can be built."""
-    if not (isinstance(trace, type) and issubclass(trace, Trace)):
-        raise ValueError(f"{trace!r} is no subclass of cet_rl.Trace")
-    if missing := sorted(trace.__abstractmethods__):
-        raise ValueError(f"{trace.__name__} does not define {', '.join(missing)}")
-    _options(trace)
-    return TraceKind(trace, summary or " ".join((trace.__doc__ or trace.__name__).split(".")[0].split()))
+def _entry(make: Any, summary: str = "") -> TraceKind:
+    """Return a registry entry; raise ValueError unless it can build traces."""
+    if not (issubclass(make, Trace) if isinstance(make, type) else callable(make)):
+        raise ValueError(f"{make!r} is no subclass of cet_rl.Trace, nor a function that returns one")
+    if missing := sorted(getattr(make, "__abstractmethods__", ())):
+        raise ValueError(f"{_name(make)} does not define {', '.join(missing)}")
+    _options(make)
+    return TraceKind(make, summary or " ".join((make.__doc__ or _name(make)).split(".")[0].split()))
 
 
 def traces() -> dict[str, TraceKind]:
@@ -108,11 +142,13 @@ def traces() -> dict[str, TraceKind]:
 
 
 def find_trace(name: str) -> TraceKind:
-    """Return the kind of a name, or of a class written as module:Class.
+    """Return the kind of a name, or of a class or function written as module:Name.
 
     Raises:
-        ValueError: if there is none, or the class is no trace.
+        ValueError: if there is none, or it makes no traces.
     """
+    if name in _GIVEN:
+        return _GIVEN[name]
     module, colon, attribute = name.partition(":")
     if colon:
         found = getattr(import_named(module, f"trace {name}"), attribute, None)
@@ -123,6 +159,11 @@ def find_trace(name: str) -> TraceKind:
     if kind is None:
         raise unknown("trace", name, traces())
     return kind
+
+
+def implied_delay(trace: object, step_duration: float) -> float:
+    """Return the delay in seconds that a trace says it is made for; 0 for a name, or a trace that knows none."""
+    return (getattr(trace, "delay_steps", None) or 0) * step_duration
 
 
 def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
@@ -150,12 +191,13 @@ class TraceConfig:
     """Choose a synaptic trace, whatever the delay of a layer turns out to be.
 
     Attributes:
-        kind: a key of `TRACES`, or module:Class.
+        kind: a key of `TRACES`, or module:Name of a class or function.
         order: number of states, for the kinds that have a choice; None for 5. A cascade of order 1 is the
             classical trace.
         normalization: "area" or "peak", see `Trace`.
-        options: what else the kind's `from_delay` takes, by name: `decay` of "et", `ratio` of "ltp-ltd",
-            `discretization` of "cet". What is None or its default is left out.
+        options: what else the kind takes, by name: `decay` of "et", `ratio` of "ltp-ltd", `tolerance` of
+            "optimal", `discretization` of "cet". What is None or its default is left out.
+        delay_ratio: the delay that the trace is made for, over the delay of its layer: 1 unless they shall differ.
 
     Raises:
         ValueError: for an unknown kind, a value that it refuses, or an option that it does not have.
@@ -165,6 +207,7 @@ class TraceConfig:
     order: int | None = None
     normalization: Normalization = "peak"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    delay_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         known = find_trace(self.kind).options
@@ -175,54 +218,111 @@ class TraceConfig:
                 hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
                 raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
         object.__setattr__(self, "options", {name: v for name, v in given.items() if v != known[name]})
+        named = {"order", "normalization", *given}
+        if missing := [name for name, default in known.items() if default is _REQUIRED and name not in named]:
+            raise ValueError(f"trace {self.kind!r} needs {', '.join(missing)}: --trace-options {missing[0]}=VALUE")
         if self.order is not None:
             check_whole(self.order, "order")
             object.__setattr__(self, "order", int(self.order))
             if self.order < 1:
                 raise ValueError(f"order must be at least 1, got {self.order}")
-        trace = self.build(_ANY_DELAY)  # which refuses options that cannot be
-        if self.order not in (None, getattr(trace, "states", None)):
+        trace = self._make(_ANY_DELAY)  # which refuses options that cannot be
+        if self.order is not None and "order" not in known and self.order != getattr(trace, "states", None):
             raise ValueError(f"order {self.order} has no meaning for trace {self.kind!r}; leave it out")
+        if self.delay_ratio != 1 and (
+            trace is None or isinstance(trace, PerfectMemory) or trace == self._make(2 * _ANY_DELAY)
+        ):
+            raise ValueError(
+                f"trace {self.label!r} cannot be made for another delay than the true one: leave trace_delay out"
+            )
 
     @classmethod
     def for_delay(
         cls,
         delay: float,
-        kind: str | None = None,
+        trace: str | Trace | TraceConfig | None = None,
         order: int | None = None,
         decay: float | None = None,
         normalization: Normalization = "peak",
         *,
         stacked: bool = False,
         discretization: Discretization = "exact",
+        trace_delay: float | None = None,
+        step_duration: float = BEHAVIOURAL_STEP,
         options: Mapping[str, Any] | None = None,
     ) -> TraceConfig:
-        """Return the choice for a run whose credit arrives `delay` seconds late: a cascade unless told otherwise.
+        """Return the choice for a run whose credit arrives `delay` seconds late.
+
+        Args:
+            delay: T, in seconds.
+            trace: a name; or a `Trace`, which may be made for another delay; or a configuration. None for a
+                cascade, or none without a delay. All arguments but the delay, `stacked` and `step_duration` belong
+                to a name.
+            order: see `TraceConfig`.
+            decay: the option of the classical trace.
+            normalization: see `TraceConfig`.
+            stacked: whether delays add up over layers.
+            discretization: the option of cascades.
+            trace_delay: seconds that the trace is made for, if not for `delay`.
+            step_duration: seconds a step stands for.
+            options: see `TraceConfig`.
 
         Raises:
-            ValueError: also for options that have no meaning without a delay, and for "none" with one.
+            ValueError: also for options that have no meaning without a delay, for "none" with one, and for a trace
+                of a class that cannot be built from a delay and its fields.
         """
         check_discretization(discretization)
+        kind = trace.kind if isinstance(trace, TraceConfig) else trace
         if not delay:
             if kind not in (None, "none"):
                 raise ValueError(
                     f"trace {kind!r} bridges a delay, and there is none: give a delay, or leave it out"
                 )
-            if order is not None or decay is not None or stacked:
-                raise ValueError("order, decay and stacked belong to a delay, and there is none: give a delay")
+            if order is not None or decay is not None or stacked or trace_delay is not None:
+                raise ValueError(
+                    "order, decay, stacked and trace_delay belong to a delay, and there is none: give a delay"
+                )
         elif kind == "none":
             raise ValueError(
                 "trace 'none' is backpropagation without delay: leave the delay out, or choose a trace"
             )
+        if isinstance(kind, Trace):
+            return cls._of(kind, whole_steps(delay, step_duration), stacked=stacked)
+        if isinstance(trace, TraceConfig):
+            return trace
         named = {"decay": decay, "discretization": None if discretization == "exact" else discretization}
-        return cls(kind or ("cet" if delay else "none"), order, normalization, named | dict(options or {}))
+        ratio = 1.0 if trace_delay is None else trace_delay / delay
+        if not 0 < ratio < math.inf:
+            raise ValueError(f"trace_delay must be a positive number of seconds, got {trace_delay}")
+        kind = kind or ("cet" if delay else "none")
+        return cls(kind, order, normalization, named | dict(options or {}), ratio)
 
-    def as_keywords(self) -> dict[str, Any]:
-        """Return it as keywords of an agent, so that each of them can be changed when the agent is loaded."""
+    @classmethod
+    def _of(cls, trace: Trace, delay_steps: int, *, stacked: bool) -> TraceConfig:
+        """Return the choice that builds a given trace for a layer that waits `delay_steps`."""
+        made_for = getattr(trace, "delay_steps", None)
+        if stacked and made_for is not None:
+            raise ValueError(f"stacked delays differ by layer, and {trace} is made for one of them: give its name")
+        make = type(trace)
+        kind = next((name for name, known in traces().items() if known.make is make), None)
+        if kind is None:
+            kind = f"{make.__module__}:{make.__qualname__}"
+            _GIVEN[kind] = _entry(make)
+        options = {item.name: getattr(trace, item.name) for item in fields(trace)}  # type: ignore[arg-type]
+        options.pop("delay_steps", None)
+        order, normalization = options.pop("order", None), options.pop("normalization", trace.normalization)
+        chosen = cls(kind, order, normalization, options, 1.0 if made_for is None else made_for / delay_steps)
+        if made_for is not None and chosen.build(delay_steps) != trace:
+            raise ValueError(f"{trace} cannot be built again from its fields: give a TraceConfig")
+        return chosen
+
+    def as_keywords(self, delay: float) -> dict[str, Any]:
+        """Return it as keywords of an agent with a delay, so that each can be changed when the agent is loaded."""
         rest = dict(self.options)
         named = {"decay": rest.pop("decay", None), "discretization": rest.pop("discretization", "exact")}
         common = {"trace": self.kind, "order": self.order, "normalization": self.normalization}
-        return {**common, **named, "trace_options": rest}
+        trace_delay = None if self.delay_ratio == 1 else self.delay_ratio * delay
+        return {**common, **named, "trace_delay": trace_delay, "trace_options": rest}
 
     @property
     def states(self) -> int:
@@ -230,24 +330,39 @@ class TraceConfig:
         return DEFAULT_ORDER if self.order is None else self.order
 
     def build(self, delay_steps: int) -> Trace | None:
-        """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all."""
+        """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all.
+
+        Raises:
+            ValueError: if `delay_ratio` times the delay is no whole number of steps.
+        """
+        exact = delay_steps * self.delay_ratio
+        if abs(exact - round(exact)) > RELATIVE_TOLERANCE * max(exact, 1.0):
+            raise ValueError(
+                f"trace_delay is {self.delay_ratio:g} times the delay, which for a layer that waits {delay_steps} "
+                f"steps would be {exact:g} steps: choose one that makes it a whole number"
+            )
+        return self._make(round(exact)) if delay_steps else None
+
+    def _make(self, delay_steps: int) -> Trace | None:
         kind = find_trace(self.kind)
-        if kind.trace is None or not delay_steps:
+        if kind.make is None:
             return None
         common = {"order": self.states, "normalization": self.normalization}
         taken = {name: value for name, value in common.items() if name in kind.options}
-        return kind.trace.from_delay(delay_steps, **taken, **self.options)
+        return kind.build(delay_steps, {**taken, **self.options})
 
     @property
     def label(self) -> str:
         """Short name for folders and legends: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
-        trace = self.build(_ANY_DELAY)  # a cascade of order 1 is named for what it is
-        label = next((name for name, kind in TRACES.items() if kind.trace is type(trace)), self.kind)
+        trace = self._make(_ANY_DELAY)  # a cascade of order 1 is named for what it is
+        label = next((name for name, kind in TRACES.items() if kind.make is type(trace)), self.kind)
         label = "none" if trace is None else re.sub(r"[^\w.-]+", "-", label) + str(getattr(trace, "order", ""))
         for name, value in self.options.items():
             shown = f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, tuple | list):
+                shown = f"{zlib.crc32(repr(tuple(value)).encode()):08x}"
             if isinstance(value, str):
                 label = f"{shown}-{label}"
             else:
                 label += shown if name == "decay" else f"-{name}{shown}"
-        return label
+        return label if self.delay_ratio == 1 else f"{label}-for{self.delay_ratio:g}"

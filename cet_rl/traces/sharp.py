@@ -1,11 +1,11 @@
-"""Our own traces: given n states a synapse, the readout that remembers the delay most sharply.
+"""The sharpest readout of a cascade: our own trace, which recalls the delay with all of its stages.
 
 For white input, the useful part of a kernel is the share of its energy that lies at the delay,
 
     F = g_D² / Σ_ℓ g_ℓ² = (C·b)² / (Cᵀ G C),     b = M^D K,     G = Σ_ℓ M^ℓ K Kᵀ (Mᵀ)^ℓ,
 
-G being the Gramian, the solution of the discrete Lyapunov equation G = M G Mᵀ + K Kᵀ. The quotient is largest
-for C = G⁻¹ b, where F = bᵀ C. One scalar is left, the speed of the dynamics; a search finds it.
+G being the Gramian. The quotient is largest for C = G⁻¹ b, where F = bᵀ C. It depends on the span of the states'
+responses alone, so the states may be chosen such that G is the identity: then C = b and F = bᵀ b.
 """
 
 from __future__ import annotations
@@ -13,49 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
-from cet_rl.traces.cascade import cascade_transition
 
-RIDGE = 1e-9
-"""Added to the Gramian's diagonal, relative to its mean: trades sharpness for a readout of bounded size."""
-
-Dynamics = Callable[[float], tuple[FloatArray, FloatArray]]
-
-
-def ridged_gramian(M: FloatArray, K: FloatArray) -> FloatArray:
-    """Return G of the module's formula, shape (n, n), plus `RIDGE` times its mean diagonal entry."""
-    gramian: FloatArray = scipy.linalg.solve_discrete_lyapunov(M, np.outer(K, K))
-    gramian += RIDGE * np.trace(gramian) / len(K) * np.eye(len(K))
-    return gramian
-
-
-def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[FloatArray, float]:
-    """Return the readout C, shape (n,), with the largest share F of (ridged) energy at `delay_steps`; and F."""
-    at_delay = np.linalg.matrix_power(M, delay_steps) @ K
-    readout: FloatArray = scipy.linalg.solve(ridged_gramian(M, K), at_delay, assume_a="pos")
-    return readout, float(at_delay @ readout)
-
-
-def sharpest_speed(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> float:
-    """Find the argument in [low, high] whose dynamics remember best: a coarse grid, then a bounded search."""
-
-    def loss(log_speed: float) -> float:
-        return -sharpest_readout(*dynamics(float(np.exp(log_speed))), delay_steps)[1]
-
-    grid = np.linspace(np.log(low), np.log(high), 33)
-    best = int(np.argmin([loss(point) for point in grid]))
-    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
-    found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+ComplexArray = npt.NDArray[np.complex128]
+Numbers = TypeVar("Numbers", FloatArray, ComplexArray)
 
 
 @dataclass(frozen=True)
 class SharpReadout(Trace):
-    """Share everything but the dynamics between the two kinds."""
+    """Hold the fields of the traces whose readout is made for one delay."""
 
     order: int
     delay_steps: int
@@ -71,51 +43,94 @@ class SharpReadout(Trace):
         """Return n."""
         return self.order
 
-    def _unscaled(self) -> Transition:
-        raise NotImplementedError
 
-    def _unscaled_kernel(self, length: int) -> FloatArray:
-        return self._unscaled().kernel(length)
+def shift_register(length: int) -> tuple[FloatArray, FloatArray]:
+    """Return M, shape (length, length), and K, (length,), of states that hand the last inputs on unchanged."""
+    return np.eye(length, k=-1), np.eye(length)[0]
 
-    def transition(self) -> Transition:
-        """Return (M, K, C) with the sharpest readout, normalised."""
-        unscaled = self._unscaled()
-        return Transition(unscaled.M, unscaled.K, unscaled.C / self.scale)
+
+def all_pass_transition(exponents: Numbers) -> tuple[Numbers, Numbers]:
+    """Return one step of a chain of all-pass stages with given poles p, whose states have the Gramian G = I.
+
+    Their responses are the Takenaka-Malmquist functions; with equal real poles, the discrete Laguerre functions,
+    which span what the stages of a cascade span.
+
+        M_kk = p_k    M_kj = d_k d_j Π_{j<i<k} (-p̄_i) for j < k    K_k = d_k Π_{i<k} (-p̄_i)    d = √(1 - |p|²)
+
+    Args:
+        exponents: log p, shape (n,), real or complex.
+
+    Returns:
+        M, shape (n, n), and K, shape (n,).
+    """
+    poles, gain = np.exp(exponents), np.sqrt(-np.expm1(2 * exponents.real))
+    through = np.eye(len(poles), len(poles) + 1, dtype=poles.dtype)  # from the input, then from each stage
+    for k in range(1, len(poles)):
+        through[k, :k] = through[k - 1, :k] * -poles[k - 1].conj()
+    through *= gain[:, None]
+    return np.diag(poles) + through[:, 1:] * gain, through[:, 0]
+
+
+def energy_share(exponents: Numbers, first: int, last: int) -> float:
+    """Return F of the best readout of a memory with given poles; b is the mean of M^ℓ K over first … last."""
+    M, K = all_pass_transition(exponents)
+    state = np.linalg.matrix_power(M, first) @ K
+    total = state
+    for _ in range(last - first):
+        state = M @ state
+        total = total + state
+    return float(np.vdot(total, total).real) / (last - first + 1) ** 2
+
+
+def best_speed(share: Callable[[float], float], low: float, high: float, points: int) -> float:
+    """Return the speed in [low, high] with the largest share: a grid of so many points, then a bounded search."""
+
+    def loss(log_speed: float) -> float:
+        return -share(float(np.exp(log_speed)))
+
+    grid = np.linspace(np.log(low), np.log(high), points)
+    best = int(np.argmin([loss(point) for point in grid]))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
 
 
 @dataclass(frozen=True)
 class SharpCET(SharpReadout):
     """Remember with the cascade of `CET`, but read a weighted sum of all its stages instead of the last.
 
-    The rate is the one that remembers best: about 1.24 (n-1)/D at order 10. The kernel has negative lobes and
-    peaks near the delay, not always at it. In float32 the output's relative error stays below 1e-2 at
-    order 10 (1e-3 for the other kinds), since the readout weights reach 1e3.
+    The rate is the one that remembers best: about 1.2 (n-1)/D at order 10. The kernel has negative lobes and peaks
+    near the delay, not always at it. The states are Laguerre functions, which span what the stages span and need
+    no regularisation at any order (`all_pass_transition`).
 
     Attributes:
-        order: n ≥ 2.
+        order: n ≥ 2. With more than `delay_steps` of them the cascade becomes a shift register, which is perfect.
         delay_steps: D ≥ 1.
         normalization: see `Trace`.
     """
 
     @property
     def rate(self) -> float:
-        """Return a = αΔt, per step."""
-        return _sharp_cascade(self.order, self.delay_steps)[0]
+        """Return a = αΔt, per step; infinite for a shift register."""
+        return _sharpest_rate(self.order, self.delay_steps)
 
-    def _unscaled(self) -> Transition:
-        return _sharp_cascade(self.order, self.delay_steps)[1]
-
-
-def sharpest_transition(dynamics: Dynamics, delay_steps: int, low: float, high: float) -> tuple[float, Transition]:
-    """Return the speed in [low, high] that remembers best, and (M, K, C) with the sharpest readout, unscaled."""
-    speed = sharpest_speed(dynamics, delay_steps, low, high)
-    M, K = dynamics(speed)
-    return speed, Transition(M, K, sharpest_readout(M, K, delay_steps)[0])
+    def transition(self) -> Transition:
+        """Return (M, K, C) with the sharpest readout, normalised."""
+        if self.order > self.delay_steps:
+            M, K = shift_register(self.order)
+        else:
+            M, K = all_pass_transition(np.full(self.order, -self.rate))
+        return Transition(M, K, np.linalg.matrix_power(M, self.delay_steps) @ K)
 
 
 @lru_cache(maxsize=256)
-def _sharp_cascade(order: int, delay_steps: int) -> tuple[float, Transition]:
+def _sharpest_rate(order: int, delay_steps: int) -> float:
+    if order > delay_steps:
+        return np.inf
     peak_at_delay = (order - 1) / delay_steps
-    return sharpest_transition(
-        lambda rate: cascade_transition(order, rate), delay_steps, peak_at_delay / 3, peak_at_delay * 5
+    return best_speed(  # its share has up to n/2 maxima over the speed
+        lambda rate: energy_share(np.full(order, -rate), delay_steps, delay_steps),
+        peak_at_delay / 3,
+        peak_at_delay * 5,
+        points=300,
     )

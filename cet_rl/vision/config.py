@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cet_rl.runs.config import LayeredConfig, Mark, marked
 from cet_rl.runs.values import flag, unknown
 from cet_rl.traces.base import Normalization
+from cet_rl.traces.cascade import Discretization
 from cet_rl.vision.datasets import DATASETS, Network, summaries
 
 HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
@@ -113,6 +114,11 @@ class VisionConfig(LayeredConfig):
                 f"the longest delay is {longest:,} steps, but a batch is only {steps:,} long and forgets "
                 "everything at its end: use a larger --batch-size, a shorter delay, or --streaming"
             )
+
+    @property
+    def trace_discretization(self) -> Discretization:
+        """Return which kernel of a cascade is meant: the authors' code has one of its own for images."""
+        return "exact" if self.discretization == "exact" else "official-images"
 
     @property
     def network(self) -> Network:

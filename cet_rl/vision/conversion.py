@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from cet_rl.traces.base import Normalization
-from cet_rl.traces.registry import TraceConfig
+from cet_rl.traces.base import Normalization, Trace
+from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced_layers
 
@@ -21,7 +21,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn
 
 def convert(
     model: nn.Module,
-    trace: str | TraceConfig | None = None,
+    trace: str | Trace | TraceConfig | None = None,
     *,
     delay: float = 0.0,
     order: int | None = None,
@@ -40,9 +40,9 @@ def convert(
     Args:
         model: its Linear and Conv2d layers are taken in the order in which they are defined, which should be that
             in which they are used.
-        trace: of the synapses, a name that `cet-rl list traces` shows, or a `TraceConfig`, which has order, decay
-            and normalisation of its own; None for a cascade, or none without a delay.
-        delay: T, in seconds, until credit reaches a layer.
+        trace: of the synapses, a name that `cet-rl list traces` shows; or a trace such as `CET(6, 20)`, or a
+            `TraceConfig`, which have all options of their own; None for a cascade, or none without a delay.
+        delay: T, in seconds, until credit reaches a layer; without one, the delay that a trace is made for.
         order: states of a trace; None for 5.
         decay: per step, of the classical trace; None for exp(-1/D).
         normalization: "area" or "peak"; None for area.
@@ -58,8 +58,10 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
-    if not isinstance(trace, str | TraceConfig | None):
-        raise ValueError(f"trace must be a name that `cet-rl list traces` shows, or a TraceConfig, got {trace!r}")
+    if not isinstance(trace, str | Trace | TraceConfig | None):
+        raise ValueError(
+            f"trace must be a name that `cet-rl list traces` shows, a trace, or a TraceConfig, got {trace!r}"
+        )
     model = deepcopy(model)
     found = list(model.named_modules(remove_duplicate=False))
     for name, layer in found:
@@ -69,11 +71,13 @@ def convert(
         raise ValueError("a layer is used in two places of the model: its traces would mix what happens in both")
     if not layers:
         raise ValueError("the model has no Linear or Conv2d layer to convert")
-    timing = CreditTiming(delay, step_duration, stacked, len(layers))
-    if not isinstance(trace, TraceConfig):
-        trace = TraceConfig.for_delay(delay, trace, order, decay, normalization or "area", stacked=stacked)
-    elif (order, decay, normalization) != (None, None, None):
-        raise ValueError("a TraceConfig has order, decay and normalization of its own: leave these out")
+    if isinstance(trace, Trace | TraceConfig) and (order, decay, normalization) != (None, None, None):
+        raise ValueError(
+            f"a {type(trace).__name__} has order, decay and normalization of its own: leave these out"
+        )
+    timing = CreditTiming(delay or implied_delay(trace, step_duration), step_duration, stacked, len(layers))
+    when: dict[str, Any] = {"stacked": stacked, "step_duration": step_duration}
+    trace = TraceConfig.for_delay(timing.delay, trace, order, decay, normalization or "area", **when)
     for (name, layer), delay_steps in zip(layers.items(), timing.layer_delays, strict=True):
         parent_name, _, child = name.rpartition(".")
         parent = model.get_submodule(parent_name)

@@ -34,7 +34,7 @@ from cet_rl.credit.geometry import Convolution, Dense, Geometry
 from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import FloatArray, Trace, check_whole
-from cet_rl.traces.perfect import PerfectMemory
+from cet_rl.traces.finite import PerfectMemory
 
 ErrorAt = Literal["preactivation", "activation"]
 DerivativeMemory = Literal["exact", "trace"]

@@ -1,0 +1,96 @@
+"""Memories that are nothing but numbers: kernels of finitely many lags, without states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cet_rl.traces.base import FloatArray, Normalization, Trace, check_delay_steps
+
+
+@dataclass(frozen=True)
+class FiniteKernel(Trace):
+    """Remember with a kernel of one's own, given lag by lag.
+
+    It has no states: a layer keeps its inputs and derivatives for as many steps as there are values. Executors
+    that need states keep one for each lag.
+
+    Attributes:
+        values: g_0, g_1, … before scaling; kept as a tuple.
+        delay_steps: D ≥ 0, the delay it is made for, in steps; None if there is none in particular.
+        normalization: see `Trace`.
+
+    Raises:
+        ValueError: if a value is not finite, or all are zero.
+    """
+
+    values: Sequence[float]
+    delay_steps: int | None = None
+    normalization: Normalization = "area"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delay_steps is not None:
+            check_delay_steps(self.delay_steps, "FiniteKernel", at_least=0)
+        try:
+            values = np.asarray(self.values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"FiniteKernel needs numbers, one a lag, got {self.values!r}") from None
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"FiniteKernel needs a row of numbers, one a lag, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("FiniteKernel needs finite numbers")
+        if not values.any():
+            raise ValueError("FiniteKernel remembers nothing: all of its values are zero")
+        object.__setattr__(self, "values", tuple(values.tolist()))
+
+    @property
+    def support(self) -> tuple[int, int]:
+        """Return the lags from the first value that is not zero to the one after the last."""
+        lags = np.flatnonzero(self.values)
+        return int(lags[0]), int(lags[-1]) + 1
+
+    def unscaled_kernel(self, length: int) -> FloatArray:
+        """Return the values, followed by zeros."""
+        kernel = np.zeros(length)
+        known = self.values[:length]
+        kernel[: len(known)] = known
+        return kernel
+
+    def transition(self) -> None:
+        """Return nothing: a kernel of finitely many lags needs no states."""
+
+
+@dataclass(frozen=True)
+class PerfectMemory(Trace):
+    """Recall exactly what happened D steps ago: a unit impulse at the delay, the upper bound of every comparison.
+
+    With a delay of zero it is no trace at all: the Hebbian term itself. Kept as a delay line of the factors
+    (f', x), never as states of a synapse.
+
+    Attributes:
+        delay_steps: D ≥ 0.
+        normalization: has no effect, area and peak are both one; present so that all traces read alike.
+    """
+
+    delay_steps: int
+    normalization: Normalization = "area"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_delay_steps(self.delay_steps, "PerfectMemory", at_least=0)
+
+    @property
+    def support(self) -> tuple[int, int]:
+        """Return the one lag at the delay."""
+        return self.delay_steps, self.delay_steps + 1
+
+    def unscaled_kernel(self, length: int) -> FloatArray:
+        """Return one at the delay, and zero elsewhere."""
+        kernel: FloatArray = (np.arange(length) == self.delay_steps).astype(np.float64)
+        return kernel
+
+    def transition(self) -> None:
+        """Return nothing: a delay line needs no states."""
