@@ -78,7 +78,7 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
     [
         ({"task": "CartPole-v1"}, "for image classification .*not for CartPole-v1"),
         ({**SMALL, "streaming": True}, "streaming, salience and soma='trace'"),
-        ({**SMALL, "compile": True}, "is not compiled"),
+        ({**SMALL, "compile": True}, "nor is a batch compiled"),
     ],
 )
 def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         parameters: of all networks by name, each stacked to (C, *shape) for C learners; so are the buffers.
 
     Raises:
-        ValueError: if there are none, or they differ in more than options marked as batchable, are streaming,
-            salient, remember f' at the soma through a trace, or are not at the same step.
+        ValueError: if they are not at the same step, or `check_batch` refuses their configurations.
     """
 
     def __init__(self, learners: Sequence[ImageLearner]) -> None:
@@ -71,16 +71,11 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     def _forward(self, x: Tensor, *, shared: bool = False) -> Tensor:
         """Return logits, (C, N, classes), of (C, N, …) images, or of (N, …) images shared by all networks."""
-
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self._base, (parameters, buffers), (images,))
-            return logits
-
         half = self.config.precision == "bf16" and not shared  # tests are in float32
+        forward = vmap(partial(functional_call, self._base), in_dims=((0, 0), None if shared else 0))
         with torch.autocast(self.config.device, torch.bfloat16, enabled=half):
-            logits = vmap(one, in_dims=(0, 0, None if shared else 0))(self.parameters, self.buffers, x)
-        result: Tensor = logits.float() if half else logits
-        return result
+            logits: Tensor = forward((self.parameters, self.buffers), x)
+        return logits.float() if half else logits
 
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
         """Let every learner learn from a batch of its own, and return the mean losses before the update, (C,).
@@ -161,10 +156,10 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         """Return accuracy and mean loss of each learner by their names in summary.json."""
         return [named(result, f"{self.config.held_out}_") for result in self.test()]
 
-    def states(self) -> list[dict[str, Any]]:
+    def states(self) -> Sequence[dict[str, Any]]:
         """Return everything that each learner needs to resume."""
         self.write_back()
-        return [learner.state() for learner in self.learners]
+        return super().states()
 
     @torch.no_grad()
     def write_back(self) -> None:

@@ -152,13 +152,11 @@ class VisionConfig(LayeredConfig):
 
 def check_batchable(config: VisionConfig) -> None:
     """Raise ValueError unless this run can be part of a batch."""
-    if config.streaming or config.salience is not None or config.soma != "exact":
+    if config.streaming or config.salience is not None or config.soma != "exact" or config.compile:
         raise ValueError(
-            f"run {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot "
-            "be batched; train it alone"
+            f"run {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot be "
+            "batched, nor is a batch compiled; train it alone"
         )
-    if config.compile:
-        raise ValueError(f"run {config.label}: a batch is not compiled; leave compile out")
 
 
 def check_batch(configs: Sequence[VisionConfig]) -> None:

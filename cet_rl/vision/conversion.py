@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from cet_rl.traces.base import Normalization, Trace
@@ -97,12 +97,9 @@ def convert(
 
 
 def prepare(model: nn.Module, in_shape: Sequence[int], *, salient: bool = False) -> None:
-    """Create all that traced layers carry from batch to batch, so that a state can be loaded into it.
+    """Create all that a converted model carries from batch to batch, so that a state can be loaded into it.
 
-    Args:
-        model: as `convert` returns it.
-        in_shape: shape of one image.
-        salient: whether images will have times of their own (`seen_at`).
+    `in_shape` is that of one image, and `salient` tells whether images will have times of their own (`seen_at`).
     """
     layers = traced_layers(model).values()
     hooks = [
@@ -152,19 +149,21 @@ def _check_replaceable(name: str, layer: nn.Module) -> None:
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         return
     plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    if is_parametrized(layer):
-        raise ValueError(f"{where} has a parametrised weight, whose gradient is not the synapses': not supported")
-    if any(isinstance(parameter, UninitializedParameter) for parameter in layer.parameters()):
-        raise ValueError(f"{where} has no shape yet: show the model a batch first")
-    if not _computes_as(layer, plain):
-        raise ValueError(
-            f"{where} is a {type(layer).__name__} with a forward of its own: convert knows {plain.__name__}'s"
-        )
-    if _has_hooks(layer):
-        raise ValueError(f"{where} has hooks, which would be lost: register them after converting")
-    more = [*layer._parameters, *layer._buffers, *layer._modules]
-    if more := [each for each in more if each not in ("weight", "bias")]:
-        raise ValueError(f"{where} has {', '.join(more)} besides weight and bias, which would be lost")
+    own = [
+        name for name in (*layer._parameters, *layer._buffers, *layer._modules) if name not in ("weight", "bias")
+    ]
+    problems = {
+        "has a parametrised weight, whose gradient is not the synapses': not supported": is_parametrized(layer),
+        "has no shape yet: show the model a batch first": any(map(is_lazy, layer.parameters())),
+        f"is a {type(layer).__name__} with a forward of its own: convert knows {plain.__name__}'s": (
+            not _computes_as(layer, plain)
+        ),
+        "has hooks, which would be lost: register them after converting": _has_hooks(layer),
+        f"has {', '.join(own)} besides weight and bias, which would be lost": bool(own),
+    }
+    for problem, exists in problems.items():
+        if exists:
+            raise ValueError(f"{where} {problem}")
 
 
 def _traced(layer: nn.Module, name: str, **options: Any) -> TracedLayer:

@@ -122,6 +122,12 @@ class CreditRule:
             raise ValueError(f"a batch of {batch} images does not divide into {self.streams} streams")
         return steps
 
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return f(W x + b), as torch computes it."""
+        if self.window is None:
+            return self.f.function(functional.linear(x, weight, bias))
+        return self.f.function(functional.conv2d(x, weight, bias, *self.window))
+
     def errors(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, memory: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -148,7 +154,7 @@ class CreditRule:
 
     @lru_cache(maxsize=256)  # noqa: B019
     def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
-        """Return the layer's geometry for inputs of shape `in_shape`."""
+        """Return the layer's geometry for inputs of this shape."""
         n_out, n_in = weight_shape[:2]
         if self.window is None:
             return Dense(n_in, n_out, self.bias)
@@ -159,9 +165,7 @@ class CreditRule:
     def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
         """Return g_0 … as far as `dtype` can tell it from zero, float64; not to be written to.
 
-        Args:
-            dtype: of the signals.
-            unit_area: whether to scale it to area one, as for the memory of f', which must not grow in it.
+        `unit_area` scales it to area one, as for the memory of f', which must not grow in it.
         """
         if self.trace is None:
             return np.ones(1)
@@ -186,11 +190,7 @@ def _like(flat: Tensor, signal: Tensor) -> Tensor:
 
 
 class BatchCredit:
-    """Give credit within a batch, where traces begin empty and errors after the end are lost.
-
-    Args:
-        rule: of the layer.
-    """
+    """Give credit within a batch, where traces begin empty and errors after the end are lost."""
 
     def __init__(self, rule: CreditRule) -> None:
         self.rule = rule
@@ -225,11 +225,7 @@ class BatchCredit:
         return functional.pad(arriving, (0, self.rule.delay_steps))
 
     def steps(self, batch: int) -> int:
-        """Return T, the steps of a batch.
-
-        Raises:
-            ValueError: if the batch does not divide into streams, or ends before one of its errors arrives.
-        """
+        """Return T; raise ValueError if the batch does not fit the streams, or ends before an error arrives."""
         steps, delay = self.rule.steps(batch), self.rule.delay_steps
         if steps <= delay:
             raise ValueError(
@@ -281,9 +277,6 @@ class SalientCredit(nn.Module):
     Images that are not salient leave no trace and cause no error, but their time passes. Each stretch begins with
     empty traces and its errors are followed until the last has arrived, as in the authors' code. While streaming,
     images and errors are kept as long as they matter, and an error counts in the stretch in which it arrives.
-
-    Args:
-        rule: of the layer, with one stream.
     """
 
     times: Tensor
@@ -351,12 +344,7 @@ class StreamCredit(nn.Module):
     """Give credit across batches, with `Synapses` in which each stream is an environment.
 
     It keeps states at the synapses or the factored past, whichever is smaller, and a small past in any case; a
-    convolution keeps its past.
-
-    Args:
-        rule: of the layer; with `record_alignment` a copy of all signals is kept for D steps.
-        weight: of the layer.
-        in_shape: shape of one input.
+    convolution keeps its past. With `record_alignment` a copy of all signals is kept for D steps.
     """
 
     def __init__(self, rule: CreditRule, weight: Tensor, in_shape: torch.Size) -> None:

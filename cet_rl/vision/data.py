@@ -27,9 +27,6 @@ from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages,
 HELD_OUT = 0.1
 """Share of the training images that stands in for the test set with `validation` (paper, App. C)."""
 
-DIGITS_TEST_SHARE = 0.2
-"""Share of each digit's images that is for testing: scikit-learn has no split of its own."""
-
 SPLIT_SEED = 0
 """Seed of both splits: the same images are held out whatever the seed of a run."""
 
@@ -49,11 +46,10 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validatio
 
     Args:
         name: key in `DATASETS`.
-        data_dir: for data sets in Parquet files, a folder with train.parquet and test.parquet, or the shards of a
-            hub snapshot, directly or in a folder of the data set's name; None to fetch them from the Hugging Face
-            hub (or the hub's cache on this computer).
-        validation: test on a fixed tenth of the training images, which are then not learned; the test set is not
-            used at all. For choosing hyper-parameters.
+        data_dir: a folder with train.parquet and test.parquet, or the shards of a hub snapshot, directly or in a
+            folder of the data set's name; None for the Hugging Face hub, or its cache on this computer.
+        validation: test on a fixed tenth of the training images, which are then not learned, and not on the test
+            set, for choosing hyper-parameters.
 
     Raises:
         ValueError: if there is no such data set, the extra `vision` is not installed, or files are damaged or hold
@@ -90,11 +86,11 @@ def load_digits(name: str, data_dir: str | None, validation: bool) -> ImageData:
     labels = torch.from_numpy(bunch.target.astype(np.int64))
     # RandomState, because numpy promises that its stream never changes.
     random = np.random.RandomState(SPLIT_SEED)
-    testing = torch.zeros(len(labels), dtype=torch.bool)
+    testing = torch.zeros(len(labels), dtype=torch.bool)  # a fifth, as scikit-learn has no split of its own
     for digit in range(10):
         members = (labels == digit).nonzero().flatten()
         shuffled = members[torch.from_numpy(random.permutation(len(members)))]
-        testing[shuffled[: round(DIGITS_TEST_SHARE * len(members))]] = True
+        testing[shuffled[: round(len(members) / 5)]] = True
     train, test = ((pixels[chosen], labels[chosen]) for chosen in (~testing, testing))
     return _standardise(name, train, test, validation, ParquetImages("", (1, 8, 8), 10))
 
@@ -139,9 +135,6 @@ def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, so
         return ImageSet(images, labels)
 
     return ImageData(name, standardised(*train), standardised(*test), source.classes, source.flips)
-
-
-# --- files ---
 
 
 def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
@@ -307,11 +300,8 @@ def _reason(error: Exception) -> str:
     return text[0][:200] if text else type(error).__name__
 
 
-# --- batches ---
-
-
 class Batches(Iterator[tuple[Tensor, Tensor]]):
-    """Draw an endless, seeded stream of training batches.
+    """Draw an endless, seeded stream of training batches: images (B, C, H, W), contiguous, and labels (B,).
 
     Every epoch goes through a fresh permutation of the images; what is left at its end and fills no batch is
     dropped, as in the authors' code. All random numbers come from a generator of its own on the CPU, so that the
@@ -322,10 +312,6 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         batch_size: images in every batch.
         seed: of the permutations and flips.
         flips: whether to flip each image left to right with probability 1/2, anew each epoch.
-
-    Yields:
-        x: (batch_size, C, H, W) float32, contiguous.
-        y: (batch_size,) int64.
 
     Raises:
         ValueError: if the batch size is not at least 1, or larger than the set.
@@ -364,11 +350,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where another stream with the same images, batch size and flips was when its state was taken.
-
-        Raises:
-            ValueError: if the state is of another training set.
-        """
+        """Resume where another stream was; raise ValueError if it drew from another training set."""
         order, flipped, size = state["order"], state["flipped"], len(self._labels)
         if len(order) not in (0, size) or len(flipped) != (len(order) if self._flips else 0):
             raise ValueError(

@@ -44,7 +44,7 @@ class ImageData:
     Attributes:
         name: key in `DATASETS`.
         train: images to learn.
-        test: images to test on: the test set, or with `validation` a part of the training set left out of `train`.
+        test: the test set, or with `validation` a part of the training set left out of `train`.
         classes: number of classes; labels are 0 … classes - 1.
         flips: whether to flip training images left to right at random.
     """
@@ -99,8 +99,7 @@ class Dataset:
         summary: a line about it.
         network: the one that `--model auto` chooses.
         loader: a description of Parquet files; or a function of the name, `data_dir` and `validation` that returns
-            `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or where to import that
-            from, "module:function".
+            `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or its "module:function".
     """
 
     summary: str

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cet_rl.credit.alignment import cosine
 from cet_rl.traces.base import Trace, check_whole
@@ -29,16 +28,13 @@ class TracedLayer(nn.Module):
         rule: the layer's trace, delay, activation and other options.
         traced: whether the layer's gradient differs from that of backpropagation.
         layer_name: its name in error messages, set by `convert`.
-        times: when the images of the next forward pass are shown; None for one after another.
-        measured: whether to compute `alignment` at the next backward pass.
         alignment: cosine between the weight's last gradient and the true one, of the images whose error arrived;
             nan while either is zero.
-        matrix: the kernel's matrix, (T, T), where `use_matrix` has set it.
     """
 
     weight: Tensor
     bias: Any
-    matrix: Tensor | None
+    matrix: Tensor | None  # of the kernel, (T, T), where `use_matrix` has set it
 
     def __init__(
         self,
@@ -60,17 +56,13 @@ class TracedLayer(nn.Module):
         self.rule = CreditRule(trace, delay_steps, self.bias is not None, window, **options)
         self.traced = self.rule.is_late
         self.layer_name = type(self).__name__
-        self.times: ImageTimes | None = None
+        self.times: ImageTimes | None = None  # set by `seen_at`
         self.measured, self.alignment = False, float("nan")
         self._forward_passes = self._learned_pass = 0  # while streaming
         self.register_buffer("matrix", None, persistent=False)
         self.batch = BatchCredit(self.rule)
         self.salient: SalientCredit | None = None
         self.stream: StreamCredit | None = None
-
-    def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return z = W x + b, as torch computes it."""
-        raise NotImplementedError
 
     def prepare(self, in_shape: torch.Size, *, salient: bool = False) -> None:
         """Create what a layer with inputs of this shape carries from batch to batch, unless it exists already.
@@ -86,12 +78,11 @@ class TracedLayer(nn.Module):
     def use_matrix(self, batch: int) -> None:
         """Compute with the kernel's whole matrix from now on, for batches of one size.
 
-        Slower than the layer's own way on a CPU, but made of torch's operations alone: for GPUs, `torch.compile`
-        and `torch.func.vmap`.
+        Slower than the layer's own way on a CPU, but for GPUs, `torch.compile` and `torch.func.vmap`: made of
+        torch's operations alone.
 
         Raises:
-            ValueError: if the layer is streaming or has `derivative_memory="trace"`; in `forward`, for batches of
-                another size or images at times of their own.
+            ValueError: if the layer is streaming or has `derivative_memory="trace"`.
         """
         if self.rule.streaming or self.rule.derivative_memory != "exact":
             raise ValueError("one matrix serves layers that neither stream nor have derivative_memory='trace'")
@@ -114,7 +105,7 @@ class TracedLayer(nn.Module):
         else:  # within vmap, with a matrix, weights do not say whether they require a gradient
             learns = matrix is not None or weight.requires_grad or (bias is not None and bias.requires_grad)
         if not (self.traced and learns and torch.is_grad_enabled()):
-            return self.rule.f.function(self.preactivation(x, weight, bias))
+            return self.rule.forward(x, weight, bias)
         if matrix is not None:
             size = len(matrix) * self.rule.streams
             if self.times is not None or len(x) != size:
@@ -194,7 +185,7 @@ class _LateCredit(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None, layer: TracedLayer
     ) -> Tensor:
-        return layer.rule.f.function(layer.preactivation(x, weight, bias))
+        return layer.rule.forward(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -263,8 +254,7 @@ class TracedLinear(TracedLayer, nn.Linear):
             training mode.
         streams: E, sequences that share a batch, 1 unless given: row s · E + e is step s of sequence e.
         record_alignment: True to keep, while streaming, what `alignment` needs.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: of the parameters, as `dtype` is.
 
     Shapes: x (T · E, in_features) to y (T · E, out_features).
 
@@ -275,10 +265,6 @@ class TracedLinear(TracedLayer, nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
         super().__init__(in_features, out_features, bias, **options)
-
-    def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return W x + b."""
-        return functional.linear(x, weight, bias)
 
 
 class TracedConv2d(TracedLayer, nn.Conv2d):
@@ -316,10 +302,6 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
             check_whole(value, name)
         sizes = (in_channels, out_channels, kernel_size, stride, padding, 1, 1, bias)
         super().__init__(*sizes, window=(stride, padding), **options)
-
-    def preactivation(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return W * x + b."""
-        return functional.conv2d(x, weight, bias, self.stride, self.padding)
 
 
 def traced_layers(model: nn.Module) -> dict[str, TracedLayer]:

@@ -19,26 +19,20 @@ from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import measured, seen_at, traced_layers
 from cet_rl.vision.models import image_network
 
-LOWEST_RATE = 0.1
-"""Last learning rate, as a share of the largest (paper, App. C)."""
-
 EVALUATED_AT_ONCE = 1000
 """Images of the test set in one forward pass."""
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return a learning rate as a share of the largest: a linear rise, then a cosine down to a tenth.
+    """Return the learning rate of update 0 … total - 1 as a share of the largest.
 
-    Args:
-        step: of the update, from 0.
-        total: updates of the run.
-        warmup: share of the run in which the rate rises.
+    It rises linearly in the share `warmup` of the run, then falls to a tenth along a cosine (paper, App. C).
     """
     rise = int(total * warmup)
     if step < rise:
         return (step + 1) / rise
     progress = (step - rise) / max(total - rise, 1)
-    return LOWEST_RATE + (1 - LOWEST_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def named(result: tuple[float, float], prefix: str) -> dict[str, float]:
@@ -47,11 +41,7 @@ def named(result: tuple[float, float], prefix: str) -> dict[str, float]:
 
 
 def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
-    """Return the configuration's network with traced layers, seeded, on the CPU.
-
-    Raises:
-        ValueError: if the images are too small for it.
-    """
+    """Return the network with traced layers, on the CPU; raise ValueError if images are too small for it."""
     generator = torch.Generator().manual_seed(config.seed)
     channels = config.channels if config.network == "cnn" else ()
     return convert(
@@ -83,10 +73,6 @@ class ImageLearner:
     Args:
         config: resolved.
         data: on the configuration's device.
-
-    Attributes:
-        step: updates made.
-        loss_sum: sum of the `losses` losses since the last `take_loss`.
     """
 
     def __init__(self, config: VisionConfig, data: ImageData) -> None:
@@ -112,9 +98,7 @@ class ImageLearner:
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
         """Learn from one batch, and return its mean loss before the update, or that of its salient images.
 
-        Args:
-            limit: the update after which to measure alignment, if `measure` and the configuration ask for it; None
-                for the next.
+        Alignment is measured if `measure` and the configuration ask for it and this is update `limit`, if given.
         """
         config = self.config
         measure = measure and config.alignment and limit in (None, self.step + 1)

@@ -16,7 +16,7 @@ def image_network(
     *,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """Build a multilayer perceptron, or with `channels` the paper's convolutional network.
+    """Build a perceptron, or with `channels` the paper's CNN: from images (B, C, H, W) to logits (B, classes).
 
     For each entry of `channels` a stage of Conv2d 3×3 (padding 1), ReLU, AvgPool2d(2) and
     BatchNorm2d(affine=False), which halves height and width; then Flatten, (Linear, ReLU) for each entry of
@@ -29,9 +29,6 @@ def image_network(
         channels: output channels of each stage, the input side first.
         hidden: units of each hidden dense layer, the input side first.
         generator: draws the parameters; None for torch's global one.
-
-    Returns:
-        A network from (B, C, H, W) to logits (B, classes).
 
     Raises:
         ValueError: if nothing of the image is left after the last stage.

@@ -65,8 +65,8 @@ def train_batch(
     so; the others go on.
 
     Args:
-        configs: configurations of the runs, see `cet_rl.vision.config.check_batch`.
-        folders: the run folders; None for those of `default_path`.
+        configs: see `cet_rl.vision.config.check_batch`.
+        folders: of the runs; None for those of `default_path`.
         quiet: print nothing.
 
     Raises:
