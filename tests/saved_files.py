@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zipfile
 
@@ -29,3 +30,19 @@ def write_members(file, found):
         for name, (data, tensors) in found.items():
             opened.writestr(f"{name}.json", json.dumps(data))
             opened.writestr(f"{name}.safetensors", save(tensors))
+
+
+def summary(folder):
+    """Return the data of a run folder's summary.json."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rows(folder):
+    """Return the rows of a run folder's metrics.csv without what depends on time."""
+    with open(folder / "metrics.csv", newline="") as stream:
+        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(stream)]
+
+
+def files(folder):
+    """Return the contents of all files in a folder, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
