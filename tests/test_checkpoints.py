@@ -9,6 +9,7 @@ import zipfile
 from contextlib import contextmanager, suppress
 from itertools import count
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tensorboard.summary.writer import event_file_writer
 
 from cet_rl.runs import archive, files
 from cet_rl.runs.archive import Checkpoints
-from cet_rl.runs.folder import MetricsTable, RunFolder
+from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
 
 CONFIG = {"task": "some", "lr": 0.1, "hidden": [4]}
@@ -53,12 +54,9 @@ def test_the_last_two_are_kept(kept, tmp_path):
     with zipfile.ZipFile(kept.newest) as opened:
         assert opened.testzip() is None
         assert opened.namelist() == ["network.json", "network.safetensors", "run.json", "run.safetensors"]
-
-
-def test_equal_contents_are_equal_files(tmp_path):
-    for name in ("a", "b"):
-        Checkpoints(tmp_path / name / "network.zip").save(state(1), CONFIG, {"step": 1})
-    assert (tmp_path / "a/network.zip").read_bytes() == (tmp_path / "b/network.zip").read_bytes()
+    again = Checkpoints(tmp_path / "again" / "network.zip")
+    again.save(state(3), CONFIG, {"step": 3})
+    assert kept.newest.read_bytes() == again.newest.read_bytes()  # equal contents are equal files
 
 
 def cut(path, share=0.5):
@@ -178,29 +176,31 @@ def room_for(length):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("length", [0, 10, 300, 900])
-def test_a_full_disk_costs_no_checkpoint(kept, length, tmp_path):
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(before[kept.newest]) > 900
-    words = r"cannot write checkpoint .*network\.zip: .*too large; the checkpoints before it are as they were"
-    with pytest.raises(OSError, match=words) as error, room_for(length):
-        kept.save(state(4), CONFIG, {"step": 4})
-    assert "\n" not in str(error.value)
-    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_a_folder_that_cannot_be_written_costs_no_checkpoint(kept, number, monkeypatch, tmp_path):
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+def refused(number):
+    """Let no file be opened for writing."""
 
     def refuse(path, mode="r", **options):
         if "w" in mode:
             raise OSError(number, os.strerror(number), str(path))
         return open(path, mode, **options)
 
-    monkeypatch.setattr(files, "open", refuse, raising=False)
-    with pytest.raises(OSError, match=rf"network\.zip: {os.strerror(number)}; the checkpoints before"):
-        kept.save(state(4), CONFIG, {})
+    return patch.object(files, "open", refuse, create=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        *[(room_for(length), ".*too large") for length in (0, 10, 300, 900)],
+        *[(refused(n), os.strerror(n)) for n in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)],
+    ],
+)
+def test_a_disk_that_is_full_or_cannot_be_written_costs_no_checkpoint(kept, fault, words, tmp_path):
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before[kept.newest]) > 900
+    words = rf"cannot write checkpoint .*network\.zip: {words}; the checkpoints before it are as they were"
+    with pytest.raises(OSError, match=words) as error, fault:
+        kept.save(state(4), CONFIG, {"step": 4})
+    assert "\n" not in str(error.value)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
@@ -210,48 +210,24 @@ def test_what_cannot_be_encoded_is_named_and_costs_no_checkpoint(kept):
     assert step_of(kept.find(CONFIG)) == 3
 
 
-def folder_at(path, config=CONFIG):
-    folder = RunFolder(path, "network.zip")
-    return folder, folder.open_for(config, resume=True)
-
-
 def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
-    folder, opened = folder_at(tmp_path / "run")
-    assert not opened
+    folder = RunFolder(tmp_path / "run", "network.zip")
+    assert not folder.open_for(CONFIG, resume=True)
     assert folder.checkpoint_file == folder.path / "checkpoint" / "network.zip"
     for step in (1, 2):
         folder.save_checkpoint(state(step))
     assert step_of(folder.checkpoint_file) == 2
     cut(folder.checkpoint_file)
     (folder.path / "checkpoint" / ".network.99.tmp.zip").write_bytes(b"half")
-    again, opened = folder_at(tmp_path / "run")
-    assert opened
+    again = RunFolder(tmp_path / "run", "network.zip")
+    assert again.open_for(CONFIG, resume=True)
     assert step_of(again.checkpoint_file) == 1
     assert len(caplog.records) == 1
     assert not (folder.path / "checkpoint" / ".network.99.tmp.zip").exists()
-
-
-def test_a_configuration_edited_between_two_goes_is_named(tmp_path):
-    folder, _ = folder_at(tmp_path / "run")
-    folder.save_checkpoint(state(1))
-    folder.config_file.write_text(yaml.safe_dump({**CONFIG, "lr": 0.3, "device": "cuda", "threads": 4}))
+    edited = {**CONFIG, "lr": 0.3}
+    folder.config_file.write_text(yaml.safe_dump({**edited, "device": "cuda", "threads": 4}))
     with pytest.raises(ValueError, match=r"another configuration \(lr 0\.1 there, 0\.3 here\)"):
-        folder_at(tmp_path / "run", {**CONFIG, "lr": 0.3})
-
-
-def test_half_a_row_of_metrics_is_dropped(tmp_path):
-    path = tmp_path / "metrics.csv"
-    table = MetricsTable(path)
-    for step in (10, 20, 30):
-        table.add({MetricsTable.STEP: step, "a": step / 7, "eval/a": 1.0})
-    whole = path.read_text()
-    path.write_text(whole + "1")  # of 100
-    MetricsTable(path, 20)
-    assert path.read_text().splitlines() == [
-        "time/total_timesteps,a,eval/a",
-        f"10,{10 / 7},",
-        f"20,{20 / 7},",
-    ]
+        again.open_for(edited, resume=True)
 
 
 def log_run(path, monkeypatch, last_step, values, evaluation):

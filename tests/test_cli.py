@@ -17,6 +17,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cet_rl.agents import CETActorCritic
+from cet_rl.cli import main
+from cet_rl.cli.train import parse_arguments
 
 QUICK = ["--total-steps", "30000", "--hidden", "16", "16", "--eval-episodes", "5"]
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -58,29 +60,14 @@ def test_a_run_leaves_what_it_should(finished):
     _, folder, result = finished
     assert {"config.yaml", "metrics.csv", "checkpoint", "summary.json"} <= {p.name for p in folder.iterdir()}
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary) == [
-        "task",
-        "agent",
-        "seed",
-        "status",
-        "steps",
-        "wall_seconds",
-        "steps_per_second",
-        "metrics",
-        "versions",
-    ]
+    assert " ".join(summary) == "task agent seed status steps wall_seconds steps_per_second metrics versions"
     assert (summary["task"], summary["agent"], summary["seed"]) == ("CartPole-v1", "cet", 0)
-    assert summary["status"] == "finished"
-    assert summary["steps"] == 30208
-    assert list(summary["metrics"]) == [
-        "eval_return_mean",
-        "eval_return_std",
-        "eval_episodes",
-        "train_return_mean",
-    ]
+    assert (summary["status"], summary["steps"]) == ("finished", 30208)
+    assert " ".join(summary["metrics"]) == "eval_return_mean eval_return_std eval_episodes train_return_mean"
     assert 8 < summary["metrics"]["eval_return_mean"] <= 500
     assert summary["metrics"]["eval_episodes"] == 5
     assert summary["steps_per_second"] > 100
+    assert CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps == 30208
     for piece in ("run folder", "samples/s", "return", "s left", "evaluation:", "tensorboard --logdir"):
         assert piece in result.stderr
 
@@ -113,20 +100,9 @@ def rows(folder):
 def test_tensorboard_reads_it(finished):
     _, folder, _ = finished
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
-    tags = events.Tags()
-    assert {
-        "rollout/ep_rew_mean",
-        "rollout/ep_len_mean",
-        "time/fps",
-        "train/learning_rate",
-        "train/value_loss",
-        "train/entropy_loss",
-        "train/explained_variance",
-        "credit/alignment/0",
-        "credit/alignment/1",
-        "credit/alignment/2",
-        "eval/mean_reward",
-    } <= set(tags["scalars"])
+    tags = {"rollout/ep_rew_mean", "rollout/ep_len_mean", "time/fps", "eval/mean_reward"}
+    tags |= {f"train/{name}" for name in ("learning_rate", "value_loss", "entropy_loss", "explained_variance")}
+    assert tags | {f"credit/alignment/{layer}" for layer in range(3)} <= set(events.Tags()["scalars"])
     for layer in range(3):
         assert all(-1 <= point.value <= 1 for point in events.Scalars(f"credit/alignment/{layer}"))
     logged = {int(float(row["time/total_timesteps"])): row["rollout/ep_rew_mean"] for row in rows(folder)}
@@ -139,12 +115,6 @@ def test_tensorboard_reads_it(finished):
     assert b"order" in parameters
     rates = [point.value for point in events.Scalars("train/learning_rate")]
     assert rates == sorted(rates, reverse=True)
-
-
-def test_the_checkpoint_is_an_agent(finished):
-    _, folder, _ = finished
-    agent = CETActorCritic.load(folder / "checkpoint" / "agent.zip")
-    assert agent.num_timesteps == 30208
 
 
 def test_eval(finished):
@@ -171,80 +141,65 @@ def test_a_finished_run_is_never_overwritten(finished):
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def interrupted(folder, number, total=400_000):
-    command = [sys.executable, "-m", "cet_rl", "train", "CartPole-v1", "--delay", "2", "--run-dir", str(folder)]
-    command += ["--total-steps", str(total), "--hidden", "8", "--eval-episodes", "5"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not (folder / "metrics.csv").exists() or len(rows(folder)) < 2:
+def start(cwd, *arguments):
+    command = [sys.executable, "-m", "cet_rl", "train", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt_when(process, ready, number=signal.SIGINT):
+    """Send a signal when a condition holds, and return what the process has said on stderr."""
+    while not ready():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    return process.returncode, err
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    return err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on(tmp_path, number):
     folder = tmp_path / "run"
-    code, err = interrupted(folder, number)
-    assert code == 130
-    assert "Traceback" not in err
+    command = ["CartPole-v1", "--delay", 2, "--run-dir", folder, "--total-steps", 400_000]
+    command += ["--hidden", 8, "--eval-episodes", 5]
+    metrics = folder / "metrics.csv"
+    err = interrupt_when(start(tmp_path, *command), lambda: metrics.exists() and len(rows(folder)) > 1, number)
     assert "--resume" in err
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     saved = CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps
     assert 0 < summary["steps"] == saved < 400_000
-    command = ["train", "CartPole-v1", "--delay", 2, "--run-dir", folder, "--total-steps", 400_000]
-    command += ["--hidden", 8, "--eval-episodes", 5]
-    assert_refused(cet_rl(*command, cwd=tmp_path), "unfinished run", "--resume")
+    assert_refused(cet_rl("train", *command, cwd=tmp_path), "unfinished run", "--resume")
     result = cet_rl("train", "--run-dir", folder, "--resume", cwd=tmp_path)  # the folder knows the rest
     assert result.returncode == 0, result.stderr
     assert f"resuming at {saved:,}" in result.stderr
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["status"] == "finished"
+    assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     steps = [int(float(row["time/total_timesteps"])) for row in rows(folder)]
     assert steps == sorted(steps)
     assert steps[-1] >= 400_000
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
-    command = [sys.executable, "-m", "cet_rl", "train", "MountainCar-v0", "--run-dir", "run", "--hidden", "8"]
-    command += ["--total-steps", "600", "--eval-episodes", "100000"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoint" / "agent.zip").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    command = ["MountainCar-v0", "--run-dir", "run", "--hidden", 8, "--total-steps", 600]
+    process = start(tmp_path, *command, "--eval-episodes", 100_000)
+    saved = tmp_path / "run" / "checkpoint" / "agent.zip"
+    err = interrupt_when(process, lambda: saved.exists() and not time.sleep(0.5))
     assert "interrupted at 1,024 samples" in err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
 def test_resume_starts_afresh_where_there_is_nothing_to_resume(tmp_path):
-    (tmp_path / "empty").mkdir()
-    killed = tmp_path / "killed"
-    killed.mkdir()
-    reference = cet_rl("train", "CartPole-v1", *QUICK, "--run-dir", tmp_path / "reference", cwd=tmp_path)
-    assert reference.returncode == 0
-    (killed / "config.yaml").write_text((tmp_path / "reference" / "config.yaml").read_text())
-    (killed / "metrics.csv").write_text("time/total_timesteps\n10\n")
+    command = ["train", "CartPole-v1", "--total-steps", "600", "--hidden", "8", "--eval-episodes", "1", "--quiet"]
     for folder in ("missing", "empty", "killed"):
-        result = cet_rl("train", "CartPole-v1", *QUICK, "--resume", "--run-dir", tmp_path / folder, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        assert int(float(rows(tmp_path / folder)[0]["time/total_timesteps"])) > 10
-
-
-def test_resuming_from_a_broken_checkpoint_is_refused(finished, tmp_path):
-    _, folder, _ = finished
-    broken = tmp_path / "broken"
-    (broken / "checkpoint").mkdir(parents=True)
-    (broken / "config.yaml").write_text((folder / "config.yaml").read_text())
-    (broken / "checkpoint" / "agent.zip").write_bytes(b"no zip at all")
-    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK, "--run-dir", broken, "--resume"]
-    assert_refused(cet_rl(*command, cwd=tmp_path), "agent.zip is damaged")
-    assert (broken / "checkpoint" / "agent.zip").read_bytes() == b"no zip at all"
+        path = tmp_path / folder
+        if folder != "missing":
+            path.mkdir()
+        if folder == "killed":
+            (path / "config.yaml").write_bytes((tmp_path / "missing" / "config.yaml").read_bytes())
+            (path / "metrics.csv").write_text("time/total_timesteps\n10\n")
+        assert main([*command, "--resume", "--run-dir", str(path)]) == 0
+        assert int(float(rows(path)[0]["time/total_timesteps"])) > 10
 
 
 def test_a_live_display_in_a_terminal(tmp_path):
@@ -269,17 +224,14 @@ def test_a_live_display_in_a_terminal(tmp_path):
     assert re.search(r"learning .*\d+/30000 return [\d.]+ [\d,]+ samples/s \d+:\d+:\d+", text)
 
 
-def test_configuration_files_and_precedence(tmp_path):
+def test_configuration_files_and_precedence(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("task: CartPole-v1\ndelay: 1\norder: 3\nlr: 1e-3\ntotal_steps: 2000\n")
-    command = ["train", "--config", "mine.yaml", "--order", 4, "--hidden", 8, "--eval-episodes", 1]
-    result = cet_rl(*command, "--run-dir", "run", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (config["delay"], config["order"], config["lr"], config["num_envs"]) == (1.0, 4, 1e-3, 4)
-    assert_refused(cet_rl("train", "Acrobot-v1", "--config", "mine.yaml", cwd=tmp_path), "is for task CartPole-v1")
-    named = cet_rl("train", "--config", "cartpole-8s", *QUICK, "--run-dir", "named", cwd=tmp_path)
-    assert named.returncode == 0, named.stderr
-    assert yaml.safe_load((tmp_path / "named" / "config.yaml").read_text())["delay"] == 8.0
+    monkeypatch.chdir(tmp_path)
+    config = parse_arguments(["--config", "mine.yaml", "--order", "4", "--hidden", "8"]).config
+    assert (config.delay, config.order, config.lr, config.num_envs, config.hidden) == (1.0, 4, 1e-3, 4, (8,))
+    assert parse_arguments(["--config", "cartpole-8s"]).config.delay == 8.0
+    with pytest.raises(ValueError, match="is for task CartPole-v1"):
+        parse_arguments(["Acrobot-v1", "--config", "mine.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -294,12 +246,17 @@ def test_configuration_files_and_precedence(tmp_path):
         ("- a\n- b\n", ["mapping"]),
         ("a: [\n", ["no valid YAML"]),
         ("order: 5\n", ["belong to a delay"]),
+        (b"delay: \xff\xfe", ["bad.yaml is no UTF-8"]),
+        ("[" * 5000, ["bad.yaml"]),
     ],
+    ids=lambda value: str(value)[:20],
 )
-def test_bad_configuration_files(tmp_path, text, words):
-    (tmp_path / "bad.yaml").write_text(text)
-    assert_refused(cet_rl("train", "CartPole-v1", "--config", "bad.yaml", cwd=tmp_path), *words)
-    assert not (tmp_path / "runs").exists()
+def test_bad_configuration_files(tmp_path, capsys, text, words):
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    code = main(["train", "CartPole-v1", "--config", str(file), "--run-dir", str(tmp_path / "run")])
+    assert_refused(subprocess.CompletedProcess([], code, "", capsys.readouterr().err), *words)
+    assert not (tmp_path / "run").exists()
 
 
 REFUSALS = [
@@ -360,29 +317,34 @@ REFUSALS = [
     ("CartPole-v1 --agent sb3:ppo --config paper", ["config paper is for the paper's agent"]),
     ("CartPole-v1 --activation tanh", ["error_at='activation'"]),
     ("CartPole-v1 --normalization sum", ["'area', 'peak'"]),
-    ("CartPole-v1 --ordr 5", ["--ordr", "did you mean --order"]),
     ("", ["name the task first"]),
     ("--run-dir nowhere --resume", ["nowhere holds no run to resume", "no config.yaml"]),
     ("--resume --quiet --run-dir=nowhere", ["nowhere holds no run to resume"]),
+    ("CartPole-v1 --checkpoint-every 5 --seeds 0-1", ["--checkpoint-every does not go with --seeds"]),
+    ("mnist --lam 0.9", ["--lam does not apply to mnist", "reinforcement learning"]),
+    ("mnist --no-anneal-lr", ["--anneal-lr does not apply to mnist"]),
+    ("mnist --gamma=0.9", ["--gamma does not apply to mnist"]),
+    ("CartPole-v1 --batch-size 8", ["--batch-size does not apply to CartPole-v1", "digits, mnist, cifar10"]),
+    ("CartPole-v1 --batch_size 8", ["--batch-size does not apply to CartPole-v1"]),
+    ("--batch-size 8 mnist", ["name the task first, as in cet-rl train CartPole-v1"]),
+    ("--quiet", ["name the task first", "--config", "--run-dir"]),
+    ("CartPole-v1 mnist", ["unexpected mnist", "cet-rl train TASK"]),
+    ("mnist --batch-siz 8", ["unknown option '--batch-siz'; did you mean --batch-size?"]),
+    ("CartPole-v1 --dealy 8", ["unknown option '--dealy'; did you mean --delay?"]),
+    ("CartPole-v1 --no-aligment", ["did you mean --no-alignment?"]),
+    ("CartPole-v1 --xyzzy 1", ["unknown option '--xyzzy'; see cet-rl train TASK --help"]),
+    ("mnist --config cartpole-8s", ["cartpole-8s is for task CartPole-v1, not for mnist"]),
+    ("--config cartpole-8s mnist", ["unexpected mnist", "cet-rl train TASK"]),
 ]
 
 
 @pytest.mark.parametrize(("line", "words"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_input_is_refused_in_one_line(line, words, tmp_path, capsys, monkeypatch):
-    """In this process, for speed; `test_bad_configuration_files` and others cross the process boundary."""
-    from cet_rl.cli import main
-
+    """In this process, for speed; `test_folders_that_cannot_be_used` and others cross the process boundary."""
     monkeypatch.chdir(tmp_path)
     code = main(["train", *line.split()])
     assert_refused(subprocess.CompletedProcess([], code, "", capsys.readouterr().err), *words)
     assert not list(tmp_path.iterdir())
-
-
-def test_files_that_are_no_text_are_named(tmp_path):
-    (tmp_path / "bad.yaml").write_bytes(b"delay: \xff\xfe")
-    assert_refused(cet_rl("train", "CartPole-v1", "--config", "bad.yaml", cwd=tmp_path), "bad.yaml is no UTF-8")
-    (tmp_path / "deep.yaml").write_text("[" * 5000)
-    assert_refused(cet_rl("train", "CartPole-v1", "--config", "deep.yaml", cwd=tmp_path), "deep.yaml")
 
 
 def test_folders_that_cannot_be_used(tmp_path):
@@ -466,12 +428,7 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["agent"] == "sb3:a2c"
     assert set(summary["metrics"]) == {"eval_return_mean", "eval_return_std", "eval_episodes", "train_return_mean"}
-    events = EventAccumulator(str(folder))
-    events.Reload()
+    events = EventAccumulator(str(folder)).Reload()
     assert {"rollout/ep_rew_mean", "train/value_loss", "time/fps"} <= set(events.Tags()["scalars"])
     again = cet_rl("eval", folder, "--episodes", 5, "--agent", "stable_baselines3:A2C", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
     assert f"return {summary['metrics']['eval_return_mean']:.1f}" in again.stdout
-    finished = cet_rl("train", *arguments, "--eval-episodes", "5", "--resume", cwd=tmp_path)
-    assert finished.returncode == 0
-    assert "is finished" in finished.stderr

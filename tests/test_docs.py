@@ -28,10 +28,7 @@ PAGES = {
     for name in (
         "README.md",
         "CONTRIBUTING.md",
-        "docs/agents.md",
-        "docs/vision.md",
-        "docs/rules.md",
-        "docs/sweeps.md",
+        *(f"docs/{page}.md" for page in ("agents", "vision", "rules", "sweeps")),
     )
 }
 PYTHON = [

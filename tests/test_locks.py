@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 import pytest
 
 from cet_rl.runs import lock as locks
-from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 
 
@@ -67,17 +66,6 @@ def test_a_killed_owners_lock_is_free_at_once(tmp_path):
     assert Lock(tmp_path, "job").acquire()
     assert time.monotonic() - began < 0.1
     owner.communicate()
-
-
-def test_a_run_folders_refusal_names_who_runs_in_it(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    leave_lock(folder.path / "lock", "run")
-    with pytest.raises(ValueError, match=rf"is being run by another process \(.*, process {os.getpid()}\): wait"):
-        folder.locked().__enter__()
-    leave_lock(folder.path / "lock", "run", pid=a_dead_process())
-    with folder.locked():
-        assert lock_owners(folder.path / "lock").keys() == {"run"}
-    assert list(folder.path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

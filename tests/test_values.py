@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, fields
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import yaml
 
-import cet_rl
 from cet_rl.cli import main
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import Mark, RunConfig, marked
@@ -30,7 +30,7 @@ NAMES = ["delay", "decay", "order", "seed", "seeds", "lr"]
         ("ordr", "order"),
         ("Seed", "seed"),
         ("seedss", "seeds"),
-        ("xyzzy", None),
+        ("xyz", None),
     ],
 )
 def test_the_nearest_name_by_edits_is_suggested(name, meant):
@@ -68,22 +68,13 @@ def test_a_configuration_of_numpy_s_numbers_is_saved_as_yaml():
     assert config == RLConfig("CartPole-v1", lr=1e-3, delay=8.0, order=5, hidden=(8,))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("5e-4", 5e-4),
-        ("1_000", 1000),
-        ("-3", -3),
-        (".5", 0.5),
-        ("1.", 1.0),
-        ("2E3", 2000.0),
-        ("true", True),
-        ("~", None),
-    ],
-)
-def test_yaml_is_read_as_people_read_it(text, value):
-    assert load_yaml(f"a: {text}") == {"a": value}
-    assert type(load_yaml(text)) is type(value)
+NUMBERS = {"5e-4": 5e-4, "1_000": 1000, "-3": -3, ".5": 0.5, "1.": 1.0, "2E3": 2000.0, "true": True, "~": None}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_yaml_is_read_as_people_read_it(text):
+    assert load_yaml(f"a: {text}") == {"a": NUMBERS[text]}
+    assert type(load_yaml(text)) is type(NUMBERS[text])
 
 
 @pytest.mark.parametrize("text", ["010", "0x10", "1:30", "yes", "no", "on", "2024-01-01", "1e", "."])
@@ -103,9 +94,8 @@ def test_what_yaml_1_1_reads_otherwise_is_text(text):
     ],
 )
 def test_numbers_in_another_notation_are_refused(text, message):
-    with pytest.raises(ValueError, match=r".") as refusal:
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}$"):
         parse_config(text, "mine", RLConfig)
-    assert str(refusal.value) == message
 
 
 def test_fields_keep_the_marks_of_those_that_they_override():
@@ -140,12 +130,6 @@ assert not hasattr(package, "Nothing")
 )
 def test_public_names_are_listed_and_imported_on_first_use(package):
     subprocess.run([sys.executable, "-c", PUBLIC, package], check=True, timeout=120)
-
-
-def test_the_traces_are_at_the_top():
-    assert {"CET", "ET", "LTPLTD", "Legendre", "PerfectMemory", "SharpCET", "Trace", "CreditTiming"} <= set(
-        dir(cet_rl)
-    )
 
 
 def test_an_unknown_command_is_refused_with_all_commands(capsys):
