@@ -224,6 +224,59 @@ def test_a_live_display_in_a_terminal(tmp_path):
     assert re.search(r"learning .*\d+/30000 return [\d.]+ [\d,]+ samples/s \d+:\d+:\d+", text)
 
 
+@pytest.mark.parametrize("command", ["train add --total-steps 30000 --units 4 --run-dir run", "list"])
+def test_a_command_goes_on_when_the_reader_of_its_output_has_gone(tmp_path, command):
+    words = [sys.executable, "-m", "cet_rl", *command.split()]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, **pipes)
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    if "train" in command:
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "command", ["rules rflo", "rules rflo --format csv", "list", "train --help", "sweep --help"]
+)
+def test_a_terminal_without_unicode_is_shown_what_it_can_show(tmp_path, monkeypatch, command):
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "ascii")
+    result = cet_rl(*command.split(), cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout) > 100
+
+
+WITHOUT_TORCH = """
+import sys
+from cet_rl.cli import main
+for line in sys.stdin.read().splitlines():
+    assert main(line.split()) == (0 if "--resume" in line else 2), line
+    assert "torch" not in sys.modules, line
+"""
+
+
+def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
+    lines = ["eval nowhere", "report nowhere", "eval CartPole-v1"]
+    for task in ("CartPole-v1", "CartPole-v1 --agent sb3:a2c", "digits", "add"):
+        config = parse_arguments([*task.split(), "--delay", "2", "--total-steps", "5000"]).config.resolved()
+        name = task.split()[0] + "-a2c" * ("a2c" in task)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config.as_data()))
+        (tmp_path / name / "summary.json").write_text('{"status": "finished"}')
+        same = f"train {task} --delay 2 --total-steps 5000 --run-dir {name}"
+        lines += [same, f"{same} --resume", f"train {task} --run-dir mine"]
+        lines += [f"{same} --lr 0.1"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    found = subprocess.run(
+        command, input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
+    for words in ("no run folder", "already holds a finished run", "is finished", "lr 0.001 there, 0.1 here"):
+        assert words in found.stderr
+
+
 def test_configuration_files_and_precedence(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("task: CartPole-v1\ndelay: 1\norder: 3\nlr: 1e-3\ntotal_steps: 2000\n")
     monkeypatch.chdir(tmp_path)
@@ -291,7 +344,7 @@ REFUSALS = [
     ("CartPole-v1 --random-lam 0.9 0.1", ["random_lam"]),
     ("CartPole-v1 --lam 2", ["lam must lie in"]),
     ("CartPole-v1 --device tpu", ["--device must be auto, cpu or cuda"]),
-    ("CartPole-v1 --max-grad-norm inf", ["max_grad_norm must be positive and finite"]),
+    ("CartPole-v1 --max-grad-norm inf", ["max_grad_norm must be finite and positive"]),
     ("CartPole-v1 --hidden 100000000000", ["--hidden"]),
     ("CartPole-v1 --threads 99999999999", ["--threads"]),
     ("CartPole-v1 --total-steps 1" + 40 * "0", ["--total-steps is too large"]),

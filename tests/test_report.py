@@ -56,16 +56,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def rl(task="CartPole-v1", **options):
-    return RLConfig(task, device="cpu", threads=1, total_steps=10_000, **options).with_trace()
+    return RLConfig(task, device="cpu", threads=1, total_steps=10_000, **options).resolved()
 
 
 def vision(task="digits", **options):
-    config = VisionConfig(task, device="cpu", threads=1, total_steps=100, **options).with_trace()
+    config = VisionConfig(task, device="cpu", threads=1, total_steps=100, **options).resolved()
     return replace(config, model=config.network, hidden=config.widths)
 
 
 def recurrent(task="add", **options):
-    config = RecurrentConfig(task, device="cpu", threads=1, total_steps=1_000, **options).with_trace()
+    config = RecurrentConfig(task, device="cpu", threads=1, total_steps=1_000, **options).resolved()
     return replace(config, rule_options=config.options)
 
 

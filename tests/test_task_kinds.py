@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, read_mapping
 from cet_rl.runs.folder import RunFolder, default_path, read_run
+from cet_rl.runs.process import Interruption
 from cet_rl.runs.task_kinds import (
     RECURRENT,
     RL,
@@ -148,13 +150,25 @@ def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
     from cet_rl.vision.data import load
 
     def halves(name, data_dir, validation):
+        if not Path(data_dir).is_dir():
+            raise OSError(f"there is no folder {data_dir}")
         digits = load("digits", None, validation=validation)
         return datasets.ImageData(name, digits.train, digits.test, 10)
 
     datasets.register_dataset("mine", "my own digits", halves)
     request.addfinalizer(lambda: datasets.DATASETS.pop("mine"))
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "mine", "--delay", "0.4", "--total-steps", "20", "--hidden", "16", "--quiet"]) == 0
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    command = ["train", "mine", "--delay", "0.4", "--total-steps", "20", "--hidden", "16", "--run-dir", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Interruption, "wanted", True)
+        assert main([*command, "--quiet", "--data-dir", "here"]) == 130
+    here.rename(there)  # the data have moved
+    for moved in (["eval", "run"], ["train", "--run-dir", "run", "--resume"]):
+        assert f"there is no folder {here}" in refusal(capfd, *moved)
+        assert main([*moved, "--data-dir", "there"]) == 0
+    assert main(["eval", "run"]) == 0  # the resumed run knows where they are now
     assert main(["list", "datasets"]) == 0
     assert "my own digits" in capfd.readouterr().out
     with pytest.raises(ValueError, match="already"):

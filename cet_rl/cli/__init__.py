@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 if jobs of a sweep have failed, 2 for bad input (with one line on stderr), 130 after
         Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        prepare_output()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else EXIT_BAD_INPUT
@@ -74,13 +76,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         if os.environ.get("CET_RL_TRACEBACK"):
             raise
         return refuse(" ".join(str(error).split()))
+
+
+class _Output(io.FileIO):
+    """Write to a file descriptor, and into nothing once its reader has gone."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nothing:
+                os.dup2(nothing.fileno(), self.fileno())
+            return len(data)
+
+
+def prepare_output() -> None:
+    """Let a command go on when the reader of its output has gone, and print ? for what a terminal cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # without a file descriptor
+            buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            lines = name == "stderr" or stream.line_buffering
+            text = io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=lines)
+            text.reconfigure(write_through=stream.write_through)
+            setattr(sys, name, text)
 
 
 def refuse(reason: str) -> int:

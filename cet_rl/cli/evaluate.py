@@ -16,10 +16,7 @@ from cet_rl.runs.values import flag
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data.
-
-    All options are for reinforcement learning.
-    """
+    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
@@ -29,6 +26,9 @@ class EvalArguments:
     """The agent, if it has another name now than in the run's configuration; as for `cet-rl train`."""
     seed: int | None = None
     """Seed of the environments. Default: derived from that of the run."""
+
+    data_dir: str | None = None
+    """For image classification: folder with the data on this machine, in place of the run's."""
 
     def __post_init__(self) -> None:
         if self.episodes is not None and self.episodes < 1:

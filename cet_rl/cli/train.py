@@ -79,18 +79,19 @@ def run(arguments: Sequence[str]) -> int:
         print(parsed.note, file=sys.stderr)
     if options.seeds is not None:
         return _run_seeds(parsed, options.seeds)
-    # Training is imported here at the earliest: it takes seconds, which `--help` and a misspelt option should not.
-    status = (
-        task_kind_of(parsed.config.task)
-        .training()
-        .train(
-            parsed.config,
-            options.run_dir,
-            resume=options.resume,
-            checkpoint_every=options.checkpoint_every,
-            quiet=options.quiet,
-        )
-    )
+    # Training is imported as late as can be: it takes seconds, which a folder that cannot be used should not.
+    config, kind = parsed.config, task_kind_of(parsed.config.task)
+    folder = RunFolder(options.run_dir or default_path(config), kind.checkpoint)
+    # What other agents make of the options of traces, they say themselves.
+    ours = getattr(config, "agent", "cet") == "cet"
+    folder.check_usable(config.resolved().as_data() if ours else None, resume=options.resume)
+    folder.check_free()
+    if line := folder.finished:
+        if not options.quiet:
+            print(line, file=sys.stderr)
+        return 0
+    more: dict[str, Any] = {name: getattr(options, name) for name in ("resume", "checkpoint_every", "quiet")}
+    status = kind.training().train(config, options.run_dir, **more)
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
 

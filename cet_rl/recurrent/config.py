@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
 
 from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.plugins import load_plugins
@@ -142,6 +142,10 @@ class RecurrentConfig(RunConfig):
     def last_update(self) -> int:
         """Return the step of the last update; 0 if there is none."""
         return self.total_steps - self.total_steps % self.update_every
+
+    def resolved(self) -> Self:
+        """Return the configuration with trace and options of the rule filled in."""
+        return replace(super().resolved(), rule_options=self.options)
 
     @property
     def layers(self) -> int:

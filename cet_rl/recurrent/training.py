@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
     Raises:
         ValueError: if the device is not available, or rule, task and delay do not fit together.
     """
-    config = on_this_machine(config).with_trace()
+    config = on_this_machine(config).resolved()
     online = build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
     if online.rule.first_gradient > config.last_update:
         raise ValueError(
@@ -30,7 +29,7 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
             f"last update of this run is at step {config.last_update:,}: learn for longer (--total-steps) or use "
             "a shorter window"
         )
-    return replace(config, rule_options=config.options)
+    return config
 
 
 def train(

@@ -45,7 +45,7 @@ MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 def resolve(config: RLConfig) -> RLConfig:
     """Return the configuration with trace, order, device and threads filled in."""
     config = on_this_machine(config)
-    return config.with_trace() if find_agent(config.agent).delays_credit else _without_traces(config)
+    return config.resolved() if find_agent(config.agent).delays_credit else _without_traces(config)
 
 
 def _without_traces(config: RLConfig) -> RLConfig:

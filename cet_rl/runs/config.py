@@ -159,8 +159,8 @@ class RunConfig(ABC):
         """Short name of the arm for folders and legends: cet5-8s, none, legendre10-120s-stacked."""
         return "-".join([*self.arm, *[f"{self.delay:g}s"] * bool(self.delay), *["stacked"] * self.stacked])
 
-    def with_trace(self) -> Self:
-        """Return the same configuration with the default kind and order of its trace filled in."""
+    def resolved(self) -> Self:
+        """Return the same configuration with the defaults that depend on other options filled in."""
         trace = self.trace_config
         order = trace.states if find_trace(trace.kind).takes_order else self.order
         return dataclasses.replace(self, trace=trace.kind, order=order)

@@ -30,7 +30,7 @@ from cet_rl import __version__
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
 from cet_rl.runs.files import holds, naming, sync, write_text
-from cet_rl.runs.lock import HEARTBEAT, Lock
+from cet_rl.runs.lock import HEARTBEAT, Lock, Owner
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class RunFolder:
     @property
     def checkpoint_file(self) -> Path:
         """Return the newest good checkpoint, see `Checkpoints.find`; without any, the first one to come."""
-        if not self._checkpoint.parent.is_dir():
-            return self._checkpoint
+        if not any(self._checkpoint.parent.glob("*.zip")):
+            return self._checkpoint  # without an import of torch
         return self.checkpoints.find(self._saved_config()) or self._checkpoint
 
     def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:
@@ -109,13 +109,19 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def check_usable(self, config: Mapping[str, Any], *, resume: bool) -> None:
-        """Raise ValueError where `open_for` would, without touching anything."""
+    @property
+    def finished(self) -> str | None:
+        """Return a line that says so if the folder holds the finished run."""
+        done = self.status == "finished"
+        return f"{self.path} is finished; its results are in {self.summary_file}" if done else None
+
+    def check_usable(self, config: Mapping[str, Any] | None, *, resume: bool) -> None:
+        """Raise ValueError where `open_for` would, without touching anything; None is any configuration."""
         if holds(self.path, self.config_file.name, "run"):
             saved = self._saved_config()
             if saved is None:
                 raise ValueError(f"{self.config_file} is damaged: choose another --run-dir")
-            if changes := ", ".join(differing(saved, config)):
+            if config is not None and (changes := ", ".join(differing(saved, config))):
                 raise ValueError(
                     f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
                 )
@@ -135,12 +141,10 @@ class RunFolder:
         lock = Lock(self.path / _LOCK, "run")
         try:
             if not lock.acquire():
-                owner = lock.owner
+                self.check_free()
                 # One on another machine may be dead, and seen to be so a little after the lock of its sweep's job.
-                if owner is None or owner.is_here or not lock.acquire(wait=2 * HEARTBEAT):
-                    who = f" ({owner})" if owner else ""
-                    hint = "wait for it, or choose another --run-dir"
-                    raise ValueError(f"{self.path} is being run by another process{who}: {hint}")
+                if not lock.acquire(wait=2 * HEARTBEAT):
+                    raise self._busy(lock.owner)
         except OSError as error:
             raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
         try:
@@ -149,6 +153,17 @@ class RunFolder:
             lock.release()
             with suppress(OSError):
                 lock.folder.rmdir()
+
+    def check_free(self) -> None:
+        """Raise ValueError if another process of this machine runs in the folder."""
+        owner = Lock(self.path / _LOCK, "run").owner
+        if owner is not None and owner.is_here:
+            raise self._busy(owner)
+
+    def _busy(self, owner: Owner | None) -> ValueError:
+        who = f" ({owner})" if owner else ""
+        hint = "wait for it, or choose another --run-dir"
+        return ValueError(f"{self.path} is being run by another process{who}: {hint}")
 
     def open_for(self, config: Mapping[str, Any], *, resume: bool) -> bool:
         """Prepare the locked folder for a run of `config`; nothing of another run is overwritten.
@@ -169,12 +184,12 @@ class RunFolder:
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
-        if checkpoint.exists():
-            return True
-        for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
-            leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
-        write_text(self.config_file, dump_yaml(dict(config)))
-        return False
+        resumed = checkpoint.exists()
+        if not resumed:
+            for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
+                leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
+        write_text(self.config_file, dump_yaml(dict(config)))  # a resumed run may be on another machine now
+        return resumed
 
     def write_summary(self, *, metrics: Mapping[str, float | int | None], **more: Any) -> None:
         """Write summary.json: what is given, and versions; metrics that are not finite become null."""

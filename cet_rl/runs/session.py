@@ -141,10 +141,9 @@ class Session:
 
     def is_finished(self) -> bool:
         """Return whether the folder holds the finished run, and say so to the user."""
-        if self.folder.status != "finished":
-            return False
-        self.say(f"{self.folder.path} is finished; its results are in {self.folder.summary_file}")
-        return True
+        if line := self.folder.finished:
+            self.say(line)
+        return bool(line)
 
     def open(self) -> bool:
         """Open the locked folder for this run, and return whether there is a checkpoint to resume from."""

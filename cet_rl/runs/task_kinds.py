@@ -128,6 +128,7 @@ VISION = TaskKind(
     unit="updates",
     catalogue="datasets",
     checkpoint="network.zip",
+    evaluation_options=("data_dir",),
     data_fields=("task", "data_dir", "validation"),
 )
 RECURRENT = TaskKind(

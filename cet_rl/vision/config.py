@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from cet_rl.runs.config import LayeredConfig, Mark, marked
 from cet_rl.runs.values import flag, unknown
@@ -134,6 +135,11 @@ class VisionConfig(LayeredConfig):
     def widths(self) -> tuple[int, ...]:
         """Widths of the dense hidden layers."""
         return HIDDEN[self.network] if self.hidden is None else self.hidden
+
+    def resolved(self) -> Self:
+        """Return the configuration with trace, network and data folder filled in."""
+        data_dir = None if self.data_dir is None else str(Path(self.data_dir).expanduser().resolve())
+        return replace(super().resolved(), model=self.network, hidden=self.widths, data_dir=data_dir)
 
     @property
     def layers(self) -> int:

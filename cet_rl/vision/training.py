@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ from cet_rl.vision.learner import ImageLearner
 
 def resolve(config: VisionConfig) -> VisionConfig:
     """Fill in trace, network, data folder, device and threads; raise ValueError without such a device."""
-    config = on_this_machine(config).with_trace()
-    data_dir = None if config.data_dir is None else str(Path(config.data_dir).expanduser().resolve())
-    return replace(config, model=config.network, hidden=config.widths, data_dir=data_dir)
+    return on_this_machine(config).resolved()
 
 
 def load_data(config: VisionConfig) -> ImageData:
@@ -89,9 +86,15 @@ def train_batch(
     return paths
 
 
-def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
-    """Return a line with the test result of a checkpoint of a run, whose configuration has these values."""
-    config = resolve(VisionConfig(**{**values, "device": "auto"}))
+def evaluate_run(values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:
+    """Return a line with the test result of a checkpoint of a run.
+
+    Args:
+        values: of the run's configuration.
+        checkpoint: the file.
+        **options: `data_dir`, if the data lie elsewhere now.
+    """
+    config = resolve(VisionConfig(**{**values, "device": "auto", **options}))
     set_threads(config.threads)
     learner = ImageLearner(config, load_data(config))
     learner.load(checkpoint)
