@@ -79,16 +79,13 @@ class RNNCell:
     def initial_weights(
         self, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """Return W and W_out as in the paper's experiments, on the CPU.
+        """Return W of shape (n, m) and W_out of shape (n_out, n + 1) as in the paper's experiments, on the CPU.
 
         W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0.
 
         Args:
             generator: of the random numbers; None for torch's own.
             dtype: of the weights; what is drawn does not depend on it.
-
-        Returns:
-            W of shape (n, m), W_out of shape (n_out, n + 1).
         """
         n = self.units
 
@@ -105,17 +102,11 @@ class RNNCell:
         return weight.to(dtype), weight_out.to(dtype)
 
     def recurrent(self, weight: Tensor) -> Tensor:
-        """W_rec of W, shape (n, n): a view."""
+        """Return W_rec of W, shape (n, n): a view."""
         return weight[..., : self.units]
 
     def advance(self, weight: Tensor, rates: Tensor, x: Tensor) -> Advance:
-        """Run one step.
-
-        Args:
-            weight: W, shape (n, m).
-            rates: r_{t-1}, shape (B, n).
-            x: x_t, shape (B, n_in).
-        """
+        """Run one step, for W, r_{t-1} of shape (B, n), and x_t of shape (B, n_in)."""
         inputs = torch.cat([rates, x, torch.ones_like(rates[:, :1])], dim=1)
         voltage = inputs @ weight.mT
         if self.activation == "identity":
@@ -139,21 +130,13 @@ class RNNCell:
         return (torch.stack(readouts) if readouts else x.new_empty(0, x.shape[1], self.outputs)), rates
 
     def loss(self, readout: Tensor, label: Tensor) -> Tensor:
-        """Return each sequence's loss: cross-entropy in nats, or half the mean squared error.
-
-        Args:
-            readout: z, shape (B, n_out).
-            label: y*, shape (B, n_out).
-
-        Returns:
-            Shape (B,).
-        """
+        """Return the losses, shape (B,): cross-entropy in nats, or half the mean squared error."""
         if self.output == "softmax":
             return -(label * functional.log_softmax(readout, dim=1)).sum(1)
         return 0.5 * (readout - label).square().mean(1)
 
     def error(self, readout: Tensor, label: Tensor) -> Tensor:
-        """ŷ - y*, what learning descends: the derivative of the loss with respect to z, shape (B, n_out).
+        """Return ŷ - y*, what learning descends: the derivative of the loss with respect to z, shape (B, n_out).
 
         Of squared error it is that of the sum over outputs, not of the mean, as in the authors' code.
         """
@@ -164,13 +147,7 @@ class RNNCell:
         return error @ weight_out[:, :-1]
 
     def jacobian_vector(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
-        """Return J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n).
-
-        Args:
-            weight: W.
-            slope: D, shape (B, n).
-            vector: v, or several.
-        """
+        """Return J v for J = (1 - α) I + diag(D) W_rec, in the last axis: (B, ..., n) to (B, ..., n)."""
         between = (1,) * (vector.ndim - slope.ndim)
         driven = vector @ self.recurrent(weight).mT
         return (1 - self.alpha) * vector + slope.view(slope.shape[0], *between, -1) * driven

@@ -42,15 +42,11 @@ class TraceFilter:
         self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
     def init_state(self, like: Tensor) -> Tensor:
-        """Zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs with the oldest first."""
+        """Return zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs, oldest first."""
         return like.new_zeros(len(like), self.kept, *like.shape[1:])
 
     def step(self, state: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in h_t of shape (B, …).
-
-        Returns:
-            The state after it, and c_t, of h's shape.
-        """
+        """Return the state after h_t of shape (B, …), and c_t, of h's shape."""
         if self.transition is None:
             window = torch.cat([state, new[:, None]], dim=1)
             recalled = sum((value * window[:, -1 - lag] for lag, value in self.taps), torch.zeros_like(new))
@@ -71,13 +67,9 @@ class TraceFilter:
         return self._constants[key]
 
     def spread(self, signals: Tensor, delay_steps: int) -> Tensor:
-        """Return how much each step's h counts in Σ_t s_t c_{t+D}: p_u = Σ_t g_{t+D-u} s_t.
+        """Return p_u = Σ_t g_{t+D-u} s_t, by which each h_u counts in Σ_t s_t c_{t+D}: (T, …) to (T, …).
 
         Its cost does not grow with D, other than once, for the kernel.
-
-        Args:
-            signals: s of T steps, shape (T, …).
-            delay_steps: D.
         """
         steps = len(signals)
         if self._lags.shape != (steps, steps):
@@ -88,15 +80,7 @@ class TraceFilter:
 
 
 def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Delay a signal: push that of a step, pop that of D steps before.
-
-    Args:
-        line: shape (B, D, …), oldest first.
-        new: shape (B, …).
-
-    Returns:
-        The line after it, and what comes out.
-    """
+    """Return a line of signals, (B, D, …), oldest first, after a new one, and the one of D steps before."""
     if not line.shape[1]:
         return line, new
     return torch.cat([line[:, 1:], new[:, None]], dim=1), line[:, 0]
@@ -206,12 +190,7 @@ class Readout:
         }
 
     def step(self, state: State, error: Tensor, rates: Tensor) -> tuple[State, Tensor]:
-        """Take in one step.
-
-        Args:
-            state: as it was; left untouched.
-            error: ŷ - y*, shape (B, n_out).
-            rates: r, shape (B, n).
+        """Take in one step: ŷ - y* of shape (B, n_out) and r of shape (B, n).
 
         Returns:
             The state after it, and the gradient of W_out, shape (n_out, n + 1), mean over sequences.

@@ -18,30 +18,20 @@ from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.delayed import Delayed, Readout, delay_rule
 from cet_rl.recurrent.online import Memory, Online
 from cet_rl.recurrent.rules import build_rule, parse_options
-from cet_rl.recurrent.rules.base import StepInputs
 from cet_rl.recurrent.tasks import SequenceTask, Stream, build_task
 from cet_rl.runs import archive
 
-CHUNK = 1000
-"""Network steps at a time, all sequences counted; between chunks it listens for interruptions."""
+# Network steps at a time, all sequences counted, and time steps at least; an interruption waits as long.
+CHUNK, SHORTEST_CHUNK = 1000, 50
 
-SHORTEST_CHUNK = 50
-"""Time steps at a time, however many sequences there are."""
+# Sequences of the test stream, and the length of each at the end of a run and at a logged point.
+TESTED, TEST_STEPS, CURVE_STEPS = 100, 1000, 100
 
-TESTED = 100
-"""Sequences of the test stream, side by side."""
-
-TEST_STEPS = 1000
-"""Length of each test sequence at the end of a run: 100,000 network steps."""
-
-CURVE_STEPS = 100
-"""Length of each test sequence at a logged point."""
+# Sequences of the stream that alignment is probed with, and steps of each whose losses count.
+PROBES, PROBED = 8, 50
 
 BURN_IN = 50
-"""Steps from silence before anything counts."""
-
-PROBED = 50
-"""Steps whose losses the probed gradient is of."""
+"""Steps from silence before anything counts, in tests and probes."""
 
 
 def seeds(seed: int) -> dict[str, int]:
@@ -76,7 +66,7 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
 
 
 class SequenceLearner:
-    """Train a network with its rule on a stream.
+    """Train a network with its rule on a stream; a `cet_rl.runs.session.Learner`.
 
     Args:
         config: resolved.
@@ -85,8 +75,6 @@ class SequenceLearner:
         step: time steps made.
         online: how it learns.
         memory: all that changes.
-        loss_sum: of the steps since the last `take_loss`.
-        losses: how many these are.
 
     Raises:
         ValueError: for what does not fit together, see `build_online`.
@@ -162,7 +150,7 @@ class SequenceLearner:
         return FloatingPointError(f"rule {self.config.rule} gives numbers that are not finite {where}: {advice}")
 
     def _measure(self) -> dict[str, float]:
-        stream = self.task.stream(self._seeds["probe"], 8, self.dtype)
+        stream = self.task.stream(self._seeds["probe"], PROBES, self.dtype)
         generator = torch.Generator().manual_seed(self._seeds["probe"] ^ self.step)
         recurrent, output = measure_alignment(self.online, self.memory, stream, generator)
         found = {"credit/alignment/0": recurrent, "credit/alignment/1": output}
@@ -182,10 +170,14 @@ class SequenceLearner:
         """Return the mean loss over 100,000 steps of the test stream with frozen weights."""
         return {"test_loss": self.test(TEST_STEPS)}
 
+    @torch.no_grad()
     def test(self, steps: int) -> float:
-        """Return the mean loss with frozen weights over some steps of each test sequence."""
-        stream = self.task.stream(self._seeds["test"], TESTED, self.dtype)
-        return test_loss(self.online.cell, self.memory, stream, steps)
+        """Return the mean loss with frozen weights over some steps of each test sequence, after a burn-in."""
+        stream, cell = self.task.stream(self._seeds["test"], TESTED, self.dtype), self.online.cell
+        x, label = (tensor.to(self.memory.weight.device) for tensor in stream.take(BURN_IN + steps))
+        readouts, _ = cell.unroll(self.memory.weight, self.memory.weight_out, x)
+        losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
+        return float(losses.view(steps, -1).mean(1).double().sum()) / steps
 
     def state(self) -> dict[str, Any]:
         """Return everything that resuming needs, for `archive.write`."""
@@ -220,22 +212,6 @@ class SequenceLearner:
             raise ValueError(f"{file} does not fit this configuration: {reason}") from None
 
 
-@torch.no_grad()
-def test_loss(cell: RNNCell, memory: Memory, stream: Stream, steps: int) -> float:
-    """Return the mean loss over some steps of each sequence of a stream, after a burn-in from r = 0.
-
-    Args:
-        cell: of the network.
-        memory: with its weights.
-        stream: to test on.
-        steps: that count, of each sequence.
-    """
-    x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + steps))
-    readouts, _ = cell.unroll(memory.weight, memory.weight_out, x)
-    losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
-    return float(losses.view(steps, -1).mean(1).double().sum()) / steps
-
-
 def measure_alignment(
     online: Online, memory: Memory, stream: Stream, generator: torch.Generator
 ) -> tuple[float, float]:
@@ -248,7 +224,7 @@ def measure_alignment(
     Args:
         online: how it learns.
         memory: with weights and the rule's state; left untouched.
-        stream: to probe with; B sequences.
+        stream: to probe with.
         generator: of the rule's noise.
 
     Returns:
@@ -265,18 +241,17 @@ def measure_alignment(
 def _used_gradients(
     online: Online, memory: Memory, x: Tensor, label: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    cell, weight, weight_out = online.cell, memory.weight, memory.weight_out
     bare = online.rule.rule if isinstance(online.rule, Delayed) else online.rule
-    rates = memory.rates.new_zeros(x.shape[1], cell.units)
-    state = bare.init_state(weight, rates, generator) | {name: memory.rule[name] for name in bare.shared}
+    rates = memory.rates.new_zeros(x.shape[1], online.cell.units)
+    state = bare.init_state(memory.weight, rates, generator) | {name: memory.rule[name] for name in bare.shared}
     noise = bare.draw(x.shape[1], len(x), generator)
     errors, moments = [], []
     for step in range(len(x)):
-        inputs, rates, slope = cell.advance(weight, rates, x[step])
-        errors.append(cell.error(cell.read(weight_out, rates), label[step]) * (step >= BURN_IN))
-        credit = online.credit(weight_out, errors[-1])
-        drawn = None if noise is None else noise[step].to(weight)
-        moments.append(StepInputs(weight, inputs, rates, slope, credit, label[step], drawn, step))
+        drawn = None if noise is None else noise[step].to(x)
+        now, _, error = online.see(memory[:2], rates, x[step], label[step], drawn, step)
+        rates, counts = now.rates, step >= BURN_IN
+        errors.append(error * counts)
+        moments.append(now._replace(credit=now.credit * counts))
     of_output = online.readout.total(torch.stack(errors), torch.stack([now.rates for now in moments]))
     return online.rule.total(state, moments), of_output
 

@@ -38,26 +38,19 @@ class Memory(NamedTuple):
 
     def named(self) -> dict[str, Tensor]:
         """Return all tensors by name, those of states as "rule.B"."""
-        plain = {name: value for name, value in zip(self._fields, self, strict=True) if isinstance(value, Tensor)}
-        return {
-            **plain,
-            **{f"rule.{name}": tensor for name, tensor in self.rule.items()},
-            **{f"readout.{name}": tensor for name, tensor in self.readout.items()},
-        }
+        plain = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        states = {"rule": self.rule, "readout": self.readout}
+        return plain | {f"{part}.{name}": each for part, state in states.items() for name, each in state.items()}
 
     @classmethod
     def from_named(cls, tensors: dict[str, Tensor]) -> Memory:
         """Undo `named`."""
-
-        def part(name: str) -> State:
-            return {
-                key.removeprefix(f"{name}."): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(f"{name}.")
-            }
-
-        plain = {name: tensors[name] for name in cls._fields if name not in ("rule", "readout")}
-        return cls(**plain, rule=part("rule"), readout=part("readout"))
+        states: dict[str, State] = {"rule": {}, "readout": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            if key:
+                states[part][key] = tensor
+        return cls(**{name: tensor for name, tensor in tensors.items() if "." not in name}, **states)  # type: ignore[arg-type]
 
 
 class Online:
@@ -91,14 +84,7 @@ class Online:
     def begin(
         self, weight: Tensor, weight_out: Tensor, rates: Tensor, generator: torch.Generator | None = None
     ) -> Memory:
-        """Return what there is before the first step.
-
-        Args:
-            weight: W, shape (n, m).
-            weight_out: W_out, shape (n_out, n + 1).
-            rates: r_0, shape (B, n).
-            generator: of the rule's random start.
-        """
+        """Return what there is before the first step; the generator is of the rule's random start."""
         return Memory(
             weight,
             weight_out,
@@ -109,17 +95,34 @@ class Online:
             torch.zeros_like(weight_out),
         )
 
-    def credit(self, weight_out: Tensor, error: Tensor) -> Tensor:
-        """Return c̄, the immediate credit of each unit, by the route that errors take: (B, n_out) to (B, n)."""
-        return self.cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
+    def see(
+        self,
+        weights: tuple[Tensor, Tensor],
+        rates: Tensor,
+        x: Tensor,
+        label: Tensor,
+        noise: Tensor | None = None,
+        clock: int = 0,
+    ) -> tuple[StepInputs, Tensor, Tensor]:
+        """Advance the network by a step, with W and W_out.
+
+        Returns:
+            What its rule sees of it, the readout z and the error, both of shape (B, n_out).
+        """
+        cell, (weight, weight_out) = self.cell, weights
+        inputs, rates, slope = cell.advance(weight, rates, x)
+        readout = cell.read(weight_out, rates)
+        error = cell.error(readout, label)
+        credit = cell.credit(weight_out, error) if self.feedback is None else error @ self.feedback
+        return StepInputs(weight, inputs, rates, slope, credit, label, noise, clock), readout, error
 
     def step(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """Run one step of B sequences.
+        """Run one step of B sequences, and leave the memory as it is given untouched.
 
         Args:
-            memory: as it was; left untouched.
+            memory: as it was.
             clock: steps before this one.
             x: x_t, shape (B, n_in).
             label: y*_t, shape (B, n_out).
@@ -128,19 +131,16 @@ class Online:
         Returns:
             The memory after it, and the mean loss before the update.
         """
-        cell, weight, weight_out = self.cell, memory.weight, memory.weight_out
-        inputs, rates, slope = cell.advance(weight, memory.rates, x)
-        readout = cell.read(weight_out, rates)
-        error = cell.error(readout, label)
-        now = StepInputs(weight, inputs, rates, slope, self.credit(weight_out, error), label, noise, clock)
+        weight, weight_out = memory.weight, memory.weight_out
+        now, readout, error = self.see((weight, weight_out), memory.rates, x, label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
-        layer, gradient_out = self.readout.step(memory.readout, error, rates)
+        layer, gradient_out = self.readout.step(memory.readout, error, now.rates)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
         if (clock + 1) % self.update_every == 0:
             weight, weight_out = weight - self.lr * pending, weight_out - self.lr * pending_out
             pending, pending_out = torch.zeros_like(pending), torch.zeros_like(pending_out)
-        loss = cell.loss(readout, label).mean()
-        return Memory(weight, weight_out, rates, rule, layer, pending, pending_out), loss
+        loss = self.cell.loss(readout, label).mean()
+        return Memory(weight, weight_out, now.rates, rule, layer, pending, pending_out), loss
 
     @torch.no_grad()
     def run(

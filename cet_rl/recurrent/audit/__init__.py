@@ -195,25 +195,26 @@ def audit_rule(build: Callable[..., Rule], **options: float) -> Audit:
             given, or has a declared cost that cannot be read.
     """
     subject = Subject(build, options)
-    rule, observed, axes, moved = subject.build(), observe(subject), find_axes(subject), jumps(subject)
+    rule, axes, moved = subject.build(), find_axes(subject), jumps(subject)
+    observer, operations, past, pending = observe(subject)
     # A length of time is what the tensors that hold the past grow with.
-    of_the_past = [axis for name in observed.past for axis in axes[name]]
+    of_the_past = [axis for name in past for axis in axes[name]]
     times = {count for count in subject.counts if any(axis.factors[count] for axis in of_the_past)}
     tensors = []
     for name, each in axes.items():
         size, lengths = memory_order(subject, name, times), tuple(axis.name(times) for axis in each)
         grows = size is not None and any(term.window for term in size.terms)
-        tensors.append(Kept(name, lengths, size, name in observed.past or grows, moved.get(name, 0.0)))
+        tensors.append(Kept(name, lengths, size, name in past or grows, moved.get(name, 0.0)))
     sizes = [tensor.size for tensor in tensors]
     found = Audit(
         getattr(rule, "name", type(rule).__name__),
         tuple(tensors),
         None if None in sizes else Order.of(term for size in sizes if size for term in size.terms),
         time_order(subject, times),
-        observed.operations,
-        tuple(sorted(observed.observer.chains)),
-        tuple(sorted(observed.observer.totals)),
-        observed.pending,
+        operations,
+        tuple(sorted(observer.chains)),
+        tuple(sorted(observer.totals)),
+        pending,
         max((subject.counts[option] for option in times), default=None),
         rule.declared_cost,
         rule.equations,

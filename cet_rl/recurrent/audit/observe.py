@@ -7,7 +7,6 @@ Elementwise operations and views pass a source on, a product ends its trail. All
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -38,16 +37,13 @@ class Contraction(NamedTuple):
     right: int
 
     def kind(self, smaller: Contraction | None) -> str:
-        """Return what kind of product it is for a network.
+        """Return "matrix-matrix" if its multiplications grow with the cube of the network, "matrix-vector" if a
+        sum over units is taken for each unit, "sum" if there is one sum, or one for each row of two matrices, and
+        "elementwise" if no sum grows: pre times post, for example.
 
         Args:
-            smaller: the same product in a smaller network: axes that do not differ are no axes of units. None if
-                there is no such.
-
-        Returns:
-            "matrix-matrix" if its multiplications grow with the cube of the network, "matrix-vector" if a sum over
-            units is taken for each unit, "sum" if there is one sum, or one for each row of two matrices, and
-            "elementwise" if no sum grows: pre times post, for example.
+            smaller: the same product in a smaller network, if there is one: axes that do not differ are no axes of
+                units.
         """
         batch, left, inner, right = (
             size > (1 if smaller is None else before) for size, before in zip(self, smaller or self, strict=True)
@@ -109,11 +105,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count multiplications: of products, and elements of everything elementwise or summed.
-
-    Attributes:
-        cost: multiplications so far.
-    """
+    """Count multiplications, `cost` so far: of products, and elements of everything elementwise or summed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -139,15 +131,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class Origin:
-    """Record where the numbers of a tensor come from, within a step.
+    """Record where the numbers of a tensor come from, within a step."""
 
-    Attributes:
-        roots: names of the tensors that they are elementwise functions of.
-        through: names of the matrices that they are products with and no nonlinearity since: of a voltage.
-    """
-
-    roots: frozenset[str] = frozenset()
-    through: frozenset[str] = frozenset()
+    roots: frozenset[str] = frozenset()  # names of the tensors that they are elementwise functions of
+    through: frozenset[str] = frozenset()  # matrices that they are products with, no nonlinearity since: a voltage
 
 
 NOWHERE = Origin()
@@ -168,10 +155,8 @@ def _extends(tensor: Tensor, axis: int) -> bool:
 class Observer(Meter):  # type: ignore[no-untyped-call]
     """Follow numbers through the steps of a rule.
 
-    Args:
-        smaller: the `products` of the same run with a smaller network, which tell axes of units from others.
-
     Attributes:
+        smaller: the `products` of the same run with a smaller network, which tell axes of units from others.
         products: sizes of all products, in their order.
         counts: of "matrix-vector", "matrix-matrix", "Jacobian" and "perturbed copy".
         chains: products that take a voltage in: the matrices of the product that gave it, and of this one.
@@ -180,9 +165,9 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         seeded: whether any were drawn.
     """
 
-    def __init__(self, smaller: Sequence[Contraction] = ()) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.smaller = smaller
+        self.smaller: list[Contraction] = []
         self.products: list[Contraction] = []
         self.counts: Counter[str] = Counter()
         self.chains: set[tuple[str, str]] = set()

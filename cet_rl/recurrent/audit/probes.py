@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cet_rl.recurrent.audit.observe import Contraction, Meter, Observer
+from cet_rl.recurrent.audit.observe import Meter, Observer
 from cet_rl.recurrent.audit.orders import Order, leading_terms
 from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.online import Online
 from cet_rl.recurrent.rules import RuleEntry
 from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
@@ -70,16 +71,9 @@ class Subject:
         return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
-class Run(NamedTuple):
-    """Hold a run of a random network: what happens at each step, and the rule's state before it and at the end."""
-
-    moments: list[StepInputs]
-    states: list[State]
-
-
 def play(
     cell: RNNCell, rule: Rule, steps: int, meter: Meter | None = None, *, warm: int = 0, at_rest: bool = False
-) -> Run:
+) -> tuple[list[StepInputs], list[State]]:
     """Run a rule in a random network with fixed weights and normal inputs, in float64, always the same.
 
     Args:
@@ -89,8 +83,11 @@ def play(
         meter: to count the rule's operations with.
         warm: steps before it counts.
         at_rest: hold input and label, and begin where rates no longer change.
+
+    Returns:
+        What happens at each step, and the rule's state before each and at the end.
     """
-    generator = torch.Generator().manual_seed(0)
+    online, generator = Online(cell, rule), torch.Generator().manual_seed(0)
     weight, weight_out = cell.initial_weights(generator, torch.float64)
     rows = 1 if at_rest else steps
     x = torch.randn(rows, 1, cell.inputs, generator=generator, dtype=torch.float64)
@@ -104,10 +101,9 @@ def play(
     moments, states = [], [rule.init_state(weight, rates, torch.Generator().manual_seed(1))]
     for step in range(steps):
         row = 0 if at_rest else step
-        inputs, rates, slope = cell.advance(weight, rates, x[row])
-        credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label[row]))
         drawn = None if noise is None else noise[step].to(weight)
-        now = StepInputs(weight, inputs, rates, slope, credit, label[row], drawn, step)
+        now, _, _ = online.see((weight, weight_out), rates, x[row], label[row], drawn, step)
+        rates = now.rates
         moments.append(now)
         if meter is None or step < warm:
             states.append(rule.step(states[-1], now)[0])
@@ -115,27 +111,15 @@ def play(
         meter.begin(now, states[-1])
         with meter:
             states.append(rule.step(states[-1], now)[0])
-    return Run(moments, states)
+    return moments, states
 
 
-class Observation(NamedTuple):
-    """Hold what an observed run has shown.
-
-    Attributes:
-        observer: what was computed.
-        operations: number of each kind in a step.
-        past: names of the state's tensors that hold activity of steps before the last one.
-        pending: whether gradient comes after the last step.
-    """
-
-    observer: Observer
-    operations: dict[str, float]
-    past: frozenset[str]
-    pending: bool
-
-
-def observe(subject: Subject) -> Observation:
+def observe(subject: Subject) -> tuple[Observer, dict[str, float], frozenset[str], bool]:
     """Run a rule in a small network and a larger one, and look at what it computes and keeps in the larger one.
+
+    Returns:
+        What was computed, the number of each kind of operation in a step, the names of the state's tensors that
+        hold activity of steps before the last one, and whether gradient comes after the last step.
 
     Raises:
         ValueError: if it keeps something outside its state, or changes the state that it is given: neither could
@@ -143,21 +127,20 @@ def observe(subject: Subject) -> Observation:
     """
     steps = subject.period * -(-8 // subject.period)
 
-    def watch(cell: RNNCell, smaller: Sequence[Contraction] = ()) -> tuple[Observer, Rule, Run]:
-        observer, rule = Observer(smaller), subject.build(cell)
-        return observer, rule, play(cell, rule, 2 * steps, observer, warm=steps)
-
-    small = watch(SMALL)[0].products
-    observer, rule, (moments, states) = watch(LARGE, small)
-    if len(small) != len(observer.products):  # what it does depends on the size: compare nothing
-        observer, rule, (moments, states) = watch(LARGE)
+    small, observer, rule = Observer(), Observer(), subject.build(LARGE)
+    play(SMALL, subject.build(SMALL), 2 * steps, small, warm=steps)
+    observer.smaller = small.products
+    moments, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
+    if len(small.products) != len(observer.products):  # what it does depends on the size: compare nothing
+        observer, rule = Observer(), subject.build(LARGE)
+        moments, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
     if not observer.seeded:
         _check_pure(rule, states[-2], moments[-1])
     past = _find_past(moments, states)
     operations = {kind: count / steps for kind, count in observer.counts.items() if count}
     operations |= {kind: 1 for kind, found in (("noise", observer.noisy), ("past activity", past)) if found}
     pending = any(rule.flush(state, moments[-1].weight).any() for state in states[-2:])
-    return Observation(observer, operations, past, pending)
+    return observer, operations, past, pending
 
 
 def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
@@ -204,8 +187,8 @@ def jumps(subject: Subject) -> dict[str, float]:
     Input, label and rates are held; the rule's own noise and learning go on, with its own options.
     """
     cell, largest = RNNCell(16, 3, 2), dict[str, float]()
-    run = play(cell, subject.build(cell, {}), SETTLING + WATCHED, at_rest=True)
-    for before, state in pairwise(run.states[SETTLING:]):
+    _, states = play(cell, subject.build(cell, {}), SETTLING + WATCHED, at_rest=True)
+    for before, state in pairwise(states[SETTLING:]):
         for name, tensor in state.items():
             scale = max(float(tensor.norm()), float(before[name].norm()))
             moved = float((tensor - before[name]).norm()) / scale if scale > 0 else 0.0
@@ -261,44 +244,26 @@ def find_axes(subject: Subject) -> dict[str, list[Axis]]:
 
 
 def memory_order(subject: Subject, name: str, times: Collection[str]) -> Order | None:
-    """Return how the number of elements of a tensor of the state grows.
+    """Return how the number of elements of a tensor of the state grows; None if that is no polynomial.
 
-    Args:
-        subject: the rule.
-        name: of the tensor.
-        times: the options that are a length of time in steps.
-
-    Returns:
-        None if it is no polynomial in the sizes of the network.
+    `times` are the options that are a length of time in steps.
     """
 
     def elements(n: int, m: int, window: int) -> int:
-        sizes = {"n": n, "n_in": m - n - 1, "n_out": 2, "batch": 1, **_with_window(subject, times, window)}
-        return prod(subject.shapes(sizes)[name])
+        sizes = {"n": n, "n_in": m - n - 1, "n_out": 2, "batch": 1, **subject.counts}
+        return prod(subject.shapes({**sizes, **dict.fromkeys(times, window)})[name])
 
     return leading_terms(elements, WINDOWS if times else WINDOWS[:1])
 
 
 def time_order(subject: Subject, times: Collection[str]) -> Order | None:
-    """Return how the multiplications of a step grow, on average over the period of the rule.
-
-    Args:
-        subject: the rule.
-        times: the options that are a length of time in steps.
-
-    Returns:
-        None if they are no polynomial in the sizes of the network.
-    """
+    """Return how the multiplications of a step grow, on average over the rule's period; None as `memory_order`."""
 
     def multiplications(n: int, m: int, window: int) -> int:
-        cell, counts, meter = RNNCell(n, m - n - 1, 2), _with_window(subject, times, window), Meter()
+        cell, counts, meter = RNNCell(n, m - n - 1, 2), {**subject.counts, **dict.fromkeys(times, window)}, Meter()
         play(cell, subject.build(cell, counts), prod(max(1, count) for count in counts.values()), meter)
         return meter.cost
 
     found = leading_terms(multiplications, WINDOWS if times else WINDOWS[:1])
     # That is the cost of a whole period, which is as long as the window.
     return found and Order.of(term._replace(window=max(0, term.window - len(times))) for term in found.terms)
-
-
-def _with_window(subject: Subject, times: Collection[str], window: int) -> dict[str, int]:
-    return {**subject.counts, **dict.fromkeys(times, window)}

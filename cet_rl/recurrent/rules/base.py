@@ -49,24 +49,22 @@ class StepInputs(NamedTuple):
 
     @property
     def in_dims(self) -> StepInputs:
-        """Return the axes for `torch.func.vmap` over seeds, for which all tensors have one more axis, in front.
+        """Return the axes for `torch.func.vmap(rule.step, in_dims=(0, now.in_dims))(states, now)` over seeds.
 
-        Use: `torch.func.vmap(rule.step, in_dims=(0, now.in_dims))(states, now)`.
+        All tensors have one more axis then, in front.
         """
         axes: list[Any] = [0 if isinstance(value, Tensor) else None for value in self]
         return StepInputs(*axes)
 
 
 class DeclaredCost(NamedTuple):
-    """Hold what a rule declares of itself, for the audit to compare with what it does (`cet_rl.recurrent.audit`).
-
-    Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for
-    none.
+    """Hold what a rule declares of itself, for `cet_rl.recurrent.audit` to compare with what it does.
 
     Attributes:
-        memory: order of the numbers that it keeps for a sequence.
-        time: order of its multiplications in a step, without those of the network itself.
-        needs: which of "matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed copy", "past activity".
+        memory: order of the numbers that it keeps for a sequence, and
+        time: of its multiplications in a step, the network's own left out: sums of products of n (units),
+            m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for none.
+        needs: which of `cet_rl.recurrent.audit.OPERATIONS`: "Jacobian", "noise", …
     """
 
     memory: str
@@ -112,34 +110,24 @@ class Rule(ABC):
 
     @abstractmethod
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return what it remembers before the first step.
+        """Return what it remembers before the first step, of W's type and on its device.
 
         Args:
-            weight: W, shape (n, m); its type and device are those of the state.
+            weight: W, shape (n, m).
             rates: r_0, shape (B, n).
             generator: of random numbers, on the CPU; None for torch's own.
         """
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Random numbers for some steps of B sequences.
+        """Return random numbers for T steps of B sequences; None if it needs none.
 
-        Args:
-            batch: B.
-            steps: T.
-            generator: on the CPU; None for torch's own.
-
-        Returns:
-            float32 of shape (T, B, …) on the CPU, a row of which is a now's `noise`; None if it needs none.
+        They are float32, of shape (T, B, …), on the CPU; a row is the `noise` of a step.
         """
         return None
 
     @abstractmethod
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
-        """Take in one step.
-
-        Args:
-            state: as it was; left untouched.
-            now: what happened.
+        """Take in one step, and leave the state as it is given untouched.
 
         Returns:
             The state after it, and the gradient of the loss by W, shape (n, m), mean over sequences. It points
@@ -147,21 +135,11 @@ class Rule(ABC):
         """
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """Return the gradient that is still pending at the end, shape (n, m): zero, except for rules that wait.
-
-        Args:
-            state: after the last step.
-            weight: W.
-        """
+        """Return the gradient that is pending after the last step, shape (n, m): zero, but for rules that wait."""
         return torch.zeros_like(weight)
 
     def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
-        """Return the gradient of some steps in sum, shape (n, m), that which is pending at their end included.
-
-        Args:
-            state: before the first of them.
-            moments: what happened in each, with the same weights.
-        """
+        """Return the sum of the gradients of some steps with the same W, what is pending then included."""
         gradient = torch.zeros_like(moments[0].weight)
         for now in moments:
             state, new = self.step(state, now)
@@ -200,20 +178,12 @@ def immediate(now: StepInputs) -> Tensor:
 
 
 def draw_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Independent ±1, float32."""
+    """Draw independent ±1, float32."""
     return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1).float()
 
 
 def balance(grown: Tensor, shrunk: Tensor) -> Tensor:
-    """Return √(‖grown‖ / ‖shrunk‖) of each sequence, which makes both equally long; 1 where one has no length.
-
-    Args:
-        grown: shape (B, …).
-        shrunk: shape (B, …).
-
-    Returns:
-        Shape (B,).
-    """
+    """Return √(‖grown‖ / ‖shrunk‖), which makes both equally long; 1 where one has no length. (B, …) to (B,)."""
     long, short = (torch.linalg.vector_norm(t.flatten(1), dim=1) for t in (grown, shrunk))
     ratio = torch.sqrt(long / short)
     return torch.where((long > 0) & (short > 0) & torch.isfinite(ratio), ratio, torch.ones_like(ratio))
