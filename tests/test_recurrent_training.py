@@ -279,16 +279,6 @@ def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, c
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_cannot_be_is_refused_before_a_sweep_starts():
-    for options, message in [
-        ({"rule": "rfol"}, "did you mean rflo"),
-        ({"rule": "uoro", "delay": 4.0}, "cannot learn from a late error"),
-        ({"alpha": 0.3}, "alpha"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            resolve(RecurrentConfig("add", **options))
-
-
 def test_the_task_s_gentler_rate_can_be_overruled():
     assert resolve(RecurrentConfig("mimic", rule="dni")).rule_options == ("rate=0.001",)
     assert resolve(RecurrentConfig("mimic", rule="dni", rule_options=("rate=0.5",))).rule_options == ("rate=0.5",)
