@@ -198,33 +198,6 @@ def test_loading_with_other_environments_starts_with_empty_traces(tmp_path):
         CETActorCritic.load(tmp_path / "agent", make_vec_env("Acrobot-v1", 2, 0))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "garble", "not a zip", "other zip", "newer", "missing tensor"])
-def test_damaged_files_are_refused(tmp_path, damage):
-    path = tmp_path / "agent.zip"
-    path.write_bytes(AGENT_FILE)
-    if damage == "truncate":
-        path.write_bytes(AGENT_FILE[: len(AGENT_FILE) // 2])
-    elif damage == "garble":
-        path.write_bytes(AGENT_FILE[:2000] + bytes(500) + AGENT_FILE[2500:])
-    elif damage == "not a zip":
-        path.write_bytes(b"hello")
-    elif damage == "other zip":
-        with zipfile.ZipFile(path, "w") as file:
-            file.writestr("readme", b"hello")
-    else:
-        found = members(path)
-        data, tensors = found["agent"]
-        if damage == "newer":
-            data["format_version"] = 99
-        if damage == "missing tensor":
-            tensors.pop("parameters/policy/actor.weights.0")
-        write_members(path, found)
-    with pytest.raises(ValueError, match=r"damaged|agent file|version"):
-        CETActorCritic.load(path)
-    with pytest.raises(FileNotFoundError, match="no agent file"):
-        CETActorCritic.load(tmp_path / "elsewhere")
-
-
 def agent_file():
     stream = io.BytesIO()
     make(num_envs=1, policy_kwargs={"net_arch": [2]}, alignment=False, delay=0.4).save(stream)
@@ -232,6 +205,33 @@ def agent_file():
 
 
 AGENT_FILE = agent_file()
+
+
+def changed(change):
+    """Return the file of an agent whose data and tensors have been changed."""
+    found, stream = members(io.BytesIO(AGENT_FILE)), io.BytesIO()
+    change(*found["agent"])
+    write_members(stream, found)
+    return stream.getvalue()
+
+
+DAMAGES = {
+    "truncated": lambda: AGENT_FILE[: len(AGENT_FILE) // 2],
+    "garbled": lambda: AGENT_FILE[:2000] + bytes(500) + AGENT_FILE[2500:],
+    "not a zip": lambda: b"hello",
+    "newer": lambda: changed(lambda data, _: data.update(format_version=99)),
+    "missing tensor": lambda: changed(lambda _, tensors: tensors.pop("parameters/policy/actor.weights.0")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(tmp_path, damage):
+    path = tmp_path / "agent.zip"
+    path.write_bytes(DAMAGES[damage]())
+    with pytest.raises(ValueError, match=r"damaged|agent file|version"):
+        CETActorCritic.load(path)
+    with pytest.raises(FileNotFoundError, match="no agent file"):
+        CETActorCritic.load(tmp_path / "elsewhere")
 
 
 @given(data=st.data())

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import FlattenObservation, TimeLimit
+from gymnasium.wrappers import FlattenObservation
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -107,18 +107,6 @@ def test_wrappers_go_on():
     assert_goes_on(lambda: make_vec_env("CartPole-v1", 2, 1, wrappers=wrappers))
 
 
-def test_rewards_on_their_way_are_part_of_it():
-    def build():
-        return make_env("CartPole-v1", 0.3, wrappers=[lambda env: DelayedReward(env, 0.9)])
-
-    env, other = build(), build()
-    env.reset(seed=0)
-    assert [env.step(step % 2)[1] for step in range(4)] == [0, 0, 0, 1]
-    restore(other, through_a_file(capture(env)))
-    rewards = [other.step(step % 2)[1:4:2] for step in range(3)]
-    assert rewards == [(1, False)] * 3
-
-
 def test_actions_that_stick_go_on_sticking():
     env = make_env("MinAtar/Breakout-v1")
     env.reset(seed=0)
@@ -150,28 +138,12 @@ class Walk(gym.Env):
         self.place = state["place"]
 
 
-class Silent(Walk):
-    get_state = None
+def fails(*_):
+    raise KeyError("where?")
 
 
-class Talkative(Walk):
-    def get_state(self):
-        return self.place
-
-
-class Failing(Walk):
-    def get_state(self, which):
-        return {}
-
-
-class Forgetful(Walk):
-    def set_state(self, state):
-        raise KeyError("where?")
-
-
-class Odd(Walk):
-    def get_state(self):
-        return {"place": self.place, "how": np.add}
+def walk(**replaced):
+    return type("Changed", (Walk,), replaced)
 
 
 class Doubled(gym.Wrapper):
@@ -205,9 +177,9 @@ def test_third_parties_take_part_by_two_methods_or_by_registering(monkeypatch):
     ("build", "words"),
     [
         (lambda: make_env("LunarLander-v3"), "LunarLander has no get_state and set_state"),
-        (lambda: make_env(Silent), "Silent has no"),
-        (lambda: make_env(Talkative), "get_state of Talkative returns no dictionary"),
-        (lambda: DummyVecEnv([Failing]), "get_state of Failing fails: TypeError: .*missing 1 required"),
+        (lambda: make_env(walk(get_state=None)), "Changed has no"),
+        (lambda: make_env(walk(get_state=lambda env: env.place)), "get_state of Changed returns no dictionary"),
+        (lambda: DummyVecEnv([walk(get_state=fails)]), "get_state of Changed fails: KeyError: 'where"),
         (lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), "VecNormalize has no"),
     ],
 )
@@ -229,17 +201,10 @@ def test_a_state_of_other_environments_is_refused():
     breakout = capture(make_vec_env("MinAtar/Breakout-v1", 1, 0))
     with pytest.raises(ValueError, match="another game than freeway"):
         restore(make_vec_env("MinAtar/Freeway-v1", 1, 0), breakout)
-    forgetful = make_env(Forgetful)
+    forgetful = make_env(walk(set_state=fails))
     forgetful.reset()
-    with pytest.raises(ValueError, match="set_state of Forgetful fails: KeyError: 'where"):
+    with pytest.raises(ValueError, match="set_state of Changed fails: KeyError: 'where"):
         restore(forgetful, capture(forgetful))
-
-
-def test_what_is_no_plain_data_is_named():
-    env = DummyVecEnv([lambda: TimeLimit(Odd(), 5)])
-    env.reset()
-    with pytest.raises(ValueError, match="how is of type ufunc and cannot be saved as data"):
-        archive.encode(capture(env)["layers"][0]["state"]["envs"][0]["layers"][1]["state"], {})
 
 
 LEAVES = st.one_of(
@@ -287,21 +252,10 @@ def test_plain_values_come_back_with_their_types(value):
     assert same(through_a_file(value), value)
 
 
-NOT_PLAIN = {
-    "object": object(),
-    "set": {1, 2},
-    "bytes": b"x",
-    "complex": 1j,
-    "objects": np.array([None]),
-    "function": lambda: 0,
-    "inside": {"a": [open]},
-}
-
-
-@pytest.mark.parametrize("kind", NOT_PLAIN)
-def test_what_is_not_plain_is_refused(kind):
-    with pytest.raises(ValueError, match="cannot be saved as data"):
-        archive.encode(NOT_PLAIN[kind], {})
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"x", 1j, np.array([None]), open], ids=type)
+def test_what_is_not_plain_is_refused(value):
+    with pytest.raises(ValueError, match=f"a/1 is of type {type(value).__name__} and cannot be saved as data"):
+        archive.encode({"a": [0, value]}, {})
 
 
 @pytest.mark.parametrize(
