@@ -194,6 +194,7 @@ OTHERWISE = {
     "order": 7,
     "trace": "perfect",
     "trace_options": ("ratio=3",),
+    "trace_delay": 1.0,
     "delay": 0.6,
     "stacked": True,
     "step_ms": 100.0,
@@ -314,12 +315,6 @@ def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
     assert said.err.count("test accuracy 0.") == 3
     assert train_batch([replace(config, total_steps=2) for config in RUNS], quiet=True) == paths
     assert capsys.readouterr() == ("", "")
-
-
-def test_validation_has_names_of_its_own(tmp_path):
-    [path] = train_batch([replace(RUNS[0], validation=True, total_steps=2)], [tmp_path / "run"], quiet=True)
-    assert list(summary(path)["metrics"]) == ["validation_accuracy", "validation_loss"]
-    assert "validation/accuracy" in rows(path)[0]
 
 
 def test_folders_that_cannot_be_used(tmp_path):

@@ -22,10 +22,8 @@ REFUSALS = [
     ({"task": "Digits"}, ["unknown data set 'Digits'"]),
     # Salience.
     ({"salience": 0.0}, ["--salience must lie in (0, 1], got 0"]),
-    ({"salience": -0.1}, ["--salience must lie in (0, 1], got -0.1"]),
     ({"salience": 1.01}, ["--salience must lie in (0, 1], got 1.01"]),
     ({"salience": NAN}, ["--salience must lie in (0, 1], got nan"]),
-    ({"salience": INF}, ["--salience must lie in (0, 1], got inf"]),
     ({"salience": 0.003}, ["--salience 0.003 leaves no image of a batch of 128"]),
     ({"salience": 0.1, "batch_size": 4}, ["--salience 0.1 leaves no image of a batch of 4"]),
     ({"salience": 0.1, "streams": 2}, ["--salience needs --streams 1"]),
@@ -43,7 +41,6 @@ REFUSALS = [
     ({"soma": "trace"}, ["--soma trace belongs to a delay"]),
     # Widths.
     ({"hidden": (32, 0)}, ["--hidden must list widths from 1 to 100,000", "(32, 0)"]),
-    ({"hidden": (-1,)}, ["--hidden must list widths"]),
     ({"hidden": (100_001,)}, ["--hidden must list widths"]),
     ({"channels": (8, 0)}, ["--channels must list widths", "(8, 0)"]),
     ({"model": "cnn", "channels": ()}, ["--channels must list at least one width"]),
@@ -58,7 +55,6 @@ REFUSALS = [
     ({"max_grad_norm": NAN}, ["--max-grad-norm must be positive, got nan"]),
     ({"max_grad_norm": INF}, ["--max-grad-norm must be positive, got inf"]),
     ({"lr": 0.0}, ["--lr must be positive and finite"]),
-    ({"lr": NAN}, ["--lr must be positive and finite"]),
     ({"lr": INF}, ["--lr must be positive and finite"]),
     ({"batch_size": 0}, ["--batch-size must be at least 1, got 0"]),
     ({"streams": -1}, ["--streams must be at least 1, got -1"]),
@@ -76,18 +72,13 @@ REFUSALS = [
     ({"hidden": 512}, ["--hidden must be a list of whole numbers or none, got 512"]),
     ({"hidden": (512.5,)}, ["--hidden must be a list of whole numbers or none"]),
     ({"delay": 0.3}, ["0.3 s is no whole number of 0.2 s steps", "0.2 s and 0.4 s"]),
-    ({"delay": NAN}, ["delay must be zero or a positive"]),
-    ({"delay": INF}, ["delay must be zero or a positive"]),
     ({"delay": -1.0}, ["delay must be zero or a positive"]),
     ({"step_ms": 0.0}, ["step duration must be a positive"]),
-    ({"step_ms": NAN}, ["step duration must be a positive"]),
     ({"order": 5}, ["belong to a delay"]),
     ({"stacked": True}, ["belong to a delay"]),
     ({"trace": "perfect"}, ["bridges a delay, and there is none"]),
     ({"delay": 2.0, "trace": "none"}, ["backpropagation without delay"]),
     ({"delay": 2.0, "trace": "cat"}, ["unknown trace 'cat'"]),
-    ({"delay": 2.0, "order": 0}, ["order must be at least 1"]),
-    ({"delay": 2.0, "trace": "et", "decay": 1.0}, ["strictly between 0 and 1"]),
     ({"delay": 2.0, "normalization": "sum"}, ["area", "peak", "'sum'"]),
 ]
 
@@ -164,10 +155,6 @@ def test_labels(task, values, label):
     assert resolve(config).label == label
 
 
-def test_labels_of_arms_differ():
-    assert len({label for _, _, label in LABELS}) == len(LABELS) - 2
-
-
 @pytest.mark.parametrize(
     ("task", "values", "network", "widths", "layers"),
     [
@@ -206,59 +193,17 @@ def test_a_resolved_configuration_leaves_nothing_to_choose():
         resolve(VisionConfig("digits", device="tpu"))
 
 
-PAPER_ROWS = [
-    # line, learning rate, weight decay, batch, salience, warm-up, updates: read from Tables 1 to 4
-    ("mnist --delay 0.2 --order 1", 1e-3, 1e-1, 128, None, 0.1, 20_000),
-    ("mnist --delay 2 --order 2", 1e-3, 1e-2, 128, None, 0.1, 20_000),
-    ("mnist --delay 10 --order 1", 1e-4, 0.0, 128, None, 0.1, 20_000),
-    ("mnist --delay 10 --order 10", 1e-3, 1e-3, 128, None, 0.1, 20_000),
-    ("cifar10 --delay 1 --order 1", 1e-4, 0.0, 128, None, 0.1, 20_000),
-    ("cifar10 --delay 10 --order 10", 1e-4, 1e-3, 128, None, 0.1, 20_000),
-    ("mnist --delay 120 --stacked --order 2", 1e-4, 1e-1, 1280, 0.0125, 0.2, 20_000),
-    ("mnist --delay 120 --stacked --order 10", 1e-4, 0.0, 1280, 0.0125, 0.2, 20_000),
-    ("cifar10 --delay 120 --stacked --order 1", 1e-5, 1e-1, 1280, 0.0125, 0.2, 1_562_500),
-    ("cifar10 --delay 120 --stacked --order 10", 5e-5, 1e-1, 1280, 0.0125, 0.2, 1_562_500),
-]
-
-
-@pytest.mark.parametrize(
-    ("line", "lr", "weight_decay", "batch", "salience", "warmup", "total"),
-    PAPER_ROWS,
-    ids=[line.replace(" ", "") for line, *_ in PAPER_ROWS],
-)
-def test_the_paper_s_rows(line, lr, weight_decay, batch, salience, warmup, total):
-    parsed = parse_arguments([*line.split(), "--config", "paper"])
+def test_the_paper_s_row_and_options_that_go_over_it():
+    """All rows are in test_paper."""
+    parsed = parse_arguments(["cifar10", "--delay", "120", "--stacked", "--order", "10", "--config", "paper"])
     config = parsed.config
-    assert (config.lr, config.weight_decay, config.batch_size) == (lr, weight_decay, batch)
-    assert (config.salience, config.warmup, config.total_steps) == (salience, warmup, total)
-    assert (config.step_ms, config.normalization, config.max_grad_norm) == (200.0, "area", 0.5)
-    assert (config.model, config.hidden, config.streaming) == ("auto", None, False)
     assert parsed.note.startswith("paper, Table ")
-    if salience:  # sixteen images of a batch, and delays of a layer add up
-        assert round(config.salience * config.batch_size) == 16
-        assert config.timing.layer_delays == tuple(600 * n for n in reversed(range(config.layers)))
-    else:
-        assert len(set(config.timing.layer_delays)) == 1
-
-
-def test_options_go_over_the_paper_s_row():
+    assert (config.lr, config.weight_decay, config.warmup, config.total_steps) == (5e-5, 1e-1, 0.2, 1_562_500)
+    assert round(config.salience * config.batch_size) == 16
+    assert config.timing.layer_delays == (2400, 1800, 1200, 600, 0)
     line = "mnist --delay 2 --order 10 --config paper --lr 5e-4 --hidden 64 --streaming"
     config = parse_arguments(line.split()).config
     assert (config.lr, config.hidden, config.streaming, config.weight_decay) == (5e-4, (64,), True, 1e-2)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("mnist --delay 3 --order 6", "no row for mnist with a delay of 3 s"),
-        ("mnist", "no row for mnist with no delay"),
-        ("digits --delay 2 --order 6", "no table for digits"),
-        ("cifar10 --delay 10 --order 10 --trace legendre", "no hyper-parameters for trace 'legendre'"),
-    ],
-)
-def test_rows_that_the_paper_does_not_have(line, words):
-    with pytest.raises(ValueError, match=words):
-        parse_arguments([*line.split(), "--config", "paper"])
 
 
 @pytest.mark.parametrize(
@@ -268,13 +213,9 @@ def test_rows_that_the_paper_does_not_have(line, words):
         ("n_steps: 5", r"mine\.yaml: unknown key 'n_steps'"),
         ("agent: cet", r"mine\.yaml: unknown key 'agent'"),
         ("hidden: 64", r"mine\.yaml: hidden must be a list"),
-        ("hidden: [64, wide]", r"mine\.yaml: hidden must be a list of whole numbers or none"),
         ("salience: much", r"mine\.yaml: salience must be a number"),
-        ("streaming: 1", r"mine\.yaml: streaming must be true or false"),
         ("model: rnn", r"mine\.yaml: model must be one of auto, mlp, cnn"),
         ("soma: inexact", r"mine\.yaml: soma must be one of exact, trace"),
-        ("precision: float16", r"mine\.yaml: precision must be one of float32, bf16"),
-        ("batch_size: 12.5", r"mine\.yaml: batch_size must be a whole number"),
     ],
 )
 def test_files_with_something_else_in_them(text, words):
@@ -325,11 +266,6 @@ def test_the_learning_rate_rises_and_falls(total, warmup):
 @pytest.mark.parametrize("warmup", [0.0, 1e-9])
 def test_no_warm_up(warmup):
     rates = [rate_at(step, 100, warmup) for step in range(100)]
-    assert rates[0] == 1.0
+    assert rates[0] == rate_at(0, 1, warmup) == rate_at(0, 1, 0.9) == 1.0
     assert rates == sorted(rates, reverse=True)
     assert rates[50] == pytest.approx(0.55, rel=1e-14)
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.9])
-def test_a_run_of_one_update_has_the_full_rate(warmup):
-    assert rate_at(0, 1, warmup) == 1.0

@@ -28,17 +28,14 @@ def convolutional():
 def normalised():
     """Layers that remember batches, that draw random numbers, and activations of all kinds, some by themselves."""
     torch.manual_seed(0)
-    features = nn.Sequential(
-        nn.Conv2d(1, 3, 3, padding="same"),
-        nn.BatchNorm2d(3),
-        nn.ReLU(),
-        nn.Conv2d(3, 4, 2, 2, bias=False),
-        nn.Tanh(),
-    )
-    head = nn.Sequential(
-        nn.Linear(64, 6), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)
-    )
-    return nn.Sequential(features, nn.Flatten(), head)
+    features = [nn.Conv2d(1, 3, 3, padding="same"), nn.BatchNorm2d(3), nn.ReLU()]
+    features += [nn.Conv2d(3, 4, 2, 2, bias=False), nn.Tanh()]
+    head = [nn.Linear(64, 6), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 3)]
+    return nn.Sequential(nn.Sequential(*features), nn.Flatten(), nn.Sequential(*head))
+
+
+def kinds(layers):
+    return [type(layer) for layer in layers]
 
 
 MODELS = pytest.mark.parametrize(
@@ -62,6 +59,10 @@ def train(model, in_shape, steps=10):
     return seen, model.state_dict()
 
 
+def assert_equal(found, expected):
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @MODELS
 def test_without_a_delay_nothing_changes(build, in_shape):
     plain, converted = build(), convert(build())
@@ -70,9 +71,9 @@ def test_without_a_delay_nothing_changes(build, in_shape):
         isinstance(each, nn.Linear | nn.Conv2d) for each in plain.modules()
     )
     (found, state), (expected, plain_state) = train(converted, in_shape), train(plain, in_shape)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert_equal(found, expected)
     assert list(state) == list(plain_state)
-    assert all(torch.equal(state[name], plain_state[name]) for name in state)
+    assert_equal(state.values(), plain_state.values())
 
 
 @MODELS
@@ -98,8 +99,7 @@ def test_the_model_given_stays_as_it_is(build, in_shape):
     train(converted, in_shape)
     assert not traced_layers(model)
     assert repr(model) == repr(same)
-    for a, b in zip(model.state_dict().values(), same.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert_equal(model.state_dict().values(), same.state_dict().values())
 
 
 @MODELS
@@ -107,12 +107,10 @@ def test_copies_and_states_of_converted_models(build, in_shape):
     model = convert(build(), **LATE)
     copy = deepcopy(model)
     expected, state = train(model, in_shape, 3)
-    found, _ = train(copy, in_shape, 3)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert_equal(train(copy, in_shape, 3)[0], expected)
     other = convert(build(), **LATE)
     other.load_state_dict(state)
-    expected, found = train(model, in_shape, 2)[0], train(other, in_shape, 2)[0]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert_equal(train(model, in_shape, 2)[0], train(other, in_shape, 2)[0])
 
 
 def test_delays_add_up_from_the_output():
@@ -135,6 +133,7 @@ def test_delays_add_up_from_the_output():
         ({"trace": "et", "decay": 0.7}, ET(0.7)),
         ({"order": 1}, ET.from_delay(3)),
         ({"trace": TraceConfig("perfect")}, PerfectMemory(3, "peak")),
+        ({"trace": CET(4, 3, "peak")}, CET(4, 3, "peak")),
     ],
 )
 def test_traces_by_name(options, expected):
@@ -166,35 +165,21 @@ def test_the_step_duration_counts():
 
 def test_activations_become_part_of_the_layer():
     model = convert(normalised(), **LATE)
-    (convolution, *_), _, head = model
+    features, _, head = model
     assert [layer.rule.activation for layer in traced_layers(model).values()] == [
         *("identity", "tanh", "sigmoid", "identity", "identity")
     ]
-    assert convolution.rule.activation == "identity"
-    assert [type(layer) for layer in model[0]] == [
-        TracedConv2d,
-        nn.BatchNorm2d,
-        nn.ReLU,
-        TracedConv2d,
-        nn.Identity,
-    ]
-    kinds = [TracedLinear, nn.Identity, nn.Dropout, TracedLinear, nn.GELU, TracedLinear]
-    assert [type(layer) for layer in head] == kinds
+    assert kinds(features) == [TracedConv2d, nn.BatchNorm2d, nn.ReLU, TracedConv2d, nn.Identity]
+    assert kinds(head) == [TracedLinear, nn.Identity, nn.Dropout, TracedLinear, nn.GELU, TracedLinear]
 
 
-def test_only_within_a_sequence_does_an_activation_follow():
-    class Branches(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.activation, self.second = nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.activation, self.second = nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)
 
-        def forward(self, x):
-            return self.second(self.activation(self.first(x)))
-
-    model = convert(Branches(), delay=0.2)
-    assert model.first.rule.activation == "identity"
-    assert isinstance(model.activation, nn.Tanh)
-    assert isinstance(model.second, TracedLinear)
+    def forward(self, x):
+        return self.second(self.activation(self.first(x)))
 
 
 class Residual(nn.Sequential):
@@ -205,16 +190,16 @@ class Residual(nn.Sequential):
         return self[2](self[1](first)) + first
 
 
-def test_a_sequence_with_its_own_forward_keeps_its_activations():
-    plain = Residual(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
-    x = torch.randn(5, 4)
-    assert torch.equal(convert(plain)(x), plain(x))
-    late = convert(plain, delay=0.2)
-    assert torch.equal(late(x), plain(x))
-    assert late[0].rule.activation == "identity"
-    by_instance = nn.Sequential(*plain)
+def test_only_a_plain_sequence_tells_that_an_activation_follows():
+    by_instance = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
     by_instance.forward = lambda x: by_instance[0](x)
-    assert isinstance(convert(by_instance, delay=0.2)[1], nn.Tanh)
+    for plain in (Branches(), Residual(*Branches().children()), by_instance):
+        x = torch.randn(5, 4)
+        assert torch.equal(convert(plain)(x), plain(x))
+        late = convert(plain, delay=0.2)
+        assert torch.equal(late(x), plain(x))
+        assert kinds(late.children()) == [TracedLinear, nn.Tanh, TracedLinear]
+        assert next(late.children()).rule.activation == "identity"
 
 
 def test_a_hooked_activation_is_kept():
@@ -227,14 +212,8 @@ def test_a_hooked_activation_is_kept():
 def test_a_shared_activation_is_kept_where_it_is_needed():
     relu = nn.ReLU(inplace=True)
     model = convert(nn.Sequential(nn.Linear(2, 3), relu, nn.LayerNorm(3), relu, nn.Linear(3, 2), relu), delay=0.2)
-    kinds = [TracedLinear, nn.Identity, nn.LayerNorm, nn.ReLU, TracedLinear, nn.Identity]
-    assert [type(layer) for layer in model] == kinds
+    assert kinds(model) == [TracedLinear, nn.Identity, nn.LayerNorm, nn.ReLU, TracedLinear, nn.Identity]
     model(torch.randn(5, 2)).sum().backward()
-
-
-def test_one_layer_is_a_model():
-    for layer, kind in ((nn.Linear(2, 3), TracedLinear), (nn.Conv2d(2, 3, 3), TracedConv2d)):
-        assert isinstance(convert(layer), kind)
 
 
 @pytest.mark.parametrize("kind", ["cet", "perfect", "sharp"])
@@ -274,19 +253,21 @@ def test_every_layer_of_a_network_is_that_of_the_loop(kind, error_at):
         assert_same([layer.weight.grad, layer.bias.grad], expected)
 
 
-@pytest.mark.parametrize(("padding", "expected"), [("same", 1), ("valid", 0), (1, 1), ((2, 2), 2)])
-def test_paddings(padding, expected):
-    plain = nn.Conv2d(2, 3, 3, padding=padding)
+@pytest.mark.parametrize(
+    ("options", "stride", "padding"),
+    [
+        ({"padding": "same"}, 1, 1),
+        ({"padding": "valid"}, 1, 0),
+        ({"padding": 1}, 1, 1),
+        ({"padding": (2, 2)}, 1, 2),
+        ({"stride": 2, "padding": "valid", "bias": False}, 2, 0),
+    ],
+)
+def test_paddings_and_strides(options, stride, padding):
+    plain = nn.Conv2d(2, 3, 3, **options)
     traced = convert(plain, delay=0.2)
-    assert traced.padding == (expected, expected)
-    x = torch.randn(4, 2, 5, 5)
-    assert torch.equal(traced(x), plain(x))
-
-
-def test_strides():
-    plain = nn.Conv2d(2, 3, 3, stride=2, padding="valid", bias=False)
-    traced = convert(plain, delay=0.2)
-    assert (traced.stride, traced.padding, traced.bias) == ((2, 2), (0, 0), None)
+    assert (traced.stride, traced.padding) == ((stride, stride), (padding, padding))
+    assert (traced.bias is None) == (plain.bias is None)
     x = torch.randn(4, 2, 6, 5)
     assert torch.equal(traced(x), plain(x))
 
@@ -315,17 +296,25 @@ def test_convolutions_that_synapses_cannot_follow(options, late):
         convert(model, **late)
 
 
-def test_models_that_cannot_be_converted():
-    with pytest.raises(ValueError, match="no Linear or Conv2d layer to convert"):
-        convert(nn.Sequential(nn.Flatten(), nn.ReLU()))
-    with pytest.raises(ValueError, match="layer '1' is traced already"):
-        convert(convert(perceptron()))
-    with pytest.raises(ValueError, match="tanh needs error_at='activation'"):
-        convert(normalised(), delay=0.4)
-    with pytest.raises(ValueError, match="derivative_memory='trace' needs images"):
-        convert(perceptron(), delay=0.4, derivative_memory="trace", streaming=True)
-    with pytest.raises(ValueError, match="streams must be at least 1"):
-        convert(perceptron(), delay=0.4, streams=0)
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.ReLU()), {}, "no Linear or Conv2d layer to convert"),
+        (convert(perceptron()), {}, "layer '1' is traced already"),
+        (normalised(), {"error_at": "preactivation"}, "tanh needs error_at='activation'"),
+        (
+            perceptron(),
+            {"derivative_memory": "trace", "streaming": True},
+            "derivative_memory='trace' needs images",
+        ),
+        (perceptron(), {"streams": 0}, "streams must be at least 1"),
+        (perceptron(), {"trace": 3.5}, r"trace must be a name .* or a TraceConfig, got 3.5"),
+        ("mlp", {}, "convert takes a torch module, got 'mlp'"),
+    ],
+)
+def test_models_and_options_that_cannot_be(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        convert(model, delay=0.4, **options)
 
 
 class Scaled(nn.Linear):
@@ -403,11 +392,7 @@ def test_subclasses_that_compute_the_same_are_converted():
     assert torch.equal(convert(layer, delay=0.2)(x), layer(x))
 
 
-def test_arguments_of_the_wrong_kind():
-    with pytest.raises(ValueError, match="convert takes a torch module, got 'mlp'"):
-        convert("mlp", delay=0.2)
-    with pytest.raises(ValueError, match=r"trace must be a name .* or a TraceConfig, got CET"):
-        convert(perceptron(), CET(5, 1), delay=0.2)
+def test_traces_of_the_wrong_kind():
     with pytest.raises(ValueError, match="trace must be a trace such as"):
         TracedLinear(4, 3, trace="cet", delay_steps=3)
     with pytest.raises(ValueError, match=r"ET.* has no delay of its own: give delay_steps"):
@@ -433,13 +418,5 @@ def test_a_layer_in_two_places():
 
 def test_an_activation_in_place_after_a_layer():
     """torch allows it after its own layers, which do not need their output."""
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 2)
-
-        def forward(self, x):
-            return self.layer(x).relu_()
-
-    convert(Block(), delay=0.2)(torch.randn(4, 3)).sum().backward()
+    layer = convert(nn.Linear(3, 2), delay=0.2)
+    layer(torch.randn(4, 3)).relu_().sum().backward()

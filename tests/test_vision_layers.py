@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -80,19 +80,14 @@ def recalled(case, x, error):
 
 @given(case=cases(), extra=st.integers(1, 5))
 def test_derivatives_remembered_through_the_trace(case, extra):
-    assume(case.trace is not None)
+    """Without a trace, only the present is known."""
     x, error = batches(case, extra)
     remembered = recalled(case, x, error)
     parameters, down = use(case.layer(derivative_memory="trace"), x, error)
-    assert_same(parameters, in_batch(case, x, error, remembered))
-    assert_same([down], [replace(case, activation="identity").backpropagate(x, error * remembered)[-1]])
-
-
-def test_derivative_memory_without_a_trace_knows_only_the_present():
-    case = replace(DENSE, trace=None, delay_steps=2)
-    x, error = batches(case, 3)
-    remembered = recalled(case, x, error)
-    assert_same(use(case.layer(derivative_memory="trace"), x, error)[0], in_batch(case, x, error, remembered))
+    late = case.trace is not None or case.delay_steps
+    assert_same(parameters, in_batch(case, x, error, remembered if late else None))
+    expected = replace(case, activation="identity").backpropagate(x, error * remembered)[-1]
+    assert_same([down], [expected if late else case.backpropagate(x, error)[-1]])
 
 
 @given(case=cases(), extra=st.integers(1, 5), matrix=st.booleans())
@@ -315,16 +310,6 @@ def test_second_derivatives_are_refused(case, matrix):
     assert_same(list(first.values()), use(layer, x.detach(), error)[0])
 
 
-@BOTH
-def test_copies_are_independent(case):
-    x, error = batches(case, 3)
-    layer = case.layer()
-    expected = use(layer, x, error)[0]
-    copy = deepcopy(layer)
-    layer.weight.data.zero_()
-    assert_same(use(copy, x, error)[0], expected)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -367,15 +352,6 @@ def test_the_delay_is_that_of_the_trace_unless_given(kind):
         kind(2, 3, *size, trace=ET(0.5))
     assert kind(2, 3, *size).rule.delay_steps == 0
     assert kind(2, 3, *size, trace=PerfectMemory(0)).traced
-
-
-@settings(max_examples=10)
-@given(case=cases(most_streams=1), lengths=st.permutations([7, 8, 9, 10, 11, 12, 7, 9]))
-def test_batches_of_ever_new_lengths(case, lengths):
-    layer = case.layer()
-    for length in lengths:
-        x, error = case.batch(length, length)
-        assert_same(use(layer, x, error)[0], in_batch(case, x, error))
 
 
 def test_one_matrix_is_for_batches_of_its_size_only():

@@ -107,14 +107,6 @@ def test_alignment_is_the_cosine_with_what_arrived(case, shown):
         first = last
 
 
-@given(case=ALONE, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5))
-def test_when_all_is_salient_it_is_plain_streaming(case, lengths):
-    some, all_of_it = case.layer(streaming=True), case.layer(streaming=True)
-    for number, length in enumerate(lengths):
-        x, error = case.batch(length, number)
-        assert_same(show(some, x, error, range(length), length)[0], use(all_of_it, x, error)[0])
-
-
 @pytest.mark.parametrize("recalled", [0, 3, 7, 8, 12])
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @BOTH
@@ -126,14 +118,6 @@ def test_what_still_matters_is_kept(case, recalled, steps):
     layer = case.layer(streaming=True)
     for some, errors, due in zip(torch.split(x, steps), torch.split(error, steps), each, strict=True):
         assert_same(show(layer, some, errors, range(steps), steps)[0], case.split(due.sum(0)))
-
-
-@given(case=ALONE, steps=st.integers(1, 10))
-def test_when_all_is_salient_a_batch_only_loses_what_is_late(case, steps):
-    """Errors of the last D images are zero: then the same arrives with salience and without."""
-    x, error = case.batch(steps + case.delay_steps)
-    error[steps:] = 0
-    assert_same(show(case.layer(), x, error, range(len(x)), len(x))[0], use(case.layer(), x, error)[0])
 
 
 def test_what_no_longer_matters_is_forgotten():
@@ -205,13 +189,6 @@ def test_the_forward_pass_says_when():
     assert layer.times is None
     y.backward(error)
     assert_same([layer.weight.grad, layer.bias.grad], expected)
-
-
-def test_an_error_within_the_block_ends_it():
-    layer = DENSE.layer()
-    with pytest.raises(KeyError), seen_at(layer, [1], 9):
-        raise KeyError
-    assert layer.times is None
 
 
 @pytest.mark.parametrize(
