@@ -227,5 +227,4 @@ def _layers(comparison: Comparison, delay: float) -> list[str]:
         for name, values in run.columns.items()
         if name.startswith(ALIGNMENT) and np.isfinite(values).any()
     }
-    numbered = sorted((name for name in names if name.isdecimal()), key=int)
-    return [*numbered, *sorted(names - set(numbered))][:MOST_LAYERS]
+    return sorted(names, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))[:MOST_LAYERS]

@@ -218,14 +218,7 @@ def baselines_of(comparison: Comparison) -> Mapping[str, float]:
 
 
 def draw_baselines(axes: Axes, lines: Mapping[str, float], *, vertical: bool, named: bool = True) -> None:
-    """Draw dotted lines, with their names outside of the axes.
-
-    Args:
-        axes: axes to draw on.
-        lines: values by name.
-        vertical: whether scores go to the right, and not up.
-        named: whether names are written.
-    """
+    """Draw dotted lines at values: with their names outside the axes if `named`, `vertical` if scores go right."""
     for name, value in lines.items():
         draw = axes.axvline if vertical else axes.axhline
         draw(value, color="0.5", linestyle=":", linewidth=1, zorder=0)

@@ -34,13 +34,7 @@ LONGEST_LABEL = 44
 
 @dataclass(frozen=True, eq=False)
 class ArmAtDelay:
-    """Hold the runs of an arm at one delay.
-
-    Attributes:
-        delay: delay in seconds.
-        runs: one run for each seed, in the order of the seeds.
-        repeats: further runs of the same seeds, which do not count.
-    """
+    """Hold the runs of an arm at one delay in seconds: one for each seed, and repeats, which do not count."""
 
     delay: float
     runs: tuple[Run, ...]
@@ -71,13 +65,7 @@ class ArmAtDelay:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Hold an arm of a comparison.
-
-    Attributes:
-        label: name, unique in its comparison.
-        at: its runs by delay in seconds, increasing.
-        following: options that change along with the delay.
-    """
+    """Hold an arm of a comparison: its unique name, its runs by delay, and the options that follow the delay."""
 
     label: str
     at: Mapping[float, ArmAtDelay]
@@ -104,8 +92,7 @@ class Comparison:
         stacked: whether delays add up from the output layer down.
         task_kind: kind of the task.
         arms: arms in the order in which they are shown.
-        differing: by arm's label and delay, as text, the options that differ within the comparison and that names
-            of arms do not show.
+        differing: by arm's label and delay, the options that differ and that names of arms do not show, as text.
     """
 
     task: str
@@ -151,14 +138,13 @@ class Comparison:
     def decays(self) -> tuple[str, ...]:
         """Return a sentence about each arm whose decay varies: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
         found = []
-        for arm in self.arms:
-            if "decay" in arm.following:
-                delays: dict[str, list[str]] = {}
-                for delay, at_delay in arm.at.items():
-                    decay = at_delay.config.trace_config.options.get("decay")
-                    delays.setdefault("its default" if decay is None else f"{decay:g}", []).append(f"{delay:g}")
-                each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
-                found.append(f"{arm.label}: decay {'; '.join(each)}.")
+        for arm in (arm for arm in self.arms if "decay" in arm.following):
+            delays: dict[str, list[str]] = defaultdict(list)
+            for delay, at_delay in arm.at.items():
+                decay = at_delay.config.trace_config.options.get("decay")
+                delays["its default" if decay is None else f"{decay:g}"].append(f"{delay:g}")
+            each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
+            found.append(f"{arm.label}: decay {'; '.join(each)}.")
         return tuple(found)
 
     @cached_property
@@ -209,10 +195,8 @@ class Comparison:
         def rank(arm: Arm) -> float:
             found = [self.estimate(arm, each) for each in arm.at if delay is None or each == delay]
             centres = [each.centre for each in found if each]
-            if not centres:
-                return float("inf")
-            mean = sum(centres) / len(centres)
-            return -mean if self.presentation.score.higher_is_better else mean
+            sign = -1 if self.presentation.score.higher_is_better else 1
+            return sign * sum(centres) / len(centres) if centres else float("inf")
 
         chosen = sorted(arms, key=rank)[:most]
         return tuple(arm for arm in arms if arm in chosen)
@@ -341,15 +325,13 @@ def _splitting(configurations: list[Values]) -> list[int]:
 
 def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
     """Choose one run for each seed: a finished one before others, then the first by path."""
+    ordered = sorted(runs, key=lambda run: (run.status != "finished", run.path))
     chosen: dict[int, Run] = {}
-    repeats = []
-    for run in sorted(runs, key=lambda run: (run.status != "finished", run.path)):
+    for run in ordered:
         assert run.config is not None
-        if run.config.seed in chosen:
-            repeats.append(run)
-        else:
-            chosen[run.config.seed] = run
-    return ArmAtDelay(delay, tuple(run for _, run in sorted(chosen.items())), tuple(repeats))
+        chosen.setdefault(run.config.seed, run)
+    repeats = tuple(run for run in ordered if run not in chosen.values())
+    return ArmAtDelay(delay, tuple(run for _, run in sorted(chosen.items())), repeats)
 
 
 def _order(config: RunConfig) -> Values:

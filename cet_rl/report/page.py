@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -46,13 +46,7 @@ MOST_FAILED = 8
 
 @dataclass(frozen=True)
 class Report:
-    """Hold what has been written.
-
-    Attributes:
-        page: the HTML file.
-        pictures: the files beside it.
-        runs: all runs that the report is about.
-    """
+    """Hold the paths of the HTML file and of the pictures beside it, and the runs that they are about."""
 
     page: Path
     pictures: tuple[Path, ...]
@@ -60,14 +54,7 @@ class Report:
 
 
 class TableCell(NamedTuple):
-    """Hold a cell of a table.
-
-    Attributes:
-        text: text that is shown.
-        value: value by which the cell is sorted; None for the text, "" to come last.
-        kind: class of the cell: "number", "text", "state" or "".
-        link: relative address of a link; "" for none.
-    """
+    """Hold a cell of a table: its text, what it is sorted by ("" comes last), its class, and a relative link."""
 
     text: str
     value: float | str | None = None
@@ -105,38 +92,32 @@ def write_report(
     runs, problems = read_runs(folders)
     comparisons = group_runs(runs)
     name = clean(title if title is not None else Path(folders[0]).resolve().name or "runs", 120)
-    figures: dict[str, Picture] = {}
-    sections: list[dict[str, Any]] = []
-    for slug, comparison, pictures in zip(_slugs(comparisons), comparisons, draw_all(comparisons), strict=True):
-        own = {f"report-{slug}-{picture.name}.png": picture for picture in pictures}
-        figures |= own
-        sections.append(
-            {
-                "title": comparison.title,
-                "notes": _notes(comparison),
-                "figures": own,
-                "results": _results(comparison),
-                "commands": _commands(comparison),
-            }
-        )
+    figures = [
+        {f"report-{slug}-{picture.name}.png": picture for picture in pictures}
+        for slug, pictures in zip(_slugs(comparisons), draw_all(comparisons), strict=True)
+    ]
     html = render(
         title=name,
         overview=_overview(runs),
         versions=_versions(runs),
         problems=problems,
-        sections=sections,
+        sections=[
+            (each.title, _notes(each), own, _results(each), _commands(each))
+            for each, own in zip(comparisons, figures, strict=True)
+        ],
         runs=_runs_table(runs, comparisons, start),
     )
+    files = {start / name: picture.png for own in figures for name, picture in own.items()}
     page = start / "report.html"
     try:
         start.mkdir(parents=True, exist_ok=True)
-        for file, picture in figures.items():
-            with replacing(start / file) as stream:
-                stream.write(picture.png)
+        for file, data in files.items():
+            with replacing(file) as stream:
+                stream.write(data)
         write_text(page, html)
     except OSError as error:
         raise OSError(f"cannot write the report to {start}: {error.strerror}") from None
-    return Report(page, tuple(start / file for file in figures), tuple(runs))
+    return Report(page, tuple(files), tuple(runs))
 
 
 def render(**content: object) -> str:
@@ -191,11 +172,8 @@ def draw(comparison: Comparison) -> list[Picture]:
 def _overview(runs: Sequence[Run]) -> str:
     """Count the runs, by state."""
     states = Counter(run.status for run in runs)
-    said = [
-        f"{states[state]:,} {state}{f' ({meaning})' * bool(meaning)}"
-        for state, meaning in STATES.items()
-        if states[state]
-    ]
+    meanings = {state: f" ({meaning})" * bool(meaning) for state, meaning in STATES.items()}
+    said = [f"{states[state]:,} {state}{meaning}" for state, meaning in meanings.items() if states[state]]
     return f"{counted(len(runs), 'run')}: {'; '.join(said)}."
 
 

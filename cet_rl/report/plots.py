@@ -134,11 +134,9 @@ def draw_alignment_over(
     """Draw the alignment of a layer over the score that went with it, as means in bins (paper, Figs. 7C-D, 8C-D).
 
     Args:
-        axes: as in `draw_curves`; so are `curves`, `styles` and what is returned.
-        curves: see there.
+        axes, curves, styles: as in `draw_curves`, and so is what is returned.
         layer: name of the layer.
         column: column of the score.
-        styles: see there.
         factor: from the column's numbers to those shown.
     """
     drawn = {}

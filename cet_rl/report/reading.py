@@ -54,7 +54,7 @@ class RunLocation:
     Attributes:
         path: run folder.
         arm: name that a sweep gives the run in legends; "" for none.
-        planned: configuration of a sweep's run that has no folder yet; None where there is a folder.
+        planned: configuration of a sweep's run that has no folder yet.
     """
 
     path: Path

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,16 +79,7 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold a statistic of some values.
-
-    Attributes:
-        centre: the statistic.
-        low: lower end of its bootstrap interval; None where there are too few values.
-        high: upper end.
-        count: number of values.
-        least: smallest value.
-        most: largest value.
-    """
+    """Hold a statistic of some values, its bootstrap interval, None where there are too few, and their range."""
 
     centre: float
     low: float | None
@@ -149,15 +140,13 @@ class Measure:
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
-def summary_metric(run: Run, key: str, factor: float) -> float | None:
-    """Return a metric of a run's summary times `factor`; None if it is not there."""
-    return factor * run.metrics[key] if key in run.metrics else None
-
-
 def measure_of(score: Score) -> Measure:
-    """Return the measure that reads a score of a kind of task, shares as percentages."""
+    """Return the measure that reads a score of a kind of task from a run's summary, shares as percentages."""
     factor, unit, digits = (100, "%", score.digits - 2) if score.percent else (1, "", score.digits)
-    value = partial(summary_metric, key=score.key, factor=factor)
+
+    def value(run: Run) -> float | None:
+        return factor * run.metrics[score.key] if score.key in run.metrics else None
+
     return Measure(score.title, value, digits, unit, score.higher_is_better)
 
 
@@ -236,30 +225,27 @@ def baselines(configs: Iterable[RunConfig]) -> Mapping[str, float]:
     """
     from cet_rl.recurrent.config import RecurrentConfig
 
-    of_seed: dict[int, set[RunConfig]] = defaultdict(set)
+    tasks: dict[int, set[tuple[str, tuple[int, int], float]]] = defaultdict(set)
     for config in configs:
-        of_seed[config.seed].add(config)
-    values: dict[str, list[float]] = defaultdict(list)
-    seeds = sorted(of_seed)[:MOST_SEEDS]
-    for seed in seeds:
-        found = set()
-        for config in of_seed[seed]:
-            assert isinstance(config, RecurrentConfig)
-            if config.alpha < LEAST_ALPHA:
-                return {}
-            try:
-                found.add(tuple(_baselines(config.task, config.lags, config.alpha, seed).items()))
-            except Exception:  # a third party's task may raise anything; a report can do without baselines
-                return {}
+        assert isinstance(config, RecurrentConfig)
+        tasks[config.seed].add((config.task, config.lags, config.alpha))
+    losses: list[Mapping[str, float]] = []
+    for seed in sorted(tasks)[:MOST_SEEDS]:
+        found = {_baselines(*task, seed) for task in tasks[seed]}
         if len(found) > 1:
             return {}
-        for name, value in found.pop():
-            values[name].append(value)
-    return {name: sum(each) / len(each) for name, each in values.items() if len(each) == len(seeds)}
+        losses.append(dict(found.pop()))
+    shared = [name for name in (losses or [{}])[0] if all(name in each for each in losses)]
+    return {name: sum(each[name] for each in losses) / len(losses) for name in shared}
 
 
 @cache
-def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> Mapping[str, float]:
+def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> tuple[tuple[str, float], ...]:
     from cet_rl.recurrent.tasks import build_task  # torch: a second to load
 
-    return build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines
+    if alpha < LEAST_ALPHA:
+        return ()
+    try:
+        return tuple(build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines.items())
+    except Exception:  # a third party's task may raise anything; a report can do without baselines
+        return ()

@@ -28,6 +28,9 @@ from cet_rl.runs.task_kinds import options_marked
 if TYPE_CHECKING:
     from rich.console import Console
 
+ReadRun = tuple[RunConfig, Run]
+"""A run, after its configuration."""
+
 Verdict = Literal["holds", "does not hold", "not enough data"]
 
 VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "not enough data")
@@ -36,9 +39,6 @@ NO_SETTING = (
     {"seed", "task", "delay", "trace", "order"} | options_marked(Mark.MACHINE) | options_marked(Mark.NEUTRAL)
 )
 """Options that make no setting: seeds, what arms differ in, and what changes no score."""
-
-FILE = "claims.md"
-"""The file that `write_claims` writes."""
 
 METHOD = (
     f"Only finished runs count. A check passes if the whole {LEVEL:.0%} bootstrap interval over seeds (in "
@@ -120,22 +120,20 @@ def examine_folders(
 
 def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple[Finding, ...]:
     """Judge each claim by runs that have been read, in the claims' order."""
-    read = [run for run in runs if run.config is not None]
+    read = [(run.config, run) for run in runs if run.config is not None]
     return tuple(_examine(claim, read) for claim in claims)
 
 
-def _examine(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
+def _examine(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
     filters = [each for check in claim.checks for each in check.filters]
     free = {*NO_SETTING, *claim.free, *(name for each in filters for name in each.where)}
-    settings: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    settings: dict[tuple[Any, ...], list[ReadRun]] = defaultdict(list)
     failed = 0
-    for run in runs:
-        config = run.config
-        assert config is not None
+    for config, run in runs:
         if run.status in ("finished", "failed") and any(each.selects(config) for each in filters):
             failed += run.status == "failed"
             if run.status == "finished":
-                settings[_values(config, lambda name: name not in free)].append(run)
+                settings[_values(config, lambda name: name not in free)].append((config, run))
     found = [_judge(claim, of_setting) for of_setting in settings.values()] or [_judge(claim, [])]
 
     def rank(finding: Finding) -> tuple[bool, int, int]:
@@ -147,7 +145,7 @@ def _examine(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
     return replace(best, elsewhere=tuple(elsewhere), failed=failed)
 
 
-def _judge(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
+def _judge(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
     """Judge a claim in one setting."""
     chosen = {arm.name: _choose(arm, claim, runs) for check in claim.checks for arm in check.filters}
     too_few = {
@@ -183,33 +181,29 @@ def _judge(claim: PaperClaim, runs: Sequence[Run]) -> Finding:
     verdict: Verdict = "not enough data" if needs else "holds"
     if not all(result.passed for result in results):
         verdict = "does not hold"
-    steps = runs[0].config.total_steps if runs and runs[0].config is not None else None
-    return Finding(claim, verdict, tuple(results), tuple(needs), steps)
+    return Finding(claim, verdict, tuple(results), tuple(needs), runs[0][0].total_steps if runs else None)
 
 
-def _measure(check: Check, runs: Mapping[int, Run]) -> dict[int, float]:
+def _measure(check: Check, runs: Mapping[int, ReadRun]) -> dict[int, float]:
     """Return the measured values, by seed, of the runs that have one."""
-    values = {seed: check.measure.value(run) for seed, run in runs.items()}
+    values = {seed: check.measure.value(run) for seed, (_, run) in runs.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> Mapping[int, Run] | None:
+def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mapping[int, ReadRun] | None:
     """Choose an arm's runs, one for each seed, by seed.
 
     Of several values of free options those of the paper's tables are taken, if they have enough seeds, or else
     those with the most seeds; None if that leaves several.
     """
-    variants: dict[tuple[Any, ...], dict[int, Run]] = defaultdict(dict)
-    for run in runs:
-        config = run.config
-        assert config is not None
+    variants: dict[tuple[Any, ...], dict[int, ReadRun]] = defaultdict(dict)
+    for config, run in runs:
         if arm.selects(config):
             rates = _values(config, lambda name: name in claim.free and name not in arm.where)
-            variants[rates].setdefault(config.seed, run)
+            variants[rates].setdefault(config.seed, (config, run))
 
-    def rank(variant: Mapping[int, Run]) -> tuple[bool, int]:
-        config = next(iter(variant.values())).config
-        assert config is not None
+    def rank(variant: Mapping[int, ReadRun]) -> tuple[bool, int]:
+        config, _ = next(iter(variant.values()))
         return len(variant) >= LEAST_SEEDS and _is_of_the_paper(config, claim.free), len(variant)
 
     ranked = sorted(variants.values(), key=rank, reverse=True)
@@ -220,12 +214,9 @@ def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[Run]) -> Mapping[i
 
 def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
     """Return whether some options are as in the paper's tables for the task, delay and order."""
-    trace = config.trace_config
-    if trace.kind not in ("cet", "et", "none"):
-        return False
-    order = None if trace.kind == "none" else 1 if trace.kind == "et" else trace.states
+    asked: dict[str, Any] = {name: getattr(config, name) for name in ("delay", "order", "stacked", "trace")}
     try:
-        row, _ = paper_row(config.task, delay=config.delay, order=order, stacked=config.stacked)
+        row, _ = paper_row(config.task, **asked)
     except ValueError:  # no such row
         return False
     return all(getattr(config, name) == row[name] for name in names if name in row)
@@ -263,8 +254,19 @@ def print_claims(findings: Sequence[Finding], console: Console) -> None:
     console.print(f"{summary(findings)}. {METHOD}", highlight=False)
 
 
-def as_markdown(findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]]) -> str:
-    """Return the findings as a Markdown page, which names the folders that the runs are from."""
+def write_claims(
+    findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> Path:
+    """Write claims.md, a Markdown page, and return its path.
+
+    Args:
+        findings: findings to write.
+        folders: folders that the runs are from, which the page names.
+        out: folder to write to; made if it is not there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     rows = [["claim", "place", "statement", "verdict", "numbers", "n"], ["---"] * 6]
     for finding in findings:
         verdict = f"**{finding.verdict}**" if finding.results else finding.verdict
@@ -279,23 +281,7 @@ def as_markdown(findings: Sequence[Finding], folders: Sequence[str | os.PathLike
         "",
         *(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows),
     ]
-    return "\n".join(lines) + "\n"
-
-
-def write_claims(
-    findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
-) -> Path:
-    """Write claims.md and return its path.
-
-    Args:
-        findings: findings to write.
-        folders: folders that the runs are from.
-        out: folder to write to; made if it is not there.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    file = Path(out) / FILE
+    file = Path(out) / "claims.md"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, as_markdown(findings, folders))
+    write_text(file, "\n".join(lines) + "\n")
     return file

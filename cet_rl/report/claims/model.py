@@ -160,15 +160,7 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Hold the result of a check.
-
-    Attributes:
-        check: the check.
-        samples: values of each arm, of shape (seeds,), in the order of the check's filters.
-        centre: the weighted sum of the means.
-        low: lower end of its interval.
-        high: upper end.
-    """
+    """Hold the result of a check: values of each arm, of shape (seeds,), the weighted sum, and its interval."""
 
     check: Check
     samples: tuple[FloatArray, ...]
