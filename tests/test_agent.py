@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from toy_env import Toy
 
+from cet_rl import CET, FiniteKernel, Optimal
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
 from cet_rl.traces.registry import TraceConfig
@@ -148,6 +149,21 @@ def test_a_loaded_agent_goes_on_exactly(tmp_path, options):
     assert loaded.num_timesteps == model.num_timesteps
     assert torch.equal(continued(model), continued(loaded))
     assert (model.num_timesteps, model._n_updates) == (832, 26)
+
+
+def test_traces_are_taken_as_they_are_and_come_back(tmp_path):
+    """Without a delay of the agent it is the trace's own; with another one, the trace is made for a wrong one."""
+    for delay, trace in ((None, Optimal(3, 5, "peak", 0.4)), (0.8, CET(3, 5)), (1.0, FiniteKernel([0, 1, 2], 5))):
+        model = make(trace=trace, order=None, delay=delay)
+        model.learn(64)
+        model.save(tmp_path / "agent")
+        loaded = CETActorCritic.load(tmp_path / "agent.zip", model.get_env())
+        for agent in (model, loaded):
+            assert agent.timing.delay == pytest.approx(delay or 1.0)
+            assert {synapses.trace for synapses in agent.synapses} == {trace}
+        assert torch.equal(continued(model), continued(loaded))
+    with pytest.raises(ValueError, match="trace is a CET: set order there"):
+        make(trace=CET(3, 5))
 
 
 def test_nothing_is_pickled(tmp_path, monkeypatch):

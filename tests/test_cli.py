@@ -16,6 +16,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cet_rl import Optimal
 from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
@@ -285,6 +286,38 @@ def test_configuration_files_and_precedence(tmp_path, monkeypatch):
     assert parse_arguments(["--config", "cartpole-8s"]).config.delay == 8.0
     with pytest.raises(ValueError, match="is for task CartPole-v1"):
         parse_arguments(["Acrobot-v1", "--config", "mine.yaml"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--trace optimal --tolerance 0.1",
+        "--trace optimal --tolerance=0.1",
+        "--trace optimal --trace-options tolerance=0.1",
+        "--trace cet_rl:Optimal --tolerance 0.1",
+    ],
+)
+def test_options_of_a_trace_are_options_of_the_command(line):
+    config = parse_arguments(["CartPole-v1", "--delay", "8", *line.split()]).config
+    assert config.trace_options == ("tolerance=0.1",)
+    assert config.trace_config.build(40) == Optimal(5, 40, "peak", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--trace optimal --tolerance 2", r"tolerance of Optimal must lie in \[0, 1\), got 2"),
+        ("--trace optimal --tolerance", "--tolerance needs a value"),
+        ("--tolerance 0.1", "tolerance 0.1 has no meaning for trace 'cet': only 'optimal' takes one"),
+        ("--trace-delay 8.1", "would be 40.5 steps"),
+        ("--trace perfect --trace-delay 9", "cannot be made for another delay"),
+        ("--trace et --decay 0.9 --trace-delay 9", "cannot be made for another delay"),
+        ("--trace-delay 0", "positive number of seconds"),
+    ],
+)
+def test_options_that_no_trace_can_have(line, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["CartPole-v1", "--delay", "8", *line.split()])
 
 
 @pytest.mark.parametrize(

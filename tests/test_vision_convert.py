@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from vision_loop import Case, assert_same
 
-from cet_rl import CET, ET, Legendre, PerfectMemory
+from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision.conversion import convert
 from cet_rl.vision.layers import TracedConv2d, TracedLinear, traced_layers
@@ -381,6 +381,14 @@ def carrying(**more):
 def test_layers_that_no_other_can_stand_in_for(layer, message, delay):
     with pytest.raises(ValueError, match=message):
         convert(nn.Sequential(layer, nn.Linear(4, 3)), delay=delay)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.6, 0.8])
+def test_traces_are_taken_as_they_are(delay):
+    """Without a delay it is theirs; with another one they are made for the wrong one."""
+    layers = traced_layers(convert(perceptron(), Optimal(3, 4, tolerance=0.3), delay=delay)).values()
+    assert {layer.rule.trace for layer in layers} == {Optimal(3, 4, tolerance=0.3)}
+    assert {layer.rule.delay_steps for layer in layers} == {3 if delay == 0.6 else 4}
 
 
 def test_attributes_stay_with_their_layer():

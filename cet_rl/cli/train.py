@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +20,7 @@ from cet_rl.runs.paper import PAPER, paper_values
 from cet_rl.runs.task_kinds import TASK_KINDS, build_config, check_spelling, refuse_foreign, task_kind_of
 from cet_rl.runs.values import flag
 from cet_rl.sweeps.file import KEYS
+from cet_rl.traces.registry import find_trace, traces
 
 DESCRIPTION = (
     "Learn a task whose credit arrives late. Writes a run folder: config.yaml, TensorBoard events, metrics.csv, "
@@ -124,6 +126,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     Raises:
         ValueError: for arguments that do not fit, in one line.
     """
+    arguments = with_trace_options(arguments)
     given = options_among(arguments)
     if given.count("config") > 1:
         raise ValueError("--config can be given once")
@@ -162,6 +165,30 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     values["task"] = task
     base, note = paper_values(values) if source == PAPER and not file else (None, "")
     return TrainArguments(build_config(values, base), parsed.run, frozenset(names), note)
+
+
+def with_trace_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the traces' own options, as in --tolerance 0.1, moved into --trace-options."""
+    text = " ".join(arguments)
+    kinds = list(traces().values()) + [find_trace(name) for name in re.findall(r"--trace[= ]([\w.]+:\w+)", text)]
+    known = {name for kind in kinds for name in kind.options} - {item.name for item in fields(RunConfig)}
+    kept: list[str] = []
+    moved: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, sign, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and name in known:
+            value = value if sign else next(words, "")
+            if not value:
+                raise ValueError(f"{option} needs a value")
+            moved.append(f"{name}={value}")
+        else:
+            kept += [option, value] if option == "--trace-options" and sign else [word]
+    if moved and "--trace-options" not in kept:
+        kept.append("--trace-options")
+    place = kept.index("--trace-options") + 1 if moved else 0
+    return [*kept[:place], *moved, *kept[place:]]
 
 
 def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Mapping[str, Any]]:

@@ -78,7 +78,7 @@ class RunConfig(ABC):
     trace_delay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE] = None
     """Seconds that the trace is made for. Default the delay; to see what happens if that is not known exactly."""
     trace_options: Annotated[tuple[str, ...], Mark.TRACED, Mark.BATCHABLE] = ()
-    """NAME=VALUE ...: other options of the trace, as tolerance=0.1 of optimal; `cet-rl list traces` shows them."""
+    """NAME=VALUE ...: other options of the trace, or each by itself: --tolerance 0.1; see `cet-rl list traces`."""
     lr: Annotated[float, Mark.BATCHABLE] = 5e-4
     """Learning rate of Adam."""
     total_steps: int = 1_000_000
