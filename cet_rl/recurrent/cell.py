@@ -22,41 +22,27 @@ Output = Literal["softmax", "linear"]
 
 
 class Advance(NamedTuple):
-    """Hold one step of the network.
+    """Hold one step of the network."""
 
-    Attributes:
-        inputs: r̂_t, shape (B, m).
-        rates: r_t, shape (B, n).
-        slope: D_t = α φ'(v_t), shape (B, n).
-    """
-
-    inputs: Tensor
-    rates: Tensor
-    slope: Tensor
+    inputs: Tensor  # r̂_t, shape (B, m)
+    rates: Tensor  # r_t, shape (B, n)
+    slope: Tensor  # D_t = α φ'(v_t), shape (B, n)
 
 
 @dataclass(frozen=True)
 class RNNCell:
-    """Sizes and constants of a network; its weights are arguments.
-
-    Attributes:
-        units: n, hidden units.
-        inputs: n_in.
-        outputs: n_out.
-        alpha: α in (0, 1], inverse time constant in steps.
-        activation: φ.
-        output: "softmax" with cross-entropy against a distribution, or "linear" with squared error.
+    """Hold sizes and constants of a network; its weights are arguments.
 
     Raises:
         ValueError: for counts below one, or an α, activation or output that cannot be.
     """
 
-    units: int
-    inputs: int
-    outputs: int
-    alpha: float = 0.5
-    activation: Activation = "tanh"
-    output: Output = "softmax"
+    units: int  # n, hidden units
+    inputs: int  # n_in
+    outputs: int  # n_out
+    alpha: float = 0.5  # α in (0, 1], inverse time constant in steps
+    activation: Activation = "tanh"  # φ
+    output: Output = "softmax"  # with cross-entropy against a distribution, or "linear" with squared error
 
     def __post_init__(self) -> None:
         for name in ("units", "inputs", "outputs"):
@@ -160,13 +146,8 @@ class RNNCell:
 class LeakyRNN(nn.Module):
     """Hold an `RNNCell` and its weights as a torch module, for whole sequences and for autograd.
 
-    Args:
-        cell: sizes and constants.
-        generator: of the initial weights; None for torch's own.
-        dtype: of the weights.
-
     Attributes:
-        weight: W, shape (n, m): recurrent weights, input weights and biases.
+        weight: W, shape (n, m): recurrent weights, input weights and biases; initial ones, see `initial_weights`.
         weight_out: W_out, shape (n_out, n + 1): output weights and biases.
     """
 
@@ -204,8 +185,3 @@ class LeakyRNN(nn.Module):
         if rates is not None and rates.shape != (x.shape[1], self.cell.units):
             raise ValueError(f"rates must have shape ({x.shape[1]}, {self.cell.units}), got {tuple(rates.shape)}")
         return self.cell.unroll(self.weight, self.weight_out, x, rates)
-
-    def __call__(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Call `forward`, with its types."""
-        result: tuple[Tensor, Tensor] = super().__call__(x, rates)
-        return result

@@ -15,12 +15,9 @@ from cet_rl.traces.base import Normalization
 
 @dataclass(frozen=True)
 class Task:
-    """Describe an entry of the catalogue.
+    """Describe an entry of the catalogue: a line about it, and what builds it for a run's configuration.
 
-    Attributes:
-        summary: a line about it.
-        build: called with the run's configuration; returns the task (`cet_rl.recurrent.tasks.SequenceTask`), and
-            raises ValueError with one clear line.
+    `build` returns a `cet_rl.recurrent.tasks.SequenceTask`, or raises ValueError with one clear line.
     """
 
     summary: str
@@ -48,14 +45,9 @@ TASKS: dict[str, Task] = {
 
 
 def register_task(name: str, summary: str, build: Callable[[Any], Any]) -> None:
-    """Add a task to those that `cet-rl train` knows.
+    """Add a task to those that `cet-rl train` knows; its arguments are its name and those of `Task`.
 
     A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Args:
-        name: of the task.
-        summary: a line about it.
-        build: see `Task`.
 
     Raises:
         ValueError: if the name is taken, or could be a Gymnasium id.
@@ -68,7 +60,7 @@ def register_task(name: str, summary: str, build: Callable[[Any], Any]) -> None:
 
 
 def summaries() -> dict[str, str]:
-    """Return the name of each and a line about it, third parties' included."""
+    """Return a line about each by name, third parties' included."""
     load_plugins()
     return {name: task.summary for name, task in TASKS.items()}
 

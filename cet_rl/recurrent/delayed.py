@@ -23,9 +23,6 @@ class TraceFilter:
     """Filter B sequences of tensors, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, one pure step at a time.
 
     It keeps the trace's states, or of a delay line, which has none, the inputs of its past.
-
-    Args:
-        trace: whose kernel is g.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -39,7 +36,7 @@ class TraceFilter:
             self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
             self.kept = len(kernel) - 1
         self._lags = torch.empty(0, 0)
-        self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+        self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
     def init_state(self, like: Tensor) -> Tensor:
         """Return zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs, oldest first."""
@@ -56,14 +53,13 @@ class TraceFilter:
         after = M @ flat + K[:, None] * new.flatten(1)[:, None]
         return after.view_as(state), (C @ after).view_as(new)
 
-    def _in(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _in(self, like: Tensor) -> tuple[Tensor, ...]:
         key = like.dtype, like.device
         if key not in self._constants:
             assert self.transition is not None
-            M, K, C = (
-                torch.from_numpy(getattr(self.transition, name)).to(like.device, like.dtype) for name in "MKC"
+            self._constants[key] = tuple(
+                torch.from_numpy(getattr(self.transition, name)).to(like) for name in "MKC"
             )
-            self._constants[key] = M, K, C
         return self._constants[key]
 
     def spread(self, signals: Tensor, delay_steps: int) -> Tensor:
@@ -91,11 +87,6 @@ class Delayed(Rule):
 
     Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n).
 
-    Args:
-        rule: with the factors.
-        trace: that bridges the delay.
-        delay_steps: D.
-
     Raises:
         ValueError: for a rule that does not separate into signals and eligibilities.
     """
@@ -121,7 +112,7 @@ class Delayed(Rule):
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return the rule's."""
+        """See `Rule.draw`."""
         return self.rule.draw(batch, steps, generator)
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
@@ -170,10 +161,6 @@ class Readout:
         G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
 
     Its state is empty without a trace, and else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out).
-
-    Args:
-        trace: that bridges the delay; None for none.
-        delay_steps: D.
     """
 
     def __init__(self, trace: Trace | None = None, delay_steps: int = 0) -> None:

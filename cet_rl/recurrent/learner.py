@@ -199,9 +199,8 @@ class SequenceLearner:
         saved = archive.read(file, what="network")
         try:
             mine, found = self.memory.named(), saved["memory"]
-            shapes = {name: tuple(tensor.shape) for name, tensor in mine.items()}
-            if {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes:
-                raise ValueError(f"{file} does not fit this configuration: it holds other tensors")
+            if [tuple(found[name].shape) for name in mine] != [tuple(tensor.shape) for tensor in mine.values()]:
+                raise TypeError("it holds tensors of other shapes")
             self.memory = Memory.from_named({name: found[name].to(tensor) for name, tensor in mine.items()})
             self.stream.load_state_dict(saved["stream"])
             self._noise.set_state(saved["noise"])
@@ -220,12 +219,6 @@ def measure_alignment(
     The network runs through a burn-in without errors and then some steps with; what counts is all of the gradient
     that the rule gives for these errors, however late, against backpropagation through all of it. What the rule
     has learned of its own (`Rule.shared`) is that of `memory`.
-
-    Args:
-        online: how it learns.
-        memory: with weights and the rule's state; left untouched.
-        stream: to probe with.
-        generator: of the rule's noise.
 
     Returns:
         Cosines for W and W_out; nan where a gradient is zero.

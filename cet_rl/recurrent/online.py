@@ -16,25 +16,15 @@ from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
 
 class Memory(NamedTuple):
-    """Hold all that changes in learning, as tensors.
+    """Hold all that changes in learning, as tensors."""
 
-    Attributes:
-        weight: W, shape (n, m).
-        weight_out: W_out, shape (n_out, n + 1).
-        rates: r, shape (B, n).
-        rule: the rule's state.
-        readout: the output layer's state.
-        pending: gradient of W since the last update, shape (n, m).
-        pending_out: gradient of W_out since the last update.
-    """
-
-    weight: Tensor
-    weight_out: Tensor
-    rates: Tensor
-    rule: State
-    readout: State
-    pending: Tensor
-    pending_out: Tensor
+    weight: Tensor  # W, shape (n, m)
+    weight_out: Tensor  # W_out, shape (n_out, n + 1)
+    rates: Tensor  # r, shape (B, n)
+    rule: State  # the rule's
+    readout: State  # the output layer's
+    pending: Tensor  # gradient of W since the last update, shape (n, m)
+    pending_out: Tensor  # gradient of W_out since the last update
 
     def named(self) -> dict[str, Tensor]:
         """Return all tensors by name, those of states as "rule.B"."""
@@ -119,14 +109,7 @@ class Online:
     def step(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """Run one step of B sequences, and leave the memory as it is given untouched.
-
-        Args:
-            memory: as it was.
-            clock: steps before this one.
-            x: x_t, shape (B, n_in).
-            label: y*_t, shape (B, n_out).
-            noise: of the rule, a row of what its `draw` makes.
+        """Run one step of B sequences; arguments are those of `run`, without the axis of time.
 
         Returns:
             The memory after it, and the mean loss before the update.
@@ -146,7 +129,14 @@ class Online:
     def run(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """Run T steps: x of shape (T, B, n_in), label (T, B, n_out), noise (T, B, …).
+        """Run T steps.
+
+        Args:
+            memory: as it was; left untouched.
+            clock: steps before these.
+            x: shape (T, B, n_in).
+            label: shape (T, B, n_out).
+            noise: shape (T, B, …) as the rule's `draw` makes it; None for a rule without.
 
         Returns:
             The memory after them, and their losses, shape (T,).

@@ -37,24 +37,15 @@ class SequenceTask(ABC):
     """Define what a recurrent network is to learn from streams of inputs and labels, driven by fair bits.
 
     A task that is driven by something else overrides `stream`.
-
-    Attributes:
-        inputs: n_in.
-        outputs: n_out.
-        output: what the network's `RNNCell.output` is to be.
-        alpha: α of the network; a symbol is held 1/α steps.
-        width: bits of a symbol.
-        memory: symbols before the present one that labels depend on, but for what `units` hold of them.
-        units: units of the task's own network.
     """
 
-    inputs: int
-    outputs: int
-    output: Output
-    alpha: float
-    width: int = 1
-    memory: int = 0
-    units: int = 0
+    inputs: int  # n_in
+    outputs: int  # n_out
+    output: Output  # what the network's `RNNCell.output` is to be
+    alpha: float  # α of the network; a symbol is held 1/α steps
+    width: int = 1  # bits of a symbol
+    memory: int = 0  # symbols before the present one that labels depend on, but for what `units` hold of them
+    units: int = 0  # of the task's own network
 
     @property
     @abstractmethod
@@ -75,15 +66,12 @@ class SequenceTask(ABC):
         """
 
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
-        """Return a new stream. Its sequences are independent of each other, and of those of other seeds.
+        """Return a new stream of B sequences, independent of each other and of those of other seeds.
 
-        Args:
-            seed: of the symbols; 0 or more.
-            batch: B.
-            dtype: of inputs and labels, which are drawn and computed alike for all.
+        Inputs and labels are drawn and computed alike for all types.
 
         Raises:
-            ValueError: for a seed or batch that is no such number, or a type that is not of real numbers.
+            ValueError: for a seed below 0, a batch below 1, or a type that is not of real numbers.
         """
         return Stream(self, seed, batch, dtype)
 
@@ -103,13 +91,7 @@ class Stream:
         self._steps, self._rates = 0, np.zeros((self._batch, task.units))
 
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the next T steps.
-
-        Args:
-            steps: T.
-
-        Returns:
-            Inputs x of shape (T, B, n_in) and labels y* of shape (T, B, n_out), on the CPU.
+        """Return x of shape (T, B, n_in) and y* of shape (T, B, n_out) for the next T steps, on the CPU.
 
         Raises:
             ValueError: unless T is a whole number, 1 or more.
@@ -153,10 +135,7 @@ class Stream:
 
 
 def symbol_steps(alpha: float) -> int:
-    """Return 1/α, the steps for which a symbol is held.
-
-    Args:
-        alpha: α. Six digits are enough: 0.333333 holds for 3 steps.
+    """Return 1/α, the steps for which a symbol is held; six digits of α are enough: 0.333333 holds for 3 steps.
 
     Raises:
         ValueError: unless α lies in (0, 1] and 1/α is a whole number.
@@ -177,11 +156,8 @@ def symbol_steps(alpha: float) -> int:
 class Add(SequenceTask):
     """Tell the probability y(t) = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) from one bit x(t) at a time.
 
-    Inputs are [x, 1 - x], labels [y, 1 - y]. Symbols before the first step are drawn like all others.
-
-    Attributes:
-        lags: t1 and t2, in symbols, not steps.
-        alpha: α of the network; a symbol is held 1/α steps.
+    Inputs are [x, 1 - x], labels [y, 1 - y]. Symbols before the first step are drawn like all others. Lags t1 and
+    t2 count symbols, not steps.
 
     Raises:
         ValueError: unless lags are two whole numbers from 0 to `MAX_LAG`, and 1/α is a whole number.
@@ -234,13 +210,8 @@ class Add(SequenceTask):
 class Mimic(SequenceTask):
     """Give the outputs of a fixed random network of the same kind for the same independent bits.
 
-    Attributes:
-        seed: of that network's weights. They are unlike those that `RNNCell.initial_weights` draws from a
-            generator of this seed: a learner of the same seed would have nothing to learn.
-        alpha: α of both networks; a symbol is held 1/α steps.
-        inputs: n_in, bits per symbol.
-        units: n of the fixed network.
-        outputs: n_out.
+    The seed is that of the fixed network's weights. They are unlike those that `RNNCell.initial_weights` draws
+    from a generator of this seed: a learner of the same seed would have nothing to learn.
 
     Raises:
         ValueError: for a negative seed, counts below one, or an α of which 1/α is no whole number.
@@ -274,7 +245,7 @@ class Mimic(SequenceTask):
 
     @cached_property
     def baselines(self) -> Mapping[str, float]:
-        """Half the variance of the labels, mean over outputs: what the best constant scores.
+        """Return half the variance of the labels, mean over outputs: what the best constant scores.
 
         It is an estimate, within about 2 %, from 200 symbols of 64 sequences, always the same ones.
         """
@@ -318,11 +289,7 @@ def add_label(early: Array, late: Array) -> Array:
 
 
 def build_task(name: str, settings: Any) -> SequenceTask:
-    """Build the task of a name, third parties' included.
-
-    Args:
-        name: a key of `TASKS`.
-        settings: a run's configuration, or what else has its `lags`, `alpha` and `seed`.
+    """Build a task of `TASKS`, third parties' included, for a run's configuration, or its `lags`, `alpha`, `seed`.
 
     Raises:
         ValueError: for an unknown name, with the nearest or all names, or settings that the task refuses.

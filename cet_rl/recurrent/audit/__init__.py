@@ -49,21 +49,13 @@ OPERATIONS = ("matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed 
 
 
 class Kept(NamedTuple):
-    """Describe a tensor of a rule's state.
-
-    Attributes:
-        name: its key.
-        axes: their lengths, such as "n" and "n+n_out+1", without that of sequences.
-        size: order of the number of its elements; None if that is no polynomial in the network's sizes.
-        past: whether it holds activity of steps before the last one.
-        jump: how far it moves in a step at most, relative to its size, while the network rests.
-    """
+    """Describe a tensor of a rule's state."""
 
     name: str
-    axes: tuple[str, ...]
-    size: Order | None
-    past: bool
-    jump: float
+    axes: tuple[str, ...]  # their lengths, such as "n" and "n+n_out+1", without that of sequences
+    size: Order | None  # of the number of its elements; None if that is no polynomial in the network's sizes
+    past: bool  # whether it holds activity of steps before the last one
+    jump: float  # how far it moves in a step at most, relative to its size, while the network rests
 
     @property
     def order(self) -> int:
@@ -87,33 +79,22 @@ class Verdict(NamedTuple):
 class Audit:
     """Hold what a rule keeps and computes, as observed at batch 1.
 
-    Attributes:
-        name: of the rule.
-        tensors: of its state.
-        memory: order of the number of their elements, and
-        time: order of its multiplications in a step; None if they are no polynomials in the network's sizes.
-        operations: of `OPERATIONS` those that it needs, with their number in a step: a Jacobian is a product with
-            diag(D) W_rec, a perturbed copy a pass through the network from rates that are not its own, past
-            activity whatever is kept of steps before the last one.
-        chains: the matrices of products whose results go into another product as they are, and those of that one.
-        totals: names of matrices all entries of which go into one number.
-        pending: whether it has gradient left when its input ends.
-        window: T with which operations were counted; None for a rule without.
-        declared_cost: what it says of itself.
-        equations: its updates and gradient, as it writes them.
+    Orders are None if they are no polynomials in the network's sizes. A Jacobian is a product with diag(D) W_rec,
+    a perturbed copy a pass through the network from rates that are not its own, past activity whatever is kept of
+    steps before the last one.
     """
 
-    name: str
-    tensors: tuple[Kept, ...]
-    memory: Order | None
-    time: Order | None
-    operations: dict[str, float]
-    chains: tuple[tuple[str, str], ...]
-    totals: tuple[str, ...]
-    pending: bool
-    window: int | None
-    declared_cost: DeclaredCost | None
-    equations: str = ""
+    name: str  # of the rule
+    tensors: tuple[Kept, ...]  # of its state
+    memory: Order | None  # of the number of their elements
+    time: Order | None  # of its multiplications in a step
+    operations: dict[str, float]  # of `OPERATIONS` those that it needs, with their number in a step
+    chains: tuple[tuple[str, str], ...]  # matrices of products that go into another product, and of that one
+    totals: tuple[str, ...]  # names of matrices all entries of which go into one number
+    pending: bool  # whether it has gradient left when its input ends
+    window: int | None  # T with which operations were counted; None for a rule without
+    declared_cost: DeclaredCost | None  # what it says of itself
+    equations: str = ""  # its updates and gradient, as it writes them
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from math import prod
@@ -29,16 +28,10 @@ SETTLING, WATCHED = 200, 60
 
 
 class Subject:
-    """Hold a rule to experiment on.
+    """Hold a rule to experiment on, as built for a cell with options that stay as they are.
 
-    Args:
-        build: called with a cell and options; returns the rule.
-        options: that stay as they are. Whole numbers among a class's other options are varied, so that what
-            grows with them shows.
-
-    Attributes:
-        counts: the options that are varied, with a small value each.
-        period: steps after which a rule that works every few steps has done all of its work.
+    Whole numbers among a class's other options are varied, so that what grows with them shows. `counts` has a
+    small value for each; after `period` steps a rule that works every few steps has done all of its work.
     """
 
     def __init__(self, build: Callable[..., Rule], options: Mapping[str, float]) -> None:
@@ -46,18 +39,8 @@ class Subject:
         self.counts: dict[str, int] = {}
         if isinstance(build, type):
             known = RuleEntry(build, "").options()
-            for name in (name for name, kind in known.items() if kind is int and name not in options):
-                default = int(inspect.signature(build).parameters[name].default)
-                self.counts[name] = WINDOWS[0] if self._accepts(name) else default
+            self.counts = {name: WINDOWS[0] for name, kind in known.items() if kind is int and name not in options}
         self.period = prod(max(1, count) for count in self.counts.values())
-
-    def _accepts(self, name: str) -> bool:
-        try:
-            for value in (*WINDOWS, WINDOWS[-1] + 1):
-                self._build(SMALL, **{**self._options, name: value})
-        except ValueError:
-            return False
-        return True
 
     def build(self, cell: RNNCell = SMALL, counts: Mapping[str, int] | None = None) -> Rule:
         """Return the rule for a network, with `self.counts` or others; {} for the rule's own."""
@@ -197,23 +180,16 @@ def jumps(subject: Subject) -> dict[str, float]:
 
 
 class Axis(NamedTuple):
-    """Describe how the length of one axis of a tensor follows from n, n_in, n_out and a rule's whole numbers.
+    """Describe how the length of one axis of a tensor follows from n, n_in, n_out and a rule's whole numbers."""
 
-    Attributes:
-        factors: of these in its length.
-        constant: what else there is.
-        linear: whether that is all.
-    """
-
-    factors: dict[str, int]
-    constant: int
-    linear: bool
+    factors: dict[str, int]  # of these in its length
+    constant: int  # what else there is
+    linear: bool  # whether that is all
 
     def name(self, times: Collection[str]) -> str:
         """Return it as "n", "m", "n+n_out+1" or, for a constant, its length; "?" where it is not linear.
 
-        Args:
-            times: those of the whole numbers that are a length of time: T.
+        `times` are those of the whole numbers that are a length of time: T.
         """
         if not self.linear:
             return "?"

@@ -109,18 +109,7 @@ def run(
     """Do what `Online.run` does, to rounding, as one compiled loop on one core; the arguments stay as they are.
 
     The first run with a rule and a type of numbers compiles its loop: seconds, once on a machine. A memory can go
-    from one executor to the other at any step.
-
-    Args:
-        online: how the network learns; see `supports`.
-        memory: what has been learned so far.
-        clock: steps before these.
-        x: shape (T, B, n_in).
-        label: shape (T, B, n_out).
-        noise: shape (T, B, …) as the rule's `draw` makes it; None for a rule without.
-
-    Returns:
-        The memory after them, and their losses, shape (T,).
+    from one executor to the other at any step. Arguments and results are those of `Online.run`.
 
     Raises:
         ValueError: where `supports` says no, or for a tensor whose shape does not fit.

@@ -19,12 +19,7 @@ from cet_rl.runs.values import unknown
 
 @dataclass(frozen=True)
 class RuleEntry:
-    """Describe one entry of the registry.
-
-    Attributes:
-        kind: the class.
-        summary: a line about it.
-    """
+    """Describe one entry of the registry: the class, and a line about it."""
 
     kind: type[Rule]
     summary: str
@@ -140,11 +135,7 @@ def find_rule(name: str) -> RuleEntry:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
-    """Return a rule's options, written `name=value`, as its constructor takes them.
-
-    Args:
-        name: of the rule.
-        words: such as `window=10`.
+    """Return a rule's options, written `window=10`, as its constructor takes them.
 
     Raises:
         ValueError: for an option that the rule does not have, one given twice, or a value that is no number.
@@ -168,12 +159,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
 
 
 def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = None) -> Rule:
-    """Build a rule for a network.
-
-    Args:
-        name: a key of `rules()`.
-        cell: of the network.
-        options: of its constructor.
+    """Build a rule for a network, by its name and with options of its constructor.
 
     Raises:
         ValueError: for an unknown rule, or an option that cannot be.

@@ -25,27 +25,16 @@ State = dict[str, Tensor]
 
 
 class StepInputs(NamedTuple):
-    """Hold what a rule sees of one step, B sequences side by side.
+    """Hold what a rule sees of one step, B sequences side by side."""
 
-    Attributes:
-        weight: W, shape (n, m), as the forward pass has used it.
-        inputs: r̂_t = [r_{t-1}; x_t; 1], shape (B, m).
-        rates: r_t, shape (B, n).
-        slope: D_t = α φ'(v_t), shape (B, n).
-        credit: c̄_t = W_outᵀ (ŷ_t - y*_t), shape (B, n).
-        label: y*_t, shape (B, n_out).
-        noise: the step's random numbers, as the rule's `draw` makes them; None for a rule without.
-        clock: steps before this one.
-    """
-
-    weight: Tensor
-    inputs: Tensor
-    rates: Tensor
-    slope: Tensor
-    credit: Tensor
-    label: Tensor
-    noise: Tensor | None = None
-    clock: int = 0
+    weight: Tensor  # W, shape (n, m), as the forward pass has used it
+    inputs: Tensor  # r̂_t = [r_{t-1}; x_t; 1], shape (B, m)
+    rates: Tensor  # r_t, shape (B, n)
+    slope: Tensor  # D_t = α φ'(v_t), shape (B, n)
+    credit: Tensor  # c̄_t = W_outᵀ (ŷ_t - y*_t), shape (B, n)
+    label: Tensor  # y*_t, shape (B, n_out)
+    noise: Tensor | None = None  # a row of what the rule's `draw` makes; None for a rule without
+    clock: int = 0  # steps before this one
 
     @property
     def in_dims(self) -> StepInputs:
