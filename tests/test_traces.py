@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from dataclasses import dataclass
 
@@ -25,6 +27,7 @@ from cet_rl import (
     Trace,
     register_trace,
 )
+from cet_rl.cli import main
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
 from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.sharp import all_pass_transition, energy_share
@@ -582,3 +585,42 @@ def test_the_authors_kernel_for_images_is_the_density_over_the_step_before(order
     shares = {1: 1.00, 3: 0.64, 10: 0.177}
     if order == 10 and delay in shares:
         assert CET(10, delay, "area", "official-images").sharpness == pytest.approx(shares[delay], abs=5e-3)
+
+
+def test_the_command_compares_traces(capsys, tmp_path):
+    picture = tmp_path / "kernels.svg"
+    line = f"traces --delay 8 --order 10 --trace-options tolerance=0.1 --plot {picture} --format"
+    assert main([*line.split(), "json"]) == 0
+    rows = {row.pop("trace"): row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows)[2:6] == ["legendre10", "optimal10", "optimal10-tolerance0.1", "et"]
+    wide, row = Optimal(10, 40, tolerance=0.1), rows["optimal10-tolerance0.1"]
+    assert (row["sharpness"], row["share_-10"]) == (wide.sharpness, wide.share(36))
+    assert rows["optimal10"]["share_+20"] == -Optimal(10, 40).share(48)
+    assert (row["bound"], row["last_lag"], rows["perfect"]["bound"]) == (10 / 41, wide.support[1] - 1, None)
+    assert 0 < row["float32_error"] < 1e-4
+    assert picture.read_text().startswith("<?xml")
+    assert main([*line.split(), "csv"]) == 0
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert float(table[3]["sharpness"]) == rows["optimal10"]["sharpness"]
+    assert main([*line.split(), "table"]) == 0
+    assert "optimal10-tolerance0.1      10   16.4   24.4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "--delay"),
+        ("--delay 0", "without a delay there is nothing to remember"),
+        ("--delay 8.1", "nearest valid delays are 8 s and 8.2 s"),
+        ("--delay 8 --order 0", "order must be at least 1"),
+        ("--delay 8 --order 1 --trace sharp", "SharpCET needs an order of at least 2"),
+        ("--delay 8 --trace none", "remembers nothing: leave it out"),
+        ("--delay 8 --trace-options tol=1", "choose from decay, discretization, ratio, tolerance"),
+        ("--delay 8 --trace-options tolerance=1", "must lie in [0, 1)"),
+        ("--delay 8 --plot a.gif", "--plot takes a file named .png, .svg or .pdf"),
+        ("--delay 8 --plot nowhere/a.png", "there is no folder nowhere"),
+    ],
+)
+def test_comparisons_that_cannot_be_made(capsys, line, words):
+    assert main(["traces", *line.split()]) == 2
+    assert words in capsys.readouterr().err

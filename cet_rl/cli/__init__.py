@@ -28,6 +28,7 @@ cet-rl: learning when credit arrives late
                                                                compare them with the papers' claims
   cet-rl list [agents|envs|datasets|tasks|rules|traces|configs]
                                                                list what is available
+  cet-rl traces --delay S [--order N] [--plot FILE]            compare how sharply traces remember a delay
   cet-rl rules [RULE ...] [--format F] [--output FILE]         audit learning rules of recurrent networks
   cet-rl --version
 
@@ -42,6 +43,7 @@ COMMANDS = {
     "eval": "cet_rl.cli.evaluate",
     "report": "cet_rl.cli.report",
     "list": "cet_rl.cli.listing",
+    "traces": "cet_rl.cli.traces",
     "rules": "cet_rl.cli.rules",
 }
 
