@@ -11,7 +11,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
 from toy_env import Toy
 
@@ -263,10 +262,3 @@ def test_vector_environments_that_reset_in_a_step_of_their_own_or_never_are_refu
     vector = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=mode)
     with pytest.raises(ValueError, match=r"autoreset_mode=gymnasium\.vector\.AutoresetMode\.SAME_STEP"):
         GymnasiumVecEnv(vector)
-
-
-def test_the_agent_learns_in_the_vectorised_form():
-    model = CETActorCritic("MlpPolicy", numpy_cartpole(seed=1), delay=0.6, n_steps=64, seed=0)
-    model.learn(512)
-    mean, _ = evaluate_policy(model, numpy_cartpole(seed=5), n_eval_episodes=4)
-    assert mean > 5

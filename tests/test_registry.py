@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import gymnasium as gym
@@ -18,7 +19,7 @@ from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.training import resolve, train
+from cet_rl.rl.training import evaluate_run, resolve, train
 from cet_rl.runs import plugins
 from cet_rl.runs.config_files import tuned_defaults
 
@@ -195,6 +196,16 @@ def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, messag
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
+@pytest.mark.parametrize("agent", ["cet", "sb3:a2c"])
+def test_every_seed_that_is_accepted_works_to_the_end(task, agent, tmp_path):
+    """The seeds of environments side by side and of the evaluation follow from it: MinAtar's have 32 bits."""
+    config = RLConfig(task, agent=agent, critic="auto", **{**QUICK, "seed": 2**32 - 1, "total_steps": 64})
+    assert train(replace(config, eval_max_steps=20), tmp_path / "run", quiet=True) == "finished"
+    checkpoint = tmp_path / "run" / "checkpoint" / "agent.zip"
+    assert "episodes" in evaluate_run(config.as_data(), checkpoint, episodes=2, seed=2**32 - 1)
 
 
 @pytest.mark.usefixtures("_clean")
