@@ -252,7 +252,6 @@ def test_damaged_files_are_refused(tmp_path, damage):
 
 @given(data=st.data())
 def test_mutated_files_are_refused_or_harmless(data):
-    """Whatever happens to the bytes, loading raises ValueError or gives an agent."""
     content = bytearray(AGENT_FILE)
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -378,6 +377,8 @@ def test_bad_options_are_named(options, message):
 
 @pytest.mark.parametrize(("name", "hint"), [("gae_lamda", "did you mean gae_lambda"), ("clip_range", "shows all")])
 def test_unknown_arguments_are_named(name, hint):
+    with pytest.raises(ValueError, match="policy must be 'MlpPolicy', or a class"):
+        CETActorCritic("CnnPolicy", "CartPole-v1")
     with pytest.raises(TypeError, match=f"unknown argument '{name}'; .*{hint}"):
         make(**{name: 1})
 

@@ -40,7 +40,7 @@ def _clean(monkeypatch):
     monkeypatch.setattr(agent_registry, "_AGENTS", dict(agent_registry._AGENTS))
     monkeypatch.setattr(tasks, "_READY", dict(tasks._READY))
     yield
-    for task in ("Mine/CartPole-v0", "Offset-v0"):
+    for task in ("Mine/CartPole-v0", "Offset-v0", "Dict-v0"):
         gym.registry.pop(task, None)
     plugins._loaded = True
 
@@ -189,9 +189,13 @@ def test_names_are_given_once():
         ("Blackjack-v1", "sb3:a2c", {}, "cannot be made for Blackjack-v1"),
         ("CartPole-v1", "sb3:ppo", {"num_envs": 1, "n_steps": 1}, "cannot be made for CartPole-v1"),
         ("CartPole-v1", "stable_baselines3.common.base_class:BaseAlgorithm", {}, "cannot be made"),
+        ("Dict-v0", "sb3:a2c", {}, "cannot be made for Dict-v0: gymnasium.*FlattenObservation makes vectors"),
+        ("Dict-v0", "cet", {}, "must be a Box of vectors, .*FlattenObservation makes vectors"),
     ],
 )
+@pytest.mark.usefixtures("_clean")
 def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, message, tmp_path):
+    register_env("Dict-v0", "", lambda: Toy(observation_space=gym.spaces.Dict(x=Toy.observation_space)))
     config = RLConfig(task, agent=name, **{**QUICK, **options})
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", quiet=True)

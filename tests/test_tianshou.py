@@ -339,7 +339,7 @@ def test_a_trainer_that_does_not_fit_is_refused_before_anything_is_collected():
 
 def test_one_environment_needs_no_vector_buffer():
     algorithm = make(num_envs=1)
-    collector = Collector(algorithm, DummyVectorEnv([lambda: gym.make("CartPole-v1")]), ReplayBuffer(STEPS))
+    collector = Collector(algorithm, gym.make("CartPole-v1"), ReplayBuffer(STEPS))
     collector.reset()
     collector.collect(n_step=STEPS)
     assert np.isfinite(update(algorithm, collector.buffer).train["value_loss"])

@@ -91,9 +91,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             **kwargs: constructor arguments to change, such as `verbose` or `tensorboard_log`.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged or holds another agent, or the environment's spaces differ from the
-                saved ones.
+            ValueError: if the file is damaged or holds another agent, or the environment's spaces differ.
         """
         for unused in ("print_system_info", "force_reset"):  # part of the interface
             kwargs.pop(unused, None)

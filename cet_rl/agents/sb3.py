@@ -58,10 +58,6 @@ class _Option:
 class CETActorCritic(StoredAlgorithm):
     """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
-    Example:
-        >>> model = CETActorCritic("MlpPolicy", "CartPole-v1", delay=8.0, order=5)
-        >>> model.learn(1_000_000)
-
     Args:
         policy: "MlpPolicy", or a subclass of `CETPolicy`.
         env: A Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`, with spaces that `CETPolicy` takes.
@@ -149,6 +145,8 @@ class CETActorCritic(StoredAlgorithm):
         if others:
             known = signature(CETActorCritic).parameters
             raise TypeError(str(unknown("argument", next(iter(others)), known, "help(CETActorCritic) shows all")))
+        if isinstance(policy, str) and policy not in self.policy_aliases:
+            raise ValueError(f"policy must be 'MlpPolicy', or a class derived from CETPolicy, got {policy!r}")
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")

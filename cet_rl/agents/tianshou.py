@@ -115,9 +115,6 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
 
     Attributes:
         learner: The actor's synapses and everything they remember, part of `state_dict`.
-
-    Raises:
-        ValueError: naming the option with a wrong value and what would be right.
     """
 
     last_features: torch.Tensor

@@ -67,11 +67,7 @@ def capture(env: Any) -> State:
 
 
 def restore(env: Any, state: State) -> None:
-    """Put an environment, built alike, into a state from `capture`. It need not have been reset.
-
-    Raises:
-        ValueError: if the environment is made of other layers, or one of them cannot restore its state.
-    """
+    """Put an environment, built alike, into a state from `capture`. It need not have been reset."""
     layers, saved = _layers(env), copy.deepcopy(state["layers"])
     here, there = [type(one).__name__ for one in layers], [str(one["type"]) for one in saved]
     if here != there:

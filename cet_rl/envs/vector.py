@@ -57,9 +57,6 @@ def make_env(
         max_episode_steps: steps after which an episode is truncated; None for the environment's own limit.
         wrappers: further wrappers, innermost first.
         **kwargs: for the environment.
-
-    Raises:
-        ValueError: for an id that is not registered, with the nearest one that is.
     """
     if callable(task):
         env = task(**kwargs)
@@ -136,10 +133,9 @@ def make_vec_env(
 
 
 def find_task(task: str) -> EnvSpec:
-    """Return the specification of a Gymnasium id; "module:Id-v0" imports the module first.
+    """Return the specification of a Gymnasium id; raise ValueError naming the nearest if there is none.
 
-    Raises:
-        ValueError: if there is none, naming the nearest id.
+    "module:Id-v0" imports the module first.
     """
     module, colon, name = task.rpartition(":")
     load_plugins()
@@ -260,11 +256,7 @@ class GymnasiumVecEnv(VecEnv):
 
 
 def shared_attribute(env: VecEnv, name: str) -> Any:
-    """Return the environments' "step_duration" or "credit_timing", None if none has one.
-
-    Raises:
-        ValueError: if environments side by side disagree.
-    """
+    """Return the environments' "step_duration" or "credit_timing", None if none has one; they must agree."""
     if not env.has_attr(name):  # not all of them have one
         with suppress(AttributeError, NotImplementedError):
             if any(env.env_method("has_wrapper_attr", name)):

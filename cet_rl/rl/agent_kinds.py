@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -83,11 +84,14 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
         del values["n_steps"], values["ent_coef"]
     if issubclass(algorithm, A2C):
         values["use_rms_prop"] = False  # Adam, as ours
+    cannot = f"{config.agent} cannot be made for {config.task}"
+    if isinstance(env.observation_space, spaces.Dict):
+        raise ValueError(f"{cannot}: gymnasium.wrappers.FlattenObservation makes vectors of a Dict")
     takes = inspect.signature(algorithm.__init__).parameters
     try:
         return algorithm("MlpPolicy", env, **{name: value for name, value in values.items() if name in takes})
     except (AssertionError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{config.agent} cannot be made for {config.task}: {error}") from error
+        raise ValueError(f"{cannot}: {error}") from error
 
 
 def _state(agent: BaseAlgorithm) -> dict[str, Any]:
@@ -156,10 +160,7 @@ def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 
 def restore(agent: BaseAlgorithm, state: dict[str, Any]) -> None:
-    """Put an agent, built alike and with its file loaded, into the state that `runtime_state` returned.
-
-    Raises whatever a state that does not fit leads to.
-    """
+    """Put an agent, built alike and with its file loaded, into the state that `runtime_state` returned."""
     for name in _COUNTERS:
         setattr(agent, name, type(getattr(agent, name))(state["counters"][name]))
     agent.ep_success_buffer = deque(state["successes"], maxlen=agent._stats_window_size)

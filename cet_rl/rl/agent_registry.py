@@ -62,9 +62,6 @@ def register_agent(name: str, summary: str, place: str) -> None:
         name: such as mine:a2c.
         summary: one line for `cet-rl list agents`.
         place: module:Class, a Stable-Baselines3 algorithm; or where an `AgentKind` is. Imported on first use.
-
-    Raises:
-        ValueError: for a name that is taken.
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")

@@ -14,21 +14,13 @@ from cet_rl.runs.log import RunLog
 
 
 class LogWriter(TensorBoardOutputFormat):
-    """Write what Stable-Baselines3's logger records to TensorBoard and metrics.csv.
-
-    Args:
-        log: of the run, which also closes the files.
-    """
+    """Write what Stable-Baselines3's logger records to the log of a run: TensorBoard and metrics.csv."""
 
     def __init__(self, log: RunLog) -> None:
         self._log, self.writer, self._is_closed = log, log.writer, False
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Write the numbers and figures of one step.
-
-        Raises:
-            OSError: if a file cannot be written, naming it.
-        """
+        """Write the numbers and figures of one step; raise OSError naming a file that cannot be written."""
         with naming(self._log.table.path.parent):
             super().write(key_values, key_excluded, step)
         row = {
@@ -52,8 +44,7 @@ def recent_mean(model: Any, key: str = "r") -> float | None:
 def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
     """Make an algorithm of Stable-Baselines3 log after every `interval` rollouts, counted from the run's first.
 
-    Its own `log_interval` counts from the call of `learn`, and must be one; a resumed run would log at other steps
-    than one that was not interrupted.
+    Its own `log_interval` counts from the call of `learn`, which a resumed run repeats, and must be one.
     """
     write, per_rollout = agent.dump_logs, agent.n_steps * agent.n_envs
 
