@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from cet_rl.runs import archive, files
-from cet_rl.runs.archive import Checkpoints
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
 
@@ -40,23 +39,23 @@ def step_of(path):
 @pytest.fixture
 def kept(tmp_path):
     """Checkpoints at steps 1, 2 and 3: the last two of them."""
-    checkpoints = Checkpoints(tmp_path / "network.zip")
+    folder = RunFolder(tmp_path / "run", "network.zip")
+    folder.open_for(CONFIG, resume=True)
     for step in (1, 2, 3):
-        checkpoints.save(state(step), CONFIG, {"step": step})
-    return checkpoints
+        folder.save_checkpoint(state(step), {"step": step})
+    return folder
 
 
-def test_the_last_two_are_kept(kept, tmp_path):
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.previous.zip", "network.zip"]
-    assert kept.find(CONFIG) == kept.newest
+def test_the_last_two_are_kept(kept):
+    assert sorted(path.name for path in kept.newest.parent.iterdir()) == ["network.previous.zip", "network.zip"]
+    assert kept.checkpoint_file == kept.newest
     assert (step_of(kept.newest), step_of(kept.previous)) == (3, 2)
     assert kept.runtime_state(kept.newest) == {"step": 3}
     with zipfile.ZipFile(kept.newest) as opened:
         assert opened.testzip() is None
         assert opened.namelist() == ["network.json", "network.safetensors", "run.json", "run.safetensors"]
-    again = Checkpoints(tmp_path / "again" / "network.zip")
-    again.save(state(3), CONFIG, {"step": 3})
-    assert kept.newest.read_bytes() == again.newest.read_bytes()  # equal contents are equal files
+    kept.save_checkpoint(state(3), {"step": 3})
+    assert kept.newest.read_bytes() == kept.previous.read_bytes()  # equal contents are equal files
 
 
 def cut(path, share=0.5):
@@ -78,27 +77,27 @@ DAMAGES = {
     "something else": lambda path: path.write_bytes(b"hello"),
     "an agent": lambda path: archive.write(path, {}, what="agent"),
     "gone": lambda path: path.unlink(),
-    "another run's": lambda path: Checkpoints(path).save(state(9), {**CONFIG, "lr": 0.2}),
+    "another run's": lambda path: archive.write(
+        path, state(9), what="network", run={"config": {**CONFIG, "lr": 0.2}}
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_one_is_told_of_once_and_the_one_before_is_used(kept, damage, caplog):
     DAMAGES[damage](kept.newest)
-    if damage == "another run's":  # nor did that put a good one in the place of the previous
-        archive.write(kept.previous, state(2), what="network", run={"config": CONFIG})
-    assert kept.find(CONFIG) == kept.previous
-    assert kept.find(CONFIG) == kept.previous
+    assert kept.checkpoint_file == kept.previous
+    assert kept.checkpoint_file == kept.previous
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (damage != "gone")
     for line in told:
         assert line.startswith(str(kept.newest))
         assert line.endswith(f"; using {kept.previous}")
         assert "\n" not in line
-    kept.save(state(4), CONFIG)
+    kept.save_checkpoint(state(4))
     assert step_of(kept.newest) == 4
     assert step_of(kept.previous) == 2  # not the damaged one
-    assert kept.find(CONFIG) == kept.newest
+    assert kept.checkpoint_file == kept.newest
 
 
 def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
@@ -117,16 +116,16 @@ def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "another run's"])
-def test_without_a_good_one_it_is_an_error_and_nothing_is_lost(kept, damage, tmp_path):
+def test_without_a_good_one_it_is_an_error_and_nothing_is_lost(kept, damage):
     DAMAGES[damage](kept.newest)
     cut(kept.previous)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in kept.newest.parent.iterdir()}
     reason = (
         "no cet-rl network file" if damage == "cut in half" else r"another configuration \(lr 0\.2 there, 0\.1 h"
     )
     with pytest.raises(ValueError, match=rf"network\.zip is .*{reason}.*; .*network\.previous\.zip is damaged"):
-        kept.find(CONFIG)
-    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+        _ = kept.checkpoint_file
+    assert before == {path: path.read_bytes() for path in kept.newest.parent.iterdir()}
 
 
 @pytest.mark.parametrize("which", ["newest", "previous"])
@@ -137,7 +136,7 @@ def test_one_from_a_newer_version_is_an_error_and_not_passed_over(kept, which):
     if which == "previous":
         cut(kept.newest)
     with pytest.raises(ValueError, match=r"has format version 4, this cet-rl reads version 3"):
-        kept.find(CONFIG)
+        _ = kept.checkpoint_file
 
 
 class Killed(BaseException):
@@ -157,11 +156,11 @@ def test_killed_while_writing(kept, monkeypatch, moment):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with suppress(Killed):
-            kept.save(state(4), CONFIG, {})
-    found = Checkpoints(kept.newest)
-    good = found.find(CONFIG)
+            kept.save_checkpoint(state(4), {})
+    found = RunFolder(kept.path, "network.zip")
+    good = found.checkpoint_file
     assert step_of(good) == (4 if moment == 3 else 3)
-    found.save(state(5), CONFIG, {})
+    found.save_checkpoint(state(5), {})
     assert (step_of(found.newest), step_of(found.previous)) == (5, 4 if moment == 3 else 3)
 
 
@@ -194,20 +193,20 @@ def refused(number):
         *[(refused(n), os.strerror(n)) for n in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)],
     ],
 )
-def test_a_disk_that_is_full_or_cannot_be_written_costs_no_checkpoint(kept, fault, words, tmp_path):
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+def test_a_disk_that_is_full_or_cannot_be_written_costs_no_checkpoint(kept, fault, words):
+    before = {path: path.read_bytes() for path in kept.newest.parent.iterdir()}
     assert len(before[kept.newest]) > 900
     words = rf"cannot write checkpoint .*network\.zip: {words}; the checkpoints before it are as they were"
     with pytest.raises(OSError, match=words) as error, fault:
-        kept.save(state(4), CONFIG, {"step": 4})
+        kept.save_checkpoint(state(4), {"step": 4})
     assert "\n" not in str(error.value)
-    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before == {path: path.read_bytes() for path in kept.newest.parent.iterdir()}
 
 
 def test_what_cannot_be_encoded_is_named_and_costs_no_checkpoint(kept):
     with pytest.raises(ValueError, match="runtime_state/env is of type object"):
-        kept.save(state(4), CONFIG, {"env": object()})
-    assert step_of(kept.find(CONFIG)) == 3
+        kept.save_checkpoint(state(4), {"env": object()})
+    assert step_of(kept.checkpoint_file) == 3
 
 
 def test_a_run_folder_finds_the_good_one(tmp_path, caplog):

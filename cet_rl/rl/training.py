@@ -23,7 +23,7 @@ from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pe
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
-from cet_rl.runs.process import Interruption, on_this_machine, set_threads
+from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.values import flag
@@ -44,7 +44,7 @@ MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 
 def resolve(config: RLConfig) -> RLConfig:
     """Return the configuration with trace, order, device and threads filled in."""
-    config = on_this_machine(config)
+    config = config.on_this_machine()
     return config.resolved() if find_agent(config.agent).delays_credit else _without_traces(config)
 
 
@@ -123,7 +123,7 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
     """
     file = session.folder.checkpoint_file
     agent = kind.load(config, file)
-    state = session.folder.checkpoints.runtime_state(file)
+    state = session.folder.runtime_state(file)
     session.say(f"resuming at {agent.num_timesteps:,} samples")
     environments = f"environments of {config.task}"
     if state is None or kind.restore is None:

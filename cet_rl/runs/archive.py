@@ -1,4 +1,4 @@
-"""Files of networks and agents, and the last two checkpoints of a run. Reading a file never runs anything in it.
+"""Files of networks and agents, and checkpoints of runs. Reading a file never runs anything in it.
 
 A file is a zip archive of JSON and tensors: `agent.zip` holds `agent.json` and `agent.safetensors`, `network.zip`
 accordingly; a checkpoint of a run also holds `run.json` and `run.safetensors`. The checksums of the zip format
@@ -12,13 +12,12 @@ not be identical. Each such value becomes a mapping whose first key, such as "$t
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import struct
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -29,8 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cet_rl.runs.files import replacing, sync
-from cet_rl.runs.task_kinds import differing
+from cet_rl.runs.files import replacing
 
 VERSION = 3
 """Version of the format, written into every file; others are refused."""
@@ -50,16 +48,13 @@ class DamagedFileError(ValueError):
 
 
 def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
-    """Return a value as JSON data.
+    """Return a value as JSON data; raise ValueError for anything that is no plain data, naming its path.
 
     Args:
         value: None, numbers, strings, numpy arrays and scalars, tensors; lists, tuples, deques and dictionaries of
             them.
         tensors: gets the tensors found, and arrays as bytes, by their paths within the value.
         where: path of the value itself.
-
-    Raises:
-        ValueError: naming the path of anything else.
     """
 
     def inner(item: object, key: object) -> Any:
@@ -96,20 +91,9 @@ def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
 
 
 def decode(data: Any, tensors: dict[str, Tensor]) -> Any:
-    """Invert `encode`.
-
-    Raises:
-        ValueError: for data that `encode` does not write.
-    """
-    try:
-        return _decode(data, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError, struct.error) as error:
-        raise ValueError(f"this is no encoded state ({type(error).__name__}: {error})") from None
-
-
-def _decode(data: Any, tensors: dict[str, Tensor]) -> Any:
+    """Invert `encode`; data that it does not write are an error of some kind."""
     if isinstance(data, list):
-        return [_decode(item, tensors) for item in data]
+        return [decode(item, tensors) for item in data]
     if not isinstance(data, dict):
         return data
     match data:
@@ -117,11 +101,11 @@ def _decode(data: Any, tensors: dict[str, Tensor]) -> Any:
             (number,) = struct.unpack(">d", bytes.fromhex(text))  # there is more than one "not a number"
             return number
         case {"$tuple": list(items)}:
-            return tuple(_decode(items, tensors))
+            return tuple(decode(items, tensors))
         case {"$deque": list(items), "maxlen": int() | None as maxlen}:
-            return deque(_decode(items, tensors), maxlen)
+            return deque(decode(items, tensors), maxlen)
         case {"$dict": list(pairs)}:
-            return {_decode(key, tensors): _decode(value, tensors) for key, value in pairs}
+            return {decode(key, tensors): decode(value, tensors) for key, value in pairs}
         case {"$tensor": str(name)}:
             return tensors[name].clone()
         case {"$array": str(name), "dtype": str(dtype), "shape": list(shape)}:
@@ -130,7 +114,7 @@ def _decode(data: Any, tensors: dict[str, Tensor]) -> Any:
             return _array(tensors[name], dtype, [])[()]
     if any(key.startswith("$") for key in data):
         raise ValueError(f"unknown type {', '.join(data)}")
-    return {key: _decode(value, tensors) for key, value in data.items()}
+    return {key: decode(value, tensors) for key, value in data.items()}
 
 
 def _array(content: Tensor, dtype: str, shape: list[int]) -> npt.NDArray[Any]:
@@ -169,10 +153,6 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
 
 def read(file: File, *, what: str) -> dict[str, Any]:
     """Return the state in a file that `write` has written.
-
-    Args:
-        file: a path, ".zip" added unless it ends so, or a binary file object.
-        what: kind of file expected: "agent" or "network".
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -228,80 +208,3 @@ def _path_of(file: File) -> Path | None:
         return None
     path = Path(file)
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
-
-
-class Checkpoints:
-    """Keep a checkpoint and the one before it, NAME.zip and NAME.previous.zip.
-
-    A new checkpoint is written beside them and takes its place only when it is whole and on the disk, so that one
-    of the two is always good. Both hold the configuration of their run; a file copied from another run is not
-    used.
-
-    Args:
-        newest: path of the newest; its stem is the kind of file, "agent" or "network".
-    """
-
-    def __init__(self, newest: Path) -> None:
-        self.newest = newest
-        self.previous = newest.with_name(f"{newest.stem}.previous{newest.suffix}")
-        self._bad: set[Path] = set()
-
-    def save(self, state: dict[str, Any], config: Mapping[str, Any] | None, runtime_state: object = None) -> None:
-        """Write a checkpoint; the newest so far becomes the previous one.
-
-        Args:
-            state: what has been learned, see `write`.
-            config: the run's configuration; None if it is unknown.
-            runtime_state: whatever else the run needs to resume.
-
-        Raises:
-            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
-            ValueError: if a state holds anything but plain data and tensors.
-        """
-        run = {"config": config and dict(config), "runtime_state": runtime_state}
-        fresh = self.newest.with_name(f".{self.newest.stem}.{os.getpid()}.tmp.zip")
-        try:
-            write(fresh, state, what=self.newest.stem, run=run)
-            if self.newest.exists() and self.newest not in self._bad:
-                os.replace(self.newest, self.previous)
-                self._bad.discard(self.previous)
-            os.replace(fresh, self.newest)
-            self._bad.discard(self.newest)
-            sync(self.newest.parent)
-        except OSError as error:
-            kept = "; the checkpoints before it are as they were" if self.newest.exists() else ""
-            raise OSError(f"cannot write checkpoint {self.newest}: {error.strerror or error}{kept}") from error
-        finally:
-            fresh.unlink(missing_ok=True)
-
-    def find(self, config: Mapping[str, Any] | None) -> Path | None:
-        """Return the newest checkpoint that is whole and of the run with a configuration, None if there is none.
-
-        One that has to be passed over is named in the log, once.
-
-        Raises:
-            ValueError: if there are checkpoints but none is good, or one has another format version.
-        """
-        reasons: dict[Path, str] = {}
-        for path in (self.newest, self.previous):
-            try:
-                theirs = read_run(path, what=self.newest.stem).get("config")
-                changes = differing(theirs, config) if isinstance(theirs, dict) and config is not None else []
-                if changes:
-                    raise DamagedFileError(f"{path} is of a run of another configuration ({', '.join(changes)})")
-            except FileNotFoundError:
-                continue
-            except DamagedFileError as error:
-                reasons[path] = str(error)
-                continue
-            if reasons.keys() - self._bad:
-                logging.getLogger(__name__).warning("%s; using %s", "; ".join(reasons.values()), path)
-            self._bad.update(reasons)
-            return path
-        if reasons:
-            raise ValueError("; ".join(reasons.values()))
-        return None
-
-    def runtime_state(self, path: Path) -> Any:
-        """Return the runtime state in a checkpoint that `find` returned, or None; errors as of `read`."""
-        return read_run(path, what=self.newest.stem).get("runtime_state")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -164,6 +165,21 @@ class RunConfig(ABC):
         trace = self.trace_config
         order = trace.states if find_trace(trace.kind).takes_order else self.order
         return dataclasses.replace(self, trace=trace.kind, order=order)
+
+    def on_this_machine(self) -> Self:
+        """Return the configuration with this machine's device and threads; ValueError without such a device."""
+        import torch  # takes a second
+
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"--device must be auto, cpu or cuda, got {self.device!r}")
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        device = ("cuda" if available else "cpu") if self.device == "auto" else self.device
+        named = os.environ.get("OMP_NUM_THREADS", "1") if self.threads is None else str(self.threads)
+        if not named.isdigit() or int(named) < 1:
+            raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
+        return dataclasses.replace(self, device=device, threads=int(named))
 
     def as_data(self) -> dict[str, Any]:
         """Return plain data, as written to config.yaml."""

@@ -75,39 +75,31 @@ def tuned_defaults(task: str, kind: type[RunConfig]) -> Mapping[str, Any]:
     for name in (task.replace("/", "-"), task.split("/")[0]):
         path = folder / f"{name}.yaml"
         if path.is_file():
-            return parse_config(_read_text(path, path.name), path.name, kind)
+            return parse_config(path.read_bytes(), path.name, kind)
     return {}
 
 
 def read_mapping(source: str) -> Mapping[str, Any]:
-    """Return a configuration file, by path or by name, with nothing but its task checked.
-
-    Raises:
-        ValueError: if there is no such file, it is no YAML mapping, or its task is no text.
-    """
+    """Return a configuration file, by path or by name, with nothing but its task checked, or raise ValueError."""
     path: Traversable = Path(source)
     if not path.is_file():
         known = package_configs()
         if source not in known:
             raise unknown("configuration file", source, sorted(known))
         path = known[source]
-    mapping = _parse_mapping(_read_text(path, source), source)
+    mapping = _parse_mapping(path.read_bytes(), source)
     if "task" in mapping:
         checked(mapping["task"], str, f"{source}: task")
     return mapping
 
 
-def parse_config(text: str, source: str, kind: type[RunConfig]) -> dict[str, Any]:
+def parse_config(text: str | bytes, source: str, kind: type[RunConfig]) -> dict[str, Any]:
     """Return YAML text as values of `kind`; raise ValueError for anything else, naming source and key."""
     return check_values(_parse_mapping(text, source), source, kind)
 
 
 def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig]) -> dict[str, Any]:
-    """Return values with the types of the fields of `kind`.
-
-    Raises:
-        ValueError: for a key that `kind` does not have, or a value of another type, naming source and key.
-    """
+    """Return values with the types of the fields of `kind`; raise ValueError for others, naming source and key."""
     types, values = types_of(kind), {}
     for key, value in mapping.items():
         if key not in types:
@@ -116,14 +108,7 @@ def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig])
     return values
 
 
-def _read_text(path: Traversable, source: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is no UTF-8 text") from None
-
-
-def _parse_mapping(text: str, source: str) -> Mapping[str, Any]:
+def _parse_mapping(text: str | bytes, source: str) -> Mapping[str, Any]:
     try:
         data = load_yaml(text)
     except _NO_YAML as error:

@@ -57,10 +57,7 @@ def sync(path: Path) -> None:
 def holds(path: Path, file: str, kind: str) -> bool:
     """Return whether a folder holds the file that makes it one of its kind; False for an empty or a missing one.
 
-    Hidden files and locks do not count.
-
-    Raises:
-        ValueError: if it is no folder, or holds something else.
+    Hidden files and locks do not count. Anything else in it is a ValueError.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{kind} folder {path} is a file")

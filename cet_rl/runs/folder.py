@@ -13,16 +13,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -32,9 +32,6 @@ from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_ma
 from cet_rl.runs.files import holds, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock, Owner
 from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
-
-if TYPE_CHECKING:
-    from cet_rl.runs.archive import Checkpoints
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -49,50 +46,87 @@ _LOCK = "lock"
 
 
 def checkpoint_interval(total_steps: int, asked: int | None) -> int:
-    """Return the steps from one checkpoint to the next: `asked`, or a tenth of the run.
-
-    Raises:
-        ValueError: if `asked` is less than one.
-    """
+    """Return the steps from one checkpoint to the next: `asked`, which must be positive, or a tenth of the run."""
     if asked is not None and asked < 1:
         raise ValueError(f"--checkpoint-every must be at least 1, got {asked}")
     return asked or max(1, total_steps // CHECKPOINTS)
 
 
 class RunFolder:
-    """Find, read and write the files of one run.
-
-    Args:
-        path: the folder itself.
-        checkpoint: the checkpoint's file name.
-    """
+    """Find, read and write the files of one run, whose checkpoint has this name."""
 
     def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.summary_file = self.path / "summary.json"
         self.metrics_file = self.path / "metrics.csv"
-        self._checkpoint = self.path / "checkpoint" / checkpoint
-
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        """Return the last two checkpoints."""
-        from cet_rl.runs.archive import Checkpoints  # importing torch takes a second
-
-        return Checkpoints(self._checkpoint)
+        self.newest = self.path / "checkpoint" / checkpoint
+        self.previous = self.newest.with_suffix(".previous.zip")
+        self._bad: set[Path] = set()
 
     @property
     def checkpoint_file(self) -> Path:
-        """Return the newest good checkpoint, see `Checkpoints.find`; without any, the first one to come."""
-        if not any(self._checkpoint.parent.glob("*.zip")):
-            return self._checkpoint  # without an import of torch
-        return self.checkpoints.find(self._saved_config()) or self._checkpoint
+        """Return the newest checkpoint that is whole and of this run; without any, the path of the first to come.
+
+        One that has to be passed over is named in the log, once. If none of those there is good, or one has
+        another format version, that is a ValueError.
+        """
+        reasons: dict[Path, str] = {}
+        for path in filter(Path.exists, (self.newest, self.previous)):
+            from cet_rl.runs import archive  # importing torch takes a second
+
+            try:
+                theirs, ours = archive.read_run(path, what=self.newest.stem).get("config"), self._saved_config()
+                changes = differing(theirs, ours) if isinstance(theirs, dict) and ours is not None else []
+                if changes:
+                    reason = f"{path} is of a run of another configuration ({', '.join(changes)})"
+                    raise archive.DamagedFileError(reason)
+            except archive.DamagedFileError as error:
+                reasons[path] = str(error)
+                continue
+            if reasons.keys() - self._bad:
+                logging.getLogger(__name__).warning("%s; using %s", "; ".join(reasons.values()), path)
+            self._bad.update(reasons)
+            return path
+        if reasons:
+            raise ValueError("; ".join(reasons.values()))
+        return self.newest
 
     def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:
-        """Write a checkpoint, after everything logged so far has reached the disk; see `Checkpoints.save`."""
+        """Write a checkpoint, after everything logged so far is on the disk; the newest becomes the previous one.
+
+        It takes its place only when it is whole and on the disk, so that one of the two is always good. It holds
+        the run's configuration, so that none is taken for another run's.
+
+        Raises:
+            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
+            ValueError: if a state holds anything but plain data and tensors.
+        """
+        from cet_rl.runs import archive
+
         for file in (self.metrics_file, *self.path.glob("events.out.tfevents.*")):
             sync(file)
-        self.checkpoints.save(state, self._saved_config(), runtime_state)
+        run = {"config": self._saved_config(), "runtime_state": runtime_state}
+        fresh = self.newest.with_name(f".{self.newest.stem}.{os.getpid()}.tmp.zip")
+        try:
+            archive.write(fresh, state, what=self.newest.stem, run=run)
+            if self.newest.exists() and self.newest not in self._bad:
+                os.replace(self.newest, self.previous)
+                self._bad.discard(self.previous)
+            os.replace(fresh, self.newest)
+            self._bad.discard(self.newest)
+            sync(self.newest.parent)
+        except OSError as error:
+            kept = "; the checkpoints before it are as they were" if self.newest.exists() else ""
+            raise OSError(f"cannot write checkpoint {self.newest}: {error.strerror or error}{kept}") from error
+        finally:
+            fresh.unlink(missing_ok=True)
+
+    def runtime_state(self, checkpoint: Path) -> Any:
+        """Return the runtime state in a checkpoint, None if it has none."""
+        from cet_rl.runs import archive
+
+        return archive.read_run(checkpoint, what=self.newest.stem).get("runtime_state")
 
     def _saved_config(self) -> dict[str, Any] | None:
         """Return the values of config.yaml but those of the machine; None if it cannot be read."""
@@ -132,12 +166,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let no other process run in the folder while the block runs.
-
-        Raises:
-            ValueError: if another process does, naming it.
-            OSError: if the folder cannot be written.
-        """
+        """Let no other process run in the folder while the block runs; ValueError if another does, naming it."""
         lock = Lock(self.path / _LOCK, "run")
         try:
             if not lock.acquire():
@@ -166,11 +195,7 @@ class RunFolder:
         return ValueError(f"{self.path} is being run by another process{who}: {hint}")
 
     def open_for(self, config: Mapping[str, Any], *, resume: bool) -> bool:
-        """Prepare the locked folder for a run of `config`; nothing of another run is overwritten.
-
-        Args:
-            config: resolved, as it goes into config.yaml.
-            resume: whether an unfinished run of the same configuration may be there.
+        """Prepare the locked folder for a run of a resolved configuration; nothing of another run is overwritten.
 
         Returns:
             True if there is a checkpoint to resume from.
@@ -181,7 +206,7 @@ class RunFolder:
         """
         self.check_usable(config, resume=resume)
         checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched
-        self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        self.newest.parent.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
         resumed = checkpoint.exists()
@@ -199,11 +224,7 @@ class RunFolder:
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[TaskKind, RunFolder, dict[str, Any]]:
-    """Return the kind of a run's task, the run's folder, and the values of its configuration.
-
-    Raises:
-        ValueError: if it is no run folder, or its configuration is damaged.
-    """
+    """Return the kind of a run's task, its folder and configuration; ValueError if they are damaged or missing."""
     file = RunFolder(path).config_file
     if not file.is_file():
         raise ValueError(f"{file.parent} is no run folder: it has no {file.name}")
@@ -229,8 +250,7 @@ def versions() -> dict[str, str]:
 class MetricsTable:
     """Write metrics.csv: a row each time numbers are logged; columns are added when first seen.
 
-    Whole rows that are already in the file are kept up to `last_step`, but not the numbers of an evaluation: a
-    resumed run logs them again.
+    Whole rows are kept up to `last_step`, but no numbers of an evaluation: a resumed run logs them again.
     """
 
     STEP = "time/total_timesteps"

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
@@ -67,29 +68,26 @@ class Owner:
         return age < LEASE and not (restarted and (self.host, self.machine) == (here.host, here.machine))
 
 
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 @cache
 def _this_process() -> Owner:
-    def line(file: str) -> str:
-        try:
-            return Path(file).read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            return ""
-
-    try:
+    machine, boot = _read("/etc/machine-id"), _read("/proc/sys/kernel/random/boot_id")
+    namespace = 0
+    with suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        namespace = 0
-    machine, boot = line("/etc/machine-id"), line("/proc/sys/kernel/random/boot_id")
     return Owner(platform.node(), machine, boot, namespace, os.getpid(), _started(os.getpid()))
 
 
 def _started(pid: int) -> int | None:
     """Return when a process of this machine started; None if it has ended, or where /proc does not say."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])  # Z: it has ended, and its parent has yet to notice
-    except (OSError, IndexError, ValueError):
-        return None
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return None if not fields or fields[0] in "ZX" else int(fields[19])  # Z: its parent has yet to notice its end
 
 
 def lock_owners(folder: Path) -> dict[str, Owner | None]:
@@ -135,11 +133,7 @@ class Lock:
         return lock_owners(self.folder).get(self.name)
 
     def acquire(self, wait: float = 0.0) -> bool:
-        """Take the lock; return False if another process has it for longer than `wait` seconds.
-
-        Raises:
-            OSError: if the folder cannot be written.
-        """
+        """Take the lock; return False if another process has it for longer than `wait` seconds."""
         deadline = time.monotonic() + wait
         while not self._try():
             if time.monotonic() >= deadline:

@@ -24,16 +24,10 @@ class Display:
     """Show progress, a number that says how well the run goes, speed and time left, on stderr.
 
     In a terminal this is a bar, elsewhere a line for every tenth of the run.
-
-    Args:
-        total: steps of the whole run.
-        kind: of the run's task; it names steps and number.
-        quiet: show nothing.
     """
 
     def __init__(self, total: int, kind: TaskKind, *, quiet: bool) -> None:
         self.total, self.unit, self.score, self.quiet = total, kind.unit, kind.progress, quiet
-        self._shown = 0.0
         self._bar: Progress | None = None
 
     def start(self, first: int) -> None:
@@ -54,15 +48,12 @@ class Display:
             self._bar.start()
 
     def update(self, step: int, number: float | None) -> None:
-        """Show step and number, unless the display has just been updated."""
-        now = time.monotonic()
-        speed = (step - self._first) / max(now - self._began, 1e-9)
+        """Show step and number."""
+        speed = (step - self._first) / max(time.monotonic() - self._began, 1e-9)
         shown = "-" if number is None else f"{number:.{self.score.digits}f}"
         made = min(step, self.total)
         if self._bar is not None:
-            if now - self._shown > 0.1 or step >= self.total:
-                self._shown = now
-                self._bar.update(self._task, completed=made, number=shown, speed=speed)
+            self._bar.update(self._task, completed=made, number=shown, speed=speed)
         elif step >= self._next_line and not self.quiet:
             self._next_line += self.total / 10
             print(
@@ -82,12 +73,8 @@ class Display:
 class RunLog:
     """Write the numbers of a run to TensorBoard and metrics.csv.
 
-    TensorBoard is told to ignore earlier points that a resumed run logs again. It can do so only by their steps,
-    so the evaluation at the end, which may be repeated without a new step, has an event file of its own.
-
-    Args:
-        folder: of the run.
-        last_step: step of the checkpoint that a resumed run starts from; None for a new run.
+    TensorBoard is told to ignore points after `last_step`, at which a resumed run starts. It can do so only by
+    their steps, so the evaluation at the end, which may be repeated at its step, has an event file of its own.
     """
 
     _EVALUATION = ".evaluation"
@@ -101,13 +88,7 @@ class RunLog:
         self.table = MetricsTable(folder.metrics_file, last_step or 0)
 
     def describe(self, config: RunConfig, scores: Sequence[str], *, kernels: bool) -> None:
-        """Write hyper-parameters and kernels for TensorBoard, unless the run is resumed and has them already.
-
-        Args:
-            config: of the run.
-            scores: tags that the table of hyper-parameters shows.
-            kernels: whether to draw the kernels of the configuration's traces.
-        """
+        """Write hyper-parameters, with the tags of scores, and kernels for TensorBoard, if the run is new."""
         if self.resumed:
             return
         writer: Any = self.writer.file_writer

@@ -21,9 +21,6 @@ from cet_rl.traces.timing import RELATIVE_TOLERANCE
 PAPER = "paper"
 """Name of the configuration that stands for the row of the paper's tables for a task, delay and order."""
 
-BACKPROP = "backprop"
-"""Stands in a row's `order` for the baseline without delay."""
-
 
 @dataclass(frozen=True)
 class PaperRow:
@@ -71,11 +68,7 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
 
     def find(self, task: str, delay: float, order: int | None) -> PaperRow:
-        """Return the row for a delay in seconds and an order (None: the baseline).
-
-        Raises:
-            ValueError: if there is none, naming those there are.
-        """
+        """Return the row for a delay in seconds and an order (None: the baseline), or raise ValueError."""
         for row in self.rows:
             if row.order == order and math.isclose(row.delay, delay, rel_tol=RELATIVE_TOLERANCE):
                 return row
@@ -102,11 +95,7 @@ def paper_tables() -> tuple[PaperTable, ...]:
 
 
 def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the row of the paper's tables for the values of a configuration that are given; see `paper_row`.
-
-    Raises:
-        ValueError: for an agent that the paper does not have, or if it has no such row.
-    """
+    """Return the row of the paper's tables for the values of a configuration that are given; see `paper_row`."""
     if values.get("agent", "cet") != "cet":
         raise ValueError(
             f"config paper is for the paper's agent, not for {values['agent']}: leave out one of the two"
@@ -155,10 +144,10 @@ def _read(text: str, name: str) -> PaperTable:
     data = load_yaml(text)
     kind = task_kind_of(data["tasks"][0]).config()
     common = check_values(data["common"], f"paper/{name}.yaml, common", kind)
-    rows = []
-    for number, cells in enumerate(data["rows"], start=1):
-        named = {key: value for key, value in cells.items() if (key, value) != ("order", BACKPROP)}
-        rows.append(PaperRow({**common, **check_values(named, f"paper/{name}.yaml, row {number}", kind)}))
+    rows = (
+        PaperRow({**common, **check_values(row, f"paper/{name}.yaml, row {number}", kind)})
+        for number, row in enumerate(data["rows"], start=1)
+    )
     stacked = bool(common.get("stacked", False))
     return PaperTable(name, data["source"], int(data["table"]), tuple(data["tasks"]), stacked, tuple(rows))
 

@@ -41,11 +41,7 @@ def load_plugins() -> None:
 
 
 def import_named(name: str, wanted_by: str) -> ModuleType:
-    """Import a module that a user has named, from the current folder too; `wanted_by` says what names it.
-
-    Raises:
-        ValueError: if that fails, whatever the module raises.
-    """
+    """Import a module that a user has named, from the current folder too; raise ValueError whatever it raises."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # an installed command does not look there
     try:

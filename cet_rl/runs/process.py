@@ -1,47 +1,17 @@
-"""The process of a run: device and threads, Ctrl-C, and random numbers as plain data."""
+"""The process of a run: threads, Ctrl-C, and random numbers as plain data."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
-
-if TYPE_CHECKING:
-    from cet_rl.runs.config import RunConfig
-
-C = TypeVar("C", bound="RunConfig")
-
-
-def on_this_machine(config: C) -> C:
-    """Return the configuration with the device and threads of this machine filled in.
-
-    Raises:
-        ValueError: if the device is not available, or OMP_NUM_THREADS is no positive number.
-    """
-    import torch
-
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"--device must be auto, cpu or cuda, got {config.device!r}")
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    device = ("cuda" if available else "cpu") if config.device == "auto" else config.device
-    threads = config.threads
-    if threads is None:
-        named = os.environ.get("OMP_NUM_THREADS", "1")
-        if not named.isdigit() or int(named) < 1:
-            raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
-        threads = int(named)
-    return replace(config, device=device, threads=threads)
 
 
 def set_threads(threads: int | None) -> None:
@@ -80,19 +50,13 @@ class Interruption:
 
 def generator_state(generator: np.random.Generator | np.random.RandomState) -> dict[str, Any]:
     """Return the state of a numpy generator, old style or new."""
-    if isinstance(generator, np.random.RandomState):
-        state: Any = generator.get_state(legacy=False)
-    else:
-        state = generator.bit_generator.state
+    is_old = isinstance(generator, np.random.RandomState)
+    state: Any = generator.get_state(legacy=False) if is_old else generator.bit_generator.state  # type: ignore[union-attr]
     return dict(state)
 
 
 def generator_from(state: dict[str, Any]) -> np.random.Generator:
-    """Return a generator with a state that `generator_state` returned.
-
-    Raises:
-        ValueError: if the state names no bit generator of numpy.
-    """
+    """Return a generator with a state that `generator_state` returned; raise ValueError for an unknown kind."""
     name = state.get("bit_generator")
     kind = getattr(np.random, str(name), None)
     if kind not in np.random.BitGenerator.__subclasses__():
@@ -115,11 +79,7 @@ def process_state(device: str = "cpu") -> dict[str, Any]:
 
 
 def restore_process_state(state: dict[str, Any]) -> None:
-    """Restore what `process_state` returned, CUDA's only if the number of devices is the same.
-
-    Raises:
-        KeyError, TypeError, ValueError, RuntimeError: if it is no such state.
-    """
+    """Restore what `process_state` returned, CUDA's only if the number of devices is the same."""
     import torch
 
     torch.set_rng_state(state["torch"])

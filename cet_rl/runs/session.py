@@ -98,6 +98,7 @@ class Session:
     """Hold what a run needs besides its learner.
 
     `open` after locking the folder, `begin` with the learner in place, then learn within `run_and_summarize`.
+    A folder that cannot be used is a ValueError.
 
     Args:
         config: resolved.
@@ -113,9 +114,6 @@ class Session:
         status: how the run ended; None before.
         learning_seconds: time spent learning, to be added by whoever drives the session.
         next_save: step at which the next checkpoint is due.
-
-    Raises:
-        ValueError: if the folder cannot be used.
     """
 
     def __init__(
@@ -226,13 +224,7 @@ def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) 
     Args:
         sessions: runs that have begun, with one interruption.
         learn: learns until the end or an interruption, and writes the summary of either. A second Ctrl-C ends the
-            runs without asking it.
-
-    Returns:
-        "finished" or "interrupted".
-
-    Raises:
-        Exception: whatever `learn` raised; the summaries say "failed", if they can be written.
+            runs without asking it. Whatever else it raises is raised, after summaries that say "failed".
     """
     try:
         with sessions[0].interruption.watched():
@@ -271,9 +263,8 @@ def run(
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
-        FloatingPointError: if a number of the only run is not finite any more; the summary says "failed", and the
-            last checkpoint is from before.
-        Exception: whatever ended all runs, or the only one.
+        Exception: whatever ended all runs, or the only one, such as FloatingPointError for a number that is not
+            finite; the last checkpoint is from before.
     """
     set_threads(sessions[0].config.threads)
     sessions = [session for session in sessions if not session.is_finished()]

@@ -23,8 +23,7 @@ class Score:
 
     Attributes:
         key: of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images tested on.
-        title: name of the number for people.
-        word: the same in one word, for tables and progress.
+        word: the title in one word, for tables and progress.
         digits: decimals of the number as it is stored.
         percent: True to show a share as a percentage.
     """
@@ -164,24 +163,13 @@ def check_spelling(task: str) -> None:
 
 
 def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return a configuration: the defaults of its class, under `base` or the task's tuned defaults, under values.
-
-    Raises:
-        ValueError: for values that are impossible or do not fit together.
-    """
+    """Return a configuration: defaults of its class, under `base` or the task's tuned defaults, under values."""
     kind = task_kind_of(values["task"]).config()
     return kind(**{**(tuned_defaults(values["task"], kind) if base is None else base), **values})
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
-    """Raise ValueError for an option that only other kinds of tasks have, and say which.
-
-    Args:
-        name: of the option's field.
-        own: names of the options that there are.
-        subject: what the option does not apply to.
-        shown: the option as it was written.
-    """
+    """Raise ValueError for an option, as it was shown, that only other kinds of tasks have, and say which."""
     if name in own:
         return
     for other in TASK_KINDS:

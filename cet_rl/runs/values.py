@@ -72,13 +72,7 @@ _TYPES: dict[Any, tuple[Any, str]] = {
 def checked(value: Any, hint: Any, where: str) -> Any:
     """Return a value as its field's type: whole numbers as float, lists as tuples, numpy's numbers as plain ones.
 
-    Args:
-        value: from Python, a YAML file or the command line.
-        hint: the field's type.
-        where: the value stands, for the message.
-
-    Raises:
-        ValueError: for a value of another type, naming place, type and value.
+    A value of another type is a ValueError that names the place, `where` it stands, type and value.
     """
     try:
         return _convert(value, hint)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.folder import Status, default_path
-from cet_rl.runs.process import Interruption, on_this_machine, set_threads
+from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.session import Session, run
 from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.batched import BatchedLearner
@@ -20,7 +20,7 @@ from cet_rl.vision.learner import ImageLearner
 
 def resolve(config: VisionConfig) -> VisionConfig:
     """Fill in trace, network, data folder, device and threads; raise ValueError without such a device."""
-    return on_this_machine(config).resolved()
+    return config.on_this_machine().resolved()
 
 
 def load_data(config: VisionConfig) -> ImageData:
