@@ -10,6 +10,8 @@ from safetensors.torch import load, save
 
 from cet_rl.runs import archive
 
+TIMES = ("time/fps", "time/time_elapsed")
+
 
 def parts(file, what="network"):
     """Return the JSON data and the tensors of the state in a file."""
@@ -40,7 +42,7 @@ def summary(folder):
 def rows(folder):
     """Return the rows of a run folder's metrics.csv without what depends on time."""
     with open(folder / "metrics.csv", newline="") as stream:
-        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(stream)]
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(stream)]
 
 
 def files(folder):

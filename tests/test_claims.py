@@ -416,7 +416,6 @@ def test_the_command_prints_every_claim_and_writes_them(tmp_path, capsys, monkey
         (["missing"], "there is no folder"),
         (["."], "there is no run folder in ."),
         ([], "name run folders"),
-        ([".", "--title", "T"], "--title"),
     ],
 )
 def test_folders_without_runs_are_one_clear_error(arguments, words, tmp_path, capsys, monkeypatch):

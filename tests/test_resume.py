@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import os
 import random
 import signal
@@ -18,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from saved_files import members, parts, write_members
+from saved_files import TIMES, members, parts, rows, summary, write_members
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -48,7 +46,6 @@ WAYS = {
     "sb3:a2c": {"agent": "sb3:a2c"},
     "sb3:ppo": {"agent": "sb3:ppo", "delay": 0.0},
 }
-TIMES = ("time/fps", "time/time_elapsed")
 
 
 class Killed(BaseException):
@@ -87,11 +84,6 @@ def killed_and_resumed(config, folder, monkeypatch, *moments):
     assert train(config, folder, resume=True, quiet=True) == "finished"
 
 
-def rows(folder):
-    with open(folder / "metrics.csv", newline="") as stream:
-        return [{name: v for name, v in row.items() if name not in TIMES} for row in csv.DictReader(stream)]
-
-
 def logged(folder):
     """Return what TensorBoard shows of a run, times apart: a later file hides points from its first step on."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -107,10 +99,6 @@ def logged(folder):
                 if value.tag not in TIMES and not value.tag.startswith("_hparams_/"):
                     found.append((event.step, value.tag, value.SerializeToString()))
     return sorted(found)
-
-
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def assert_same_end(one, other, what="agent"):
@@ -306,37 +294,6 @@ def mutable(whole, tmp_path_factory):
     (folder.path / "checkpoint").mkdir()
     folder.config_file.write_bytes((whole[1] / "config.yaml").read_bytes())
     return folder, (whole[1] / "checkpoint" / "agent.zip").read_bytes(), training.resolve(whole[0])
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_learners_of_our_own_loop_end_the_same_too(tmp_path, monkeypatch, damaged):
-    """TensorBoard's values and the last checkpoint, of a run of the loop that data sets and sequences share."""
-    from cet_rl.recurrent import learner as sequences
-    from cet_rl.recurrent.config import RecurrentConfig
-    from cet_rl.recurrent.training import train as train_sequences
-
-    config = RecurrentConfig(
-        "add", rule="rflo", units=4, total_steps=200, alignment=False, device="cpu", executor="step"
-    )
-    for name in ("TEST_STEPS", "CURVE_STEPS", "CHUNK", "SHORTEST_CHUNK"):
-        monkeypatch.setattr(sequences, name, 10)
-    assert train_sequences(config, tmp_path / "whole", quiet=True) == "finished"
-    advance = sequences.SequenceLearner.advance
-
-    def dying(self, limit=None, *, measure=False):
-        if self.step >= 127:
-            raise Killed
-        return advance(self, limit, measure=measure)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sequences.SequenceLearner, "advance", dying)
-        with pytest.raises(Killed):
-            train_sequences(config, tmp_path / "cut", quiet=True)
-    if damaged:
-        newest = tmp_path / "cut" / "checkpoint" / "network.zip"
-        newest.write_bytes(newest.read_bytes()[:-9])
-    assert train_sequences(config, tmp_path / "cut", resume=True, quiet=True) == "finished"
-    assert_same_end(tmp_path / "whole", tmp_path / "cut", "network")
 
 
 RUNS = {

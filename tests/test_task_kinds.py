@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -60,25 +58,6 @@ def test_configurations_of_every_task_kind_share_their_base(task_kind):
     assert default_path(config).name == f"{config.task}-{config.label}-3"
     for option in task_kind.evaluation_options:
         assert option in {item.name for item in fields(EvalArguments)}
-
-
-def test_the_command_line_waits_with_what_takes_seconds():
-    code = (
-        "import sys; from cet_rl.cli import train, evaluate; train.parse_arguments(['mnist']); "
-        "train.parse_arguments(['CartPole-v1']); train.parse_arguments(['add', '--rule', 'uoro']); "
-        "sys.exit(any(name in sys.modules for name in ('torch', 'stable_baselines3', 'datasets')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
-
-
-SPELLINGS = {"minst": "mnist", "MNIST": "mnist", "digit": "digits", "CIFAR-10": "cifar10", "mimik": "mimic"}
-
-
-@pytest.mark.parametrize("task", SPELLINGS)
-def test_a_misspelt_data_set_is_recognised(task, capsys):
-    wanted = f"cet-rl: error: unknown task '{task}'; did you mean {SPELLINGS[task]}?"
-    assert refusal(capsys, "train", task, "--delay", "8") == wanted
-    assert refusal(capsys, "train", task, "--batch-size", "8") == wanted
 
 
 @pytest.mark.parametrize("task", ["mnist", "CartPole-v1", "Digits-v0", "digits:Digits-v1", "lab/mnist", "MyEnv"])

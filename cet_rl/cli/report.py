@@ -23,8 +23,6 @@ class ReportArguments:
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
     out: str | None = None
     """Folder to write to. Default: the first of RUNS."""
-    title: str | None = None
-    """Title of the page. Default: the name of the first of RUNS."""
     claims: bool = False
     """Judge the papers' claims, and ours, by the runs instead; with --out, also write claims.md."""
     quiet: bool = False
@@ -42,7 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.report import write_report
     from cet_rl.report.text import counted
 
-    report = write_report(parsed.runs, parsed.out, parsed.title)
+    report = write_report(parsed.runs, parsed.out)
     if not parsed.quiet:
         states = Counter(run.status for run in report.runs)
         runs = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
@@ -53,8 +51,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _claims(parsed: ReportArguments) -> int:
     """Judge the claims by the runs, print the verdicts, and write them where --out says."""
-    if parsed.title is not None:
-        raise ValueError("--title is for the page of figures: leave it out with --claims")
     from rich.console import Console
 
     from cet_rl.report.claims import examine_folders

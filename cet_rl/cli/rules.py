@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cet_rl.cli import parse
-from cet_rl.runs.files import replacing
+from cet_rl.runs.files import write_text
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.audit.report import Format
-
-SUFFIXES: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
-"""Formats that a file's name tells."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,10 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.recurrent.rules import find_rule, rules
 
     audits = [audit_rule(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
-    told = "table" if output is None else SUFFIXES.get(output.suffix.lower(), "table")
-    form: Format = parsed.format or told
+    told: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
+    form = parsed.format or ("table" if output is None else told.get(output.suffix.lower(), "table"))
     if output is not None:
-        with replacing(output) as stream:
-            stream.write(as_text(audits, form).encode())
+        write_text(output, as_text(audits, form))
     elif form == "table":
         print_tables(audits, Console())
     else:

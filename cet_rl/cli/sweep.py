@@ -65,8 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         check_slurm()
     elsewhere = {} if options.data_dir is None else {"data_dir": options.data_dir}
     file = read_sweep(options.file, quick=options.quick, **elsewhere)
-    default = Path("runs") / (Path(options.file).stem + "-quick" * options.quick)
-    folder = SweepFolder(options.run_dir or default)
+    folder = SweepFolder(options.run_dir or Path("runs") / (Path(options.file).stem + "-quick" * options.quick))
     sweep = build_or_read(file, folder)
     if options.status:
         print_status(sweep, folder)

@@ -102,7 +102,7 @@ def train(
         if session.is_finished():  # by another process, while this one waited
             return "finished"
         log_state = None
-        if resumed := session.open():
+        if resumed := session.folder.open_for(config.as_data(), resume=resume):
             agent, log_state = _load(config, session, kind)
         session.begin(lambda: agent.num_timesteps, resumed=resumed)
         if config.delay and not kind.delays_credit:

@@ -33,9 +33,6 @@ from cet_rl.runs.files import replacing
 VERSION = 3
 """Version of the format, written into every file; others are refused."""
 
-RUN = "run"
-"""Name of the part of a checkpoint that belongs to the run and not to the agent or network."""
-
 _NUMBERS = "biufcSU"
 """Kinds of numpy types that are plain data."""
 
@@ -137,7 +134,7 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
         OSError: if the file cannot be written.
         ValueError: if the state holds anything but plain data and tensors.
     """
-    parts = {what: state} | ({} if run is None else {RUN: run})
+    parts = {what: state} | ({} if run is None else {"run": run})
     path = _path_of(file)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +164,7 @@ def read_run(path: Path, *, what: str) -> dict[str, Any]:
     def verified(archive: zipfile.ZipFile) -> dict[str, Any]:
         if bad := archive.testzip():
             raise zipfile.BadZipFile(f"bad checksum of {bad}")
-        return _read_part(archive, RUN) if f"{RUN}.json" in archive.namelist() else {}
+        return _read_part(archive, "run") if "run.json" in archive.namelist() else {}
 
     return _use(path, what, verified)
 

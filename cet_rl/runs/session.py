@@ -97,13 +97,13 @@ class LearnerBatch(Generic[L]):
 class Session:
     """Hold what a run needs besides its learner.
 
-    `open` after locking the folder, `begin` with the learner in place, then learn within `run_and_summarize`.
+    `begin` in the locked and opened folder with the learner in place, then learn within `run_and_summarize`.
     A folder that cannot be used is a ValueError.
 
     Args:
         config: resolved.
         kind: of the run's task.
-        run_dir: the run folder itself, None for that of `default_path`; nothing in it is touched before `open`.
+        run_dir: the run folder itself, None for that of `default_path`; nothing in it is touched before `begin`.
         agent: what learns, for the summary.
         resume: whether the folder may hold an interrupted run of the same configuration.
         checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
@@ -130,7 +130,7 @@ class Session:
     ) -> None:
         self.config, self.kind, self.agent, self.quiet = config, kind, agent, quiet
         self.folder = RunFolder(run_dir or default_path(config), kind.checkpoint)
-        self._resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
+        self.resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
         self.folder.check_usable(config.as_data(), resume=resume)
         self.interruption = interruption or Interruption()
         self.display = Display(config.total_steps, kind, quiet=quiet)
@@ -142,10 +142,6 @@ class Session:
         if line := self.folder.finished:
             self.say(line)
         return bool(line)
-
-    def open(self) -> bool:
-        """Open the locked folder for this run, and return whether there is a checkpoint to resume from."""
-        return self.folder.open_for(self.config.as_data(), resume=self._resume)
 
     def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
         """Start clock and log, with a function that returns the learner's step."""
@@ -276,7 +272,7 @@ def run(
         for session, learner in zip(sessions, learners, strict=True):
             if session.folder.status == "finished":  # by another process, while this one waited
                 continue
-            resumed = session.open()
+            resumed = session.folder.open_for(session.config.as_data(), resume=session.resume)
             if resumed:
                 learner.load(session.folder.checkpoint_file)
                 session.say(f"resuming at {learner.step:,} {session.kind.unit}")

@@ -11,9 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-FARTHEST = 0.4
-"""Edits per character from which on a known name is no suggestion for an unknown one."""
-
 
 def flag(name: str) -> str:
     """Return a field's name as an option of the command line."""
@@ -35,7 +32,7 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
     return ValueError(f"{kind if 'unknown' in kind else f'unknown {kind}'} {name!r}; {hint}")
 
 
-def nearest(name: str, known: Iterable[str], farthest: float = FARTHEST) -> str | None:
+def nearest(name: str, known: Iterable[str], farthest: float = 0.4) -> str | None:
     """Return the (first) known name that the fewest edits lead to, in lower case, or None if all take too many.
 
     Up to `farthest` edits per character of the longer name are allowed.
