@@ -56,21 +56,18 @@ MOST_LAYERS_ABREAST = 5
 def learning_curves(comparison: Comparison) -> list[Picture]:
     """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
     shows = comparison.presentation
-    delays = [
-        delay
-        for delay in comparison.delays
-        if any(_curves(arm, delay, [shows.curve]) for arm in comparison.compared)
-    ]
+    compared, column = comparison.compared, [shows.curve]
+    delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
     shown = some_delays(delays or [0.0])
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True)
-    arms = comparison.best(comparison.compared, MOST_ARMS, shown[-1] if delays else None)
+    arms = comparison.best(compared, MOST_ARMS, shown[-1] if delays else None)
     references = comparison.best(comparison.references, 4)
-    of_references = [curve for arm in references for curve in _curves(arm, 0.0, [shows.curve])]
+    of_references = [curve for arm in references for curve in _curves(arm, 0.0, column)]
     looks, baselines = styles(comparison), baselines_of(comparison)
     band = _band(comparison)
     curves, lines = list(of_references), dict[str, Line2D]()
     for axes, delay in zip(grid, shown, strict=True):
-        here = [curve for arm in arms for curve in _curves(arm, delay, [shows.curve])]
+        here = [curve for arm in arms for curve in _curves(arm, delay, column)]
         curves += here
         with scaled_at_the_end(axes):
             lines |= draw_curves(axes, here + of_references, shows.curve, looks, band=band)

@@ -64,7 +64,7 @@ class Picture:
         name: short name, for its file.
         png: the picture itself.
         caption: what it shows, how many runs it rests on, and what is missing.
-        alternative: the same in a few words, for those who cannot see it.
+        alternative: a few words for those who cannot see it.
     """
 
     name: str
@@ -178,9 +178,8 @@ def arm_style(number: int) -> Mapping[str, Any]:
 def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
     """Return how the line of each arm is drawn in all figures of a comparison; references are grey."""
     found = {arm.label: arm_style(number) for number, arm in enumerate(comparison.compared)}
-    for number, arm in enumerate(comparison.references):
-        found[arm.label] = {**arm_style(number), "color": "0.45", "linewidth": 1.2}
-    return found
+    grey = {"color": "0.45", "linewidth": 1.2}
+    return found | {arm.label: {**arm_style(n), **grey} for n, arm in enumerate(comparison.references)}
 
 
 def format_steps(axes: Axes) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from cet_rl.report.reading import FloatArray, Run
 from cet_rl.report.statistics import Estimate, Measure, Presentation, estimate, presentation
-from cet_rl.report.text import clean
+from cet_rl.report.text import clean, in_seconds
 from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.runs.task_kinds import TaskKind
 from cet_rl.traces.registry import TRACES
@@ -148,11 +148,12 @@ class Comparison:
         return tuple(found)
 
     @cached_property
-    def missing(self) -> tuple[tuple[Arm, float], ...]:
-        """Arms and delays without any result, though the comparison has both."""
+    def missing(self) -> list[str]:
+        """Names of arms and delays without any result, though the comparison has both: "cet5 at 8 s"."""
         wanted = [(arm, delay) for arm in self.compared for delay in self.delays]
         wanted += [(arm, delay) for arm in self.references for delay in arm.at]
-        return tuple((arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None)
+        lacking = [(arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None]
+        return [f"{arm.label} at {in_seconds(delay)}" for arm, delay in lacking]
 
     def estimate(self, arm: Arm, delay: float, measure: Measure | None = None) -> Estimate | None:
         """Return the average over the seeds of an arm at a delay; None where there is no result.

@@ -102,22 +102,18 @@ def _draw(
     trace = described.build(delay)
     assert trace is not None
     try:
-        sampled = sampled_kernel(trace, delay)
+        lags, values = sampled_kernel(trace, delay)
     except (ValueError, ArithmeticError):  # such as one that never forgets
         return None
-    if sampled is None:
-        seconds, values = np.array([delay * duration] * 2), np.array([0.0, 1.0])
-    else:
-        seconds, values = sampled[0] * duration, sampled[1]
     peak = int(values.argmax())
     if not (np.isfinite(values).all() and values[peak] > 0):
         return None
-    (line,) = axes.plot(seconds, values / values[peak], **look)
-    axes.plot(seconds[peak], 1.0, "o", color=look["color"], markersize=4)
+    (line,) = axes.plot(lags * duration, values / values[peak], **look)
+    axes.plot(lags[peak] * duration, 1.0, "o", color=look["color"], markersize=4)
     return line
 
 
-def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray] | None:
+def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
     """Return a trace's kernel at evenly spaced lags, in a time that does not grow with the delay.
 
     Args:
@@ -125,12 +121,12 @@ def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArr
         delay_steps: delay in steps that it is made for.
 
     Returns:
-        Lags in steps, from zero to `LENGTH` delays, and the kernel there; None for a trace without states, which
-        recalls a single step.
+        Lags in steps, from zero to `LENGTH` delays, and the kernel there; for a trace without states, the two ends
+        of a line at the one step that it recalls.
     """
     transition = trace.transition()
     if transition is None:
-        return None
+        return np.full(2, float(delay_steps)), np.array([0.0, 1.0])
     length = max(LENGTH * delay_steps, 10)
     stride = max(1, length // POINTS)
     leap = np.linalg.matrix_power(transition.M, stride)

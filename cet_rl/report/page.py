@@ -13,7 +13,7 @@ import shlex
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -210,8 +210,7 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = [f"{counted(len(runs), 'run')}: {arms}, {seeds} each; credit delay {delays}."]
     others = [f"{states[state]} {state}" for state in STATES if state != "finished" and states[state]]
     notes += sentence("Not among the results", others)
-    missing = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
-    notes += sentence("Missing, without any result", missing)
+    notes += sentence("Missing, without any result", comparison.missing)
     repeats = sum(len(at_delay.repeats) for _, at_delay in comparison.all_runs)
     if repeats:
         notes.append(f"{counted(repeats, 'run')} of the same configuration and seed as another, not counted.")
@@ -301,13 +300,10 @@ def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: P
         said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
         problem = "; ".join([*said, *filter(None, [run.problem])])
         rows.append((run.status, _run_row(run, found.get(run.path), problem, start)))
-    heads: Mapping[str, str] = {
-        **dict.fromkeys(["run", "state", "task", "arm"], ""),
-        **dict.fromkeys(["delay", "seed", "score", "steps", "steps/s"], "number"),
-        "note": "",
-    }
+    heads = [(name, "") for name in ("run", "state", "task", "arm")]
+    heads += [(name, "number") for name in ("delay", "seed", "score", "steps", "steps/s")]
     caption = "A click on a column's name sorts by it. Scores are those that the arms of a task are compared on."
-    return Table(caption, list(heads.items()), rows)
+    return Table(caption, [*heads, ("note", "")], rows)
 
 
 def _run_row(run: Run, group: tuple[Comparison, Arm] | None, problem: str, start: Path) -> list[TableCell]:

@@ -113,8 +113,7 @@ def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays
     average = f"{presentation.statistic_title} over the seeds of finished runs"
     parts = [f"{_subject(comparison)}: {average}, {seeds}{better}."]
     parts += ["Arms without delay are drawn across all columns."] * bool(comparison.references)
-    names = [f"{arm.label} at {in_seconds(delay)}" for arm, delay in comparison.missing]
-    parts += sentence("Hatched, without a result", names)
+    parts += sentence("Hatched, without a result", comparison.missing)
     if rows < len(comparison.arms):
         parts.append(f"The {rows} best arms of {len(comparison.arms)}; the table has them all.")
     parts += sentence("Not drawn", [in_seconds(delay) for delay in comparison.delays if delay not in delays])
@@ -141,9 +140,8 @@ def scores(comparison: Comparison) -> list[Picture]:
         return []
     pooled = {row: found for row, arm in enumerate(rows) if (found := comparison.over_delays(arm))}
     together = len(pooled) > 1
-    known = [
-        delay for delay in comparison.delays if any(comparison.estimate(arm, delay) for arm in comparison.compared)
-    ]
+    compared = comparison.compared
+    known = [each for each in comparison.delays if any(comparison.estimate(arm, each) for arm in compared)]
     delays = some_delays(known, MOST_PANELS - together) or [0.0]
     count = len(delays) + together
     labels = max(len(arm.label) for arm in rows)
