@@ -1,7 +1,8 @@
-"""Sweeps whose jobs are run by a trainer that learns nothing, in processes of their own."""
+"""Sweeps and searches whose jobs are run by a trainer that learns nothing, in processes of their own."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from cet_rl.sweeps.worker import Launcher
 
 
 def fake(*numbers, title="a study", **values):
-    """A sweep of jobs that only a fake trainer can run."""
+    """Return a sweep of jobs that only the fake trainer can run."""
     jobs = []
     for seed in numbers:
         own = {"task": "fake", "total_steps": 100, "seed": seed, **values}
@@ -28,37 +29,46 @@ def fake(*numbers, title="a study", **values):
 
 
 FAKE = '''
-import json, os, signal, sys, time
+import errno, json, os, signal, sys, time
+from pathlib import Path
 import yaml
 from cet_rl.sweeps.worker import run_worker
 
+HOME = Path(__file__).parent
+
 def train(folder, jobs):
-    """Does as the file `plan` says: fail, crash, refuse, wait, stop; otherwise finishes at once."""
+    """Do as the file `plan` says for a seed, a folder or all; else log a loss that falls to (lr - 0.1)^2 + seed."""
     (job,) = jobs
-    run, seed = folder.run_path(job.name), job.values["seed"]
+    run, seed, total = folder.run_path(job.name), job.values["seed"], job.values["total_steps"]
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
-    with open(folder.path / ".ran", "a") as stream:
-        stream.write(f"{job.readable}\\n")
-    plan = json.loads((folder.path / ".plan").read_text()).get(str(seed), "finish")
+    with open(HOME / ".ran", "a") as stream:
+        stream.write(f"{folder.path.name} {seed}\\n")
+    plans = json.loads((HOME / ".plan").read_text())
+    plan = next((plans[key] for key in (str(seed), folder.path.name, "all") if key in plans), 0.0)
     if plan == "fail":
         error = "ArithmeticError: the loss is too high"
         (run / "summary.json").write_text(json.dumps({"status": "failed", "error": error}))
         raise ArithmeticError("the loss is too high\\nor so it seems")
+    if plan == "diverge":
+        raise FloatingPointError("the loss is not finite at 10 steps")
+    if plan == "full disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run / "metrics.csv"))
     if plan == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if plan == "exit":
         print("something went wrong", file=sys.stderr)
         os._exit(7)
-    if plan == "wait":
-        for _ in range(600):
-            time.sleep(0.05)
     if plan == "stop":
         return "interrupted"
-    if plan == "slow":
-        time.sleep(0.3)
-    summary = {"status": "finished", "agent": "a", "steps": 100, "steps_per_second": 5}
-    metrics = {"test_loss": seed / 7, "threads": int(os.environ["OMP_NUM_THREADS"])}
+    loss, pause = (job.values.get("lr", 0.1) - 0.1) ** 2 + seed, 1.5 if plan == "wait" else plan
+    lines = ["time/total_timesteps,train/loss"]
+    for step in range(total // 20, total + 1, total // 20):
+        lines.append(f"{step},{loss + total - step}")
+        (run / "metrics.csv").write_text("\\n".join(lines) + "\\n")
+        time.sleep(pause)
+    summary = {"status": "finished", "agent": "a", "steps": total, "steps_per_second": 5}
+    metrics = {"test_loss": loss, "threads": int(os.environ["OMP_NUM_THREADS"])}
     (run / "summary.json").write_text(json.dumps({**summary, "metrics": metrics}))
     return "finished"
 
@@ -75,46 +85,56 @@ sys.exit(run_sweep(sweep, SweepFolder(path), launcher_of(path, workers), quiet="
 """
 
 
-def launcher_of(path, workers=2):
-    """Workers that run the fake trainer."""
+def launcher_of(path, workers=2, *options):
+    """Return a launcher of workers that run the fake trainer, whose script and plan lie in a folder."""
     script = Path(path) / ".fake.py"
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(FAKE)
     if not (script.parent / ".plan").exists():
-        plan(path)
-    return Launcher(workers, lambda folder, names: [sys.executable, str(script), str(folder.path), *names])
+        plan(path, {})
+    return Launcher(
+        workers, lambda folder, names: [sys.executable, str(script), str(folder.path), *names], options
+    )
 
 
-def plan(path, **seeds):
-    (Path(path) / ".plan").write_text(json.dumps({seed.strip("s"): what for seed, what in seeds.items()}))
+def plan(path, plans):
+    """Say what happens to jobs, by their seed, the name of their sweep's folder, or "all"; a number is a pause."""
+    Path(path).mkdir(exist_ok=True)
+    (Path(path) / ".plan").write_text(json.dumps(plans))
 
 
 def ran(path):
-    return Counter((Path(path) / ".ran").read_text().split())
+    """Count how often the jobs of each seed have been run."""
+    return Counter(int(line.split()[1]) for line in (Path(path) / ".ran").read_text().splitlines())
 
 
 def states_of(path, sweep):
     return [state.state for state in SweepFolder(path).states(sweep.jobs).values()]
 
 
+def rows_of(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 @contextmanager
-def driver(path, sweep, workers=2, *options):
-    """A sweep in a process group of its own."""
-    launcher_of(path, workers)  # writes what its workers run
-    told = pickle.dumps((sweep, str(path), workers)).hex()
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, told, *options],
-        cwd=Path(__file__).parent,
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def running(command, *, cwd=None, **options):
+    """Run a command in a process group of its own, which is killed at the end."""
+    process = subprocess.Popen(command, cwd=cwd, start_new_session=True, text=True, **options)
     try:
         yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=60)
+
+
+def driver(path, sweep, *options):
+    """Run a sweep in a process group of its own, with two workers."""
+    launcher_of(path)  # writes what its workers run
+    told = pickle.dumps((sweep, str(path), 2)).hex()
+    command = [sys.executable, "-c", DRIVER, told, *options]
+    return running(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE)
 
 
 def wait_for(condition, seconds=60):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rich.console import Console
-from sweep_fakes import driver, fake, launcher_of, plan, ran, states_of, wait_for
+from sweep_fakes import driver, fake, launcher_of, plan, ran, rows_of, running, states_of, wait_for
 
 from cet_rl.cli import main
 from cet_rl.runs.lock import Lock, lock_owners
@@ -26,22 +25,20 @@ from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.jobs import Job, JobState
 from cet_rl.sweeps.scheduler import run_sweep
-from cet_rl.sweeps.worker import Launcher, processors
+from cet_rl.sweeps.worker import Launcher
 
 
 def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     sweep, folder, launcher = fake(*range(5)), SweepFolder(tmp_path), launcher_of(tmp_path)
     assert run_sweep(sweep, folder, launcher) == 0
     printed = capfd.readouterr().err
-    assert "5 jobs; 2 at a time" in printed
-    assert "[5/5]" in printed
-    assert "finished, loss 0.5714, 5 steps/s" in printed
-    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(5)}
-    rows = list(csv.DictReader(folder.results_file.open()))
+    for words in ("5 jobs; 2 at a time", "[5/5]", "finished, loss 4.0000, 5 steps/s"):
+        assert words in printed
+    assert ran(tmp_path) == dict.fromkeys(range(5), 1)
+    rows = rows_of(folder.results_file)
     assert list(rows[0]) == ["job", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
     assert [row["job"] for row in rows] == [job.name for job in sweep.jobs]
-    assert [float(row["test_loss"]) for row in rows] == [seed / 7 for seed in range(5)]
-    assert {row["threads"] for row in rows} == {"1"}
+    assert [(float(row["test_loss"]), row["threads"]) for row in rows] == [(seed, "1") for seed in range(5)]
     assert not list((tmp_path / "logs").iterdir())
     before = folder.results_file.read_bytes()
     assert run_sweep(sweep, folder, launcher, quiet=True) == 0  # nothing is left to do
@@ -50,26 +47,31 @@ def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_what_fails_is_reported_and_retried_when_asked(tmp_path, capfd):
+def test_failures_are_reported_and_retried_when_asked(tmp_path, capfd):
     sweep, folder, launcher = fake(0, 1, 2, 3), SweepFolder(tmp_path), launcher_of(tmp_path)
-    plan(tmp_path, s0="fail", s1="crash", s2="exit")
-    assert run_sweep(sweep, folder, launcher, quiet=True) == 1
-    printed = capfd.readouterr().err
-    assert "ArithmeticError: the loss is too high" in printed
-    assert "killed by SIGKILL (out of memory?)" in printed
-    assert "something went wrong" in printed
-    assert states_of(tmp_path, sweep) == ["failed", "failed", "failed", "finished"]
-    assert "Traceback" in folder.log_file(sweep.jobs[0].name).read_text()
-    assert [row["status"] for row in csv.DictReader(folder.results_file.open())] == ["failed"] * 3 + ["finished"]
-    plan(tmp_path, s1="stop", s2="fail")
+    plan(tmp_path, {0: "fail", 1: "crash", 2: "exit"})
+    folder.open_for(sweep)
+    folder.note_failure(sweep.jobs[3].name, "ValueError: there are no data in X")  # before it had a folder
     assert run_sweep(sweep, folder, launcher) == 1
     printed = capfd.readouterr().err
-    assert "--retry runs the 3 that failed again" in printed
-    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(4)}
+    for words in (
+        "--retry runs the 1 that failed again",
+        "ArithmeticError: the loss is too high",
+        "killed by SIGKILL (out of memory?)",
+        "something went wrong",
+        "there are no data in X",
+    ):
+        assert words in printed
+    assert states_of(tmp_path, sweep) == ["failed"] * 4
+    assert "Traceback" in folder.log_file(sweep.jobs[0].name).read_text()
+    assert [row["status"] for row in rows_of(folder.results_file)] == ["failed"] * 4
+    assert run_sweep(sweep, folder, launcher, quiet=True) == 1
+    assert ran(tmp_path) == {0: 1, 1: 1, 2: 1}
+    plan(tmp_path, {1: "stop", 2: "fail"})
     assert run_sweep(sweep, folder, launcher, retry=True, quiet=True) == 1
     assert states_of(tmp_path, sweep) == ["finished", "partial", "failed", "finished"]
-    assert ran(tmp_path) == {"fake-arm-0": 2, "fake-arm-1": 2, "fake-arm-2": 2, "fake-arm-3": 1}
-    plan(tmp_path)
+    assert ran(tmp_path) == {0: 2, 1: 2, 2: 2, 3: 1}
+    plan(tmp_path, {})
     assert run_sweep(sweep, folder, launcher, quiet=True) == 1  # goes on with what was stopped
     assert states_of(tmp_path, sweep) == ["finished", "finished", "failed", "finished"]
 
@@ -96,36 +98,32 @@ def test_what_a_folder_says_of_a_run_under_way(tmp_path):
 
 def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
     sweep = fake(*range(8))
-    launcher_of(tmp_path)
-    plan(tmp_path, **{f"s{seed}": "slow" for seed in range(8)})
+    plan(tmp_path, {"all": 0.02})
     with driver(tmp_path, sweep) as first, driver(tmp_path, sweep) as second:
         assert (first.wait(60), second.wait(60)) == (0, 0)
-    assert ran(tmp_path) == {f"fake-arm-{seed}": 1 for seed in range(8)}
+    assert ran(tmp_path) == dict.fromkeys(range(8), 1)
     assert states_of(tmp_path, sweep) == ["finished"] * 8
 
 
-def test_the_job_of_a_sweep_that_dies_is_taken_over(tmp_path):
-    """And one that another runs is waited for."""
+def test_a_job_whose_sweep_is_killed_is_taken_over_by_another_that_waits_for_it(tmp_path):
     sweep = fake(0)
-    launcher_of(tmp_path)
-    plan(tmp_path, s0="wait")
+    plan(tmp_path, {0: "wait"})
     with driver(tmp_path, sweep) as first:
         wait_for((tmp_path / ".ran").exists)
         with driver(tmp_path, sweep) as second:
             time.sleep(1.5)
             assert second.poll() is None
-            plan(tmp_path)
-            os.killpg(first.pid, signal.SIGKILL)
+            plan(tmp_path, {})
+            first.kill()  # its worker stops by itself
             assert second.wait(60) == 0
-    assert ran(tmp_path) == {"fake-arm-0": 2}
+    assert ran(tmp_path) == {0: 2}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
     sweep = fake(0, 1, 2)
-    launcher_of(tmp_path)
-    plan(tmp_path, s0="wait", s1="wait")
-    with driver(tmp_path, sweep, 2, "--loud") as process:
+    plan(tmp_path, {0: "wait", 1: "wait"})
+    with driver(tmp_path, sweep, "--loud") as process:
         wait_for(lambda: (tmp_path / ".ran").exists() and ran(tmp_path).total() == 2)
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
@@ -134,16 +132,6 @@ def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
     assert "2 partial, 1 waiting; the same command goes on" in err
     assert lock_owners(tmp_path / "locks") == {}
     assert states_of(tmp_path, sweep) == ["partial", "partial", "waiting"]
-
-
-def test_workers_stop_when_their_sweep_is_killed(tmp_path):
-    launcher_of(tmp_path)
-    plan(tmp_path, s0="wait")
-    with driver(tmp_path, fake(0)) as process:
-        wait_for((tmp_path / ".ran").exists)
-        process.kill()
-        process.wait()
-        wait_for(lambda: not lock_owners(tmp_path / "locks"))
 
 
 def test_a_thousand_finished_jobs_are_skipped_fast(tmp_path, monkeypatch, capsys):
@@ -163,15 +151,10 @@ def test_a_thousand_finished_jobs_are_skipped_fast(tmp_path, monkeypatch, capsys
         (folder.run_path(job.name) / "summary.json").write_text(json.dumps(summary))
     assert len(sweep.jobs) == 1000
 
-    class Nothing:
-        capacity = 2
-
-        def submit(self, folder, names, *, retry):
-            raise AssertionError(names)
-
+    launcher = Launcher(2, lambda folder, names: pytest.fail(names))
     began = time.process_time()
     assert build_or_read(read_sweep("study.yaml"), folder) == sweep
-    assert run_sweep(sweep, folder, Nothing()) == 0
+    assert run_sweep(sweep, folder, launcher) == 0
     assert time.process_time() - began < 10
     assert len(folder.results_file.read_text().splitlines()) == 1001
     assert "1000 finished" in capsys.readouterr().err
@@ -180,20 +163,13 @@ def test_a_thousand_finished_jobs_are_skipped_fast(tmp_path, monkeypatch, capsys
 STUDY = "task: digits\ntotal_steps: 30\ndelay: 2\nhidden: [8]\ngrid: {order: [2, 3]}\nseeds: 0-1\n"
 
 
-def rows_of(path):
-    with open(path, newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def test_what_the_jobs_were_made_from_is_the_same_in_every_process(tmp_path):
+def test_the_digest_of_a_sweep_is_the_same_in_every_process(tmp_path):
     (tmp_path / "study.yaml").write_text(STUDY)
     code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_sweep('study.yaml')))"
-    runs = [[sys.executable, "-c", code]] * 2
-    first, second = [subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True) for run in runs]
-    assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
-    assert first.stdout == second.stdout
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == f"{digest(read_sweep(str(tmp_path / 'study.yaml')))}\n"
     (tmp_path / "study.yaml").write_text(STUDY.replace("0-1", "0-2"))
-    assert digest(read_sweep(str(tmp_path / "study.yaml"))) != first.stdout.strip()
+    assert run.stdout != f"{digest(read_sweep(str(tmp_path / 'study.yaml')))}\n"
 
 
 def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
@@ -264,36 +240,15 @@ def test_a_sweep_killed_three_times_ends_with_the_same_table(tmp_path):
     killed = tmp_path / "killed"
     for _ in range(3):
         began = time.time()
-        process = subprocess.Popen([*command, "killed"], cwd=tmp_path, start_new_session=True)
-        wait_for(
-            lambda began=began: any(table.stat().st_mtime > began for table in killed.glob("*/metrics.csv")), 120
-        )
-        time.sleep(0.5)
-        assert process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with running([*command, "killed"], cwd=tmp_path) as process:
+            wait_for(lambda b=began: any(table.stat().st_mtime > b for table in killed.glob("*/metrics.csv")), 120)
+            time.sleep(0.5)
+            assert process.poll() is None
         wait_for(lambda: lock_owners(killed / "locks") == {})
         assert "partial" in states_of(killed, SweepFolder(killed).read())
     assert subprocess.run([*command, "killed"], cwd=tmp_path, timeout=300, check=False).returncode == 0
     for name in ("results.csv", "sweep.yaml"):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_processors():
-    assert processors() == len(os.sched_getaffinity(0))
-
-
-def test_a_job_that_failed_before_it_had_a_folder_is_told_of_and_retried(tmp_path, capsys):
-    sweep, folder = fake(0, 1), SweepFolder(tmp_path)
-    launcher = launcher_of(tmp_path)
-    folder.open_for(sweep)
-    folder.note_failure(sweep.jobs[0].name, "ValueError: there are no data in X")
-    assert states_of(tmp_path, sweep) == ["failed", "waiting"]
-    assert run_sweep(sweep, folder, launcher) == 1
-    assert states_of(tmp_path, sweep) == ["failed", "finished"]
-    assert "there are no data in X" in capsys.readouterr().err
-    assert folder.failure_file(sweep.jobs[0].name).read_text() == "ValueError: there are no data in X\n"
-    assert run_sweep(sweep, folder, launcher, retry=True) == 0
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
@@ -327,7 +282,7 @@ def shown_in_terminal(monkeypatch, capsys, *sweep):
 
 def test_a_terminal_shows_progress_and_time_left_and_one_summary(tmp_path, monkeypatch, capsys):
     folder = SweepFolder(tmp_path)
-    plan(tmp_path, s0="slow", s1="slow")
+    plan(tmp_path, {"all": 0.02})
     printed = shown_in_terminal(monkeypatch, capsys, fake(0, 1), folder, launcher_of(tmp_path, 1))
     assert "2 waiting; 0% done" in printed
     assert re.search(r"1 finished, 1 \w+; 50% done, about 0:00:\d\d left", printed)
