@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+from sweep_fakes import fake, rows_of, running, states_of, wait_for
 
 from cet_rl.cli import main
-from cet_rl.runs.lock import EXIT_BUSY, Lock
+from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import EXIT_FAILED, batch_launcher, work
+from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, batch_launcher, work
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
 
 def study(path, **settings):
-    """The file of a sweep, and its folder."""
+    """Return the file of a sweep, and its folder."""
     path.mkdir(exist_ok=True)
     file = path / "study.yaml"
     file.write_text(yaml.safe_dump({**SMALL, **settings}))
     return str(file), SweepFolder(path / "study")
 
 
-def results(folder):
-    with open(folder.results_file, newline="") as stream:
-        return {row["job"]: row for row in csv.DictReader(stream)}
+def statuses(folder):
+    return [row["status"] for row in rows_of(folder.results_file)]
 
 
 def sweep(file, folder, *options):
@@ -44,13 +42,11 @@ def sweep(file, folder, *options):
 def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
     file, folder = study(tmp_path, grid={"trace": ["cet", "perfect"], "lr": [1e-3, 3e-3]}, seeds=[3])
     assert sweep(file, folder) == 0
-    found = results(folder)
-    assert len(found) == 4
-    for number, (name, row) in enumerate(found.items()):
-        config = str(folder.run_path(name) / "config.yaml")
+    assert statuses(folder) == ["finished"] * 4
+    for number, row in enumerate(rows_of(folder.results_file)):
+        config = str(folder.run_path(row["job"]) / "config.yaml")
         assert main(["train", "--config", config, "--quiet", "--run-dir", str(tmp_path / str(number))]) == 0
         alone = json.loads((tmp_path / str(number) / "summary.json").read_text())["metrics"]
-        assert row["status"] == "finished"
         assert float(row["test_loss"]) == pytest.approx(alone["test_loss"], rel=1e-4)
         assert float(row["test_accuracy"]) == pytest.approx(alone["test_accuracy"], abs=0.003)
 
@@ -60,17 +56,18 @@ def test_shapes_that_differ_are_trained_apart(tmp_path):
     launcher = batch_launcher(build(read_sweep(file)).jobs)
     assert len({*launcher._batches.values()}) == 2
     assert sweep(file, folder, "--workers", "2") == 0
-    assert [row["status"] for row in results(folder).values()] == ["finished"] * 3
+    assert statuses(folder) == ["finished"] * 3
 
 
 def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
     file, folder = study(tmp_path, grid={"lr": [1e-3, 1e30]})
     assert sweep(file, folder) == 1
     assert "the loss is not finite" in capsys.readouterr().err
-    assert [row["status"] for row in results(folder).values()] == ["finished", "failed"]
-    before = (folder.run_path(next(iter(results(folder)))) / "summary.json").stat().st_mtime_ns
+    assert statuses(folder) == ["finished", "failed"]
+    summary = folder.run_path(rows_of(folder.results_file)[0]["job"]) / "summary.json"
+    before = summary.stat().st_mtime_ns
     assert sweep(file, folder, "--retry") == 1
-    assert (folder.run_path(next(iter(results(folder)))) / "summary.json").stat().st_mtime_ns == before
+    assert summary.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
@@ -91,40 +88,26 @@ def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsy
     assert not (tmp_path / "study").exists()
 
 
-def test_a_job_that_another_runs_is_left_to_it(tmp_path):
-    file, folder = study(tmp_path, seeds="0-1")
-    asked = build(read_sweep(file))
-    folder.open_for(asked)
-    first, second = (job.name for job in asked.jobs)
-    trained = []
-
-    def train(folder, jobs):
-        trained.extend(job.name for job in jobs)
-        return "finished"
-
-    lock = Lock(folder.locks, first)
-    assert lock.acquire()
-    try:
-        assert work(folder, [first, second], train) == 0
-        assert work(folder, [first], train) == EXIT_BUSY
-    finally:
-        lock.release()
-    assert trained == [second]
-
-
-def test_a_failure_of_all_is_written_down_for_each(tmp_path):
-    file, folder = study(tmp_path, seeds="0-1")
-    asked = build(read_sweep(file))
-    folder.open_for(asked)
+def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_written_down_for_each(tmp_path):
+    sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path)
+    folder.open_for(sweep)
+    names = [job.name for job in sweep.jobs]
 
     def fail(folder, jobs):
-        raise RuntimeError("out of memory")
+        raise RuntimeError(f"{len(jobs)} jobs are too large")
 
-    names = [job.name for job in asked.jobs]
+    lock = Lock(folder.locks, names[0])
+    assert lock.acquire()
+    assert work(folder, names[:1], fail) == EXIT_BUSY
     assert work(folder, names, fail) == EXIT_FAILED
-    assert [folder.failure_file(name).read_text() for name in names] == ["RuntimeError: out of memory\n"] * 2
+    lock.release()
+    assert states_of(tmp_path, sweep) == ["waiting", "failed", "failed"]
+    assert [folder.failure_file(name).read_text() for name in names[1:]] == [
+        "RuntimeError: 2 jobs are too large\n"
+    ] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
-    assert work(folder, names, pytest.fail) == EXIT_FAILED  # they are not trained again
+    assert work(folder, names[1:], fail) == EXIT_FAILED  # they are not trained again
+    assert work(folder, names, lambda folder, jobs: "finished", retry=True) == EXIT_FINISHED
 
 
 @pytest.mark.slow
@@ -132,25 +115,18 @@ def test_a_failure_of_all_is_written_down_for_each(tmp_path):
 def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
     file, folder = study(tmp_path, seeds="0-2", total_steps=400)
     command = [sys.executable, "-m", "cet_rl", "sweep", file, "--launcher", "batch", "--run-dir", str(folder.path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while len(list(folder.path.glob("*/checkpoint/network.zip"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGKILL)
-    ended = time.monotonic() + 60
-    while any(folder.locks.glob("*.[0-9]*")) and number == signal.SIGTERM and time.monotonic() < ended:
-        time.sleep(0.05)
+    with running(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: len(list(folder.path.glob("*/checkpoint/network.zip"))) == 3, 120)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGKILL)
+    wait_for(lambda: lock_owners(folder.locks) == {})
     assert sweep(file, folder) == 0
     other, whole = study(tmp_path / "whole", seeds="0-2", total_steps=400)
     assert sweep(other, whole) == 0
-    ours, theirs = results(folder), results(whole)
-    assert ours.keys() == theirs.keys()
-    for name, row in ours.items():
-        assert row["steps"] == "400"
-        assert float(row["test_loss"]) == pytest.approx(float(theirs[name]["test_loss"]), rel=1e-5)
+    for row, expected in zip(rows_of(folder.results_file), rows_of(whole.results_file), strict=True):
+        assert (row["job"], row["steps"]) == (expected["job"], "400")
+        assert float(row["test_loss"]) == pytest.approx(float(expected["test_loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("launcher", ["local", "batch"])
@@ -166,19 +142,11 @@ def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, ca
 
 def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
     file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
-    for name in ("here", "there"):
-        assert (
-            main(["sweep", file, "--data-dir", str(tmp_path / name), "--run-dir", str(folder.path), "--status"])
-            == 0
-        )
     one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
     assert folder.open_for(one) == 1
     assert folder.open_for(other) == 0
     assert [job.values["data_dir"] for job in folder.read().jobs] == [str(tmp_path / "there")]
-    (tmp_path / "cart.yaml").write_text("task: CartPole-v1")
-    capsys.readouterr()
-    assert (
-        main(["sweep", str(tmp_path / "cart.yaml"), "--data-dir", "x", "--run-dir", str(tmp_path / "cart")]) == 2
-    )
+    file, _ = study(tmp_path, task="CartPole-v1")
+    assert main(["sweep", file, "--data-dir", "x", "--run-dir", str(tmp_path / "cart")]) == 2
     assert "data_dir does not apply to CartPole-v1" in capsys.readouterr().err
