@@ -3,63 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
-from sweep_fakes import wait_for
+from sweep_fakes import launcher_of, plan, ran, rows_of, running, wait_for
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.sweeps.worker import Launcher
+from cet_rl.runs.lock import Lock
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'cet-rl[tune]'")
 
 from cet_rl.tuning.file import plain, read_search  # noqa: E402
-from cet_rl.tuning.outcome import best_trial, importances, write_outcome  # noqa: E402
+from cet_rl.tuning.outcome import best_trial, importances  # noqa: E402
 from cet_rl.tuning.search import Search  # noqa: E402
 from cet_rl.tuning.study import POINTS, SearchFolder, open_study, require_optuna, trial_sampler  # noqa: E402
-
-WORKER = '''
-import json, os, signal, sys, time
-from pathlib import Path
-import yaml
-from cet_rl.sweeps.worker import run_worker
-
-def train(folder, jobs):
-    """A loss that falls to (lr - 0.1)^2 + seed, as the file `plan` says how fast."""
-    (job,) = jobs
-    run, home, seed, lr = folder.run_path(job.name), folder.path.parent, job.values["seed"], job.values["lr"]
-    run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
-    with open(home / ".ran", "a") as stream:
-        stream.write(f"{folder.path.name} {seed}\\n")
-    plan = json.loads((home / ".plan").read_text()) if (home / ".plan").exists() else {}
-    if plan.get("all") == "crash":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if plan.get("all") == "full disk":
-        raise OSError(28, os.strerror(28), str(run / "metrics.csv"))
-    if lr > plan.get("diverge above", 10):
-        raise FloatingPointError("the loss is not finite at 10 steps")
-    loss, total = (lr - 0.1) ** 2 + seed, job.values["total_steps"]
-    lines = ["time/total_timesteps,train/loss"]
-    for step in range(total // 20, total + 1, total // 20):
-        lines.append(f"{step},{loss + total - step}")
-        (run / "metrics.csv").write_text("\\n".join(lines) + "\\n")
-        time.sleep(plan.get("pause", {}).get(folder.path.name, 0.0))
-    summary = {"status": "finished", "agent": "a", "steps": total, "metrics": {"test_loss": loss}}
-    (run / "summary.json").write_text(json.dumps(summary))
-    return "finished"
-
-if __name__ == "__main__":
-    sys.exit(run_worker(sys.argv[1:], train))
-'''
 
 SETTINGS = {
     "task": "add",
@@ -80,121 +44,98 @@ def file_of(path, **changes):
 
 
 def search_of(path, *, trials=4, workers=2, **changes):
-    """A search whose runs learn nothing."""
-    spec, folder = read_search(file_of(path, **changes)), SearchFolder(Path(path) / "search")
-    script = Path(path) / "worker.py"
-    script.write_text(WORKER)
-    launcher = Launcher(
-        workers, lambda runs, names: [sys.executable, str(script), str(runs.path), *names], options=["--wait"]
-    )
+    """Return a search whose runs learn nothing."""
+    file, folder = read_search(file_of(path, **changes)), SearchFolder(Path(path) / "search")
+    launcher = launcher_of(folder.path, workers, "--wait")
     require_optuna()
-    study = open_study(spec, folder)
-    return Search(spec, folder, study, launcher, trials=trials)
+    return Search(file, folder, open_study(file, folder), launcher, trials)
 
 
-def plan(search, **what):
-    (search.folder.path / ".plan").write_text(json.dumps({key.replace("_", " "): v for key, v in what.items()}))
-
-
-def ran(search):
-    return (search.folder.path / ".ran").read_text().split("\n")[:-1]
+def trials_of(search):
+    return search.study.get_trials()
 
 
 def states(search):
-    return [trial.state.name for trial in search.study.get_trials()]
+    return [trial.state.name for trial in trials_of(search)]
 
 
-def loss_of(lr):
-    return (lr - 0.1) ** 2
+def loss_of(trial):
+    """Return the loss that the fake trainer ends with, without its seed."""
+    return (trial.params["lr"] - 0.1) ** 2
 
 
-def test_a_search_scores_the_mean_over_seeds_and_writes_the_best(tmp_path, capfd):
-    search = search_of(tmp_path, pruner="none")
+def test_a_search_scores_the_mean_over_seeds_writes_the_best_and_goes_on_to_more_trials(tmp_path, capfd):
+    search = search_of(tmp_path, trials=2, pruner="none", sampler="random")
+    assert search.run() == 0
+    search = search_of(tmp_path, trials=4, pruner="none", sampler="random")
     assert search.run() == 0
     printed = capfd.readouterr().err
-    assert "0 trials so far; going on to 4; 2 at a time" in printed
+    assert "2 trials so far; going on to 4; 2 at a time" in printed
     assert "[4/4] test_loss" in printed
-    trials = search.study.get_trials()
-    assert [trial.value for trial in trials] == pytest.approx([0.5 + loss_of(t.params["lr"]) for t in trials])
-    assert len(ran(search)) == 8
-    rows = list(csv.DictReader(search.folder.table_file.open()))
-    assert [row["state"] for row in rows] == ["complete"] * 4
-    assert [float(row["test_loss"]) for row in rows] == [trial.value for trial in trials]
-    best = best_trial(search.study)
-    assert best.value == min(trial.value for trial in trials)
-    assert (
-        f"test_loss {best.value:.6g} over seeds 0, 1 (trial {best.number})" in search.folder.best_file.read_text()
-    )
-    found = parse_arguments(["add", "--config", str(search.folder.best_file), "--seed", "7"]).config
+    trials, folder = trials_of(search), search.folder
+    assert ran(folder.path) == {0: 4, 1: 4}
+    assert len({trial.params["lr"] for trial in trials}) == 4
+    assert [trial.value for trial in trials] == pytest.approx([0.5 + loss_of(trial) for trial in trials])
+    rows = rows_of(folder.table_file)
+    assert [(row["state"], float(row["test_loss"]), float(row["lr"])) for row in rows] == [
+        ("complete", trial.value, trial.params["lr"]) for trial in trials
+    ]
+    best = min(trials, key=lambda trial: trial.value)
+    assert best_trial(search.study).number == best.number
+    assert f"test_loss {best.value:.6g} over seeds 0, 1 (trial {best.number})" in folder.best_file.read_text()
+    found = parse_arguments(["add", "--config", str(folder.best_file), "--seed", "7"]).config
     assert (found.lr, found.units, found.seed) == (best.params["lr"], 4, 7)
 
 
-def test_a_search_goes_on_to_more_trials_and_never_draws_the_same_again(tmp_path, capfd):
-    search = search_of(tmp_path, trials=2, sampler="random")
-    assert search.run() == 0
-    assert search_of(tmp_path, trials=2, sampler="random").run() == 0  # nothing is left to do
-    assert len(ran(search)) == 4
-    again = search_of(tmp_path, trials=4, sampler="random")
-    assert again.run() == 0
-    assert len({trial.params["lr"] for trial in again.study.get_trials()}) == 4
-
-
-def test_runs_are_compared_by_their_mean_over_the_seeds_so_far(tmp_path):
+@pytest.mark.parametrize("sign", [1, -1], ids=["as the score", "the other way round"])
+def test_runs_are_compared_by_their_mean_over_the_seeds_so_far(tmp_path, sign):
     search = search_of(tmp_path, trials=1)
+    curve = dataclasses.replace(search.search.curve, higher_is_better=sign < 0)
+    search.search = dataclasses.replace(search.search, curve=curve)
     search.run()
-    (trial,) = search.study.get_trials()
-    loss = loss_of(trial.params["lr"])
+    (trial,) = trials_of(search)
     assert sorted(trial.intermediate_values) == list(range(1, 2 * POINTS + 1))
     for place, value in trial.intermediate_values.items():
         seed, point = divmod(place - 1, POINTS)
         remaining = 200 - 200 * (point + 1) / POINTS
-        assert value == pytest.approx(loss + remaining + (0.0 if seed == 0 else 0.5))
+        assert sign * value == pytest.approx(loss_of(trial) + remaining + (0.0 if seed == 0 else 0.5))
 
 
 def test_a_trial_that_is_worse_than_most_is_stopped_and_its_run_kept(tmp_path):
     search = search_of(tmp_path, trials=6)
     for lr in (0.1, 0.11, 0.12, 0.13, 0.14, 1.0):
         search.study.enqueue_trial({"lr": lr})
-    plan(search, pause={"trial-0005": 0.3})
+    plan(search.folder.path, {"trial-0005": 0.3})
     assert search.run() == 0
     assert states(search) == ["COMPLETE"] * 5 + ["PRUNED"]
     (run,) = [path for path in search.folder.trial_path(5).glob("add-*") if path.is_dir()]
     assert len((run / "metrics.csv").read_text().splitlines()) < 1 + 20
     assert not (run / "summary.json").exists()
-    reasons = [row["reason"] for row in csv.DictReader(search.folder.table_file.open())]
+    reasons = [row["reason"] for row in rows_of(search.folder.table_file)]
     assert reasons[:5] == [""] * 5
     assert reasons[5].startswith("at ")
 
 
 def test_divergence_counts_as_pruned_and_a_crash_as_failed(tmp_path, capfd):
-    search = search_of(tmp_path, trials=2, workers=1)
-    search.study.enqueue_trial({"lr": 1.0})
-    search.study.enqueue_trial({"lr": 0.2})
-    plan(search, diverge_above=0.5)
-    assert search.run() == 0
-    assert states(search) == ["PRUNED", "COMPLETE"]
-    assert "the loss is not finite" in capfd.readouterr().err
-    search = search_of(tmp_path, trials=3)
-    plan(search, all="crash")
+    search = search_of(tmp_path, trials=1)
+    plan(search.folder.path, {"trial-0000": "diverge", "trial-0002": "crash"})
+    assert search.run() == 1  # no trial has finished
+    assert not search.folder.best_file.exists()
+    search.trials = 3
     assert search.run() == 0
     assert states(search) == ["PRUNED", "COMPLETE", "FAIL"]
-    assert "was killed by SIGKILL" in capfd.readouterr().err
-
-
-def test_a_search_in_which_no_trial_finishes_says_so(tmp_path):
-    search = search_of(tmp_path, trials=1)
-    plan(search, all="crash")
-    assert search.run() == 1
-    assert not search.folder.best_file.exists()
+    printed = capfd.readouterr().err
+    assert "the loss is not finite" in printed
+    assert "was killed by SIGKILL" in printed
 
 
 def test_trials_that_found_the_disk_full_are_taken_up_again(tmp_path):
     search = search_of(tmp_path, trials=2, workers=1)
-    plan(search, all="full disk")
+    plan(search.folder.path, {"all": "full disk"})
     with pytest.raises(OSError, match=r"trial 0 cannot go on: .*No space left on device.*takes it up again"):
         search.run()
     assert states(search) == ["RUNNING"]
-    plan(search)
+    plan(search.folder.path, {})
     again = search_of(tmp_path, trials=2, workers=1)
     assert again.run() == 0
     assert states(again) == ["COMPLETE", "COMPLETE"]
@@ -204,78 +145,49 @@ def test_parameters_drawn_again_are_not_run_again(tmp_path):
     search = search_of(tmp_path, trials=3, workers=1, space={"lr": {"choices": [0.1]}})
     assert search.run() == 0
     assert states(search) == ["COMPLETE"] * 3
-    assert len(ran(search)) == 2
+    assert ran(search.folder.path) == {0: 1, 1: 1}
 
 
-def test_after_ctrl_c_the_same_trial_goes_on(tmp_path, capfd):
-    search = search_of(tmp_path, trials=1)
-    plan(search, pause={"trial-0000": 1.0})
-
-    def interrupt():
-        wait_for(lambda: list(search.folder.trial_path(0).glob("*/metrics.csv")))
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    assert search.run() == 130
-    thread.join()
-    assert states(search) == ["RUNNING"]
-    plan(search)
-    again = search_of(tmp_path, trials=1)
-    assert again.run() == 0
-    assert "trial 0 goes on" in capfd.readouterr().err
-    assert states(again) == ["COMPLETE"]
-    assert ran(again) == ["trial-0000 0", "trial-0000 0", "trial-0000 1"]
+DRIVER = "import sys; from test_tune import search_of; sys.exit(search_of(sys.argv[1], trials=2).run())"
 
 
-DRIVER = """
-import sys
-from test_tune import search_of
-sys.exit(search_of(sys.argv[1], trials=2).run())
-"""
-
-
-def test_a_search_that_was_killed_loses_no_trial(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_search_that_is_stopped_or_killed_loses_no_trial(tmp_path, capfd, number):
     search = search_of(tmp_path, trials=2)
-    plan(search, pause={"trial-0000": 1.0, "trial-0001": 1.0})
-    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], cwd=Path(__file__).parent)
-    try:
+    plan(search.folder.path, {"all": 1.0})
+    with running([sys.executable, "-c", DRIVER, str(tmp_path)], cwd=Path(__file__).parent) as process:
         wait_for(lambda: len(list(search.folder.path.glob("trial-*/*/metrics.csv"))) == 2)
-    finally:
-        process.kill()
-        process.wait()
-    before = [trial.params for trial in search.study.get_trials()]
+        process.send_signal(number)
+        assert process.wait(60) == (130 if number == signal.SIGINT else -number)
+    before = [trial.params for trial in trials_of(search)]
     assert states(search) == ["RUNNING", "RUNNING"]
-    plan(search)
+    plan(search.folder.path, {})
     again = search_of(tmp_path, trials=2)
     assert again.run() == 0
-    assert [trial.params for trial in again.study.get_trials()] == before
+    assert "trial 0 goes on" in capfd.readouterr().err
+    assert [trial.params for trial in trials_of(again)] == before
     assert states(again) == ["COMPLETE", "COMPLETE"]
+    assert ran(again.folder.path) == {0: 4, 1: 2}
 
 
 def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):
-    from cet_rl.runs.lock import Lock
-
     search = search_of(tmp_path, trials=1)
     search.study.ask()
     lock = Lock(search.folder.locks, "trial-0000")
     assert lock.acquire()
-    try:
-        assert search.run() == 1
-    finally:
-        lock.release()
+    assert search.run() == 1
+    lock.release()
     assert states(search) == ["RUNNING"]
     assert not (search.folder.path / ".ran").exists()
 
 
 def test_choices_come_back_as_they_are_in_the_file(tmp_path):
     space = {"lags": {"choices": [[3, 5], [2, 4]]}, "units": {"low": 4, "high": 8, "step": 2}}
-    spec = read_search(file_of(tmp_path, units=None, space=space))
-    trial = optuna.create_study().ask()
-    found = {name: plain(trial._suggest(name, one)) for name, one in spec.space.items()}
+    file, trial = read_search(file_of(tmp_path, units=None, space=space)), optuna.create_study().ask()
+    found = {name: plain(trial._suggest(name, one)) for name, one in file.space.items()}
     assert found["lags"] in ([3, 5], [2, 4])
     assert found["units"] in (4, 6, 8)
-    assert spec.sweep(found).jobs[0].values["lags"] == found["lags"]
+    assert file.sweep(found).jobs[0].values["lags"] == found["lags"]
 
 
 @pytest.mark.parametrize(
@@ -329,16 +241,6 @@ def test_defaults_of_the_other_task_kinds(tmp_path):
     assert (play.metric.key, play.curve.key) == ("train_return_mean", "rollout/ep_rew_mean")
 
 
-def test_a_folder_is_for_one_search(tmp_path):
-    search_of(tmp_path)
-    with pytest.raises(ValueError, match=r"other settings \(units 4 there, 8 here\)"):
-        search_of(tmp_path, units=8)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="not empty and no search folder"):
-        open_study(read_search(file_of(tmp_path)), SearchFolder(tmp_path / "other"))
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -357,28 +259,36 @@ def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypa
     assert "secret" not in line
 
 
-def test_a_search_goes_on_only_where_its_trials_are(tmp_path):
-    search = search_of(tmp_path, trials=1)
+def test_a_folder_is_for_one_search_and_one_storage(tmp_path, monkeypatch):
+    search = search_of(tmp_path, trials=1, seeds=0)
     assert search.run() == 0
     file, folder = search.search, search.folder
+    with pytest.raises(ValueError, match=r"other settings \(units 4 there, 8 here\)"):
+        search_of(tmp_path, seeds=0, units=8)
     with pytest.raises(ValueError, match="was begun with another --storage"):
         open_study(file, folder, f"sqlite:///{tmp_path}/other.db")
     moved = SearchFolder(folder.path.rename(tmp_path / "moved"))
     assert len(open_study(file, moved).get_trials()) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not empty and no search folder"):
+        open_study(file, SearchFolder(tmp_path / "other"))
+    monkeypatch.setattr("cet_rl.tuning.study.PATIENCE", 0.3)
+    lock = Lock(moved.locks, "study")
+    assert lock.acquire()
+    with pytest.raises(OSError, match="another search has been creating the study"):
+        open_study(file, moved)
+    lock.release()
 
 
 OPENER = """
-import sys, time
-from pathlib import Path
+import sys
 from cet_rl.tuning.file import read_search
 from cet_rl.tuning.study import SearchFolder, open_study, require_optuna
-import optuna.storages
 require_optuna()
-file, path, home = sys.argv[1:]
-search, folder = read_search(file), SearchFolder(path)
+search, folder = read_search(sys.argv[1]), SearchFolder(sys.argv[2])
 print("ready", flush=True)
-while not Path(home, "go").exists():
-    time.sleep(0.001)
+sys.stdin.readline()
 study = open_study(search, folder)
 for _ in range(2):
     trial = study.ask()
@@ -387,49 +297,19 @@ for _ in range(2):
 
 
 def test_processes_that_begin_together_share_a_study_and_no_trial(tmp_path):
-    file = file_of(tmp_path, sampler="random")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPENER, file, str(tmp_path / "search"), str(tmp_path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    try:
+    command = [sys.executable, "-c", OPENER, file_of(tmp_path, sampler="random"), str(tmp_path / "search")]
+    pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with running(command, **pipes) as one, running(command, **pipes) as two, running(command, **pipes) as three:
+        processes = [one, two, three]
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
         for process in processes:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        (tmp_path / "go").touch()
-        answers = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0, 0, 0], answers
-    rows = [line.split() for out, _ in answers for line in out.splitlines()]
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        rows = [line.split() for process in processes for line in process.communicate(timeout=120)[0].splitlines()]
+        assert [process.returncode for process in processes] == [0, 0, 0]
     assert len({study for study, _, _ in rows}) == 1
     assert sorted(int(number) for _, number, _ in rows) == list(range(6))
     assert len({value for _, _, value in rows}) == 6
-
-
-def test_who_creates_the_study_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
-    from cet_rl.runs.lock import Lock
-
-    spec, folder = read_search(file_of(tmp_path)), SearchFolder(tmp_path / "search")
-    lock = Lock(folder.locks, "study")
-    assert lock.acquire()
-    timer = threading.Timer(0.5, lock.release)
-    timer.start()
-    open_study(spec, folder)
-    timer.join()
-    monkeypatch.setattr("cet_rl.tuning.study.PATIENCE", 0.3)
-    other = Lock(folder.locks, "study")
-    assert other.acquire()
-    with pytest.raises(OSError, match="another search has been creating the study"):
-        open_study(spec, folder)
-    other.release()
 
 
 @pytest.mark.parametrize("kind", ["random", "tpe"])
@@ -461,13 +341,6 @@ def test_importances_tell_what_matters(tmp_path):
     assert sum(found.values()) == pytest.approx(1)
     assert found["x"] > 0.5
     assert importances(optuna.create_study()) == {}  # too few trials to tell
-
-
-def test_the_table_and_the_best_of_nothing(tmp_path):
-    search = search_of(tmp_path)
-    write_outcome(search.folder, search.search, search.study)
-    assert search.folder.table_file.read_text() == "trial,state,test_loss,lr,reason\n"
-    assert not search.folder.best_file.exists()
 
 
 def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
