@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from cet_rl.sweeps.worker import run_worker
 HOME = Path(__file__).parent
 
 def train(folder, jobs):
-    """Do as the file `plan` says for a seed, a folder or all; else log a loss that falls to (lr - 0.1)^2 + seed."""
+    """Do as `plan` says for a seed, a folder or all; else log a loss that falls to (lr - 0.1)^2 + seed."""
     (job,) = jobs
     run, seed, total = folder.run_path(job.name), job.values["seed"], job.values["total_steps"]
     run.mkdir(exist_ok=True)
@@ -76,12 +75,11 @@ sys.exit(run_worker(sys.argv[1:], train))
 '''
 
 DRIVER = """
-import pickle, sys
-from sweep_fakes import launcher_of
-from cet_rl.sweeps.folder import SweepFolder
+import sys
+from sweep_fakes import SweepFolder, fake, launcher_of
 from cet_rl.sweeps.scheduler import run_sweep
-sweep, path, workers = pickle.loads(bytes.fromhex(sys.argv[1]))
-sys.exit(run_sweep(sweep, SweepFolder(path), launcher_of(path, workers), quiet="--loud" not in sys.argv))
+path, *seeds = sys.argv[1:]
+sys.exit(run_sweep(fake(*map(int, seeds)), SweepFolder(path), launcher_of(path)))
 """
 
 
@@ -129,11 +127,9 @@ def running(command, *, cwd=None, **options):
         process.communicate(timeout=60)
 
 
-def driver(path, sweep, *options):
-    """Run a sweep in a process group of its own, with two workers."""
-    launcher_of(path)  # writes what its workers run
-    told = pickle.dumps((sweep, str(path), 2)).hex()
-    command = [sys.executable, "-c", DRIVER, told, *options]
+def driver(path, *seeds):
+    """Run a sweep of fake jobs in a process group of its own, with two workers."""
+    command = [sys.executable, "-c", DRIVER, str(path), *map(str, seeds)]
     return running(command, cwd=Path(__file__).parent, stderr=subprocess.PIPE)
 
 

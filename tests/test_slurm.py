@@ -162,16 +162,14 @@ def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
         plan(tmp_path, {})
         os.kill(job._worker.pid, signal.SIGTERM)
 
-    thread = threading.Thread(target=terminate)
-    thread.start()
+    threading.Thread(target=terminate).start()
     assert job() == "finished"
-    thread.join()
     assert ran(tmp_path).total() == 2
 
 
 def test_a_job_that_another_process_runs_is_waited_for_and_then_left_to_it(tmp_path):
-    sweep = fake(0)
-    job, lock = job_of(tmp_path, sweep), Lock(tmp_path / "locks", sweep.jobs[0].name)
+    job = job_of(tmp_path, fake(0))
+    lock = Lock(tmp_path / "locks", job.name)
     assert lock.acquire()
     threading.Timer(1.0, lock.release).start()
     assert job() == "finished"
