@@ -18,7 +18,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from cet_rl import CET, ET, Legendre, SharpCET
+from cet_rl import CET, ET, Legendre, Optimal, SharpCET
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.report.plots import RETURN, Curve, alignment_figure, draw_curves
 from cet_rl.report.reading import ALIGNMENT
@@ -29,7 +29,11 @@ DOCS = Path(__file__).parent
 TRACES = {
     **{"none": ("no delay", "0.6"), "et": ("ET", "C1"), "cet2": ("CET 2", "C9"), "cet5": ("CET 5", "C0")},
     **{"cet6": ("CET 6", "C0"), "cet10": ("CET 10", "C4"), "sharp10": ("SharpCET 10", "C2")},
-    **{"legendre10": ("Legendre 10", "C3"), "perfect": ("perfect memory", "black")},
+    **{
+        "legendre10": ("Legendre 10", "C3"),
+        "optimal10": ("Optimal 10", "C5"),
+        "perfect": ("perfect memory", "black"),
+    },
 }
 RULES = {
     **{"fixed-w": ("fixed-W", "0.6"), "rflo": ("RFLO", "C1"), "kernl": ("KeRNL", "C5"), "dni": ("DNI", "C3")},
@@ -148,7 +152,7 @@ def sequence(name: str, title: str) -> None:
 
 def kernels() -> None:
     delay, step = 40, 0.2
-    figure, (left, right) = panels(2, 10, 3.4)
+    figure, (left, right) = panels(2, 10, 3.4, sharey=False)
     paper = [(CET(order, delay, "peak"), f"cet{order}") for order in (2, 5, 10)]
     for trace, arm in [*paper, (ET.from_delay(delay, "peak"), "et")]:
         left.plot(np.arange(3 * delay) * step, trace.kernel(3 * delay), **STYLES[arm])
@@ -157,13 +161,14 @@ def kernels() -> None:
         (CET(10, delay), "cet10"),
         (SharpCET(10, delay), "sharp10"),
         (Legendre(10, delay), "legendre10"),
+        (Optimal(10, delay), "optimal10"),
     ):
         kernel = trace.kernel(trace.support[1])
         share = (kernel[delay] ** 2 / (kernel**2).sum()).item()
         style = {**STYLES[arm], "label": f"{STYLES[arm]['label']}: {share:.1%} of the energy at the delay"}
         right.plot(np.arange(3 * delay) * step, kernel[: 3 * delay], **style)
     right.set(title="Ten states each, unit area")
-    right.set_ylim(top=0.115)  # room for the legend
+    right.set_ylim(top=0.15)  # room for the legend
     for axes in (left, right):
         axes.axvline(delay * step, color="0.5", linestyle="--", linewidth=1)
         axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)

@@ -139,10 +139,17 @@ def _solve(factor: ComplexArray, right: ComplexArray, trans: str = "N") -> Compl
 
 
 def _targets(s: ComplexArray, delay: int, first: int, last: int) -> tuple[ComplexArray, ComplexArray]:
-    """Return b and its derivative by s: means of p^ℓ and of ℓ/D p^ℓ over ℓ = first … last, shape (n,)."""
-    lags = np.arange(first, last + 1) / delay
-    powers = np.exp(np.outer(lags, s))
-    return powers.mean(0), (lags[:, None] * powers).mean(0)
+    """Return b and its derivative by s: means of p^ℓ and of ℓ/D p^ℓ over ℓ = first … last, shape (n,).
+
+    They are sums of geometric series of m terms, p^first (p^m - 1) / (p - 1).
+    """
+    x, count = s / delay, last - first + 1
+    if count == 1:
+        b = np.exp(x * first)
+        return b, b * first / delay
+    whole, one = np.expm1(x * count), np.expm1(x)
+    b = np.exp(x * first) * whole / one / count
+    return b, b * (first + count * (whole + 1) / whole - (one + 1) / one) / delay
 
 
 def _readout(upper: ComplexArray, delay: int, first: int, last: int) -> tuple[ComplexArray, float]:
@@ -212,7 +219,7 @@ def _best_poles(order: int, first: int, last: int) -> ComplexArray:
     found, pairs = [], order // 2
     decays = (np.log(_SLOWEST), np.log(_FASTEST * delay))
     bounds = [decays] * pairs + [(_APART, np.pi * delay - _APART)] * pairs + [decays] * (order % 2)
-    for spacing, decay in STARTS:
+    for spacing, decay in STARTS[:1] if first == last else STARTS:
         place = np.arange(order)[::-1][: order // 2 + order % 2] - (order - 1) / 2
         decayed = decay * np.sqrt(1 - 0.8 * (place / max(order / 2, 1)) ** 2)
         turning = place > 0
@@ -224,7 +231,7 @@ def _best_poles(order: int, first: int, last: int) -> ComplexArray:
             jac=True,
             bounds=bounds,
             method="L-BFGS-B",
-            options={"maxiter": 3000, "maxfun": 6000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30},
+            options={"maxiter": 500, "maxfun": 1000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30},
         )
         found.append(_upper(result.x, order))
 
