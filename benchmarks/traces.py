@@ -2,8 +2,9 @@
 
     python benchmarks/traces.py [--repeats 3]
 
-For each kind with a choice of states: milliseconds for orders and delays, best of the repeats, each in a fresh cache.
-The search of `Optimal` should end within 0.3 s for up to twelve states and 1 s for twenty, with and without tolerance.
+For each kind with a choice of states: milliseconds for orders and delays, best of the repeats, each in a fresh
+cache. The search of `Optimal` should end within 0.3 s for up to twelve states and 1 s for twenty, with and without
+tolerance.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ def forget() -> None:
     sharp._sharpest_rate.cache_clear()
 
 
-def milliseconds(make: Callable[[], Trace]) -> float:
+def milliseconds(kind: Callable[[int, int], Trace], order: int, delay: int) -> float:
     """Time the constants of one trace."""
     forget()
     start = time.perf_counter()
-    make().transition()
+    kind(order, delay).transition()
     return 1000 * (time.perf_counter() - start)
 
 
@@ -49,9 +50,7 @@ def main() -> None:
     Optimal(3, 7).transition()  # loads scipy
     print(f"{'order, delay':>14}" + "".join(f"{name:>15}" for name in KINDS))
     for order, delay in SIZES:
-        times = [
-            min(milliseconds(lambda k=kind: k(order, delay)) for _ in range(repeats)) for kind in KINDS.values()
-        ]
+        times = [min(milliseconds(kind, order, delay) for _ in range(repeats)) for kind in KINDS.values()]
         print(f"{f'{order}, {delay}':>14}" + "".join(f"{value:15.1f}" for value in times))
 
 
