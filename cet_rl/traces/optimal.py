@@ -145,10 +145,10 @@ def _targets(s: ComplexArray, delay: int, first: int, last: int) -> tuple[Comple
     """
     x, count = s / delay, last - first + 1
     if count == 1:
-        b = np.exp(x * first)
-        return b, b * first / delay
+        power: ComplexArray = np.exp(x * first)
+        return power, power * first / delay
     whole, one = np.expm1(x * count), np.expm1(x)
-    b = np.exp(x * first) * whole / one / count
+    b: ComplexArray = np.exp(x * first) * whole / one / count
     return b, b * (first + count * (whole + 1) / whole - (one + 1) / one) / delay
 
 
