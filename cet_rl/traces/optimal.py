@@ -143,13 +143,15 @@ def _targets(s: ComplexArray, delay: int, first: int, last: int) -> tuple[Comple
 
     They are sums of geometric series of m terms, p^first (p^m - 1) / (p - 1).
     """
-    x, count = s / delay, last - first + 1
+    x: ComplexArray = s / delay
+    count = last - first + 1
     if count == 1:
         power: ComplexArray = np.exp(x * first)
-        return power, power * first / delay
+        return power, np.multiply(power, first / delay)
     whole, one = np.expm1(x * count), np.expm1(x)
-    b: ComplexArray = np.exp(x * first) * whole / one / count
-    return b, b * (first + count * (whole + 1) / whole - (one + 1) / one) / delay
+    mean: ComplexArray = np.exp(x * first) * whole / one / count
+    slope: ComplexArray = (first + count * (whole + 1) / whole - (one + 1) / one) / delay
+    return mean, mean * slope
 
 
 def _readout(upper: ComplexArray, delay: int, first: int, last: int) -> tuple[ComplexArray, float]:
