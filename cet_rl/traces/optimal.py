@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
@@ -148,7 +149,8 @@ def _targets(s: ComplexArray, delay: int, first: int, last: int) -> tuple[Comple
     if count == 1:
         power: ComplexArray = np.exp(x * first)
         return power, np.multiply(power, first / delay)
-    whole, one = np.expm1(x * count), np.expm1(x)
+    whole: Any = np.expm1(x * count)
+    one: Any = np.expm1(x)
     mean: ComplexArray = np.exp(x * first) * whole / one / count
     slope: ComplexArray = (first + count * (whole + 1) / whole - (one + 1) / one) / delay
     return mean, mean * slope
