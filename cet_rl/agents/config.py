@@ -115,14 +115,8 @@ class LearnerConfig:
 
 _SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef"}
 
-_TRACE_DEFAULTS: dict[str, Any] = {
-    "order": None,
-    "decay": None,
-    "normalization": "peak",
-    "discretization": "exact",
-    "trace_delay": None,
-    "trace_options": None,
-}
+_TRACE_DEFAULTS: dict[str, Any] = dict.fromkeys(("order", "decay", "trace_options", "trace_delay"))
+_TRACE_DEFAULTS |= {"normalization": "peak", "discretization": "exact"}
 
 
 def learner_config(

@@ -91,9 +91,6 @@ class CETActorCritic(StoredAlgorithm):
         learner: The `ActorCriticLearner`.
         synapses: The learner's synapses, input side first: traces, delay lines, λ per weight.
         probes: The learner's alignment probes, by name of the delayed layers.
-
-    Raises:
-        ValueError: naming the option with a wrong value and what would be right.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
