@@ -8,9 +8,8 @@ import torch
 from cet_rl import CET, ET, Legendre, PerfectMemory, SharpCET
 from cet_rl.credit import Synapses
 from cet_rl.recurrent import Delayed, Memory, Online, Readout, RNNCell, Rule, build_rule
-from cet_rl.recurrent.delayed import TraceFilter, delay_rule, hold
+from cet_rl.recurrent.delayed import delay_rule
 from cet_rl.recurrent.rules import RULES
-from cet_rl.recurrent.rules.base import StepInputs
 
 DOUBLE = torch.float64
 SEPARABLE = ["rflo", "kernl", "dni", "dni-b"]
@@ -27,18 +26,18 @@ TRACES = [
 def experience(rule, steps=25, batch=3, seed=0):
     """The moments that a network with frozen weights gives a rule."""
     generator = torch.Generator().manual_seed(seed)
-    cell = rule.cell
-    weight, weight_out = cell.initial_weights(generator, DOUBLE)
+    cell, online = rule.cell, Online(rule.cell, rule)
+    weights = cell.initial_weights(generator, DOUBLE)
     rates = torch.zeros(batch, cell.units, dtype=DOUBLE)
     noise = rule.draw(batch, steps, generator)
     moments = []
     for clock in range(steps):
         x = torch.randn(batch, cell.inputs, generator=generator, dtype=DOUBLE)
         label = torch.softmax(torch.randn(batch, cell.outputs, generator=generator, dtype=DOUBLE), dim=1)
-        inputs, rates, slope = cell.advance(weight, rates, x)
-        credit = cell.credit(weight_out, cell.error(cell.read(weight_out, rates), label))
         drawn = None if noise is None else noise[clock].to(DOUBLE)
-        moments.append(StepInputs(weight, inputs, rates, slope, credit, label, drawn, clock))
+        now, _, _ = online.see(weights, rates, x, label, drawn, clock)
+        rates = now.rates
+        moments.append(now)
     return moments
 
 
@@ -165,26 +164,10 @@ def test_steps_leave_what_they_are_given_untouched(trace):
     _, state = gradients(rule, moments[:8])
     before = {name: tensor.clone() for name, tensor in state.items()}
     first, second = rule.step(state, moments[8]), rule.step(state, moments[8])
+    single = {name: tensor.float() for name, tensor in state.items()}
+    assert {tensor.dtype for tensor in rule.filter.step(single["trace"], single["B"])} == {torch.float32}
     assert all(torch.equal(state[name], before[name]) for name in before)
     assert torch.equal(first[1], second[1])
-
-
-def test_a_filter_keeps_types_and_shapes():
-    for trace in TRACES:
-        for dtype in (torch.float32, DOUBLE):
-            filtered = TraceFilter(trace)
-            new = torch.randn(2, 3, 5, dtype=dtype)
-            state = filtered.init_state(new)
-            after, out = filtered.step(state, new)
-            assert (out.dtype, out.shape) == (dtype, new.shape)
-            assert (after.dtype, after.shape) == (dtype, state.shape)
-
-
-def test_a_line_without_length_hands_on():
-    new = torch.randn(2, 3)
-    line, out = hold(torch.zeros(2, 0, 3), new)
-    assert out is new
-    assert line.shape == (2, 0, 3)
 
 
 def test_a_memory_s_tensors_have_names():
