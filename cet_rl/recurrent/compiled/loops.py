@@ -55,8 +55,9 @@ def add_traced(net: Network, bridge: Trace, B: Array, kept: Array, signal: Array
     """Update B_ij ← κ_i B_ij + e_ij and add G_ij = s_i B_ij, or through a trace; `signal` is overwritten."""
     inputs, slope, gradient = net.inputs, net.slope, net.pending
     if bridge is None:
-        scale(signal, net.share)
         for b in range(B.shape[0]):
+            for i in range(B.shape[2]):
+                signal[b, i] *= net.share
             for j in range(B.shape[1]):
                 x = inputs[b, j]
                 for i in range(B.shape[2]):
