@@ -44,29 +44,35 @@ def check(matrix, errors, rows, first=0, last=None):
                 torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
+LAYOUTS = {
+    "contiguous": lambda columns, units: torch.randn(columns, units, dtype=torch.float64),
+    "some columns": lambda columns, units: torch.randn(columns, 3 * units + 2, dtype=torch.float64)[:, 2::3],
+    "some rows": lambda columns, units: torch.randn(2 * columns, units, dtype=torch.float64)[::2],
+    "transposed": lambda columns, units: torch.randn(units, columns, dtype=torch.float64).T,
+    "one column": lambda columns, units: torch.randn(columns, 1, dtype=torch.float64).expand(-1, units),
+    "one number": lambda columns, units: torch.randn(1, 1, dtype=torch.float64).expand(columns, units),
+}
+
+
 @given(
     matrix=bands(),
     rows=st.integers(1, 8),
-    units=st.integers(1, 6),
+    units=st.integers(0, 6),
     ends=st.none() | st.tuples(st.integers(0, 25), st.integers(0, 30)),
+    layout=st.sampled_from(sorted(LAYOUTS)),
 )
-def test_blocks_are_the_dense_product_of_all_or_some_rows(matrix, rows, units, ends):
+def test_blocks_are_the_dense_product_of_all_or_some_rows(matrix, rows, units, ends, layout):
     torch.manual_seed(0)
-    errors = torch.randn(matrix.shape[1], units, dtype=torch.float64)
     first, last = (0, None) if ends is None else sorted(ends)
     first = min(first, len(matrix))
+    errors = LAYOUTS[layout](matrix.shape[1], units)
     check(matrix, errors, rows, first, None if last is None else max(last, first))
 
 
-@given(matrix=bands(), rows=st.integers(1, 8))
-def test_errors_need_not_lie_side_by_side(matrix, rows):
-    columns = matrix.shape[1]
-    torch.manual_seed(0)
-    wide, tall = (torch.randn(size, dtype=torch.float64) for size in ((columns, 9), (2 * columns, 4)))
-    one = torch.randn(1, 1, dtype=torch.float64).expand(columns, 4)
-    for errors in (wide[:, 2:7], wide[:, ::3], tall[::2], wide[:, :1].expand(-1, 4), one, wide[:, :0]):
-        check(matrix, errors, rows)
-    check(matrix, torch.randn(4, columns, dtype=torch.float64).T, rows)
+def matrix_of(kernel, happened, arrives):
+    """Return the value of the kernel at each lag from an event to an arrival, zero outside of it."""
+    values = [[kernel[b - a] if 0 <= b - a < len(kernel) else 0 for b in arrives] for a in happened]
+    return np.array(values, dtype=float).reshape(len(happened), len(arrives))
 
 
 @given(
@@ -79,27 +85,20 @@ def test_errors_need_not_lie_side_by_side(matrix, rows):
 def test_matrices_of_kernels(length, rows, columns, shift, block):
     kernel = np.arange(1.0, length + 1)
     matrix = correlation_matrix(kernel, rows, columns, shift)
-    assert matrix.shape == (rows, columns)
-    for s in range(rows):
-        for u in range(columns):
-            lag = u + shift - s
-            assert matrix[s, u] == (kernel[lag] if 0 <= lag < length else 0)
+    np.testing.assert_array_equal(
+        matrix, matrix_of(kernel, range(rows), range(shift, shift + columns)), strict=True
+    )
     if columns:
         check(matrix, torch.randn(columns, 2, dtype=torch.float64), block)
 
 
-@given(
-    kernel=st.lists(st.floats(-2, 2), min_size=1, max_size=8),
-    happened=st.lists(st.integers(-20, 20), max_size=8),
-    arrives=st.lists(st.integers(-20, 20), max_size=8),
-)
+events = st.lists(st.integers(-20, 20), max_size=8)
+
+
+@given(kernel=st.lists(st.floats(-2, 2), min_size=1, max_size=8), happened=events, arrives=events)
 def test_matrices_of_events(kernel, happened, arrives):
-    matrix = event_matrix(np.array(kernel), np.array(happened, dtype=np.int64), np.array(arrives, dtype=np.int64))
-    assert matrix.shape == (len(happened), len(arrives))
-    for a, event in enumerate(happened):
-        for b, arrival in enumerate(arrives):
-            lag = arrival - event
-            assert matrix[a, b] == (kernel[lag] if 0 <= lag < len(kernel) else 0)
+    times = (np.array(each, dtype=np.int64) for each in (happened, arrives))
+    np.testing.assert_array_equal(event_matrix(np.array(kernel), *times), matrix_of(kernel, happened, arrives))
 
 
 def test_large_enough_for_blocks_as_it_is():

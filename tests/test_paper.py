@@ -49,17 +49,9 @@ def test_numbers_of_tables_and_rows():
         assert table.stacked == name.endswith("retrograde")
 
 
-def rows_of(tables):
-    return pytest.mark.parametrize(
-        ("table", "row"),
-        [(table, row) for table in tables for row in table.rows],
-        ids=lambda item: getattr(item, "name", None) or f"{item.delay:g}s-{item.order}",
-    )
-
-
-@rows_of(TABLES.values())
-def test_every_row_is_a_configuration_that_is_found(table, row):
-    for task in table.tasks:
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_row_is_a_configuration_that_is_found(table):
+    for row, task in ((row, task) for row in table.rows for task in table.tasks):
         values, line = paper_row(task, delay=row.delay, order=row.order, stacked=table.stacked)
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
@@ -70,31 +62,24 @@ def test_every_row_is_a_configuration_that_is_found(table, row):
         assert (parsed.config, parsed.note) == (config, line)
 
 
-@rows_of(table for table in TABLES.values() if task_kind_of(table.tasks[0]) is RL)
-def test_every_row_of_an_environment(table, row):
-    config = RLConfig(table.tasks[0], **row.values)
-    assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)  # what the paper chose from
-    assert config.timing.step_duration == (0.3 if table.stacked else 0.2)
-    assert (config.decay is not None) == (row.order == 1)
-    assert config.decay in (None, 0.5, 0.7, 0.9, 0.99)
-    assert {name: row.values[name] for name in SHARED} == SHARED
-
-
-@rows_of(table for table in TABLES.values() if task_kind_of(table.tasks[0]) is not RL)
-def test_every_row_of_a_data_set(table, row):
-    """What the rows of a time scale share, and what the paper chose from."""
-    values = row.values
-    assert values["weight_decay"] in (0, 1e-3, 1e-2, 1e-1)
-    assert values["normalization"] == "area"
-    assert values["step_ms"] == 200
-    long = table.name == "cifar10-retrograde"
-    assert values["total_steps"] == (1_562_500 if long else 20_000)
-    if table.stacked:
-        assert row.delay == 120
-        assert (values["batch_size"], values["salience"], values["warmup"]) == (1280, 0.0125, 0.2)
-    else:
-        assert row.delay in (0.2, 0.6, 1, 2, 4, 10)
-        assert (values["batch_size"], values.get("salience"), values["warmup"]) == (128, None, 0.1)
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_what_the_rows_of_a_table_share_and_what_the_paper_chose_from(table):
+    for row in table.rows:
+        values = row.values
+        if task_kind_of(table.tasks[0]) is RL:
+            config = RLConfig(table.tasks[0], **values)
+            assert config.lr in (1e-4, 2.5e-4, 5e-4, 9e-4)
+            assert config.timing.step_duration == (0.3 if table.stacked else 0.2)
+            assert (config.decay is not None) == (row.order == 1)
+            assert config.decay in (None, 0.5, 0.7, 0.9, 0.99)
+            assert {name: values[name] for name in SHARED} == SHARED
+            continue
+        assert values["weight_decay"] in (0, 1e-3, 1e-2, 1e-1)
+        assert (values["normalization"], values["step_ms"]) == ("area", 200)
+        assert values["total_steps"] == (1_562_500 if table.name == "cifar10-retrograde" else 20_000)
+        assert row.delay in ((120,) if table.stacked else (0.2, 0.6, 1, 2, 4, 10))
+        schedule = (1280, 0.0125, 0.2) if table.stacked else (128, None, 0.1)
+        assert (values["batch_size"], values.get("salience"), values["warmup"]) == schedule
 
 
 CELLS = {
@@ -147,24 +132,18 @@ def test_cells_read_from_the_paper(task, stacked, cell):
 
 
 @pytest.mark.parametrize(
-    ("task", "total_steps", "num_envs", "n_steps", "lam", "random_lam", "anneal_lr"),
-    [
-        ("CartPole-v1", 5_000_000, 4, 128, 0.95, None, True),
-        ("LunarLander-v3", 5_000_000, 4, 128, 0.95, None, False),
-        (SPACE_INVADERS, 10_000_000, 32, 32, None, (0.1, 0.99), False),
-        ("MinAtar/SpaceInvaders-v0", 10_000_000, 32, 32, None, (0.1, 0.99), False),
+    ("task", "expected"),
+    [  # total_steps, num_envs, n_steps, lam, random_lam, anneal_lr
+        ("CartPole-v1", (5_000_000, 4, 128, 0.95, None, True)),
+        ("LunarLander-v3", (5_000_000, 4, 128, 0.95, None, False)),
+        (SPACE_INVADERS, (10_000_000, 32, 32, None, (0.1, 0.99), False)),
+        ("MinAtar/SpaceInvaders-v0", (10_000_000, 32, 32, None, (0.1, 0.99), False)),
     ],
 )
-def test_what_the_rows_of_an_environment_share(task, total_steps, num_envs, n_steps, lam, random_lam, anneal_lr):
-    for table in (table for table in TABLES.values() if task in table.tasks):
-        for values in (row.values for row in table.rows):
-            assert (values["total_steps"], values["num_envs"], values["n_steps"]) == (
-                total_steps,
-                num_envs,
-                n_steps,
-            )
-            assert (values.get("lam"), values.get("random_lam")) == (lam, random_lam)
-            assert values["anneal_lr"] is anneal_lr
+def test_what_the_rows_of_an_environment_share(task, expected):
+    names = ("total_steps", "num_envs", "n_steps", "lam", "random_lam", "anneal_lr")
+    rows = [row.values for table in TABLES.values() if task in table.tasks for row in table.rows]
+    assert {tuple(values.get(name) for name in names) for values in rows} == {expected}
 
 
 def test_what_is_asked_for_in_other_words():
