@@ -246,7 +246,7 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
-    lines = ["eval nowhere", "report nowhere", "eval CartPole-v1"]
+    lines = ["eval nowhere", "report nowhere", "eval CartPole-v1", "sweep quick --run-dir mine"]
     for task in ("CartPole-v1", "CartPole-v1 --agent sb3:a2c", "digits", "add"):
         config = parse_arguments([*task.split(), "--delay", "2", "--total-steps", "5000"]).config.resolved()
         name = task.split()[0] + "-a2c" * ("a2c" in task)
@@ -255,7 +255,7 @@ def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
         (tmp_path / name / "summary.json").write_text('{"status": "finished"}')
         same = f"train {task} --delay 2 --total-steps 5000 --run-dir {name}"
         lines += [same, f"{same} --resume", f"train {task} --run-dir mine"]
-        lines += [f"{same} --lr 0.1"]
+        lines += [f"{same} --lr 0.1", f"train {task} --seeds 0-1 --run-dir mine"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     command = [sys.executable, "-c", WITHOUT_TORCH]

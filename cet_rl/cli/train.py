@@ -15,6 +15,7 @@ import tyro
 from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse
 from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
+from cet_rl.runs.files import holds
 from cet_rl.runs.folder import RunFolder, default_path
 from cet_rl.runs.paper import PAPER, paper_values
 from cet_rl.runs.task_kinds import TASK_KINDS, build_config, check_spelling, refuse_foreign, task_kind_of
@@ -114,9 +115,10 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     from cet_rl.sweeps.worker import Launcher
 
     config, options = parsed.config, parsed.run
-    jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
     arm = default_path(config).name.removesuffix(f"-{config.seed}")
     folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
+    holds(folder.path, folder.sweep_file.name, "sweep")  # building its jobs takes seconds
+    jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
     return run_sweep(Sweep(arm, tuple(jobs)), folder, Launcher(), retry=options.resume, quiet=options.quiet)
 
 

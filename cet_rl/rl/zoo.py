@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cet_rl import agents
-from cet_rl.cli import EXIT_BAD_INPUT, refuse
+from cet_rl.cli import EXIT_BAD_INPUT, prepare_output, refuse
 from cet_rl.runs.archive import File
 from cet_rl.runs.process import set_threads
 from cet_rl.runs.values import unknown
@@ -77,7 +77,9 @@ def register() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the zoo's `train` or `enjoy` with the agent registered, and return the exit status, 2 for bad input."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        prepare_output()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__, end="")
         return 0 if arguments else EXIT_BAD_INPUT

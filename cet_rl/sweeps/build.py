@@ -13,6 +13,7 @@ from typing import Any
 from cet_rl import __version__
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values
+from cet_rl.runs.files import holds
 from cet_rl.runs.folder import default_path
 from cet_rl.runs.paper import paper_values
 from cet_rl.runs.task_kinds import (
@@ -35,9 +36,9 @@ def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:
     Building them takes seconds, because what trains has to be loaded to check them.
 
     Raises:
-        ValueError: as `build` does, or if the folder's sweep.yaml is damaged.
+        ValueError: as `build` does, or if the folder holds something else or its sweep.yaml is damaged.
     """
-    if folder.sweep_file.is_file():
+    if holds(folder.path, folder.sweep_file.name, "sweep"):
         earlier = folder.read()
         if earlier.made_from == digest(file):
             return earlier
