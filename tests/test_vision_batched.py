@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+import yaml
 from saved_files import files, parts, rows, summary
 
 from cet_rl.cli import main
@@ -189,38 +190,13 @@ def test_runs_with_a_past_of_their_own_are_refused(values):
         check_batch([config])
 
 
-OTHERWISE = {
-    "task": "mnist",
-    "order": 7,
-    "trace": "perfect",
-    "trace_options": ("ratio=3",),
-    "trace_delay": 1.0,
-    "delay": 0.6,
-    "stacked": True,
-    "step_ms": 100.0,
-    "normalization": "peak",
-    "discretization": "official",
-    "decay": 0.5,
-    "error_at": "activation",
-    "lr": 0.5,
-    "total_steps": 9,
-    "seed": 9,
-    "device": "cuda",
-    "threads": 2,
-    "alignment": False,
-    "model": "cnn",
-    "hidden": (9,),
-    "channels": (9,),
-    "batch_size": 64,
-    "streams": 2,
-    "weight_decay": 0.5,
-    "warmup": 0.5,
-    "max_grad_norm": 9.0,
-    "data_dir": "elsewhere",
-    "validation": True,
-    "precision": "bf16",
-    "compile": True,
-}
+OTHERWISE = yaml.safe_load("""
+{task: mnist, order: 7, trace: perfect, trace_options: [ratio=3], trace_delay: 1.0, delay: 0.6, stacked: true,
+step_ms: 100.0, normalization: peak, discretization: official, decay: 0.5, error_at: activation, lr: 0.5,
+total_steps: 9, seed: 9, device: cuda, threads: 2, alignment: false, model: cnn, hidden: [9], channels: [9],
+batch_size: 64, streams: 2, weight_decay: 0.5, warmup: 0.5, max_grad_norm: 9.0, data_dir: elsewhere,
+validation: true, precision: bf16, compile: true}
+""")
 MAY_DIFFER = marked(VisionConfig, Mark.BATCHABLE)
 TOGETHER = {
     "trace": {"order": None},
@@ -249,13 +225,6 @@ def test_in_which_fields_runs_may_differ(name):
         check_batch([first, other])
     assert "\n" not in str(refusal.value)
     assert any(each in str(refusal.value) for each in (name, *TOGETHER.get(name, {})))
-
-
-def test_no_runs_are_refused():
-    with pytest.raises(ValueError, match="there are no runs to train"):
-        check_batch([])
-    with pytest.raises(ValueError, match="there are no runs to train"):
-        train_batch([])
 
 
 # Run folders.
@@ -318,6 +287,8 @@ def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
 
 
 def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(ValueError, match="there are no runs to train"):
+        train_batch([])
     same_by_default = [RUNS[0], replace(RUNS[0], lr=0.5)]
     for runs, folders in [
         (RUNS[:2], [tmp_path / "a", f"{tmp_path}/./a"]),
@@ -433,24 +404,19 @@ def test_a_folder_that_another_process_runs_in_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("total", [20, 60])
-def test_a_run_that_diverges_fails_alone(tmp_path, total):
-    """It keeps its last good checkpoint, or has none."""
+def test_runs_that_diverge_fail_alone(tmp_path, total):
+    """They keep their last good checkpoint, or have none; if none is left the batch ends."""
     good = VisionConfig("digits", hidden=(16,), total_steps=total)
-    bad = replace(good, lr=1e30, weight_decay=0.0, seed=1)
-    folders = train_batch([good, bad], [tmp_path / "good", tmp_path / "bad"], quiet=True)
-    assert [summary(folder)["status"] for folder in folders] == ["finished", "failed"]
-    assert summary(folders[1])["error"].startswith("FloatingPointError: the loss is not finite at")
-    for folder in folders:
-        for file in (folder / "checkpoint").iterdir():
-            tensors = parts(file)[1]
-            assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
-    assert (folders[0] / "checkpoint" / "network.zip").is_file()
-
-
-def test_if_all_diverge_the_batch_ends(tmp_path):
-    paths = [tmp_path / "a", tmp_path / "b"]
-    bad = [replace(RUNS[1], lr=1e30, weight_decay=0.0, seed=seed, total_steps=500) for seed in (0, 1)]
-    assert train_batch(bad, paths, quiet=True) == paths
-    for path in paths:
-        assert summary(path)["status"] == "failed"
-        assert summary(path)["steps"] < 100
+    bad = [replace(good, lr=1e30, weight_decay=0.0, seed=seed, total_steps=total) for seed in (1, 2)]
+    for number, (runs, statuses) in enumerate(
+        [([good, *bad], ["finished", "failed", "failed"]), (bad, ["failed"] * 2)]
+    ):
+        folders = [tmp_path / f"{number}-{run}" for run in range(len(runs))]
+        assert train_batch(runs, folders, quiet=True) == folders
+        assert [summary(folder)["status"] for folder in folders] == statuses
+        assert summary(folders[-1])["error"].startswith("FloatingPointError: the loss is not finite at")
+        assert summary(folders[-1])["steps"] < total or total == 20
+        assert (folders[0] / "checkpoint" / "network.zip").is_file() == (number == 0)
+        for file in [each for folder in folders for each in (folder / "checkpoint").iterdir()]:
+            tensors = parts(file)[1].values()
+            assert all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point())
