@@ -144,9 +144,7 @@ def test_traces_by_name(options, expected):
     ("options", "message"),
     [
         ({"trace": "best", "delay": 0.6}, "unknown trace 'best'"),
-        ({"trace": "cet"}, "trace 'cet' bridges a delay, and there is none"),
-        ({"order": 3}, "order, decay, stacked and trace_delay belong to a delay"),
-        ({"trace": "none", "delay": 0.6}, "leave the delay out, or choose a trace"),
+        ({"order": 3}, "belong to a delay, and there is none"),
         ({"trace": "perfect", "order": 3, "delay": 0.6}, "order 3 has no meaning for trace 'perfect'"),
         ({"trace": TraceConfig("cet"), "order": 3, "delay": 0.6}, "has order, decay and normalization of its own"),
     ],
@@ -301,7 +299,6 @@ def test_convolutions_that_synapses_cannot_follow(options, late):
     [
         (nn.Sequential(nn.Flatten(), nn.ReLU()), {}, "no Linear or Conv2d layer to convert"),
         (convert(perceptron()), {}, "layer '1' is traced already"),
-        (normalised(), {"error_at": "preactivation"}, "tanh needs error_at='activation'"),
         (
             perceptron(),
             {"derivative_memory": "trace", "streaming": True},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 from vision_loop import FUNCTIONS, Case, arrived, assert_same, cases, cosine, remember, use
 
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
@@ -121,19 +120,6 @@ def test_alignment_is_with_the_true_gradient_whatever_the_derivative_memory(case
 
 
 @BOTH
-def test_alignment_of_nothing_is_nan(case):
-    x, error = batches(case, 2)
-    layer = case.layer()
-    with measured(layer):
-        use(layer, x, torch.zeros_like(error))
-    assert layer.alignment != layer.alignment
-    perfect = replace(case, trace=PerfectMemory(2)).layer()
-    with measured(perfect):
-        use(perfect, x, error)
-    assert perfect.alignment == pytest.approx(1)
-
-
-@BOTH
 @pytest.mark.parametrize("activation", list(FUNCTIONS))
 def test_derivatives_are_exact(case, activation):
     """Numerically, without a delay, and with one of what is passed down."""
@@ -158,39 +144,6 @@ def test_the_matrix_can_be_given(case, extra):
     layer.use_matrix(len(x))
     found = use(layer, x, error)
     assert_same([*found[0], found[1]], [*expected[0], expected[1]])
-
-
-@pytest.mark.parametrize("shared", [False, True], ids=["own images", "shared images"])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-@BOTH
-def test_many_layers_at_once(case, activation, shared):
-    """vmap over parameters and matrices: each network has its own trace and delay."""
-    case = replace(case, activation=activation, error_at="activation")
-    kinds = [(CET(3, 2), 2), (None, 1), (PerfectMemory(4), 4), (Legendre(4, 3), 3), (None, 0)]
-    each = [replace(case, trace=trace, delay_steps=delay, seed=seed) for seed, (trace, delay) in enumerate(kinds)]
-    x, error = (torch.stack(parts) for parts in zip(*[one.batch(7) for one in each], strict=True))
-    if shared:
-        x = x[:1].expand(len(each), *x.shape[1:])
-    layers = [one.layer() for one in each]
-    state = {
-        name: torch.stack([dict(layer.named_parameters())[name].detach() for layer in layers])
-        for name in ("weight", "bias")
-    }
-    matrices = torch.stack([layer.batch.matrix(7, x.dtype, x.device) for layer in layers])
-    model = deepcopy(layers[0])
-    model.matrix = matrices[0]
-
-    def loss(parameters, matrix, x, error):
-        return (functional_call(model, {**parameters, "matrix": matrix}, (x,)) * error).sum()
-
-    images, axis = (x[0], None) if shared else (x, 0)
-    found = vmap(grad(loss), in_dims=(0, 0, axis, 0))(state, matrices, images, error)
-    leaves = {name: value.requires_grad_() for name, value in state.items()}
-    vmap(loss, in_dims=(0, 0, axis, 0))(leaves, matrices, images, error).sum().backward()
-    for number, one in enumerate(each):
-        expected = in_batch(one, x[number], error[number])
-        assert_same([found[name][number] for name in found], expected)
-        assert_same([leaves[name].grad[number] for name in leaves], expected)
 
 
 @given(case=cases(), extra=st.integers(1, 4))
@@ -340,6 +293,9 @@ def test_bad_batches_are_named(case):
     with pytest.raises(ValueError, match="a batch is only 2 steps long"):
         two.layer()(case.batch(4)[0])
     two.layer()(case.batch(6)[0])
+    layer = two.layer()
+    with seen_at(layer, [0, 2, 3], 9), pytest.raises(ValueError, match="of their own need streams=1"):
+        layer(case.batch(3)[0])
 
 
 @pytest.mark.parametrize("kind", [TracedLinear, TracedConv2d])

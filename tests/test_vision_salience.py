@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from io import BytesIO
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import nn
 from vision_loop import Case, arrived, assert_same, cases, cosine, learn, remember, use
 
 from cet_rl import CET, PerfectMemory
-from cet_rl.traces.registry import TraceConfig
-from cet_rl.vision.conversion import convert, prepare
 from cet_rl.vision.layers import measured, seen_at
 
 DENSE = Case(n_in=3, n_out=4, trace=CET(3, 7), delay_steps=7)
@@ -142,43 +138,6 @@ def test_a_stretch_without_a_salient_image(case):
     assert found[1][0].any()
 
 
-def network(**options):
-    torch.manual_seed(0)
-    layers = (nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
-    return convert(nn.Sequential(*layers), TraceConfig("cet", 3), delay=1.4, streaming=True, **options)
-
-
-def train(model, numbers):
-    """A stretch of 6 steps with 1 to 3 images for each number; the gradients of all of them."""
-    found = []
-    for number in numbers:
-        generator = torch.Generator().manual_seed(number)
-        times = torch.randperm(6, generator=generator)[: 1 + number % 3].sort().values.numpy()
-        x = torch.randn(len(times), 2, 4, 4, generator=generator)
-        model.zero_grad()
-        with seen_at(model, times, 6):
-            model(x).square().sum().backward()
-        found += [parameter.grad for parameter in model.parameters()]
-    return found
-
-
-@pytest.mark.parametrize("options", [{}, {"stacked": True}])
-@pytest.mark.parametrize("seen_before", [0, 1, 5])
-def test_saved_and_loaded(options, seen_before):
-    whole, first, second = network(**options), network(**options), network(**options)
-    expected = train(whole, range(9))
-    found = train(first, range(seen_before))
-    for model in (first, second):
-        prepare(model, (2, 4, 4), salient=True)
-    file = BytesIO()
-    torch.save(first.state_dict(), file)
-    train(first, range(3))
-    file.seek(0)
-    second.load_state_dict(torch.load(file, weights_only=True))
-    found += train(second, range(seen_before, 9))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
 def test_the_forward_pass_says_when():
     """The backward pass may come after the block."""
     x, error = DENSE.batch(3)
@@ -209,10 +168,3 @@ def test_bad_times_are_named(case, times, message):
     with pytest.raises(ValueError, match=message), seen_at(layer, times, 9):
         layer(case.batch(3)[0])
     assert layer.times is None
-
-
-@BOTH
-def test_salience_has_one_stream(case):
-    layer, x = replace(case, streams=2).layer(), case.batch(3)[0]
-    with seen_at(layer, [0, 2, 3], 9), pytest.raises(ValueError, match="of their own need streams=1"):
-        layer(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -52,12 +52,10 @@ def by_position(signal):
 
 
 def learn(case, images, times, total):
-    """The gradient of each step: Σ over positions of δ ⊙ c, where δ of an image arrives D after it.
+    """The gradient of each step, (total, units, inputs), the bias last: Σ over positions of δ ⊙ c.
 
-    Every synapse, at each position of a map, has its own state of the trace, driven by its own f' x.
-
-    Returns:
-        Tensor of shape (total, units, inputs), the bias last among the inputs.
+    Every synapse, at each position of a map, has its own state of the trace, driven by its own f' x; δ of an image
+    arrives D after it.
     """
     hebbian = images.derivative[..., None] * images.patches[..., None, :]
     traces = remember(case.trace, times, hebbian, total)
@@ -75,8 +73,7 @@ def arrived(case, images, times, first, last):
     return torch.einsum("tpo,tpi->oi", (images.derivative * images.error)[due], seen[due])
 
 
-@dataclass
-class Images:
+class Images(NamedTuple):
     """What a layer's synapses and units know of the images of one sequence, (N, positions, …)."""
 
     patches: torch.Tensor
@@ -144,7 +141,6 @@ class Case:
         return torch.autograd.grad(y, (*self.plain.parameters(), x), grad)
 
     def derivative(self, x):
-        """f'(z)."""
         z = self.plain(x).detach().requires_grad_()
         return torch.autograd.grad(FUNCTIONS[self.activation](z).sum(), z)[0]
 
@@ -187,7 +183,6 @@ def assert_same(found, expected, tolerance=1e-10):
 
 
 def cosine(a, b):
-    """nan where one of them is zero."""
     a, b = a.flatten().tolist(), b.flatten().tolist()
     lengths = [sum(value * value for value in vector) ** 0.5 for vector in (a, b)]
     product = sum(p * q for p, q in zip(a, b, strict=True))
@@ -195,7 +190,6 @@ def cosine(a, b):
 
 
 def traces(longest=6):
-    """Every kind, and none at all."""
     steps, order = st.integers(1, longest), st.integers(2, 5)
     normalization = st.sampled_from(["area", "peak"])
     return st.one_of(
@@ -211,7 +205,6 @@ def traces(longest=6):
 
 @st.composite
 def cases(draw, longest=6, most_streams=3):
-    """Layers of all kinds, small."""
     dense = {"n_in": st.integers(1, 4), "n_out": st.integers(1, 4)}
     convolution = {
         "n_in": st.integers(1, 2),

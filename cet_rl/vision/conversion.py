@@ -59,9 +59,7 @@ def convert(
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
     if not isinstance(trace, str | Trace | TraceConfig | None):
-        raise ValueError(
-            f"trace must be a name that `cet-rl list traces` shows, a trace, or a TraceConfig, got {trace!r}"
-        )
+        raise ValueError(f"trace must be a name of `cet-rl list traces`, a trace or a TraceConfig, got {trace!r}")
     model = deepcopy(model)
     found = list(model.named_modules(remove_duplicate=False))
     for name, layer in found:
@@ -72,9 +70,7 @@ def convert(
     if not layers:
         raise ValueError("the model has no Linear or Conv2d layer to convert")
     if isinstance(trace, Trace | TraceConfig) and (order, decay, normalization) != (None, None, None):
-        raise ValueError(
-            f"a {type(trace).__name__} has order, decay and normalization of its own: leave these out"
-        )
+        raise ValueError(f"a {type(trace).__name__} has order, decay and normalization of its own: leave them out")
     timing = CreditTiming(delay or implied_delay(trace, step_duration), step_duration, stacked, len(layers))
     when: dict[str, Any] = {"stacked": stacked, "step_duration": step_duration}
     trace = TraceConfig.for_delay(timing.delay, trace, order, decay, normalization or "area", **when)

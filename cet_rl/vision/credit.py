@@ -61,12 +61,8 @@ Gradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
 class CreditRule:
     """Hold a traced layer's options, see `cet_rl.vision.TracedLinear`, and compute what follows from them alone.
 
-    Attributes:
-        bias: whether the layer has one.
-        window: stride and padding of a convolution; None for a dense layer.
-
-    Raises:
-        ValueError: for options that are invalid or do not go together.
+    `window` is stride and padding of a convolution, None for a dense layer. Options that are invalid or do not go
+    together are a ValueError.
     """
 
     trace: Trace | None
@@ -163,12 +159,10 @@ class CreditRule:
 
     @lru_cache(maxsize=256)  # noqa: B019
     def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
-        """Return g_0 … as far as `dtype` can tell it from zero, float64; not to be written to.
-
-        `unit_area` scales it to area one, as for the memory of f', which must not grow in it.
-        """
+        """Return g_0 … as far as `dtype` can tell it from zero, or scaled to area one; not to be written to."""
         if self.trace is None:
             return np.ones(1)
+        # A memory that returned f' larger than it was would be wrong whatever the synapses do.
         trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
         first, last = visible_support(trace, dtype)
         kernel = trace.kernel(last).numpy().copy()

@@ -38,7 +38,7 @@ _MODES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 _Raw = tuple[Tensor, Tensor]  # pixels (N, C, H, W) uint8, labels (N,) int64
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None, *, validation: bool = False) -> ImageData:
+def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: bool = False) -> ImageData:
     """Load a data set into memory, on the CPU.
 
     All images are standardised with statistics of the training images alone. Classes keep their sizes: the

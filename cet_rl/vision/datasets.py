@@ -39,11 +39,10 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Hold a data set to learn and to test on.
+    """Hold a data set to learn, `train`, and to test on.
 
     Attributes:
         name: key in `DATASETS`.
-        train: images to learn.
         test: the test set, or with `validation` a part of the training set left out of `train`.
         classes: number of classes; labels are 0 … classes - 1.
         flips: whether to flip training images left to right at random.
@@ -96,7 +95,6 @@ class Dataset:
     """Hold an entry of the registry.
 
     Attributes:
-        summary: a line about it.
         network: the one that `--model auto` chooses.
         loader: a description of Parquet files; or a function of the name, `data_dir` and `validation` that returns
             `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or its "module:function".

@@ -168,12 +168,9 @@ class TracedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the options shown by `print`."""
-        parts = [super().extra_repr()]  # of Linear or Conv2d
-        if self.rule.activation != "identity":
-            parts.append(f"activation={self.rule.activation}")
-        if self.traced:
-            parts += [f"trace={self.rule.trace}", f"delay_steps={self.rule.delay_steps}"]
-        return ", ".join(parts + ["streaming"] * self.rule.streaming)
+        rule = self.rule
+        credit = f", trace={rule.trace}, delay_steps={rule.delay_steps}" if self.traced else ""
+        return f"{super().extra_repr()}, activation={rule.activation}{credit}" + ", streaming" * rule.streaming
 
 
 class _LateCredit(torch.autograd.Function):

@@ -24,10 +24,7 @@ EVALUATED_AT_ONCE = 1000
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return the learning rate of update 0 … total - 1 as a share of the largest.
-
-    It rises linearly in the share `warmup` of the run, then falls to a tenth along a cosine (paper, App. C).
-    """
+    """Return the share of the largest rate: a rise during `warmup` of the run, a cosine to a tenth (App. C)."""
     rise = int(total * warmup)
     if step < rise:
         return (step + 1) / rise

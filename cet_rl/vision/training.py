@@ -28,9 +28,8 @@ def load_data(config: VisionConfig) -> ImageData:
     return load(config.task, config.data_dir, validation=config.validation).to(config.device)
 
 
-def check_data(task: str, data_dir: str | None, validation: bool) -> None:
-    """Raise ValueError or OSError with a one-line message if a data set cannot be loaded."""
-    load(task, data_dir, validation=validation)
+check_data = load
+"""Raises ValueError or OSError if a data set cannot be loaded."""
 
 
 def train(
@@ -64,7 +63,6 @@ def train_batch(
     Args:
         configs: see `cet_rl.vision.config.check_batch`.
         folders: of the runs; None for those of `default_path`.
-        quiet: print nothing.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
