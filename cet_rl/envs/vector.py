@@ -175,7 +175,7 @@ register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"]
 
 
 class GymnasiumVecEnv(VecEnv):
-    """Present a Gymnasium vector environment as a Stable-Baselines3 one.
+    """Present a Gymnasium vector environment as a Stable-Baselines3 one; `VecMonitor` around it records episodes.
 
     Args:
         env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it.
