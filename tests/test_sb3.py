@@ -296,23 +296,17 @@ def test_after_numbers_that_are_not_finite_episodes_end():
 
 
 @pytest.mark.parametrize(
-    ("builds", "message"),
+    ("kinds", "message"),
     [
-        ([1.0, 8.0], "must have one delay, these have 1 s and 8 s"),
-        ([1.0, None], "some of the environments have a credit_timing, others have none"),
+        ([(DelayedCredit, 1.0), (DelayedCredit, 8.0)], "must have one delay, these have 1 s and 8 s"),
+        ([(DelayedCredit, 1.0), (StepClock,)], "some of the environments have a credit_timing, others have none"),
+        ([(StepClock, 0.2), (StepClock, 0.5)], r"must have one clock, these have 0\.2 s and 0\.5 s"),
     ],
 )
-def test_environments_with_different_delays_are_refused(builds, message):
-    def build(delay):
-        env = StepClock(gym.make("CartPole-v1"))
-        return env if delay is None else DelayedCredit(env, delay)
-
-    env = DummyVecEnv([lambda delay=delay: build(delay) for delay in builds])
+def test_environments_with_different_delays_are_refused(kinds, message):
+    env = DummyVecEnv([lambda k=kind, a=given: k(gym.make("CartPole-v1"), *a) for kind, *given in kinds])
     with pytest.raises(ValueError, match=message):
         make(env, delay=None)
-    clocks = DummyVecEnv([lambda d=d: StepClock(gym.make("CartPole-v1"), d) for d in (0.2, 0.5)])
-    with pytest.raises(ValueError, match=r"must have one clock, these have 0\.2 s and 0\.5 s"):
-        make(clocks)
 
 
 def test_maps_with_the_channels_last_are_refused_by_convolutions():
