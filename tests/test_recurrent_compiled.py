@@ -194,7 +194,7 @@ def test_supports_no_class_but_those_of_this_package():
     assert compiled.supports(online, memory)
 
     def also(rule, readout=None, cell=cell, kind=Online):
-        return compiled.supports(kind(cell, rule, readout), memory)
+        return compiled.supports(kind(cell, rule, readout or Readout()), memory)
 
     assert also(RFLO(cell), Readout())
     assert also(Delayed(RFLO(cell), trace, 4), Readout(trace, 4))

@@ -107,14 +107,11 @@ class SequenceLearner:
         self._alignment: dict[str, float] = {}
 
     def advance(self, limit: int, *, measure: bool = False) -> Tensor:
-        """Learn from a chunk of the stream.
+        """Learn from a chunk of the stream, and return its mean loss, each step's before its update.
 
         Args:
             limit: the step to stop at, if the chunk does not end before.
             measure: whether to measure alignment on reaching it, if the configuration asks for it.
-
-        Returns:
-            The chunk's mean loss, each step's before its update.
 
         Raises:
             FloatingPointError: if anything is not finite any more; it says what, and since which step.

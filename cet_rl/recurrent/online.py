@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -43,33 +44,19 @@ class Memory(NamedTuple):
         return cls(**{name: tensor for name, tensor in tensors.items() if "." not in name}, **states)  # type: ignore[arg-type]
 
 
+@dataclass
 class Online:
     """Describe how a network learns: constants only, see `Memory` for what changes.
 
     Plain stochastic gradient descent, with the sum of the gradients of `update_every` steps, as in the paper.
-
-    Args:
-        cell: of the network.
-        rule: for W.
-        readout: for W_out.
-        lr: learning rate of both.
-        update_every: steps with the same weights.
-        feedback: what takes the place of W_out's columns in c̄ = W_outᵀ (ŷ - y*), shape (n_out, n); None for
-            W_out itself.
     """
 
-    def __init__(
-        self,
-        cell: RNNCell,
-        rule: Rule,
-        readout: Readout | None = None,
-        *,
-        lr: float = 1e-3,
-        update_every: int = 1,
-        feedback: Tensor | None = None,
-    ) -> None:
-        self.cell, self.rule, self.readout = cell, rule, readout or Readout()
-        self.lr, self.update_every, self.feedback = lr, update_every, feedback
+    cell: RNNCell
+    rule: Rule  # for W
+    readout: Readout = field(default_factory=Readout)  # for W_out
+    lr: float = field(default=1e-3, kw_only=True)  # of both
+    update_every: int = field(default=1, kw_only=True)  # steps with the same weights
+    feedback: Tensor | None = field(default=None, kw_only=True)  # (n_out, n), in the place of W_out in c̄
 
     def begin(
         self, weight: Tensor, weight_out: Tensor, rates: Tensor, generator: torch.Generator | None = None

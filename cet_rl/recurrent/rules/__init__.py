@@ -26,10 +26,10 @@ class RuleEntry:
 
     def options(self) -> dict[str, type]:
         """Return what its constructor takes beside the cell, with types: whole numbers or numbers."""
-        whole = {
-            p.name: type(p.default) is int and "float" not in str(p.annotation) for p in _parameters(self.kind)
-        }
-        return {name: int if is_whole else float for name, is_whole in whole.items()}
+        found: dict[str, type] = {}
+        for each in _parameters(self.kind):
+            found[each.name] = int if type(each.default) is int and "float" not in str(each.annotation) else float
+        return found
 
     def check_options(self, names: Iterable[str]) -> None:
         """Raise ValueError for a name that is none of its options."""
@@ -50,17 +50,10 @@ RULES: dict[str, RuleEntry] = {}
 
 
 def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
-    """Add a rule to those that `cet-rl train` and `cet-rl rules` know.
+    """Add a rule, with a line about it, to those that `cet-rl train` and `cet-rl rules` know, and return it.
 
-    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Args:
-        kind: a subclass of `Rule` with a `name`; its constructor takes a `RNNCell` and, if anything, numbers that
-            have defaults.
-        summary: a line about it.
-
-    Returns:
-        `kind`.
+    It is a subclass of `Rule` with a `name`, whose constructor takes a `RNNCell` and, if anything, numbers that
+    have defaults. A package registers its own in the function that its entry point names (`cet_rl.plugins`).
 
     Raises:
         ValueError: if it is no rule or an abstract one, has no name, the name is taken, or its constructor needs

@@ -32,16 +32,9 @@ class RTRL(Rule):
 
 
 class _Unrolled(Rule):
-    """Remembers the last T steps: r̂ of shape (B, T, m), D and a credit of shape (B, T, n), oldest first.
+    """Remember the last T steps: r̂ of shape (B, T, m), D and a credit of shape (B, T, n), oldest first.
 
-    Steps before the first one are zeros, which give no gradient.
-
-    Args:
-        cell: of the network.
-        window: T.
-
-    Raises:
-        ValueError: for a window below one.
+    Steps before the first one are zeros, which give no gradient. T is `window`, at least one.
     """
 
     def __init__(self, cell: RNNCell, window: int = 20) -> None:
@@ -54,7 +47,7 @@ class _Unrolled(Rule):
         return self.window
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Zeros."""
+        """Start at zeros."""
         batch, n, m = len(rates), self.cell.units, self.cell.columns
         shapes = {"inputs": m, "slope": n, "credit": n}
         return {name: weight.new_zeros(batch, self.window, width) for name, width in shapes.items()}

@@ -10,7 +10,7 @@ from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, State
 
 
 class FixedW(Rule):
-    """Leaves W as it is: only the output layer learns. What every other rule has to beat."""
+    """Leave W as it is: only the output layer learns. What every other rule has to beat."""
 
     name = "fixed-w"
     declared_cost = DeclaredCost("0", "0")
@@ -52,15 +52,9 @@ class KeRNL(SeparableRule):
 
     The authors' Ω is a step ahead of their perturbed network; here both have felt the same noise.
 
-    Args:
-        cell: of the network.
-        rate: η, for noise in units of σ (with noise as it is, the rate would be η/σ²).
-        sigma: σ, standard deviation of the noise. In float32 rounding adds about 5e-8/σ to ε/σ: below 1e-5
-            little is left to learn from.
-        timescale: where each α_i starts.
-
-    Raises:
-        ValueError: for a rate, noise or time scale that cannot be.
+    The rate η is for noise in units of its standard deviation σ (with noise as it is, the rate would be η/σ²). In
+    float32 rounding adds about 5e-8/σ to ε/σ: below σ = 1e-5 little is left to learn from. Each α_i starts at
+    `timescale`.
     """
 
     name = "kernl"
@@ -89,7 +83,7 @@ class KeRNL(SeparableRule):
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
-        """ζ/σ, standard normal, shape (T, B, n)."""
+        """Draw ζ/σ, standard normal, shape (T, B, n)."""
         return torch.randn(steps, batch, self.cell.units, generator=generator)
 
     def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:

@@ -15,15 +15,7 @@ from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, b
 
 
 class _Stochastic(Rule):
-    """Draw two factors A and B from N(0, start²).
-
-    Args:
-        cell: of the network.
-        start: standard deviation of A and B before the first step.
-
-    Raises:
-        ValueError: if it is negative or not finite.
-    """
+    """Draw two factors A and B from N(0, start²) before the first step."""
 
     def __init__(self, cell: RNNCell, start: float = 1.0) -> None:
         super().__init__(cell)
@@ -38,11 +30,11 @@ class _Stochastic(Rule):
         return {name: tensor.to(like) for name, tensor in drawn.items()}
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
-        """ν, a sign for each unit: shape (T, B, n)."""
+        """Draw ν, a sign for each unit: shape (T, B, n)."""
         return draw_signs((steps, batch, self.cell.units), generator)
 
     def _blend(self, projected: Tensor) -> Tensor:
-        """ρ1 = √(‖ν ⊙ e‖ / √n) of each sequence; 1 where nothing comes in. Shape (B,)."""
+        """Return ρ1 = √(‖ν ⊙ e‖ / √n) of each sequence; 1 where nothing comes in. Shape (B,)."""
         return balance(projected, projected.new_ones(len(projected), self.cell.units))
 
 
