@@ -489,4 +489,4 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     events = EventAccumulator(str(folder)).Reload()
     assert {"rollout/ep_rew_mean", "train/value_loss", "time/fps"} <= set(events.Tags()["scalars"])
     again = cet_rl("eval", folder, "--episodes", 5, "--agent", "stable_baselines3:A2C", cwd=tmp_path)
-    assert f"return {summary['metrics']['eval_return_mean']:.1f}" in again.stdout
+    assert f"return {found['metrics']['eval_return_mean']:.1f}" in again.stdout

@@ -170,10 +170,10 @@ class RunFolder:
         lock = Lock(self.path / _LOCK, "run")
         try:
             if not lock.acquire():
-                self.check_free()
+                owner = lock.owner
                 # One on another machine may be dead, and seen to be so a little after the lock of its sweep's job.
-                if not lock.acquire(wait=2 * HEARTBEAT):
-                    raise self._busy(lock.owner)
+                if owner is None or owner.is_here or not lock.acquire(wait=2 * HEARTBEAT):
+                    raise self._busy(owner)
         except OSError as error:
             raise OSError(f"cannot write to run folder {self.path}: {error.strerror}") from None
         try:
