@@ -119,13 +119,8 @@ def parse(
 ) -> T:
     """Parse a command's arguments into a dataclass, or raise ValueError with one line; `--help` prints and exits.
 
-    Args:
-        kind: the dataclass.
-        arguments: of the command.
-        prog: the command as it is typed.
-        description: of the command, for its help; None for the dataclass' docstring.
-        options: names of its options; None for the dataclass' fields.
-        default: holds the values of options that are not given; None for the dataclass' defaults.
+    The help has the command as it is typed, `prog`, and a description, by default the dataclass' docstring.
+    `options` are the names of its options, by default the dataclass' fields; `default` holds values not given.
     """
     import tyro  # takes a tenth of a second, which `cet-rl --help` need not wait for
 

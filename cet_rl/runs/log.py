@@ -101,21 +101,18 @@ class RunLog:
             traces = [config.trace_config.build(delay) for delay in delays]
             self.writer.add_figure("credit/kernel", kernel_figure(traces, delays, config.step_duration))
 
-    def add(self, values: Mapping[str, float], step: int) -> None:
+    def add(self, values: Mapping[str, float], step: int, writer: SummaryWriter | None = None) -> None:
         """Log numbers by TensorBoard tag; those that are not finite are left out."""
-        self._add(self.writer, values, step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        with naming(self._folder):
+            for name, value in finite.items():
+                (writer or self.writer).add_scalar(name, value, step)
+        self.table.add({MetricsTable.STEP: step, **finite})
 
     def add_evaluation(self, values: Mapping[str, float], step: int) -> None:
         """Log the results of the evaluation at the end of the run, by name without the prefix."""
         with naming(self._folder), SummaryWriter(str(self._folder), filename_suffix=self._EVALUATION) as writer:
-            self._add(writer, {f"{EVALUATED}{name}": value for name, value in values.items()}, step)
-
-    def _add(self, writer: SummaryWriter, values: Mapping[str, float], step: int) -> None:
-        finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        with naming(self._folder):
-            for name, value in finite.items():
-                writer.add_scalar(name, value, step)
-        self.table.add({MetricsTable.STEP: step, **finite})
+            self.add({f"{EVALUATED}{name}": value for name, value in values.items()}, step, writer)
 
     def flush(self) -> None:
         """Hand everything to the operating system, which keeps it should this process be killed."""

@@ -18,13 +18,9 @@ def flag(name: str) -> str:
 
 
 def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None = None) -> ValueError:
-    """Return the error for a name that does not exist: with the nearest that does, or with all of them.
+    """Return the error for a name that does not exist: with the nearest that does, or `otherwise`, or all of them.
 
-    Args:
-        kind: what the name stands for, as in "trace" or "mine.yaml: unknown key".
-        name: as it was given.
-        known: the names that there are.
-        otherwise: hint if none is near; None for the list of all.
+    `kind` is what the name stands for, as in "trace" or "mine.yaml: unknown key".
     """
     known = list(known)
     near = nearest(str(name), known)
