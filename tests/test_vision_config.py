@@ -20,6 +20,10 @@ REFUSALS = [
     ({"task": "fashion"}, ["unknown data set 'fashion'", "digits, mnist, cifar10, fashion_mnist, cifar100"]),
     ({"task": "Digits"}, ["unknown data set 'Digits'"]),
     # Salience.
+    ({"jitter": 1.5, "delay": 1.0}, ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),
+    ({"jitter": NAN, "delay": 1.0}, ["--jitter must lie in [0, 1]"]),
+    ({"jitter": 0.5}, ["--jitter needs a delay"]),
+    ({"jitter": 0.5, "delay": 20.0}, ["the longest delay is 150 steps, but a batch is only 128 long"]),
     ({"salience": 0.0}, ["--salience must lie in (0, 1], got 0"]),
     ({"salience": 1.01}, ["--salience must lie in (0, 1], got 1.01"]),
     ({"salience": NAN}, ["--salience must lie in (0, 1], got nan"]),

@@ -6,8 +6,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
+import vision_loop
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,7 +19,7 @@ from cet_rl import CET, Legendre, PerfectMemory, SharpCET
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision import credit
 from cet_rl.vision.conversion import convert, prepare
-from cet_rl.vision.layers import measured, seen_at
+from cet_rl.vision.layers import jittered, measured, seen_at
 
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5)
 
@@ -68,6 +70,67 @@ def test_batches_are_one_stretch_of_time(case, lengths, wide):
     x, error = case.batch(sum(lengths))
     found = in_turn(case.layer(streaming=True), x, error, lengths)
     assert_same(found, looped(case, x, error, lengths))
+
+
+@given(
+    case=cases(longest=8),
+    lengths=LENGTHS,
+    jitter=st.sampled_from([0.1, 0.5, 1.0]),
+    streaming=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_errors_that_come_early_or_late(case, lengths, jitter, streaming, seed):
+    """Each error meets the trace as it is when it arrives, in batches apart and while streaming."""
+    if not streaming:
+        lengths = [round(case.delay_steps * (1 + jitter)) + lengths[0]]
+    steps = sum(lengths)
+    draws = np.random.default_rng(seed).uniform(-1, 1, steps * case.streams)
+    x, error = case.batch(steps)
+    layer = case.layer(streaming=streaming, jitter=jitter)
+    assume(layer.traced)
+    expected = torch.zeros(())
+    for stream in range(case.streams):
+        delays = [round(case.delay_steps * (1 + jitter * u)) for u in draws[stream :: case.streams]]
+        expected = expected + vision_loop.learn(case, case.images(x, error, stream), range(steps), steps, delays)
+    found = []
+    batches = zip(*(parts(s, lengths, case.streams) for s in (x, error, torch.from_numpy(draws))), strict=True)
+    for images, errors, u in batches:
+        with jittered(layer, u), measured(layer):
+            found += use(layer, images, errors)[0]
+    assert_same(found, [p for due in torch.split(expected, lengths) for p in case.split(due.sum(0))])
+
+
+@given(case=cases(longest=6, most_streams=1), seed=st.integers(0, 1000))
+def test_salient_images_whose_errors_come_early_or_late(case, seed):
+    times = [[0, 2, 3, 9], [1, 4, 5]]
+    u = [np.random.default_rng(seed).uniform(-1, 1, len(stretch)) for stretch in times]
+    x, error = case.batch(7)
+    layer = case.layer(streaming=True, jitter=0.6)
+    assume(layer.traced)
+    delays = [round(case.delay_steps * (1 + 0.6 * each)) for each in np.concatenate(u)]
+    clock = [*times[0], *(10 + time for time in times[1])]
+    expected = torch.split(vision_loop.learn(case, case.images(x, error), clock, 16, delays), [10, 6])
+    batches = zip(torch.split(x, [4, 3]), torch.split(error, [4, 3]), times, u, [10, 6], expected, strict=True)
+    for images, errors, shown, draws, steps, due in batches:
+        with seen_at(layer, shown, steps), jittered(layer, draws):
+            assert_same(use(layer, images, errors)[0], case.split(due.sum(0)))
+
+
+def test_draws_that_do_not_fit():
+    layer = replace(STATES, delay_steps=2).layer(jitter=0.5)
+    x, error = STATES.batch(6)
+    for draws, message in ((None, "each of the 6 images needs a draw"), ([0.1] * 5, "each of the 6 images")):
+        with pytest.raises(ValueError, match=message), jittered(layer, draws) if draws else nullcontext():
+            use(layer, x, error)
+    with pytest.raises(ValueError, match=r"within \[-1, 1\]"), jittered(layer, [2.0]):
+        pass
+    for options, message in (
+        ({"jitter": 1.1}, r"jitter must lie in \[0, 1\], as errors follow their cause, got 1.1"),
+        ({"jitter": 0.1, "derivative_memory": "trace"}, "jitter does not go with"),
+        ({"jitter": 0.1, "record_alignment": True, "streaming": True}, "jitter does not go with"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            STATES.layer(**options)
 
 
 @FORMS

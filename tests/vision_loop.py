@@ -51,18 +51,19 @@ def by_position(signal):
     return signal[:, None] if signal.ndim == 2 else signal.flatten(2).mT
 
 
-def learn(case, images, times, total):
+def learn(case, images, times, total, delays=None):
     """The gradient of each step, (total, units, inputs), the bias last: Σ over positions of δ ⊙ c.
 
     Every synapse, at each position of a map, has its own state of the trace, driven by its own f' x; δ of an image
-    arrives D after it.
+    arrives D after it, or its own delay.
     """
     hebbian = images.derivative[..., None] * images.patches[..., None, :]
     traces = remember(case.trace, times, hebbian, total)
     gradients = torch.zeros(total, *hebbian.shape[2:], dtype=hebbian.dtype)
-    for time, error in zip(map(int, times), images.error, strict=True):
-        if time + case.delay_steps < total:
-            gradients[time + case.delay_steps] = (error[..., None] * traces[time + case.delay_steps]).sum(0)
+    delays = [case.delay_steps] * len(images.error) if delays is None else delays
+    for time, error, delay in zip(map(int, times), images.error, delays, strict=True):
+        if time + delay < total:
+            gradients[time + delay] += (error[..., None] * traces[time + delay]).sum(0)
     return gradients
 
 

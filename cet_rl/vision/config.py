@@ -48,6 +48,8 @@ class VisionConfig(LayeredConfig):
     """Share of a batch, the images with the largest losses, that leave traces and cause errors. Default: all."""
     soma: Literal["exact", "trace"] = "exact"
     """Memory of an image's f' until its error arrives: exact, or through the trace itself."""
+    jitter: float = 0.0
+    """J: an error arrives after D (1 + J u) steps, u drawn from [-1, 1] for each image; the trace is for D."""
     weight_decay: Annotated[float, Mark.BATCHABLE] = 1e-3
     """Weight decay of AdamW."""
     warmup: Annotated[float, Mark.BATCHABLE] = 0.1
@@ -80,6 +82,7 @@ class VisionConfig(LayeredConfig):
             ("weight_decay", 0 <= self.weight_decay < math.inf, "be zero or positive"),
             ("max_grad_norm", 0 < self.max_grad_norm < math.inf, "be positive"),
             ("salience", 0 < salience <= 1, "lie in (0, 1]"),
+            ("jitter", 0 <= self.jitter <= 1, "lie in [0, 1], as errors follow their cause"),
         ):
             if not fits:
                 raise ValueError(f"{flag(name)} must {needed}, got {getattr(self, name):g}")
@@ -87,7 +90,9 @@ class VisionConfig(LayeredConfig):
 
     def _check_time(self) -> None:
         steps, rest = divmod(self.batch_size, self.streams)
-        longest, through_trace = self.timing.longest_delay, self.soma == "trace"
+        longest, through_trace = round(self.timing.longest_delay * (1 + self.jitter)), self.soma == "trace"
+        if self.jitter and (through_trace or not self.delay):
+            raise ValueError("--jitter needs a delay, and does not go with --soma trace")
         if rest:
             raise ValueError(f"a batch of {self.batch_size} images does not divide into {self.streams} streams")
         if self.salience is not None and self.streams > 1:
@@ -98,10 +103,10 @@ class VisionConfig(LayeredConfig):
             raise ValueError(
                 "--soma trace needs images shown after the batch, which --streaming does not wait for"
             )
-        if self.compile and (self.streaming or self.salience is not None or through_trace):
+        if self.compile and (self.streaming or self.salience is not None or through_trace or self.jitter):
             raise ValueError(
-                "--compile gains nothing with --streaming, --salience and --soma trace, whose memories are not "
-                "tensors of one shape: leave it out"
+                "--compile gains nothing with --streaming, --salience, --jitter and --soma trace, whose memories "
+                "are not tensors of one shape: leave it out"
             )
         if through_trace and not self.delay:
             raise ValueError("--soma trace belongs to a delay, and there is none: give a delay")
@@ -152,16 +157,17 @@ class VisionConfig(LayeredConfig):
         parts = [self.trace_config.label]
         parts += [self.network] * (self.network != DATASETS[self.task].network)
         parts += ["streaming"] * self.streaming + ["salient"] * (self.salience is not None)
-        parts += ["soma"] * (self.soma != "exact")
+        parts += ["soma"] * (self.soma != "exact") + [f"jitter{self.jitter:g}"] * bool(self.jitter)
         return tuple(parts)
 
 
 def check_batchable(config: VisionConfig) -> None:
     """Raise ValueError unless this run can be part of a batch."""
-    if config.streaming or config.salience is not None or config.soma != "exact" or config.compile:
+    own_past = config.streaming or config.salience is not None or config.soma != "exact" or config.jitter
+    if own_past or config.compile:
         raise ValueError(
-            f"run {config.label}: streaming, salience and soma='trace' keep a past of their own and cannot be "
-            "batched, nor is a batch compiled; train it alone"
+            f"run {config.label}: streaming, salience, jitter and soma='trace' keep a past of their own and "
+            "cannot be batched, nor is a batch compiled; train it alone"
         )
 
 

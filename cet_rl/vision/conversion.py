@@ -48,7 +48,8 @@ def convert(
         normalization: "area" or "peak"; None for area.
         step_duration: seconds an image is shown.
         stacked: add up delays from the output layer down (retrograde signalling).
-        **options: `error_at`, `derivative_memory`, `streaming`, `streams`, `record_alignment`: see `TracedLinear`.
+        **options: `error_at`, `derivative_memory`, `streaming`, `streams`, `record_alignment`, `jitter`: see
+            `TracedLinear`.
 
     Raises:
         ValueError: if there is no such layer or one is in two places; for a convolution with groups, dilation,

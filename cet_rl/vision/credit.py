@@ -75,6 +75,7 @@ class CreditRule:
     streaming: bool = False
     streams: int = 1
     record_alignment: bool = False
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -96,6 +97,10 @@ class CreditRule:
                 f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "
                 "which is right only where f' is 0 or 1"
             )
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
+        if self.jitter and (self.derivative_memory == "trace" or self.record_alignment):
+            raise ValueError("jitter does not go with derivative_memory='trace', nor with record_alignment")
         if self.derivative_memory == "trace" and self.streaming:
             raise ValueError(
                 "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
@@ -105,6 +110,28 @@ class CreditRule:
     def is_late(self) -> bool:
         """Tell whether gradients differ from those of backpropagation."""
         return self.trace is not None or self.delay_steps > 0
+
+    @property
+    def longest_delay(self) -> int:
+        """Return the steps after which an error has arrived for certain."""
+        return round(self.delay_steps * (1 + self.jitter))
+
+    @property
+    def fixed_delay(self) -> int:
+        """Return D; with jitter 0, as `arrive` has put errors where they arrive."""
+        return 0 if self.jitter else self.delay_steps
+
+    def delays(self, draws: FloatArray | None, images: int) -> Times:
+        """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
+
+        Raises:
+            ValueError: with jitter, unless there is one draw u for each image.
+        """
+        if self.jitter and (draws is None or len(draws) != images):
+            raise ValueError(
+                f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
+            )
+        return np.rint(self.delay_steps * (1 + self.jitter * (0.0 if draws is None else draws))).astype(np.int64)
 
     @property
     def f(self) -> Activation:
@@ -170,6 +197,28 @@ class CreditRule:
         return kernel
 
 
+def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Put errors at the steps at which they arrive, where they add up.
+
+    Args:
+        error: (T · E, …), step by step, and all streams of each.
+        delays: of each, in steps, (T · E,).
+        steps: T.
+        pending: errors of earlier batches that are still on their way, (L · E, …).
+
+    Returns:
+        What arrives in these steps, (T · E, …), and what is still on its way after them.
+    """
+    count = len(error)
+    streams = count // steps
+    kept = count + streams * int(delays.max(initial=0)) if pending is None else count + len(pending)
+    line = error.new_zeros(kept, *error.shape[1:])
+    if pending is not None:
+        line[: len(pending)] = pending
+    line.index_add_(0, torch.from_numpy(np.arange(count) + streams * delays).to(error.device), error)
+    return line[:count], line[count:]
+
+
 def _by_step(signal: Tensor, steps: int) -> Tensor:
     """Reshape (T · E, …) to (T, E · …), without a copy if possible; maps in the order of `channels_last`."""
     return (signal if signal.ndim == 2 else signal.movedim(1, -1)).reshape(steps, -1)
@@ -191,7 +240,14 @@ class BatchCredit:
         self._correlations: dict[tuple[Any, ...], Correlation] = {}
 
     def backward(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        grad: Tensor,
+        weight: Tensor,
+        want: Wanted,
+        matrix: Tensor | None = None,
+        draws: FloatArray | None = None,
     ) -> Gradients:
         """Return the layer's gradients for one batch; `matrix` is to be used in place of the layer's own way."""
         rule = self.rule
@@ -202,8 +258,13 @@ class BatchCredit:
         truth = None
         if want.truth:  # before the error is used up
             exact = delta if memory is None else rule.f.times_derivative(grad, y)
-            arriving = len(x) - rule.delay_steps * rule.streams
-            truth = rule.weight_gradient(exact[:arriving], x[:arriving], weight)
+            arriving: Any = slice(len(x) - rule.delay_steps * rule.streams)
+            if rule.jitter:
+                arrival = np.arange(len(x)) // rule.streams + rule.delays(draws, len(x))
+                arriving = torch.from_numpy(arrival < self.steps(len(x))).to(x.device)
+            truth = rule.weight_gradient(exact[arriving], x[arriving], weight)
+        if rule.jitter:
+            error = arrive(error, rule.delays(draws, len(x)), self.steps(len(x)))[0]
         if matrix is None:
             # Computed in place, and autograd's own tensor may be wanted elsewhere.
             p = self._credited_derivative(error.clone() if error is grad else error, y)
@@ -220,7 +281,7 @@ class BatchCredit:
 
     def steps(self, batch: int) -> int:
         """Return T; raise ValueError if the batch does not fit the streams, or ends before an error arrives."""
-        steps, delay = self.rule.steps(batch), self.rule.delay_steps
+        steps, delay = self.rule.steps(batch), self.rule.longest_delay
         if steps <= delay:
             raise ValueError(
                 f"credit arrives {delay} steps late, but a batch is only {steps} steps long and forgets "
@@ -236,7 +297,7 @@ class BatchCredit:
         key = (of_derivative, steps, dtype, device)
         if key not in self._correlations:
             forget_oldest(self._correlations)
-            kernel, delay = self.rule.kernel(dtype, unit_area=of_derivative), self.rule.delay_steps
+            kernel, delay = self.rule.kernel(dtype, unit_area=of_derivative), self.rule.fixed_delay
             matrix = correlation_matrix(kernel, steps, steps if of_derivative else steps - delay, delay)
             self._correlations[key] = Correlation(matrix, dtype, device)
         return self._correlations[key]
@@ -245,7 +306,7 @@ class BatchCredit:
         """Return p, the credit of each image's derivative. `error` is used up, and no memory allocated anew."""
         f, steps = self.rule.f, self.steps(len(y))
         p, active = _by_step(error, steps), _by_step(y, steps)
-        arriving = p[: steps - self.rule.delay_steps]
+        arriving = p[: steps - self.rule.fixed_delay]
         correlation = self._correlation(steps, p.dtype, p.device)
         if p.shape[1] <= _COLUMNS or p.device.type != "cpu":
             return _like(f.times_derivative(correlation(arriving), active), error)
@@ -274,20 +335,30 @@ class SalientCredit(nn.Module):
     """
 
     times: Tensor
+    arrivals: Tensor
 
     def __init__(self, rule: CreditRule) -> None:
         super().__init__()
         self.rule = rule
         if rule.streaming:
-            self.register_buffer("times", torch.empty(0, dtype=torch.int64))
+            for name in ("times", "arrivals"):
+                self.register_buffer(name, torch.empty(0, dtype=torch.int64))
             for name in _PAST:
                 self.register_buffer(name, torch.empty(0))
 
     def backward(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, times: ImageTimes
+        self,
+        x: Tensor,
+        y: Tensor,
+        grad: Tensor,
+        weight: Tensor,
+        want: Wanted,
+        times: ImageTimes,
+        draws: FloatArray | None = None,
     ) -> Gradients:
         """Return the layer's gradients for one stretch; `times` says when its images were shown."""
         rule, f, shown = self.rule, self.rule.f, times.times
+        arrival = shown + rule.delays(draws, len(x))
         memory = None
         if rule.derivative_memory == "trace":
             kernel = rule.kernel(y.dtype, unit_area=True)
@@ -300,7 +371,7 @@ class SalientCredit(nn.Module):
             past = zip(_PAST, (pre, derivative, error), strict=True)
             pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
             shown = np.concatenate([self.times.cpu().numpy(), shown])
-        arrival = shown + rule.delay_steps
+            arrival = np.concatenate([self.arrivals.cpu().numpy(), arrival])
         arrives = (arrival >= 0) & (arrival < times.steps) if rule.streaming else np.ones(len(arrival), dtype=bool)
         which = torch.from_numpy(np.flatnonzero(arrives)).to(y.device)
         kernel = rule.kernel(y.dtype)
@@ -314,14 +385,14 @@ class SalientCredit(nn.Module):
         elif want.truth:
             truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
         if rule.streaming:
-            self._keep((pre, derivative, error), shown - times.steps, len(kernel))
+            self._keep((pre, derivative, error), shown - times.steps, arrival - times.steps, len(kernel))
         return down, for_weight, for_bias, truth
 
-    def _keep(self, signals: tuple[Tensor, ...], shown: Times, reach: int) -> None:
+    def _keep(self, signals: tuple[Tensor, ...], shown: Times, arrival: Times, reach: int) -> None:
         """Keep images within the kernel's reach and errors on their way; times count from now."""
-        matters = shown >= -max(reach - 1, self.rule.delay_steps)
+        matters = shown >= -max(reach - 1, self.rule.longest_delay)
         which = torch.from_numpy(np.flatnonzero(matters)).to(signals[0].device)
-        self.times = torch.from_numpy(shown[matters])
+        self.times, self.arrivals = torch.from_numpy(shown[matters]), torch.from_numpy(arrival[matters])
         for name, signal in zip(_PAST, signals, strict=True):
             setattr(self, name, signal[which])
 
@@ -341,6 +412,8 @@ class StreamCredit(nn.Module):
     convolution keeps its past. With `record_alignment` a copy of all signals is kept for D steps.
     """
 
+    pending: Tensor | None
+
     def __init__(self, rule: CreditRule, weight: Tensor, in_shape: torch.Size) -> None:
         super().__init__()
         self.rule = rule
@@ -352,24 +425,37 @@ class StreamCredit(nn.Module):
         wants_states = 0 < numbers < factored and factored > _SMALL_PAST
         self.synapses = Synapses(
             trace=rule.trace,
-            delay_steps=rule.delay_steps,
+            delay_steps=rule.fixed_delay,
             num_envs=rule.streams,
             executor="chunk" if wants_states and not isinstance(geometry, Convolution) else "history",
             dtype=dtype,
             geometry=geometry,
             supervised=True,
         )
+        on_their_way = (rule.longest_delay * rule.streams, *geometry.post_shape)
+        self.register_buffer("pending", torch.zeros(on_their_way, dtype=dtype) if rule.jitter else None)
         shapes = (geometry.pre_shape, geometry.post_shape) if rule.record_alignment else ()
         # x and f' ⊙ δ of the images whose error is on its way.
         self.recorded = nn.ModuleList(
             DelayLine(rule.delay_steps, (rule.streams, *shape), dtype=dtype) for shape in shapes
         )
 
-    def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> Gradients:
+    def backward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        grad: Tensor,
+        weight: Tensor,
+        want: Wanted,
+        draws: FloatArray | None = None,
+    ) -> Gradients:
         """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
         steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype
+        if rule.jitter:
+            delays = rule.delays(draws, len(x))
+            error, self.pending = arrive(error.to(dtype), delays, steps, self.pending)
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])
             for signal in (x, rule.f.derivative(y, y), error, delta)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.alignment import cosine
-from cet_rl.traces.base import Trace, check_whole
+from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.vision.credit import BatchCredit, CreditRule, ImageTimes, SalientCredit, StreamCredit, Wanted
 
 
@@ -57,6 +57,7 @@ class TracedLayer(nn.Module):
         self.traced = self.rule.is_late
         self.layer_name = type(self).__name__
         self.times: ImageTimes | None = None  # set by `seen_at`
+        self.draws: FloatArray | None = None  # set by `jittered`
         self.measured, self.alignment = False, float("nan")
         self._forward_passes = self._learned_pass = 0  # while streaming
         self.register_buffer("matrix", None, persistent=False)
@@ -84,8 +85,10 @@ class TracedLayer(nn.Module):
         Raises:
             ValueError: if the layer is streaming or has `derivative_memory="trace"`.
         """
-        if self.rule.streaming or self.rule.derivative_memory != "exact":
-            raise ValueError("one matrix serves layers that neither stream nor have derivative_memory='trace'")
+        if self.rule.streaming or self.rule.derivative_memory != "exact" or self.rule.jitter:
+            raise ValueError(
+                "one matrix serves no layers that stream, or have jitter or derivative_memory='trace'"
+            )
         self.matrix = self.batch.matrix(self.batch.steps(batch), self.weight.dtype, self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +128,7 @@ class TracedLayer(nn.Module):
             raise ValueError(f"expected images in a batch of {axes} axes, got shape {tuple(x.shape)}")
         if times is not None and len(times.times) != len(x):
             raise ValueError(f"{len(x)} images, but times for {len(times.times)}")
+        self.rule.delays(self.draws, len(x))  # which refuses draws that do not fit
         if times is not None and self.rule.streams > 1:
             raise ValueError("images at times of their own need streams=1")
         if times is None and not streaming:
@@ -189,7 +193,7 @@ class _LateCredit(torch.autograd.Function):
         x, weight, bias, matrix, layer = inputs
         # f' = 1 needs no output, which may then be overwritten in place.
         ctx.save_for_backward(x, weight, matrix, None if layer.rule.activation == "identity" else output)
-        ctx.layer, ctx.times, ctx.has_bias = layer, layer.times, bias is not None
+        ctx.layer, ctx.times, ctx.draws, ctx.has_bias = layer, layer.times, layer.draws, bias is not None
         if layer.rule.streaming:
             layer._forward_passes += 1
             ctx.number = layer._forward_passes
@@ -212,11 +216,11 @@ class _LateCredit(torch.autograd.Function):
         signals = x, grad if y is None else y, grad, weight, Wanted(ctx.needs_input_grad[0], layer.measured)
         if ctx.times is not None:
             assert layer.salient is not None
-            found = layer.salient.backward(*signals, ctx.times)
+            found = layer.salient.backward(*signals, ctx.times, ctx.draws)
         elif layer.stream is not None:
-            found = layer.stream.backward(*signals)
+            found = layer.stream.backward(*signals, ctx.draws)
         else:
-            found = layer.batch.backward(*signals, matrix)
+            found = layer.batch.backward(*signals, matrix, ctx.draws)
         down, for_weight, for_bias, truth = found
         if layer.measured:
             layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
@@ -251,6 +255,8 @@ class TracedLinear(TracedLayer, nn.Linear):
             training mode.
         streams: E, sequences that share a batch, 1 unless given: row s · E + e is step s of sequence e.
         record_alignment: True to keep, while streaming, what `alignment` needs.
+        jitter: J in [0, 1]: an error arrives after D (1 + J u) steps, rounded, u of each image being given by
+            `cet_rl.vision.layers.jittered`; the trace stays that of D. 0 unless given.
         device: of the parameters, as `dtype` is.
 
     Shapes: x (T · E, in_features) to y (T · E, out_features).
@@ -338,6 +344,22 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[
     if len(given) and not (given[0] >= 0 and given[-1] < steps):
         raise ValueError(f"the times of a batch must lie in [0, {steps})")
     return _set_on_layers(model, "times", ImageTimes(given.astype(np.int64), steps))
+
+
+def jittered(model: nn.Module, draws: Any) -> AbstractContextManager[None]:
+    """Let the errors of images come early or late in passes within a block: `with jittered(model, draws)`.
+
+    Args:
+        model: with traced layers, made with `jitter`.
+        draws: u of each image, in [-1, 1], the same for all layers, shape (T · E,).
+
+    Raises:
+        ValueError: unless draws are a row of numbers within [-1, 1].
+    """
+    given = np.asarray(draws.cpu() if isinstance(draws, Tensor) else draws, dtype=np.float64)
+    if given.ndim != 1 or not (abs(given) <= 1).all():
+        raise ValueError("the draws of a batch must be one row of numbers within [-1, 1]")
+    return _set_on_layers(model, "draws", given)
 
 
 def measured(model: nn.Module) -> AbstractContextManager[None]:

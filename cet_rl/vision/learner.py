@@ -7,16 +7,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cet_rl.runs import archive
+from cet_rl.traces.base import FloatArray
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
 from cet_rl.vision.data import Batches
 from cet_rl.vision.datasets import ImageData
-from cet_rl.vision.layers import measured, seen_at, traced_layers
+from cet_rl.vision.layers import jittered, measured, seen_at, traced_layers
 from cet_rl.vision.models import image_network
 
 EVALUATED_AT_ONCE = 1000
@@ -51,7 +53,8 @@ def build_network(config: VisionConfig, data: ImageData) -> nn.Module:
         derivative_memory=config.soma,
         streaming=config.streaming,
         streams=config.streams,
-        record_alignment=config.streaming and config.alignment,
+        record_alignment=config.streaming and config.alignment and not config.jitter,
+        jitter=config.jitter,
     )
 
 
@@ -83,7 +86,9 @@ class ImageLearner:
         )
         if config.streaming:
             prepare(self.network, data.in_shape, salient=config.salience is not None)
-        one_matrix = not config.streaming and config.salience is None and config.soma == "exact"
+        one_matrix = (
+            not config.streaming and config.salience is None and config.soma == "exact" and not config.jitter
+        )
         if one_matrix and (config.device == "cuda" or config.compile):  # which run that form fastest
             for layer in traced_layers(self.network).values():
                 if layer.traced:
@@ -112,6 +117,7 @@ class ImageLearner:
         with (
             measured(self.network) if measure else nullcontext(),
             nullcontext() if times is None else seen_at(self.network, times.cpu().numpy(), config.batch_size),
+            jittered(self.network, self._draws(len(x))) if config.jitter else nullcontext(),
         ):
             loss = functional.cross_entropy(self._logits(x, whole=measure), y)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -121,6 +127,11 @@ class ImageLearner:
         self.loss_sum += loss.detach()
         self.losses += 1
         return loss.detach()
+
+    def _draws(self, images: int) -> FloatArray:
+        """Return how late the error of each image is, in [-1, 1]: the same numbers whenever this step is taken."""
+        seed = np.random.SeedSequence(self.config.seed, spawn_key=(self.step,))
+        return np.random.default_rng(seed).uniform(-1, 1, images)
 
     def take_loss(self) -> float:
         """Return the mean of the losses since the last call; nan if there are none."""
