@@ -42,7 +42,6 @@ EARLY, LATE = "alignment in the first third", "alignment in the last third"
 GAIN = f"{LATE} minus that in the first"
 LAST_LAYER = "alignment of the last delayed layer"
 DEPTH = f"{LAST_LAYER} minus that of the first"
-PLAUSIBLE = "plausible by the audit"
 
 # -------------------- made-up runs
 
@@ -209,11 +208,6 @@ def better(by=0.0, **options):
     return PaperClaim("c", "Ours", "Five states are better.", "quick", (check,), **options)
 
 
-def verdict(runs, claim=None):
-    (found,) = examine(runs, [claim or better()])
-    return found.verdict
-
-
 HIGHER, LOWER, FREE, LONG = seeds(5, HIGH), seeds(1, LOW), {"free": RATES}, {"total_steps": 2_000_000}
 NOT_ENOUGH, NOT = "not enough data", "does not hold"
 
@@ -277,23 +271,22 @@ def test_seeds_that_draw_the_task_are_compared_pair_by_pair():
     arms = [RunFilter.of(task="mimic", rule=rule) for rule in losses]
     check = Check.difference(*arms, MEASURES["test loss"], below=0.0)
     claim = PaperClaim("c", "Ours", "Lower.", "quick", (check,), ("rule_options",))
-    assert verdict(runs, claim) == "does not hold"
-    assert verdict(runs, dataclasses.replace(claim, paired=True)) == "holds"
-    assert verdict(runs[1:], dataclasses.replace(claim, paired=True)) == "not enough data"
+    paired = dataclasses.replace(claim, paired=True)
+    for one, kept, expected in ((claim, runs, NOT), (paired, runs, "holds"), (paired, runs[1:], NOT_ENOUGH)):
+        assert examine(kept, [one])[0].verdict == expected
 
 
 def test_arms_select_by_the_trace_that_is_built_and_by_whether_delays_add_up():
     one, two = (RunFilter.of(task="digits", order=order, delay=2.0) for order in (1, 2))
     assert [one.name, two.name] == ["ET at 2 s", "CET 2 at 2 s"]
-    selected = {
-        "cascade of one state": (VisionConfig("digits", delay=2.0, order=1), (True, False)),
-        "classical trace": (VisionConfig("digits", delay=2.0, trace="et"), (True, False)),
-        "cascade": (VisionConfig("digits", delay=2.0, order=2), (False, True)),
-        "stacked": (VisionConfig("digits", delay=2.0, order=2, stacked=True), (False, False)),
-        "another delay": (VisionConfig("digits", delay=4.0, order=2), (False, False)),
-    }
-    for case, (config, expected) in selected.items():
-        assert (one.selects(config), two.selects(config)) == expected, case
+    for config, expected in [
+        (VisionConfig("digits", delay=2.0, order=1), (True, False)),
+        (VisionConfig("digits", delay=2.0, trace="et"), (True, False)),
+        (VisionConfig("digits", delay=2.0, order=2), (False, True)),
+        (VisionConfig("digits", delay=2.0, order=2, stacked=True), (False, False)),
+        (VisionConfig("digits", delay=4.0, order=2), (False, False)),
+    ]:
+        assert (one.selects(config), two.selects(config)) == expected
 
 
 # -------------------- statistics and measures
@@ -342,7 +335,7 @@ def test_the_mean_over_training_is_weighed_by_steps():
 
 def test_what_was_not_logged_is_none():
     run = run_of(VisionConfig("digits", delay=2.0, order=2), 0.0)
-    for title in ("mean accuracy over training", "alignment", GAIN, LAST_LAYER, DEPTH, PLAUSIBLE):
+    for title in ("mean accuracy over training", "alignment", GAIN, LAST_LAYER, DEPTH, "plausible by the audit"):
         assert MEASURES[title].value(run) is None
 
 

@@ -34,7 +34,6 @@ FIGURES = {
 """Number of jobs of each."""
 
 SEARCHES = {"tables1-2": 960, "tables3-4": 108, "tables5-6": 1572, "table7": 240}
-
 JOBS = {**FIGURES, **SEARCHES}
 
 QUICK_STEPS = {
@@ -111,12 +110,12 @@ def test_every_row_of_the_tables_is_a_job_of_a_figure(table):
 def test_searches_hold_every_rate_that_the_tables_ended_with(name):
     searched = {(c.task, c.delay, c.stacked, c.trace_config.states, c.lr) for c in configs(name)}
     scales = {(task, stacked) for task, _, stacked, _, _ in searched}
-    tables = [(task, table) for table in paper_tables() for task in table.tasks if (task, table.stacked) in scales]
     ended = {
         (task, row.delay, table.stacked, row.order, row.values["lr"])
-        for task, table in tables
+        for table in paper_tables()
+        for task in table.tasks
         for row in table.rows
-        if row.order is not None
+        if (task, table.stacked) in scales and row.order is not None
     }
     assert len(ended) >= 8
     assert ended <= searched

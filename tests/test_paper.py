@@ -18,13 +18,7 @@ from cet_rl.traces.registry import DEFAULT_ORDER
 SPACE_INVADERS = "MinAtar/SpaceInvaders-v1"
 TABLES = {table.name: table for table in paper_tables()}
 
-SHARED = {
-    "gamma": 0.99,
-    "entropy_coef": 0.01,
-    "max_grad_norm": 0.5,
-    "hidden": (256, 256),
-    "activation": "relu",
-}
+SHARED = {"gamma": 0.99, "entropy_coef": 0.01, "max_grad_norm": 0.5, "hidden": (256, 256), "activation": "relu"}
 """The "Common" block of Table 5, and the networks of appendix C."""
 
 

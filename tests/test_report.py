@@ -286,12 +286,10 @@ def test_what_is_missing_stays_missing(tmp_path):
 
 
 def test_delays_are_pooled_only_with_as_many_seeds(tmp_path):
-    runs = [(rl(delay=delay, seed=seed), 10.0 * delay) for delay, seed in [(2.0, 0), (2.0, 1), (8.0, 0)]]
-    comparison = compare(tmp_path, *runs)
-    assert comparison.over_delays(comparison.arms[0]) is None
-    write_run(tmp_path / "more", rl(delay=8.0, seed=1), 80.0)
-    comparison = one_comparison(tmp_path)
-    assert comparison.over_delays(comparison.arms[0]).centre == 50.0
+    runs = [(rl(delay=delay, seed=seed), 10.0 * delay) for seed in (0, 1) for delay in (2.0, 8.0)]
+    for name, some, centre in (("three", runs[:3], None), ("four", runs, 50.0)):
+        comparison = compare(tmp_path / name, *some)
+        assert getattr(comparison.over_delays(comparison.arms[0]), "centre", None) == centre
 
 
 def test_the_best_arms_are_those_with_the_lowest_loss(tmp_path):
@@ -358,15 +356,9 @@ def test_runs_are_read_in_every_state(tmp_path):
     write_run(tmp_path / "c", rl(), status="failed", error="FloatingPointError: the loss\nis not finite")
     write_run(tmp_path / "d", rl(), status=None)
     found = read(tmp_path)
-    assert [(run.status, run.problem) for run in found] == [
-        ("finished", ""),
-        ("interrupted", ""),
-        ("failed", "FloatingPointError: the loss is not finite"),
-        ("unfinished", ""),
-    ]
-    assert found[0].metrics == {"train_return_mean": 1.0}
-    assert found[3].steps == 10_000
-    assert found[0].speed == 500.0
+    assert [run.status for run in found] == ["finished", "interrupted", "failed", "unfinished"]
+    assert [run.problem for run in found] == ["", "", "FloatingPointError: the loss is not finite", ""]
+    assert (found[0].metrics, found[0].speed, found[3].steps) == ({"train_return_mean": 1.0}, 500.0, 10_000)
 
 
 DAMAGE = {
@@ -752,19 +744,13 @@ def killed(comparison):
     return in_process(comparison)
 
 
-@pytest.fixture
-def several(monkeypatch):
-    """Lets processes be forked, as in a command that has not loaded torch."""
-    if sys.platform != "linux":
-        pytest.skip("forking is safe on Linux only")
-    monkeypatch.setattr(page, "processors", lambda: 3)
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    monkeypatch.delitem(sys.modules, "torch", raising=False)
-
-
+@pytest.mark.skipif(sys.platform != "linux", reason="forking is safe on Linux only")
 @pytest.mark.parametrize(("figure", "here"), [(in_process, False), (killed, True)])
-def test_several_processes_draw_and_if_one_is_killed_this_one_does(monkeypatch, several, figure, here):
+def test_several_processes_draw_and_if_one_is_killed_this_one_does(monkeypatch, figure, here):
+    monkeypatch.setattr(page, "processors", lambda: 3)
     monkeypatch.setattr(page, "FIGURES", (figure,))
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # as in a command that has not loaded it
     pictures = [picture for (picture,) in page.draw_all("abcde")]
     assert [picture.name for picture in pictures] == [*"abcde"]
     assert {picture.png == str(os.getpid()).encode() for picture in pictures} == {here}
@@ -847,10 +833,17 @@ def test_nothing_from_a_folder_becomes_an_element(everything):
     *_, page = everything
     (script,) = page.scripts
     assert "table.sortable" in script
-    known = (
-        "html head meta title style body script h1 h2 p nav ul li a b figure img figcaption div table thead tbody"
-    )
-    assert {tag for tag, _ in page.elements} <= {*known.split(), "tr", "th", "td", "details", "summary", "pre"}
+    known = "html head meta title style body script h1 h2 p nav ul li a b figure img figcaption div table thead"
+    assert {tag for tag, _ in page.elements} <= {
+        *known.split(),
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "details",
+        "summary",
+        "pre",
+    }
     known = "alt src href class id scope data-value lang charset name content"
     assert {name for _, attributes in page.elements for name in attributes} <= set(known.split())
 
