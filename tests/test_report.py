@@ -897,9 +897,8 @@ def test_text_is_made_fit_to_be_shown():
     assert clean("a\n b\tc") == "a b c"
     assert clean("a\x00b\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
     assert clean("x" * 400) == "x" * 299 + "…"
-    assert [number(value, 1) for value in (None, float("nan"), 1234.56, 0.0, 0.001, -3e9)] == [
-        *("–", "–", "1,234.6", "0.0", "0.001", "-3e+09")
-    ]
+    values = None, float("nan"), 1234.56, 0.0, 0.001, -3e9
+    assert [number(value, 1) for value in values] == ["–", "–", "1,234.6", "0.0", "0.001", "-3e+09"]
     assert [steps(value) for value in (500, 20_000, 1_500_000, 0)] == ["500", "20 k", "1.5 M", "0"]
 
 
