@@ -325,7 +325,7 @@ def test_options_that_no_trace_can_have(line, message):
         ("- a\n- b\n", ["mapping"]),
         ("a: [\n", ["no valid YAML"]),
         ("order: 5\n", ["belong to a delay"]),
-        (b"delay: \xff\xfe", ["bad.yaml is no valid YAML"]),
+        (b"delay: \xff\xfe", ["bad.yaml is no UTF-8 text"]),
         ("[" * 5000, ["bad.yaml"]),
     ],
     ids=lambda value: str(value)[:20],
@@ -435,6 +435,21 @@ def test_folders_that_cannot_be_used(tmp_path):
     assert_refused(cet_rl(*train, "/proc/nowhere", cwd=tmp_path), "cannot write to run folder")
     assert (tmp_path / "file").read_text() == "mine"
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_an_environment_that_misbehaves_ends_the_run_cleanly(tmp_path):
+    (tmp_path / "broken_env.py").write_text(
+        "import gymnasium as gym\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Broken(CartPoleEnv):\n    count = 0\n"
+        "    def step(self, action):\n        *head, info = super().step(action)\n        self.count += 1\n"
+        "        head[1] = float('nan') if self.count == 500 else head[1]\n        return (*head, info)\n"
+        "gym.register('Broken-v0', Broken, max_episode_steps=100)\n"
+    )
+    result = cet_rl("train", "broken_env:Broken-v0", *QUICK, "--run-dir", "run", "--quiet", cwd=tmp_path)
+    assert_refused(result, "reward that is not finite at its step 499")
+    found = summary(tmp_path / "run")
+    assert found["status"] == "failed"
+    assert "not finite" in found["error"]
 
 
 def test_help_version_and_list(tmp_path):

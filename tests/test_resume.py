@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import signal
@@ -11,19 +12,26 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from saved_files import TIMES, members, parts, rows, summary, write_members
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
+from cet_rl.envs import make_vec_env
 from cet_rl.rl import training
+from cet_rl.rl.agent_kinds import restore, runtime_state
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.log import pending, restore_pending
 from cet_rl.rl.training import train
 from cet_rl.runs import archive, log
 from cet_rl.runs.folder import MetricsTable, RunFolder
@@ -267,6 +275,58 @@ def test_an_agent_without_runtime_state_resumes_in_fresh_episodes(tmp_path, monk
     assert train(whole[0], tmp_path / "run", resume=True) == "finished"
     words = "environments of CartPole-v1 are not in the checkpoint: they start fresh episodes"
     assert words in capsys.readouterr().err
+
+
+def test_numpy_s_vector_form_resumes_with_the_agent():
+    """Users' own loops resume from the agent's file and its runtime state."""
+
+    def build():
+        env = make_vec_env("CartPole-v1", 3, 1, vectorization="numpy", delay=1.0)
+        return CETActorCritic("MlpPolicy", env, n_steps=16, seed=0, policy_kwargs={"net_arch": [4]}, device="cpu")
+
+    class Capture(BaseCallback):
+        found = None
+
+        def _on_rollout_start(self):
+            if self.num_timesteps == 96 and self.found is None:
+                tensors = {}
+                self.found = (
+                    archive.encode(runtime_state(self.model), tensors),
+                    tensors,
+                    self.model.get_parameters(),
+                )
+                self.model.save(path)
+
+        def _on_step(self):
+            return True
+
+    path, capture, first = io.BytesIO(), Capture(), build()
+    first.learn(240, callback=capture)
+    path.seek(0)
+    again = CETActorCritic.load(path, build().get_env(), device="cpu")
+    restore(again, archive.decode(*capture.found[:2]))
+    again.learn(144, reset_num_timesteps=False)
+    for name, parameters in first.get_parameters().items():
+        if name != "optimizer":
+            for key, value in parameters.items():
+                assert torch.equal(value, again.get_parameters()[name][key]), f"{name}/{key}"
+    assert np.array_equal(first._last_obs, again._last_obs)
+
+
+def test_pending_means_are_restored():
+    logger, again = Logger(None, []), Logger(None, [])
+    for value in (1.0, 2.0):
+        logger.record_mean("a", value, exclude="csv")
+    logger.record("b", np.float32(0.1))
+    logger.record("text", "not a number")
+    tensors = {}
+    restore_pending(again, archive.decode(archive.encode(pending(logger), tensors), tensors))
+    for one in (logger, again):
+        one.record_mean("a", 6.0, exclude="csv")
+    assert again.name_to_value["a"] == logger.name_to_value["a"] == 3
+    assert again.name_to_value["b"] == logger.name_to_value["b"]
+    assert again.name_to_excluded["a"] == ("csv",)
+    assert "text" not in again.name_to_value
 
 
 @given(data=st.data())

@@ -110,7 +110,9 @@ def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig])
 
 def _parse_mapping(text: str | bytes, source: str) -> Mapping[str, Any]:
     try:
-        data = load_yaml(text)
+        data = load_yaml(text if isinstance(text, str) else text.decode())
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is no UTF-8 text") from None
     except _NO_YAML as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
