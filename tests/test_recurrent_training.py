@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from statistics import fmean
@@ -147,6 +148,22 @@ def test_the_speed_of_a_run_is_what_its_user_waits_for(tmp_path, monkeypatch):
     assert train(RecurrentConfig("add", **SMALL), tmp_path / "run", quiet=True) == "finished"
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 300 / summary["steps_per_second"] > 50 * 0.02
+
+
+def test_starting_and_compiling_is_no_part_of_the_speed(tmp_path, monkeypatch, capsys):
+    advance = SequenceLearner.advance
+
+    def slow_at_first(learner, limit, *, measure):
+        time.sleep(3.0 * (learner.step == 0))
+        return advance(learner, limit, measure=measure)
+
+    monkeypatch.setattr(SequenceLearner, "advance", slow_at_first)
+    assert train(RecurrentConfig("add", **SMALL), tmp_path / "run") == "finished"
+    line = capsys.readouterr().err.splitlines()[1]
+    assert line.lstrip().startswith("30 of 300 time steps")
+    assert int(re.search(r"([\d,]+) time steps/s", line)[1].replace(",", "")) > 30 / 3.0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 294 / summary["steps_per_second"] < summary["wall_seconds"] - 2.9
 
 
 class StopError(Exception):

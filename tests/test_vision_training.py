@@ -6,6 +6,7 @@ import io
 import math
 import os
 import pickle
+import re
 import zipfile
 from dataclasses import replace
 
@@ -294,8 +295,11 @@ def test_what_a_run_says(tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     folder = "runs/digits-none-0"
-    for piece in (f"run folder {folder}", "loss", "updates/s", "test accuracy 0.", f"--logdir {folder}"):
+    for piece in (f"run folder {folder}", "loss", "updates/s", f"--logdir {folder}"):
         assert piece in err
+    accuracy = re.search(r"test accuracy (\d+\.\d\d%), test loss 0\.", err)[1]
+    assert main(["eval", folder]) == 0
+    assert f"digits: {accuracy} of" in capsys.readouterr().out
     run(tmp_path / "quiet", "--total-steps", 5)
     assert capsys.readouterr() == ("", "")
 

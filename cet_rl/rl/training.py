@@ -157,24 +157,32 @@ class Training(BaseCallback):
     def __init__(self, session: Session, config: RLConfig, kind: AgentKind, agent: BaseAlgorithm) -> None:
         super().__init__()
         self.session, self.config, self.kind, self.agent, self.stopped = session, config, kind, agent, False
+        self._began: float | None = None  # when the last rollout began
         agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
 
     def _on_training_start(self) -> None:
         self.session.display.start(self.agent.num_timesteps)
 
     def _on_rollout_start(self) -> None:
+        self._count()
         self.stopped = self.session.interruption.wanted
         if self.stopped or self.agent.num_timesteps >= self.session.next_save:
             self._save()
+        self._began = time.monotonic()
 
     def _on_step(self) -> bool:
         return not self.stopped
 
-    def _on_rollout_end(self) -> None:
-        self.session.display.update(self.agent.num_timesteps, recent_mean(self.agent))
-
     def _on_training_end(self) -> None:
+        if not self.stopped:
+            self._count()
         self.session.display.close()
+
+    def _count(self) -> None:
+        """Count the rollout that has been made and learned from, if there is one."""
+        if self._began is not None:
+            self.session.count(time.monotonic() - self._began)
+            self.session.show(recent_mean(self.agent))
 
     def _save(self) -> None:
         """Save a checkpoint: the agent's contents and its runtime state."""
@@ -189,11 +197,8 @@ class Training(BaseCallback):
         session.log.describe(config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
         left = config.total_steps - agent.num_timesteps
         if left > 0:
-            began, new = time.monotonic(), not session.log.resumed
-            try:
-                agent.learn(left, self, log_interval=self._log_interval(), reset_num_timesteps=new)
-            finally:
-                session.learning_seconds = time.monotonic() - began
+            new = not session.log.resumed
+            agent.learn(left, self, log_interval=self._log_interval(), reset_num_timesteps=new)
         recent = recent_mean(agent)
         if self.stopped:
             return session.interrupted({"train_return_mean": recent})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +31,6 @@ class Display:
 
     def start(self, first: int) -> None:
         """Begin at step `first`."""
-        self._began, self._first = time.monotonic(), first
         self._next_line = first + self.total / 10
         if sys.stderr.isatty() and not self.quiet:
             self._bar = Progress(
@@ -40,28 +38,26 @@ class Display:
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TextColumn(f"{self.score.word} {{task.fields[number]}}"),
-                TextColumn(f"{{task.fields[speed]:,.0f}} {self.unit}/s"),
+                TextColumn(f"{{task.fields[speed]}} {self.unit}/s"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task("learning", total=self.total, number="-", speed=0.0)
+            self._task = self._bar.add_task("learning", total=self.total, number="-", speed="-")
             self._bar.start()
 
-    def update(self, step: int, number: float | None) -> None:
-        """Show step and number."""
-        speed = (step - self._first) / max(time.monotonic() - self._began, 1e-9)
-        shown = "-" if number is None else f"{number:.{self.score.digits}f}"
+    def update(self, step: int, number: float | None, speed: float | None) -> None:
+        """Show step, number and steps per second, as far as they are known."""
+        shown = "-" if number is None else self.score.show(number)
+        per_second = "-" if speed is None else f"{speed:,.0f}"
         made = min(step, self.total)
         if self._bar is not None:
-            self._bar.update(self._task, completed=made, number=shown, speed=speed)
+            self._bar.update(self._task, completed=made, number=shown, speed=per_second)
         elif step >= self._next_line and not self.quiet:
             self._next_line += self.total / 10
-            print(
-                f"{made:>12,} of {self.total:,} {self.unit}   {self.score.word} {shown:>7}   "
-                f"{speed:,.0f} {self.unit}/s   {(self.total - made) / speed:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{made:>12,} of {self.total:,} {self.unit}   {self.score.word} {shown:>7}"
+            if speed is not None:
+                line += f"   {per_second} {self.unit}/s   {(self.total - made) / speed:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Restore the terminal, however the run ended."""

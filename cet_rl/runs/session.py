@@ -112,7 +112,6 @@ class Session:
 
     Attributes:
         status: how the run ended; None before.
-        learning_seconds: time spent learning, to be added by whoever drives the session.
         next_save: step at which the next checkpoint is due.
     """
 
@@ -135,7 +134,7 @@ class Session:
         self.interruption = interruption or Interruption()
         self.display = Display(config.total_steps, kind, quiet=quiet)
         self.status: Status | None = None
-        self.learning_seconds = 0.0
+        self._seconds, self._pieces = 0.0, 0
 
     def is_finished(self) -> bool:
         """Return whether the folder holds the finished run, and say so to the user."""
@@ -145,7 +144,7 @@ class Session:
 
     def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
         """Start clock and log, with a function that returns the learner's step."""
-        self.step, self._first = step, step()
+        self.step, self._first, self._counted = step, step(), step()
         self._began = time.monotonic()
         self._note_saved()
         self.log = RunLog(self.folder, self._first if resumed else None)
@@ -164,7 +163,23 @@ class Session:
 
     def speed(self) -> float | None:
         """Return the steps per second of learning; None before any."""
-        return (self.step() - self._first) / self.learning_seconds if self.learning_seconds else None
+        return (self._counted - self._first) / self._seconds if self._seconds else None
+
+    def count(self, seconds: float) -> None:
+        """Count the seconds that learning up to the present step has taken since the last call.
+
+        The first piece of a run starts up and compiles, so its speed is no speed to go by: it is forgotten as soon
+        as there is another.
+        """
+        if self._pieces == 1:
+            self._first, self._seconds = self._counted, 0.0
+        self._pieces += 1
+        self._counted = self.step()
+        self._seconds += seconds
+
+    def show(self, number: float | None) -> None:
+        """Show how far the run is and how well it goes; how fast, from its second piece on."""
+        self.display.update(self._counted, number, self.speed() if self._pieces > 1 else None)
 
     def interrupted(self, metrics: Mapping[str, float | None]) -> Status:
         """End the run, whose checkpoint has been saved, with a summary that says "interrupted"."""
@@ -341,15 +356,16 @@ class _Loop:
             if log or save:
                 self._each(self._check_finite, batch.loss_sums())
             losses = batch.take_losses() if log else []
+            seconds = time.monotonic() - began
             for session in self.sessions:
-                session.learning_seconds += time.monotonic() - began
+                session.count(seconds)
             if log:
                 self._each(self._log, losses, batch.measurements())
                 known = [loss for loss, run in zip(losses, self.sessions, strict=True) if run.status is None]
                 mean = sum(known) / max(len(known), 1)
             if save:
                 self._each(Session.save, batch.states())
-            first.display.update(batch.step, mean)
+            first.show(mean)
         first.display.close()
         return True
 
@@ -367,5 +383,6 @@ class _Loop:
     def _finish(self, session: Session, found: Mapping[str, float], state: dict[str, Any]) -> None:
         session.save(state)
         session.log.add_evaluation(found, self.batch.step)
-        text = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+        scores = [score.on(getattr(session.config, "held_out", "test")) for score in session.kind.scores]
+        text = ", ".join(f"{score.title} {score.show(found[score.key])}" for score in scores)
         session.finished(found, text if len(self.sessions) == 1 else f"{session.folder.path}: {text}")

@@ -16,6 +16,9 @@ from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.values import nearest
 
+LARGE = 1e7
+"""Scores from which on are shown with an exponent."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -39,6 +42,12 @@ class Score:
         """Return the same score with `held_out`, "test" or "validation", filled in."""
         key, title = (text.format(held_out=held_out) for text in (self.key, self.title))
         return replace(self, key=key, title=title)
+
+    def show(self, number: float) -> str:
+        """Return the number as people read it: 0.1234, 98.05%; with an exponent if a run has diverged."""
+        if abs(number) >= LARGE:
+            return f"{number:.3g}"
+        return f"{number:.{self.digits - 2}%}" if self.percent else f"{number:.{self.digits}f}"
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,6 @@ RESULTS = tuple(
 PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
 """Scores of runs that are under way, by columns of their metrics.csv."""
 
-_LARGE = 1e7
-"""Scores from which on are shown with an exponent: of a run that has diverged."""
-
 
 class SweepFolder:
     """Keep the folder of one sweep."""
@@ -252,8 +249,7 @@ def _progress(file: Path) -> tuple[int | None, str, float | None]:
 def _score(values: Mapping[str, Any], scores: Iterable[Score]) -> str:
     for score in scores:
         if values.get(score.key) not in (None, ""):
-            number = float(values[score.key])
-            return f"{score.word} " + (f"{number:.{score.digits}f}" if abs(number) < _LARGE else f"{number:.3g}")
+            return f"{score.word} {score.show(float(values[score.key]))}"
     return ""
 
 
