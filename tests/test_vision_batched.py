@@ -383,10 +383,10 @@ def test_a_run_that_cannot_be_written_fails_alone(folders, tmp_path, monkeypatch
     paths = [tmp_path / str(number) for number in range(3)]
     add = RunLog.add
 
-    def full(self, values, step):
+    def full(self, values, step, *writer):
         if step == 9 and self.table.path.parent == paths[1]:
             raise OSError(28, "No space left on device", str(self.table.path))
-        add(self, values, step)
+        add(self, values, step, *writer)
 
     monkeypatch.setattr(RunLog, "add", full)
     assert train_batch(RUNS, paths, quiet=True) == paths
