@@ -320,10 +320,9 @@ def test_one_matrix_is_for_batches_of_its_size_only():
         TracedLinear(3, 4, trace=CET(3, 2), streaming=True).use_matrix(8)
 
 
-@pytest.mark.parametrize("options", [{"kernel_size": (3, 5)}, {"padding": "same"}, {"stride": (1, 2)}])
-def test_kernels_that_are_not_square_are_named(options):
-    with pytest.raises(ValueError, match="must be a whole number"):
-        TracedConv2d(3, 4, **{"kernel_size": 3, **options})
+def test_kernels_that_are_not_square_are_named():
+    with pytest.raises(ValueError, match="kernel_size must be a whole number"):
+        TracedConv2d(3, 4, (3, 5))
 
 
 def test_times_may_be_a_tensor():

@@ -59,9 +59,6 @@ def assert_same(found, expected):
         assert torch.equal(found[name], value), name
 
 
-# The learner.
-
-
 def plain_loop(network, data, config):
     """Backpropagation as anyone would write it: batches, schedule, clipping and AdamW."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -202,8 +199,6 @@ def test_testing_leaves_the_network_as_it_is(digits, monkeypatch):
         learner.test()
     assert all(module.training for module in learner.network.modules())
 
-
-# Runs through the command line.
 
 QUICK = ["train", "digits", "--hidden", "16"]
 
@@ -574,9 +569,6 @@ def test_saving_and_loading_a_learner(tmp_path, digits, way, step):
     assert_same(other.network.state_dict(), learner.network.state_dict())
     measured = [{k: v for k, v in each.measurements().items() if v == v} for each in (learner, other)]
     assert measured[0] == measured[1]
-
-
-# How well it learns.
 
 
 def accuracy(data, line):
