@@ -8,13 +8,18 @@ drawing.py      what all figures of a report share; the figures are in scores.py
 page.py         writes the page, whose text and looks are in template.html.j2
 claims/         what the papers claim, and whether runs support it
 
-from cet_rl.report import write_report
-
-write_report(["runs/fig4"])  # runs/fig4/report.html, and its figures beside it
+`cet_rl.report.write_report(["runs/fig4"])` writes runs/fig4/report.html, and its figures beside it.
 """
 
 from __future__ import annotations
 
-from cet_rl.report.page import Report, write_report
+from typing import TYPE_CHECKING
+
+from cet_rl.runs.plugins import import_on_use
+
+if TYPE_CHECKING:
+    from cet_rl.report.page import Report, write_report
 
 __all__ = ["Report", "write_report"]
+
+__getattr__, __dir__ = import_on_use(__name__, __all__, ("page",))
