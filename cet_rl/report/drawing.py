@@ -167,7 +167,7 @@ def _short(label: str) -> str:
 
 
 def arm_style(number: int) -> Mapping[str, Any]:
-    """Return colour, dash and width of the line of the arm at a place; neighbours differ in both colour and dash."""
+    """Return colour, dash and width of the line of the arm at a place; neighbours differ in colour and dash."""
     return {"color": f"C{number % COLORS}", "linestyle": LINES[number % len(LINES)], "linewidth": 1.4}
 
 
