@@ -114,25 +114,19 @@ def _draw(
 
 
 def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
-    """Return a trace's kernel at evenly spaced lags, in a time that does not grow with the delay.
+    """Return a trace's kernel at evenly spaced lags.
 
     Args:
         trace: any trace.
         delay_steps: delay in steps that it is made for.
 
     Returns:
-        Lags in steps, from zero to `LENGTH` delays, and the kernel there; for a trace without states, the two ends
-        of a line at the one step that it recalls.
+        Lags in steps, from zero to `LENGTH` delays, and the kernel there; for a trace that recalls a single step,
+        the two ends of a line at it.
     """
-    transition = trace.transition()
-    if transition is None:
-        return np.full(2, float(delay_steps)), np.array([0.0, 1.0])
+    first, last = trace.support
+    if last == first + 1:
+        return np.full(2, float(first)), np.array([0.0, 1.0])
     length = max(LENGTH * delay_steps, 10)
     stride = max(1, length // POINTS)
-    leap = np.linalg.matrix_power(transition.M, stride)
-    lags = np.arange(0, length + 1, stride)
-    values, state = np.empty(len(lags)), transition.K.copy()
-    for place in range(len(lags)):
-        values[place] = transition.C @ state
-        state = leap @ state
-    return lags.astype(float), values
+    return np.arange(0.0, length + 1, stride), trace.kernel(length + 1).numpy()[::stride]
