@@ -70,10 +70,6 @@ def build(
     return online, memory, (x, label, None if noise is None else noise.to(dtype))
 
 
-def part(data, first, last):
-    return [None if tensor is None else tensor[first:last] for tensor in data]
-
-
 def assert_same(got, want, tolerance=1e-10):
     assert list(got) == list(want)
     for name, tensor in want.items():
@@ -142,7 +138,8 @@ def test_a_run_may_be_cut_anywhere_and_go_on_with_the_other_executor(name, kind)
         want, losses = executors[0](online, memory, 4, *data)
         now, heard = memory, []
         for execute, first, last in zip(executors, cuts, (*cuts[1:], STEPS), strict=True):
-            now, loss = execute(online, now, 4 + first, *part(data, first, last))
+            some = [None if tensor is None else tensor[first:last] for tensor in data]
+            now, loss = execute(online, now, 4 + first, *some)
             heard.append(loss)
         assert_same(now.named(), want.named(), tolerance)
         assert_same({"losses": torch.cat(heard)}, {"losses": losses}, tolerance)
@@ -152,23 +149,17 @@ def test_a_run_may_be_cut_anywhere_and_go_on_with_the_other_executor(name, kind)
 def test_single_precision(name):
     online, memory, data = build(name, batch=4, dtype=torch.float32)
     got, losses = assert_runs_alike(online, memory, data, tolerance=1e-4)
-    assert losses.dtype == got.weight.dtype == torch.float32
-    # In double precision it must be nearer to the truth than single precision allows: nothing was promoted, or
-    # both would agree.
-    exact, _ = build(name, batch=4)[0].run(
-        Memory.from_named({key: tensor.double() for key, tensor in memory.named().items()}),
-        0,
-        *(None if tensor is None else tensor.double() for tensor in data),
-    )
-    error = (got.weight.double() - exact.weight).abs().max()
-    assert 1e-9 < error < 1e-4
+    assert losses.dtype == torch.float32
+    # Double precision is further away than its own rounding: nothing was promoted.
+    double = Memory.from_named({key: tensor.double() for key, tensor in memory.named().items()})
+    exact, _ = online.run(double, 0, *(None if tensor is None else tensor.double() for tensor in data))
+    assert 1e-9 < (got.weight.double() - exact.weight).abs().max() < 1e-4
 
 
 def test_noise_as_it_is_drawn_and_tensors_in_any_layout():
     online, memory, (x, label, noise) = build("uoro")
     want, _ = compiled.run(online, memory, 0, x, label, noise)
-    turned = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
-    got, _ = compiled.run(online, memory, 0, turned, label, noise.float())
+    got, _ = compiled.run(online, memory, 0, x.mT.contiguous().mT, label, noise.float())
     assert_same(got.named(), want.named(), 0.0)
 
 
@@ -184,44 +175,41 @@ def test_what_is_not_finite_stays_visible():
     assert compiled.run(online, memory, 0, *data)[0].rates[0].isnan().all()
 
 
-class OwnRule(RFLO):
-    name = "own"
+def own(kind):
+    """Return a subclass, which may do something else."""
+    return type(f"Own{kind.__name__}", (kind,), {"name": "own"})
 
 
 def test_supports_no_class_but_those_of_this_package():
     online, memory, data = build("rflo")
     cell, trace = online.cell, CET(3, 4)
-    assert compiled.supports(online, memory)
-
-    def also(rule, readout=None, cell=cell, kind=Online):
-        return compiled.supports(kind(cell, rule, readout or Readout()), memory)
-
-    assert also(RFLO(cell), Readout())
-    assert also(Delayed(RFLO(cell), trace, 4), Readout(trace, 4))
-    assert not also(OwnRule(cell))
-    assert not also(Delayed(OwnRule(cell), trace, 4))
-    assert not also(type("OwnDelayed", (Delayed,), {})(RFLO(cell), trace, 4))
-    assert not also(RFLO(cell), type("OwnReadout", (Readout,), {})())
-    assert not also(RFLO(cell), cell=type("OwnCell", (RNNCell,), {})(5, 2, 3))
-    assert not also(RFLO(cell), kind=type("OwnOnline", (Online,), {}))
-    readout = Readout(trace, 4)
-    readout.filter = type("OwnFilter", (TraceFilter,), {})(trace)
-    assert not also(RFLO(cell), readout)
-    with pytest.raises(ValueError, match="cannot run OwnRule here"):
-        compiled.run(Online(cell, OwnRule(cell)), memory, 0, *data)
+    rule, readout = RFLO(cell), Readout(trace, 4)
+    readout.filter = own(TraceFilter)(trace)
+    for supported in (online, Online(cell, Delayed(rule, trace, 4), Readout(trace, 4))):
+        assert compiled.supports(supported, memory)
+    for unsupported in (
+        Online(cell, own(RFLO)(cell)),
+        Online(cell, Delayed(own(RFLO)(cell), trace, 4)),
+        Online(cell, own(Delayed)(rule, trace, 4)),
+        Online(cell, rule, own(Readout)()),
+        Online(cell, rule, readout),
+        Online(own(RNNCell)(5, 2, 3), rule),
+        own(Online)(cell, rule),
+    ):
+        assert not compiled.supports(unsupported, memory)
+    with pytest.raises(ValueError, match="cannot run OwnRFLO here"):
+        compiled.run(Online(cell, own(RFLO)(cell)), memory, 0, *data)
 
 
 def test_supports_float32_and_float64_on_a_cpu():
-    online, memory, _ = build("rflo", feedback=True)
+    online, memory, _ = build("rflo")
 
-    def moved(*arguments):
-        return Memory.from_named({name: tensor.to(*arguments) for name, tensor in memory.named().items()})
+    def moved(to):
+        return Memory.from_named({name: tensor.to(to) for name, tensor in memory.named().items()})
 
-    online.feedback = None
     assert compiled.supports(online, moved(torch.float32))
-    assert not compiled.supports(online, moved(torch.bfloat16))
-    assert not compiled.supports(online, moved("meta"))
-    assert not compiled.supports(online, memory._replace(rates=memory.rates.float()))
+    for other in (moved(torch.bfloat16), moved("meta"), memory._replace(rates=memory.rates.float())):
+        assert not compiled.supports(online, other)
     online.feedback = torch.zeros(3, 5)
     assert not compiled.supports(online, memory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from importlib.metadata import EntryPoint
 from typing import NamedTuple
 
@@ -143,6 +144,11 @@ def stack(trees: list) -> dict | StepInputs:
 
 def assert_same(found: torch.Tensor, expected, tolerance: float = 1e-10, what: str = "") -> None:
     np.testing.assert_allclose(found.numpy(), np.asarray(expected), rtol=tolerance, atol=tolerance, err_msg=what)
+
+
+def assert_same_values(found, expected) -> None:
+    """Compare states, moments or pairs of them, bit for bit."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 # --- the table -------------------------------------------------------------------------------------------------
@@ -315,39 +321,6 @@ def test_random_products_follow_the_table_from_nothing(kind, course, seed):
     assert_follows_the_table(kind.name, rule, state, course, noise, 0)
 
 
-def test_kernl_time_scales_stop_at_zero():
-    course = make_course(RNNCell(4, 2, 2), batch=1, steps=8)
-    rule = build_rule("kernl", course.cell, {"rate": 3.0, "timescale": 0.3})
-    state, steps = begin(rule, course)
-    for now in steps:
-        state, _ = rule.step(state, now)
-        state["A"] = torch.eye(4, dtype=torch.float64)  # which such a rate would drive to infinity
-        assert (state["timescale"] >= 0).all()
-    assert (state["timescale"] == 0).any()
-
-
-@pytest.mark.parametrize("kind", [UORO, KFRTRL, RKF])
-def test_random_products_of_a_saturated_network_stay_finite(kind):
-    """D = 0 and J = 0: nothing comes in and nothing stays, 0/0 all over."""
-    rule = kind(RNNCell(3, 1, 2, alpha=1.0))
-    weight, rates, nothing = (torch.randn(shape, generator=generator()) for shape in ((3, 5), (2, 3), (2, 3)))
-    inputs = torch.cat([rates, torch.ones(2, 2)], 1)
-    state = rule.init_state(weight, rates, generator())
-    noise = rule.draw(2, 1, generator())[0]
-    now = StepInputs(weight, inputs, rates, 0 * nothing, nothing, torch.zeros(2, 2), noise)
-    after, gradient = rule.step(state, now)
-    sign = noise[:, :1] if kind is KFRTRL else noise
-    if kind is UORO:
-        expected = {"A": noise, "B": state["B"]}
-    elif kind is RKF:
-        expected = {"A": state["A"] + noise, "B": 0 * state["B"]}
-    else:
-        expected = {"A": sign * state["A"] + noise[:, 1:] * inputs, "B": 0 * state["B"]}
-    for name, tensor in expected.items():
-        assert_same(after[name], tensor, 1e-6, name)
-    assert gradient.isfinite().all()
-
-
 def test_balance_makes_two_lengths_equal():
     """And is one where a length is zero or beyond what its type can hold."""
     pairs = {
@@ -369,30 +342,20 @@ CELLS = [RNNCell(3, 2, 2), RNNCell(2, 1, 3, alpha=0.8, activation="identity", ou
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_a_pure_function(name):
-    """Its inputs are as they were, and the same inputs give the same outputs, whatever the rule did before."""
+    """Neither a step nor the flush writes to what it was given, and a step gives the same again."""
     course = make_course(CELLS[0])
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
     kept = []
     for now in steps:
-        before = {key: tensor.clone() for key, tensor in state.items()}
-        seen = [value.clone() if torch.is_tensor(value) else value for value in now]
-        after, gradient = rule.step(state, now)
-        assert set(state) == set(before) == set(after)
-        for key, tensor in before.items():
-            assert torch.equal(state[key], tensor), key
-        for field, value in zip(now, seen, strict=True):
-            assert torch.equal(field, value) if torch.is_tensor(value) else field == value
-        kept.append((before, after, {key: tensor.clone() for key, tensor in after.items()}, gradient))
-        state = after
-    flushed = rule.flush(state, now.weight)
-    assert torch.equal(rule.flush(state, now.weight), flushed)
-    for now, (before, after, copy, gradient) in reversed(list(zip(steps, kept, strict=True))):
-        again, same = rule.step(before, now)
-        assert torch.equal(same, gradient)
-        for key in after:
-            assert torch.equal(again[key], after[key]), key
-            assert torch.equal(copy[key], after[key]), f"a later step, or the flush, has changed {key}"
+        given, seen = deepcopy(state), deepcopy(now)
+        state, gradient = rule.step(state, now)
+        kept.append((given, seen, now, state, gradient, deepcopy(state)))
+    assert torch.equal(rule.flush(state, now.weight), rule.flush(state, now.weight))
+    for given, seen, now, after, gradient, copy in kept:
+        assert_same_values(seen, now)
+        assert_same_values(after, copy)
+        assert_same_values(rule.step(given, now), (after, gradient))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -406,12 +369,10 @@ def test_types_axes_and_what_is_pending(name):
         for now in steps:
             noise = None if now.noise is None else now.noise.float()
             state, gradient = rule.step(state, now._replace(noise=noise))
-            assert {tensor.dtype for tensor in (*state.values(), gradient)} == {dtype}
             assert all((len(tensor) == 5) == (key not in rule.shared) for key, tensor in state.items())
-            assert gradient.shape == now.weight.shape
             gradients.append(gradient)
         gradients.append(rule.flush(state, now.weight))
-        assert gradients[-1].dtype is dtype
+        assert {tensor.dtype for tensor in (*state.values(), *gradients)} == {dtype}
         assert gradients[-1].any() == (name in ("bptt", "future-bptt"))
         results[dtype] = torch.stack(gradients).double()
     assert_same(results[torch.float32], results[torch.float64], 2e-4)
@@ -473,15 +434,11 @@ def test_noise_is_reproducible_and_of_the_documented_kind(name):
     if name not in NOISE:
         assert noise is None
         return
-    assert noise.shape == (20, 30, NOISE[name])
-    assert (noise.dtype, noise.device.type) == (torch.float32, "cpu")
+    assert (noise.shape, noise.dtype, noise.device.type) == ((20, 30, NOISE[name]), torch.float32, "cpu")
     assert torch.equal(rule.draw(30, 20, generator()), noise)
     assert not torch.equal(rule.draw(30, 20, generator(1)), noise)
     torch.manual_seed(7)
-    first = rule.draw(30, 20)
-    torch.manual_seed(7)
-    assert torch.equal(rule.draw(30, 20), first)
-    assert not torch.equal(rule.draw(30, 20), first)
+    assert not torch.equal(rule.draw(30, 20), rule.draw(30, 20))
     spread = 5 / noise.numel() ** 0.5  # five standard errors of a mean of squares one
     assert abs(noise.mean()) < spread
     assert abs((noise[1:] * noise[:-1]).mean()) < 1.1 * spread
@@ -517,16 +474,9 @@ def test_random_starts_are_reproducible_and_of_the_documented_kind(name):
         # A variance is known to √(2/N), a mean to √(1/N): five times that.
         assert abs((scale * state[key]).square().mean() - 1) < 5 * (2 / state[key].numel()) ** 0.5
         assert abs((scale * state[key]).mean()) < 5 / state[key].numel() ** 0.5
-    if not name.startswith("dni"):  # the start is a standard deviation
-        three, none = (type(rule)(cell, start).init_state(weight, rates, generator()) for start in (3.0, 0.0))
-        for key in state:
+        if not name.startswith("dni"):  # the start is a standard deviation
+            three = type(rule)(cell, 3.0).init_state(weight, rates, generator())
             assert_same(three[key], 3 * state[key], 1e-6)
-            assert not none[key].any()
-    torch.manual_seed(7)
-    first = rule.init_state(weight, rates)
-    torch.manual_seed(7)
-    assert torch.equal(rule.init_state(weight, rates)["A"], first["A"])
-    assert not torch.equal(rule.init_state(weight, rates)["A"], first["A"])
 
 
 def test_starts_that_are_not_random():
@@ -580,14 +530,12 @@ def test_all_rules_are_there():
     assert set(NAMES) <= set(registry.rules())
     for name in NAMES:
         entry, rule = find_rule(name), build_rule(name, CELLS[0])
-        assert type(rule) is entry.kind
-        assert (rule.name, rule.cell) == (name, CELLS[0])
-        assert "\n" not in entry.summary
-        assert entry.summary
+        assert (type(rule), rule.name, rule.cell) == (entry.kind, name, CELLS[0])
+        assert entry.summary.isprintable()
 
 
 @pytest.mark.usefixtures("_clean")
-def test_a_users_rule_comes_and_goes():
+def test_a_users_rule_is_registered():
     assert register_rule(Hebb, "what fires together") is Hebb
     assert find_rule("hebb").summary == "what fires together"
     assert find_rule("hebb").options() == {"gain": float, "steps": int}
@@ -597,11 +545,6 @@ def test_a_users_rule_comes_and_goes():
         find_rule("heb")
     with pytest.raises(ValueError, match=r"unknown rule 'zzz'; choose from fixed-w, .*rtrl, .*dni-b"):
         find_rule("zzz")
-    del registry.RULES["hebb"]
-    with pytest.raises(ValueError, match="unknown rule 'hebb'"):
-        build_rule("hebb", CELLS[0])
-    register_rule(Hebb, "and again")
-    assert find_rule("hebb").summary == "and again"
 
 
 @pytest.mark.usefixtures("_clean")
@@ -620,11 +563,9 @@ def bring() -> None:
 def test_a_rule_may_be_named_by_its_module(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
     assert find_rule("a_module:Hebb").summary == "A user's rule"
-    assert parse_options("a_module:Hebb", ["gain=2"]) == {"gain": 2.0}
-    assert type(build_rule("a_module:Hebb", CELLS[0], {"gain": 2.0})) is Hebb
+    assert build_rule("a_module:Hebb", CELLS[0], parse_options("a_module:Hebb", ["gain=2"])).gain == 2.0
     for missing, message in {
         "Hobb": "a_module has nothing named 'Hobb'",
-        "NAMES": "is no subclass of cet_rl.recurrent.Rule",
         "RNNCell": "is no subclass of cet_rl.recurrent.Rule",
         "Rule": "does not say what init_state, step is",
     }.items():
@@ -634,56 +575,45 @@ def test_a_rule_may_be_named_by_its_module(monkeypatch):
         build_rule("a_module:Hebb", CELLS[0], {"loss": 2.0})
 
 
+class Needy(Hebb):
+    def __init__(self, cell, gain, *, steps, offset=0.0, **others):
+        super().__init__(cell, gain, steps)
+
+
 @pytest.mark.usefixtures("_clean")
-def test_registrations_that_cannot_be():
-    class Nameless(Hebb):
-        name = None
-
-    class Spaced(Hebb):
-        name = "what fires together"
-
-    class Copy(RTRL):  # inherits the name
-        pass
-
-    class Needy(Hebb):
-        name = "needy"
-
-        def __init__(self, cell, gain, *, steps, offset=0.0, **others):
-            super().__init__(cell, gain, steps)
-
-    before = dict(registry.RULES)
-    for kind, message in [
-        (Nameless, "Nameless needs a name of letters, digits, - and _, got None"),
-        (Spaced, "Spaced needs a name of letters, digits, - and _, got 'what fires to"),
-        (Copy, "there is a rule 'rtrl' already"),
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (type("Nameless", (Hebb,), {"name": None}), "Nameless needs a name of letters, digits, - and _, got None"),
+        (type("Spaced", (Hebb,), {"name": "two words"}), "Spaced needs a name of letters, .*, got 'two words'"),
+        (type("Copy", (RTRL,), {}), "there is a rule 'rtrl' already"),
         (Needy, "Needy has to be built from a cell and numbers that have defaults; gain"),
         (3, r"is no subclass of cet_rl\.recurrent\.Rule"),
         (RNNCell, r"is no subclass of cet_rl\.recurrent\.Rule"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            register_rule(kind, "")
+    ],
+)
+def test_registrations_that_cannot_be(kind, message):
+    before = dict(registry.RULES)
+    with pytest.raises(ValueError, match=message):
+        register_rule(kind, "")
     assert before == registry.RULES
 
 
 def test_options_are_those_of_the_constructor_and_arrive_there():
-    numbers, window, guess = {"start": float}, {"window": int}, {"rate": float, "renewal": int}
     expected = {
         **{name: {} for name in ("fixed-w", "rtrl", "rflo")},
-        **dict.fromkeys(("bptt", "future-bptt"), window),
-        **dict.fromkeys(("uoro", "kf-rtrl", "r-kf"), numbers),
+        **{name: {"window": int} for name in ("bptt", "future-bptt")},
+        **{name: {"start": float} for name in ("uoro", "kf-rtrl", "r-kf")},
         "kernl": {"rate": float, "sigma": float, "timescale": float},
-        "dni": guess,
-        "dni-b": {**guess, "jacobian_rate": float},
+        "dni": {"rate": float, "renewal": int},
+        "dni-b": {"rate": float, "renewal": int, "jacobian_rate": float},
     }
     assert {name: find_rule(name).options() for name in NAMES} == expected
     found = parse_options("dni-b", ["rate=1e-3", "renewal=7", "jacobian_rate=.5"])
-    assert found == {"rate": 1e-3, "renewal": 7, "jacobian_rate": 0.5}
     assert [type(value) for value in found.values()] == [float, int, float]
     rule = build_rule("dni-b", CELLS[0], found)
     assert (rule.rate, rule.renewal, rule.jacobian_rate) == (1e-3, 7, 0.5)
     assert build_rule("dni-b", CELLS[0], {"rate": 0.2}).jacobian_rate == 0.2
-    assert parse_options("rtrl", []) == {}
-    assert build_rule("bptt", CELLS[0], parse_options("bptt", ["window=10"])).window == 10
 
 
 @pytest.mark.parametrize(
@@ -696,31 +626,19 @@ def test_options_are_those_of_the_constructor_and_arrive_there():
         ("bptt", ["window=2.5"], "option window of rule bptt must be a whole number, got '2.5'"),
         ("dni", ["rate=fast"], "option rate of rule dni must be a number, got 'fast'"),
         ("dnii", ["rate=1"], "unknown rule 'dnii'; did you mean dni"),
-    ],
-)
-def test_options_that_cannot_be_parsed(name, words, message):
-    with pytest.raises(ValueError, match=message):
-        parse_options(name, words)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
         ("bptt", {"window": 0}, "window of bptt must be at least 1, got 0"),
         ("future-bptt", {"window": 2.5}, r"window of future-bptt must be a whole number, got 2\.5"),
         ("uoro", {"start": -1.0}, "start of uoro must be zero or positive, got -1"),
         ("kf-rtrl", {"start": float("nan")}, "start of kf-rtrl must be zero or positive, got nan"),
-        ("r-kf", {"start": float("inf")}, "start of r-kf must be zero or positive, got inf"),
         ("kernl", {"rate": -0.1}, "rate of kernl must be zero or positive, got -0.1"),
         ("kernl", {"sigma": 0.0}, "sigma of kernl must be positive, got 0"),
-        ("kernl", {"timescale": float("nan")}, "timescale of kernl must be zero or positive, got nan"),
-        ("dni", {"rate": float("inf")}, "rate of dni must be zero or positive, got inf"),
-        ("dni-b", {"rate": -1.0}, "rate of dni-b must be zero or positive, got -1"),
+        ("kernl", {"timescale": float("inf")}, "timescale of kernl must be zero or positive, got inf"),
+        ("dni", {"rate": -1.0}, "rate of dni must be zero or positive, got -1"),
         ("dni", {"renewal": 0}, "renewal of dni must be at least 1, got 0"),
-        ("dni-b", {"renewal": 1.5}, r"renewal of dni-b must be a whole number, got 1\.5"),
         ("dni-b", {"jacobian_rate": -1.0}, "jacobian_rate of dni-b must be zero or positive, got -1"),
     ],
 )
-def test_options_that_cannot_be(name, options, message):
+def test_options_that_cannot_be(name, words, message):
+    """Options as words of the command line, or as numbers."""
     with pytest.raises(ValueError, match=message):
-        build_rule(name, CELLS[0], options)
+        build_rule(name, CELLS[0], words if isinstance(words, dict) else parse_options(name, words))
