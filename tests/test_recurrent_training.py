@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import re
+import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import fmean
 
 import pytest
 import torch
 import yaml
-from saved_files import parts
+from saved_files import parts, rows, summary
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
-from cet_rl.recurrent import LeakyRNN, RecurrentConfig, RNNCell
+from cet_rl.recurrent import LeakyRNN, RecurrentConfig
 from cet_rl.recurrent import learner as learner_module
 from cet_rl.recurrent.audit.observe import Meter
 from cet_rl.recurrent.learner import SequenceLearner
@@ -35,9 +35,9 @@ def make(task="add", **values):
     return SequenceLearner(resolve(RecurrentConfig(task, **{**SMALL, **values})))
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key != "time/fps"} for row in csv.DictReader(file)]
+def saved(folder):
+    """Return data and tensors of a run's checkpoint."""
+    return parts(folder / "checkpoint" / "network.zip")
 
 
 def refusal(capsys, *arguments):
@@ -69,28 +69,21 @@ def test_the_defaults_are_the_paper_s_setting():
 
 
 def test_a_run_folder(finished):
-    summary = json.loads((finished / "summary.json").read_text())
-    assert (summary["task"], summary["agent"], summary["status"], summary["steps"]) == (
-        "add",
-        "rflo",
-        "finished",
-        400,
-    )
-    assert set(summary["metrics"]) == {"test_loss"}
+    found = summary(finished)
+    assert {"task": "add", "agent": "rflo", "status": "finished", "steps": 400}.items() <= found.items()
+    assert set(found["metrics"]) == {"test_loss"}
     table = rows(finished)
     assert [int(row[STEP]) for row in table] == list(range(8, 401, 8))
     assert all(0.4 < float(row["test/loss"]) < 1.5 for row in table)
     assert all(-1 <= float(row["credit/alignment/0"]) <= 1 for row in table)
     config = yaml.safe_load((finished / "config.yaml").read_text())
-    assert config["rule"] == "rflo"
-    assert config["lags"] == [3, 5]
+    assert (config["rule"], config["lags"]) == ("rflo", [3, 5])
 
 
 def test_eval_prints_what_the_summary_says(finished, capsys):
     assert main(["eval", str(finished)]) == 0
-    loss = json.loads((finished / "summary.json").read_text())["metrics"]["test_loss"]
     said = capsys.readouterr().out
-    assert f"loss {loss:.4f} over 100,000 steps" in said
+    assert f"loss {summary(finished)['metrics']['test_loss']:.4f} over 100,000 steps" in said
     assert "both 0.4545" in said
     assert "--episodes does not apply" in refusal(capsys, "eval", str(finished), "--episodes", "3")
 
@@ -140,14 +133,9 @@ def test_the_alignment_probe_costs_the_same_at_any_delay():
 
 
 def test_the_speed_of_a_run_is_what_its_user_waits_for(tmp_path, monkeypatch):
-    def slow(*given):
-        time.sleep(0.02)
-        return 0.5, 0.5
-
-    monkeypatch.setattr(learner_module, "measure_alignment", slow)
+    monkeypatch.setattr(learner_module, "measure_alignment", lambda *given: time.sleep(0.02) or (0.5, 0.5))
     assert train(RecurrentConfig("add", **SMALL), tmp_path / "run", quiet=True) == "finished"
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert 300 / summary["steps_per_second"] > 50 * 0.02
+    assert 300 / summary(tmp_path / "run")["steps_per_second"] > 50 * 0.02
 
 
 def test_starting_and_compiling_is_no_part_of_the_speed(tmp_path, monkeypatch, capsys):
@@ -162,92 +150,61 @@ def test_starting_and_compiling_is_no_part_of_the_speed(tmp_path, monkeypatch, c
     line = capsys.readouterr().err.splitlines()[1]
     assert line.lstrip().startswith("30 of 300 time steps")
     assert int(re.search(r"([\d,]+) time steps/s", line)[1].replace(",", "")) > 30 / 3.0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert 294 / summary["steps_per_second"] < summary["wall_seconds"] - 2.9
+    found = summary(tmp_path / "run")
+    assert 294 / found["steps_per_second"] < found["wall_seconds"] - 2.9
 
 
 class StopError(Exception):
     """Stands for whatever ends a process."""
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Make a run end at a step: after its checkpoint there, as Ctrl-C, or at once, as a kill."""
-
-    def arrange(at, *, at_once=False):
-        advance, begin = SequenceLearner.advance, session.Session.begin
-        sessions = []
-
-        def wrapped(self, limit, *, measure):
-            if at_once and self.step >= at:
-                raise StopError
-            result = advance(self, limit, measure=measure)
-            if self.step >= at and not at_once:
-                sessions[-1].interruption.wanted = True
-            return result
-
-        def begun(self, *given, **named):
-            begin(self, *given, **named)
-            sessions.append(self)
-
-        monkeypatch.setattr(session.Session, "begin", begun)
-        monkeypatch.setattr(SequenceLearner, "advance", wrapped)
-
-        def undo():
-            monkeypatch.setattr(session.Session, "begin", begin)
-            monkeypatch.setattr(SequenceLearner, "advance", advance)
-
-        return undo
-
-    return arrange
-
-
-@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
-        {"rule": "uoro"},
+        {"rule": "uoro", "alignment": True},
         {"rule": "dni-b", "delay": 2.0, "order": 3},
         {"rule": "bptt", "rule_options": ("window=7",), "update_every": 3},
         {"rule": "kernl", "task": "mimic", "delay": 2.0, "trace": "perfect", "batch_size": 2},
     ],
     ids=lambda options: options["rule"],
 )
-def test_an_interrupted_run_ends_as_if_it_had_not_been(options, at_once, interrupt, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_as_if_it_had_not_been(options, killed, tmp_path, monkeypatch):
+    """Ctrl-C leaves a checkpoint of the step it comes at, a kill the one before."""
     monkeypatch.setattr(session, "LOGGED_POINTS", 10)
     monkeypatch.setattr(learner_module, "CURVE_STEPS", 10)
     monkeypatch.setattr(learner_module, "TEST_STEPS", 10)
-    alignment = options["rule"] == "uoro"
-    config = RecurrentConfig(**{"task": "add", **SMALL, "precision": "float64", "alignment": alignment, **options})
+    config = RecurrentConfig(**{"task": "add", **SMALL, "precision": "float64", "alignment": False, **options})
     assert train(config, tmp_path / "whole", quiet=True) == "finished"
-    undo = interrupt(130, at_once=at_once)
-    if at_once:
-        with pytest.raises(StopError):
-            train(config, tmp_path / "parts", quiet=True)
-    else:
+    advance = SequenceLearner.advance
+
+    def stopped(self, limit, *, measure):
+        result = advance(self, limit, measure=measure)
+        if self.step >= 130:
+            if killed:
+                raise StopError
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(StopError) if killed else nullcontext():
+        patch.setattr(SequenceLearner, "advance", stopped)
         assert train(config, tmp_path / "parts", quiet=True) == "interrupted"
-    undo()
     assert train(config, tmp_path / "parts", resume=True, quiet=True) == "finished"
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    (data, tensors), (other, others) = (
-        parts(tmp_path / name / "checkpoint" / "network.zip") for name in ("whole", "parts")
-    )
+    (data, tensors), (other, others) = (saved(tmp_path / name) for name in ("whole", "parts"))
     assert data == other
-    assert all(torch.equal(tensors[name], others[name]) for name in {**tensors, **others})
+    torch.testing.assert_close(others, tensors, rtol=0, atol=0)
 
 
 def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, capsys):
-    folder = tmp_path / "run"
     arguments = "train add --activation identity --lr 0.5 --total-steps 5000 --units 6 --executor step "
     arguments += "--no-alignment --checkpoint-every 5 --quiet --run-dir"
-    said = refusal(capsys, *arguments.split(), str(folder))
-    assert "is not finite at step" in said
-    assert "of rule rflo" in said
-    assert "smaller --lr (0.5 now)" in said
-    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
-    data, tensors = parts(folder / "checkpoint" / "network.zip")
-    assert 0 < data["step"] < int(said.split("at step ")[1].split(":")[0].replace(",", ""))
-    assert all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if tensor.is_floating_point())
+    said = refusal(capsys, *arguments.split(), str(tmp_path))
+    found = re.search(r"of rule rflo is not finite at step ([\d,]+): use a smaller --lr \(0.5 now\)", said)
+    assert summary(tmp_path)["status"] == "failed"
+    data, tensors = saved(tmp_path)
+    assert 0 < data["step"] < int(found[1].replace(",", ""))
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
 @pytest.mark.parametrize(
@@ -293,7 +250,7 @@ def test_a_user_s_rule_by_its_name(tmp_path, capsys):
     name = "test_recurrent_rules:Hebb"
     line = f"train add --rule {name} --lr 1e-5 --total-steps 100 --units 5 --quiet --run-dir {tmp_path / 'run'}"
     assert main(line.split()) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert summary(tmp_path / "run")["status"] == "finished"
     assert "compiled" in refusal(capsys, "train", "add", "--rule", name, "--executor", "compiled")
 
 
@@ -307,19 +264,17 @@ def test_rules_and_tasks_are_listed(capsys):
 def test_the_module_is_the_network_that_has_learned():
     learner = make(rule="rtrl", precision="float64")
     learner.advance(200)
-    cell: RNNCell = learner.online.cell
-    network = LeakyRNN.from_weights(cell, learner.memory.weight, learner.memory.weight_out)
-    x = torch.randn(7, 3, 2, dtype=torch.float64)
-    readouts, rates = network(x)
-    r = torch.zeros(3, 6, dtype=torch.float64)
-    for t in range(7):
-        r = 0.5 * r + 0.5 * torch.tanh(torch.cat([r, x[t], torch.ones(3, 1)], 1) @ learner.memory.weight.T)
-        expected = r @ learner.memory.weight_out[:, :-1].T + learner.memory.weight_out[:, -1]
-        torch.testing.assert_close(readouts[t], expected)
-    torch.testing.assert_close(rates, r)
+    cell, (weight, weight_out) = learner.online.cell, learner.memory[:2]
+    network = LeakyRNN.from_weights(cell, weight, weight_out)
+    x, rates, expected = torch.randn(7, 3, 2, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64), []
+    for now in x:
+        rates = cell.advance(weight, rates, now).rates
+        expected.append(cell.read(weight_out, rates))
     first, middle = network(x[:4])
-    torch.testing.assert_close(torch.cat([first, network(x[4:], middle)[0]]), readouts)
-    readouts.sum().backward()
+    second, last = network(x[4:], middle)
+    torch.testing.assert_close(torch.cat([first, second]), torch.stack(expected))
+    torch.testing.assert_close(last, rates)
+    second.sum().backward()
     assert network.weight.grad is not None
     for bad in (torch.zeros(7, 2), torch.zeros(7, 3, 5)):
         with pytest.raises(ValueError, match="x must have shape"):
@@ -332,11 +287,17 @@ def test_both_executors_give_one_run(tmp_path):
     config = RecurrentConfig("add", units=6, total_steps=300, precision="float64", delay=2.0, order=3)
     for executor in ("step", "compiled"):
         train(replace(config, executor=executor), tmp_path / executor, quiet=True)
-    (_, steps), (_, compiled) = (
-        parts(tmp_path / name / "checkpoint" / "network.zip") for name in ("step", "compiled")
-    )
+    (_, steps), (_, compiled) = (saved(tmp_path / name) for name in ("step", "compiled"))
     for name, tensor in steps.items():
         torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-11)
+
+
+def learned(config):
+    """Return the test loss at the end of a run."""
+    learner = SequenceLearner(resolve(config))
+    while learner.step < config.total_steps:
+        learner.advance(config.total_steps)
+    return learner.test(1000)
 
 
 @pytest.mark.slow
@@ -351,24 +312,14 @@ def test_both_executors_give_one_run(tmp_path):
     ],
 )
 def test_add_is_learned_as_well_as_with_the_authors_code(rule, theirs, tolerance, seeds):
-    losses = []
-    for seed in range(seeds):
-        learner = SequenceLearner(resolve(RecurrentConfig("add", rule=rule, seed=seed, device="cpu")))
-        while learner.step < 100_000:
-            learner.advance(100_000)
-        losses.append(learner.test(1000))
+    losses = [learned(RecurrentConfig("add", rule=rule, seed=seed, device="cpu")) for seed in range(seeds)]
     assert fmean(losses) == pytest.approx(theirs, abs=tolerance)
 
 
 @pytest.mark.slow
 def test_a_cascade_learns_across_twenty_steps_and_a_classical_trace_does_not():
-    losses = {}
-    for options in ("--order 10", "--trace et"):
-        config = parse_arguments(["late-add", "--rule", "rflo", *options.split()]).config
-        losses[options] = []
-        for seed in (1, 2, 3):
-            learner = SequenceLearner(resolve(replace(config, seed=seed)))
-            while learner.step < config.total_steps:
-                learner.advance(config.total_steps)
-            losses[options].append(learner.test(1000))
-    assert max(losses["--order 10"]) < min(losses["--trace et"]) - 0.01
+    cascade, classical = (
+        [learned(parse_arguments(["late-add", *trace, "--seed", seed]).config) for seed in "123"]
+        for trace in (["--order", "10"], ["--trace", "et"])
+    )
+    assert max(cascade) < min(classical) - 0.01

@@ -68,10 +68,10 @@ class SequenceTask(ABC):
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
         """Return a new stream of B sequences, independent of each other and of those of other seeds.
 
-        Inputs and labels are drawn and computed alike for all types.
+        Inputs and labels are drawn and computed alike for all types of floating-point numbers.
 
         Raises:
-            ValueError: for a seed below 0, a batch below 1, or a type that is not of real numbers.
+            ValueError: for a seed below 0 or a batch below 1.
         """
         return Stream(self, seed, batch, dtype)
 
@@ -84,8 +84,6 @@ class Stream:
     """
 
     def __init__(self, task: SequenceTask, seed: int, batch: int, dtype: torch.dtype) -> None:
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype must be one of real numbers, such as torch.float32, got {dtype}")
         self._seed, self._batch = _whole("seed", seed), _whole("batch", batch, least=1)
         self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
         self._steps, self._rates = 0, np.zeros((self._batch, task.units))
@@ -121,17 +119,12 @@ class Stream:
         """Continue from where another stream of the same task stood, bit for bit, with that one's seed.
 
         Raises:
-            ValueError: if it is no such state, or one of another number of sequences.
+            ValueError, KeyError: if it is no such state, or one of another number of sequences.
         """
-        if set(state) != set(self.state_dict()):
-            raise ValueError(
-                f"the state of this stream holds {', '.join(self.state_dict())}, got {', '.join(state) or 'none'}"
-            )
-        rates, shape = state["rates"], self._rates.shape
-        if not isinstance(rates, Tensor) or rates.shape != shape:
-            raise ValueError(f"the state of this stream holds rates, a tensor of shape {shape}")
-        self._seed, self._steps = _whole("seed", state["seed"]), _whole("steps", state["steps"])
-        self._rates = rates.to("cpu", torch.float64, copy=True).numpy()
+        rates, seed, steps = state["rates"], _whole("seed", state["seed"]), _whole("steps", state["steps"])
+        if rates.shape != self._rates.shape:
+            raise ValueError(f"rates of this stream must have the shape {self._rates.shape}, got {rates.shape}")
+        self._seed, self._steps, self._rates = seed, steps, rates.to("cpu", torch.float64, copy=True).numpy()
 
 
 def symbol_steps(alpha: float) -> int:
@@ -184,19 +177,17 @@ class Add(SequenceTask):
     @cached_property
     def baselines(self) -> Mapping[str, float]:
         """Return losses in nats of predictors that know the present symbol, and those at no, one or both lags."""
-        first, second = self.lags
-        known = {"no history": (), "t2 only": (second,), "t1 only": (first,), "both": self.lags}
-        return {name: self._baseline({0, *lags}) for name, lags in known.items()}
-
-    def _baseline(self, known: set[int]) -> float:
-        # The best prediction is the mean of labels that look alike; labels here are equally likely.
-        lags = sorted(set(self.lags))
-        bits = np.array(list(product((0.0, 1.0), repeat=len(lags))))
-        labels = add_label(*(bits[:, lags.index(lag)] for lag in self.lags))
-        alike: dict[tuple[float, ...], list[float]] = defaultdict(list)
-        for seen, label in zip(bits[:, [lag in known for lag in lags]], labels, strict=True):
-            alike[tuple(seen)].append(float(label))
-        return fmean(_entropy(fmean(labels)) for labels in alike.values())
+        early, late = self.lags
+        known = {"no history": {0}, "t2 only": {0, late}, "t1 only": {0, early}, "both": {0, early, late}}
+        losses = {}
+        for name, seen in known.items():
+            # The best prediction is the mean of labels that look alike; labels here are equally likely.
+            alike: dict[tuple[float, ...], list[float]] = defaultdict(list)
+            for bits in product((0.0, 1.0), repeat=len({*self.lags})):
+                at = dict(zip({*self.lags}, bits, strict=True))
+                alike[tuple(bit for lag, bit in at.items() if lag in seen)].append(add_label(at[early], at[late]))
+            losses[name] = fmean(_entropy(fmean(labels)) for labels in alike.values())
+        return losses
 
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
         """See `SequenceTask.respond`."""
@@ -283,8 +274,8 @@ class Mimic(SequenceTask):
         return bits[index], path @ reading + bias_out, rates.copy()
 
 
-def add_label(early: Array, late: Array) -> Array:
-    """Return y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back."""
+def add_label(early: Any, late: Any) -> Any:
+    """Return y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back: numbers or arrays."""
     return 0.5 + 0.5 * early - 0.25 * late
 
 
