@@ -181,6 +181,8 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
         assert sorted(file.namelist()) == ["agent.json", "agent.safetensors"]
         json.loads(file.read("agent.json"))
     CETActorCritic.load(tmp_path / "agent")
+    with pytest.raises(FileNotFoundError, match="there is no agent file"):
+        CETActorCritic.load(tmp_path / "missing")
     model.set_parameters(tmp_path / "agent")
     model.save(stream)
     stream.seek(0)

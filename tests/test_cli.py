@@ -246,7 +246,8 @@ for line in sys.stdin.read().splitlines():
 
 
 def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
-    lines = ["eval nowhere", "report nowhere", "eval CartPole-v1", "sweep quick --run-dir mine"]
+    lines = ["eval nowhere", "report nowhere", "eval CartPole-v1", "sweep quick --run-dir mine", "xyzzy"]
+    lines += ["train CartPole-v1 --delay 8 --order 5 --config paper --run-dir mine"]
     for task in ("CartPole-v1", "CartPole-v1 --agent sb3:a2c", "digits", "add"):
         config = parse_arguments([*task.split(), "--delay", "2", "--total-steps", "5000"]).config.resolved()
         name = task.split()[0] + "-a2c" * ("a2c" in task)
@@ -263,7 +264,13 @@ def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
         command, input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     assert found.returncode == 0, found.stderr
-    for words in ("no run folder", "already holds a finished run", "is finished", "lr 0.001 there, 0.1 here"):
+    for words in (
+        *("no run folder", "already holds a finished run", "is finished", "lr 0.001 there, 0.1 here"),
+        *(
+            "unknown command 'xyzzy'; choose from train, sweep, tune",
+            "\npaper, Table 6: CartPole-v1, 8 s, CET order 5",
+        ),
+    ):
         assert words in found.stderr
 
 
@@ -317,6 +324,7 @@ def test_options_that_no_trace_can_have(line, message):
         ("seed: 010", ["seed must be a whole number, got '010'"]),
         ("delay: 1:30", ["delay must be a number, got '1:30'"]),
         ("stacked: yes", ["stacked must be true or false, got 'yes'"]),
+        ("stacked: 1", ["stacked must be true or false, got 1"]),
         ("hidden: [8, 0x10]", ["hidden must be a list of whole numbers, got [8, '0x10']"]),
         ("trace: 5e-1", ["trace must be text or none, got 0.5"]),
         ("order: 2.5\n", ["order must be a whole number"]),
@@ -363,10 +371,13 @@ REFUSALS = [
     ("CartPole-v1 --n-steps 0", ["--n-steps must be at least 1"]),
     ("CartPole-v1 --eval-episodes 0", ["--eval-episodes must be at least 1"]),
     ("CartPole-v1 --threads 0", ["--threads must be at least 1"]),
+    ("CartPole-v1 --threads 2000", ["--threads must be at most 1024"]),
     ("CartPole-v1 --seed -1", ["--seed"]),
     ("CartPole-v1 --step-ms 0", ["step duration"]),
     ("CartPole-v1 --random-lam 0.9 0.1", ["random_lam"]),
     ("CartPole-v1 --lam 2", ["lam must lie in"]),
+    ("CartPole-v1 --agent sb3:ppo --gamma nan", ["gamma must lie in [0, 1], got nan"]),
+    ("CartPole-v1 --agent sb3:ppo --value-coef -1", ["value_coef must be finite and not negative, got -1"]),
     ("CartPole-v1 --device tpu", ["--device must be auto, cpu or cuda"]),
     ("CartPole-v1 --max-grad-norm inf", ["max_grad_norm must be finite and positive"]),
     ("CartPole-v1 --hidden 100000000000", ["--hidden"]),

@@ -149,6 +149,7 @@ def test_the_agent_takes_its_delays_from_the_environment():
         with pytest.raises(ValueError, match=r"4 s late, the environment says 8 s, stacked"):
             CETActorCritic("MlpPolicy", build(), delay=4.0).set_env(build(delay=8.0, stacked=True))
     assert CETActorCritic("MlpPolicy", make_vec_env("CartPole-v1", 1, delay=0.0)).timing.delay_steps == 0
+    assert CETActorCritic("MlpPolicy", "CartPole-v1", delay=1.0, step_duration=0.5).timing.delay_steps == 2
     with pytest.raises(ValueError, match="no whole number"):
         DelayedCredit(gym.make("CartPole-v1"), delay=0.3)
 

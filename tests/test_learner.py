@@ -262,7 +262,7 @@ def test_steps_that_are_none_contribute_nothing(delay):
 @pytest.mark.parametrize("random_lam", [None, (0.1, 0.9)])
 def test_alignment_is_one_for_perfect_memory_and_less_for_a_cascade(random_lam):
     """The true gradient has the same λ for each weight."""
-    options = {"delay": 1.0, "random_lam": random_lam, "entropy_coef": 0.0}
+    options = {"delay": 1.0, "random_lam": random_lam}
     perfect, cascade = learner(trace=PERFECT, **options), learner(trace=TraceConfig("cet", 4), **options)
     for seed in range(4):
         data = rollout(seed=seed)

@@ -192,6 +192,7 @@ def test_choices_come_back_as_they_are_in_the_file(tmp_path):
         ({"lr": 0.1}, "lr is also set for all trials"),
         ({"space": {"total_steps": {"low": 1, "high": 2}}}, "total_steps cannot be searched"),
         ({"space": {"num_envs": {"low": 1, "high": 2}}}, "unknown option of add .num_envs."),
+        ({"space": {"lr": 0.1}}, "must be {low"),
         ({"space": {"lr": {"low": 0.1}}}, "needs low and high"),
         ({"space": {"lr": {"low": 0.1, "high": 0.1}}}, "low must be less than high"),
         ({"space": {"lr": {"low": 0, "high": 0.1, "log": True}}}, "`low > 0` must hold"),

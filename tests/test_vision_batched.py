@@ -182,7 +182,9 @@ def test_runs_at_different_steps_are_refused(digits):
 
 
 @pytest.mark.parametrize(
-    "values", [{"streaming": True}, {"salience": 0.5}, {"delay": 2.0, "soma": "trace"}], ids=str
+    "values",
+    [{"streaming": True}, {"salience": 0.5}, {"delay": 2.0, "soma": "trace"}, {"delay": 2.0, "jitter": 0.5}],
+    ids=str,
 )
 def test_runs_with_a_past_of_their_own_are_refused(values):
     config = VisionConfig("digits", **values)
@@ -272,17 +274,20 @@ def test_finished_runs_are_left_alone(folders, tmp_path, capsys):
 
 def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    paths = train_batch([replace(config, total_steps=2) for config in RUNS])
+    runs = [replace(config, total_steps=2, validation=True) for config in RUNS]
+    paths = train_batch(runs)
     assert [str(path) for path in paths] == [
         "runs/digits-cet6-2s-0",
         "runs/digits-none-3",
         "runs/digits-legendre4-0.6s-stacked-0",
     ]
     assert all(summary(path)["steps"] == 2 for path in paths)
+    assert {"validation_accuracy", "validation_loss"} == set(summary(paths[0])["metrics"])
+    assert "validation/accuracy" in rows(paths[0])[0]
     said = capsys.readouterr()
     assert "2 of 2 updates" in said.out + said.err
-    assert said.err.count("test accuracy ") == 3
-    assert train_batch([replace(config, total_steps=2) for config in RUNS], quiet=True) == paths
+    assert said.err.count("validation accuracy ") == 3
+    assert train_batch(runs, quiet=True) == paths
     assert capsys.readouterr() == ("", "")
 
 

@@ -168,6 +168,7 @@ def assert_says(task, config):
     assert rate.startswith("lin_") == config.anneal_lr
     values["learning_rate"] = float(rate.removeprefix("lin_"))
     assert values.pop("policy") == "MlpPolicy"
+    assert len(values) == 12
     for name, value in values.items():
         assert getattr(config, NAMES.get(name, "value_coef" if name == "vf_coef" else name)) == value
 
