@@ -265,7 +265,8 @@ def test_the_module_is_the_network_that_has_learned():
     learner = make(rule="rtrl", precision="float64")
     learner.advance(200)
     cell, (weight, weight_out) = learner.online.cell, learner.memory[:2]
-    network = LeakyRNN.from_weights(cell, weight, weight_out)
+    network = LeakyRNN(cell, dtype=torch.float64)
+    network.load_state_dict({"weight": weight, "weight_out": weight_out})
     x, rates, expected = torch.randn(7, 3, 2, dtype=torch.float64), torch.zeros(3, 6, dtype=torch.float64), []
     for now in x:
         rates = cell.advance(weight, rates, now).rates

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -67,24 +68,19 @@ class RNNCell:
     ) -> tuple[Tensor, Tensor]:
         """Return W of shape (n, m) and W_out of shape (n_out, n + 1) as in the paper's experiments, on the CPU.
 
-        W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0.
+        W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0. What is drawn does not depend on
+        the type; without a generator it is torch's own that draws.
 
-        Args:
-            generator: of the random numbers; None for torch's own.
-            dtype: of the weights; what is drawn does not depend on it.
         """
-        n = self.units
-
-        def draw(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-
-        factor, triangle = torch.linalg.qr(draw(n, n))
+        n, drawn = self.units, partial(torch.randn, generator=generator, dtype=torch.float64)
+        factor, triangle = torch.linalg.qr(drawn(n, n))
         # Signs of the triangle's diagonal make the distribution uniform over the orthogonal group.
         recurrent = factor * triangle.diagonal().sign()
-        entering = draw(n, self.inputs) / math.sqrt(self.inputs)
-        reading = draw(self.outputs, n) / math.sqrt(n)
-        weight = torch.cat([recurrent, entering, torch.zeros(n, 1, dtype=torch.float64)], dim=1)
-        weight_out = torch.cat([reading, torch.zeros(self.outputs, 1, dtype=torch.float64)], dim=1)
+        entering = drawn(n, self.inputs) / math.sqrt(self.inputs)
+        reading = drawn(self.outputs, n) / math.sqrt(n)
+        weight, weight_out = (
+            functional.pad(w, (0, 1)) for w in (torch.cat([recurrent, entering], dim=1), reading)
+        )
         return weight.to(dtype), weight_out.to(dtype)
 
     def recurrent(self, weight: Tensor) -> Tensor:
@@ -146,9 +142,7 @@ class RNNCell:
 class LeakyRNN(nn.Module):
     """Hold an `RNNCell` and its weights as a torch module, for whole sequences and for autograd.
 
-    Attributes:
-        weight: W, shape (n, m): recurrent weights, input weights and biases; initial ones, see `initial_weights`.
-        weight_out: W_out, shape (n_out, n + 1): output weights and biases.
+    Parameters are W and W_out, `weight` and `weight_out`, as `RNNCell.initial_weights` draws them.
     """
 
     def __init__(
@@ -159,23 +153,10 @@ class LeakyRNN(nn.Module):
         weight, weight_out = cell.initial_weights(generator, dtype)
         self.weight, self.weight_out = nn.Parameter(weight), nn.Parameter(weight_out)
 
-    @classmethod
-    def from_weights(cls, cell: RNNCell, weight: Tensor, weight_out: Tensor) -> LeakyRNN:
-        """Return a network with copies of W and W_out, such as those of a `Memory` that has learned online."""
-        network = cls(cell)
-        network.weight = nn.Parameter(weight.detach().clone())
-        network.weight_out = nn.Parameter(weight_out.detach().clone())
-        return network
-
     def forward(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Run through whole sequences.
+        """Return readouts z of shape (T, B, n_out) for x of shape (T, B, n_in), and the last rates, shape (B, n).
 
-        Args:
-            x: shape (T, B, n_in).
-            rates: r_0, shape (B, n); None for zeros.
-
-        Returns:
-            Readouts z of shape (T, B, n_out), and the last rates, (B, n), to go on from.
+        It starts from `rates`, r_0, or zeros.
 
         Raises:
             ValueError: if shapes do not fit.

@@ -28,13 +28,10 @@ class TraceFilter:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.transition = trace.transition()
-        self.taps: list[tuple[int, float]] = []
-        self.kept = 0 if self.transition is None else len(self.transition.K)
-        if self.transition is None:
-            kernel = trace.kernel(trace.support[1]).tolist()
-            # A delay line recalls one step: the products with all the zeros around it are left out.
-            self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
-            self.kept = len(kernel) - 1
+        # A delay line recalls one step: the products with all the zeros around it are left out.
+        kernel = trace.kernel(trace.support[1]).tolist() if self.transition is None else []
+        self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
+        self.kept = len(kernel) - 1 if self.transition is None else len(self.transition.K)
         self._lags = torch.empty(0, 0)
         self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
 
@@ -83,12 +80,9 @@ def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Delayed(Rule):
-    """Run a separable rule whose signals come D steps late.
+    """Run a separable rule whose signals come D steps late; ValueError for another.
 
     Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n).
-
-    Raises:
-        ValueError: for a rule that does not separate into signals and eligibilities.
     """
 
     def __init__(self, rule: Rule, trace: Trace, delay_steps: int) -> None:
@@ -145,14 +139,9 @@ class Delayed(Rule):
 
 
 def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
-    """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn.
+    """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn."""
 
-    Raises:
-        ValueError: for a rule that cannot learn from late signals.
-    """
-    if trace is None or isinstance(rule, FixedW):
-        return rule
-    return Delayed(rule, trace, delay_steps)
+    return rule if trace is None or isinstance(rule, FixedW) else Delayed(rule, trace, delay_steps)
 
 
 class Readout:
@@ -177,10 +166,9 @@ class Readout:
         }
 
     def step(self, state: State, error: Tensor, rates: Tensor) -> tuple[State, Tensor]:
-        """Take in one step: ŷ - y* of shape (B, n_out) and r of shape (B, n).
+        """Return the state after a step, and the gradient of W_out, mean over sequences.
 
-        Returns:
-            The state after it, and the gradient of W_out, shape (n_out, n + 1), mean over sequences.
+        Shapes are (B, n_out) of ŷ - y*, (B, n) of r, and (n_out, n + 1) of the gradient.
         """
         recalled = _with_one(rates)
         if self.filter is not None:

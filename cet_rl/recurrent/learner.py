@@ -68,16 +68,7 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
 class SequenceLearner:
     """Train a network with its rule on a stream; a `cet_rl.runs.session.Learner`.
 
-    Args:
-        config: resolved.
-
-    Attributes:
-        step: time steps made.
-        online: how it learns.
-        memory: all that changes.
-
-    Raises:
-        ValueError: for what does not fit together, see `build_online`.
+    The configuration is resolved. ValueError for what does not fit together, see `build_online`.
     """
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -107,11 +98,9 @@ class SequenceLearner:
         self._alignment: dict[str, float] = {}
 
     def advance(self, limit: int, *, measure: bool = False) -> Tensor:
-        """Learn from a chunk of the stream, and return its mean loss, each step's before its update.
+        """Learn from a chunk of the stream, up to step `limit`, and return its mean loss.
 
-        Args:
-            limit: the step to stop at, if the chunk does not end before.
-            measure: whether to measure alignment on reaching it, if the configuration asks for it.
+        `measure` alignment on reaching the limit, if the configuration asks for it.
 
         Raises:
             FloatingPointError: if anything is not finite any more; it says what, and since which step.
@@ -211,14 +200,11 @@ class SequenceLearner:
 def measure_alignment(
     online: Online, memory: Memory, stream: Stream, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Return the cosines between the gradients that learning would use and the true ones, weights frozen.
+    """Return the cosines for W and W_out between the gradients that learning would use and the true ones, or nan.
 
-    The network runs through a burn-in without errors and then some steps with; what counts is all of the gradient
-    that the rule gives for these errors, however late, against backpropagation through all of it. What the rule
-    has learned of its own (`Rule.shared`) is that of `memory`.
-
-    Returns:
-        Cosines for W and W_out; nan where a gradient is zero.
+    With weights frozen, the network runs through a burn-in without errors and then some steps with; what counts is
+    all of the gradient that the rule gives for these errors, however late, against backpropagation through all of
+    it. What the rule has learned of its own (`Rule.shared`) is that of `memory`.
     """
     x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + PROBED))
     used = _used_gradients(online, memory, x, label, generator)

@@ -81,11 +81,7 @@ class Online:
         noise: Tensor | None = None,
         clock: int = 0,
     ) -> tuple[StepInputs, Tensor, Tensor]:
-        """Advance the network by a step, with W and W_out.
-
-        Returns:
-            What its rule sees of it, the readout z and the error, both of shape (B, n_out).
-        """
+        """Return what the rule sees of a step with W and W_out, the readout z and the error, both (B, n_out)."""
         cell, (weight, weight_out) = self.cell, weights
         inputs, rates, slope = cell.advance(weight, rates, x)
         readout = cell.read(weight_out, rates)
@@ -96,13 +92,9 @@ class Online:
     def step(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """Run one step of B sequences; arguments are those of `run`, without the axis of time.
-
-        Returns:
-            The memory after it, and the mean loss before the update.
-        """
-        weight, weight_out = memory.weight, memory.weight_out
-        now, readout, error = self.see((weight, weight_out), memory.rates, x, label, noise, clock)
+        """Return the memory after a step and its mean loss; arguments are those of `run`, without axes of time."""
+        weight, weight_out = memory[:2]
+        now, readout, error = self.see(memory[:2], memory.rates, x, label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
         layer, gradient_out = self.readout.step(memory.readout, error, now.rates)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
@@ -116,17 +108,14 @@ class Online:
     def run(
         self, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
     ) -> tuple[Memory, Tensor]:
-        """Run T steps.
+        """Return the memory after T steps, and their losses, shape (T,), each before its update.
 
         Args:
-            memory: as it was; left untouched.
+            memory: before them; left untouched.
             clock: steps before these.
             x: shape (T, B, n_in).
             label: shape (T, B, n_out).
             noise: shape (T, B, …) as the rule's `draw` makes it; None for a rule without.
-
-        Returns:
-            The memory after them, and their losses, shape (T,).
         """
         losses = []
         for offset in range(len(x)):

@@ -45,7 +45,10 @@ here that do. What is driven by random signs moves by 0.9 or more. The bound lie
 """
 
 OPERATIONS = ("matrix-vector", "matrix-matrix", "Jacobian", "noise", "perturbed copy", "past activity")
-"""Kinds of operation that a rule may need beyond elementwise ones, pre times post among them."""
+"""Kinds of operation that a rule may need beyond elementwise ones, pre times post among them.
+
+A Jacobian is a product with diag(D) W_rec, a perturbed copy a pass through the network from other rates.
+"""
 
 
 class Kept(NamedTuple):
@@ -53,7 +56,7 @@ class Kept(NamedTuple):
 
     name: str
     axes: tuple[str, ...]  # their lengths, such as "n" and "n+n_out+1", without that of sequences
-    size: Order | None  # of the number of its elements; None if that is no polynomial in the network's sizes
+    size: Order | None  # of the number of its elements
     past: bool  # whether it holds activity of steps before the last one
     jump: float  # how far it moves in a step at most, relative to its size, while the network rests
 
@@ -77,12 +80,7 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """Hold what a rule keeps and computes, as observed at batch 1.
-
-    Orders are None if they are no polynomials in the network's sizes. A Jacobian is a product with diag(D) W_rec,
-    a perturbed copy a pass through the network from rates that are not its own, past activity whatever is kept of
-    steps before the last one.
-    """
+    """Hold what a rule keeps and computes, as observed at batch 1; orders are None if they are no polynomials."""
 
     name: str  # of the rule
     tensors: tuple[Kept, ...]  # of its state
@@ -94,19 +92,14 @@ class Audit:
     pending: bool  # whether it has gradient left when its input ends
     window: int | None  # T with which operations were counted; None for a rule without
     declared_cost: DeclaredCost | None  # what it says of itself
-    equations: str = ""  # its updates and gradient, as it writes them
+    equations: str  # its updates and gradient, as it writes them
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Return the verdicts by the paper's criteria."""
-        faults = self._faults()
-        return tuple(Verdict(name, name not in faults, "; ".join(faults.get(name, ()))) for name in CRITERIA)
-
-    def _faults(self) -> dict[str, list[str]]:
-        """Return what speaks against it, by criterion."""
         past = ", ".join(tensor.name for tensor in self.tensors if tensor.past)
         products, time = self.operations.get("matrix-matrix", 0), self.time.degree if self.time else 0
-        found = {
+        faults = {
             "ii": [
                 *(f"{t.name} has order {t.order}, a synapse joins two units" for t in self.tensors if t.order > 2),
                 *(
@@ -132,12 +125,12 @@ class Audit:
             ]
             * bool(past),
         }
-        return {name: faults for name, faults in found.items() if faults}
+        return tuple(Verdict(name, not faults.get(name), "; ".join(faults.get(name, ()))) for name in CRITERIA)
 
     @property
     def plausible(self) -> bool:
         """Tell whether it meets all criteria."""
-        return not self._faults()
+        return all(verdict.passes for verdict in self.verdicts)
 
     @property
     def differences(self) -> tuple[str, ...]:

@@ -41,9 +41,7 @@ class Contraction(NamedTuple):
         sum over units is taken for each unit, "sum" if there is one sum, or one for each row of two matrices, and
         "elementwise" if no sum grows: pre times post, for example.
 
-        Args:
-            smaller: the same product in a smaller network, if there is one: axes that do not differ are no axes of
-                units.
+        `smaller` is the same product in a smaller network: axes that do not differ are no axes of units.
         """
         batch, left, inner, right = (
             size > (1 if smaller is None else before) for size, before in zip(self, smaller or self, strict=True)
@@ -153,26 +151,16 @@ def _extends(tensor: Tensor, axis: int) -> bool:
 
 
 class Observer(Meter):  # type: ignore[no-untyped-call]
-    """Follow numbers through the steps of a rule.
-
-    Attributes:
-        smaller: the `products` of the same run with a smaller network, which tell axes of units from others.
-        products: sizes of all products, in their order.
-        counts: of "matrix-vector", "matrix-matrix", "Jacobian" and "perturbed copy".
-        chains: products that take a voltage in: the matrices of the product that gave it, and of this one.
-        totals: names of matrices all entries of which went into one number.
-        noisy: whether random numbers were used, handed in or drawn.
-        seeded: whether any were drawn.
-    """
+    """Follow numbers through the steps of a rule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.smaller: list[Contraction] = []
-        self.products: list[Contraction] = []
-        self.counts: Counter[str] = Counter()
-        self.chains: set[tuple[str, str]] = set()
-        self.totals: set[str] = set()
-        self.noisy = self.seeded = False
+        self.smaller: list[Contraction] = []  # products of a smaller network's run: tell axes of units from others
+        self.products: list[Contraction] = []  # all, in their order
+        self.counts: Counter[str] = Counter()  # matrix-vector, matrix-matrix, Jacobian and perturbed copy
+        self.chains: set[tuple[str, str]] = set()  # matrices of a product that gave a voltage, of one that took it
+        self.totals: set[str] = set()  # matrices all entries of which went into one number
+        self.noisy = self.seeded = False  # whether random numbers were used, and whether any of them were drawn
         self._origins: dict[int, Origin] = {}
         self._matrices: dict[str, str] = {}
         self._alive: list[Any] = []

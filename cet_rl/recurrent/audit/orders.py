@@ -40,13 +40,9 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """Hold the terms of a number that grow fastest.
+    """Hold the terms of a number that grow fastest."""
 
-    Attributes:
-        terms: of one degree, without their coefficients; none for zero.
-    """
-
-    terms: tuple[Term, ...]
+    terms: tuple[Term, ...]  # of one degree, without their coefficients; none for zero
 
     @classmethod
     def of(cls, terms: Iterable[Term]) -> Order:
@@ -90,29 +86,19 @@ class Order:
 
 
 def leading_terms(count: Callable[[int, int, int], int], windows: Sequence[int] = (0,)) -> Order | None:
-    """Return the order of a number that is a polynomial in n, m and T.
+    """Return the order of a number `count(n, m, T)`; None if it is no polynomial.
 
-    Differences of a polynomial are exact, so that no exponent has to be read off a slope.
-
-    Args:
-        count: the number for n units, m columns, and T.
-        windows: T to look at, neighbours; one if nothing is a length of time.
-
-    Returns:
-        None if the number is no polynomial.
+    `windows` are the T to look at, neighbours. Differences of a polynomial are exact, so that no exponent has to
+    be read off a slope.
     """
-
-    def over_windows(n: int, m: int) -> list[int]:
-        return [count(n, m, window) for window in windows]
-
-    grid = np.array([[over_windows(n, m) for m in COLUMNS] for n in UNITS])
+    grid = np.array([[[count(n, m, window) for window in windows] for m in COLUMNS] for n in UNITS])
     exponents = list(product(range(len(UNITS)), range(len(COLUMNS))))
     differences = {(i, j): np.diff(np.diff(grid, i, 0), j, 1)[0, 0] for i, j in exponents}
     right, down = UNITS[-1] + 3, COLUMNS[-1] + 2  # beyond the grid, where a polynomial is known from it
     known = sum(
         comb(right - UNITS[0], i) * comb(down - COLUMNS[0], j) * found for (i, j), found in differences.items()
     )
-    if (known != over_windows(right, down)).any():
+    if (known != [count(right, down, window) for window in windows]).any():
         return None
     degree = max((i + j for (i, j), found in differences.items() if found.any()), default=0)
     terms = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from itertools import pairwise
 from math import prod
 from typing import NamedTuple
@@ -28,10 +29,9 @@ SETTLING, WATCHED = 200, 60
 
 
 class Subject:
-    """Hold a rule to experiment on, as built for a cell with options that stay as they are.
+    """Hold a rule to experiment on; `counts` are whole numbers among its options that are varied.
 
-    Whole numbers among a class's other options are varied, so that what grows with them shows. `counts` has a
-    small value for each; after `period` steps a rule that works every few steps has done all of its work.
+    After `period` steps a rule that works every few steps has done all of its work.
     """
 
     def __init__(self, build: Callable[..., Rule], options: Mapping[str, float]) -> None:
@@ -59,16 +59,8 @@ def play(
 ) -> tuple[list[StepInputs], list[State]]:
     """Run a rule in a random network with fixed weights and normal inputs, in float64, always the same.
 
-    Args:
-        cell: of the network.
-        rule: of the same network.
-        steps: to run.
-        meter: to count the rule's operations with.
-        warm: steps before it counts.
-        at_rest: hold input and label, and begin where rates no longer change.
-
-    Returns:
-        What happens at each step, and the rule's state before each and at the end.
+    `meter` counts the rule's operations, from step `warm` on. At rest, input and label are held, from where rates
+    no longer change. Returns what happens at each step, and the rule's state before each and at the end.
     """
     online, generator = Online(cell, rule), torch.Generator().manual_seed(0)
     weight, weight_out = cell.initial_weights(generator, torch.float64)
@@ -88,11 +80,9 @@ def play(
         now, _, _ = online.see((weight, weight_out), rates, x[row], label[row], drawn, step)
         rates = now.rates
         moments.append(now)
-        if meter is None or step < warm:
-            states.append(rule.step(states[-1], now)[0])
-            continue
-        meter.begin(now, states[-1])
-        with meter:
+        if meter is not None and step >= warm:
+            meter.begin(now, states[-1])
+        with nullcontext() if meter is None or step < warm else meter:
             states.append(rule.step(states[-1], now)[0])
     return moments, states
 
@@ -105,18 +95,16 @@ def observe(subject: Subject) -> tuple[Observer, dict[str, float], frozenset[str
         hold activity of steps before the last one, and whether gradient comes after the last step.
 
     Raises:
-        ValueError: if it keeps something outside its state, or changes the state that it is given: neither could
-            be seen here.
+        ValueError: if it keeps something outside its state, or changes the state that it is given.
     """
-    steps = subject.period * -(-8 // subject.period)
-
-    small, observer, rule = Observer(), Observer(), subject.build(LARGE)
+    steps, small = subject.period * -(-8 // subject.period), Observer()
     play(SMALL, subject.build(SMALL), 2 * steps, small, warm=steps)
-    observer.smaller = small.products
-    moments, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
-    if len(small.products) != len(observer.products):  # what it does depends on the size: compare nothing
+    for smaller in (small.products, []):
         observer, rule = Observer(), subject.build(LARGE)
+        observer.smaller = smaller
         moments, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
+        if len(small.products) == len(observer.products):
+            break  # or else what it does depends on the size: compare nothing
     if not observer.seeded:
         _check_pure(rule, states[-2], moments[-1])
     past = _find_past(moments, states)
@@ -208,22 +196,18 @@ def find_axes(subject: Subject) -> dict[str, list[Axis]]:
     longer = {size: subject.shapes({**base, size: base[size] + 1}) for size in base}
     found = {}
     for name, shape in start.items():
-        axes = []
+        axes = found[name] = list[Axis]()
         for axis, length in enumerate(shape):
             factors = {size: longer[size][name][axis] - length for size in base}
             constant = length - sum(factors[size] * base[size] for size in base)
             linear = doubled[name][axis] == 2 * length - constant
             if not linear or not factors.pop("batch") or any(factors.values()):
                 axes.append(Axis(factors, constant, linear))
-        found[name] = axes
     return found
 
 
 def memory_order(subject: Subject, name: str, times: Collection[str]) -> Order | None:
-    """Return how the number of elements of a tensor of the state grows; None if that is no polynomial.
-
-    `times` are the options that are a length of time in steps.
-    """
+    """Return how the size of a tensor of the state grows, for options that are times in steps, or else None."""
 
     def elements(n: int, m: int, window: int) -> int:
         sizes = {"n": n, "n_in": m - n - 1, "n_out": 2, "batch": 1, **subject.counts}

@@ -58,7 +58,6 @@ def _row(audit: Audit) -> dict[str, str]:
     )
     window = f" (T = {audit.window})" if audit.window and needed else ""
     differences = f"differ: {'; '.join(audit.differences)}" if audit.differences else "agree"
-    verdicts = {each.criterion: each.passes for each in audit.verdicts}
     return {
         "rule": audit.name,
         "equations": audit.equations or "–",
@@ -68,7 +67,7 @@ def _row(audit: Audit) -> dict[str, str]:
         "operations": (needed or "–") + window,
         "claims": differences if audit.declared_cost else "none",
         **{name: f"{number:g}" for name, number in operations.items()},
-        **{name: "yes" if passes else "NO" for name, passes in verdicts.items()},
+        **{verdict.criterion: "yes" if verdict.passes else "NO" for verdict in audit.verdicts},
         "plausible": "yes" if audit.plausible else "NO",
         "reasons": "; ".join(_reasons(audit)),
     }

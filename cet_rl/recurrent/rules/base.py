@@ -38,10 +38,7 @@ class StepInputs(NamedTuple):
 
     @property
     def in_dims(self) -> StepInputs:
-        """Return the axes for `torch.func.vmap(rule.step, in_dims=(0, now.in_dims))(states, now)` over seeds.
-
-        All tensors have one more axis then, in front.
-        """
+        """Return the axes for `torch.func.vmap(rule.step, (0, now.in_dims))(states, now)` over seeds, in front."""
         axes: list[Any] = [0 if isinstance(value, Tensor) else None for value in self]
         return StepInputs(*axes)
 
@@ -49,16 +46,12 @@ class StepInputs(NamedTuple):
 class DeclaredCost(NamedTuple):
     """Hold what a rule declares of itself, for `cet_rl.recurrent.audit` to compare with what it does.
 
-    Attributes:
-        memory: order of the numbers that it keeps for a sequence, and
-        time: of its multiplications in a step, the network's own left out: sums of products of n (units),
-            m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; "0" for none.
-        needs: which of `cet_rl.recurrent.audit.OPERATIONS`: "Jacobian", "noise", …
+    Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; or "0".
     """
 
-    memory: str
-    time: str
-    needs: frozenset[str] = frozenset()
+    memory: str  # order of the numbers that it keeps for a sequence
+    time: str  # order of its multiplications in a step, the network's own left out
+    needs: frozenset[str] = frozenset()  # which of `cet_rl.recurrent.audit.OPERATIONS`
 
 
 class Rule(ABC):
@@ -99,28 +92,20 @@ class Rule(ABC):
 
     @abstractmethod
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return what it remembers before the first step, of W's type and on its device.
+        """Return what it remembers before the first step, for W and r_0 of shape (B, n), of W's type and device.
 
-        Args:
-            weight: W, shape (n, m).
-            rates: r_0, shape (B, n).
-            generator: of random numbers, on the CPU; None for torch's own.
+        Random numbers are those of the generator, on the CPU; None for torch's own.
         """
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return random numbers for T steps of B sequences; None if it needs none.
-
-        They are float32, of shape (T, B, …), on the CPU; a row is the `noise` of a step.
-        """
+        """Return random numbers for T steps, (T, B, …) in float32 on the CPU; None if it needs none."""
         return None
 
     @abstractmethod
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
-        """Take in one step, and leave the state as it is given untouched.
+        """Return the state after a step, and the gradient of the loss by W, shape (n, m), mean over sequences.
 
-        Returns:
-            The state after it, and the gradient of the loss by W, shape (n, m), mean over sequences. It points
-            uphill.
+        The state that is given stays as it is. The gradient points uphill.
         """
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
@@ -144,11 +129,7 @@ class SeparableRule(Rule):
 
     @abstractmethod
     def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
-        """Take in one step.
-
-        Returns:
-            The state after it, the signal s of shape (B, n), and the eligibility E of shape (B, n, m).
-        """
+        """Return the state after a step, the signal s, shape (B, n), and the eligibility E, shape (B, n, m)."""
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
@@ -157,7 +138,7 @@ class SeparableRule(Rule):
 
 
 def combine(signal: Tensor, eligibility: Tensor) -> Tensor:
-    """G_ij = s_i E_ij, mean over sequences: (B, n) and (B, n, m) to (n, m)."""
+    """Return G_ij = s_i E_ij, mean over sequences: (B, n) and (B, n, m) to (n, m)."""
     return torch.einsum("bi,bij->ij", signal, eligibility) / len(signal)
 
 
