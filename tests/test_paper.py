@@ -12,7 +12,7 @@ from cet_rl.cli.train import parse_arguments
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import paper
 from cet_rl.runs.paper import paper_row, paper_tables
-from cet_rl.runs.task_kinds import RL, task_kind_of
+from cet_rl.runs.task_kinds import RL, build_config, task_kind_of
 from cet_rl.traces.registry import DEFAULT_ORDER
 
 SPACE_INVADERS = "MinAtar/SpaceInvaders-v1"
@@ -49,7 +49,7 @@ def test_every_row_is_a_configuration_that_is_found(table):
         values, line = paper_row(task, delay=row.delay, order=row.order, stacked=table.stacked)
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
-        config = task_kind_of(task).config()(**values)
+        config = build_config({"task": task}, values)
         assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
         command = [task, "--config", "paper", "--delay", f"{row.delay:g}", *["--stacked"] * table.stacked]
         parsed = parse_arguments([*command, *(["--order", str(row.order)] if row.order else [])])

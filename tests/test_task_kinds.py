@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import yaml
 from cet_rl.cli import main
 from cet_rl.cli.evaluate import EvalArguments
 from cet_rl.cli.train import parse_arguments
+from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, read_mapping
@@ -27,6 +28,7 @@ from cet_rl.runs.task_kinds import (
     named_tasks,
     task_kind_of,
 )
+from cet_rl.vision.config import VisionConfig
 
 
 def refusal(capsys, *arguments):
@@ -35,6 +37,17 @@ def refusal(capsys, *arguments):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+def test_tuned_defaults_of_a_task_hold_whoever_asks():
+    """In Python as on the command line; what is given stands, and so does what `replace` keeps."""
+    config = RecurrentConfig("late-add")
+    assert (config.delay, config.lags, config.lr) == (4.0, (2, 4), 0.01)
+    assert config == parse_arguments(["late-add"]).config
+    assert RecurrentConfig("late-add", lags=(3, 5)).lags == (3, 5)
+    assert RLConfig("MinAtar/Breakout-v1").lam == 0.8
+    assert replace(RLConfig("LunarLander-v3"), normalization="peak", seed=3).normalization == "peak"
+    assert (VisionConfig("digits").total_steps, VisionConfig("digits", total_steps=7).total_steps) == (1000, 7)
 
 
 def test_a_task_has_one_task_kind():

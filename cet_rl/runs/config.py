@@ -93,7 +93,19 @@ class RunConfig(ABC):
     alignment: Annotated[bool, Mark.NEUTRAL, Mark.TRACED, Mark.BATCHABLE] = True
     """Log the cosine between each layer's update and the true gradient for the same data."""
 
+    def __new__(cls, *positional: Any, **named: Any) -> Self:
+        """Note which values are given: the tuned defaults of the task take the place of the others."""
+        config = super().__new__(cls)
+        names = [item.name for item in dataclasses.fields(cls)]
+        object.__setattr__(config, "_given", {*names[: len(positional)], *named})
+        return config
+
     def __post_init__(self) -> None:
+        from cet_rl.runs.config_files import tuned_defaults  # which checks files against this class
+
+        for name, value in tuned_defaults(str(self.task), type(self)).items():
+            if name not in self.__dict__["_given"]:
+                object.__setattr__(self, name, value)
         for name, hint in types_of(type(self)).items():
             object.__setattr__(self, name, checked(getattr(self, name), hint, flag(name)))
         self.check_counts("total_steps", "threads")

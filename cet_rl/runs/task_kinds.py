@@ -8,12 +8,11 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
 from cet_rl.runs.config import Mark, RunConfig, marked
-from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.values import nearest
 
 LARGE = 1e7
@@ -172,9 +171,10 @@ def check_spelling(task: str) -> None:
 
 
 def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return a configuration: defaults of its class, under `base` or the task's tuned defaults, under values."""
+    """Return a configuration of values over `base` and its class' defaults, or over the task's tuned defaults."""
     kind = task_kind_of(values["task"]).config()
-    return kind(**{**(tuned_defaults(values["task"], kind) if base is None else base), **values})
+    plain = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
+    return kind(**{**({} if base is None else {**plain, **base}), **values})
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
