@@ -476,7 +476,7 @@ def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, dela
         (lambda: TraceConfig("math:Cat"), "math has nothing named 'Cat'"),
         (lambda: TraceConfig("math:pi"), "is no subclass of cet_rl.Trace"),
         (lambda: TraceConfig("cet_rl:FiniteKernel"), "needs values: --trace-options values=VALUE"),
-        (lambda: TraceConfig("cet_rl.traces.base:check_order"), "must take delay_steps"),
+        (lambda: TraceConfig("cet_rl.traces.base:check_whole"), "must take delay_steps"),
         (lambda: register_trace("cet", CET), "there is a trace 'cet' already"),
         (lambda: register_trace("a b", CET), "letters, digits"),
         (lambda: register_trace("abstract", Trace), "does not define"),

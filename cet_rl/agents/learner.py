@@ -30,7 +30,7 @@ from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import DiagonalGaussian, Distribution
 from cet_rl.agents.networks import Actor
 from cet_rl.credit import Synapses, lambda_sums
-from cet_rl.credit.alignment import AlignmentProbe
+from cet_rl.credit.alignment import AlignmentProbe, cosine
 from cet_rl.traces.timing import CreditTiming
 
 
@@ -227,7 +227,8 @@ class ActorCriticLearner(nn.Module):
             found["train/std"] = self.actor.head.std.mean().item()
         for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
-            found[f"credit/alignment/{name}"] = probe.cosine(updates[name], len(rollout.rewards)).item()
+            truth = probe.true_gradient(len(rollout.rewards))
+            found[f"credit/alignment/{name}"] = cosine(updates[name], truth).item()
         return found
 
     def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from cet_rl.cli import parse
 from cet_rl.runs.files import replacing
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Trace
-from cet_rl.traces.measures import OFFSETS, describe
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
 from cet_rl.traces.timing import whole_steps
+
+OFFSETS = (-20, -10, -5, 5, 10, 20)
+"""Per cent that the true delay is off the one a trace is made for."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ def run(arguments: Sequence[str]) -> int:
     if picture is not None and not picture.parent.is_dir():
         raise ValueError(f"--plot: there is no folder {picture.parent}")
     chosen = choose(parsed, delay_steps)
-    rows = {name: describe(trace, delay_steps) for name, trace in chosen.items()}
+    rows = [{"trace": name, **measures(trace, delay_steps)} for name, trace in chosen.items()]
     if parsed.format == "json":
-        print(json.dumps([{"trace": name, **row} for name, row in rows.items()], indent=2))
+        print(json.dumps(rows, indent=2))
     elif parsed.format == "csv":
-        print(as_csv(rows), end="")
+        writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     else:
-        print_table(rows, delay_steps, parsed)
+        print_table(rows, f"a delay of {delay_steps} steps ({parsed.delay:g} s)")
     if picture is not None:
         from cet_rl.traces.plot import plot_kernels
 
@@ -101,35 +106,61 @@ def choose(parsed: TracesArguments, delay_steps: int) -> dict[str, Trace]:
     return chosen
 
 
-def as_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return one line for each trace, after a line of names."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trace", *next(iter(rows.values()))])
-    writer.writerows([name, *row.values()] for name, row in rows.items())
-    return text.getvalue()
+def measures(trace: Trace, delay_steps: int) -> dict[str, Any]:
+    """Return how sharp a trace is at a delay and beside it, how far it reaches back, and how exact float32 is.
+
+    `share_+5` and its like are shares of energy at a delay that is as many per cent off, with a minus where the
+    kernel is negative, so that credit has the wrong sign. `bound` and `float32_error` are None without states.
+    """
+    bound = min(1.0, trace.states / (delay_steps + 1)) if trace.states else None
+    found: dict[str, Any] = {"states": trace.states, "sharpness": trace.share(delay_steps), "bound": bound}
+    for offset in OFFSETS:
+        lag = round(delay_steps * (1 + offset / 100))
+        sign = -1 if trace.unscaled_kernel(lag + 1)[lag] < 0 else 1
+        found[f"share_{offset:+d}"] = sign * trace.share(lag)
+    first, last = trace.support
+    return {**found, "first_lag": first, "last_lag": last - 1, "float32_error": float32_error(trace)}
 
 
-def print_table(rows: Mapping[str, Mapping[str, Any]], delay_steps: int, parsed: TracesArguments) -> None:
+def float32_error(trace: Trace, steps: int = 4000) -> float | None:
+    """Return the largest error of a float32 recursion driven by noise, relative to its output's root mean square.
+
+    None for a trace without states.
+    """
+    transition = trace.transition()
+    if transition is None:
+        return None
+    inputs = np.random.default_rng(0).standard_normal(steps) + 0.5
+    M, K, C = transition.M, transition.K, transition.C
+    single = [part.astype(np.float32) for part in (M, K, C)]
+    exact, rounded = np.zeros_like(K), np.zeros_like(single[1])
+    outputs, errors = np.empty(steps), np.empty(steps)
+    for t, h in enumerate(inputs):
+        exact = M @ exact + K * h
+        rounded = single[0] @ rounded + single[1] * np.float32(h)
+        outputs[t] = C @ exact
+        errors[t] = abs(outputs[t] - single[2] @ rounded)
+    return float(errors.max() / np.sqrt((outputs**2).mean()))
+
+
+def print_table(rows: Sequence[dict[str, Any]], delay: str) -> None:
     """Print a table for people, in per cent."""
     from rich.console import Console
     from rich.table import Table
 
-    title = f"Share of the kernel's energy at a delay of {delay_steps} steps ({parsed.delay:g} s), in per cent"
+    off = {f"share_{offset:+d}": f"{offset:+d}%" for offset in OFFSETS}
+    shares = {"sharpness": "at D", "bound": "bound", **off}
+    heads = {"trace": "trace", "states": "states", **shares, "last_lag": "last lag", "float32_error": "float32"}
+    forms = dict.fromkeys(shares, lambda share: f"{100 * share:.1f}") | {
+        "states": lambda states: str(states or "–"),
+        "float32_error": lambda error: f"{error:.0e}",
+    }
+    title = f"Share of the kernel's energy at {delay}, in per cent"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    off = [f"{offset:+d}%" for offset in OFFSETS]
-    for name in ("trace", "states", "at D", "bound", *off, "last lag", "float32"):
-        table.add_column(name, justify="left" if name == "trace" else "right", no_wrap=True)
-    for name, row in rows.items():
-        shares = [row["sharpness"], row["bound"], *[row[f"share_{offset:+d}"] for offset in OFFSETS]]
-        error = row["float32_error"]
-        table.add_row(
-            name,
-            str(row["states"] or "–"),
-            *["–" if share is None else f"{100 * share:.1f}" for share in shares],
-            str(row["last_lag"]),
-            "–" if error is None else f"{error:.0e}",
-        )
+    for name, head in heads.items():
+        table.add_column(head, justify="left" if name == "trace" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*("–" if row[name] is None else forms.get(name, str)(row[name]) for name in heads))
     console = Console()
     console.width = max(console.width, 105)
     console.print(table)

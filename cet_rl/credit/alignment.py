@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cet_rl.credit.geometry import Geometry, layer_geometry
+from cet_rl.credit.geometry import Geometry
 from cet_rl.credit.signals import Decay, DelayLine
 from cet_rl.credit.synapses import Synapses
 
@@ -29,8 +29,7 @@ class AlignmentProbe(nn.Module):
     replays them without a delay or a trace. Recording is a copy; the replay runs only when asked for.
 
     Args:
-        n_in: presynaptic units of a dense layer.
-        n_out: postsynaptic units of a dense layer.
+        geometry: of the layer.
         delay_steps: D of the layer.
         gamma_lam: γλ, one number or one per weight.
         slowest: the largest γλ there can be; events older than ln(1e-4)/ln(slowest), with one γλ per weight
@@ -38,15 +37,13 @@ class AlignmentProbe(nn.Module):
         num_envs: environments.
         rollout: T, steps of a chunk.
         dtype: of the signals.
-        geometry: of the layer, in the place of `n_in` and `n_out`.
     """
 
     decay_per_weight: Tensor | None
 
     def __init__(
         self,
-        n_in: int | None = None,
-        n_out: int | None = None,
+        geometry: Geometry,
         *,
         delay_steps: int,
         gamma_lam: Decay,
@@ -54,10 +51,9 @@ class AlignmentProbe(nn.Module):
         num_envs: int,
         rollout: int,
         dtype: torch.dtype = torch.float32,
-        geometry: Geometry | None = None,
     ) -> None:
         super().__init__()
-        self.geometry = layer_geometry(n_in, n_out, geometry)
+        self.geometry = geometry
         slowest = float(torch.as_tensor(gamma_lam).max()) if slowest is None else slowest
         negligible = NEGLIGIBLE_TO_THE_SLOWEST if isinstance(gamma_lam, Tensor) else NEGLIGIBLE
         reach = math.ceil(math.log(negligible) / math.log(slowest)) if slowest > 0 else 0
@@ -88,10 +84,6 @@ class AlignmentProbe(nn.Module):
             pre.device
         )
         return synapses(pre, derivative, error, td_error, start)
-
-    def cosine(self, update: Tensor, steps: int) -> Tensor:
-        """Return the cosine between `update` and the true gradient for the same data; nan while either is zero."""
-        return cosine(update, self.true_gradient(steps))
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -43,13 +43,7 @@ def correlation_matrix(kernel: FloatArray, rows: int, columns: int, shift: int) 
 
 
 def event_matrix(kernel: FloatArray, happened: Times, arrives: Times) -> FloatArray:
-    """Return g at [a, b] of the time from event a to the arrival of error b; zero outside the kernel.
-
-    Args:
-        kernel: g_0, g_1, …
-        happened: times of events, in steps, shape (A,).
-        arrives: times at which errors reach the layer, shape (B,).
-    """
+    """Return g at [a, b] of the steps from event a, (A,), to the arrival of error b, (B,); zero outside of it."""
     lag = arrives[None, :] - happened[:, None]
     return np.where((lag >= 0) & (lag < len(kernel)), kernel[np.clip(lag, 0, len(kernel) - 1)], 0.0)
 
@@ -139,11 +133,7 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
 
 
 def decay_eligibility(state: SynapseState, signals: Signals, decay: float, A: Tensor, B: Tensor) -> Tensor:
-    """Scale e⁰ to its share of the new e, in place, and return what it adds to ΔW.
-
-    Returns:
-        γλ(1 - s_0) Σ_env A_0 e⁰, of the weight's shape.
-    """
+    """Scale e⁰ to its share of the new e, in place, and return what it adds to ΔW, γλ(1 - s_0) Σ_env A_0 e⁰."""
     kept = decay * (1 - signals.modulation()[1][0])
     each = state.eligibility.view(len(kept), -1)
     gain = matmul((kept * A[0])[None], each).view(state.eligibility.shape[1:])
@@ -227,14 +217,7 @@ def _without_eligibility(
 ) -> Tensor:
     """Return one environment's ΔW where γλ = 0, and advance its states.
 
-    Args:
-        state: of the layer.
-        closed: the constants of T steps.
-        derivative: f', (n_out, T).
-        p: as in the module's formulas, (n_out, T).
-        reads: Σ_u A_u q_{u,k} δ_u, (n_out, n).
-        signals: of all environments.
-        env: which one.
+    Its derivative f' and p have shape (n_out, T), its reads Σ_u A_u q_{u,k} δ_u have (n_out, n).
     """
     assert state.states is not None
     states, pre = state.states[env], signals.pre[:, env]

@@ -77,24 +77,21 @@ class Geometry(ABC):
     A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` includes it: weights
     then have the shape (units, inputs and more), those of a unit side by side and its bias after them. `split`
     separates them and `join` puts them together.
+
+    Attributes:
+        weight_shape: of the layer's weight, as torch has it.
+        pre_shape: of one sample's input x.
+        post_shape: of one sample's f' and δ.
     """
 
     bias: bool
+    weight_shape: tuple[int, ...]
+    pre_shape: tuple[int, ...]
+    post_shape: tuple[int, ...]
 
-    @property
-    @abstractmethod
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the layer's weight, as torch has it."""
-
-    @property
-    @abstractmethod
-    def pre_shape(self) -> tuple[int, ...]:
-        """Shape of one sample's input x."""
-
-    @property
-    @abstractmethod
-    def post_shape(self) -> tuple[int, ...]:
-        """Shape of one sample's f' and δ."""
+    def _set_shapes(self, **shapes: tuple[int, ...]) -> None:
+        for name, shape in shapes.items():
+            object.__setattr__(self, name, shape)  # of a frozen dataclass
 
     @property
     def n_pre(self) -> int:
@@ -114,20 +111,16 @@ class Geometry(ABC):
     def join(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Undo `split`."""
 
-    def flatten_pre(self, signal: Tensor) -> Tensor:
-        """Flatten (..., *pre_shape) to (..., n_pre)."""
-        return signal
-
-    def flatten_post(self, signal: Tensor) -> Tensor:
-        """Flatten (..., *post_shape) to (..., n_post)."""
+    def flatten(self, signal: Tensor) -> Tensor:
+        """Flatten x, f' or δ: (..., *pre_shape) to (..., n_pre), (..., *post_shape) to (..., n_post)."""
         return signal
 
     def pre(self, flat: Tensor) -> Tensor:
-        """Undo `flatten_pre`: (..., n_pre) to (..., *pre_shape)."""
+        """Undo `flatten` of x."""
         return flat
 
     def post(self, flat: Tensor) -> Tensor:
-        """Undo `flatten_post`: (..., n_post) to (..., *post_shape)."""
+        """Undo `flatten` of f' or δ."""
         return flat
 
     @abstractmethod
@@ -157,22 +150,12 @@ class Geometry(ABC):
         pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
         return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
-    @abstractmethod
-    def unfold(self, pre: Tensor) -> Tensor:
-        """Return each position's inputs as a dense layer would have them.
-
-        (..., *pre_shape) to (..., positions, inputs), with positions in the order of `post_shape` and inputs in
-        that of `weight_shape`.
-        """
-
 
 @dataclass(frozen=True)
 class Dense(Geometry):
     """Connect every input to every unit once, z = W x.
 
     Attributes:
-        n_in: presynaptic units.
-        n_out: postsynaptic units.
         bias: whether units have a bias: one more input, always 1, that `inputs` adds. Large layers get some more
             that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
 
@@ -186,24 +169,9 @@ class Dense(Geometry):
 
     def __post_init__(self) -> None:
         _check_counts(n_in=self.n_in, n_out=self.n_out)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Return (n_out, n_in), with a bias (n_out, n_in and more)."""
-        if not self.bias:
-            return self.n_out, self.n_in
         aligned = _ALIGNED if self.n_in >= _LEAST_TO_ALIGN else 1
-        return self.n_out, -(-(self.n_in + 1) // aligned) * aligned
-
-    @property
-    def pre_shape(self) -> tuple[int, ...]:
-        """Return (n_in,)."""
-        return (self.n_in,)
-
-    @property
-    def post_shape(self) -> tuple[int, ...]:
-        """Return (n_out,)."""
-        return (self.n_out,)
+        columns = -(-(self.n_in + 1) // aligned) * aligned if self.bias else self.n_in
+        self._set_shapes(weight_shape=(self.n_out, columns), pre_shape=(self.n_in,), post_shape=(self.n_out,))
 
     def inputs(self, pre: Tensor) -> Tensor:
         """Append the constant input of a bias: (..., n_in) to (..., weight_shape[1])."""
@@ -227,10 +195,6 @@ class Dense(Geometry):
         post, pre = post.reshape(-1, self.n_out), pre.reshape(-1, self.n_in)
         return matmul(post.T, pre), post.sum(0) if self.bias else None
 
-    def unfold(self, pre: Tensor) -> Tensor:
-        """Return the inputs of the one position: (..., n_in) to (..., 1, weight_shape[1])."""
-        return self.inputs(pre)[..., None, :]
-
     def split(self, weights: Tensor) -> Parts:
         """Separate (n_out, n_in and more) into (n_out, n_in) and (n_out,)."""
         return (weights[:, : self.n_in], weights[:, self.n_in]) if self.bias else (weights, None)
@@ -253,8 +217,6 @@ class Convolution(Geometry):
     is told to be, and by default it may use TF32.
 
     Attributes:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
         kernel_size: of both sides.
         in_size: (H, W) of the input.
         stride: between positions, along both sides.
@@ -289,35 +251,22 @@ class Convolution(Geometry):
                 f"a kernel of size {self.kernel_size} does not fit an input of {height} × {width} "
                 f"with padding {self.padding}"
             )
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        """Return (C_out, C_in, k, k), with a bias (C_out, C_in · k · k + 1)."""
         kernels = self._kernel_shape
-        return (kernels[0], prod(kernels[1:]) + 1) if self.bias else kernels
+        self._set_shapes(
+            weight_shape=(kernels[0], prod(kernels[1:]) + 1) if self.bias else kernels,
+            pre_shape=(self.in_channels, height, width),
+            post_shape=(
+                self.out_channels,
+                *((size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in self.in_size),
+            ),
+        )
 
     @property
     def _kernel_shape(self) -> tuple[int, int, int, int]:
         return self.out_channels, self.in_channels, self.kernel_size, self.kernel_size
 
-    @property
-    def pre_shape(self) -> tuple[int, ...]:
-        """Return (C_in, H, W)."""
-        return self.in_channels, *self.in_size
-
-    @property
-    def post_shape(self) -> tuple[int, ...]:
-        """Return (C_out, H', W')."""
-        return self.out_channels, *(
-            (size + 2 * self.padding - self.kernel_size) // self.stride + 1 for size in self.in_size
-        )
-
-    def flatten_pre(self, signal: Tensor) -> Tensor:
-        """Flatten (..., C_in, H, W) to (..., H · W · C_in)."""
-        return signal.movedim(-3, -1).flatten(-3)
-
-    def flatten_post(self, signal: Tensor) -> Tensor:
-        """Flatten (..., C_out, H', W') to (..., H' · W' · C_out)."""
+    def flatten(self, signal: Tensor) -> Tensor:
+        """Flatten maps (..., C, H, W) to (..., H · W · C)."""
         return signal.movedim(-3, -1).flatten(-3)
 
     def pre(self, flat: Tensor) -> Tensor:
@@ -358,15 +307,6 @@ class Convolution(Geometry):
                 padding=self.padding,
             )
         return total, post.sum((0, 2, 3)) if self.bias else None
-
-    def unfold(self, pre: Tensor) -> Tensor:
-        """Return patches: (..., C_in, H, W) to (..., H' · W', C_in · k · k), with a bias one more that is 1."""
-        patches = functional.unfold(
-            pre.reshape(-1, *self.pre_shape), self.kernel_size, padding=self.padding, stride=self.stride
-        ).mT
-        if self.bias:
-            patches = functional.pad(patches, (0, 1), value=1.0)
-        return patches.reshape(*pre.shape[:-3], *patches.shape[1:])
 
     def split(self, weights: Tensor) -> Parts:
         """Separate (C_out, C_in · k · k + 1) into (C_out, C_in, k, k) and (C_out,)."""

@@ -8,7 +8,6 @@ from functools import lru_cache
 from math import prod
 from typing import Literal, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
 from cet_rl.traces.base import Trace, Transition
 from cet_rl.traces.finite import PerfectMemory
+from cet_rl.traces.sharp import shift_register
 
 Executor = Literal["auto", "step", "chunk", "fused", "history"]
 
@@ -69,6 +69,7 @@ class Synapses(nn.Module):
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
     """
 
+    __call__: Callable[..., Tensor]
     eligibility: Tensor
     states: Tensor | None
     past_pre: Tensor | None
@@ -151,18 +152,17 @@ class Synapses(nn.Module):
             if self._factored:
                 self._constants = HistoryConstants(self.trace, dtype, device, self._support, self.geometry)
             else:
-                transition = self.trace.transition() or shift_register(self.trace, self._support)
+                first, last = self._support
+                transition = self.trace.transition()
+                if transition is None:  # one state for each lag; the inputs are delayed by the first beforehand
+                    kernel = self.trace.kernel(last)[first:].numpy()
+                    transition = Transition(*shift_register(last - first), kernel)
                 self._constants = StateConstants(transition, dtype, device)
         return self._constants
 
     def forward(self, *signals: Tensor) -> Tensor:
         """Advance as `advance` does, and return the update as one tensor of the geometry's `weight_shape`."""
         return self.geometry.join(*self.advance(*signals))
-
-    def __call__(self, *signals: Tensor) -> Tensor:
-        """See `forward`."""
-        result: Tensor = super().__call__(*signals)
-        return result
 
     @torch.no_grad()
     def advance(
@@ -205,11 +205,11 @@ class Synapses(nn.Module):
             raise ValueError(
                 f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
             )
-        pre = self.pre_line(geometry.flatten_pre(pre))
+        pre = self.pre_line(geometry.flatten(pre))
         signals = Signals(
             pre if self._factored else cast(Dense, geometry).inputs(pre),
-            self.derivative_line(geometry.flatten_post(derivative)),
-            self.error_line(geometry.flatten_post(error)),
+            self.derivative_line(geometry.flatten(derivative)),
+            self.error_line(geometry.flatten(error)),
             None if self.td_error_line is None else self.td_error_line(td_error),
             None if self.start_line is None else self.start_line(start),
         )
@@ -294,16 +294,6 @@ def _uses_history(
     longer_products = 2 * (rollout + last - first - 1) / rollout
     states = trace.states * num_envs * prod(geometry.weight_shape)
     return states > MANY_STATES and longer_products < trace.states + 2
-
-
-def shift_register(trace: Trace, support: tuple[int, int]) -> Transition:
-    """Return a trace without states as a state space: one state for each lag of its kernel's support.
-
-    The layer's inputs are delayed by the first of these lags beforehand.
-    """
-    first, last = support
-    length = last - first
-    return Transition(np.eye(length, k=-1), np.eye(length)[0], trace.kernel(last)[first:].numpy())
 
 
 @lru_cache

@@ -109,7 +109,7 @@ class Trace(ABC):
             transition.scales = True  # type: ignore[attr-defined]
             cls._define = define
             cls.transition = transition  # type: ignore[method-assign]
-            closed_forms = {"unscaled_kernel", "states", "support"}
+            closed_forms = {"unscaled_kernel", "support"}
         # What an inherited class knew in closed form of its own constants does not hold for others.
         for name in closed_forms - vars(cls).keys():
             setattr(cls, name, vars(Trace)[name])
@@ -292,15 +292,6 @@ def check_number(number: object, name: str) -> None:
         raise ValueError(f"{name} must be a number, got {number!r}")
 
 
-def check_order(order: int, kind: str) -> None:
-    """Raise ValueError unless `order` can be the number of states of a trace with a peak."""
-    check_whole(order, f"order of {kind}")
-    if order < 2:
-        raise ValueError(
-            f"{kind} needs an order of at least 2, got {order}; one state is the classical trace, ET (--trace et)"
-        )
-
-
 def check_delay_steps(delay_steps: int, kind: str, *, at_least: int = 1) -> None:
     """Raise ValueError unless `delay_steps` is a whole number no smaller than `at_least`."""
     check_whole(delay_steps, f"delay_steps of {kind}")
@@ -308,3 +299,28 @@ def check_delay_steps(delay_steps: int, kind: str, *, at_least: int = 1) -> None
         raise ValueError(
             f"{kind} needs a delay of at least {at_least} whole step{'s' * (at_least != 1)}, got {delay_steps}"
         )
+
+
+@dataclass(frozen=True)
+class OrderedTrace(Trace):
+    """Hold the fields of a trace of n states that is made for one delay.
+
+    Attributes:
+        order: n, the number of states.
+        delay_steps: D ≥ 1, in steps.
+        normalization: see `Trace`.
+    """
+
+    order: int
+    delay_steps: int
+    normalization: Normalization = "area"
+    least_order: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = type(self).__name__
+        check_whole(self.order, f"order of {kind}")
+        if self.order < self.least_order:
+            hint = "; one state is the classical trace, ET (--trace et)" if self.least_order == 2 else ""
+            raise ValueError(f"{kind} needs an order of at least {self.least_order}, got {self.order}{hint}")
+        check_delay_steps(self.delay_steps, kind)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
+from cet_rl.traces.base import FloatArray, Normalization, OrderedTrace, Trace, Transition
 from cet_rl.traces.exponential import ET
 
 Discretization = Literal["exact", "official", "official-images"]
@@ -47,7 +47,7 @@ def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]
 
 
 @dataclass(frozen=True)
-class CET(Trace):
+class CET(OrderedTrace):
     """Cascading eligibility trace: `order` stages in a row, read at the last.
 
     There are three kernels that the paper or its authors' code use, apart by how a step's input is held. Here a is
@@ -60,26 +60,20 @@ class CET(Trace):
       g_ℓ = P(1, a) e^{-aℓ} (aℓ)^{n-1} / (n-1)!. Largest at lag D as well.
     - "official-images": the authors' code for images. The step before is what is held, [ℓ-1, ℓ], and
       a = (n-1)/(D-½), which centres the kernel on D: g_ℓ = P(n, aℓ) - P(n, a(ℓ-1)), g_0 = 0. At short delays it is
-      sharper than "exact" (order 10 at D = 3: .64 of its energy at the delay, not .45). It takes one state more.
+      sharper than "exact" (order 10 at D = 3: .64 of its energy at the delay, not .45).
 
     (Eq. 10 as printed holds the step before, too, with the rate of "exact": it is largest at D + 1.)
 
     Attributes:
         order: n ≥ 2.
-        delay_steps: D ≥ 1, the delay in steps.
-        normalization: see `Trace`.
-        discretization: see above; the official ones are for studies of parity.
+        discretization: see above; the official ones are for studies of parity, and "official-images" takes one
+            state more.
     """
 
-    order: int
-    delay_steps: int
-    normalization: Normalization = "area"
     discretization: Discretization = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_order(self.order, "CET")
-        check_delay_steps(self.delay_steps, "CET")
         check_discretization(self.discretization)
 
     @classmethod
@@ -107,11 +101,6 @@ class CET(Trace):
     def rate(self) -> float:
         """Return a = αΔt, per step: (n-1)/D, or (n-1)/(D-½) for "official-images"."""
         return (self.order - 1) / (self.delay_steps - 0.5 * (self.discretization == "official-images"))
-
-    @property
-    def states(self) -> int:
-        """Return n, or n + 1 for "official-images"."""
-        return self.order + (self.discretization == "official-images")
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return the kernel before normalisation, in closed form."""

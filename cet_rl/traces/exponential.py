@@ -36,11 +36,6 @@ class ET(Trace):
         check_delay_steps(delay_steps, "ET")
         return cls(math.exp(-1 / delay_steps) if decay is None else float(decay), normalization)
 
-    @property
-    def states(self) -> int:
-        """Return 1."""
-        return 1
-
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return the kernel before normalisation, in closed form."""
         return (1 - self.decay) * self.decay ** np.arange(length, dtype=np.float64)
@@ -79,11 +74,6 @@ class LTPLTD(Trace):
         """Return (γ_P, γ_D) per step."""
         potentiation = math.log(self.ratio) / ((self.ratio - 1) * self.delay_steps)
         return potentiation, self.ratio * potentiation
-
-    @property
-    def states(self) -> int:
-        """Return 2."""
-        return 2
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return the kernel before normalisation, in closed form."""

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
-from cet_rl.traces.base import FloatArray, Transition
-from cet_rl.traces.sharp import SharpReadout, best_speed
+from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
+from cet_rl.traces.sharp import best_speed
 
 RIDGE = 1e-9
 """Added to the Gramian's diagonal, relative to its mean: trades sharpness for a readout of bounded size."""
@@ -48,15 +48,10 @@ def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[Fl
 
 
 @dataclass(frozen=True)
-class Legendre(SharpReadout):
+class Legendre(OrderedTrace):
     """Remember with the states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
 
-    The window is the one that remembers best: about 1.09 D at order 10.
-
-    Attributes:
-        order: n ≥ 2.
-        delay_steps: D ≥ 1.
-        normalization: see `Trace`.
+    The window is the one that remembers best: about 1.09 D at order 10. The order is at least 2.
     """
 
     @property

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
-from cet_rl.traces.base import FloatArray, Normalization, Transition, check_delay_steps, check_number, check_whole
-from cet_rl.traces.sharp import ComplexArray, SharpReadout, shift_register
+from cet_rl.traces.base import FloatArray, OrderedTrace, Transition, check_number
+from cet_rl.traces.sharp import ComplexArray, shift_register
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
 STARTS = ((5.5, 1.9), (5.5, 1.0), (6.0, 0.5), (4.5, 3.0), (3.5, 3.0))
@@ -46,7 +46,7 @@ _LARGEST_READOUT = 1e3
 
 
 @dataclass(frozen=True)
-class Optimal(SharpReadout):
+class Optimal(OrderedTrace):
     """Put the largest possible share of the kernel's energy at the delay, with n damped oscillators' states.
 
     Oscillators stand side by side, in pairs of states that turn and decay, with one plain decay if n is odd. The
@@ -56,35 +56,24 @@ class Optimal(SharpReadout):
     Attributes:
         order: n ≥ 1. Where there are enough of them, a shift register, which is perfect. One state alone is the
             classical trace with the best decay, √(D/(D+1)).
-        delay_steps: D ≥ 1.
-        normalization: see `Trace`.
         tolerance: t in [0, 1), relative uncertainty of the delay: the trace is made for all delays from D(1-t) to
             D(1+t) alike.
     """
 
-    normalization: Normalization = "area"
     tolerance: float = 0.0
+    least_order: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_whole(self.order, "order of Optimal")
-        if self.order < 1:
-            raise ValueError(f"Optimal needs an order of at least 1, got {self.order}")
-        check_delay_steps(self.delay_steps, "Optimal")
+        super().__post_init__()
         check_number(self.tolerance, "tolerance of Optimal")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance of Optimal must lie in [0, 1), got {self.tolerance:g}")
-        super(SharpReadout, self).__post_init__()
 
     @property
     def window(self) -> tuple[int, int]:
         """Return the first and last delay that it is made for, in steps."""
         spread = int(self.tolerance * self.delay_steps * (1 + RELATIVE_TOLERANCE))
         return self.delay_steps - spread, self.delay_steps + spread
-
-    @property
-    def states(self) -> int:
-        """Return n, or as many as a shift register needs."""
-        return min(self.order, self.window[1] + 1)
 
     @property
     def poles(self) -> ComplexArray | None:
@@ -96,7 +85,7 @@ class Optimal(SharpReadout):
     def transition(self) -> Transition:
         """Return (M, K, C), normalised; each pair of states turns and decays by itself."""
         first, last = self.window
-        n = self.states
+        n = min(self.order, last + 1)
         if n > last:
             return Transition(*shift_register(n), (np.arange(n) >= first).astype(np.float64))
         upper = _best_poles(self.order, first, last)
@@ -175,16 +164,10 @@ def _readout(upper: ComplexArray, delay: int, first: int, last: int) -> tuple[Co
 def loss_and_gradient(
     parameters: FloatArray, order: int, delay: int, first: int, last: int
 ) -> tuple[float, FloatArray]:
-    """Return -F and its gradient.
+    """Return -F and its gradient, for the mean b over delays of `first` to `last` steps.
 
-    With H_ij = ∂G_ij / ∂s_i, dF = 2 Re Σ_i w̄_i (∂b_i/∂s_i - (H w)_i) ds_i.
-
-    Args:
-        parameters: log(-Re s) of each pair, Im s of each pair, and log(-Re s) of the one without of odd orders.
-        order: n.
-        delay: D, in steps.
-        first: of the delays that b is a mean over, in steps.
-        last: see first.
+    With H_ij = ∂G_ij / ∂s_i, dF = 2 Re Σ_i w̄_i (∂b_i/∂s_i - (H w)_i) ds_i. The parameters are log(-Re s) of each
+    pair, Im s of each pair, and log(-Re s) of the one without of odd orders.
     """
     try:
         with np.errstate(all="ignore"):

@@ -21,24 +21,13 @@ def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) ->
     Example:
         >>> plot_kernels({"CET": CET(10, 40), "optimal": Optimal(10, 40)}).savefig("kernels.png")
     """
-    from matplotlib.figure import Figure  # matplotlib takes half a second
-
     delays = {getattr(trace, "delay_steps", None) for trace in traces.values()} - {None}
     if delay_steps is None and len(delays) == 1:
         delay_steps = delays.pop()
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    axes = figure.subplots()
     longest = max((trace.support[1] for trace in traces.values()), default=1)
     length = max(10, 4 * delay_steps if delay_steps else longest + longest // 10)
-    for name, trace in traces.items():
-        axes.step(range(length), trace.kernel(length).tolist(), where="mid", label=name)
-    if delay_steps is not None:
-        axes.axvline(delay_steps, color="0.5", linestyle="--", linewidth=1)
-    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xlabel("steps before the credit arrives")
-    axes.set_ylabel("weight in the trace")
-    axes.legend(frameon=False)
-    return figure
+    lines = [(name, trace, length, f"C{number}") for number, (name, trace) in enumerate(traces.items())]
+    return _figure(lines, [] if delay_steps is None else [(delay_steps, "0.5")], 1, "steps")
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:
@@ -49,24 +38,33 @@ def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_du
         delays: of each layer, in steps.
         step_duration: seconds a step stands for.
     """
+    layers: dict[tuple[Trace, int], list[int]] = {}
+    for layer, (trace, delay) in enumerate(zip(traces, delays, strict=True)):
+        if trace is not None:
+            layers.setdefault((trace, delay), []).append(layer)
+    lines, marks = [], []
+    for (trace, delay), same in layers.items():
+        label = f"layer{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
+        lines.append((label, trace, max(4 * delay, 10), f"C{same[0]}"))
+        marks.append((delay, f"C{same[0]}"))
+    return _figure(lines, marks, step_duration, "seconds")
+
+
+def _figure(
+    lines: Sequence[tuple[str, Trace, int, str]], marks: Sequence[tuple[int, str]], step: float, unit: str
+) -> Figure:
+    """Draw lines (label, trace, lags, color) and dashed marks (lag, color), lags in units of `step`."""
     from matplotlib.figure import Figure  # matplotlib takes half a second
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    drawn = set()
-    for layer, (trace, delay) in enumerate(zip(traces, delays, strict=True)):
-        if trace is None or (trace, delay) in drawn:
-            continue
-        drawn.add((trace, delay))
-        length = max(4 * delay, 10)
-        same = [str(other) for other, t in enumerate(traces) if t == trace and delays[other] == delay]
-        label = f"layer{'s' * (len(same) > 1)} {', '.join(same)}"
-        color = f"C{layer}"
-        seconds = [lag * step_duration for lag in range(length)]
-        axes.step(seconds, trace.kernel(length).tolist(), where="mid", color=color, label=label)
-        axes.axvline(delay * step_duration, color=color, linestyle="--", linewidth=1)
+    for label, trace, length, color in lines:
+        lags = [lag * step for lag in range(length)]
+        axes.step(lags, trace.kernel(length).tolist(), where="mid", color=color, label=label)
+    for lag, color in marks:
+        axes.axvline(lag * step, color=color, linestyle="--", linewidth=1)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_xlabel("seconds before the credit arrives")
+    axes.set_xlabel(f"{unit} before the credit arrives")
     axes.set_ylabel("weight in the trace")
     axes.legend(frameon=False)
     return figure

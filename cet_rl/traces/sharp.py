@@ -19,29 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # whose parts are loaded on first use: they take half a second
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_order
+from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
 
 ComplexArray = npt.NDArray[np.complex128]
 Numbers = TypeVar("Numbers", FloatArray, ComplexArray)
-
-
-@dataclass(frozen=True)
-class SharpReadout(Trace):
-    """Hold the fields of the traces whose readout is made for one delay."""
-
-    order: int
-    delay_steps: int
-    normalization: Normalization = "area"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_order(self.order, type(self).__name__)
-        check_delay_steps(self.delay_steps, type(self).__name__)
-
-    @property
-    def states(self) -> int:
-        """Return n."""
-        return self.order
 
 
 def shift_register(length: int) -> tuple[FloatArray, FloatArray]:
@@ -96,7 +77,7 @@ def best_speed(share: Callable[[float], float], low: float, high: float, points:
 
 
 @dataclass(frozen=True)
-class SharpCET(SharpReadout):
+class SharpCET(OrderedTrace):
     """Remember with the cascade of `CET`, but read a weighted sum of all its stages instead of the last.
 
     The rate is the one that remembers best: about 1.2 (n-1)/D at order 10. The kernel has negative lobes and peaks
@@ -105,8 +86,6 @@ class SharpCET(SharpReadout):
 
     Attributes:
         order: n ≥ 2. With more than `delay_steps` of them the cascade becomes a shift register, which is perfect.
-        delay_steps: D ≥ 1.
-        normalization: see `Trace`.
     """
 
     @property

@@ -365,8 +365,8 @@ class SalientCredit(nn.Module):
             memory = torch.from_numpy(event_matrix(kernel, shown, shown + rule.delay_steps)).to(y).T
         _, down, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
-        derivative, error = geometry.flatten_post(f.derivative(y, y)), geometry.flatten_post(error)
-        pre = geometry.flatten_pre(x)
+        derivative, error = geometry.flatten(f.derivative(y, y)), geometry.flatten(error)
+        pre = geometry.flatten(x)
         if rule.streaming and len(self.times):
             past = zip(_PAST, (pre, derivative, error), strict=True)
             pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
