@@ -13,11 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """Hold an activation f and its derivative, computed from the pre-activation z and f(z).
+    """Hold an activation f, on tensors and on arrays, and its derivative.
 
     Attributes:
-        function: f on tensors.
-        numpy_function: f on arrays.
         derivative: f'(z), given z and f(z).
         times_derivative: f'(z) ⊙ signal, given the signal and f(z), in one pass.
         binary: whether f' is 0 or 1 everywhere, so that f'² = f'.
@@ -52,4 +50,3 @@ ACTIVATIONS: dict[str, Activation] = {
         False,
     ),
 }
-"""Activations by name."""

@@ -329,16 +329,3 @@ def _check_counts(**counts: int) -> None:
         check_whole(count, name)
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def layer_geometry(n_in: int | None, n_out: int | None, geometry: Geometry | None) -> Geometry:
-    """Return the geometry given, or the dense one of `n_in` and `n_out`.
-
-    Raises:
-        ValueError: unless it is one or the other.
-    """
-    if geometry is None and n_in is not None and n_out is not None:
-        return Dense(n_in, n_out)
-    if geometry is not None and n_in is None and n_out is None:
-        return geometry
-    raise ValueError("a layer needs either n_in and n_out, or geometry, and not both")

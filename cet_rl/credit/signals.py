@@ -23,11 +23,9 @@ class Signals:
 
     Attributes:
         pre: x, shape (T, E, n_in); units may have several axes until they are flattened.
-        derivative: f'(W x), shape (T, E, n_out).
-        error: δ, shape (T, E, n_out).
+        derivative: f'(W x), shape (T, E, n_out), as the error δ.
         td_error: η, shape (T, E), or None.
-        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0;
-            None where η is.
+        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0.
 
     Raises:
         ValueError: if shapes disagree, or only one of η and s is given.
@@ -84,15 +82,7 @@ def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
     """Return A_t = v_t + γλ (1 - s_{t+1}) A_{t+1}, sums cut where the next episode starts; A_{T-1} = v_{T-1}.
 
     With v the TD errors this is the λ-return less the value (generalised advantage estimation). The scan doubles
-    its span: log₂ T steps on any device.
-
-    Args:
-        values: v, shape (T, ...).
-        start: s, shape (T, ...).
-        decay: γλ.
-
-    Returns:
-        A, shape (T, ...).
+    its span: log₂ T steps on any device. Values v, starts s and sums A have shape (T, ...); the decay is γλ.
     """
     sums = values.clone()
     steps = len(values)
@@ -120,7 +110,6 @@ class DelayLine(nn.Module):
         steps: D ≥ 0, the delay.
         shape: of one step's signal.
         fill: what comes out before anything has travelled the whole line.
-        dtype: of the signal.
     """
 
     line: Tensor

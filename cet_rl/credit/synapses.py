@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
 from cet_rl.credit.factored import HistoryConstants, history, visible_support
-from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts, layer_geometry
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
 from cet_rl.traces.base import Trace, Transition
@@ -92,7 +92,11 @@ class Synapses(nn.Module):
         supervised: bool = False,
     ) -> None:
         super().__init__()
-        self.geometry = geometry = layer_geometry(n_in, n_out, geometry)
+        if geometry is None and n_in is not None and n_out is not None:
+            geometry = Dense(n_in, n_out)
+        elif geometry is None or n_in is not None or n_out is not None:
+            raise ValueError("a layer needs either n_in and n_out, or geometry, and not both")
+        self.geometry = geometry
         for name, count in {"num_envs": num_envs, "rollout": rollout}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
@@ -108,15 +112,7 @@ class Synapses(nn.Module):
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
         self._support = visible_support(self.trace, dtype)
-        self._factored = _uses_history(
-            self.trace,
-            self._support,
-            geometry,
-            executor,
-            num_envs=num_envs,
-            rollout=rollout,
-            per_weight=isinstance(gamma_lam, Tensor),
-        )
+        self._factored = self._wants_history(num_envs, rollout)
         self._constants: StateConstants | HistoryConstants | None = None
 
         n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
@@ -143,6 +139,27 @@ class Synapses(nn.Module):
         for name, shape in shapes.items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
         self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
+
+    def _wants_history(self, num_envs: int, rollout: int) -> bool:
+        """Return whether the layer keeps its factored past (f', x) instead of states at every synapse.
+
+        A convolution always does: it would have states for every position of its output. So does a trace without
+        states, unless one γλ per weight rules its closed form out and its kernel is short. Other traces do where
+        they need more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
+        """
+        trace, per_weight = self.trace, self.shared_decay is None
+        if self.executor == "history" or isinstance(self.geometry, Convolution):
+            return True
+        if self.executor in ("chunk", "fused"):
+            return False
+        if trace.states == 0:
+            return not per_weight or self._support[1] - self._support[0] > LONGEST_REGISTER
+        if per_weight or self.executor == "step":
+            return False
+        first, last = trace.support
+        longer_products = 2 * (rollout + last - first - 1) / rollout
+        states = trace.states * num_envs * prod(self.geometry.weight_shape)
+        return states > MANY_STATES and longer_products < trace.states + 2
 
     @property
     def constants(self) -> StateConstants | HistoryConstants:
@@ -264,36 +281,6 @@ def _check_executor(executor: str, geometry: Geometry, *, per_weight: bool) -> N
         raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
     if per_weight and executor in ("chunk", "history"):
         raise ValueError(f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'")
-
-
-def _uses_history(
-    trace: Trace,
-    support: tuple[int, int],
-    geometry: Geometry,
-    executor: Executor,
-    *,
-    num_envs: int,
-    rollout: int,
-    per_weight: bool,
-) -> bool:
-    """Return whether a layer keeps its factored past (f', x) instead of states at every synapse.
-
-    A convolution always does: it would have states for every position of its output. So does a trace without
-    states, unless one γλ per weight rules its closed form out and its kernel is short. Other traces do where a
-    layer would have more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
-    """
-    if executor == "history" or isinstance(geometry, Convolution):
-        return True
-    if executor in ("chunk", "fused"):
-        return False
-    if trace.states == 0:
-        return not per_weight or support[1] - support[0] > LONGEST_REGISTER
-    if per_weight or executor == "step":
-        return False
-    first, last = trace.support
-    longer_products = 2 * (rollout + last - first - 1) / rollout
-    states = trace.states * num_envs * prod(geometry.weight_shape)
-    return states > MANY_STATES and longer_products < trace.states + 2
 
 
 @lru_cache

@@ -29,14 +29,7 @@ def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]
 
         M_ij = e^{-a} a^{i-j} / (i-j)!  for i ≥ j        K_i = P(i, a)
 
-    where P is the regularised lower incomplete gamma function.
-
-    Args:
-        order: n, the number of stages.
-        rate: a = αΔt, per step.
-
-    Returns:
-        M, shape (n, n), and K, shape (n,).
+    where P is the regularised lower incomplete gamma function. M has shape (n, n) for `order` n, and K (n,).
     """
     stages = np.arange(order)
     poisson = np.exp(stages * np.log(rate) - rate - scipy.special.gammaln(stages + 1))

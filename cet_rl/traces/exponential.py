@@ -18,7 +18,6 @@ class ET(Trace):
 
     Attributes:
         decay: β in (0, 1), per step; β = exp(-αΔt).
-        normalization: see `Trace`.
     """
 
     decay: float
@@ -55,7 +54,6 @@ class LTPLTD(Trace):
     Attributes:
         delay_steps: D ≥ 1, where the continuous kernel peaks, in steps.
         ratio: γ_D / γ_P > 1.
-        normalization: see `Trace`.
     """
 
     delay_steps: int

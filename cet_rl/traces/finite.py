@@ -20,7 +20,6 @@ class FiniteKernel(Trace):
     Attributes:
         values: g_0, g_1, … before scaling; kept as a tuple.
         delay_steps: D ≥ 0, the delay it is made for, in steps; None if there is none in particular.
-        normalization: see `Trace`.
 
     Raises:
         ValueError: if a value is not finite, or all are zero.

@@ -18,14 +18,8 @@ RIDGE = 1e-9
 def legendre_transition(order: int, window: float) -> tuple[FloatArray, FloatArray]:
     """Return one step of a Legendre delay network (Voelker, Kajić & Eliasmith 2019), the input held over the step.
 
-    θ ẋ = A x + B h with A_ij = (2i+1) (-1 if i < j else (-1)^{i-j+1}), B_i = (2i+1) (-1)^i.
-
-    Args:
-        order: n, the number of Legendre polynomials.
-        window: θ in steps.
-
-    Returns:
-        M, shape (n, n), and K, shape (n,).
+    θ ẋ = A x + B h with A_ij = (2i+1) (-1 if i < j else (-1)^{i-j+1}), B_i = (2i+1) (-1)^i, for n = `order`
+    polynomials and a window θ in steps. M has shape (n, n), and K (n,).
     """
     i, j = np.indices((order, order))
     A = (2 * i + 1) * np.where(i < j, -1.0, (-1.0) ** (i - j + 1)) / window

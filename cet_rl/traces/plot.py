@@ -31,12 +31,9 @@ def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) ->
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:
-    """Draw what each layer's synapses recall, over time before the credit arrives; the delay dashed.
+    """Draw what each layer's synapses recall, over seconds before the credit arrives; the delay dashed.
 
-    Args:
-        traces: of each layer, input side first; None for no trace.
-        delays: of each layer, in steps.
-        step_duration: seconds a step stands for.
+    Traces and delays in steps are those of each layer, input side first; a trace may be None.
     """
     layers: dict[tuple[Trace, int], list[int]] = {}
     for layer, (trace, delay) in enumerate(zip(traces, delays, strict=True)):

@@ -258,14 +258,12 @@ class TraceConfig:
             trace: a name; or a `Trace`, which may be made for another delay; or a configuration. None for a
                 cascade, or none without a delay. All arguments but the delay, `stacked` and `step_duration` belong
                 to a name.
-            order: see `TraceConfig`.
+            order, normalization, options: see `TraceConfig`.
             decay: the option of the classical trace.
-            normalization: see `TraceConfig`.
             stacked: whether delays add up over layers.
             discretization: the option of cascades.
             trace_delay: seconds that the trace is made for, if not for `delay`.
             step_duration: seconds a step stands for.
-            options: see `TraceConfig`.
 
         Raises:
             ValueError: also for options that have no meaning without a delay, for "none" with one, and for a trace

@@ -38,11 +38,7 @@ def all_pass_transition(exponents: Numbers) -> tuple[Numbers, Numbers]:
 
         M_kk = p_k    M_kj = d_k d_j Π_{j<i<k} (-p̄_i) for j < k    K_k = d_k Π_{i<k} (-p̄_i)    d = √(1 - |p|²)
 
-    Args:
-        exponents: log p, shape (n,), real or complex.
-
-    Returns:
-        M, shape (n, n), and K, shape (n,).
+    The exponents are log p, real or complex, shape (n,); M has shape (n, n), and K (n,).
     """
     poles, gain = np.exp(exponents), np.sqrt(-np.expm1(2 * exponents.real))
     through = np.eye(len(poles), len(poles) + 1, dtype=poles.dtype)  # from the input, then from each stage

@@ -19,11 +19,7 @@ RETROGRADE_STEP = 0.3
 
 
 def whole_steps(delay: float, step_duration: float) -> int:
-    """Return the delay in whole steps, D = T / Δt.
-
-    Args:
-        delay: T, in seconds.
-        step_duration: Δt, in seconds.
+    """Return the delay in whole steps, D = T / Δt, both in seconds.
 
     Raises:
         ValueError: if the delay is negative, not finite, or no whole number of steps; the message names the
