@@ -146,7 +146,7 @@ class Trace(ABC):
         return constants.kernel(length)
 
     def kernel(self, length: int) -> torch.Tensor:
-        """Return the normalised response to a unit input held for one step, g_0 … g_{length-1}: (length,), float64.
+        """Return the normalised response to a unit input held for one step: g_0 … g_{length-1}, in float64.
 
         Raises:
             ValueError: if length is below one; also see `transition`.
