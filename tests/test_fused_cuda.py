@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from late_credit import random_signals
 
 from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
 from cet_rl.credit import Signals, Synapses, SynapseState, step, synapses
@@ -36,21 +37,6 @@ TRACES = [
 
 GROUPS = [(1, 1), (2, 1), (2, 2), (3, 2), (5, 2), (5, 4)]
 """Environments, and into how many groups to split them at most: whole, uneven, fewer than asked for."""
-
-
-def random_signals(draw, generator, steps, envs, n_in, n_out, dtype):
-    """Random activity with ReLU derivatives, episode starts, and steps that are no transition."""
-
-    def normal(*shape):
-        return torch.randn(steps, envs, *shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    valid = (torch.rand(steps, envs, generator=generator) > 0.1).to(dtype)
-    start = (torch.rand(steps, envs, generator=generator) < 0.15).to(dtype)
-    derivative = (normal(n_out) > 0).to(dtype) * valid[..., None]
-    pre = normal(n_in)
-    if draw.random() < 0.3:  # as a view of something else
-        pre = pre.mT.contiguous().mT
-    return pre, derivative, normal(n_out) * valid[..., None], normal() * valid, start
 
 
 def assert_near(found, expected, tolerance):
@@ -83,8 +69,11 @@ def check(seed, device="cpu", dtype=torch.float64, tolerance=1e-10):
     try:
         fused_cuda._WALKS = groups * n_out * n_in
         for _ in range(draw.randint(1, 3)):
-            parts = random_signals(draw, generator, draw.choice([1, 1, 2, 5]), envs, n_in, n_out, dtype)
-            signals = Signals(*(part.to(device) for part in parts))
+            parts = random_signals(generator, draw.choice([1, 1, 2, 5]), envs, (n_in,), (n_out,), dtype)
+            pre, *others = (part.to(device) for part in parts)
+            if draw.random() < 0.3:  # as a view of something else
+                pre = pre.mT.contiguous().mT
+            signals = Signals(pre, *others)
             expected = step(constants, reference, signals, decay)
             assert_near(fused_cuda.fused_cuda(constants, state, signals, decay), expected, tolerance)
             assert_near(state.states, reference.states, tolerance)
@@ -100,8 +89,7 @@ def check_layer(executor, per_weight, trace, device="cpu"):
     options = {"gamma_lam": decay, "num_envs": 2, "dtype": torch.float64}
     found, reference = (Synapses(40, 3, trace, executor=e, **options).to(device) for e in (executor, "step"))
     for steps in (1, 4, 1, 2):
-        parts = random_signals(random.Random(0), generator, steps, 2, 40, 3, torch.float64)
-        parts = [part.to(device) for part in parts]
+        parts = [part.to(device) for part in random_signals(generator, steps, 2, (40,), (3,))]
         assert_near(found(*parts), reference(*parts), 1e-10)
 
 
@@ -142,10 +130,7 @@ def test_the_kernel_compiles(trace, dtype):
 
     if "nvidia" not in backends:
         pytest.skip("this Triton compiles for no NVIDIA device")
-    transition = trace.transition()
-    pattern, values = fused_cuda._distinct(
-        transition.M.tobytes(), transition.C.tobytes(), dtype, torch.device("cpu")
-    )
+    pattern, values = StateConstants(trace.transition(), dtype, torch.device("cpu")).coefficients
     names = fused_cuda._kernel.arg_names
     first_count, first_constant = names.index("steps"), names.index("PATTERN")
     source = ASTSource(
@@ -185,17 +170,11 @@ def test_without_a_compiled_loop_the_others_serve(executor, per_weight, monkeypa
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)], ids=str)
 @given(seed=st.integers(0, 2**31))
-def test_the_kernel_equals_the_definition(seed):
+def test_the_kernel_equals_the_definition(dtype, tolerance, seed):
     pytest.importorskip("triton")
-    check(seed, "cuda")
-
-
-@pytest.mark.cuda
-@given(seed=st.integers(0, 2**31))
-def test_the_kernel_in_float32(seed):
-    pytest.importorskip("triton")
-    check(seed, "cuda", torch.float32, 1e-3)
+    check(seed, "cuda", dtype, tolerance)
 
 
 @pytest.mark.cuda
@@ -215,7 +194,7 @@ def test_large_layers_and_the_same_numbers_again(envs):
     pytest.importorskip("triton")
     generator = torch.Generator().manual_seed(0)
     decay = torch.rand(256, 600, generator=generator)
-    parts = random_signals(random.Random(0), generator, 32, envs, 600, 256, torch.float32)
+    parts = random_signals(generator, 32, envs, (600,), (256,), torch.float32)
     updates = []
     for executor in ("step", "fused", "fused"):
         synapses = Synapses(600, 256, CET(10, 5), gamma_lam=decay, num_envs=envs, executor=executor).cuda()

@@ -25,18 +25,15 @@ def test_uniform_and_stacked_layers():
     assert CreditTiming(layers=2).layer_delays == (0, 0)
 
 
-def test_a_fraction_of_a_step_names_the_nearest_valid_delays():
-    with pytest.raises(ValueError, match=r"nearest valid delays are 1\.2 s and 1\.4 s"):
-        CreditTiming(1.3)
-
-
-@pytest.mark.parametrize("delay", [-0.2, float("inf"), float("nan")])
-def test_impossible_delays(delay):
-    with pytest.raises(ValueError, match="delay must be"):
-        CreditTiming(delay)
-
-
-@pytest.mark.parametrize("step", [0.0, -1.0, float("nan")])
-def test_impossible_steps(step):
-    with pytest.raises(ValueError, match="step duration"):
-        CreditTiming(1.0, step)
+@pytest.mark.parametrize(
+    ("message", "wrong"),
+    [
+        (r"nearest valid delays are 1\.2 s and 1\.4 s", [(1.3,)]),
+        ("delay must be", [(-0.2,), (float("inf"),), (float("nan"),)]),
+        ("step duration", [(1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))]),
+    ],
+)
+def test_impossible_times_are_named(message, wrong):
+    for times in wrong:
+        with pytest.raises(ValueError, match=message):
+            CreditTiming(*times)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from cet_rl import (
     register_trace,
 )
 from cet_rl.cli import main
+from cet_rl.cli.traces import float32_error
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
 from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.sharp import all_pass_transition, energy_share
@@ -78,14 +79,17 @@ def test_cet_peaks_at_the_delay_and_has_unit_area(order, delay):
     torch.testing.assert_close(peak, kernel / kernel.max(), rtol=1e-12, atol=0)
 
 
-def test_kernel_is_the_gamma_density_of_equation_5():
-    order, delay = 5, 40
-    rate = (order - 1) / delay
+def density_within(order, rate, lag):
+    """Return the area of the gamma density of Eq. 5 from `lag` to `lag` + 1 steps."""
     density = lambda t: rate**order * t ** (order - 1) * math.exp(-rate * t) / math.factorial(order - 1)  # noqa: E731
-    kernel = CET(order, delay).kernel(400)
+    return quad(density, lag, lag + 1, epsabs=1e-14)[0]
+
+
+def test_kernel_is_the_gamma_density_of_equation_5():
+    kernel = CET(5, 40).kernel(400)
     assert kernel.shape == (400,)
     for lag in (0, 1, 39, 40, 41, 200, 399):
-        assert abs(kernel[lag] - quad(density, lag, lag + 1, epsabs=1e-14)[0]) <= 1e-12
+        assert abs(kernel[lag] - density_within(5, 4 / 40, lag)) <= 1e-12
 
 
 @pytest.mark.parametrize("order", [2, 10, 12])
@@ -102,37 +106,20 @@ def test_nothing_overflows_in_float32(kind, order, delay):
 @pytest.mark.parametrize(
     "trace",
     [
-        CET(6, 30),
-        CET(6, 30, "peak", "official-images"),
-        SharpCET(6, 30),
-        Legendre(6, 30),
-        Optimal(7, 30),
-        ET(0.9),
-        LTPLTD(30),
+        *[CET(6, 30), CET(6, 30, "peak", "official-images"), CET(10, 640), CET(3, 5), Optimal(7, 30)],
+        *[kind(7, delay) for kind in PEAKED for delay in (3, 50, 60)],
+        *[LTPLTD(3), LTPLTD(40), LTPLTD(60), ET(0.9), ET(0.99), ET.from_delay(3), ET.from_delay(60)],
     ],
+    ids=repr,
 )
-def test_states_and_kernel_agree(trace):
-    transition = trace.transition()
+def test_states_kernel_support_and_normalisation_agree(trace):
+    transition, (first, last) = trace.transition(), trace.support
     assert transition.M.shape == (trace.states, trace.states)
     np.testing.assert_allclose(transition.kernel(200), trace.kernel(200).numpy(), atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", [ET.from_delay, LTPLTD, *(lambda d, n, kind=k: kind(7, d, n) for k in PEAKED)])
-@pytest.mark.parametrize("delay", [3, 60])
-def test_normalisation(kind, delay):
-    area = kind(delay, normalization="area") if kind in (ET.from_delay, LTPLTD) else kind(delay, "area")
-    peak = kind(delay, normalization="peak") if kind in (ET.from_delay, LTPLTD) else kind(delay, "peak")
-    length = area.support[1]
-    assert abs(area.kernel(length).abs().sum() - 1) <= 1e-12
-    assert abs(peak.kernel(length).max() - 1) <= 1e-12
-
-
-def test_support_leaves_nothing_out():
-    for trace in (CET(10, 640), CET(3, 5), SharpCET(10, 50), Legendre(10, 50), ET(0.99), LTPLTD(40)):
-        first, last = trace.support
-        kernel = trace.kernel(4 * last).abs()
-        assert kernel[:first].sum() + kernel[last:].sum() <= 3e-15 * kernel.sum()
-    assert PerfectMemory(7).support == (7, 8)
+    kernel = trace.kernel(4 * last).abs()
+    assert kernel[:first].sum() + kernel[last:].sum() <= 3e-15 * kernel.sum()
+    assert abs(replace(trace, normalization="area").kernel(last).abs().sum() - 1) <= 1e-12
+    assert abs(replace(trace, normalization="peak").kernel(last).max() - 1) <= 1e-12
 
 
 def test_classical_trace():
@@ -155,10 +142,15 @@ def test_ltp_ltd_is_the_difference_of_two_exponentials():
     assert kernel.argmax() in (39, 40)
 
 
-def test_perfect_memory_is_an_impulse():
+def test_memories_without_states_are_their_numbers():
     assert PerfectMemory(3).kernel(6).tolist() == [0, 0, 0, 1, 0, 0]
     assert PerfectMemory(3).transition() is None
     assert PerfectMemory(0, "peak").kernel(2).tolist() == [1, 0]
+    assert PerfectMemory(7).support == (7, 8)
+    trace = FiniteKernel([0, 1, -3, 0], delay_steps=2, normalization="area")
+    assert (trace.kernel(5).tolist(), trace.support, trace.states) == ([0, 0.25, -0.75, 0, 0], (1, 3), 0)
+    assert trace.sharpness == 0.9
+    assert (trace.bound, FiniteKernel([1.0]).sharpness) == (None, None)
 
 
 SHARPNESS = {  # order, delay: CET, SharpCET (without a ridge), Legendre, Optimal; to four digits
@@ -332,13 +324,6 @@ def test_a_trace_of_ones_own_is_scaled_and_measured():
     assert Silent(3, 5).states == 301
 
 
-def test_finite_kernels_are_their_numbers():
-    trace = FiniteKernel([0, 1, -3, 0], delay_steps=2, normalization="area")
-    assert (trace.kernel(5).tolist(), trace.support, trace.states) == ([0, 0.25, -0.75, 0, 0], (1, 3), 0)
-    assert trace.sharpness == 0.9
-    assert (trace.bound, FiniteKernel([1.0]).sharpness) == (None, None)
-
-
 @pytest.mark.parametrize(
     ("trace", "tolerance"),
     [
@@ -356,18 +341,7 @@ def test_finite_kernels_are_their_numbers():
 )
 def test_float32_stays_close_over_100_000_steps(trace, tolerance):
     """Largest error of the output, relative to its root mean square, driven by noise with a mean."""
-    transition = trace.transition()
-    steps = 100_000
-    inputs = np.random.default_rng(0).standard_normal(steps) + 0.5
-    exact, single = np.zeros(trace.states), np.zeros(trace.states, np.float32)
-    M32, K32, C32 = (c.astype(np.float32) for c in (transition.M, transition.K, transition.C))
-    errors, outputs = np.empty(steps), np.empty(steps)
-    for t, h in enumerate(inputs):
-        exact = transition.M @ exact + transition.K * h
-        single = M32 @ single + K32 * np.float32(h)
-        outputs[t] = transition.C @ exact
-        errors[t] = abs(outputs[t] - C32 @ single)
-    assert errors.max() <= tolerance * np.sqrt((outputs**2).mean())
+    assert float32_error(trace, 100_000) <= tolerance
 
 
 def constant(M, K, C, scale="area"):
@@ -425,39 +399,6 @@ class Nothing(Trace):
         (lambda: constant([[0.5]], [1], [-1], "peak").transition(), "no positive lag"),
         (lambda: constant("M", 1, 2).transition(), "must return M, K and C"),
         (lambda: Nothing().transition(), "without states, use a cet_rl.FiniteKernel"),
-    ],
-)
-def test_bad_traces_are_named(build, message):
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_the_official_discretisation_drives_the_first_stage_only():
-    """What avecplezir/CET does; for four stages at a rate of 1.8 a step its input vector is [.834, 0, 0, 0]."""
-    trace = CET(4, 5, "area", "official")  # rate 3/5
-    transition = trace.transition()
-    np.testing.assert_allclose(transition.K, [1 - np.exp(-0.6), 0, 0, 0], rtol=1e-14)
-    np.testing.assert_array_equal(transition.M, CET(4, 5).transition().M)
-    assert CET(4, 5).transition().K[1] > 0.1
-    entering = 1 - np.exp(-1.8)
-    assert entering == pytest.approx(0.834, abs=1e-3)
-
-
-@pytest.mark.parametrize("order", [2, 3, 5, 10])
-@pytest.mark.parametrize("delay_steps", [1, 7, 40, 800])
-@pytest.mark.parametrize("normalization", ["area", "peak"])
-def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, delay_steps, normalization):
-    trace = CET(order, delay_steps, normalization, "official")
-    length = trace.support[1]
-    kernel = trace.kernel(length).numpy()
-    np.testing.assert_allclose(trace.transition().kernel(length), kernel, atol=1e-12 * kernel.max())
-    assert kernel.argmax() == delay_steps
-    assert kernel.max() == pytest.approx(1) if normalization == "peak" else kernel.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("choose", "message"),
-    [
         (lambda: CET(4, 5, "area", "approximate"), "discretization must be one of exact, official"),
         (lambda: TraceConfig("legendre", options={"discretization": "official"}), "only 'cet' takes one"),
         (
@@ -482,11 +423,41 @@ def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, dela
         (lambda: register_trace("abstract", Trace), "does not define"),
         (lambda: parse_trace_options(["ratio"]), "takes name=value"),
         (lambda: parse_trace_options(["ratio=2", "ratio=3"]), "ratio twice"),
+        (lambda: TraceConfig.for_delay(8.0, PerfectMemory(30)), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, "perfect", trace_delay=7.0), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, "et", decay=0.9, trace_delay=7.0), "cannot be made for another delay"),
+        (lambda: TraceConfig.for_delay(8.0, CET(5, 40), stacked=True), "stacked delays differ by layer"),
+        (lambda: TraceConfig.for_delay(0.0, CET(5, 40)), "there is none: give a delay"),
+        (lambda: TraceConfig.for_delay(0.0, trace_delay=1.0), "there is none: give a delay"),
+        (lambda: TraceConfig.for_delay(8.0, trace_delay=-1.0), "positive number of seconds, got -1"),
+        (lambda: TraceConfig.for_delay(8.0, trace_delay=8.1).build(40), "would be 40.5 steps"),
+        (lambda: TraceConfig.for_delay(8.0, constant([[0.5]], [1], [1])), "must take delay_steps"),
     ],
 )
-def test_choices_that_cannot_be_are_refused(choose, message):
+def test_traces_and_choices_that_cannot_be_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
-        choose()
+        build()
+
+
+def test_the_official_discretisation_drives_the_first_stage_only():
+    """As in avecplezir/CET."""
+    trace = CET(4, 5, "area", "official")  # rate 3/5
+    transition = trace.transition()
+    np.testing.assert_allclose(transition.K, [1 - np.exp(-0.6), 0, 0, 0], rtol=1e-14)
+    np.testing.assert_array_equal(transition.M, CET(4, 5).transition().M)
+    assert CET(4, 5).transition().K[1] > 0.1
+
+
+@pytest.mark.parametrize("order", [2, 3, 5, 10])
+@pytest.mark.parametrize("delay_steps", [1, 7, 40, 800])
+@pytest.mark.parametrize("normalization", ["area", "peak"])
+def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, delay_steps, normalization):
+    trace = CET(order, delay_steps, normalization, "official")
+    length = trace.support[1]
+    kernel = trace.kernel(length).numpy()
+    np.testing.assert_allclose(trace.transition().kernel(length), kernel, atol=1e-12 * kernel.max())
+    assert kernel.argmax() == delay_steps
+    assert kernel.max() == pytest.approx(1) if normalization == "peak" else kernel.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -548,25 +519,6 @@ def test_traces_are_choices_too(trace):
     assert choice.build(0) is None
 
 
-@pytest.mark.parametrize(
-    ("choose", "message"),
-    [
-        (lambda: TraceConfig.for_delay(8.0, PerfectMemory(30)), "cannot be made for another delay"),
-        (lambda: TraceConfig.for_delay(8.0, "perfect", trace_delay=7.0), "cannot be made for another delay"),
-        (lambda: TraceConfig.for_delay(8.0, "et", decay=0.9, trace_delay=7.0), "cannot be made for another delay"),
-        (lambda: TraceConfig.for_delay(8.0, CET(5, 40), stacked=True), "stacked delays differ by layer"),
-        (lambda: TraceConfig.for_delay(0.0, CET(5, 40)), "there is none: give a delay"),
-        (lambda: TraceConfig.for_delay(0.0, trace_delay=1.0), "there is none: give a delay"),
-        (lambda: TraceConfig.for_delay(8.0, trace_delay=-1.0), "positive number of seconds, got -1"),
-        (lambda: TraceConfig.for_delay(8.0, trace_delay=8.1).build(40), "would be 40.5 steps"),
-        (lambda: TraceConfig.for_delay(8.0, constant([[0.5]], [1], [1])), "must take delay_steps"),
-    ],
-)
-def test_delays_that_a_trace_cannot_be_made_for_are_refused(choose, message):
-    with pytest.raises(ValueError, match=message):
-        choose()
-
-
 def test_a_trace_for_another_delay():
     choice = TraceConfig.for_delay(8.0, "optimal", 4, trace_delay=9.0)
     assert (choice.build(40), choice.build(80)) == (Optimal(4, 45, "peak"), Optimal(4, 90, "peak"))
@@ -576,12 +528,10 @@ def test_a_trace_for_another_delay():
 @pytest.mark.parametrize("delay", [1, 3, 10, 40])
 @pytest.mark.parametrize("order", [2, 10])
 def test_the_authors_kernel_for_images_is_the_density_over_the_step_before(order, delay):
-    rate = (order - 1) / (delay - 0.5)
-    density = lambda t: rate**order * t ** (order - 1) * math.exp(-rate * t) / math.factorial(order - 1)  # noqa: E731
     kernel = CET(order, delay, "area", "official-images").kernel(3 * delay + 3)
     assert kernel[0] == 0
     for lag in range(1, 3 * delay + 3):
-        assert abs(kernel[lag] - quad(density, lag - 1, lag, epsabs=1e-14)[0]) <= 1e-12
+        assert abs(kernel[lag] - density_within(order, (order - 1) / (delay - 0.5), lag - 1)) <= 1e-12
     shares = {1: 1.00, 3: 0.64, 10: 0.177}
     if order == 10 and delay in shares:
         assert CET(10, delay, "area", "official-images").sharpness == pytest.approx(shares[delay], abs=5e-3)
