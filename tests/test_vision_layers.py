@@ -316,7 +316,7 @@ def test_one_matrix_is_for_batches_of_its_size_only():
     for images, context in ((6, nullcontext()), (8, seen_at(layer, range(8), 8))):
         with context, pytest.raises(ValueError, match="batches of 8 images"):
             layer(torch.randn(images, 3))
-    with pytest.raises(ValueError, match="neither stream"):
+    with pytest.raises(ValueError, match="no layers that stream"):
         TracedLinear(3, 4, trace=CET(3, 2), streaming=True).use_matrix(8)
 
 
