@@ -32,11 +32,7 @@ class Advance(NamedTuple):
 
 @dataclass(frozen=True)
 class RNNCell:
-    """Hold sizes and constants of a network; its weights are arguments.
-
-    Raises:
-        ValueError: for counts below one, or an α, activation or output that cannot be.
-    """
+    """Hold sizes and constants of a network; its weights are arguments."""
 
     units: int  # n, hidden units
     inputs: int  # n_in
@@ -156,10 +152,7 @@ class LeakyRNN(nn.Module):
     def forward(self, x: Tensor, rates: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return readouts z of shape (T, B, n_out) for x of shape (T, B, n_in), and the last rates, shape (B, n).
 
-        It starts from `rates`, r_0, or zeros.
-
-        Raises:
-            ValueError: if shapes do not fit.
+        It starts from `rates`, r_0, or zeros. ValueError if shapes do not fit.
         """
         if x.ndim != 3 or x.shape[2] != self.cell.inputs:
             raise ValueError(f"x must have shape (T, B, {self.cell.inputs}), got {tuple(x.shape)}")

@@ -15,13 +15,10 @@ from cet_rl.traces.base import Normalization
 
 @dataclass(frozen=True)
 class Task:
-    """Describe an entry of the catalogue: a line about it, and what builds it for a run's configuration.
+    """Describe an entry of the catalogue."""
 
-    `build` returns a `cet_rl.recurrent.tasks.SequenceTask`, or raises ValueError with one clear line.
-    """
-
-    summary: str
-    build: Callable[[Any], Any]
+    summary: str  # a line about it
+    build: Callable[[Any], Any]  # of a configuration a `cet_rl.recurrent.tasks.SequenceTask`, or ValueError
 
 
 def _add(config: Any) -> Any:
@@ -47,10 +44,8 @@ TASKS: dict[str, Task] = {
 def register_task(name: str, summary: str, build: Callable[[Any], Any]) -> None:
     """Add a task to those that `cet-rl train` knows; its arguments are its name and those of `Task`.
 
-    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Raises:
-        ValueError: if the name is taken, or could be a Gymnasium id.
+    A package registers its own in the function that its entry point names (`cet_rl.plugins`). ValueError if the
+    name is taken, or could be a Gymnasium id.
     """
     if name in TASKS:
         raise ValueError(f"there is a task {name!r} already")

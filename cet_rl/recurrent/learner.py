@@ -42,11 +42,7 @@ def seeds(seed: int) -> dict[str, int]:
 
 
 def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
-    """Return the configuration's network, rule and output layer.
-
-    Raises:
-        ValueError: for an unknown rule, options that it does not take, or a delay that it cannot bridge.
-    """
+    """Return the configuration's network, rule and output layer; ValueError if they do not fit together."""
     cell = RNNCell(config.units, task.inputs, task.outputs, config.alpha, config.activation, task.output)
     rule = build_rule(config.rule, cell, parse_options(config.rule, config.options))
     hidden, output = config.timing.layer_delays
@@ -66,10 +62,7 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
 
 
 class SequenceLearner:
-    """Train a network with its rule on a stream; a `cet_rl.runs.session.Learner`.
-
-    The configuration is resolved. ValueError for what does not fit together, see `build_online`.
-    """
+    """Train a network with its rule on a stream; a `cet_rl.runs.session.Learner`, of a resolved configuration."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         self.config, self.step = config, 0
@@ -177,11 +170,7 @@ class SequenceLearner:
         }
 
     def load(self, file: Path) -> None:
-        """Restore the state that `state` returned, from a file.
-
-        Raises:
-            ValueError, OSError: if the file cannot be read, or is of another network.
-        """
+        """Restore what `state` returned from a file; ValueError or OSError where that fails."""
         saved = archive.read(file, what="network")
         try:
             mine, found = self.memory.named(), saved["memory"]

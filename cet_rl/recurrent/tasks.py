@@ -68,10 +68,7 @@ class SequenceTask(ABC):
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
         """Return a new stream of B sequences, independent of each other and of those of other seeds.
 
-        Inputs and labels are drawn and computed alike for all types of floating-point numbers.
-
-        Raises:
-            ValueError: for a seed below 0 or a batch below 1.
+        Inputs and labels are drawn and computed alike for all types. ValueError for a seed < 0 or a batch < 1.
         """
         return Stream(self, seed, batch, dtype)
 
@@ -89,11 +86,7 @@ class Stream:
         self._steps, self._rates = 0, np.zeros((self._batch, task.units))
 
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Return x of shape (T, B, n_in) and y* of shape (T, B, n_out) for the next T steps, on the CPU.
-
-        Raises:
-            ValueError: unless T is a whole number, 1 or more.
-        """
+        """Return x of shape (T, B, n_in) and y* of shape (T, B, n_out) for the next T ≥ 1 steps, on the CPU."""
         symbols = (self._steps + np.arange(_whole("steps", steps, least=1))) // self._hold
         first, last = int(symbols[0]), int(symbols[-1]) + 1
         bits = self._bits(first - self._task.memory, last).astype(np.float64)
@@ -116,11 +109,7 @@ class Stream:
         return {"seed": self._seed, "steps": self._steps, "rates": torch.from_numpy(self._rates.copy())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from where another stream of the same task stood, bit for bit, with that one's seed.
-
-        Raises:
-            ValueError, KeyError: if it is no such state, or one of another number of sequences.
-        """
+        """Continue where another stream of the same task and batch stood, bit for bit, with that one's seed."""
         rates, seed, steps = state["rates"], _whole("seed", state["seed"]), _whole("steps", state["steps"])
         if rates.shape != self._rates.shape:
             raise ValueError(f"rates of this stream must have the shape {self._rates.shape}, got {rates.shape}")
@@ -130,8 +119,7 @@ class Stream:
 def symbol_steps(alpha: float) -> int:
     """Return 1/α, the steps for which a symbol is held; six digits of α are enough: 0.333333 holds for 3 steps.
 
-    Raises:
-        ValueError: unless α lies in (0, 1] and 1/α is a whole number.
+    ValueError unless α lies in (0, 1] and 1/α is a whole number.
     """
     if not (math.isfinite(alpha) and 0 < alpha <= 1):
         raise ValueError(f"alpha must lie in (0, 1], got {alpha:g}")
@@ -150,10 +138,7 @@ class Add(SequenceTask):
     """Tell the probability y(t) = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) from one bit x(t) at a time.
 
     Inputs are [x, 1 - x], labels [y, 1 - y]. Symbols before the first step are drawn like all others. Lags t1 and
-    t2 count symbols, not steps.
-
-    Raises:
-        ValueError: unless lags are two whole numbers from 0 to `MAX_LAG`, and 1/α is a whole number.
+    t2 count symbols, not steps, from 0 to `MAX_LAG`.
     """
 
     lags: tuple[int, int] = (3, 5)
@@ -203,9 +188,6 @@ class Mimic(SequenceTask):
 
     The seed is that of the fixed network's weights. They are unlike those that `RNNCell.initial_weights` draws
     from a generator of this seed: a learner of the same seed would have nothing to learn.
-
-    Raises:
-        ValueError: for a negative seed, counts below one, or an α of which 1/α is no whole number.
     """
 
     seed: int
@@ -249,19 +231,14 @@ class Mimic(SequenceTask):
             total, squares = total + label.mean((0, 1)), squares + label.square().mean((0, 1))
         return {"mean label": 0.5 * float((squares / 200 - (total / 200) ** 2).mean())}
 
-    @cached_property
-    def _parts(self) -> tuple[Array, Array, Array]:
-        weight, weight_out = (each.numpy() for each in self.weights)
-        parts = weight[:, : self.units], weight[:, self.units : -1], weight_out[:, :-1]
-        recurrent, entering, reading = (np.ascontiguousarray(part.T) for part in parts)
-        return recurrent, entering, reading
-
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
         """See `SequenceTask.respond`."""
         # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
         # (what `@` does with three axes), because a product of another size may be rounded in another way.
-        recurrent, entering, reading = self._parts
-        bias, bias_out = (each[:, -1].numpy() for each in self.weights)
+        weight, weight_out = (each.numpy() for each in self.weights)
+        parts = weight[:, : self.units], weight[:, self.units : -1], weight_out[:, :-1]
+        recurrent, entering, reading = (np.ascontiguousarray(part.T) for part in parts)
+        bias, bias_out = weight[:, -1], weight_out[:, -1]
         drive, path = bits @ entering + bias, np.empty((len(index), *rates.shape))
         for now, symbol in zip(path, index.tolist(), strict=True):
             np.matmul(rates, recurrent, out=now)
@@ -282,8 +259,7 @@ def add_label(early: Any, late: Any) -> Any:
 def build_task(name: str, settings: Any) -> SequenceTask:
     """Build a task of `TASKS`, third parties' included, for a run's configuration, or its `lags`, `alpha`, `seed`.
 
-    Raises:
-        ValueError: for an unknown name, with the nearest or all names, or settings that the task refuses.
+    ValueError for an unknown name, or settings that the task refuses.
     """
     load_plugins()
     if name not in TASKS:

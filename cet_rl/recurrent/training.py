@@ -16,11 +16,7 @@ from cet_rl.runs.task_kinds import RECURRENT
 
 
 def resolve(config: RecurrentConfig) -> RecurrentConfig:
-    """Return the configuration with trace, rule options, device and threads filled in.
-
-    Raises:
-        ValueError: if the device is not available, or rule, task and delay do not fit together.
-    """
+    """Return the configuration with trace, rule options, device and threads filled in, if it can run."""
     config = config.on_this_machine().resolved()
     online = build_online(config, build_task(config.task, config))  # raises ValueError where they do not fit
     if online.rule.first_gradient > config.last_update:

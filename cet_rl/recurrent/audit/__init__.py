@@ -10,10 +10,8 @@ several sizes, operations from what torch dispatches in a step.
 Source of the criteria: Marschall, Cho, Savin, "Evaluating biological plausibility of learning algorithms the lazy
 way" (2019), i to vi, and its argument against backpropagation through time.
 
-What is not judged: whether each signal is present at the synapse that uses it, whether synapses can be used
-backwards (weight transport), and whether two phases of computation can share the same neurons. Of the locality
-that criterion ii asks for, two violations are seen: more than two units sharing a number, and a number that all
-entries of a matrix go into.
+Of the locality that criterion ii asks for, two violations are seen: more than two units sharing a number, and a
+number that all entries of a matrix go into. What is not judged stands in `report.LEGEND`.
 """
 
 from __future__ import annotations

@@ -55,11 +55,7 @@ class Order:
 
     @classmethod
     def parse(cls, text: str) -> Order:
-        """Read what `str` writes: letters n, m and T with superscripts, joined by +; 0 and 1 for no growth.
-
-        Raises:
-            ValueError: for anything else.
-        """
+        """Read what `str` writes: letters n, m and T with superscripts, joined by +; 0 and 1 for no growth."""
         words = [] if text.strip() == "0" else [word.strip() for word in text.split("+")]
         if not all(re.fullmatch(rf"1|([nmT][{_SUPERSCRIPTS}]*)+", word) for word in words):
             raise ValueError(f"an order is written like n²m, n² + nm or Tn + Tm, got {text!r}")

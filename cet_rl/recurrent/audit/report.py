@@ -45,7 +45,8 @@ WIDTH = 140
 LEGEND = """\
 n units, m = n + n_in + 1, T steps of a window. A Jacobian is a product with diag(D) W_rec.
 e_ij = D_i r̂_j, D = α φ'(v), r̂ = [r; x; 1]; J is the Jacobian, c̄ = W_outᵀ (ŷ - y*), r̃ = [r; y*; 1].
-Not judged: whether each signal is present at the synapse that uses it, and whether synapses can work backwards."""
+Not judged: whether each signal is present at the synapse that uses it, whether synapses can work backwards (weight
+transport), and whether two phases of computation can share the same neurons."""
 
 
 def _row(audit: Audit) -> dict[str, str]:

@@ -50,11 +50,8 @@ _WINDOW = {"inputs": "btm->tbm", "slope": "btn->tbn", "credit": "btn->tbn"}
 _GUESS = {"A": "nq->qn", "A_copy": "nq->qn", "known": "bq->bq", "credit": "bn->bn"}
 _KERNL = {"A": "nu->nu", "timescale": "n->n", "B": "bnm->bmn"}
 _NETWORK = {
-    "weight": "nm->mn",
-    "weight_out": "oe->oe",
-    "rates": "bn->bn",
-    "pending": "nm->mn",
-    "pending_out": "oe->oe",
+    **{"weight": "nm->mn", "weight_out": "oe->oe", "rates": "bn->bn"},
+    **{"pending": "nm->mn", "pending_out": "oe->oe"},
 }
 _SCRATCH = {
     **{"inputs": "bm", "extended": "be", "slope": "bn", "readout": "bo"},
@@ -83,10 +80,9 @@ LOOPS: dict[type[Rule], Loop] = {
 
 
 def supports(online: Online, memory: Memory) -> bool:
-    """Return whether `run` can take the place of `Online.run`.
+    """Return whether `run` can: for the built-in rules, delayed or not, in float32 or float64 on a CPU.
 
-    It can for the built-in rules, delayed or not, in float32 or float64 on a CPU. It cannot for a class of a
-    user's own, not even one that inherits from those of this package.
+    It cannot for a class of a user's own, not even one that inherits from those of this package.
     """
     rule, readout = online.rule, online.readout
     bare = rule.rule if type(rule) is Delayed else rule
@@ -106,13 +102,10 @@ def supports(online: Online, memory: Memory) -> bool:
 def run(
     online: Online, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
 ) -> tuple[Memory, Tensor]:
-    """Do what `Online.run` does, to rounding, as one compiled loop on one core; the arguments stay as they are.
+    """Do what `Online.run` does, to rounding, as one compiled loop on one core, with its arguments and results.
 
     The first run with a rule and a type of numbers compiles its loop: seconds, once on a machine. A memory can go
-    from one executor to the other at any step. Arguments and results are those of `Online.run`.
-
-    Raises:
-        ValueError: where `supports` says no, or for a tensor whose shape does not fit.
+    from one executor to the other at any step. ValueError where `supports` says no, or if a shape does not fit.
     """
     if not supports(online, memory):
         raise ValueError(
@@ -138,16 +131,13 @@ def run(
     feedback = arrays["weight_out"]
     if online.feedback is not None:
         feedback = _pack("feedback", online.feedback, "on->on", sizes)
-    given = {"x": (x, "i"), "label": (label, "o"), **({"noise": (noise, spec.noise)} if spec.noise else {})}
-    sequences = {
-        name: _sequence(name, tensor, (steps, sizes["b"], sizes[axis]), dtype)
+    given = {"x": (x, "i"), "label": (label, "o"), "noise": (noise if spec.noise else x[:, :, :0], spec.noise)}
+    sequences = [
+        _sequence(name, tensor, (steps, sizes["b"], sizes.get(axis, 0)), dtype)
         for name, (tensor, axis) in given.items()
-    }
-    data = Data(**{"noise": np.zeros((0, 0, 0), dtype), **sequences}, losses=np.zeros(steps, dtype))
-    constants = tuple(
-        value if isinstance(value, int) else dtype.type(value)
-        for value in (getattr(bare, name) for name in spec.constants)
-    )
+    ]
+    data = Data(*sequences, np.zeros(steps, dtype))
+    numbers = [getattr(bare, name) for name in spec.constants]
     with _blas().limit(limits=1):
         spec.run(
             _network(online, arrays, feedback, sizes),
@@ -156,7 +146,7 @@ def run(
             data,
             clock,
             tuple(arrays[f"rule.{name}"] for name in spec.layouts),
-            constants,
+            tuple(number if isinstance(number, int) else dtype.type(number) for number in numbers),
         )
     after = {name: _unpack(arrays[name], layout, steps) for name, layout in layouts.items()}
     return Memory.from_named(after), torch.from_numpy(data.losses)

@@ -26,10 +26,10 @@ class RuleEntry:
 
     def options(self) -> dict[str, type]:
         """Return what its constructor takes beside the cell, with types: whole numbers or numbers."""
-        found: dict[str, type] = {}
-        for each in _parameters(self.kind):
-            found[each.name] = int if type(each.default) is int and "float" not in str(each.annotation) else float
-        return found
+        return {
+            each.name: int if type(each.default) is int and "float" not in str(each.annotation) else float
+            for each in _parameters(self.kind)
+        }
 
     def check_options(self, names: Iterable[str]) -> None:
         """Raise ValueError for a name that is none of its options."""
@@ -53,11 +53,8 @@ def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
     """Add a rule, with a line about it, to those that `cet-rl train` and `cet-rl rules` know, and return it.
 
     It is a subclass of `Rule` with a `name`, whose constructor takes a `RNNCell` and, if anything, numbers that
-    have defaults. A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Raises:
-        ValueError: if it is no rule or an abstract one, has no name, the name is taken, or its constructor needs
-            more than a cell.
+    have defaults; ValueError for anything else, or if the name is taken. A package registers its own in the
+    function that its entry point names (`cet_rl.plugins`).
     """
     _check(kind)
     if kind.name in RULES:
@@ -109,11 +106,7 @@ def rules() -> dict[str, RuleEntry]:
 
 
 def find_rule(name: str) -> RuleEntry:
-    """Return the entry of a name, or of a class that is written as module:Class.
-
-    Raises:
-        ValueError: if there is none, with the nearest or all names; or if the class is no rule.
-    """
+    """Return the entry of a name, or of a class that is written as module:Class; ValueError if it is no rule."""
     known = rules()
     module, colon, attribute = name.partition(":")
     if colon:
@@ -128,13 +121,8 @@ def find_rule(name: str) -> RuleEntry:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
-    """Return a rule's options, written `window=10`, as its constructor takes them.
-
-    Raises:
-        ValueError: for an option that the rule does not have, one given twice, or a value that is no number.
-    """
-    entry = find_rule(name)
-    found: dict[str, float] = {}
+    """Return a rule's options, written `window=10`, as its constructor takes them; ValueError for others."""
+    entry, found = find_rule(name), dict[str, float]()
     for word in words:
         option, sign, text = word.partition("=")
         if not sign:
@@ -152,11 +140,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
 
 
 def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = None) -> Rule:
-    """Build a rule for a network, by its name and with options of its constructor.
-
-    Raises:
-        ValueError: for an unknown rule, or an option that cannot be.
-    """
+    """Build a rule for a network, by its name; ValueError for an unknown rule, or an option that cannot be."""
     entry, given = find_rule(name), dict[str, Any](options or {})
     entry.check_options(given)
     return entry.kind(cell, **given)

@@ -44,13 +44,8 @@ class RFLO(SeparableRule):
 class KeRNL(SeparableRule):
     """Kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities A and time scales learned from noise.
 
-    A copy r̃ of the network gets noise ζ on its rates. With κ_i = max(0, 1 - α_i),
-
-        r̃ ← f(r̃, x) + ζ      Ω ← κ Ω + ζ      Γ ← κ Γ - Ω_old      ε = A Ω - (r̃ - r)
-        A ← A - η ε Ωᵀ       α_i ← max(0, α_i - η (ε A)_i Γ_i)     B_ij ← κ_i B_ij + e_ij
-        G_ij = (c̄ A)_i B_ij
-
-    The authors' Ω is a step ahead of their perturbed network; here both have felt the same noise.
+    A copy r̃ of the network gets noise ζ on its rates, see `equations`; κ_i and α_i stop at zero. The authors' Ω is
+    a step ahead of their perturbed network; here both have felt the same noise.
 
     The rate η is for noise in units of its standard deviation σ (with noise as it is, the rate would be η/σ²). In
     float32 rounding adds about 5e-8/σ to ε/σ: below σ = 1e-5 little is left to learn from. Each α_i starts at

@@ -7,6 +7,8 @@ are of each sequence. `start` is the standard deviation of the factors before th
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,17 +19,17 @@ from cet_rl.recurrent.rules.base import DeclaredCost, Rule, State, StepInputs, b
 class _Stochastic(Rule):
     """Draw two factors A and B from N(0, start²) before the first step."""
 
+    axes: ClassVar[tuple[str, str]]  # of A and B, a letter an axis: b sequences, n units, m columns
+
     def __init__(self, cell: RNNCell, start: float = 1.0) -> None:
         super().__init__(cell)
         self.start = self.number("start", start)
 
-    def _factors(
-        self, like: Tensor, generator: torch.Generator | None, a: tuple[int, ...], b: tuple[int, ...]
-    ) -> State:
-        drawn = {
-            name: self.start * torch.randn(shape, generator=generator) for name, shape in (("A", a), ("B", b))
-        }
-        return {name: tensor.to(like) for name, tensor in drawn.items()}
+    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
+        """Draw A and B."""
+        sizes = {"b": len(rates), "n": self.cell.units, "m": self.cell.columns}
+        drawn = (torch.randn([sizes[axis] for axis in axes], generator=generator) for axes in self.axes)
+        return {name: (self.start * tensor).to(weight) for name, tensor in zip("AB", drawn, strict=True)}
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw ν, a sign for each unit: shape (T, B, n)."""
@@ -42,12 +44,9 @@ class UORO(_Stochastic):
     """Unbiased online recurrent optimisation (Tallec, Ollivier 2017): M_kij ≈ A_k B_ij."""
 
     name = "uoro"
+    axes = ("bn", "bnm")
     declared_cost = DeclaredCost("nm", "n² + nm", frozenset({"matrix-vector", "Jacobian", "noise"}))
     equations = "A ← ρ0 J A + ρ1 ν; B_ij ← B_ij/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B"
-
-    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return A of shape (B, n) and B of shape (B, n, m)."""
-        return self._factors(weight, generator, tuple(rates.shape), (len(rates), *weight.shape))
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""
@@ -62,22 +61,15 @@ class UORO(_Stochastic):
 
 
 class KFRTRL(_Stochastic):
-    """Kronecker-factored RTRL (Mujika, Meier, Steger 2018): M_kij ≈ A_j B_ki.
-
-    B is kept with k in its last axis.
-    """
+    """Kronecker-factored RTRL (Mujika, Meier, Steger 2018): M_kij ≈ A_j B_ki; B has k in its last axis."""
 
     name = "kf-rtrl"
+    axes = ("bm", "bnn")
     declared_cost = DeclaredCost("n²", "n³", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
     equations = "A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G_ij = (c̄ B)_i A_j"
 
-    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return A of shape (B, m) and B, transposed, of shape (B, n, n)."""
-        n, m, batch = self.cell.units, self.cell.columns, len(rates)
-        return self._factors(weight, generator, (batch, m), (batch, n, n))
-
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
-        """ν0 and ν1: shape (T, B, 2)."""
+        """Draw ν0 and ν1: shape (T, B, 2)."""
         return draw_signs((steps, batch, 2), generator)
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
@@ -94,19 +86,12 @@ class KFRTRL(_Stochastic):
 
 
 class RKF(_Stochastic):
-    """Reverse KF-RTRL (Marschall, Cho, Savin 2019): M_kij ≈ A_i B_kj.
-
-    B is kept with k in its last axis.
-    """
+    """Reverse KF-RTRL (Marschall, Cho, Savin 2019): M_kij ≈ A_i B_kj; B has k in its last axis."""
 
     name = "r-kf"
+    axes = ("bn", "bmn")
     declared_cost = DeclaredCost("nm", "n²m", frozenset({"matrix-vector", "matrix-matrix", "Jacobian", "noise"}))
     equations = "A_i ← ρ0 A_i + ρ1 ν_i; B_kj ← (J B)_kj/ρ0 + ν_k e_kj/ρ1; G_ij = A_i (c̄ B)_j"
-
-    def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return A of shape (B, n) and B, transposed, of shape (B, m, n)."""
-        n, m, batch = self.cell.units, self.cell.columns, len(rates)
-        return self._factors(weight, generator, (batch, n), (batch, m, n))
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """See `Rule.step`."""

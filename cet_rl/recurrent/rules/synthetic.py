@@ -14,13 +14,9 @@ from cet_rl.recurrent.rules.base import DeclaredCost, SeparableRule, State, Step
 class DNI(SeparableRule):
     """Decoupled neural interfaces (Jaderberg et al. 2017): credit as a learned linear function of what is known.
 
-    With r̃_t = [r_t; y*_t; 1],
-
-        c* = c̄_{t-1} + (A⁻ r̃_t) J_t      A ← A - η (A r̃_{t-1} - c*) r̃_{t-1}ᵀ      G_ij = (A r̃_t)_i e_ij
-
-    A is shared by all sequences and learns from the mean over them, at the rate η; A⁻ is a copy of it, made every
-    `renewal` steps: that is the authors' code's, and the paper's equation is `renewal=1`. A starts as
-    N(0, 1/(n + n_out + 1)).
+    What is known is r̃_t = [r_t; y*_t; 1], see `equations`. A is shared by all sequences and learns from the mean
+    over them, at the rate η; A⁻ is a copy of it, made every `renewal` steps: that is the authors' code's, and the
+    paper's equation is `renewal=1`. A starts as N(0, 1/(n + n_out + 1)).
     """
 
     name = "dni"
@@ -69,9 +65,7 @@ class DNI(SeparableRule):
 class DNIb(DNI):
     """DNI(b), the paper's plausible form: synapses 𝒥 of their own learn to stand in for the Jacobian.
 
-        𝒥 ← 𝒥 - η_J (𝒥 r_{t-1} - r_t) r_{t-1}ᵀ      c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥
-
-    and the rest as DNI. 𝒥 starts at W_rec and learns before it is used. `jacobian_rate` is η_J; None for η.
+    𝒥 starts at W_rec and learns before it is used. `jacobian_rate` is η_J; None for η.
     """
 
     name = "dni-b"
