@@ -131,12 +131,12 @@ def run(
     feedback = arrays["weight_out"]
     if online.feedback is not None:
         feedback = _pack("feedback", online.feedback, "on->on", sizes)
-    given = {"x": (x, "i"), "label": (label, "o"), "noise": (noise if spec.noise else x[:, :, :0], spec.noise)}
-    sequences = [
-        _sequence(name, tensor, (steps, sizes["b"], sizes.get(axis, 0)), dtype)
+    given = {"x": (x, "i"), "label": (label, "o"), **({"noise": (noise, spec.noise)} if spec.noise else {})}
+    sequences = {
+        name: _sequence(name, tensor, (steps, sizes["b"], sizes[axis]), dtype)
         for name, (tensor, axis) in given.items()
-    ]
-    data = Data(*sequences, np.zeros(steps, dtype))
+    }
+    data = Data(**{"noise": np.zeros((0, 0, 0), dtype), **sequences}, losses=np.zeros(steps, dtype))
     numbers = [getattr(bare, name) for name in spec.constants]
     with _blas().limit(limits=1):
         spec.run(
