@@ -18,7 +18,7 @@ from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, batch_launcher, work
+from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, batch_launcher, work
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
@@ -107,7 +107,8 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_w
     ] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
     assert work(folder, names[1:], fail) == EXIT_FAILED  # they are not trained again
-    assert work(folder, names, lambda folder, jobs: "finished", retry=True) == EXIT_FINISHED
+    for result, status in (("interrupted", EXIT_INTERRUPTED), ("finished", EXIT_FINISHED)):
+        assert work(folder, names, lambda folder, jobs, r=result: r, retry=True) == status
 
 
 @pytest.mark.slow

@@ -217,6 +217,7 @@ def test_defaults_of_the_other_task_kinds(tmp_path):
     images = read_search(file_of(tmp_path, task="digits", **nothing))
     assert (images.metric.key, images.curve.key) == ("validation_accuracy", "validation/accuracy")
     assert images.fixed["validation"] is True
+    assert open_study(images, SearchFolder(tmp_path / "search")).direction.name == "MAXIMIZE"
     play = read_search(file_of(tmp_path, task="CartPole-v1", **nothing))
     assert (play.metric.key, play.curve.key) == ("train_return_mean", "rollout/ep_rew_mean")
 
