@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from late_credit import CONVOLUTIONS, DENSE, assert_same, joined, problems, random_signals, updates_by_formula
+from torch.nn.functional import pad
 
 from cet_rl import CET, ET, PerfectMemory
 from cet_rl.credit import Convolution, Dense, Synapses
@@ -55,7 +56,7 @@ def test_the_definition_equals_its_formula(problem):
     parts, synapses = problem.signals(), problem.layer("step")
 
     def outer(post, pre):
-        return torch.outer(post, problem.geometry.inputs(pre))
+        return torch.outer(post, pad(pre, (0, int(problem.geometry.bias)), value=1.0))
 
     assert_same([sum(synapses(*part) for part in parts)], [updates_by_formula(problem, parts, outer)])
 
