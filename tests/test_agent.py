@@ -55,6 +55,8 @@ BREAKOUT = "MinAtar/Breakout-v1"
         {"trace": "ltp-ltd", "order": None},
         {"trace": "perfect", "order": None},
         {"trace": TraceConfig("legendre", 4, normalization="area"), "order": None},
+        {"trace": Optimal(3, 5, "peak", 0.4), "order": None, "delay": None},
+        {"trace": FiniteKernel([0, 1, 2], 5), "order": None},
         {"stacked": True},
         {"n_steps": 1},
         {"random_lam": (0.1, 0.9), "seed": None},  # another process draws other λ
@@ -73,21 +75,26 @@ BREAKOUT = "MinAtar/Breakout-v1"
     ids=str,
 )
 def test_every_kind_of_agent_learns_and_comes_back(tmp_path, options):
-    model = make(**options)
+    model = make(learning_rate=LinearSchedule(1e-3, 1e-4, 0.5), **options)
     before = weights(model)
     model.learn(96)
     assert torch.isfinite(weights(model)).all()
     assert not torch.equal(before, weights(model))
     model.save(tmp_path / "agent")
-    loaded = CETActorCritic.load(tmp_path / "agent", make_vec_env(options.get("task", "CartPole-v1"), 2, 3))
+    loaded = CETActorCritic.load(tmp_path / "agent.zip", model.get_env())
     assert_same_state(model, loaded)
-    assert loaded.learner_config == model.learner_config
+    assert [s.trace for s in loaded.synapses] == [s.trace for s in model.synapses]
+    assert (loaded.num_timesteps, loaded.learner_config) == (96, model.learner_config)
     for name, probe in loaded.probes.items():
         if probe.decay_per_weight is not None:
             assert torch.equal(probe.decay_per_weight, loaded.learner.synapses[int(name)].decay_per_weight)
+    for agent in (model, loaded):  # weights, traces, lines, optimiser, random state: both learn the same
+        agent.set_env(make_vec_env(options.get("task", "CartPole-v1"), 2, seed=99))
+        agent.learn(64, reset_num_timesteps=False)
+    assert torch.equal(weights(model), weights(loaded))
+    assert loaded._n_updates == model._n_updates
     observation = model.get_env().reset()
     np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
-    loaded.learn(32, reset_num_timesteps=False)
     actions, *_ = loaded.predict(observation)
     assert all(loaded.action_space.contains(action) for action in actions)
     observation = torch.as_tensor(observation)
@@ -132,36 +139,12 @@ def test_acting_samples_the_policy():
     assert abs(count.found - count.expected) < 4 * np.sqrt(8000 / 4)
 
 
-def continued(model, steps=400):
-    model.set_env(make_vec_env("CartPole-v1", 2, seed=99))
-    model.learn(steps, reset_num_timesteps=False)
-    return weights(model)
-
-
-@pytest.mark.parametrize("options", [{}, {"trace": "perfect", "order": None}, {"random_lam": (0.2, 0.9)}], ids=str)
-def test_a_loaded_agent_goes_on_exactly(tmp_path, options):
-    """Weights, traces, lines, optimiser, random state: the copy learns what the original learns."""
-    model = make(learning_rate=LinearSchedule(1e-3, 1e-4, 0.5), **options)
-    model.learn(400)
-    model.save(tmp_path / "agent")
-    loaded = CETActorCritic.load(tmp_path / "agent.zip", model.get_env())
-    assert_same_state(model, loaded)
-    assert loaded.num_timesteps == model.num_timesteps
-    assert torch.equal(continued(model), continued(loaded))
-    assert (model.num_timesteps, model._n_updates) == (832, 26)
-
-
-def test_traces_are_taken_as_they_are_and_come_back(tmp_path):
+def test_traces_are_taken_as_they_are():
     """Without a delay of the agent it is the trace's own; with another one, the trace is made for a wrong one."""
     for delay, trace in ((None, Optimal(3, 5, "peak", 0.4)), (0.8, CET(3, 5)), (1.0, FiniteKernel([0, 1, 2], 5))):
         model = make(trace=trace, order=None, delay=delay)
-        model.learn(64)
-        model.save(tmp_path / "agent")
-        loaded = CETActorCritic.load(tmp_path / "agent.zip", model.get_env())
-        for agent in (model, loaded):
-            assert agent.timing.delay == pytest.approx(delay or 1.0)
-            assert {synapses.trace for synapses in agent.synapses} == {trace}
-        assert torch.equal(continued(model), continued(loaded))
+        assert model.timing.delay == pytest.approx(delay or 1.0)
+        assert {synapses.trace for synapses in model.synapses} == {trace}
     with pytest.raises(ValueError, match="trace is a CET: set order there"):
         make(trace=CET(3, 5))
 
@@ -297,7 +280,7 @@ def test_what_cannot_be_changed_on_loading_is_named(tmp_path):
     make().save(tmp_path / "agent")
     assert CETActorCritic.load(tmp_path / "agent", verbose=1, ent_coef=0.5).ent_coef == 0.5
     for arguments, message in (
-        ({"foo": 3}, "does not know foo"),
+        ({"foo": 3}, "foo cannot be changed .* unknown argument 'foo'"),
         ({"delay": 2.0}, "delay cannot be changed"),
         ({"custom_objects": {"learning_rate": 0.1}}, "custom_objects"),
         ({"env": make_vec_env("CartPole-v1", 2, 0, step_duration=0.5)}, r"clock says 0\.5 s"),

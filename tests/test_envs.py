@@ -204,20 +204,34 @@ def test_bad_requests_are_named(call, message):
         call()
 
 
+def vector(mode):
+    return SyncVectorEnv([lambda: gym.make("CartPole-v1", max_episode_steps=5)] * 2, autoreset_mode=mode)
+
+
 def numpy_cartpole(num_envs=2, seed=0, limit=None):
     return make_vec_env("CartPole-v1", num_envs, seed, vectorization="numpy", max_episode_steps=limit)
 
 
 @pytest.mark.filterwarnings("ignore:The environment is already wrapped")
-@pytest.mark.parametrize("wrap", [lambda env: env, VecMonitor, lambda env: VecFrameStack(env, 2)], ids=str)
-def test_the_vectorised_form_has_no_steps_but_those_of_episodes(wrap):
-    env = wrap(numpy_cartpole(2, limit=5))
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: numpy_cartpole(limit=5),
+        lambda: VecMonitor(numpy_cartpole(limit=5)),
+        lambda: VecFrameStack(numpy_cartpole(limit=5), 2),
+        lambda: VecMonitor(GymnasiumVecEnv(vector(AutoresetMode.SAME_STEP))),
+    ],
+)
+def test_the_vectorised_form_has_no_steps_but_those_of_episodes(build):
+    env = build()
+    env.seed(0)
     env.reset()
     for step in range(1, 21):
-        _, rewards, dones, infos = env.step(np.array([step % 2] * 2))
+        observations, rewards, dones, infos = env.step(np.array([step % 2] * 2))
         assert (rewards == 1).all()
         assert (dones == (step % 5 == 0)).all()
-        for info in infos if step % 5 == 0 else ():
+        for shown, info in zip(observations, infos, strict=True) if step % 5 == 0 else ():
+            assert not np.array_equal(info["terminal_observation"], shown)
             assert (info["episode"]["l"], info["episode"]["r"], info["TimeLimit.truncated"]) == (5, 5, True)
     model = A2C("MlpPolicy", env, device="cpu")
     model.learn(100)
@@ -243,23 +257,7 @@ def test_the_vectorised_form_is_the_environment():
     assert ended > 5
 
 
-def test_time_limits_come_with_the_observation_they_cut():
-    def build():
-        return gym.make("CartPole-v1", max_episode_steps=4)
-
-    env = GymnasiumVecEnv(SyncVectorEnv([build] * 2, autoreset_mode=AutoresetMode.SAME_STEP))
-    env.seed(0)
-    env.reset()
-    for step in range(4):
-        observations, _, dones, infos = env.step(np.array([step % 2, (step + 1) % 2]))
-    assert dones.all()
-    for index in range(2):
-        assert infos[index]["TimeLimit.truncated"]
-        assert not np.array_equal(infos[index]["terminal_observation"], observations[index])
-
-
 @pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP])
 def test_vector_environments_that_reset_in_a_step_of_their_own_or_never_are_refused(mode):
-    vector = SyncVectorEnv([lambda: gym.make("CartPole-v1")], autoreset_mode=mode)
     with pytest.raises(ValueError, match=r"autoreset_mode=gymnasium\.vector\.AutoresetMode\.SAME_STEP"):
-        GymnasiumVecEnv(vector)
+        GymnasiumVecEnv(vector(mode))

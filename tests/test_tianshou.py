@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+from toy_env import Toy
 
 pytest.importorskip("tianshou")
 
@@ -46,8 +47,15 @@ def update(algorithm, buffer):
     return stats
 
 
+def steps(obs, obs_next, **given):
+    """Return one step of each environment."""
+    n, no = len(obs), np.zeros(len(obs), bool)
+    default = {"act": np.zeros(n, int), "rew": np.ones(n), "terminated": no, "truncated": no, "info": {}}
+    return Batch(obs=obs, obs_next=obs_next, **{**default, **given})
+
+
 class Twins(BaseCallback):
-    """Gives the transitions that one face learns from to the other, and compares their gradients."""
+    """Give the transitions that one face learns from to the other, and compare their gradients."""
 
     def __init__(self, algorithm):
         super().__init__()
@@ -65,17 +73,8 @@ class Twins(BaseCallback):
             following[env] = found["infos"][env]["terminal_observation"]
             truncated[env] = found["infos"][env]["TimeLimit.truncated"]
         terminated = found["dones"] & ~truncated
-        self.buffer.add(
-            Batch(
-                obs=self.seen,
-                act=found["actions"],
-                rew=found["rewards"],
-                terminated=terminated,
-                truncated=truncated,
-                obs_next=following,
-                info={},
-            )
-        )
+        ends = {"terminated": terminated, "truncated": truncated}
+        self.buffer.add(steps(self.seen, following, act=found["actions"], rew=found["rewards"], **ends))
         self.terminations += terminated.sum()
         self.truncations += truncated.sum()
         self.seen = found["new_obs"].copy()
@@ -125,40 +124,33 @@ def test_both_faces_have_the_same_gradient(options):
     assert twins.compared == 6 * len(list(model.policy.parameters()))
     assert twins.truncations
     assert twins.terminations or task == "Pendulum-v1"
-    for (name, ours), theirs in zip(
-        model.learner.state_dict().items(), algorithm.learner.state_dict().values(), strict=True
-    ):
-        if ours is not None:
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+    theirs = algorithm.learner.state_dict()
+    for name, ours in model.learner.state_dict().items():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-class Script(gym.Env):
-    """Shows (its number, the episode, the step); terminates in even episodes, is cut off in odd ones."""
+class Script(Toy):
+    """Show (its number, the episode, the step); terminate in even episodes, be cut off in odd ones."""
 
-    observation_space = spaces.Box(0, 100, (3,), np.float32)
     action_space = spaces.Discrete(2, start=5)
+    episode = -1
 
     def __init__(self, number):
-        self.number, self.episode = number, -1
+        super().__init__(3 + number, reward=lambda step, action: number + 10 * (step - 1) + (action - 5) * 100)
+        self.number = number
 
-    def reset(self, *, seed=None, options=None):
-        self.episode, self.step_count = self.episode + 1, 0
-        return self.observation, {}
+    def reset(self, **options):
+        self.episode += 1
+        self.cut = self.episode % 2 == 1
+        return super().reset(**options)
 
     @property
     def observation(self):
-        return np.array([self.number, self.episode, self.step_count], np.float32)
-
-    def step(self, action):
-        assert action in (5, 6)
-        reward = float(self.number + 10 * self.step_count + (action - 5) * 100)
-        self.step_count += 1
-        done = self.step_count == 3 + self.number
-        return self.observation, reward, done and self.episode % 2 == 0, done and self.episode % 2 == 1, {}
+        return np.array([self.number, self.episode, self.step_number], np.float32)
 
 
 def collections(monkeypatch, between=lambda collector: None, count=3):
-    """The rollouts that a learner gets from real collections of scripted environments."""
+    """Return the rollouts that a learner gets from real collections of scripted environments."""
     algorithm = make(Script(0), n_steps=4, num_envs=2)
     seen = []
     accumulate = algorithm.learner.accumulate
@@ -282,21 +274,11 @@ def test_acts_like_any_policy_of_tianshou():
     assert policy.map_action(np.array([[-9.0], [9.0]])).tolist() == [[-2], [2]]
 
 
-def filled(envs=ENVS, steps=STEPS, room=STEPS, **options):
-    """A buffer with so many steps of so many environments."""
+def filled(envs=ENVS, length=STEPS, room=STEPS, **options):
+    """Return a buffer with so many steps of so many environments."""
     buffer = VectorReplayBuffer(room * envs, envs, **options)
-    for step in range(steps):
-        buffer.add(
-            Batch(
-                obs=np.full((envs, 4), step, np.float32),
-                act=np.zeros(envs, int),
-                rew=np.ones(envs),
-                terminated=np.zeros(envs, bool),
-                truncated=np.zeros(envs, bool),
-                obs_next=np.full((envs, 4), step + 1, np.float32),
-                info={},
-            )
-        )
+    for step in range(length):
+        buffer.add(steps(*(np.full((envs, 4), number, np.float32) for number in (step, step + 1))))
     return buffer
 
 
@@ -305,13 +287,13 @@ def filled(envs=ENVS, steps=STEPS, room=STEPS, **options):
     [
         (lambda: filled(envs=2), "got 16, 16: collect"),
         (lambda: filled(envs=4), "got 16, 16, 16, 16: collect"),
-        (lambda: filled(steps=15), "must be n_steps=16 steps of each of num_envs=3 .* got 15, 15, 15: collect"),
-        (lambda: filled(steps=17, room=32), "got 17, 17, 17"),
-        (lambda: filled(steps=32, room=8), "got 8, 8, 8"),
-        (lambda: filled(steps=20), "environments in order, got 16, 16, 16"),
+        (lambda: filled(length=15), "must be n_steps=16 steps of each of num_envs=3 .* got 15, 15, 15: collect"),
+        (lambda: filled(length=17, room=32), "got 17, 17, 17"),
+        (lambda: filled(length=32, room=8), "got 8, 8, 8"),
+        (lambda: filled(length=20), "environments in order, got 16, 16, 16"),
         (lambda: filled(ignore_obs_next=True), "must keep obs and obs_next"),
         (lambda: filled(stack_num=2), "no stack_num"),
-        (lambda: filled(envs=1, steps=48, room=48), "got 48: collect"),
+        (lambda: filled(envs=1, length=48, room=48), "got 48: collect"),
     ],
 )
 def test_refuses_what_is_no_collection(buffer, message):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from cet_rl.agents import CETActorCritic
+from cet_rl.agents.config import LEARNING_OPTIONS
 from cet_rl.rl import zoo
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
@@ -163,7 +164,8 @@ NAMES = {"n_envs": "num_envs", "n_timesteps": "total_steps", "learning_rate": "l
 def assert_says(task, config):
     """Compare the zoo's hyper-parameters of a task, which are arguments of the agent, with a configuration."""
     values = dict(HYPERPARAMETERS[task])
-    assert set(values) - {"n_envs", "n_timesteps"} <= set(inspect.signature(CETActorCritic).parameters)
+    known = {*inspect.signature(CETActorCritic).parameters, *LEARNING_OPTIONS}
+    assert set(values) - {"n_envs", "n_timesteps"} <= known
     rate = str(values["learning_rate"])
     assert rate.startswith("lin_") == config.anneal_lr
     values["learning_rate"] = float(rate.removeprefix("lin_"))

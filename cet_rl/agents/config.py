@@ -107,16 +107,14 @@ class LearnerConfig:
         """Largest λ that a weight of the actor can have."""
         return self.lam if self.random_lam is None else self.random_lam[1]
 
-    def as_keywords(self) -> dict[str, Any]:
-        """Return the values under the names that Stable-Baselines3's algorithms and `CETActorCritic` take."""
-        short = {name: sb3 for sb3, name in _SB3_NAMES.items()}
-        return {short.get(item.name, item.name): getattr(self, item.name) for item in fields(self)}
 
-
-_SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef"}
+SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef", "gae_lambda": "lam"}
+"""Fields of `LearnerConfig` by Stable-Baselines3's names."""
 
 _TRACE_DEFAULTS: dict[str, Any] = dict.fromkeys(("order", "decay", "trace_options", "trace_delay"))
 _TRACE_DEFAULTS |= {"normalization": "peak", "discretization": "exact"}
+LEARNING_OPTIONS = {*_TRACE_DEFAULTS, *SB3_NAMES, *(item.name for item in fields(LearnerConfig))} - {"trace"}
+"""The keywords of `learner_config`."""
 
 
 def learner_config(
@@ -125,9 +123,14 @@ def learner_config(
     """Return the options of learning as agents take them by keyword.
 
     Args:
-        timing: when credit arrives.
-        trace: name of the trace that bridges the delay, a trace, or its configuration; None for the default.
-        **keywords: options of a trace given by name; fields of `LearnerConfig`, or `ent_coef` and `vf_coef`.
+        timing: When credit arrives.
+        trace: Name of the trace that bridges the delay, a trace, or its configuration; None for the default.
+        **keywords: Fields of `LearnerConfig`, also by Stable-Baselines3's names `ent_coef`, `vf_coef` and
+            `gae_lambda`. And of a trace given by name: `order`, the number of its states (cet, sharp, legendre,
+            optimal; 5 by default, 1 is the classical trace); `normalization` of its kernel, "peak" or "area";
+            `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a cascade,
+            "exact" or "official"; `trace_delay`, the seconds it is made for where the delay is not known exactly;
+            `trace_options`, others by their names, such as {"ratio": 3} of "ltp-ltd".
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
     changed = [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]
@@ -136,7 +139,7 @@ def learner_config(
     given["options"] = given.pop("trace_options")
     when: dict[str, Any] = {"stacked": timing.stacked, "step_duration": timing.step_duration}
     chosen = TraceConfig.for_delay(timing.delay, trace, **when, **given)
-    return LearnerConfig(chosen, **{_SB3_NAMES.get(name, name): value for name, value in keywords.items()})
+    return LearnerConfig(chosen, **{SB3_NAMES.get(name, name): value for name, value in keywords.items()})
 
 
 def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from abc import abstractmethod
@@ -93,11 +92,6 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         Raises:
             ValueError: if the file is damaged or holds another agent, or the environment's spaces differ.
         """
-        for unused in ("print_system_info", "force_reset"):  # part of the interface
-            kwargs.pop(unused, None)
-        known = inspect.signature(cls.__init__).parameters
-        if unknown := [name for name in kwargs if name not in known]:
-            raise ValueError(f"load does not know {', '.join(unknown)}")
         data = archive.read(path, what="agent")
         try:
             if data["algorithm"] != cls.__name__:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from inspect import signature
 from typing import Any, ClassVar, Self
@@ -18,15 +17,20 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from cet_rl.agents.config import ErrorAt, LearnerConfig, NetworkConfig, learner_config, network_keywords
+from cet_rl.agents.config import (
+    LEARNING_OPTIONS,
+    LearnerConfig,
+    NetworkConfig,
+    learner_config,
+    network_keywords,
+)
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.values import unknown
-from cet_rl.traces.base import Normalization, Trace
-from cet_rl.traces.cascade import Discretization
+from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
@@ -63,34 +67,25 @@ class CETActorCritic(StoredAlgorithm):
         env: A Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`, with spaces that `CETPolicy` takes.
         delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None: as the
             environment says (`cet_rl.envs.DelayedCredit`), or no delay.
-        order: Number of trace states (cet, sharp, legendre, optimal); None for 5; 1 is the classical trace.
         trace: A name that `cet-rl list traces` shows; None for "cet", or for "none" without a delay. Or a trace
             such as `CET(5, 40)`, whose delay in steps is then the default of `delay`; or a `TraceConfig`.
-        normalization: Normalisation of the trace's kernel, "peak" or "area".
-        decay: β of the classical trace per step; None for exp(-1/D).
         stacked: Whether delays add up from the output layer down (retrograde signalling); None: as the environment
             says, or not.
-        discretization: Discretisation of a cascade, "exact" or "official", see `cet_rl.CET`.
-        trace_delay: Seconds that the trace is made for; None for `delay`. For delays that are not known exactly.
-        trace_options: Other options of the trace by name, such as {"ratio": 3} of "ltp-ltd".
         step_duration: Seconds one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 if it has none.
         learning_rate: Learning rate of Adam, for actor and critic: a number, `LinearSchedule`, or any function of
             the remaining progress that is a straight line. The default falls from 5e-4 to zero over the run.
         n_steps: Steps of each environment between updates; 1 is an update after every step.
-        gamma, lam, random_lam, max_grad_norm, error_at, alignment: See `cet_rl.agents.LearnerConfig`.
-        ent_coef, vf_coef: Its `entropy_coef` and `value_coef`.
-        gae_lambda: Stable-Baselines3's name of `lam`.
         policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`; `activation_fn` may be one of
             torch's classes ReLU, Tanh, Sigmoid and Identity.
+        **learning: Options of a trace given by name, and of learning, see `cet_rl.agents.config.learner_config`:
+            `order`, `normalization`, `gamma`, `lam`, `random_lam`, `ent_coef`, `vf_coef` and so on.
         stats_window_size, tensorboard_log, verbose, seed, device: As in Stable-Baselines3.
 
     Attributes:
         learner_config: The options of learning. `ent_coef`, `vf_coef` and `max_grad_norm` may be set at any time;
             `gamma` and `gae_lambda` (λ) are read-only.
-        learner: The `ActorCriticLearner`.
-        synapses: The learner's synapses, input side first: traces, delay lines, λ per weight.
-        probes: The learner's alignment probes, by name of the delayed layers.
+        learner: The `ActorCriticLearner`, with its `synapses` and `probes`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
@@ -111,23 +106,11 @@ class CETActorCritic(StoredAlgorithm):
         delay: float | None = None,
         order: int | None = None,
         trace: str | Trace | TraceConfig | None = None,
-        normalization: Normalization = "peak",
-        decay: float | None = None,
+        *,
         stacked: bool | None = None,
-        discretization: Discretization = "exact",
-        trace_delay: float | None = None,
-        trace_options: Mapping[str, Any] | None = None,
         step_duration: float | None = None,
         learning_rate: float | Schedule = LinearSchedule(5e-4, 0.0, 1.0),  # noqa: B008 - stateless
         n_steps: int = 128,
-        gamma: float = 0.99,
-        lam: float = 0.95,
-        random_lam: tuple[float, float] | None = None,
-        ent_coef: float = 0.01,
-        vf_coef: float = 0.25,
-        max_grad_norm: float = 0.5,
-        error_at: ErrorAt = "preactivation",
-        alignment: bool = True,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -135,22 +118,20 @@ class CETActorCritic(StoredAlgorithm):
         seed: int | None = None,
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
-        *,
-        gae_lambda: float | None = None,
-        **others: Any,
+        **learning: Any,
     ) -> None:
-        if others:
-            known = signature(CETActorCritic).parameters
-            raise TypeError(str(unknown("argument", next(iter(others)), known, "help(CETActorCritic) shows all")))
+        for name in learning.keys() - LEARNING_OPTIONS:
+            known = [*signature(CETActorCritic).parameters, *LEARNING_OPTIONS]
+            raise TypeError(str(unknown("argument", name, known, "help(CETActorCritic) shows all")))
         if isinstance(policy, str) and policy not in self.policy_aliases:
             raise ValueError(f"policy must be 'MlpPolicy', or a class derived from CETPolicy, got {policy!r}")
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
         learning_rate = schedule_from_data(schedule_to_data(learning_rate))
-        lam = lam if gae_lambda is None else gae_lambda
         super().__init__(
-            *(policy, env, learning_rate, n_steps, gamma, lam, ent_coef, vf_coef, max_grad_norm),  # type: ignore[arg-type]
+            # The zeros are options of learning, which `learner_config` will hold.
+            *(policy, env, learning_rate, n_steps, 0, 0, 0, 0, 0),  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
@@ -171,24 +152,7 @@ class CETActorCritic(StoredAlgorithm):
             step_duration=seconds,
             stacked=bool(told.stacked if stacked is None else stacked),
         )
-        self.learner_config = learner_config(
-            self.timing,
-            trace,
-            order=order,
-            normalization=normalization,
-            decay=decay,
-            discretization=discretization,
-            trace_delay=trace_delay,
-            trace_options=trace_options,
-            gamma=gamma,
-            lam=lam,
-            random_lam=random_lam,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            error_at=error_at,
-            alignment=bool(alignment),
-        )
+        self.learner_config = learner_config(self.timing, trace, order=order, **learning)
         if self.env is not None:
             self.check_environment()
         archive.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
@@ -223,10 +187,7 @@ class CETActorCritic(StoredAlgorithm):
         self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
         self.timing = replace(self.timing, layers=len(self.policy.actor.weights))
         self.learner = ActorCriticLearner(
-            self.policy.actor,
-            self.policy.critic,
-            self.timing,
-            self.learner_config,
+            *(self.policy.actor, self.policy.critic, self.timing, self.learner_config),
             num_envs=self.n_envs,
             rollout=self.n_steps,
             generator=self.generator,
@@ -411,7 +372,7 @@ class CETActorCritic(StoredAlgorithm):
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
-            **self.learner_config.as_keywords(),
+            **vars(self.learner_config),
             **self.learner_config.trace.as_keywords(self.timing.delay),
             **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),

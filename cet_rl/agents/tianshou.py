@@ -110,8 +110,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         stacked: Whether delays add up from the output layer down (retrograde signalling).
         step_duration: Seconds one environment step stands for.
         trace: See `CETActorCritic`.
-        **learning: `order`, `normalization`, `decay`, `discretization`, `trace_delay` and `trace_options`, see
-            `CETActorCritic`; and fields of `cet_rl.agents.LearnerConfig`, such as `gamma`, `lam`, `random_lam`.
+        **learning: See `cet_rl.agents.config.learner_config`, such as `order`, `lam`, `random_lam`.
 
     Attributes:
         learner: The actor's synapses and everything they remember, part of `state_dict`.

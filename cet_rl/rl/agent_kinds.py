@@ -18,6 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from cet_rl.agents.config import SB3_NAMES
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env, snapshot
@@ -65,7 +66,7 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
     """Make an agent; an algorithm without a delay of its own gets the options that it knows."""
     env = _environments(algorithm, config)
     values: dict[str, Any] = {
-        **config.learner.as_keywords(),
+        **vars(config.learner),
         "learning_rate": LinearSchedule(config.lr, 0.0, 1.0) if config.anneal_lr else config.lr,
         "n_steps": config.n_steps,
         "seed": config.seed,
@@ -76,7 +77,7 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
         del networks["split_observations"]  # that follows from the environment
         return algorithm("MlpPolicy", env, policy_kwargs=networks, **values)
     values |= {
-        "gae_lambda": config.lam,
+        **{name: getattr(config, field) for name, field in SB3_NAMES.items()},
         "policy_kwargs": {"net_arch": list(config.hidden), "activation_fn": ACTIVATIONS[config.activation]},
         "batch_size": min(128, config.n_steps * config.num_envs),
     }
