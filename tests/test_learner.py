@@ -337,7 +337,6 @@ def test_feedback_reaches_convolutions(feedback):
         ({"error_at": "elsewhere"}, "error_at"),
         ({"activation": "tanh"}, "error_at='activation'"),
         ({"activation": "sine"}, "unknown activation"),
-        ({"feedback": "telepathy"}, "feedback must be one of backprop, fa, dfa"),
     ],
 )
 def test_bad_options_are_named(options, message):

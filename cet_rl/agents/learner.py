@@ -93,13 +93,9 @@ class Rollout:
         return Rollout(**{name: change(name, tensor) for name, tensor in vars(self).items() if tensor is not None})
 
     def check_finite(self, first_step: int) -> None:
-        """Refuse numbers that would destroy the weights.
+        """Raise FloatingPointError naming the environment and step of a reward or observation that is not finite.
 
-        Args:
-            first_step: steps that each environment had made before this rollout.
-
-        Raises:
-            FloatingPointError: naming the environment and step of a reward or observation that is not finite.
+        `first_step` is the number of steps that each environment had made before this rollout.
         """
         following = torch.cat([self.observations, self.last_observations[None]])
         cuts = self.truncated.nonzero()
@@ -131,9 +127,6 @@ class ActorCriticLearner(nn.Module):
         synapses: One `Synapses` for each layer of the actor and each parameter of its distribution.
         probes: `AlignmentProbe` by layer name, for the layers whose alignment is measured.
         names: Layer names: "0", "1", …, then the distribution's own parameters, such as "log_std".
-
-    Raises:
-        ValueError: if the timing or `error_at` does not fit the actor.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl.agents.config import Feedback, check_choice
+from cet_rl.agents.config import Feedback
 from cet_rl.agents.distributions import Array, Distribution
 from cet_rl.credit.activations import ACTIVATIONS, Activation
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, matmul
@@ -34,8 +34,7 @@ class Actor(nn.Module):
         shape: Shape of one observation as the network sees it: (n,), or (channels, height, width).
         head: The distribution over actions that the outputs parametrise.
         hidden: Width of each dense hidden layer.
-        activation: Activation of the hidden layers, a key of `ACTIVATIONS`.
-        feedback: Route of credit to hidden layers, see `Feedback`.
+        activation, feedback: See `NetworkConfig`.
         channels: Channels of the convolutions before the dense layers, for maps; if empty, maps are flattened.
     """
 
@@ -51,13 +50,10 @@ class Actor(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
-        check_choice("feedback", feedback, Feedback)
         self.activation_name, self.feedback, self.head = activation, feedback, head
         layers: list[Geometry] = []
-        if channels:
-            before, *size = shape
-            for n_in, n_out in pairwise([before, *channels]):
-                layers.append(Convolution(n_in, n_out, 3, (size[0], size[1]), padding=1))
+        for n_in, n_out in pairwise([shape[0], *channels]):
+            layers.append(Convolution(n_in, n_out, 3, (shape[1], shape[2]), padding=1))
         flat = layers[-1].n_post if layers else prod(shape)
         layers += [Dense(n_in, n_out) for n_in, n_out in pairwise([flat, *hidden, head.num_outputs])]
         self.layers = layers
@@ -170,18 +166,16 @@ class Critic(nn.Sequential):
     """Estimate state values by layers with biases and ReLU; torch's default initialisation.
 
     Args:
-        shape: Shape of one observation, (n,) or (channels, height, width).
-        hidden: Widths of the dense hidden layers.
-        channels: Channels of the convolutions before them, for maps (paper, App. C); if empty, maps are flattened.
+        shape, hidden, channels: See `Actor`.
     """
 
     def __init__(
         self, shape: Sequence[int], hidden: Sequence[int] = (256, 256), channels: Sequence[int] = ()
     ) -> None:
         layers: list[nn.Module] = []
+        for before, after in pairwise([shape[0], *channels]):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         if channels:
-            for before, after in pairwise([shape[0], *channels]):
-                layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
             layers.append(nn.Flatten())
         flat = channels[-1] * prod(shape[1:]) if channels else prod(shape)
         for before, after in pairwise([flat, *hidden]):

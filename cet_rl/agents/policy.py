@@ -29,9 +29,6 @@ class CETPolicy(BasePolicy):
             are clipped to the box before the environment takes them).
         lr_schedule: Part of Stable-Baselines3's interface, not used here.
         **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
-
-    Attributes:
-        config: The `NetworkConfig`, with `split_observations` resolved.
     """
 
     critic: nn.Module
@@ -62,14 +59,8 @@ class CETPolicy(BasePolicy):
         first, *rest = box.shape
         shape = (first * (2 if self.splits else 1), *rest)  # the parts of a map are further channels
         self.num_features = int(np.prod(shape))
-        self.actor = Actor(
-            shape,
-            make_head(action_space, config.log_std),
-            config.net_arch,
-            config.activation,
-            config.feedback,
-            CHANNELS if config.actor == "conv" else (),
-        )
+        head, channels = make_head(action_space, config.log_std), CHANNELS if config.actor == "conv" else ()
+        self.actor = Actor(shape, head, config.net_arch, config.activation, config.feedback, channels)
         self.critic = Critic(shape, (512,), CHANNELS) if conv_critic else Critic(shape, config.net_arch)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

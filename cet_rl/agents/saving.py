@@ -14,12 +14,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import (
-    ConstantSchedule,
-    FloatSchedule,
-    LinearSchedule,
-    check_for_correct_spaces,
-)
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from cet_rl import __version__
@@ -47,9 +42,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
     def save(self, path: archive.File, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
         """Save everything needed to go on: networks, traces, delay lines, optimiser, random state, counters.
 
-        Args:
-            path: a file, ".zip" added if missing, or a binary file object.
-            exclude, include: part of the interface of Stable-Baselines3; must be left out.
+        `path` is a file, ".zip" added if missing, or a binary file object. (Stable-Baselines3's `exclude` and
+        `include` must be left out.)
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")
@@ -83,9 +77,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         """Load an agent saved by `save`. Nothing is unpickled.
 
         Args:
-            path: the file.
+            path, device: as in Stable-Baselines3.
             env: to go on learning in; not needed to predict.
-            device: where to put the agent.
             policy: the policy's class, if the agent was made with a custom one.
             **kwargs: constructor arguments to change, such as `verbose` or `tensorboard_log`.
 
@@ -96,9 +89,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
-            arguments = dict(data["arguments"])
-            arguments["learning_rate"] = schedule_from_data(arguments["learning_rate"])
-            arguments |= kwargs
+            rate = schedule_from_data(data["arguments"]["learning_rate"])
+            arguments = {**data["arguments"], "learning_rate": rate, **kwargs}
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:
                 raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")
@@ -145,11 +137,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Set parameters that `get_parameters` returned, or those of a file written by `save`, on this device.
-
-        Raises:
-            ValueError: if the file is damaged, or names do not match.
-        """
+        """Set parameters that `get_parameters` returned, or a file's; raise ValueError if they do not fit."""
         parameters = load_path_or_dict
         if not isinstance(parameters, dict):
             parameters = dict(archive.read(parameters, what="agent")["parameters"])
@@ -159,13 +147,11 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 def schedule_to_data(schedule: object) -> float | dict[str, float]:
     """Return a learning rate, or the start, end and end_fraction of its linear schedule, as numbers.
 
-    Raises:
-        ValueError: for another function of the remaining progress, which cannot be saved as data, and for a rate
-            that is not positive.
+    Raises ValueError for another function of the remaining progress, and for a rate that is not positive.
     """
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
-    data: Any = schedule.val if isinstance(schedule, ConstantSchedule) else schedule
+    data: Any = getattr(schedule, "val", schedule)  # of a `ConstantSchedule`
     if isinstance(schedule, LinearSchedule):
         data = {name: float(getattr(schedule, name)) for name in ("start", "end", "end_fraction")}
     elif callable(data):

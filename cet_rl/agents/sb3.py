@@ -212,8 +212,6 @@ class CETActorCritic(StoredAlgorithm):
     ) -> Self:
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
-        With `reset_num_timesteps=False` the intervals of `log_interval` updates go on, too.
-
         Raises:
             ValueError: if the run is over before any credit has arrived.
             FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
@@ -236,10 +234,7 @@ class CETActorCritic(StoredAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Act for `n_rollout_steps` steps; return False if a callback asked to stop. `rollout_buffer` is not used.
-
-        Values and log-probabilities are not needed to act; the learner computes them in one batch afterwards.
-        """
+        """Act for `n_rollout_steps` steps without `rollout_buffer`; return False if a callback asked to stop."""
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
         self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)

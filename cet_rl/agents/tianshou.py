@@ -37,12 +37,8 @@ class CETTianshouPolicy(Policy):
     turns them into the environment's.
 
     Args:
-        observation_space, action_space: See `CETPolicy`.
+        observation_space, action_space, **networks: Of the `CETPolicy`, the attribute `networks`.
         deterministic_eval: Whether to take the most probable action outside of training, as elsewhere in Tianshou.
-        **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
-
-    Attributes:
-        networks: The `CETPolicy`, actor and critic.
     """
 
     def __init__(
@@ -106,11 +102,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         n_steps: Steps of each of them in a collection.
         optim: Makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
             rate of 5e-4 and ε = 1e-5.
-        delay: T, in seconds, after which the credit for an action reaches the actor's synapses.
-        stacked: Whether delays add up from the output layer down (retrograde signalling).
-        step_duration: Seconds one environment step stands for.
-        trace: See `CETActorCritic`.
-        **learning: See `cet_rl.agents.config.learner_config`, such as `order`, `lam`, `random_lam`.
+        delay, stacked, step_duration, trace, **learning: See `CETActorCritic`.
 
     Attributes:
         learner: The actor's synapses and everything they remember, part of `state_dict`.
@@ -197,11 +189,7 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     def _update_with_batch(
         self, batch: RolloutBatchProtocol, batch_size: int | None, repeat: int
     ) -> CETTrainingStats:
-        """Advance the synapses by the collection, and take one step with the resulting gradient.
-
-        Raises:
-            FloatingPointError: if a reward, an observation or a gradient is not finite; the weights stay.
-        """
+        """Advance the synapses by the collection, and take one step with the resulting gradient."""
         _check_update(batch_size, repeat)
         self._record(batch)
         found = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)

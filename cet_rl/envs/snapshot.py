@@ -58,11 +58,7 @@ def register_snapshot(kind: type, attributes: Sequence[str] = ()) -> None:
 
 
 def capture(env: Any) -> State:
-    """Return the state of an environment or vector environment with all of its wrappers.
-
-    Raises:
-        CannotCaptureError: naming the layer whose state cannot be captured.
-    """
+    """Return the state of an environment with all of its wrappers; raise CannotCaptureError naming one without."""
     return {"layers": [{"type": type(one).__name__, **_capture_layer(one)} for one in _layers(env)]}
 
 

@@ -88,20 +88,14 @@ def make_vec_env(
     wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> VecEnv:
-    """Make several environments side by side.
-
-    Both forms distinguish a termination (`terminal_observation`) from a truncation (`TimeLimit.truncated`, to be
-    bootstrapped), and start the next episode within the step that ends the last.
+    """Make several environments side by side, each of which starts its next episode within the step that ends one.
 
     Args:
         num_envs: number of environments.
         seed: of the first environment; the others count on from it.
         task, step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form if it has one (CartPole has), faster from about ten environments on.
-
-    Raises:
-        ValueError: for an unknown id, fewer than one environment, or a vectorised form that does not exist.
+            environment's own vectorised form (CartPole has one, else ValueError), faster from ten environments on.
     """
     for name in kwargs.keys() & _SB3_NAMES.keys():
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
@@ -178,14 +172,8 @@ class GymnasiumVecEnv(VecEnv):
     """Present a Gymnasium vector environment as a Stable-Baselines3 one; `VecMonitor` around it records episodes.
 
     Args:
-        env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it.
+        env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it, else ValueError.
         step_duration: seconds a step stands for.
-
-    Attributes:
-        credit_timing: as in `DelayedCredit`; None to leave it to the agent.
-
-    Raises:
-        ValueError: if the environment resets itself in another way.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
@@ -196,7 +184,7 @@ class GymnasiumVecEnv(VecEnv):
                 f"autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP, this one's is {str(mode.value)!r}"
             )
         self.env, self.step_duration = env, step_duration
-        self.credit_timing: CreditTiming | None = None
+        self.credit_timing: CreditTiming | None = None  # as in `DelayedCredit`
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> VecEnvObs:

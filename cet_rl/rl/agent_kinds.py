@@ -35,11 +35,7 @@ ACTIVATIONS = {
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:
-    """Return the agent kind of a class of algorithms: one derived from `CETActorCritic` bridges the delay itself.
-
-    Raises:
-        ValueError: if it is not derived from Stable-Baselines3's `BaseAlgorithm`.
-    """
+    """Return the agent kind of an algorithm: a class derived from `CETActorCritic` bridges the delay itself."""
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
     return AgentKind(
@@ -130,16 +126,10 @@ _LAST_SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
 
 
 def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
-    """Return the state that an agent's file does not hold, as `cet_rl.runs.archive` can encode it.
+    """Return the state, between two rollouts, that an agent's file does not hold: see `AgentKind`.
 
     Random numbers, the environments in the middle of their episodes, and counters: with these and what its log has
     recorded, an on-policy agent resumes as if it had never stopped.
-
-    Args:
-        agent: between two rollouts.
-
-    Returns:
-        The state; under "not_restored" a line for each thing that cannot be saved.
     """
     not_restored, environments = [], None
     try:

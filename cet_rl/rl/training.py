@@ -49,11 +49,7 @@ def resolve(config: RLConfig) -> RLConfig:
 
 
 def _without_traces(config: RLConfig) -> RLConfig:
-    """Return the configuration for an agent without synaptic traces.
-
-    Raises:
-        ValueError: if an option of traces differs from its default and from the task's tuned default.
-    """
+    """Return the configuration for an agent without them; raise ValueError if a trace option was asked for."""
     tuned = tuned_defaults(config.task, RLConfig)
     defaults: dict[str, Any] = {name: getattr(RLConfig, name, None) for name in marked(RLConfig, Mark.TRACED)}
     for name, default in sorted(defaults.items()):
@@ -116,11 +112,7 @@ def train(
 
 
 def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
-    """Load the agent of the newest good checkpoint, and the pending numbers of its log, None if unknown.
-
-    Raises:
-        ValueError: if the checkpoint does not fit the configuration.
-    """
+    """Load the agent of the newest good checkpoint, and the pending numbers of its log, None if unknown."""
     file = session.folder.checkpoint_file
     agent = kind.load(config, file)
     state = session.folder.runtime_state(file)
@@ -143,15 +135,9 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
 
 
 class Training(BaseCallback):
-    """Drive a session with Stable-Baselines3's training loop.
+    """Drive a session, which has begun, with Stable-Baselines3's training loop.
 
     A checkpoint is saved before a rollout begins, when nothing is half done; there an interruption stops the run.
-
-    Args:
-        session: of the run, which has begun.
-        config: of the run.
-        kind: of the agent.
-        agent: which gets the session's log.
     """
 
     def __init__(self, session: Session, config: RLConfig, kind: AgentKind, agent: BaseAlgorithm) -> None:
@@ -245,10 +231,8 @@ def evaluate(
 ) -> tuple[float, float]:
     """Return mean and standard deviation of the return over deterministic episodes on separate environments.
 
-    Args:
-        agent: to evaluate.
-        config: of its run, which says how many episodes, and the seed, where these are None.
-        stop: interruption to look at before every step; raises KeyboardInterrupt.
+    The run's `config` says how many episodes, and the seed, where these are None. If an interruption, `stop`, is
+    wanted, raise KeyboardInterrupt.
     """
 
     def check(*_: object) -> None:
@@ -280,10 +264,7 @@ def evaluate_run(
 ) -> str:
     """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`, and return the result in a line.
 
-    Args:
-        values: of the run's configuration, which names the agent where `agent` is None.
-        checkpoint: the file.
-        episodes, agent, seed: options of `cet-rl eval`.
+    `values` are the run's configuration, which names the agent where `agent` is None.
     """
     if agent is not None:
         values = {**values, "agent": agent}

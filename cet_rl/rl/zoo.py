@@ -57,11 +57,7 @@ def sample_hyperparameters(
 
 
 def register() -> None:
-    """Make "cet" one of the zoo's algorithms and our environments known to it, in this process.
-
-    Raises:
-        ImportError: if rl_zoo3 is not installed, with what to install.
-    """
+    """Make "cet" one of the zoo's algorithms, and our environments known to it, in this process."""
     try:
         from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
         from rl_zoo3.utils import ALGOS
@@ -91,13 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         register()
         sys.argv = [f"python -m cet_rl.rl.zoo {command}", *defaults(command, options), *options]
         getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
-    except (
-        ImportError,
-        ValueError,
-        OSError,
-        ArithmeticError,
-        AssertionError,
-    ) as error:
+    except (ImportError, ValueError, OSError, ArithmeticError, AssertionError) as error:
         if os.environ.get("CET_RL_TRACEBACK"):
             raise
         return refuse(" ".join(str(error).split()) or type(error).__name__)
