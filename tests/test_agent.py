@@ -289,7 +289,9 @@ def test_what_cannot_be_changed_on_loading_is_named(tmp_path):
             CETActorCritic.load(tmp_path / "agent", **arguments)
 
 
-def test_divergence_is_noticed_and_leaves_the_weights():
+def test_divergence_and_a_delay_longer_than_the_run_are_refused():
+    with pytest.raises(ValueError, match="longest delay is 40 steps"):
+        make(delay=8.0).learn(80)
     model = make(learning_rate=1e30)
     with pytest.raises(FloatingPointError, match="diverged"):
         model.learn(2000)
@@ -372,11 +374,6 @@ def test_unknown_arguments_are_named(name, hint):
 def test_bad_environments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         CETActorCritic("MlpPolicy", Toy(**options))
-
-
-def test_a_delay_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match="longest delay is 40 steps"):
-        make(delay=8.0).learn(80)
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,8 @@ def test_minatar_shows_maps_and_is_repeatable():
         assert steps[0][1:3] == (reward, done)
         if done:
             break
-    # An episode does not depend on how the last one ended.
-    again = [env.reset(seed=3)[0] for env in envs[:1]]
-    assert envs[0].unwrapped.game.last_action == 0
-    np.testing.assert_array_equal(again[0], raw.reset(seed=3)[0].transpose(2, 0, 1))
+    np.testing.assert_array_equal(envs[0].reset(seed=3)[0], raw.reset(seed=3)[0].transpose(2, 0, 1))
+    assert envs[0].unwrapped.game.last_action == 0  # an episode does not depend on how the last one ended
 
 
 def counting(length, cut=False):
@@ -116,8 +114,6 @@ def test_rewards_arrive_late_and_none_is_lost(cut):
     assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nor from an episode that was given up
     assert episode(DelayedReward(counting(3, cut), delay=2.0)) == [0, 0, 6]  # shorter than the delay
     assert episode(DelayedReward(counting(3, cut), delay=0.0)) == [1, 2, 3]
-    with pytest.raises(ValueError, match="no whole number"):
-        DelayedReward(counting(3), delay=0.3)
 
 
 def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
@@ -150,8 +146,6 @@ def test_the_agent_takes_its_delays_from_the_environment():
             CETActorCritic("MlpPolicy", build(), delay=4.0).set_env(build(delay=8.0, stacked=True))
     assert CETActorCritic("MlpPolicy", make_vec_env("CartPole-v1", 1, delay=0.0)).timing.delay_steps == 0
     assert CETActorCritic("MlpPolicy", "CartPole-v1", delay=1.0, step_duration=0.5).timing.delay_steps == 2
-    with pytest.raises(ValueError, match="no whole number"):
-        DelayedCredit(gym.make("CartPole-v1"), delay=0.3)
 
 
 def test_the_clock_leaves_physics_alone():
@@ -160,8 +154,6 @@ def test_the_clock_leaves_physics_alone():
     for _ in range(4):
         np.testing.assert_array_equal(clocked.step(0)[0], plain.step(0)[0])
     assert clocked.unwrapped.tau == plain.unwrapped.tau
-    with pytest.raises(ValueError, match="step duration"):
-        StepClock(plain, 0)
 
 
 def test_the_split_keeps_everything():
@@ -172,8 +164,6 @@ def test_the_split_keeps_everything():
     assert (observation >= 0).all()
     raw, _ = gym.make("CartPole-v1").reset(seed=0)
     np.testing.assert_array_equal(observation[:4] - observation[4:], raw)
-    with pytest.raises(ValueError, match="Box of vectors"):
-        PositiveNegativeSplit(gym.make("FrozenLake-v1"))
 
 
 def test_seeds_differ_between_environments_and_repeat():
@@ -189,7 +179,6 @@ def test_seeds_differ_between_environments_and_repeat():
     ("call", "message"),
     [
         (lambda: make_env("CartPol-v1"), "did you mean CartPole-v1"),
-        (lambda: make_env("cartpole-v1"), "CartPole-v1"),
         (lambda: make_env("LunarLander-v2"), "LunarLander"),
         (lambda: make_env("Zzzzzz"), "`cet-rl list` shows environments, data sets and other tasks"),
         (lambda: make_vec_env("CartPole-v1", 0), "num_envs"),
@@ -197,6 +186,12 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_vec_env("CartPole-v1", env_kwargs={}), "each of its items as a keyword"),
         (lambda: make_vec_env("Acrobot-v1", 2, vectorization="numpy"), "vectorised form"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="fast"), "vectorization"),
+        (lambda: GymnasiumVecEnv(vector(AutoresetMode.DISABLED)), r"autoreset_mode=.*\.SAME_STEP.*'Disabled'"),
+        (lambda: GymnasiumVecEnv(vector(AutoresetMode.NEXT_STEP)), r"autoreset_mode=.*\.SAME_STEP.*'NextStep'"),
+        (lambda: StepClock(gym.make("CartPole-v1"), 0), "step duration"),
+        (lambda: DelayedCredit(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
+        (lambda: DelayedReward(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
+        (lambda: PositiveNegativeSplit(gym.make("FrozenLake-v1")), "Box of vectors"),
     ],
 )
 def test_bad_requests_are_named(call, message):
@@ -255,9 +250,3 @@ def test_the_vectorised_form_is_the_environment():
             ended += terminated
         observations = following
     assert ended > 5
-
-
-@pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.NEXT_STEP])
-def test_vector_environments_that_reset_in_a_step_of_their_own_or_never_are_refused(mode):
-    with pytest.raises(ValueError, match=r"autoreset_mode=gymnasium\.vector\.AutoresetMode\.SAME_STEP"):
-        GymnasiumVecEnv(vector(mode))

@@ -120,7 +120,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_without_delay_it_is_the_gradient_of_the_lambda_return_loss(case):
     net = CASES[case]()
-    data = rollout(net=net)
+    data = rollout(net=net, ends=0.3)
     assert data.terminated.any()
     assert data.truncated.any()
     advantage, values = advantages(net, data), net.critic(data.observations)

@@ -77,13 +77,22 @@ def test_normalised_observations_are_split_though_the_space_is_not_negative(tmp_
     assert CETActorCritic.load(tmp_path / "agent", env).get_vec_normalize_env() is env
 
 
-@pytest.mark.parametrize(("task", "order"), [("CartPole-v1", None), ("MinAtar/Breakout-v1", "first")])
-def test_frame_stacks(task, order):
-    env = VecFrameStack(make_vec_env(task, 2, 0), 3, channels_order=order)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: VecFrameStack(make_vec_env("CartPole-v1", 2, 0), 3),
+        lambda: VecFrameStack(make_vec_env("MinAtar/Breakout-v1", 2, 0), 3, channels_order="first"),
+        lambda: SubprocVecEnv([lambda: gym.make("Pendulum-v1")] * 2, start_method="fork"),
+    ],
+)
+def test_frame_stacks_and_environments_in_other_processes(build):
+    env = build()
     model = make(env)
+    assert model.timing.step_duration == 0.2
     model.learn(64)
-    assert model.predict(env.reset())[0].shape == (2,)
-    assert model.observation_space.shape[0] == 12
+    assert model.predict(env.reset())[0].shape[0] == 2
+    assert model.observation_space.shape[0] == (12 if isinstance(env, VecFrameStack) else 3)
+    env.close()
 
 
 def test_eval_callback_keeps_the_best_and_syncs_statistics(tmp_path):
@@ -117,14 +126,6 @@ def test_set_env_goes_on_learning_with_its_traces():
         with pytest.raises((ValueError, AssertionError), match=message):
             model.set_env(env)
     model.learn(32, reset_num_timesteps=False)  # and is none the worse for the refusals
-
-
-def test_environments_in_other_processes():
-    env = SubprocVecEnv([lambda: gym.make("CartPole-v1")] * 2, start_method="fork")
-    model = make(env)
-    assert model.timing.step_duration == 0.2
-    model.learn(64)
-    env.close()
 
 
 def test_a_delay_that_travels_keeps_its_clock():

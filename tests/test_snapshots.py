@@ -34,7 +34,7 @@ BEFORE, AFTER = 37, 90
 
 
 def through_a_file(state):
-    """What comes back when a state has been JSON and tensors."""
+    """Return what comes back when a state has been JSON and tensors."""
     tensors = {}
     text = json.dumps(archive.encode(state, tensors), allow_nan=False)
     return archive.decode(json.loads(text), {name: tensor.clone() for name, tensor in tensors.items()})
@@ -46,7 +46,7 @@ def actions_for(env, steps, seed=3):
 
 
 def play(env, actions):
-    """Everything an agent gets to see, times apart."""
+    """Return everything an agent gets to see, times apart."""
     seen = []
     for action in actions:
         observations, rewards, dones, infos = env.step(action)
@@ -90,21 +90,21 @@ def test_every_environment_of_the_catalogue_goes_on(task):
     assert_goes_on(lambda: make_vec_env(task, 2, 7, delay=1.0, max_episode_steps=limit), ends=ends)
 
 
-@pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
-def test_environments_that_were_never_seeded_go_on(task):
-    assert_goes_on(lambda: make_vec_env(task, 2))
+WRAPPERS = [FlattenObservation, PositiveNegativeSplit, lambda env: DelayedReward(env, 1.0)]
 
 
-@pytest.mark.parametrize("limit", [None, 12])
-def test_gymnasium_s_own_vector_form_goes_on(limit):
-    assert_goes_on(
-        lambda: make_vec_env("CartPole-v1", 3, 5, vectorization="numpy", max_episode_steps=limit, delay=1.0)
-    )
-
-
-def test_wrappers_go_on():
-    wrappers = [FlattenObservation, PositiveNegativeSplit, lambda env: DelayedReward(env, 1.0)]
-    assert_goes_on(lambda: make_vec_env("CartPole-v1", 2, 1, wrappers=wrappers))
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("CartPole-v1", {}),  # never seeded
+        ("MinAtar/Breakout-v1", {}),
+        ("CartPole-v1", {"seed": 5, "vectorization": "numpy", "delay": 1.0}),
+        ("CartPole-v1", {"seed": 5, "vectorization": "numpy", "max_episode_steps": 12}),
+        ("CartPole-v1", {"seed": 1, "wrappers": WRAPPERS}),
+    ],
+)
+def test_every_form_goes_on(task, options):
+    assert_goes_on(lambda: make_vec_env(task, 2, **options))
 
 
 def test_actions_that_stick_go_on_sticking():
@@ -117,7 +117,7 @@ def test_actions_that_stick_go_on_sticking():
 
 
 class Walk(gym.Env):
-    """A third party's: a random walk that says its state itself."""
+    """Walk at random; a third party's environment, which says its state itself."""
 
     observation_space = gym.spaces.Box(-100, 100, (1,), np.float64)
     action_space = gym.spaces.Discrete(2)
@@ -147,7 +147,7 @@ def walk(**replaced):
 
 
 class Doubled(gym.Wrapper):
-    """Somebody's wrapper with a memory."""
+    """Deliver the last observation as the next reward: somebody's wrapper with a memory."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -165,10 +165,8 @@ def test_third_parties_take_part_by_two_methods_or_by_registering(monkeypatch):
     def build():
         return make_vec_env(lambda: Doubled(Walk()), 2, 4, max_episode_steps=30)
 
-    env = build()
-    env.reset()
     with pytest.raises(CannotCaptureError, match="Doubled has no get_state and set_state"):
-        capture(env)
+        capture(build())
     register_snapshot(Doubled, ["last"])
     assert_goes_on(build)
 
@@ -191,9 +189,7 @@ def test_what_cannot_be_captured_is_named(build, words):
 
 
 def test_a_state_of_other_environments_is_refused():
-    env = make_vec_env("CartPole-v1", 2, 0)
-    env.reset()
-    state = capture(env)
+    state = capture(make_vec_env("CartPole-v1", 2, 0))
     with pytest.raises(ValueError, match="there are 3 environments here, 2 in the state"):
         restore(make_vec_env("CartPole-v1", 3, 0), state)
     with pytest.raises(ValueError, match=r"made of .*MountainCarEnv, the state is of .*CartPoleEnv"):
@@ -201,8 +197,7 @@ def test_a_state_of_other_environments_is_refused():
     breakout = capture(make_vec_env("MinAtar/Breakout-v1", 1, 0))
     with pytest.raises(ValueError, match="another game than freeway"):
         restore(make_vec_env("MinAtar/Freeway-v1", 1, 0), breakout)
-    forgetful = make_env(walk(set_state=fails))
-    forgetful.reset()
+    forgetful = make_env(walk(set_state=fails, get_state=lambda env: {}))
     with pytest.raises(ValueError, match="set_state of Changed fails: KeyError: 'where"):
         restore(forgetful, capture(forgetful))
 
