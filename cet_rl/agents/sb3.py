@@ -78,8 +78,9 @@ class CETActorCritic(StoredAlgorithm):
         n_steps: Steps of each environment between updates; 1 is an update after every step.
         policy_kwargs: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`; `activation_fn` may be one of
             torch's classes ReLU, Tanh, Sigmoid and Identity.
-        **learning: Options of a trace given by name, and of learning, see `cet_rl.agents.config.learner_config`:
-            `order`, `normalization`, `gamma`, `lam`, `random_lam`, `ent_coef`, `vf_coef` and so on.
+        order, **learning: See `cet_rl.agents.config.learner_config`: `normalization`, `decay`, `discretization`,
+            `trace_delay`, `trace_options`; `gamma`, `lam` or `gae_lambda`, `random_lam`, `ent_coef`, `vf_coef`,
+            `max_grad_norm`, `error_at`, `alignment`.
         stats_window_size, tensorboard_log, verbose, seed, device: As in Stable-Baselines3.
 
     Attributes:
