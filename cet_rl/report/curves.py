@@ -10,24 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cet_rl.report.drawing import (
-    ACROSS,
-    DOTTED,
-    MARGIN,
-    MOST_ARMS,
-    Picture,
-    baselines_of,
-    draw_baselines,
-    format_steps,
-    label_outside,
-    legend,
-    loss_limit,
-    panels,
-    png,
-    scaled_at_the_end,
-    some_delays,
-    styles,
-)
+from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.plots import Curve, draw_alignment_over, draw_curves
 from cet_rl.report.reading import ALIGNMENT
@@ -35,58 +18,51 @@ from cet_rl.report.statistics import Presentation
 from cet_rl.report.text import counted, in_seconds, sentence, span
 from cet_rl.runs.folder import MetricsTable
 
-MOST_SEEDS_OF_A_RANGE = 5
-"""Up to this many seeds the band goes from the lowest to the highest; with more it is a standard error."""
-
-LOGARITHMIC = 30.0
-"""Quotient of an axis' largest and smallest value from which on it is logarithmic."""
-
-MOST_LAYERS = 9
-"""Layers whose alignment is drawn."""
-
-MOST_DELAYS = 3
-"""Delays whose alignment is drawn, the longest ones."""
-
-MOST_LAYERS_ABREAST = 5
-"""Layers above which there is only room for one delay."""
+MOST_SEEDS_OF_A_RANGE = 5  # with more seeds the band is a standard error
+LOGARITHMIC = 30.0  # quotient of an axis' largest and smallest value from which on it is logarithmic
+MOST_LAYERS = 9  # whose alignment is drawn
+MOST_DELAYS = 3  # whose alignment is drawn, the longest ones
+MOST_LAYERS_ABREAST = 5  # above which there is only room for one delay
 
 # -------------------- learning curves
 
 
-def learning_curves(comparison: Comparison) -> list[Picture]:
+def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
     delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
-    shown = some_delays(delays or [0.0])
-    figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True)
-    arms = comparison.best(compared, MOST_ARMS, shown[-1] if delays else None)
+    shown = drawing.some_delays(delays or [0.0])
+    figure, grid = drawing.panels(
+        len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True
+    )
+    arms = comparison.best(compared, drawing.MOST_ARMS, shown[-1] if delays else None)
     references = comparison.best(comparison.references, 4)
     of_references = [curve for arm in references for curve in _curves(arm, 0.0, column)]
-    looks, baselines = styles(comparison), baselines_of(comparison)
+    looks, baselines = drawing.styles(comparison), drawing.baselines_of(comparison)
     band = _band(comparison)
     curves, lines = list(of_references), dict[str, Line2D]()
     for axes, delay in zip(grid, shown, strict=True):
         here = [curve for arm in arms for curve in _curves(arm, delay, column)]
         curves += here
-        with scaled_at_the_end(axes):
+        with drawing.scaled_at_the_end(axes):
             lines |= draw_curves(axes, here + of_references, shows.curve, looks, band=band)
-        format_steps(axes)
+        drawing.format_steps(axes)
         axes.set_title(in_seconds(delay), fontsize=9)
-        draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
+        drawing.draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
     if not curves:
         return []
     cut, beyond = _limit(grid[0], curves, shows, list(baselines.values()))
-    label_outside(grid, shows.steps, shows.curve_title)
+    drawing.label_outside(grid, shows.steps, shows.curve_title)
     figure.suptitle(comparison.title, fontsize=10)
-    legend(figure, lines, list(looks))
+    drawing.legend(figure, lines, list(looks))
     caption = [f"{shows.curve_title.capitalize()} over training. {_meaning(comparison, band)}"]
     caption += _left_out(comparison, [*arms, *references], delays, shown)
-    caption += [DOTTED] * bool(baselines)
+    caption += [drawing.DOTTED] * bool(baselines)
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.decays
-    return [Picture("curves", png(figure), " ".join(caption), f"Curves of {shows.curve_title}")]
+    return [drawing.Picture("curves", drawing.png(figure), " ".join(caption), f"Curves of {shows.curve_title}")]
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
@@ -145,7 +121,7 @@ def _limit(
         early += found[~settled].tolist()
         lows.append(float(found[settled].min()))
         highs.append(float(found[settled].max()))
-    top = None if presentation.score.higher_is_better else loss_limit(highs)
+    top = None if presentation.score.higher_is_better else drawing.loss_limit(highs)
     low, high = min([*lows, *baselines]), max([max(highs) if top is None else top, *baselines])
     form = FuncFormatter(lambda value, _: f"{presentation.curve_factor * value:.6g}")
     axes.yaxis.set_major_formatter(form)
@@ -157,7 +133,7 @@ def _limit(
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(low / 1.1, high * 1.1)
     else:
-        margin = MARGIN * (high - low)
+        margin = drawing.MARGIN * (high - low)
         axes.set_ylim(low - margin, high + margin)
     return bool(early) and (min(early) < low or max(early) > high), sum(each > high for each in highs)
 
@@ -165,7 +141,7 @@ def _limit(
 # -------------------- alignment
 
 
-def alignment(comparison: Comparison) -> list[Picture]:
+def alignment(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
 
     There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
@@ -176,41 +152,45 @@ def alignment(comparison: Comparison) -> list[Picture]:
         return []
     layers = _layers(comparison, logged[-1])
     shown = logged[-MOST_DELAYS:] if len(layers) <= MOST_LAYERS_ABREAST else logged[-1:]
-    across = len(layers) if len(shown) > 1 else ACROSS
+    across = len(layers) if len(shown) > 1 else drawing.ACROSS
     columns = [f"{ALIGNMENT}{layer}" for layer in layers]
-    arms = comparison.best(comparison.compared, MOST_ARMS, logged[-1])
+    arms = comparison.best(comparison.compared, drawing.MOST_ARMS, logged[-1])
     curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
     *others, last = map(in_seconds, shown)
     delays = f"{', '.join(others)} and {last}" if others else last
     what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
     rest = sentence("Also logged, not drawn", [in_seconds(delay) for delay in logged if delay not in shown])
-    shows, looks, band = comparison.presentation, styles(comparison), _band(comparison)
+    shows, looks, band = comparison.presentation, drawing.styles(comparison), _band(comparison)
     pictures = []
     for over in dict.fromkeys((None, shows.over_score)):
         count = len(shown) * len(layers)
-        figure, grid = panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
+        figure, grid = drawing.panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
         lines: dict[str, Line2D] = {}
         for axes, (delay, layer) in zip(grid, [(d, layer) for d in shown for layer in layers], strict=True):
             axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
             title = f"layer {layer}" if layer.isdecimal() else layer[:20]
             axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
             if over is None:
-                with scaled_at_the_end(axes):
+                with drawing.scaled_at_the_end(axes):
                     lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", looks, band=band)
-                format_steps(axes)
+                drawing.format_steps(axes)
             else:
                 factor = shows.curve_factor
                 lines |= draw_alignment_over(axes, curves[delay], layer, shows.curve, looks, factor=factor)
         x = shows.curve_title if over else shows.steps
-        label_outside(grid, x, "cosine with the true gradient", across)
+        drawing.label_outside(grid, x, "cosine with the true gradient", across)
         one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
         figure.suptitle(f"{comparison.title}{one}", fontsize=10)
-        legend(figure, lines, list(looks))
+        drawing.legend(figure, lines, list(looks))
         name, title = ("alignment", "over training") if over is None else (f"alignment-{over}", f"over {over}")
         caption = f"{what}, over the {over} that went with it: means in bins, all seeds."
         if over is None:
             caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}"
-        pictures.append(Picture(name, png(figure), " ".join([caption, *rest]), f"Alignment of each layer {title}"))
+        pictures.append(
+            drawing.Picture(
+                name, drawing.png(figure), " ".join([caption, *rest]), f"Alignment of each layer {title}"
+            )
+        )
     return pictures
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -21,36 +24,23 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from cet_rl.report.grouping import Comparison
-from cet_rl.report.statistics import baselines
 from cet_rl.report.text import steps
-
-DPI = 120
-
-ACROSS = 3
-"""Panels side by side."""
+from cet_rl.runs.task_kinds import RECURRENT
 
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
 """Dashes of successive arms: seven, so that together with ten colours seventy arms differ."""
 
 COLORS = 10
-
-MOST_ARMS = 20
-"""Arms that are drawn as curves; more cannot be told apart."""
-
-LONGEST_ENTRY = 28
-"""Characters of a legend's entry."""
-
-MOST_PANELS = 6
-"""Panels for delays; of more delays the shortest, the longest and some between are drawn."""
-
-MARGIN = 0.04
-"""Share of an axis that is added on each side of what is shown."""
-
-FENCE = 5.0
-"""Interquartile ranges above the upper quartile beyond which a loss does not set an axis."""
-
-LEAST_LOSSES = 4
-"""Losses below which all of them are shown."""
+DPI = 120
+ACROSS = 3  # panels side by side
+MOST_ARMS = 20  # that are drawn as curves; more cannot be told apart
+LONGEST_ENTRY = 28  # characters of a legend's entry
+MOST_PANELS = 6  # for delays: of more delays the shortest, the longest and some between are drawn
+MARGIN = 0.04  # share of an axis that is added on each side of what is shown
+FENCE = 5.0  # interquartile ranges above the upper quartile beyond which a loss does not set an axis
+LEAST_LOSSES = 4  # below which all of them are shown
+LEAST_ALPHA = 0.01  # below it a symbol is held for so long that estimating baselines takes too much memory
+MOST_SEEDS = 5  # whose baselines are averaged: in some tasks each seed makes a task of its own
 
 DOTTED = "Dotted: the best that predictors can do that know only what is written there."
 """Sentence of a caption on baselines."""
@@ -205,11 +195,36 @@ def loss_limit(losses: Sequence[float]) -> float | None:
 
 
 def baselines_of(comparison: Comparison) -> Mapping[str, float]:
-    """Return the baselines of a comparison's task by name; {} if it has none, or arms have different ones."""
-    if not comparison.presentation.has_baselines:
-        return {}
-    configs = [run.config for _, at_delay in comparison.all_runs for run in at_delay.runs]
-    return baselines([config for config in configs if config is not None])
+    """Return the losses that limited predictors cannot get below, by what these know, averaged over seeds.
+
+    The result is empty if the task has none, or if the arms have different ones.
+    """
+    tasks: dict[int, set[tuple[str, tuple[int, int], float]]] = defaultdict(set)
+    for _, at_delay in comparison.all_runs:
+        for run in at_delay.runs:
+            config: Any = run.config
+            if comparison.task_kind.name == RECURRENT.name:
+                tasks[config.seed].add((config.task, config.lags, config.alpha))
+    losses: list[Mapping[str, float]] = []
+    for seed in sorted(tasks)[:MOST_SEEDS]:
+        found = {_baselines(*task, seed) for task in tasks[seed]}
+        if len(found) > 1:
+            return {}
+        losses.append(dict(found.pop()))
+    shared = [name for name in (losses or [{}])[0] if all(name in each for each in losses)]
+    return {name: sum(each[name] for each in losses) / len(losses) for name in shared}
+
+
+@cache
+def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> tuple[tuple[str, float], ...]:
+    from cet_rl.recurrent.tasks import build_task  # torch: a second to load
+
+    if alpha < LEAST_ALPHA:
+        return ()
+    try:
+        return tuple(build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines.items())
+    except Exception:  # a third party's task may raise anything; a report can do without baselines
+        return ()
 
 
 def draw_baselines(axes: Axes, lines: Mapping[str, float], *, vertical: bool, named: bool = True) -> None:

@@ -28,8 +28,7 @@ from cet_rl.traces.registry import TRACES
 NEVER_SPLITS = {"task", "seed", "delay", "alignment"}
 """Options that never split an arm, beside those of the machine: how often it ran, and what was logged."""
 
-LONGEST_LABEL = 44
-"""Characters of an arm's name; longer ones are numbered, and their options are in the table."""
+LONGEST_LABEL = 44  # characters of an arm's name; longer ones are numbered, and their options are in the table
 
 
 @dataclass(frozen=True, eq=False)

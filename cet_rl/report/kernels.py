@@ -17,20 +17,11 @@ from cet_rl.report.text import sentence
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
 
-MOST_PANELS = 3
-"""Delays that are drawn: kernels of one trace look much alike at all of them."""
-
-POINTS = 300
-"""Points of a kernel, at most."""
-
-LENGTH = 3
-"""Length of a kernel in delays."""
-
-LONGEST_DELAY = 20_000
-"""Steps of delay above which a kernel takes too long to compute."""
-
-MOST_STATES = 64
-"""States of a trace that is drawn."""
+MOST_PANELS = 3  # for delays: kernels of one trace look much alike at all of them
+POINTS = 300  # of a kernel, at most
+LENGTH = 3  # of a kernel, in delays
+LONGEST_DELAY = 20_000  # in steps; above it a kernel takes too long to compute
+MOST_STATES = 64  # of a trace that is drawn
 
 Described = tuple[TraceConfig, int, float]
 """A trace, its delay in steps, and the seconds that a step stands for."""

@@ -37,11 +37,8 @@ from cet_rl.sweeps.worker import processors
 FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (heatmap, scores, learning_curves, alignment, kernels)
 """Figures in the order of the page; each returns no picture where there is nothing to draw."""
 
-MOST_PROCESSES = 4
-"""Processes that draw; each takes some 200 MB."""
-
-MOST_FAILED = 8
-"""Failed runs that are named in a section; the table of runs has them all."""
+MOST_PROCESSES = 4  # that draw; each takes some 200 MB
+MOST_FAILED = 8  # runs that are named in a section; the table of runs has them all
 
 
 @dataclass(frozen=True)

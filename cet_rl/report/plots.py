@@ -21,11 +21,8 @@ from cet_rl.runs.task_kinds import RL
 RETURN = RL.curve.key
 """Column of the return."""
 
-POINTS = 100
-"""Points of the common grid on which the seeds of an arm are averaged."""
-
-BINS = 8
-"""Bins of the score when alignment is drawn over it."""
+POINTS = 100  # of the common grid on which the seeds of an arm are averaged
+BINS = 8  # of the score when alignment is drawn over it
 
 Styles = Mapping[str, Mapping[str, Any]]
 """Keyword arguments of `Axes.plot` for each arm, such as label and color."""

@@ -40,11 +40,8 @@ STATES = {
 }
 """States of a run, each with its meaning where that is not obvious."""
 
-MOST_ROWS = 1_000
-"""Rows of a metrics.csv that are kept: more than a figure can show."""
-
-LARGEST_NUMBER = 1e15
-"""Magnitude beyond which a score or a logged value counts as missing."""
+MOST_ROWS = 1_000  # of a metrics.csv that are kept: more than a figure can show
+LARGEST_NUMBER = 1e15  # beyond which a score or a logged value counts as missing
 
 
 @dataclass(frozen=True)

@@ -13,42 +13,26 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from cet_rl.report.drawing import (
-    DOTTED,
-    MARGIN,
-    MOST_PANELS,
-    Picture,
-    baselines_of,
-    draw_baselines,
-    loss_limit,
-    panels,
-    png,
-    some_delays,
-)
+from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate
 from cet_rl.report.text import in_seconds, listed, sentence, span
 
-MOST_ROWS = 60
-"""Arms of a heatmap; the table has them all."""
-
-MOST_COLUMNS = 24
-"""Delays of a heatmap."""
-
-MOST_POINTS = 40
-"""Arms that are drawn as points."""
+MOST_ROWS = 60  # arms of a heatmap; the table has them all
+MOST_COLUMNS = 24  # delays of a heatmap
+MOST_POINTS = 40  # arms that are drawn as points
 
 # -------------------- heatmap
 
 
-def heatmap(comparison: Comparison) -> list[Picture]:
+def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
 
     An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
     hatched.
     """
-    delays, score = some_delays(comparison.delays, MOST_COLUMNS), comparison.presentation.score
+    delays, score = drawing.some_delays(comparison.delays, MOST_COLUMNS), comparison.presentation.score
     rows = (*comparison.references, *comparison.best(comparison.compared, MOST_ROWS))
     if len(delays) < 2 or not rows:
         return []
@@ -97,7 +81,7 @@ def heatmap(comparison: Comparison) -> list[Picture]:
     axes.set_xlabel("credit delay")
     axes.set_title(f"{comparison.title}: {score.heading}", fontsize=9)
     caption = _heatmap_caption(comparison, counts, len(rows), delays)
-    return [Picture("heatmap", png(figure), caption, f"Heatmap of {score.title}")]
+    return [drawing.Picture("heatmap", drawing.png(figure), caption, f"Heatmap of {score.title}")]
 
 
 def _subject(comparison: Comparison) -> str:
@@ -129,7 +113,7 @@ Mark = tuple[int, Estimate, FloatArray]
 """An arm in a panel: its row, the average over its seeds, and each seed's score."""
 
 
-def scores(comparison: Comparison) -> list[Picture]:
+def scores(comparison: Comparison) -> list[drawing.Picture]:
     """Draw a panel for each delay, and one for all delays together; nothing without any result.
 
     Arms without delay, where others have one, are drawn in each panel with hollow points.
@@ -142,12 +126,12 @@ def scores(comparison: Comparison) -> list[Picture]:
     together = len(pooled) > 1
     compared = comparison.compared
     known = [each for each in comparison.delays if any(comparison.estimate(arm, each) for arm in compared)]
-    delays = some_delays(known, MOST_PANELS - together) or [0.0]
+    delays = drawing.some_delays(known, drawing.MOST_PANELS - together) or [0.0]
     count = len(delays) + together
     labels = max(len(arm.label) for arm in rows)
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
-    figure, grid = panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
-    lines = baselines_of(comparison)
+    figure, grid = drawing.panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
+    lines = drawing.baselines_of(comparison)
     cut = False
     for place, axes in enumerate(grid):
         if place < len(delays):
@@ -165,12 +149,16 @@ def scores(comparison: Comparison) -> list[Picture]:
         axes.grid(axis="x", color="0.92")
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        draw_baselines(axes, lines, vertical=True)
+        drawing.draw_baselines(axes, lines, vertical=True)
     figure.supxlabel(comparison.presentation.score.heading, fontsize=9)
     figure.suptitle(comparison.title, fontsize=10)
     caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))
     caption += " Some losses lie beyond the axis; see the table." * cut
-    return [Picture("scores", png(figure), caption, f"{comparison.presentation.score.title} of each arm")]
+    return [
+        drawing.Picture(
+            "scores", drawing.png(figure), caption, f"{comparison.presentation.score.title} of each arm"
+        )
+    ]
 
 
 def _marks(comparison: Comparison, rows: Sequence[Arm], delay: float) -> tuple[list[Mark], list[Mark]]:
@@ -204,11 +192,11 @@ def _draw(axes: Axes, marks: Sequence[Mark], color: str, markerfacecolor: str | 
 def _limit(axes: Axes, marks: Sequence[Mark], lines: Sequence[float]) -> bool:
     """Limit an axis of losses where a few diverge; return whether any lies beyond it."""
     losses = [loss for _, found, values in marks for loss in values.tolist() or [found.least, found.centre]]
-    top = loss_limit(losses)
+    top = drawing.loss_limit(losses)
     if top is None:
         return False
     low, high = min([*losses, *lines]), max([top, *lines])
-    margin = MARGIN * (high - low)
+    margin = drawing.MARGIN * (high - low)
     axes.set_xlim(low - margin, high + margin)
     return True
 
@@ -230,7 +218,7 @@ def _scores_caption(
         parts.append(f"No intervals: n is too small (below {LEAST_SEEDS}).")
     parts += ["Lower is better."] * (not comparison.presentation.score.higher_is_better)
     parts += ["Hollow: arms without delay, the same in each panel."] * bool(comparison.references)
-    parts += [DOTTED] * baselines
+    parts += [drawing.DOTTED] * baselines
     parts += sentence("Not drawn", [in_seconds(delay) for delay in comparison.delays if delay not in delays])
     if hidden := len(comparison.arms) - len(rows):
         arms = f"{hidden} of {len(comparison.arms)} arms"

@@ -6,17 +6,14 @@ interquartile mean, and percentile intervals of a bootstrap that draws within ea
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 
 from cet_rl.report.reading import FloatArray, Run
 from cet_rl.report.text import number
-from cet_rl.runs.config import RunConfig
 from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, Score, TaskKind
 
 Statistic = Callable[[FloatArray], FloatArray]
@@ -24,8 +21,7 @@ Statistic = Callable[[FloatArray], FloatArray]
 
 RESAMPLES = 2_000
 LEVEL = 0.95
-LEAST_SEEDS = 3
-"""Values per stratum below which no interval is given."""
+LEAST_SEEDS = 3  # values per stratum below which no interval is given
 
 # -------------------- averages and intervals
 
@@ -55,17 +51,17 @@ def bootstrap_interval(
     statistic: Callable[[Sequence[FloatArray]], FloatArray],
     *,
     paired: bool = False,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Return the ends of a percentile interval from a bootstrap that draws within each sample.
+
+    The same values always have the same interval.
 
     Args:
         samples: values of each stratum, of shape (n,).
         statistic: function from as many arrays of shape (resamples, n) to shape (resamples,).
         paired: draw the same places in every sample, because equal places belong together.
-        seed: seed of the resamples; the same values always have the same interval.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn: list[FloatArray] = []
     places = None
     for values in samples:
@@ -89,13 +85,12 @@ class Estimate:
     most: float
 
 
-def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean, seed: int = 0) -> Estimate:
+def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean) -> Estimate:
     """Return a statistic of all values together, with a stratified bootstrap interval.
 
     Args:
         strata: values that are resampled separately, such as the seeds at one delay; each of shape (n,).
         statistic: statistic of the pooled values.
-        seed: seed of the resamples.
 
     Raises:
         ValueError: if there is no stratum, or an empty one.
@@ -105,7 +100,7 @@ def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_
     pooled = np.concatenate(strata)
     low = high = None
     if min(map(len, strata)) >= LEAST_SEEDS:
-        low, high = bootstrap_interval(strata, lambda drawn: statistic(np.concatenate(drawn, axis=1)), seed=seed)
+        low, high = bootstrap_interval(strata, lambda drawn: statistic(np.concatenate(drawn, axis=1)))
     return Estimate(float(statistic(pooled)), low, high, len(pooled), float(pooled.min()), float(pooled.max()))
 
 
@@ -164,7 +159,6 @@ class Presentation:
         statistic: average over seeds.
         statistic_title: its name.
         settling: share of a run whose values do not decide how much of the curves' axis is shown.
-        has_baselines: whether tasks know losses that limited predictors cannot get below.
     """
 
     scores: tuple[Measure, ...]
@@ -176,7 +170,6 @@ class Presentation:
     statistic: Statistic
     statistic_title: str
     settling: float
-    has_baselines: bool
 
     @property
     def score(self) -> Measure:
@@ -199,7 +192,6 @@ def presentation(task_kind: TaskKind, tested_on: str = "") -> Presentation:
         statistic=interquartile_mean if returns else mean,
         statistic_title="interquartile mean" if returns else "mean",
         settling={VISION.name: 0.1, RECURRENT.name: 0.05}.get(task_kind.name, 0.0),
-        has_baselines=task_kind.name == RECURRENT.name,
     )
 
 
@@ -207,45 +199,3 @@ def presentation_of(run: Run) -> Presentation:
     """Return what is shown of a run's kind of task."""
     assert run.task_kind is not None
     return presentation(run.task_kind, run.tested_on)
-
-
-# -------------------- baselines of sequence tasks
-
-LEAST_ALPHA = 0.01
-"""Below this α a symbol is held for so long that estimating baselines takes too much memory."""
-
-MOST_SEEDS = 5
-"""Seeds whose baselines are averaged: in some tasks each seed makes a task of its own."""
-
-
-def baselines(configs: Iterable[RunConfig]) -> Mapping[str, float]:
-    """Return the losses that limited predictors cannot get below, by what these know, averaged over seeds.
-
-    The result is empty if the task has none, or if the configurations have different ones.
-    """
-    from cet_rl.recurrent.config import RecurrentConfig
-
-    tasks: dict[int, set[tuple[str, tuple[int, int], float]]] = defaultdict(set)
-    for config in configs:
-        assert isinstance(config, RecurrentConfig)
-        tasks[config.seed].add((config.task, config.lags, config.alpha))
-    losses: list[Mapping[str, float]] = []
-    for seed in sorted(tasks)[:MOST_SEEDS]:
-        found = {_baselines(*task, seed) for task in tasks[seed]}
-        if len(found) > 1:
-            return {}
-        losses.append(dict(found.pop()))
-    shared = [name for name in (losses or [{}])[0] if all(name in each for each in losses)]
-    return {name: sum(each[name] for each in losses) / len(losses) for name in shared}
-
-
-@cache
-def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> tuple[tuple[str, float], ...]:
-    from cet_rl.recurrent.tasks import build_task  # torch: a second to load
-
-    if alpha < LEAST_ALPHA:
-        return ()
-    try:
-        return tuple(build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines.items())
-    except Exception:  # a third party's task may raise anything; a report can do without baselines
-        return ()

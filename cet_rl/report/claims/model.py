@@ -140,13 +140,12 @@ class Check:
             if math.isfinite(end)
         )
 
-    def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False, seed: int = 0) -> CheckResult:
+    def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False) -> CheckResult:
         """Evaluate the check on the measured values of each arm's runs.
 
         Args:
             samples: a value for each seed, of shape (seeds,), for each arm.
             paired: whether equal places are equal seeds, which are then drawn together.
-            seed: seed of the resamples; the same values always have the same interval.
         """
 
         def weighted(drawn: Sequence[FloatArray]) -> FloatArray:
@@ -154,7 +153,7 @@ class Check:
             found: FloatArray = (means * self.weights).sum(-1)
             return found
 
-        low, high = bootstrap_interval(samples, weighted, paired=paired, seed=seed)
+        low, high = bootstrap_interval(samples, weighted, paired=paired)
         return CheckResult(self, tuple(samples), float(weighted(samples)), low, high)
 
 
