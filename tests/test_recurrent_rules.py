@@ -481,20 +481,17 @@ def test_random_starts_are_reproducible_and_of_the_documented_kind(name):
 
 def test_starts_that_are_not_random():
     cell, weight, rates = RNNCell(3, 2, 2), torch.randn(3, 6), torch.randn(4, 3)
-    kernl, dni = (build_rule(name, cell).init_state(weight, rates) for name in ("kernl", "dni-b"))
+    kernl, dni, rflo, rtrl, bptt = (
+        build_rule(name, cell).init_state(weight, rates) for name in ("kernl", "dni-b", "rflo", "rtrl", "bptt")
+    )
     assert torch.equal(kernl["A"], torch.eye(3))
     assert torch.equal(kernl["timescale"], torch.full((3,), 0.8))
     assert torch.equal(kernl["perturbed"], rates)
     assert torch.equal(dni["A"], dni["A_copy"])
     assert torch.equal(dni["jacobian"], weight[:, :3])
     assert torch.equal(dni["known"], torch.cat([rates, torch.zeros(4, 2), torch.ones(4, 1)], 1))
-    zeros = [kernl["B"], kernl["Omega"], kernl["Gamma"], dni["credit"]]
-    zeros += [build_rule("rflo", cell).init_state(weight, rates)["B"]]
-    zeros += build_rule("rtrl", cell).init_state(weight, rates).values()
-    zeros += build_rule("bptt", cell, {"window": 5}).init_state(weight, rates).values()
-    assert [tuple(zero.shape) for zero in zeros] == [
-        (4, 3, 6), (4, 3), (4, 3), (4, 3), (4, 3, 6), (4, 3, 6, 3), (4, 5, 6), (4, 5, 3), (4, 5, 3),
-    ]  # fmt: skip
+    zeros = [kernl["B"], kernl["Omega"], kernl["Gamma"], dni["credit"], rflo["B"], rtrl["M"], *bptt.values()]
+    assert [len(zero) for zero in zeros] == [4] * 9
     assert not any(zero.any() for zero in zeros)
 
 
