@@ -74,7 +74,7 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
     ("settings", "message"),
     [
         ({"task": "CartPole-v1"}, "for image classification .*not for CartPole-v1"),
-        ({**SMALL, "streaming": True}, "streaming, salience and soma='trace'"),
+        ({**SMALL, "streaming": True}, "streaming, salience, jitter and soma='trace'"),
         ({**SMALL, "compile": True}, "nor is a batch compiled"),
     ],
 )
