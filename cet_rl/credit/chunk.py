@@ -91,10 +91,10 @@ class StateConstants:
     @cached_property
     def coefficients(self) -> tuple[Pattern, Tensor]:
         """Distinct nonzero values of [M; C] and their places: a cascade has n among n² entries."""
-        table = torch.cat([self.M, self.C[None]]).cpu().numpy()
-        values = np.unique(table[table != 0])
-        index = np.where(table == 0, -1, np.searchsorted(values, table))
-        return tuple(tuple(int(i) for i in row) for row in index), torch.from_numpy(values).to(self.device)
+        places = {0.0: -1}  # numbered as they appear, so that traces of one kind and order share a compiled loop
+        table = torch.cat([self.M, self.C[None]]).tolist()
+        pattern = tuple(tuple(places.setdefault(value, len(places) - 1) for value in row) for row in table)
+        return pattern, torch.tensor([*places][1:], dtype=self.dtype, device=self.device)
 
     def chunk(self, steps: int) -> ChunkConstants:
         """Return the closed form of `steps` steps, computed in float64."""
