@@ -33,10 +33,8 @@ from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
 def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:
     """Return a sweep with all of its jobs, read from its folder if they would come out the same.
 
-    Building them takes seconds, because what trains has to be loaded to check them.
-
-    Raises:
-        ValueError: as `build` does, or if the folder holds something else or its sweep.yaml is damaged.
+    Building them takes seconds, as what trains has to be loaded. Raises ValueError as `build` does, and if the
+    folder holds something else or its sweep.yaml is damaged.
     """
     if holds(folder.path, folder.sweep_file.name, "sweep"):
         earlier = folder.read()
@@ -55,11 +53,7 @@ def digest(file: SweepFile) -> str:
 
 
 def build(file: SweepFile) -> Sweep:
-    """Return a sweep with all of its jobs.
-
-    Raises:
-        ValueError: for a job that cannot be run, naming file, job and option, or for two that are the same run.
-    """
+    """Return a sweep with all of its jobs; ValueError, saying which, if one cannot be run or two are the same."""
     jobs: list[Job] = []
     seen: dict[str, Combination] = {}
     for combination in file.combinations:
@@ -82,8 +76,7 @@ def build(file: SweepFile) -> Sweep:
 def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None) -> list[Job]:
     """Return a job for each seed of one configuration; its arm has a name, or the configuration's label.
 
-    Raises:
-        ValueError: for an agent, an environment or a device that does not exist here.
+    Raises ValueError for an agent, an environment or a device that does not exist here.
     """
     jobs, resolved = [], _resolve(config)
     for seed in seeds:
@@ -94,22 +87,14 @@ def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None)
 
 
 def configuration(job: Job) -> tuple[TaskKind, RunConfig]:
-    """Return the kind of a job's task, and the job's configuration for one thread.
-
-    Raises:
-        ValueError: if sweep.yaml is from another version of this package.
-    """
+    """Return a job's kind of task and its configuration for one thread; ValueError if of another version."""
     task_kind = task_kind_of(job.values["task"])
     values = check_values({**job.values, "threads": 1}, f"sweep.yaml, {job.name}", task_kind.config())
     return task_kind, task_kind.config()(**values)
 
 
 def check_data(jobs: Iterable[Job], folder: SweepFolder) -> None:
-    """Look at the data of jobs that are not finished, so that not each of them fails for the same reason.
-
-    Raises:
-        ValueError, OSError: if some data cannot be had.
-    """
+    """Raise ValueError or OSError if data of jobs that are not finished cannot be had, before each job fails."""
     data: dict[tuple[TaskKind, tuple[Any, ...]], None] = {}
     for job in jobs:
         task_kind = task_kind_of(job.values["task"])

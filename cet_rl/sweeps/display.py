@@ -160,11 +160,7 @@ def jobs_table(jobs: Sequence[Job], states: Mapping[str, JobState], rows: int) -
 
 
 def print_status(sweep: Sweep, folder: SweepFolder) -> None:
-    """Print what has become of a sweep's jobs, and write results.csv if some are finished.
-
-    Raises:
-        ValueError: if the folder is not this sweep's.
-    """
+    """Print what has become of a sweep's jobs, and write results.csv; errors as of `SweepFolder.check`."""
     folder.check(sweep)
     states = folder.states(sweep.jobs)
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

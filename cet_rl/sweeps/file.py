@@ -49,11 +49,8 @@ _ELSEWHERE = {
 class Combination:
     """Describe one combination of settings that a file asks for, without seeds.
 
-    Attributes:
-        settings: options and values, as the file has them.
-        varied: the options that grid or arm have set, for messages.
-        name: of its arm, if the file gives one.
-        paper: whether it starts from the paper's tables.
+    `varied` are the options that grid or arm have set, for messages; `name` is that of its arm, if the file gives
+    one; `paper` tells whether it starts from the paper's tables.
     """
 
     settings: Mapping[str, Any]
@@ -78,35 +75,19 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class Arm:
-    """Hold an arm of a sweep's file, or what the file says of all of its jobs.
-
-    Attributes:
-        settings: options and values.
-        grid: options and the values that each of them takes.
-        name: for legends.
-        paper: whether its jobs start from the paper's tables; None as all jobs do.
-    """
+    """Hold an arm of a sweep's file, or what the file says of all of its jobs; `paper` is None where not set."""
 
     settings: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
     name: str | None = None
     paper: bool | None = None
 
-    def with_values(self, grid: Mapping[str, Sequence[Any]]) -> Arm:
-        """Return a copy whose grid has these values for the options that it has."""
-        return replace(self, grid={option: grid.get(option, values) for option, values in self.grid.items()})
-
 
 def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFile:
-    """Read the file of a sweep.
+    """Read the file of a sweep, by its path or by the name of one that comes with the package.
 
-    Args:
-        source: its path, or the name of one that comes with the package.
-        quick: let the file's `quick` settings replace the others.
-        settings: of all jobs, whatever the file says.
-
-    Raises:
-        ValueError: if there is none, or for what a sweep cannot have, naming file and key.
+    With `quick` its quick settings replace the others; `settings` are those of all jobs, whatever the file says.
+    What a sweep cannot have is a ValueError that names file and key.
     """
     data = dict(read_mapping(source))
     check_keys(data, source, KEYS)
@@ -122,7 +103,7 @@ def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFil
         raise ValueError(f"{source}: arms must be a list of mappings, got {items!r}")
     arms = [_arm(data, source), *(_arm(item, f"{source}, arm {number}") for number, item in enumerate(items, 1))]
     grid = _grid(override.pop("grid", {}), f"{where}, grid")
-    shared, *arms = [arm.with_values(grid) for arm in arms]
+    shared, *arms = [replace(arm, grid={k: grid.get(k, values) for k, values in arm.grid.items()}) for arm in arms]
     crossed = {option for arm in (shared, *arms) for option in arm.grid}
     for option in grid:
         if option not in crossed:
@@ -137,10 +118,9 @@ def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFil
 
 
 def parse_seeds(value: object, where: str) -> tuple[int, ...]:
-    """Return the seeds in "0-4", "0,2,5-7", a number, or a list of numbers; messages begin with `where`.
+    """Return the seeds in "0-4", "0,2,5-7", a number, or a list of numbers.
 
-    Raises:
-        ValueError: if it is none of these, or a seed is given twice.
+    Raises ValueError, with a message that begins with `where`, for anything else or a seed given twice.
     """
     seeds: list[int] = []
     for part in value if isinstance(value, list) else str(value).split(","):

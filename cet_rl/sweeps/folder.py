@@ -70,11 +70,7 @@ class SweepFolder:
         return self.failures / name
 
     def read(self) -> Sweep:
-        """Return the sweep that the folder is for.
-
-        Raises:
-            ValueError: if it is no sweep folder, or sweep.yaml is damaged or has been edited.
-        """
+        """Return the folder's sweep; ValueError if there is none, or sweep.yaml is damaged or has been edited."""
         if not self.sweep_file.is_file():
             raise ValueError(f"{self.path} is no sweep folder: it has no {self.sweep_file.name}")
         try:
@@ -92,13 +88,9 @@ class SweepFolder:
         return sweep
 
     def check(self, sweep: Sweep) -> int:
-        """Make sure that the folder is for a sweep, without changing anything.
+        """Return how many jobs have been added to the folder's sweep, all of them if it is new; change nothing.
 
-        Returns:
-            How many jobs have been added since the last time; all of them in a new folder.
-
-        Raises:
-            ValueError: if the folder holds another sweep or something else, saying what differs.
+        Raises ValueError if the folder holds another sweep or something else, saying what differs.
         """
         if not holds(self.path, self.sweep_file.name, "sweep"):
             return len(sweep.jobs)
@@ -122,14 +114,9 @@ class SweepFolder:
         raise ValueError(f"{self.path} {text} choose another --run-dir")
 
     def open_for(self, sweep: Sweep) -> int:
-        """Open the folder for a sweep, creating it if need be; jobs may have been added since the last time.
+        """Open the folder for a sweep, creating it if need be, and return how many jobs have been added.
 
-        Returns:
-            How many jobs have been added since the last time; all of them in a new folder.
-
-        Raises:
-            ValueError: as `check` does.
-            OSError: if the folder cannot be written.
+        Raises ValueError as `check` does, and OSError if the folder cannot be written.
         """
         new = self.check(sweep)
         make_folder(self.path, "sweep")
@@ -200,8 +187,8 @@ class SweepFolder:
         if self.summary(name).get("status") == "failed":
             (self.run_path(name) / "summary.json").unlink(missing_ok=True)
 
-    def results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> str:
-        """Return results.csv: a row for each job, in the order of the sweep's file, without times.
+    def write_results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> None:
+        """Write results.csv: a row for each job, in the order of the sweep's file, without times.
 
         Columns are job, arm, task, agent, seed, the settings that not all jobs share, status, steps and the
         metrics of the summaries. Jobs that are not finished have neither steps nor metrics.
@@ -223,11 +210,7 @@ class SweepFolder:
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        return text.getvalue()
-
-    def write_results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> None:
-        """Write results.csv; raise OSError if the folder cannot be written."""
-        write_text(self.results_file, self.results(jobs, states))
+        write_text(self.results_file, text.getvalue())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,18 +12,13 @@ from cet_rl.runs.task_kinds import identity
 
 State = Literal["finished", "running", "partial", "failed", "waiting"]
 
-DIGITS = 8
-"""Length of the fingerprint in a job's name."""
-
 
 @dataclass(frozen=True)
 class Job:
     """Describe one run of a sweep.
 
-    Attributes:
-        name: of its run folder: TASK-LABEL-SEED-FINGERPRINT.
-        arm: its name in legends; all seeds of an arm share it.
-        values: its full configuration as plain data, resolved but for device and threads.
+    Its name is that of its run folder, TASK-LABEL-SEED-FINGERPRINT; all seeds of an arm share the name in legends.
+    Its values are its full configuration as plain data, resolved but for device and threads.
     """
 
     name: str
@@ -38,12 +33,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Describe all that a sweep runs.
+    """Describe all that a sweep runs: jobs in the order of the file, seed by seed.
 
-    Attributes:
-        title: in a few words.
-        jobs: in the order of the file, seed by seed.
-        made_from: digest of all that the jobs follow from; empty if unknown.
+    `made_from` is a digest of all that they follow from; empty if unknown.
     """
 
     title: str
@@ -53,15 +45,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class JobState:
-    """Say what has become of one job.
+    """Say what has become of one job: one is partial that has begun and that nobody runs.
 
-    Attributes:
-        state: finished; running, in this sweep or another; partial, begun and not running; failed; waiting.
-        step: how far it has come, in its own unit; None if unknown.
-        score: how good it is, in words: "return 203.4".
-        speed: steps per second; None if unknown.
-        error: why it has failed; empty if it has not.
-        owner: the process that runs it; empty if none does.
+    `step` is how far it has come, in its unit, and `speed` in steps a second, both None if unknown; `score` is
+    in words, "return 203.4"; `error` says why it has failed, and `owner` which process runs it.
     """
 
     state: State
@@ -73,13 +60,9 @@ class JobState:
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits of a configuration: SHA-256 of its identity as sorted JSON without spaces.
-
-    Args:
-        values: plain data; floats must be finite.
-    """
+    """Return eight hexadecimal digits of a configuration: SHA-256 of its identity as sorted JSON without spaces."""
     text = json.dumps(identity(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def settings_shared(jobs: Iterable[Job]) -> dict[str, Any]:

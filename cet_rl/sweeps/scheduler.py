@@ -36,12 +36,8 @@ def run_sweep(
 ) -> int:
     """Run all jobs that are not finished yet; those that have failed only if told to retry.
 
-    Returns:
-        The exit status: 0 if all jobs are finished, 1 if some have failed or been stopped, 130 if interrupted.
-
-    Raises:
-        ValueError: if the folder is not this sweep's, before anything is written.
-        OSError: if it cannot be written.
+    Returns the exit status: 0 if all jobs are finished, 1 if some have failed or been stopped, 130 if interrupted.
+    Raises ValueError if the folder is another sweep's, before anything is written, and OSError if it cannot be.
     """
     new = folder.open_for(sweep)
     if 0 < new < len(sweep.jobs) and not quiet:

@@ -58,13 +58,9 @@ Options = Mapping[str, str | bool]
 
 
 def parse_options(words: Sequence[str]) -> Options:
-    """Return KEY=VALUE words as options of sbatch.
+    """Return words such as time=4:00:00, mem=8G, signal-delay=120 and exclusive as options of sbatch.
 
-    Args:
-        words: such as partition=long, time=4:00:00, mem=8G, signal-delay=120, exclusive.
-
-    Raises:
-        ValueError: for anything else, an option given twice, or one that a sweep sets itself.
+    Raises ValueError for anything else, an option given twice, or one that a sweep sets itself.
     """
     options: dict[str, str | bool] = {}
     for word in words:
@@ -83,14 +79,9 @@ def parse_options(words: Sequence[str]) -> Options:
 
 
 def minutes(text: str | bool) -> int:
-    """Return a time limit in one of sbatch's formats in whole minutes, at least one.
+    """Return a time limit in whole minutes, at least one; ValueError if it is in none of sbatch's formats.
 
-    Args:
-        text: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS, DAYS-HOURS:MINUTES or
-            DAYS-HOURS:MINUTES:SECONDS.
-
-    Raises:
-        ValueError: if it is none of these.
+    These are MINUTES[:SECONDS], HOURS:MINUTES:SECONDS and DAYS-HOURS[:MINUTES[:SECONDS]].
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text))
     if match is None:
@@ -115,12 +106,8 @@ def _seconds(text: str | bool) -> int:
 class SlurmJob:
     """Run one job of a sweep in a worker. Submitit calls it, and `checkpoint` on SIGUSR2.
 
-    Attributes:
-        folder: of the sweep, an absolute path.
-        name: of the job.
-        retry: run it although it has failed.
-        command: of a worker.
-        linger: seconds to wait after SIGTERM before going on.
+    The sweep's folder is an absolute path. With `retry` the job runs although it has failed; `linger` is how many
+    seconds to wait after SIGTERM before going on.
     """
 
     folder: str
@@ -136,13 +123,9 @@ class SlurmJob:
         return {**self.__dict__, "_worker": None}  # a process cannot be pickled
 
     def __call__(self) -> str:
-        """Run the job until it has finished.
+        """Run the job until it has finished, and return "finished", or "busy" if another process runs it.
 
-        Returns:
-            "finished", or "busy" if another process runs the job.
-
-        Raises:
-            RuntimeError: if the job has failed: SLURM counts it as failed, too.
+        Raises RuntimeError if the job has failed: SLURM counts it as failed, too.
         """
         while (status := self._run_worker()) in STOPPED:
             # SLURM has sent SIGTERM, and now ends this process or sends it SIGUSR2. If it does neither, go on.
@@ -202,17 +185,11 @@ def submit_sweep(
 ) -> None:
     """Put every job that is neither finished, nor running, nor queued into SLURM's queue, and return.
 
-    Args:
-        sweep: to run.
-        folder: of the sweep, on a file system that all nodes share.
-        options: of sbatch, from `parse_options`; those left out are the cluster's defaults.
-        workers: jobs at a time in an array; None for as many as SLURM can place.
-        retry: run those that have failed again.
-        quiet: print nothing but errors.
+    The folder must be on a file system that all nodes share. Options are from `parse_options`; those left out are
+    the cluster's defaults. `workers` jobs of an array run at a time, or as many as SLURM can place.
 
-    Raises:
-        ValueError: if the folder is another sweep's, or SLURM refuses the jobs, with its reason.
-        OSError: if the folder cannot be written.
+    Raises ValueError if the folder is another sweep's, or SLURM refuses the jobs, with its reason, and OSError if
+    the folder cannot be written.
     """
 
     def say(text: str) -> None:
@@ -265,11 +242,7 @@ def _submit(folder: SweepFolder, jobs: Sequence[SlurmJob], options: Options, wor
 
 
 def queued_jobs(folder: SweepFolder) -> dict[str, str]:
-    """Return the jobs of a sweep that wait or run in SLURM, with their numbers; empty without SLURM.
-
-    Raises:
-        ValueError: if SLURM does not answer.
-    """
+    """Return the jobs of a sweep that SLURM has, with their numbers; ValueError if SLURM is there and silent."""
     known = _numbers(folder)
     if not known or shutil.which("squeue") is None:
         return {}

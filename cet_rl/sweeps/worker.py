@@ -87,9 +87,7 @@ def work(
     """Train those jobs that are neither finished nor another process's, and return the exit status.
 
     Jobs that have failed are trained if told to retry; one that another process runs is waited for `wait` seconds.
-
-    Raises:
-        OSError: if the folder cannot be written.
+    Raises OSError if the folder cannot be written.
     """
     jobs = {job.name: job for job in folder.read().jobs}
     held: list[str] = []
@@ -191,14 +189,9 @@ class Worker:
 class Launcher:
     """Start workers on this machine, one thread each.
 
-    Args:
-        capacity: jobs at a time; None for as many as there are processors for this process.
-        command: of a worker.
-        options: of the workers, beside --retry.
-        batches: what the jobs of one worker have in common, by their names; a worker for each job without.
-
-    Raises:
-        ValueError: if `capacity` is not at least one.
+    `capacity` is how many jobs run at a time, at least one, and None as many as there are processors for this
+    process. `options` are those of a worker's command, beside --retry. `batches` says what the jobs of one worker
+    have in common, by their names; without it there is a worker for each job.
     """
 
     def __init__(
@@ -213,11 +206,7 @@ class Launcher:
         self._command, self._options, self._batches = command, options, batches or {}
 
     def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
-        """Start workers for jobs, which run also those that have failed if told to retry.
-
-        Raises:
-            OSError: if they cannot be started.
-        """
+        """Start workers for jobs, also for those that have failed if told to retry; OSError if that fails."""
         together: dict[Hashable, list[str]] = {}
         for name in names:
             together.setdefault(self._batches.get(name, name), []).append(name)
@@ -229,11 +218,7 @@ class Launcher:
 
 
 def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher:
-    """Return a launcher that trains jobs of image classification of the same shapes as one batched model.
-
-    Raises:
-        ValueError: if a job cannot be part of one, or `capacity` is not at least one.
-    """
+    """Return a launcher that trains jobs of the same shapes as one batched model, or ValueError for other jobs."""
     from cet_rl.vision.config import shared
 
     shapes = {job.name: tuple(map(repr, shared(batched_config(job)).items())) for job in jobs}

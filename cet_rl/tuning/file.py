@@ -72,14 +72,7 @@ class SearchFile:
     trials: int
 
     def sweep(self, params: Mapping[str, Any]) -> Sweep:
-        """Return the runs of a trial: one configuration, all seeds.
-
-        Args:
-            params: values of the options that are searched, as Optuna has them.
-
-        Raises:
-            ValueError: if they cannot be run.
-        """
+        """Return the runs of a trial with these values, as Optuna has them; ValueError if they cannot be run."""
         settings = {**self.fixed, **{name: plain(value) for name, value in params.items()}}
         return build(SweepFile(self.source, "a trial", (Combination(settings, tuple(params)),), self.seeds))
 
@@ -97,11 +90,7 @@ def plain(value: Any) -> Any:
 
 
 def read_search(source: str) -> SearchFile:
-    """Read and check the file of a search.
-
-    Raises:
-        ValueError: if there is none, or for what cannot be searched, naming file and key.
-    """
+    """Read the file of a search; ValueError, naming file and key, if there is none or it cannot be searched."""
     data = dict(read_mapping(source))
     swept = [key for key in ("grid", "arms") if key in data]
     if swept and "space" not in data:

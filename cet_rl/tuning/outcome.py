@@ -59,9 +59,6 @@ def write_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> Non
     """Write trials.csv, a row for each trial, and best.yaml, if a trial has finished.
 
     best.yaml is a configuration file: all settings of the best trial, without seed and machine.
-
-    Raises:
-        OSError: if they cannot be written.
     """
     trials, best = study.get_trials(deepcopy=False), best_trial(study)
     table = io.StringIO(newline="")

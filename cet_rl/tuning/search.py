@@ -41,11 +41,8 @@ _DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 class TrialResult:
     """Say what has become of a trial.
 
-    Attributes:
-        state: Optuna's name of it: COMPLETE; PRUNED, because it was worse than others or its numbers grew beyond
-            bounds; FAIL; or RUNNING, to be taken up again.
-        score: mean over seeds; None unless complete.
-        reason: why it failed, was pruned or cannot go on; empty otherwise.
+    It is PRUNED if it was worse than others or its numbers grew beyond bounds, RUNNING if to be taken up again.
+    The score is the mean over seeds, None unless complete; `reason` says why it failed, was pruned or must wait.
     """
 
     state: Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
@@ -58,10 +55,7 @@ class TrialRun:
     """Run one trial: a run for each seed, one after the other.
 
     Its lock is held; whoever polls this releases it when the trial ends. If an earlier search has begun the trial,
-    runs that failed are tried again.
-
-    Raises:
-        ValueError: if its parameters cannot be run.
+    runs that failed are tried again. Raises ValueError if its parameters cannot be run.
     """
 
     search: SearchFile
@@ -189,13 +183,9 @@ class Search:
         self._seen: set[int] = set()  # taken up in this go
 
     def run(self) -> int:
-        """Run until there are enough trials, or until interrupted.
+        """Run until there are enough trials; return 0, 1 if no trial has finished, or 130 if interrupted.
 
-        Returns:
-            The exit status: 0; 1 if no trial has finished; 130 if interrupted.
-
-        Raises:
-            OSError: if the disk is full; trials under way are taken up again by the next search.
+        Raises OSError if the disk is full; trials under way are taken up again by the next search.
         """
         done = self._begun()
         left = f"; going on to {self.trials}" if done < self.trials else ""

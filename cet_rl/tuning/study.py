@@ -65,9 +65,7 @@ class SearchFolder:
     def study_name(self, search: SearchFile) -> str:
         """Return the name of the search's study, noting it and the search's settings in a new folder.
 
-        Raises:
-            ValueError: if the folder is that of a search with other settings, saying which.
-            OSError: if it cannot be written.
+        Raises ValueError if the folder is that of a search with other settings, saying which.
         """
         settings = search.identity()
         if not self.file.is_file():
@@ -98,12 +96,9 @@ def require_optuna() -> None:
 def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = None) -> Study:
     """Return the study of a search, with the trials it has; the folder is created if need be.
 
-    `storage` is the URL of a database, as Optuna takes it; None stands for a file in the folder.
-
-    Raises:
-        ValueError: if the folder holds something else, a search with other settings, or trials that this storage
-            does not have.
-        OSError: if the storage cannot be opened, or the folder cannot be written.
+    `storage` is the URL of a database, as Optuna takes it; None stands for a file in the folder. Raises ValueError
+    if the folder holds something else, a search with other settings, or trials that this storage does not have,
+    and OSError if the storage cannot be opened, or the folder cannot be written.
     """
     import optuna
 
