@@ -47,11 +47,8 @@ class DamagedFileError(ValueError):
 def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
     """Return a value as JSON data; raise ValueError for anything that is no plain data, naming its path.
 
-    Args:
-        value: None, numbers, strings, numpy arrays and scalars, tensors; lists, tuples, deques and dictionaries of
-            them.
-        tensors: gets the tensors found, and arrays as bytes, by their paths within the value.
-        where: path of the value itself.
+    Plain data are None, numbers, strings, numpy arrays and scalars, tensors; lists, tuples, deques and dicts of
+    them. `tensors` gets the tensors found, and arrays as bytes, by their paths; `where` is that of the value.
     """
 
     def inner(item: object, key: object) -> Any:
@@ -122,17 +119,10 @@ def _array(content: Tensor, dtype: str, shape: list[int]) -> npt.NDArray[Any]:
 
 
 def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] | None = None) -> None:
-    """Write a file; one on disk is replaced atomically or stays as it is.
+    """Write the state of an "agent" or a "network", and in a checkpoint that of the run itself; see `encode`.
 
-    Args:
-        file: a path, ".zip" added unless it ends so, or a binary file object.
-        state: what has been learned, as `encode` takes it.
-        what: kind of file: "agent" or "network".
-        run: state of the run itself, for a checkpoint.
-
-    Raises:
-        OSError: if the file cannot be written.
-        ValueError: if the state holds anything but plain data and tensors.
+    The file is a path, ".zip" added unless it ends so, or a binary file object. One on disk is replaced atomically
+    or stays as it is. Raises OSError, or ValueError if a state holds anything but plain data and tensors.
     """
     parts = {what: state} | ({} if run is None else {"run": run})
     path = _path_of(file)
@@ -151,9 +141,7 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
 def read(file: File, *, what: str) -> dict[str, Any]:
     """Return the state in a file that `write` has written.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, of another kind or of another format version.
+    Raises FileNotFoundError, or ValueError if it is damaged, of another kind or of another format version.
     """
     return _use(file, what, lambda archive: _read_part(archive, what))
 

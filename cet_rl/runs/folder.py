@@ -38,9 +38,6 @@ Status = Literal["finished", "interrupted", "failed"]
 EVALUATED = "eval/"
 """Prefix of the numbers of the evaluation at the end of a run. A resumed run evaluates again."""
 
-CHECKPOINTS = 10
-"""Number of checkpoints in a run by default, not counting interruptions."""
-
 _LOCK = "lock"
 """Folder of the lock within a run folder."""
 
@@ -49,7 +46,7 @@ def checkpoint_interval(total_steps: int, asked: int | None) -> int:
     """Return the steps from one checkpoint to the next: `asked`, which must be positive, or a tenth of the run."""
     if asked is not None and asked < 1:
         raise ValueError(f"--checkpoint-every must be at least 1, got {asked}")
-    return asked or max(1, total_steps // CHECKPOINTS)
+    return asked or max(1, total_steps // 10)
 
 
 class RunFolder:
@@ -97,10 +94,7 @@ class RunFolder:
 
         It takes its place only when it is whole and on the disk, so that one of the two is always good. It holds
         the run's configuration, so that none is taken for another run's.
-
-        Raises:
-            OSError: if it cannot be written, naming the file; the existing checkpoints stay as they are.
-            ValueError: if a state holds anything but plain data and tensors.
+        Raises OSError, naming the file, if it cannot be written; the existing checkpoints stay as they are.
         """
         from cet_rl.runs import archive
 
@@ -197,12 +191,8 @@ class RunFolder:
     def open_for(self, config: Mapping[str, Any], *, resume: bool) -> bool:
         """Prepare the locked folder for a run of a resolved configuration; nothing of another run is overwritten.
 
-        Returns:
-            True if there is a checkpoint to resume from.
-
-        Raises:
-            ValueError: as of `check_usable`, or if there are damaged checkpoints only.
-            OSError: if it cannot be written.
+        Returns True if there is a checkpoint to resume from. Raises ValueError as `check_usable` does, or if there
+        are damaged checkpoints only, and OSError if it cannot be written.
         """
         self.check_usable(config, resume=resume)
         checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched

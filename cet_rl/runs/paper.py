@@ -52,12 +52,9 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Hold the paper's hyper-parameters for one task at one time scale.
+    """Hold the paper's hyper-parameters for one task at one time scale, stacked for that of retrograde signalling.
 
-    Attributes:
-        source: where the values are from: "Tables 5 and 6 of the paper", "Table 2 of the paper".
-        table: number of the table that has the rows.
-        stacked: True for the time scale of retrograde signalling.
+    The source, "Tables 5 and 6 of the paper", is where all values are from; `table` has the rows.
     """
 
     name: str
@@ -108,21 +105,10 @@ def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def paper_row(
     task: str, *, delay: float = 0.0, order: int | None = None, stacked: bool = False, trace: str | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Return the paper's hyper-parameters for one run.
+    """Return the paper's hyper-parameters for a run with these options of a configuration, and a line on the row.
 
-    Args:
-        task: Gymnasium id or data set.
-        delay: T, in seconds; 0 for the paper's baseline, backpropagation without delay.
-        order: number of trace states; None for 5; 1 is the classical trace.
-        stacked: True for the time scale of retrograde signalling, else the behavioural one.
-        trace: None, "cet", "et" (order 1), or "none" without a delay.
-
-    Returns:
-        Keys and values of a configuration, and a line that names the row:
-        "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4".
-
-    Raises:
-        ValueError: if the paper has no such row, naming those it has.
+    The line is such as "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4". Without a delay the row is
+    that of the paper's baseline, backpropagation. If there is no such row, a ValueError names those there are.
     """
     wanted = TraceConfig.for_delay(delay, trace, order)
     if wanted.kind not in ("cet", "et", "none"):

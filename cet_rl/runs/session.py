@@ -98,16 +98,13 @@ class Session:
     """Hold what a run needs besides its learner.
 
     `begin` in the locked and opened folder with the learner in place, then learn within `run_and_summarize`.
-    A folder that cannot be used is a ValueError.
+    A folder that cannot be used is a ValueError, and nothing in it is touched before `begin`.
 
     Args:
         config: resolved.
         kind: of the run's task.
-        run_dir: the run folder itself, None for that of `default_path`; nothing in it is touched before `begin`.
+        run_dir, resume, checkpoint_every, quiet: see `cet_rl.rl.train`.
         agent: what learns, for the summary.
-        resume: whether the folder may hold an interrupted run of the same configuration.
-        checkpoint_every: steps from one checkpoint to the next; None for ten in the run.
-        quiet: print nothing.
         interruption: shared by runs that learn together; None for one of its own.
 
     Attributes:
@@ -230,12 +227,10 @@ class Session:
 
 
 def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:
-    """Learn, and leave summaries and closed files however that ends.
+    """Learn runs that have begun and share an interruption; leave summaries and closed files however that ends.
 
-    Args:
-        sessions: runs that have begun, with one interruption.
-        learn: learns until the end or an interruption, and writes the summary of either. A second Ctrl-C ends the
-            runs without asking it. Whatever else it raises is raised, after summaries that say "failed".
+    `learn` itself writes the summaries of runs that end or are interrupted. A second Ctrl-C ends the runs without
+    asking it. Whatever else it raises is raised, after summaries that say "failed".
     """
     try:
         with sessions[0].interruption.watched():
@@ -264,13 +259,9 @@ def run(
     One of several that fails does not end the others, and finished runs are left alone. Those whose checkpoints
     are at different steps run one group after the other.
 
-    Args:
-        sessions: of the runs, with one interruption.
-        build: makes the learner of a configuration, at its first step.
-        join: lets learners that are at the same step take their steps together.
-
-    Returns:
-        "interrupted", or "finished" when all runs have ended; each session's status says how.
+    The sessions share an interruption; `build` makes the learner of a configuration, at its first step, and `join`
+    lets those at the same step take their steps together. Returns "interrupted", or "finished" when all runs have
+    ended; each session's status says how.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.

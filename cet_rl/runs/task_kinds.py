@@ -15,19 +15,13 @@ from typing import Any
 from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.runs.values import nearest
 
-LARGE = 1e7
-"""Scores from which on are shown with an exponent."""
-
 
 @dataclass(frozen=True)
 class Score:
     """Describe a number that says how good a run is.
 
-    Attributes:
-        key: of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images tested on.
-        word: the title in one word, for tables and progress.
-        digits: decimals of the number as it is stored.
-        percent: True to show a share as a percentage.
+    The key is that of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images tested on.
+    The word is for tables and progress; the digits are decimals of the number as it is stored.
     """
 
     key: str
@@ -44,7 +38,7 @@ class Score:
 
     def show(self, number: float) -> str:
         """Return the number as people read it: 0.1234, 98.05%; with an exponent if a run has diverged."""
-        if abs(number) >= LARGE:
+        if abs(number) >= 1e7:
             return f"{number:.3g}"
         return f"{number:.{self.digits - 2}%}" if self.percent else f"{number:.{self.digits}f}"
 

@@ -60,7 +60,7 @@ class JobState:
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits of a configuration: SHA-256 of its identity as sorted JSON without spaces."""
+    """Return eight hexadecimal digits of SHA-256 of a configuration's identity as sorted JSON without spaces."""
     text = json.dumps(identity(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
