@@ -25,16 +25,10 @@ from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_a
 
 
 class BatchedLearner(LearnerBatch[ImageLearner]):
-    """Let learners take their steps together.
+    """Let learners take their steps together; they do not change themselves until `write_back`.
 
-    Args:
-        learners: freshly made or loaded, all at the same step. They do not change until `write_back`.
-
-    Attributes:
-        parameters: of all networks by name, each stacked to (C, *shape) for C learners; so are the buffers.
-
-    Raises:
-        ValueError: if they are not at the same step, or `check_batch` refuses their configurations.
+    Parameters and buffers of all networks are stacked, by name, to (C, *shape) for C learners. Raises ValueError
+    if these are not at the same step, or `check_batch` refuses their configurations.
     """
 
     def __init__(self, learners: Sequence[ImageLearner]) -> None:

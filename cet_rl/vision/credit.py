@@ -124,8 +124,7 @@ class CreditRule:
     def delays(self, draws: FloatArray | None, images: int) -> Times:
         """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
 
-        Raises:
-            ValueError: with jitter, unless there is one draw u for each image.
+        Raises ValueError with jitter, unless there is one draw u for each image.
         """
         if self.jitter and (draws is None or len(draws) != images):
             raise ValueError(
@@ -156,9 +155,8 @@ class CreditRule:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return ∂L/∂z, ∂L/∂x where it is wanted, and δ, the error that the synapses get.
 
-        Args:
-            memory: with `derivative_memory="trace"`, the share of each step's f', a column, in what is recalled of
-                it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
+        With `derivative_memory="trace"`, `memory` is the share of each step's f', a column, in what is recalled
+        of it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
         """
         if memory is None:
             delta = self.f.times_derivative(grad, y)
@@ -198,16 +196,10 @@ class CreditRule:
 
 
 def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Put errors at the steps at which they arrive, where they add up.
+    """Return what arrives in these T steps, (T · E, …), where errors add up, and what is still on its way then.
 
-    Args:
-        error: (T · E, …), step by step, and all streams of each.
-        delays: of each, in steps, (T · E,).
-        steps: T.
-        pending: errors of earlier batches that are still on their way, (L · E, …).
-
-    Returns:
-        What arrives in these steps, (T · E, …), and what is still on its way after them.
+    The errors are (T · E, …), step by step, and all streams of each; their delays, in steps, are (T · E,); those of
+    earlier batches that are still on their way, `pending`, are (L · E, …).
     """
     count = len(error)
     streams = count // steps
@@ -441,13 +433,7 @@ class StreamCredit(nn.Module):
         )
 
     def backward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        grad: Tensor,
-        weight: Tensor,
-        want: Wanted,
-        draws: FloatArray | None = None,
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, draws: FloatArray | None = None
     ) -> Gradients:
         """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
         rule = self.rule

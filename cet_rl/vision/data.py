@@ -305,16 +305,8 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
 
     Every epoch goes through a fresh permutation of the images; what is left at its end and fills no batch is
     dropped, as in the authors' code. All random numbers come from a generator of its own on the CPU, so that the
-    order is the same on every device; images are gathered on the device they are on.
-
-    Args:
-        images: to draw from.
-        batch_size: images in every batch.
-        seed: of the permutations and flips.
-        flips: whether to flip each image left to right with probability 1/2, anew each epoch.
-
-    Raises:
-        ValueError: if the batch size is not at least 1, or larger than the set.
+    order is the same on every device; images are gathered on the device they are on. With `flips` each image is
+    flipped left to right with probability 1/2, anew each epoch. A batch larger than the set is a ValueError.
     """
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int = 0, *, flips: bool = False) -> None:

@@ -39,13 +39,10 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Hold a data set to learn, `train`, and to test on.
+    """Hold a data set to learn, and to test on, with labels 0 … classes - 1; its name is its key in `DATASETS`.
 
-    Attributes:
-        name: key in `DATASETS`.
-        test: the test set, or with `validation` a part of the training set left out of `train`.
-        classes: number of classes; labels are 0 … classes - 1.
-        flips: whether to flip training images left to right at random.
+    `test` is the test set, or with `validation` a part of the training set left out of `train`. `flips` tells
+    whether to flip training images left to right at random.
     """
 
     name: str
@@ -70,15 +67,11 @@ Loader = Callable[[str, str | None, bool], ImageData]
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """Describe a data set in Parquet files, as the Hugging Face hub has them.
+    """Describe a data set in Parquet files, as the Hugging Face hub has them in this repository; see `ImageData`.
 
-    Attributes:
-        repository: on the hub.
-        shape: channels (1 for grey, 3 for RGB), height and width of an image.
-        classes: number of classes; labels are 0 … classes - 1.
-        mean: of each channel after standardisation; a single number for all. So is the deviation.
-        flips: whether to flip training images left to right at random.
-        label: name of the column with the labels; images are in `image` or `img`.
+    The shape of an image is channels (1 for grey, 3 for RGB), height and width. Mean and deviation are those of
+    each channel after standardisation, or a single number for all. `label` is the column with the labels; images
+    are in `image` or `img`.
     """
 
     repository: str

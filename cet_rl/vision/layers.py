@@ -80,10 +80,7 @@ class TracedLayer(nn.Module):
         """Compute with the kernel's whole matrix from now on, for batches of one size.
 
         Slower than the layer's own way on a CPU, but for GPUs, `torch.compile` and `torch.func.vmap`: made of
-        torch's operations alone.
-
-        Raises:
-            ValueError: if the layer is streaming or has `derivative_memory="trace"`.
+        torch's operations alone. Not for layers that stream, or have jitter or `derivative_memory="trace"`.
         """
         if self.rule.streaming or self.rule.derivative_memory != "exact" or self.rule.jitter:
             raise ValueError(
@@ -328,13 +325,8 @@ def _set_on_layers(model: nn.Module, attribute: str, value: Any) -> Iterator[Non
 def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[None]:
     """Show images at times of their own in forward passes within a block: `with seen_at(model, times, steps)`.
 
-    Args:
-        model: with traced layers.
-        times: step of each image, increasing, shape (S,).
-        steps: length of the stretch of time that the batch stands for.
-
-    Raises:
-        ValueError: unless times are whole numbers that increase within [0, steps).
+    The times are the step of each image, (S,), in a stretch of time of so many steps that the batch stands for.
+    Raises ValueError unless they are whole numbers that increase within [0, steps).
     """
     given = times.cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
     if given.size and not np.issubdtype(given.dtype, np.integer):
@@ -349,12 +341,8 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[
 def jittered(model: nn.Module, draws: Any) -> AbstractContextManager[None]:
     """Let the errors of images come early or late in passes within a block: `with jittered(model, draws)`.
 
-    Args:
-        model: with traced layers, made with `jitter`.
-        draws: u of each image, in [-1, 1], the same for all layers, shape (T · E,).
-
-    Raises:
-        ValueError: unless draws are a row of numbers within [-1, 1].
+    The draws are u of each image, the same for all layers, which are made with `jitter`: shape (T · E,). Raises
+    ValueError unless they are a row of numbers within [-1, 1].
     """
     given = np.asarray(draws.cpu() if isinstance(draws, Tensor) else draws, dtype=np.float64)
     if given.ndim != 1 or not (abs(given) <= 1).all():

@@ -70,9 +70,7 @@ def _check_compiler(device: str) -> None:
 class ImageLearner:
     """Hold a network, its optimiser and its stream of batches, and learn step by step.
 
-    Args:
-        config: resolved.
-        data: on the configuration's device.
+    The configuration is resolved, and the data are on its device.
     """
 
     def __init__(self, config: VisionConfig, data: ImageData) -> None:

@@ -23,15 +23,8 @@ def image_network(
     `hidden`, and Linear. Parameters are drawn as in the authors' code: weights Xavier-uniform, and biases, too, as
     matrices of shape (1, outputs), which is uniform in ±√(6 / (1 + outputs)).
 
-    Args:
-        in_shape: shape of one image, (C, H, W).
-        classes: number of outputs.
-        channels: output channels of each stage, the input side first.
-        hidden: units of each hidden dense layer, the input side first.
-        generator: draws the parameters; None for torch's global one.
-
-    Raises:
-        ValueError: if nothing of the image is left after the last stage.
+    The shape of an image is (C, H, W), and sizes of layers begin at the input side. Without a generator torch's
+    global one draws the parameters. If nothing of the image is left after the last stage, that is a ValueError.
     """
     planes, height, width = in_shape
     smallest = 2 ** len(channels)

@@ -85,12 +85,9 @@ def train_batch(
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:
-    """Return a line with the test result of a checkpoint of a run.
+    """Return a line with the test result of a checkpoint of a run, whose configuration has these values.
 
-    Args:
-        values: of the run's configuration.
-        checkpoint: the file.
-        **options: `data_dir`, if the data lie elsewhere now.
+    The option `data_dir` says where the data are, if they lie elsewhere now.
     """
     config = resolve(VisionConfig(**{**values, "device": "auto", **options}))
     set_threads(config.threads)
