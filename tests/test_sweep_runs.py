@@ -92,8 +92,8 @@ def test_what_a_folder_says_of_a_run_under_way(tmp_path):
     assert f"process {os.getpid()}" in running.owner
     assert (partial.state, partial.step, partial.owner) == ("partial", 40, "")
     assert waiting.state == "waiting"
-    table = folder.results(sweep.jobs, folder.states(sweep.jobs))
-    assert table.splitlines()[1] == f"{sweep.jobs[0].name},arm,fake,,0,partial,"
+    folder.write_results(sweep.jobs, folder.states(sweep.jobs))
+    assert folder.results_file.read_text().splitlines()[1] == f"{sweep.jobs[0].name},arm,fake,,0,partial,"
 
 
 def test_two_sweeps_on_one_folder_share_the_work(tmp_path):

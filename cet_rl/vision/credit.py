@@ -198,8 +198,8 @@ class CreditRule:
 def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return what arrives in these T steps, (T · E, …), where errors add up, and what is still on its way then.
 
-    The errors are (T · E, …), step by step, and all streams of each; their delays, in steps, are (T · E,); those of
-    earlier batches that are still on their way, `pending`, are (L · E, …).
+    The errors are (T · E, …), step by step, and all streams of each; their delays, in steps, are (T · E,); those
+    of earlier batches that are still on their way, `pending`, are (L · E, …).
     """
     count = len(error)
     streams = count // steps
