@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +26,9 @@ from PIL import Image
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.text import steps
 from cet_rl.runs.task_kinds import RECURRENT
+
+if TYPE_CHECKING:
+    from cet_rl.recurrent.config import RecurrentConfig
 
 LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
 """Dashes of successive arms: seven, so that together with ten colours seventy arms differ."""
@@ -50,11 +53,8 @@ DOTTED = "Dotted: the best that predictors can do that know only what is written
 class Picture:
     """Hold a figure of the report.
 
-    Attributes:
-        name: short name, for its file.
-        png: the picture itself.
-        caption: what it shows, how many runs it rests on, and what is missing.
-        alternative: a few words for those who cannot see it.
+    The name is for its file; the caption says what it shows, how many runs it rests on, and what is missing; the
+    alternative describes it in a few words to those who cannot see it.
     """
 
     name: str
@@ -102,14 +102,9 @@ def scaled_at_the_end(axes: Axes) -> Iterator[None]:
 def panels(
     count: int, width: float = 3.0, height: float = 2.5, most_across: int = ACROSS, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels, row by row.
+    """Return a figure with `count` panels, each so many inches wide and high, and the panels row by row.
 
-    Args:
-        count: number of panels.
-        width: of each, in inches.
-        height: of each, in inches.
-        most_across: panels side by side.
-        **options: options of `Figure.subplots`.
+    At most `most_across` are side by side; `options` are those of `Figure.subplots`.
     """
     across = min(count, most_across)
     down = math.ceil(count / across)
@@ -133,27 +128,20 @@ def label_outside(grid: Sequence[Axes], x: str, y: str, most_across: int = ACROS
 def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = ()) -> None:
     """Add one legend for all panels below them, and make the figure higher by it.
 
-    Args:
-        figure: figure to change.
-        lines: a line for each entry; matplotlib's own search would miss labels that begin with "_".
-        order: order of the entries; others follow.
+    There is an entry for each of `lines`, those in `order` first; matplotlib's own search would miss labels that
+    begin with "_".
     """
     if not lines:
         return
     labels = [*(label for label in order if label in lines), *(label for label in lines if label not in order)]
-    names = [_short(label) for label in labels]
+    half = LONGEST_ENTRY // 2  # a long label is cut in its middle, because its ends say most
+    names = [label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}" for label in labels]
     fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.5))))
     rows = math.ceil(len(names) / fitting)
     figure.set_figheight(figure.get_figheight() + 0.17 * rows + 0.1)
     handles = [lines[label] for label in labels]
     columns = math.ceil(len(names) / rows)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def _short(label: str) -> str:
-    """Cut a long label in its middle, because its ends say most."""
-    half = LONGEST_ENTRY // 2
-    return label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}"
 
 
 def arm_style(number: int) -> Mapping[str, Any]:
@@ -200,11 +188,9 @@ def baselines_of(comparison: Comparison) -> Mapping[str, float]:
     The result is empty if the task has none, or if the arms have different ones.
     """
     tasks: dict[int, set[tuple[str, tuple[int, int], float]]] = defaultdict(set)
-    for _, at_delay in comparison.all_runs:
-        for run in at_delay.runs:
-            config: Any = run.config
-            if comparison.task_kind.name == RECURRENT.name:
-                tasks[config.seed].add((config.task, config.lags, config.alpha))
+    if comparison.task_kind.name == RECURRENT.name:
+        for config in (cast("RecurrentConfig", run.config) for run in comparison.counted_runs):
+            tasks[config.seed].add((config.task, config.lags, config.alpha))
     losses: list[Mapping[str, float]] = []
     for seed in sorted(tasks)[:MOST_SEEDS]:
         found = {_baselines(*task, seed) for task in tasks[seed]}

@@ -86,11 +86,9 @@ class Comparison:
     """Hold the runs of one task that can be compared with each other.
 
     Attributes:
-        task: name of the task.
         tested_on: data that images are tested on, test or validation; "" for other tasks.
         stacked: whether delays add up from the output layer down.
-        task_kind: kind of the task.
-        arms: arms in the order in which they are shown.
+        arms: in the order in which they are shown.
         differing: by arm's label and delay, the options that differ and that names of arms do not show, as text.
     """
 
@@ -133,6 +131,11 @@ class Comparison:
         """Return each arm at each of its delays, arm by arm."""
         return tuple((arm, at_delay) for arm in self.arms for at_delay in arm.at.values())
 
+    @property
+    def counted_runs(self) -> list[Run]:
+        """Return all runs but repeats, arm by arm."""
+        return [run for _, at_delay in self.all_runs for run in at_delay.runs]
+
     @cached_property
     def decays(self) -> tuple[str, ...]:
         """Return a sentence about each arm whose decay varies: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
@@ -157,10 +160,7 @@ class Comparison:
     def estimate(self, arm: Arm, delay: float, measure: Measure | None = None) -> Estimate | None:
         """Return the average over the seeds of an arm at a delay; None where there is no result.
 
-        Args:
-            arm: an arm of this comparison.
-            delay: delay in seconds.
-            measure: measure of a run; None for the score.
+        The delay is in seconds; without a measure it is the score that is averaged.
         """
         measure = measure or self.presentation.score
         key = (arm.label, delay, measure.title)
@@ -184,12 +184,9 @@ class Comparison:
         return estimate(strata, self.presentation.statistic)
 
     def best(self, arms: Sequence[Arm], most: int, delay: float | None = None) -> tuple[Arm, ...]:
-        """Return the arms with the best scores, in the order they are given.
+        """Return at most so many arms, those with the best scores, in the order they are given.
 
-        Args:
-            arms: arms to choose from.
-            most: how many to choose at most.
-            delay: delay in seconds at which they are compared; None for the mean over their delays.
+        They are compared at a delay in seconds, or by the mean over their delays.
         """
 
         def rank(arm: Arm) -> float:
@@ -235,11 +232,8 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
         assert run.config is not None
         configurations[run.config.delay, *(getattr(run.config, name) for name in names)].append(run)
     shown = frozenset() if any(run.arm for run in runs) else marked(kind, Mark.LABELLED)
-    varied = [
-        name
-        for place, name in enumerate(names, 1)
-        if len({values[place] for values in configurations}) > 1 and name not in shown
-    ]
+    different = [len({values[place] for values in configurations}) > 1 for place in range(1, len(names) + 1)]
+    varied = [name for name, differs in zip(names, different, strict=True) if differs and name not in shown]
     by_label = _by_label(configurations)
     arms: dict[str, tuple[Values, Arm]] = {}
     for (label, delayed), alike in by_label.items():
@@ -253,8 +247,7 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
         for own, at in sorted(rows.items(), key=lambda row: list(map(_sortable, row[0]))):
             options = [_option(names[place - 1], value) for place, value in zip(splitting, own, strict=True)]
             name = _unique_label(label, options, arms)
-            found = {option: {getattr(each.config, option) for each in at.values()} for option in varied}
-            following = tuple(option for option, different in found.items() if len(different) > 1)
+            following = tuple(o for o in varied if len({getattr(each.config, o) for each in at.values()}) > 1)
             arm = Arm(name, dict(sorted(at.items())), following)
             arms[name] = (*_order(arm.config), list(map(_sortable, own)), name), arm
     ordered = tuple(arm for _, arm in sorted(arms.values(), key=lambda pair: pair[0]))

@@ -105,15 +105,9 @@ def _draw(
 
 
 def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
-    """Return a trace's kernel at evenly spaced lags.
+    """Return evenly spaced lags in steps, from zero to `LENGTH` delays, and the trace's kernel there.
 
-    Args:
-        trace: any trace.
-        delay_steps: delay in steps that it is made for.
-
-    Returns:
-        Lags in steps, from zero to `LENGTH` delays, and the kernel there; for a trace that recalls a single step,
-        the two ends of a line at it.
+    For a trace that recalls a single step these are the two ends of a line at it.
     """
     first, last = trace.support
     if last == first + 1:

@@ -12,13 +12,13 @@ import re
 import shlex
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -119,10 +119,9 @@ def write_report(
 
 def render(**content: object) -> str:
     """Fill in the page's template; all text is escaped."""
+    blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = jinja2.Environment(loader=loader, autoescape=True, **blocks)
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment.get_template("template.html.j2").render(content)
 
@@ -176,10 +175,10 @@ def _overview(runs: Sequence[Run]) -> str:
 
 def _versions(runs: Sequence[Run]) -> str:
     """Say which versions the runs were made with: "torch 2.13.0, numpy 2.4.6 or 2.4.5"."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, version in run.versions.items():
-            found.setdefault(name, set()).add(version)
+            found[name].add(version)
     if not found:
         return "No run says which versions it was made with."
     shown = [f"{name} {' or '.join(sorted(versions))}" for name, versions in sorted(found.items())]
@@ -188,17 +187,13 @@ def _versions(runs: Sequence[Run]) -> str:
 
 def _commands(comparison: Comparison) -> list[str]:
     """Return the command that repeats each run."""
-    return [
-        f"cet-rl train --config {shlex.quote(str(run.path / 'config.yaml'))}"
-        for _, at_delay in comparison.all_runs
-        for run in at_delay.runs
-        if run.status != "waiting"
-    ]
+    files = [run.path / "config.yaml" for run in comparison.counted_runs if run.status != "waiting"]
+    return [f"cet-rl train --config {shlex.quote(str(file))}" for file in files]
 
 
 def _notes(comparison: Comparison) -> list[str]:
     """Return sentences on what the comparison consists of, and what it lacks."""
-    runs = [run for _, at_delay in comparison.all_runs for run in at_delay.runs]
+    runs = comparison.counted_runs
     states = Counter(run.status for run in runs)
     delays = ", ".join(f"{delay:g} s" for delay in sorted({each.delay for _, each in comparison.all_runs}))
     counts = [len(at_delay.runs) for _, at_delay in comparison.all_runs]
@@ -238,9 +233,8 @@ def _results(comparison: Comparison) -> Table:
         if arm.label in pooled:
             empty = [TableCell("", "", "number")] * (len(others) + 1)
             estimate = _estimate_cells(comparison, pooled[arm.label])
-            rows.append(
-                ("", [TableCell(arm.label), TableCell("all", "", "number"), *estimate, *empty, TableCell("")])
-            )
+            first = TableCell(arm.label), TableCell("all", "", "number")
+            rows.append(("", [*first, *estimate, *empty, TableCell("")]))
     caption = (
         f"Results of finished runs: {comparison.presentation.statistic_title} over n seeds, with a bootstrap "
         f"interval where n is at least {LEAST_SEEDS}. Steps are {comparison.presentation.steps}."

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from cet_rl.report.reading import ALIGNMENT, FloatArray, read_columns
+from cet_rl.report.reading import ALIGNMENT, FloatArray, logged, read_columns
 from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
@@ -34,7 +34,6 @@ class Curve:
 
     Attributes:
         arm: name of the arm that the run belongs to; runs of one name are seeds of one arm.
-        seed: seed of the run.
         columns: columns of metrics.csv by name, all of one length, nan where a row has nothing.
     """
 
@@ -44,20 +43,13 @@ class Curve:
 
     def over(self, x: str, y: str) -> tuple[FloatArray, FloatArray]:
         """Return two columns where both have values; empty arrays if either column is missing."""
-        nothing = np.empty(0)
-        a, b = self.columns.get(x, nothing), self.columns.get(y, nothing)
-        if len(a) != len(b):
-            return nothing, nothing
-        both = np.isfinite(a) & np.isfinite(b)
-        return a[both], b[both]
+        return logged(self.columns, x, y)
 
 
 def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
     """Read the curves of a run folder.
 
-    Args:
-        folder: run folder, as `cet-rl train` leaves it.
-        arm: name in a legend; None for the run's label, such as cet5-8s.
+    The arm's name in a legend is the run's label, such as cet5-8s, if none is given.
 
     Raises:
         FileNotFoundError: if there are no metrics yet.
@@ -164,10 +156,6 @@ def curve_figure(folders: Iterable[str | os.PathLike[str]], column: str = RETURN
 
 def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> Figure:
     """Draw the cosine of each layer's update with the true gradient, over training and return (Figs. 8, 10).
-
-    Args:
-        curves: curves of one or more arms; see `read_run`.
-        styles: see `Styles`.
 
     Raises:
         ValueError: if no run has logged any alignment.

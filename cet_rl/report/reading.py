@@ -276,6 +276,16 @@ def _columns(file: Path, curve: str) -> dict[str, FloatArray]:
     return {name: np.where(np.abs(values) <= LARGEST_NUMBER, values, np.nan) for name, values in columns.items()}
 
 
+def logged(columns: Mapping[str, FloatArray], x: str, y: str) -> tuple[FloatArray, FloatArray]:
+    """Return two columns where both have values; empty arrays if either is missing."""
+    nothing = np.empty(0)
+    a, b = columns.get(x, nothing), columns.get(y, nothing)
+    if len(a) != len(b):
+        return nothing, nothing
+    both = np.isfinite(a) & np.isfinite(b)
+    return a[both], b[both]
+
+
 def read_columns(
     file: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None, most: int | None = None
 ) -> dict[str, FloatArray]:

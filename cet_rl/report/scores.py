@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -128,6 +128,8 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     known = [each for each in comparison.delays if any(comparison.estimate(arm, each) for arm in compared)]
     delays = drawing.some_delays(known, drawing.MOST_PANELS - together) or [0.0]
     count = len(delays) + together
+    references = {row: arm for row, arm in enumerate(rows) if arm in comparison.references}
+    others = {row: arm for row, arm in enumerate(rows) if arm not in comparison.references}
     labels = max(len(arm.label) for arm in rows)
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
     figure, grid = drawing.panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
@@ -135,7 +137,8 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     cut = False
     for place, axes in enumerate(grid):
         if place < len(delays):
-            hollow, marks = _marks(comparison, rows, delays[place])
+            hollow = _marks(comparison, references, 0.0)
+            marks = _marks(comparison, others, delays[place])
         else:
             hollow, marks = [], [(row, found, np.empty(0)) for row, found in pooled.items()]
         _draw(axes, hollow, color="0.35", markerfacecolor="white")
@@ -161,17 +164,11 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     ]
 
 
-def _marks(comparison: Comparison, rows: Sequence[Arm], delay: float) -> tuple[list[Mark], list[Mark]]:
-    """Return the marks of arms without delay, where others have one, and those of arms at this delay."""
-    hollow: list[Mark] = []
-    marks: list[Mark] = []
-    for row, arm in enumerate(rows):
-        reference = arm in comparison.references
-        own = 0.0 if reference else delay
-        if found := comparison.estimate(arm, own):
-            mark = row, found, arm.at[own].scores(comparison.presentation.score)
-            (hollow if reference else marks).append(mark)
-    return hollow, marks
+def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Mark]:
+    """Return the marks of those arms, by their rows, that have a result at a delay."""
+    found = [(row, arm, comparison.estimate(arm, delay)) for row, arm in rows.items()]
+    score = comparison.presentation.score
+    return [(row, each, arm.at[delay].scores(score)) for row, arm, each in found if each]
 
 
 def _draw(axes: Axes, marks: Sequence[Mark], color: str, markerfacecolor: str | None = None) -> None:

@@ -27,12 +27,9 @@ LEAST_SEEDS = 3  # values per stratum below which no interval is given
 
 
 def interquartile_mean(values: FloatArray) -> FloatArray:
-    """Return the mean without the lowest and the highest quarter, each rounded down to whole values.
+    """Return the mean over the last axis without the lowest and the highest quarter of values, rounded down.
 
-    With fewer than four values it is their mean.
-
-    Args:
-        values: shape (..., n), n at least 1.
+    Values have shape (..., n), n at least 1; of fewer than four values it is their mean.
     """
     count = values.shape[-1]
     cut = count // 4
@@ -151,13 +148,10 @@ class Presentation:
 
     Attributes:
         scores: measures of a run; arms are compared on the first.
-        curve: column of metrics.csv that is drawn over training.
-        curve_title: name of that column for people, with its unit.
-        curve_factor: from that column's numbers to those shown.
+        curve: column of metrics.csv that is drawn over training, with a title and a factor to the numbers shown.
         over_score: what the curve shows, in one word, where alignment is drawn over it as well; None where not.
         steps: name of a run's steps.
         statistic: average over seeds.
-        statistic_title: its name.
         settling: share of a run whose values do not decide how much of the curves' axis is shown.
     """
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -32,8 +32,6 @@ ReadRun = tuple[RunConfig, Run]
 """A run, after its configuration."""
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
-
-VERDICTS: tuple[Verdict, ...] = ("holds", "does not hold", "not enough data")
 
 NO_SETTING = (
     {"seed", "task", "delay", "trace", "order"} | options_marked(Mark.MACHINE) | options_marked(Mark.NEUTRAL)
@@ -233,7 +231,7 @@ def _values(config: RunConfig, wanted: Callable[[str], bool]) -> tuple[Any, ...]
 def summary(findings: Sequence[Finding]) -> str:
     """Count the verdicts: "holds 3, does not hold 1, not enough data 29"."""
     counts = Counter(finding.verdict for finding in findings)
-    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in get_args(Verdict))
 
 
 def print_claims(findings: Sequence[Finding], console: Console) -> None:

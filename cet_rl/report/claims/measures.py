@@ -6,7 +6,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from cet_rl.report.reading import ALIGNMENT, FloatArray, Run
+from cet_rl.report.reading import ALIGNMENT, Run, logged
 from cet_rl.report.statistics import Measure, presentation_of
 from cet_rl.runs.folder import MetricsTable
 
@@ -25,7 +25,7 @@ def score(run: Run) -> float | None:
 def over_training(run: Run) -> float | None:
     """Return the mean of the run's curve over training, in the unit that reports show: high for fast learners."""
     shows = presentation_of(run)
-    steps, values = _column(run, shows.curve)
+    steps, values = logged(run.columns, MetricsTable.STEP, shows.curve)
     if len(steps) < 2 or steps[-1] <= steps[0]:
         return None
     return shows.curve_factor * float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
@@ -40,9 +40,13 @@ def alignment(run: Run, first: int = 1, last: int = PARTS, layers: slice = slice
         last: last one.
         layers: which of the layers with delayed credit count, input side first.
     """
-    found = [_alignment_of(run, layer, first, last) for layer in _delayed_layers(run)[layers]]
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else None
+    found = []
+    for layer in _delayed_layers(run)[layers]:
+        steps, values = logged(run.columns, MetricsTable.STEP, f"{ALIGNMENT}{layer}")
+        third = np.ceil(steps * PARTS / max(run.columns[MetricsTable.STEP][-1], 1)).clip(1, PARTS)
+        inside = values[(third >= first) & (third <= last)]
+        found += [float(inside.mean())] if len(inside) else []
+    return sum(found) / len(found) if found else None
 
 
 def alignment_gain(run: Run) -> float | None:
@@ -76,25 +80,6 @@ def _delayed_layers(run: Run) -> list[int]:
     assert run.config is not None
     delays = run.config.timing.layer_delays
     return [layer for layer, delay in enumerate(delays) if delay and f"{ALIGNMENT}{layer}" in run.columns]
-
-
-def _alignment_of(run: Run, layer: int, first: int, last: int) -> float | None:
-    """Return the mean alignment of a layer from the run's `first` third to its `last`, both included."""
-    steps, values = _column(run, f"{ALIGNMENT}{layer}")
-    if not len(steps) or steps[-1] <= 0:
-        return None
-    third = np.ceil(steps * PARTS / run.columns[MetricsTable.STEP][-1]).clip(1, PARTS)
-    inside = values[(third >= first) & (third <= last)]
-    return float(inside.mean()) if len(inside) else None
-
-
-def _column(run: Run, name: str) -> tuple[FloatArray, FloatArray]:
-    """Return steps and values of a column where it has values."""
-    if name not in run.columns or MetricsTable.STEP not in run.columns:
-        return np.empty(0), np.empty(0)
-    values = run.columns[name]
-    logged = np.isfinite(values)
-    return run.columns[MetricsTable.STEP][logged], values[logged]
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

@@ -50,9 +50,7 @@ class RunFilter:
     def of(cls, **options: Any) -> RunFilter:
         """Select by options of a configuration, the delay uniform and the trace a cascade unless these say more.
 
-        Args:
-            **options: options, `task` among them; without `delay` there is none, and no trace. `name` replaces the
-                usual name.
+        Without `delay` there is none, and no trace; `name` replaces the usual name.
         """
         where = {"trace": "cet", "delay": 0.0, "stacked": False, **options}
         name = where.pop("name", None)
@@ -96,11 +94,9 @@ class Check:
 
     Attributes:
         words: what the sum is: "CET 10 at 8 s - ET at 8 s".
-        filters: filters of the arms' runs.
-        measure: measure of each run.
-        weights: weight of each arm's mean.
-        above: value that the sum has to be above.
-        below: value that it has to be below.
+        filters: of the arms' runs.
+        weights: of the arms' means.
+        above, below: values between which the sum has to be.
     """
 
     words: str
