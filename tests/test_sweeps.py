@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+import yaml
 from sweep_fakes import fake
 
 from cet_rl.rl.config import RLConfig
@@ -257,3 +260,18 @@ def test_a_sweep_yaml_that_was_tampered_with(tmp_path, old, new, words):
     folder.sweep_file.write_text(text.replace(old, new, 1))
     with pytest.raises(ValueError, match=words):
         folder.open_for(fake(0, 1))
+
+
+def test_a_run_whose_configuration_was_edited(tmp_path):
+    folder, sweep = SweepFolder(tmp_path), fake(0, 1)
+    folder.open_for(sweep)
+    run = folder.run_path(sweep.jobs[1].name)
+    run.mkdir()
+    for change, words in (
+        (yaml.safe_dump({**sweep.jobs[1].values, "threads": 4}), None),
+        (yaml.safe_dump({**sweep.jobs[1].values, "total_steps": 5}), r"total_steps 5 there, 100 here\): move"),
+        ("a: [", r"config\.yaml is not what the sweep asks for \(it is damaged\)"),
+    ):
+        (run / "config.yaml").write_text(change)
+        with pytest.raises(ValueError, match=words) if words else contextlib.nullcontext():
+            folder.open_for(sweep)

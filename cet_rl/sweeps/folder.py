@@ -99,6 +99,7 @@ class SweepFolder:
         missing = [job for job in earlier.jobs if job.name not in here]
         added = [job for job in sweep.jobs if job.name not in there]
         if not missing:
+            self._check_runs(sweep.jobs)
             return len(added)
         if not added:
             names = _listed([job.readable for job in missing])
@@ -112,6 +113,24 @@ class SweepFolder:
             if len(missing) == len(earlier.jobs) and len(changes) > MOST_CHANGES:
                 text = f"belongs to another sweep ({earlier.title!r}, not {sweep.title!r}):"
         raise ValueError(f"{self.path} {text} choose another --run-dir")
+
+    def _check_runs(self, jobs: Iterable[Job]) -> None:
+        """Raise ValueError for a run folder whose configuration is not that of its job."""
+        for job in jobs:
+            file, changes = self.run_path(job.name) / "config.yaml", ["it is damaged"]
+            if not file.is_file():
+                continue
+            try:
+                saved = load_yaml(file.read_text(encoding="utf-8"))
+                if fingerprint(saved) == fingerprint(job.values):
+                    continue
+                changes = differing(saved, job.values)
+            except _DAMAGE:
+                pass
+            raise ValueError(
+                f"{file} is not what the sweep asks for ({', '.join(changes)}): move its folder away, or choose "
+                "another --run-dir"
+            )
 
     def open_for(self, sweep: Sweep) -> int:
         """Open the folder for a sweep, creating it if need be, and return how many jobs have been added.
