@@ -47,10 +47,11 @@ _SMALL_PAST = 1 << 18
 
 
 class Wanted(NamedTuple):
-    """Say what a backward pass is to compute beside the gradients of weight and bias."""
+    """Say what to compute beside the gradients of weight and bias, and with jitter how late errors are."""
 
     down: bool
     truth: bool
+    draws: FloatArray | None = None
 
 
 Gradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
@@ -232,14 +233,7 @@ class BatchCredit:
         self._correlations: dict[tuple[Any, ...], Correlation] = {}
 
     def backward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        grad: Tensor,
-        weight: Tensor,
-        want: Wanted,
-        matrix: Tensor | None = None,
-        draws: FloatArray | None = None,
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None = None
     ) -> Gradients:
         """Return the layer's gradients for one batch; `matrix` is to be used in place of the layer's own way."""
         rule = self.rule
@@ -252,11 +246,11 @@ class BatchCredit:
             exact = delta if memory is None else rule.f.times_derivative(grad, y)
             arriving: Any = slice(len(x) - rule.delay_steps * rule.streams)
             if rule.jitter:
-                arrival = np.arange(len(x)) // rule.streams + rule.delays(draws, len(x))
+                arrival = np.arange(len(x)) // rule.streams + rule.delays(want.draws, len(x))
                 arriving = torch.from_numpy(arrival < self.steps(len(x))).to(x.device)
             truth = rule.weight_gradient(exact[arriving], x[arriving], weight)
         if rule.jitter:
-            error = arrive(error, rule.delays(draws, len(x)), self.steps(len(x)))[0]
+            error = arrive(error, rule.delays(want.draws, len(x)), self.steps(len(x)))[0]
         if matrix is None:
             # Computed in place, and autograd's own tensor may be wanted elsewhere.
             p = self._credited_derivative(error.clone() if error is grad else error, y)
@@ -339,18 +333,11 @@ class SalientCredit(nn.Module):
                 self.register_buffer(name, torch.empty(0))
 
     def backward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        grad: Tensor,
-        weight: Tensor,
-        want: Wanted,
-        times: ImageTimes,
-        draws: FloatArray | None = None,
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, times: ImageTimes
     ) -> Gradients:
         """Return the layer's gradients for one stretch; `times` says when its images were shown."""
         rule, f, shown = self.rule, self.rule.f, times.times
-        arrival = shown + rule.delays(draws, len(x))
+        arrival = shown + rule.delays(want.draws, len(x))
         memory = None
         if rule.derivative_memory == "trace":
             kernel = rule.kernel(y.dtype, unit_area=True)
@@ -432,15 +419,13 @@ class StreamCredit(nn.Module):
             DelayLine(rule.delay_steps, (rule.streams, *shape), dtype=dtype) for shape in shapes
         )
 
-    def backward(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, draws: FloatArray | None = None
-    ) -> Gradients:
+    def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> Gradients:
         """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
         steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype
         if rule.jitter:
-            delays = rule.delays(draws, len(x))
+            delays = rule.delays(want.draws, len(x))
             error, self.pending = arrive(error.to(dtype), delays, steps, self.pending)
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])

@@ -210,14 +210,20 @@ class _LateCredit(torch.autograd.Function):
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
-        signals = x, grad if y is None else y, grad, weight, Wanted(ctx.needs_input_grad[0], layer.measured)
+        signals = (
+            x,
+            grad if y is None else y,
+            grad,
+            weight,
+            Wanted(ctx.needs_input_grad[0], layer.measured, ctx.draws),
+        )
         if ctx.times is not None:
             assert layer.salient is not None
-            found = layer.salient.backward(*signals, ctx.times, ctx.draws)
+            found = layer.salient.backward(*signals, ctx.times)
         elif layer.stream is not None:
-            found = layer.stream.backward(*signals, ctx.draws)
+            found = layer.stream.backward(*signals)
         else:
-            found = layer.batch.backward(*signals, matrix, ctx.draws)
+            found = layer.batch.backward(*signals, matrix)
         down, for_weight, for_bias, truth = found
         if layer.measured:
             layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
