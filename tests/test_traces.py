@@ -293,6 +293,16 @@ class Turning(Trace):
         return self.damping * np.array(turn), [1.0, 0.0], [-3.0, 0.0]
 
 
+def test_a_closed_form_may_be_silent_for_long():
+    @dataclass(frozen=True)
+    class Late(PerfectMemory):
+        def unscaled_kernel(self, length):
+            return (np.arange(length) // 2 == self.delay_steps // 2) * 1.0
+
+    assert Late(300).support == (300, 302)
+    assert Late(300).kernel(303)[299:].tolist() == [0, 0.5, 0.5, 0]
+
+
 def test_a_trace_of_ones_own_is_scaled_and_measured():
     for normalization in ("area", "peak"):
         trace = Turning(8, normalization=normalization)

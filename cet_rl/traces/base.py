@@ -230,37 +230,36 @@ def _support(trace: Trace) -> tuple[int, int]:
     length = 64
     while length <= _LONGEST_KERNEL:
         with np.errstate(over="ignore", invalid="ignore"):
-            kernel = trace.unscaled_kernel(length)
+            kernel, left = _window(trace, length)
         if not np.isfinite(kernel).all():
             raise ValueError(f"the kernel of {trace} is not finite: its memory grows instead of fading")
         magnitude = np.abs(kernel)
         total = magnitude.sum()
         outside = TAIL_TOLERANCE * total
-        if total > 0 and magnitude[length // 2 :].sum() <= outside and _is_empty(trace, length, outside):
+        if left <= outside and magnitude[length // 2 :].sum() <= outside:
+            if total == 0:
+                raise ValueError(f"{trace} remembers nothing: its kernel is zero everywhere")
             first = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
             tail = np.cumsum(magnitude[::-1])[::-1]
             last = int(np.searchsorted(-tail, -outside, side="left"))
             return first, max(last, first + 1)
-        if total == 0 and _is_empty(trace, length, 0.0):
-            break
         length *= 2
-    else:
-        raise ValueError(f"{trace} forgets too slowly: its kernel does not vanish within {_LONGEST_KERNEL} steps")
-    raise ValueError(f"{trace} remembers nothing: its kernel is zero everywhere")
+    raise ValueError(f"{trace} forgets too slowly: its kernel does not vanish within {_LONGEST_KERNEL} steps")
 
 
-def _is_empty(trace: Trace, length: int, outside: float) -> bool:
-    """Tell whether nothing is left to read of an input that came `length` steps ago.
+def _window(trace: Trace, length: int) -> tuple[FloatArray, float]:
+    """Return the unscaled kernel, and a bound of what is left to read of an input that came `length` steps ago.
 
-    A kernel in closed form decays geometrically in the end: a window whose second half holds nothing is all of
-    it. Others may be silent for long and speak again, so what the states still hold is looked at.
+    A kernel in closed form decays geometrically in the end: once it has spoken, a window whose second half holds
+    nothing is all of it. Others may be silent for long and speak again, so the bound is of what the states hold.
     """
     if type(trace).unscaled_kernel is not Trace.unscaled_kernel:
-        return True
+        kernel = trace.unscaled_kernel(length)
+        return kernel, 0.0 if kernel.any() else np.inf
     constants = _constants(trace)
     assert constants is not None
-    left = np.abs(constants._run(length)[1]).sum() * np.abs(constants.C).max()
-    return bool(left <= outside)
+    kernel, state = constants._run(length)
+    return kernel, float(np.abs(state).sum() * np.abs(constants.C).max())
 
 
 @lru_cache(maxsize=256)
