@@ -15,7 +15,7 @@ import numpy as np
 from cet_rl.cli import parse
 from cet_rl.runs.files import replacing
 from cet_rl.runs.values import unknown
-from cet_rl.traces.base import Trace
+from cet_rl.traces.base import Trace, largest_share
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
 from cet_rl.traces.timing import whole_steps
 
@@ -112,7 +112,7 @@ def measures(trace: Trace, delay_steps: int) -> dict[str, Any]:
     `share_+5` and its like are shares of energy at a delay that is as many per cent off, with a minus where the
     kernel is negative, so that credit has the wrong sign. `bound` and `float32_error` are None without states.
     """
-    bound = min(1.0, trace.states / (delay_steps + 1)) if trace.states else None
+    bound = largest_share(trace.states, delay_steps)
     found: dict[str, Any] = {"states": trace.states, "sharpness": trace.share(delay_steps), "bound": bound}
     for offset in OFFSETS:
         lag = round(delay_steps * (1 + offset / 100))

@@ -187,13 +187,18 @@ class Trace(ABC):
         None for a trace without states, or one that knows no delay.
         """
         delay_steps = getattr(self, "delay_steps", None)
-        return None if delay_steps is None or not self.states else min(1.0, self.states / (delay_steps + 1))
+        return None if delay_steps is None else largest_share(self.states, delay_steps)
 
     def plot(self) -> Figure:
         """Draw the kernel over the lag, and return the figure."""
         from cet_rl.traces.plot import plot_kernels
 
         return plot_kernels({repr(self): self})
+
+
+def largest_share(states: int, lag: int) -> float | None:
+    """Return the bound on the share of energy at a lag for memories of so many states; None for none."""
+    return min(1.0, states / (lag + 1)) if states else None
 
 
 @lru_cache(maxsize=256)
