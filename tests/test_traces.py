@@ -31,7 +31,7 @@ from cet_rl.cli import main
 from cet_rl.cli.traces import float32_error
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
 from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
-from cet_rl.traces.sharp import all_pass_transition, energy_share
+from cet_rl.traces.sharp import laguerre_share, laguerre_transition
 
 GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
 PEAKED = [CET, SharpCET, Legendre]
@@ -237,7 +237,7 @@ def test_no_other_speed_is_sharper(kind, order, delay):
         assert trace.sharpness == 1
         return
     else:
-        share = lambda speed: energy_share(np.full(order, -speed), delay, delay)  # noqa: E731
+        share = lambda speed: laguerre_share(order, speed, delay)  # noqa: E731
         speed = trace.rate
     best = share(speed)
     for factor in np.geomspace(0.4, 2.5, 400):
@@ -246,7 +246,7 @@ def test_no_other_speed_is_sharper(kind, order, delay):
 
 @given(order=st.integers(1, 6), rate=st.floats(0.01, 2))
 def test_all_pass_states_span_the_cascade_and_are_orthonormal(order, rate):
-    M, K = all_pass_transition(np.full(order, -rate))
+    M, K = laguerre_transition(order, rate)
     assert abs(solve_discrete_lyapunov(M, np.outer(K, K)) - np.eye(order)).max() <= 1e-9
     lags = np.arange(40)
     responses = np.stack([np.linalg.matrix_power(M, lag) @ K for lag in lags])

@@ -20,11 +20,14 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, OrderedTrace, Transition, check_number
-from cet_rl.traces.sharp import ComplexArray, shift_register
+from cet_rl.traces.sharp import shift_register
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
+
+ComplexArray = npt.NDArray[np.complex128]
 
 STARTS = ((5.5, 1.9), (5.5, 1.0), (6.0, 0.5), (4.5, 3.0), (3.5, 3.0))
 """Spacing and decay of s in the fans of poles that the search starts from.
@@ -32,7 +35,6 @@ STARTS = ((5.5, 1.9), (5.5, 1.0), (6.0, 0.5), (4.5, 3.0), (3.5, 3.0))
 Without tolerance the first ends at the best optimum that 60 random starts find (orders 2 to 20, delays of n to
 1,000 steps); with one, they end at different ones, of which the best is taken: within 1 % of the random starts'.
 """
-
 
 _APART = 0.5
 """Least distance of a pair's Im s from the real axis. With a tolerance and almost enough states for a shift

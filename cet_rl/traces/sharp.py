@@ -13,16 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
-
-ComplexArray = npt.NDArray[np.complex128]
-Numbers = TypeVar("Numbers", FloatArray, ComplexArray)
 
 
 def shift_register(length: int) -> tuple[FloatArray, FloatArray]:
@@ -30,33 +25,27 @@ def shift_register(length: int) -> tuple[FloatArray, FloatArray]:
     return np.eye(length, k=-1), np.eye(length)[0]
 
 
-def all_pass_transition(exponents: Numbers) -> tuple[Numbers, Numbers]:
-    """Return one step of a chain of all-pass stages with given poles p, whose states have the Gramian G = I.
+def laguerre_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]:
+    """Return one step of a chain of equal all-pass stages, whose states have the Gramian G = I.
 
-    Their responses are the Takenaka-Malmquist functions; with equal real poles, the discrete Laguerre functions,
-    which span what the stages of a cascade span.
+    Their responses are the discrete Laguerre functions, which span what the stages of a cascade of that rate span.
+    With p = e^{-a}, a being the rate per step,
 
-        M_kk = p_k    M_kj = d_k d_j Π_{j<i<k} (-p̄_i) for j < k    K_k = d_k Π_{i<k} (-p̄_i)    d = √(1 - |p|²)
+        M_kk = p        M_kj = (1 - p²) (-p)^{k-j-1} for j < k        K_k = √(1 - p²) (-p)^k
 
-    The exponents are log p, real or complex, shape (n,); M has shape (n, n), and K (n,).
+    M has shape (n, n), and K (n,).
     """
-    poles, gain = np.exp(exponents), np.sqrt(-np.expm1(2 * exponents.real))
-    through = np.eye(len(poles), len(poles) + 1, dtype=poles.dtype)  # from the input, then from each stage
-    for k in range(1, len(poles)):
-        through[k, :k] = through[k - 1, :k] * -poles[k - 1].conj()
-    through *= gain[:, None]
-    return np.diag(poles) + through[:, 1:] * gain, through[:, 0]
+    pole, gain = np.exp(-rate), np.sqrt(-np.expm1(-2 * rate))
+    powers = np.cumprod([1.0] + [-pole] * (order - 1))
+    M: FloatArray = scipy.linalg.toeplitz([pole, *powers[:-1] * gain * gain], np.zeros(order))
+    return M, powers * gain
 
 
-def energy_share(exponents: Numbers, first: int, last: int) -> float:
-    """Return F of the best readout of a memory with given poles; b is the mean of M^ℓ K over first … last."""
-    M, K = all_pass_transition(exponents)
-    state = np.linalg.matrix_power(M, first) @ K
-    total = state
-    for _ in range(last - first):
-        state = M @ state
-        total = total + state
-    return float(np.vdot(total, total).real) / (last - first + 1) ** 2
+def laguerre_share(order: int, rate: float, delay_steps: int) -> float:
+    """Return F of the best readout of the chain."""
+    M, K = laguerre_transition(order, rate)
+    at_delay = np.linalg.matrix_power(M, delay_steps) @ K
+    return float(at_delay @ at_delay)
 
 
 def best_speed(share: Callable[[float], float], low: float, high: float, points: int) -> float:
@@ -78,7 +67,7 @@ class SharpCET(OrderedTrace):
 
     The rate is the one that remembers best: about 1.2 (n-1)/D at order 10. The kernel has negative lobes and peaks
     near the delay, not always at it. The states are Laguerre functions, which span what the stages span and need
-    no regularisation at any order (`all_pass_transition`).
+    no regularisation at any order (`laguerre_transition`).
 
     Attributes:
         order: n ≥ 2. With more than `delay_steps` of them the cascade becomes a shift register, which is perfect.
@@ -94,7 +83,7 @@ class SharpCET(OrderedTrace):
         if self.order > self.delay_steps:
             M, K = shift_register(self.order)
         else:
-            M, K = all_pass_transition(np.full(self.order, -self.rate))
+            M, K = laguerre_transition(self.order, self.rate)
         return Transition(M, K, np.linalg.matrix_power(M, self.delay_steps) @ K)
 
 
@@ -104,7 +93,7 @@ def _sharpest_rate(order: int, delay_steps: int) -> float:
         return np.inf
     peak_at_delay = (order - 1) / delay_steps
     return best_speed(  # its share has up to n/2 maxima over the speed
-        lambda rate: energy_share(np.full(order, -rate), delay_steps, delay_steps),
+        lambda rate: laguerre_share(order, rate, delay_steps),
         peak_at_delay / 3,
         peak_at_delay * 5,
         points=300,
