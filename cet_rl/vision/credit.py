@@ -47,11 +47,11 @@ _SMALL_PAST = 1 << 18
 
 
 class Wanted(NamedTuple):
-    """Say what to compute beside the gradients of weight and bias, and with jitter how late errors are."""
+    """Say what to compute beside the gradients of weight and bias, and with jitter the errors' delays in steps."""
 
     down: bool
     truth: bool
-    draws: FloatArray | None = None
+    delays: Times | None = None
 
 
 Gradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
@@ -122,16 +122,18 @@ class CreditRule:
         """Return D; with jitter 0, as `arrive` has put errors where they arrive."""
         return 0 if self.jitter else self.delay_steps
 
-    def delays(self, draws: FloatArray | None, images: int) -> Times:
+    def delays(self, draws: FloatArray | None, images: int) -> Times | None:
         """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
 
-        Raises ValueError with jitter, unless there is one draw u for each image.
+        None without jitter. With it, ValueError unless there is one draw u for each image.
         """
-        if self.jitter and (draws is None or len(draws) != images):
+        if not self.jitter:
+            return None
+        if draws is None or len(draws) != images:
             raise ValueError(
                 f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
             )
-        return np.rint(self.delay_steps * (1 + self.jitter * (0.0 if draws is None else draws))).astype(np.int64)
+        return np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64)
 
     @property
     def f(self) -> Activation:
@@ -245,12 +247,12 @@ class BatchCredit:
         if want.truth:  # before the error is used up
             exact = delta if memory is None else rule.f.times_derivative(grad, y)
             arriving: Any = slice(len(x) - rule.delay_steps * rule.streams)
-            if rule.jitter:
-                arrival = np.arange(len(x)) // rule.streams + rule.delays(want.draws, len(x))
+            if want.delays is not None:
+                arrival = np.arange(len(x)) // rule.streams + want.delays
                 arriving = torch.from_numpy(arrival < self.steps(len(x))).to(x.device)
             truth = rule.weight_gradient(exact[arriving], x[arriving], weight)
-        if rule.jitter:
-            error = arrive(error, rule.delays(want.draws, len(x)), self.steps(len(x)))[0]
+        if want.delays is not None:
+            error = arrive(error, want.delays, self.steps(len(x)))[0]
         if matrix is None:
             # Computed in place, and autograd's own tensor may be wanted elsewhere.
             p = self._credited_derivative(error.clone() if error is grad else error, y)
@@ -337,7 +339,7 @@ class SalientCredit(nn.Module):
     ) -> Gradients:
         """Return the layer's gradients for one stretch; `times` says when its images were shown."""
         rule, f, shown = self.rule, self.rule.f, times.times
-        arrival = shown + rule.delays(want.draws, len(x))
+        arrival = shown + (rule.delay_steps if want.delays is None else want.delays)
         memory = None
         if rule.derivative_memory == "trace":
             kernel = rule.kernel(y.dtype, unit_area=True)
@@ -424,9 +426,8 @@ class StreamCredit(nn.Module):
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
         steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype
-        if rule.jitter:
-            delays = rule.delays(want.draws, len(x))
-            error, self.pending = arrive(error.to(dtype), delays, steps, self.pending)
+        if want.delays is not None:
+            error, self.pending = arrive(error.to(dtype), want.delays, steps, self.pending)
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])
             for signal in (x, rule.f.derivative(y, y), error, delta)

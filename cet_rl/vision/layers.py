@@ -125,7 +125,6 @@ class TracedLayer(nn.Module):
             raise ValueError(f"expected images in a batch of {axes} axes, got shape {tuple(x.shape)}")
         if times is not None and len(times.times) != len(x):
             raise ValueError(f"{len(x)} images, but times for {len(times.times)}")
-        self.rule.delays(self.draws, len(x))  # which refuses draws that do not fit
         if times is not None and self.rule.streams > 1:
             raise ValueError("images at times of their own need streams=1")
         if times is None and not streaming:
@@ -190,7 +189,8 @@ class _LateCredit(torch.autograd.Function):
         x, weight, bias, matrix, layer = inputs
         # f' = 1 needs no output, which may then be overwritten in place.
         ctx.save_for_backward(x, weight, matrix, None if layer.rule.activation == "identity" else output)
-        ctx.layer, ctx.times, ctx.draws, ctx.has_bias = layer, layer.times, layer.draws, bias is not None
+        ctx.layer, ctx.times, ctx.has_bias = layer, layer.times, bias is not None
+        ctx.delays = layer.rule.delays(layer.draws, len(x))
         if layer.rule.streaming:
             layer._forward_passes += 1
             ctx.number = layer._forward_passes
@@ -210,13 +210,8 @@ class _LateCredit(torch.autograd.Function):
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
-        signals = (
-            x,
-            grad if y is None else y,
-            grad,
-            weight,
-            Wanted(ctx.needs_input_grad[0], layer.measured, ctx.draws),
-        )
+        want = Wanted(ctx.needs_input_grad[0], layer.measured, ctx.delays)
+        signals = x, grad if y is None else y, grad, weight, want
         if ctx.times is not None:
             assert layer.salient is not None
             found = layer.salient.backward(*signals, ctx.times)
