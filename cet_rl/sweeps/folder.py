@@ -23,6 +23,7 @@ import yaml
 
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import holds, make_folder, write_text
+from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
 from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_shared
@@ -115,22 +116,14 @@ class SweepFolder:
         raise ValueError(f"{self.path} {text} choose another --run-dir")
 
     def _check_runs(self, jobs: Iterable[Job]) -> None:
-        """Raise ValueError for a run folder whose configuration is not that of its job."""
+        """Raise ValueError for a run folder, of a finished run too, whose configuration is not that of its job."""
         for job in jobs:
-            file, changes = self.run_path(job.name) / "config.yaml", ["it is damaged"]
-            if not file.is_file():
-                continue
+            run = RunFolder(self.run_path(job.name))
             try:
-                saved = load_yaml(file.read_text(encoding="utf-8"))
-                if fingerprint(saved) == fingerprint(job.values):
-                    continue
-                changes = differing(saved, job.values)
-            except _DAMAGE:
-                pass
-            raise ValueError(
-                f"{file} is not what the sweep asks for ({', '.join(changes)}): move its folder away, or choose "
-                "another --run-dir"
-            )
+                if run.config_file.is_file():
+                    run.check_usable(job.values, resume=True)
+            except ValueError as error:
+                raise ValueError(f"{error}, or move its folder away") from None
 
     def open_for(self, sweep: Sweep) -> int:
         """Open the folder for a sweep, creating it if need be, and return how many jobs have been added.
