@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,9 +48,19 @@ def gradients(rule, moments):
     return torch.stack(found), state
 
 
+def arrivals(steps, batch, jitter, seed):
+    """Steps (T, B) in which signals arrive that are made for a delay of six."""
+    found = np.empty((steps, batch), int)
+    for step in range(steps):
+        draws = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).uniform(-1, 1, batch)
+        found[step] = step + np.rint(6 * (1 + jitter * draws))
+    return found
+
+
 @every_trace
 @pytest.mark.parametrize("name", SEPARABLE)
-def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
+@pytest.mark.parametrize("jitter", [0, 0.4, 1])
+def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace, jitter):
     rule = build_rule(name, RNNCell(4, 2, 3))
     moments = experience(rule)
     state, signals, eligibilities = start(rule, moments), [], []
@@ -58,12 +69,12 @@ def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace):
         signals.append(signal)
         eligibilities.append(eligibility)
     kernel = trace.kernel(len(moments)).tolist()
-    late, _ = gradients(Delayed(rule, trace, 6), moments)
+    late, _ = gradients(Delayed(rule, trace, 6, jitter, seed=5), moments)
+    due = torch.from_numpy(arrivals(len(moments), 3, jitter, seed=5))
     for t, found in enumerate(late):
-        expected = torch.zeros_like(found)
-        if t >= 6:
-            for lag in range(t + 1):
-                expected += kernel[lag] * (signals[t - 6][:, :, None] * eligibilities[t - lag]).mean(0)
+        recalled = sum(kernel[lag] * eligibilities[t - lag] for lag in range(t + 1))
+        arrived = sum((due[s] == t)[:, None] * signals[s] for s in range(t + 1))
+        expected = (arrived[:, :, None] * recalled).mean(0)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -92,6 +103,19 @@ def test_without_a_stage_of_the_rule_s_own_it_is_what_the_credit_engine_gives(tr
 
 
 @every_trace
+def test_errors_that_come_early_or_late_reach_both_layers_at_once(trace):
+    rates, errors = torch.rand(2, 30, 3, 4, dtype=DOUBLE)
+    layer, kernel = Readout(trace, 6, jitter=0.7, seed=3), trace.kernel(30)
+    state, due = layer.init_state(rates[0], 4), torch.from_numpy(arrivals(30, 3, 0.7, seed=3))
+    known = torch.cat([rates, torch.ones_like(rates[..., :1])], dim=2)
+    for t in range(30):
+        state, found = layer.step(state, errors[t], rates[t], t)
+        recalled = sum(kernel[lag] * known[t - lag] for lag in range(t + 1))
+        arrived = sum((due[s] == t)[:, None] * errors[s] for s in range(t + 1))
+        torch.testing.assert_close(found, arrived.mT @ recalled / 3, rtol=1e-10, atol=1e-12)
+
+
+@every_trace
 def test_the_output_layer_waits_as_well(trace):
     generator = torch.Generator().manual_seed(0)
     rates = torch.randn(20, 3, 4, generator=generator, dtype=DOUBLE)
@@ -106,7 +130,7 @@ def test_the_output_layer_waits_as_well(trace):
         expected = errors[t - 6].mT @ recalled / 3 if t >= 6 else torch.zeros(2, 5, dtype=DOUBLE)
         total += expected
         if t < 20:
-            state, found = layer.step(state, errors[t], rates[t])
+            state, found = layer.step(state, errors[t], rates[t], t)
             torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(layer.total(errors, rates), total, rtol=1e-10, atol=1e-12)
 

@@ -63,7 +63,7 @@ def test_the_defaults_are_the_paper_s_setting():
     late = parse_arguments(["late-add"]).config
     assert (late.lags, late.timing.layer_delays) == ((2, 4), (20, 20))
     retrograde = make(delay=2.0, stacked=True).online
-    assert (retrograde.rule.delay_steps, retrograde.readout.delay_steps) == (10, 0)
+    assert (retrograde.rule.arrival.delay_steps, retrograde.readout.arrival.delay_steps) == (10, 0)
     cell = make("mimic").online.cell
     assert (cell.inputs, cell.outputs, cell.output) == (32, 32, "linear")
 
@@ -163,7 +163,7 @@ class StopError(Exception):
     "options",
     [
         {"rule": "uoro", "alignment": True},
-        {"rule": "dni-b", "delay": 2.0, "order": 3},
+        {"rule": "dni-b", "delay": 2.0, "order": 3, "jitter": 0.5},
         {"rule": "bptt", "rule_options": ("window=7",), "update_every": 3},
         {"rule": "kernl", "task": "mimic", "delay": 2.0, "trace": "perfect", "batch_size": 2},
     ],
@@ -218,6 +218,13 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, cap
         ("add --rule rtrl --delay 4", ["rule rtrl cannot learn from a late error", "rflo"]),
         ("add --delay 0.3", ["no whole number", "0.2 s and 0.4 s"]),
         ("add --delay 4 --total-steps 20", ["longest delay is 20 steps"]),
+        ("add --delay 4 --jitter 0.5 --total-steps 30", ["longest delay is 30 steps"]),
+        ("add --delay 4 --jitter 1.5", ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),
+        ("add --jitter 0.5", ["--jitter needs a delay"]),
+        (
+            "add --delay 2 --jitter 0.5 --executor compiled",
+            ["--executor compiled", "no --jitter", "--executor step"],
+        ),
         ("add --delay 4 --total-steps 39 --update-every 20", ["longest delay is 20 steps"]),
         ("add --total-steps 2000 --update-every 5000", ["before its first update (--update-every 5,000)"]),
         ("add --rule bptt --rule-options window=50 --total-steps 49", ["first gradient of rule bptt", "step 49"]),

@@ -75,6 +75,8 @@ class RecurrentConfig(RunConfig):
     """Learning rule of the recurrent weights: a name that `cet-rl list rules` shows, or module:Class."""
     delay: float = 0.0
     """Seconds until the error reaches the synapses; a time step stands for --step-ms. 0: no delay."""
+    jitter: float = 0.0
+    """J: an error arrives after D (1 + J u) steps, u drawn from [-1, 1] for each step; the trace is for D."""
     normalization: Normalization = "area"
     """Scale of the trace's kernel: area one, or largest value one."""
     step_ms: float = 200.0
@@ -114,6 +116,10 @@ class RecurrentConfig(RunConfig):
             raise ValueError(f"--units must be at most 10,000, got {self.units}")
         if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
             raise ValueError(f"--alpha must lie in (0, 1], got {self.alpha:g}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"--jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
+        if self.jitter and not self.delay:
+            raise ValueError("--jitter needs a delay")
         if self.lags != LAGS and self.task == "mimic":
             raise ValueError("--lags belongs to Add; mimic has none: leave it out")
         if min(self.lags) < 0:
@@ -123,7 +129,7 @@ class RecurrentConfig(RunConfig):
                 f"the run ends after {self.total_steps:,} steps, before its first update (--update-every "
                 f"{self.update_every:,}): learn for longer (--total-steps) or update more often"
             )
-        self.timing.check_run(self.last_update, 1)
+        self.timing.check_run(self.last_update, 1, self.jitter)
 
     @property
     def last_update(self) -> int:
@@ -152,5 +158,6 @@ class RecurrentConfig(RunConfig):
         parts = [self.rule.replace(":", "-")]
         if self.delay:
             parts.append(self.trace_config.label)
+        parts += [f"jitter{self.jitter:g}"] * bool(self.jitter)
         parts += ["random-feedback"] * (self.feedback != "symmetric")
         return tuple(parts)

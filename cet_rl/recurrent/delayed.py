@@ -5,12 +5,17 @@
 s is the rule's signal of each unit, held back by D steps, E its eligibility, g the kernel of the trace. With a
 perfect memory g is one at D and nothing elsewhere, and the gradients are those of the rule without delay, D steps
 later. A stage that the rule itself has, such as RFLO's leak, stays in front of the trace.
+
+With jitter J the signal of step s arrives after D_s = D (1 + J u_s) steps, rounded, u_s drawn from [-1, 1], and
+signals that meet add up: G_t = Σ_{s + D_s = t} s_s ⊙ (g * E)_t. The trace stays that of D.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,20 +77,47 @@ class TraceFilter:
         return torch.einsum("tu,t...->u...", self._lags.to(signals), signals)
 
 
-def hold(line: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a line of signals, (B, D, …), oldest first, after a new one, and the one of D steps before."""
-    if not line.shape[1]:
-        return line, new
-    return torch.cat([line[:, 1:], new[:, None]], dim=1), line[:, 0]
+@dataclass(frozen=True)
+class Arrival:
+    """Tell how many steps late signals arrive: D, or with jitter J after D (1 + J u), u a draw for each event.
+
+    The draws of a step are the same for all layers, and whenever the step is taken.
+    """
+
+    delay_steps: int
+    jitter: float = 0.0
+    seed: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Return the most steps that a signal can take."""
+        return round(self.delay_steps * (1 + self.jitter))
+
+    def hold(self, line: Tensor, new: Tensor, clock: int) -> tuple[Tensor, Tensor]:
+        """Return the line after the signals of step `clock`, (B, …), and those that arrive in it, in sum.
+
+        The line, (B, `longest`, …), holds what arrives in the next step, the one after, and so on.
+        """
+        if not self.longest:
+            return line, new
+        if not self.jitter:
+            return torch.cat([line[:, 1:], new[:, None]], dim=1), line[:, 0]
+        seed = np.random.SeedSequence(self.seed, spawn_key=(clock,))
+        draws = np.random.default_rng(seed).uniform(-1, 1, len(new))
+        steps = torch.from_numpy(np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64))
+        line = torch.cat([line, torch.zeros_like(new)[:, None]], dim=1)
+        line[torch.arange(len(new)), steps] += new
+        return line[:, 1:], line[:, 0]
 
 
 class Delayed(Rule):
     """Run a separable rule whose signals come D steps late; ValueError for another.
 
-    Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n).
+    Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n). With
+    jitter D is the longest delay that it allows here, and its draws follow from `seed`.
     """
 
-    def __init__(self, rule: Rule, trace: Trace, delay_steps: int) -> None:
+    def __init__(self, rule: Rule, trace: Trace, delay_steps: int, jitter: float = 0.0, seed: int = 0) -> None:
         if not isinstance(rule, SeparableRule):
             raise ValueError(
                 f"rule {rule.name} cannot learn from a late error: its gradient is no product of a unit's signal "
@@ -93,7 +125,7 @@ class Delayed(Rule):
                 "kernl, dni or dni-b"
             )
         super().__init__(rule.cell)
-        self.rule, self.filter, self.delay_steps = rule, TraceFilter(trace), delay_steps
+        self.rule, self.filter, self.arrival = rule, TraceFilter(trace), Arrival(delay_steps, jitter, seed)
         self.name, self.shared = rule.name, rule.shared
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
@@ -102,7 +134,7 @@ class Delayed(Rule):
         return {
             **self.rule.init_state(weight, rates, generator),
             "trace": self.filter.init_state(synapses),
-            "signals": rates.new_zeros(len(rates), self.delay_steps, self.cell.units),
+            "signals": rates.new_zeros(len(rates), self.arrival.longest, self.cell.units),
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
@@ -113,35 +145,41 @@ class Delayed(Rule):
         """See `Rule.step`."""
         inner, signal, eligibility = self.rule.factors(state, now)
         trace, recalled = self.filter.step(state["trace"], eligibility)
-        signals, arrived = hold(state["signals"], signal)
+        signals, arrived = self.arrival.hold(state["signals"], signal, now.clock)
         return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
         """Return the gradient of the signals that are on their way, if nothing happens any more."""
         trace, signals, gradient = state["trace"], state["signals"], torch.zeros_like(weight)
         nothing = weight.new_zeros(len(signals), *weight.shape)
-        for step in range(self.delay_steps):
+        for step in range(self.arrival.longest):
             trace, recalled = self.filter.step(trace, nothing)
             gradient = gradient + combine(signals[:, step], recalled)
         return gradient
 
     def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
-        """See `Rule.total`. The trace starts empty, and `state` is the rule's own. Two passes do, at any delay."""
+        """See `Rule.total`. The trace starts empty, and `state` is the rule's own. Two passes do, at any delay.
+
+        Jitter is left out: the gradient is that of signals that all come D steps late.
+        """
         signals, first = [], state
         for now in moments:
             state, signal, _ = self.rule.factors(state, now)
             signals.append(signal)
         gradient, state = torch.zeros_like(moments[0].weight), first
-        for now, signal in zip(moments, self.filter.spread(torch.stack(signals), self.delay_steps), strict=True):
+        for now, signal in zip(
+            moments, self.filter.spread(torch.stack(signals), self.arrival.delay_steps), strict=True
+        ):
             state, _, eligibility = self.rule.factors(state, now)
             gradient = gradient + combine(signal, eligibility)
         return gradient
 
 
-def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int) -> Rule:
+def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int, jitter: float = 0.0, seed: int = 0) -> Rule:
     """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn."""
-
-    return rule if trace is None or isinstance(rule, FixedW) else Delayed(rule, trace, delay_steps)
+    if trace is None or isinstance(rule, FixedW):
+        return rule
+    return Delayed(rule, trace, delay_steps, jitter, seed)
 
 
 class Readout:
@@ -149,12 +187,15 @@ class Readout:
 
         G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
 
-    Its state is empty without a trace, and else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out).
+    Its state is empty without a trace, and else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out), D being
+    the longest delay that `jitter` allows.
     """
 
-    def __init__(self, trace: Trace | None = None, delay_steps: int = 0) -> None:
+    def __init__(
+        self, trace: Trace | None = None, delay_steps: int = 0, jitter: float = 0.0, seed: int = 0
+    ) -> None:
         self.filter = None if trace is None else TraceFilter(trace)
-        self.delay_steps = delay_steps
+        self.arrival = Arrival(delay_steps, jitter, seed)
 
     def init_state(self, rates: Tensor, outputs: int) -> State:
         """Return an empty trace and no errors on their way, for rates of shape (B, n)."""
@@ -162,25 +203,25 @@ class Readout:
             return {}
         return {
             "trace": self.filter.init_state(_with_one(rates)),
-            "errors": rates.new_zeros(len(rates), self.delay_steps, outputs),
+            "errors": rates.new_zeros(len(rates), self.arrival.longest, outputs),
         }
 
-    def step(self, state: State, error: Tensor, rates: Tensor) -> tuple[State, Tensor]:
-        """Return the state after a step, and the gradient of W_out, mean over sequences.
+    def step(self, state: State, error: Tensor, rates: Tensor, clock: int) -> tuple[State, Tensor]:
+        """Return the state after step `clock`, and the gradient of W_out, mean over sequences.
 
         Shapes are (B, n_out) of ŷ - y*, (B, n) of r, and (n_out, n + 1) of the gradient.
         """
         recalled = _with_one(rates)
         if self.filter is not None:
             trace, recalled = self.filter.step(state["trace"], recalled)
-            errors, error = hold(state["errors"], error)
+            errors, error = self.arrival.hold(state["errors"], error, clock)
             state = {"trace": trace, "errors": errors}
         return state, error.mT @ recalled / len(rates)
 
     def total(self, errors: Tensor, rates: Tensor) -> Tensor:
-        """Return the gradient of T steps in sum, however late: (T, B, n_out) and (T, B, n) to (n_out, n + 1)."""
+        """Return the gradient of T steps in sum, D steps late: (T, B, n_out) and (T, B, n) to (n_out, n + 1)."""
         if self.filter is not None:
-            errors = self.filter.spread(errors, self.delay_steps)
+            errors = self.filter.spread(errors, self.arrival.delay_steps)
         return torch.einsum("tbo,tbe->oe", errors, _with_one(rates)) / rates.shape[1]
 
 

@@ -53,8 +53,8 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
         feedback = torch.randn(task.outputs, config.units, generator=generator) / math.sqrt(config.units)
     return Online(
         cell,
-        delay_rule(rule, traces[0], hidden),
-        Readout(traces[1], output),
+        delay_rule(rule, traces[0], hidden, config.jitter, config.seed),
+        Readout(traces[1], output, config.jitter, config.seed),
         lr=config.lr,
         update_every=config.update_every,
         feedback=feedback,
@@ -83,8 +83,8 @@ class SequenceLearner:
         possible = supports(self.online, self.memory)
         if config.executor == "compiled" and not possible:
             raise ValueError(
-                f"--executor compiled is for CPUs and the rules that come with the package, not for "
-                f"{config.rule} on {config.device}: use --executor step"
+                f"--executor compiled is for CPUs, the rules that come with the package and no --jitter, not for "
+                f"{config.label} on {config.device}: use --executor step"
             )
         self.compiled = possible and config.executor != "step"
         self.loss_sum, self.losses = torch.zeros((), dtype=torch.float64), 0
@@ -111,7 +111,7 @@ class SequenceLearner:
         self.step += steps
         self.loss_sum += losses.double().sum().cpu()
         self.losses += steps
-        if measure and self.step == limit and self.config.alignment:
+        if measure and self.step == limit and self.config.alignment and not self.config.jitter:
             self._alignment = self._measure()
         return losses.mean()
 

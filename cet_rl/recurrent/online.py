@@ -96,7 +96,7 @@ class Online:
         weight, weight_out = memory[:2]
         now, readout, error = self.see(memory[:2], memory.rates, x, label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
-        layer, gradient_out = self.readout.step(memory.readout, error, now.rates)
+        layer, gradient_out = self.readout.step(memory.readout, error, now.rates, clock)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
         if (clock + 1) % self.update_every == 0:
             weight, weight_out = weight - self.lr * pending, weight_out - self.lr * pending_out

@@ -83,11 +83,12 @@ class CreditTiming:
             return tuple(steps * (self.layers - 1 - layer) for layer in range(self.layers))
         return (steps,) * self.layers
 
-    def check_run(self, samples: int, num_envs: int) -> None:
+    def check_run(self, samples: int, num_envs: int, jitter: float = 0.0) -> None:
         """Raise ValueError if a run of `samples`, all environments counted, ends before all layers have credit."""
-        if self.longest_delay >= samples / num_envs:
+        longest = round(self.longest_delay * (1 + jitter))
+        if longest >= samples / num_envs:
             raise ValueError(
-                f"the longest delay is {self.longest_delay} steps, but each of {num_envs} environments makes only "
+                f"the longest delay is {longest} steps, but each of {num_envs} environments makes only "
                 f"{samples // num_envs} in this run: learn for longer (--total-steps) or use a shorter delay"
             )
 

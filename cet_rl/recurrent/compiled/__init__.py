@@ -80,7 +80,7 @@ LOOPS: dict[type[Rule], Loop] = {
 
 
 def supports(online: Online, memory: Memory) -> bool:
-    """Return whether `run` can: for the built-in rules, delayed or not, in float32 or float64 on a CPU.
+    """Return whether `run` can: for the built-in rules, without jitter, in float32 or float64 on a CPU.
 
     It cannot for a class of a user's own, not even one that inherits from those of this package.
     """
@@ -89,8 +89,8 @@ def supports(online: Online, memory: Memory) -> bool:
     kinds = (type(online), type(online.cell), type(readout))
     if type(bare) not in LOOPS or kinds != (Online, RNNCell, Readout):
         return False
-    filters = [part.filter for part in (rule, readout) if isinstance(part, Delayed | Readout)]
-    if any(type(each) is not TraceFilter for each in filters if each is not None):
+    late = [part for part in (rule, readout) if isinstance(part, Delayed | Readout) and part.filter is not None]
+    if any(type(part.filter) is not TraceFilter or part.arrival.jitter for part in late):
         return False
     tensors = [*memory.named().values(), *([] if online.feedback is None else [online.feedback])]
     dtype = memory.weight.dtype
@@ -172,7 +172,7 @@ def _delay_sizes(part: Rule | Readout) -> dict[str, int]:
     """Return the lengths of a delay's axes; none where there is no delay."""
     if not isinstance(part, Delayed | Readout) or part.filter is None:
         return {}
-    return {"d": part.delay_steps, "l" if part.filter.transition is None else "s": part.filter.kept}
+    return {"d": part.arrival.delay_steps, "l" if part.filter.transition is None else "s": part.filter.kept}
 
 
 def _bridge(part: Rule | Readout, trace: Array | None, signals: Array | None, weight: Array) -> Bridge | None:
