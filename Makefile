@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs docs-serve bench clean
 
 help:
 	@echo "make demo   set up, then learn CartPole across an eight-second credit delay"
 	@echo "make test   set up, then run every test (make test ARGS='-m \"not slow\"' for the quick ones)"
 	@echo "make lint   set up, then ruff and mypy"
+	@echo "make docs   set up, then build the documentation site into build/site (make docs-serve shows it while you write)"
 	@echo "make bench  set up, then the speed table of docs/benchmarks.md"
 
 $(READY): pyproject.toml constraints.txt
@@ -29,6 +30,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 bench: $(READY)
 	$(BIN)/python benchmarks/rl_speed.py

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import pydoc
 import re
 import runpy
 import shlex
+import tomllib
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib as mpl
 import pytest
+import yaml
 
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
@@ -28,7 +32,7 @@ PAGES = {
     for name in (
         "README.md",
         "CONTRIBUTING.md",
-        *(f"docs/{page}.md" for page in ("agents", "vision", "rules", "sweeps")),
+        *(f"docs/{page}.md" for page in ("quickstart", "agents", "vision", "rules", "sweeps")),
     )
 }
 PYTHON = [
@@ -39,6 +43,7 @@ PYTHON = [
 COMMANDS = [
     command for text in PAGES.values() for command in re.findall(r"^cet-rl train ([^#\n]*)", text, re.MULTILINE)
 ]
+PUBLIC = ("", ".traces", ".credit", ".agents", ".envs", ".rl", ".vision", ".recurrent", ".report")
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 
 BUDGETS = {
@@ -104,11 +109,47 @@ def test_commands_parse(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "page", sorted(str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    "page", sorted(str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
 )
 def test_links_and_pictures_exist(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_page_has_a_place_in_the_site():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = set(re.findall(r"[\w/]+\.md", str(nav)))
+    written = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
+    notebooks = {f"tutorials/{path.stem}.md" for path in ROOT.glob("examples/*.ipynb")}
+    assert pages == written | notebooks | {"index.md", "contributing.md", "changelog.md"}
+
+
+def test_every_public_name_is_in_the_api():
+    shown = set(
+        re.findall(r"^::: (\S+)$", "".join(p.read_text() for p in ROOT.glob("docs/api/*.md")), re.MULTILINE)
+    )
+    packages = [importlib.import_module(f"cet_rl{part}") for part in PUBLIC]
+    public = {f"{package.__name__}.{name}" for package in packages for name in package.__all__} - {
+        "cet_rl.__version__"
+    }
+    public -= {f"cet_rl.traces.{name}" for name in packages[0].__all__}
+    assert shown - {f"cet_rl.agents.tianshou.{name}" for name in ("CETTianshou", "CETTianshouPolicy")} == public
+    undocumented = [name for name in public if not pydoc.locate(name).__doc__]
+    assert set(undocumented) <= {
+        "cet_rl.credit.Executor",
+        "cet_rl.traces.Normalization",
+    }  # types have none at run time
+
+
+def test_the_address_has_one_home():
+    """pyproject.toml says where the repository is; what else names it agrees."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"]
+    assert f"repo_url: {address} " in (ROOT / "mkdocs.yml").read_text()
+    owner = address.rpartition("/")[0]
+    for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md", "docs/quickstart.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert all(found == owner for found in re.findall(r"https://\S+(?=/cet-rl\b)", text)), name
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("docs/sweeps/*.yaml")), ids=lambda file: file.stem)

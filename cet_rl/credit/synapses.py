@@ -21,6 +21,7 @@ from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.sharp import shift_register
 
 Executor = Literal["auto", "step", "chunk", "fused", "history"]
+"""How an update is computed: "step" is the definition, the others give its numbers faster, "auto" chooses."""
 
 Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Normalization = Literal["area", "peak"]
+"""How a kernel is scaled: to Σ|g| = 1, or to max g = 1 (paper, App. C)."""
 FloatArray = npt.NDArray[np.float64]
 
 TAIL_TOLERANCE = 1e-15
