@@ -15,9 +15,8 @@ from scipy.optimize import linprog
 
 from cet_rl.cli import main
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.report.claims import CLAIMS, PaperClaim, examine, examine_folders, measures
-from cet_rl.report.claims.measures import MEASURES
-from cet_rl.report.claims.model import Check, RunFilter
+from cet_rl.report.claims import CLAIMS, PaperClaim, examine, examine_folders, model
+from cet_rl.report.claims.model import MEASURES, Check, RunFilter
 from cet_rl.report.reading import ALIGNMENT, Run
 from cet_rl.report.statistics import presentation
 from cet_rl.rl.config import RLConfig
@@ -103,7 +102,7 @@ def made_up_runs(monkeypatch):
         means = means_for(claim, against)
         arms = {arm.name: arm for check in claim.checks for arm in check.filters}
         verdicts = {arms[name].where.get("rule"): mean > 0.5 for (_, name), mean in means.items()}
-        monkeypatch.setattr(measures, "_audited", verdicts.__getitem__)
+        monkeypatch.setattr(model, "_audited", verdicts.__getitem__)
         runs = []
         for number, (task_kind, config) in enumerate(jobs(claim.config)):
             found = {title: mean for (title, name), mean in means.items() if arms[name].selects(config)}

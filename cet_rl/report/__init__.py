@@ -3,8 +3,8 @@
 reading.py      finds run folders and reads them
 grouping.py     groups runs by task, arm, delay and seed
 statistics.py   what runs are compared on, averages over seeds, bootstrap intervals
-plots.py        learning curves and alignment of run folders, for a user's own figures
-drawing.py      what all figures of a report share; the figures are in scores.py, curves.py and kernels.py
+plots.py        learning curves and alignment, of reports and for a user's own figures
+drawing.py      what all figures of a report share; the others are in scores.py and kernels.py
 page.py         writes the page, whose text and looks are in template.html.j2
 claims/         what the papers claim, and whether runs support it
 

@@ -56,6 +56,12 @@ class ArmAtDelay:
         """Return the runs whose curves are shown: finished ones or, if there are none, all."""
         return tuple(run for run in self.finished or self.runs if run.columns)
 
+    @property
+    def speed(self) -> float | None:
+        """Return the median of the finished runs' steps per second; None without any."""
+        speeds = sorted(run.speed for run in self.finished if run.speed is not None)
+        return speeds[len(speeds) // 2] if speeds else None
+
     def scores(self, measure: Measure) -> FloatArray:
         """Return the measure of each finished run that has one."""
         values = [measure.value(run) for run in self.finished]
@@ -83,21 +89,14 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Hold the runs of one task that can be compared with each other.
-
-    Attributes:
-        tested_on: data that images are tested on, test or validation; "" for other tasks.
-        stacked: whether delays add up from the output layer down.
-        arms: in the order in which they are shown.
-        differing: by arm's label and delay, the options that differ and that names of arms do not show, as text.
-    """
+    """Hold the runs of one task that can be compared with each other."""
 
     task: str
-    tested_on: str
-    stacked: bool
+    tested_on: str  # data that images are tested on, test or validation; "" for other tasks
+    stacked: bool  # whether delays add up from the output layer down
     task_kind: TaskKind
-    arms: tuple[Arm, ...]
-    differing: Mapping[tuple[str, float], str]
+    arms: tuple[Arm, ...]  # in the order in which they are shown
+    differing: Mapping[tuple[str, float], str]  # by label and delay: options that no name shows, as text
 
     @property
     def title(self) -> str:
@@ -168,6 +167,11 @@ class Comparison:
             scores = arm.at[delay].scores(measure) if delay in arm.at else np.empty(0)
             self._estimates[key] = estimate([scores], self.presentation.statistic) if len(scores) else None
         return self._estimates[key]
+
+    @cached_property
+    def pooled(self) -> dict[str, Estimate]:
+        """Return the averages over all delays of the arms that have one, by label; see `over_delays`."""
+        return {arm.label: found for arm in self.compared if (found := self.over_delays(arm))}
 
     def over_delays(self, arm: Arm) -> Estimate | None:
         """Return the average over the seeds of all delays, resampled within each.
@@ -281,9 +285,7 @@ def _by_label(configurations: Mapping[Values, list[Run]]) -> dict[tuple[str, boo
 def _label(runs: list[Run], *, decay: bool = True) -> str:
     """Return the name that a sweep gives to any of a configuration's runs, or else the run's label.
 
-    Args:
-        runs: runs of one configuration.
-        decay: whether a run's label shows a trace's decay.
+    `decay` tells whether that shows a trace's decay.
     """
     config = runs[0].config
     assert config is not None

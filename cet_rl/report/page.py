@@ -1,6 +1,6 @@
 """Writes a report: what stands on the page, and all figures, drawn by several processes where that helps.
 
-The page's text and looks are in template.html.j2.
+The page's tables, text and looks are in template.html.j2.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from urllib.parse import quote
 
 import jinja2
 
-from cet_rl.report.curves import alignment, learning_curves
 from cet_rl.report.drawing import Picture, drawing
-from cet_rl.report.grouping import Arm, ArmAtDelay, Comparison, group_runs
+from cet_rl.report.grouping import Arm, Comparison, group_runs
 from cet_rl.report.kernels import kernels
+from cet_rl.report.plots import alignment, learning_curves
 from cet_rl.report.reading import STATES, Run, read_runs
 from cet_rl.report.scores import heatmap, scores
-from cet_rl.report.statistics import LEAST_SEEDS, Estimate
+from cet_rl.report.statistics import LEAST_SEEDS
 from cet_rl.report.text import clean, counted, in_seconds, listed, number, sentence, span
 from cet_rl.runs.files import replacing, write_text
 from cet_rl.sweeps.worker import processors
@@ -50,38 +50,14 @@ class Report:
     runs: tuple[Run, ...]
 
 
-class TableCell(NamedTuple):
-    """Hold a cell of a table: its text, what it is sorted by ("" comes last), its class, and a relative link."""
-
-    text: str
-    value: float | str | None = None
-    kind: str = ""
-    link: str = ""
-
-
-class Table(NamedTuple):
-    """Hold a table that can be sorted: names and classes of its columns, classes and cells of its rows."""
-
-    caption: str
-    heads: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[str, Sequence[TableCell]]]
-
-
 def write_report(
     folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None, title: str | None = None
 ) -> Report:
     """Write report.html, which needs no other file, and its figures as PNG files beside it.
 
-    The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow.
-
-    Args:
-        folders: run folders, or folders that hold run folders at any depth.
-        out: folder to write to; None for the first of `folders`.
-        title: title of the page; None for the name of the first folder.
-
-    Raises:
-        ValueError: if there is no run folder in one of the folders.
-        OSError: if the report cannot be written.
+    The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow. Folders are
+    run folders, or hold some at any depth; by default the first of them is written to, and gives the title.
+    Raises ValueError if there is no run folder in one of them, and OSError if the report cannot be written.
     """
     if not folders:
         raise ValueError("a report needs at least one run folder, or a folder that holds some")
@@ -99,10 +75,9 @@ def write_report(
         versions=_versions(runs),
         problems=problems,
         sections=[
-            (each.title, _notes(each), own, _results(each), _commands(each))
-            for each, own in zip(comparisons, figures, strict=True)
+            (each, _notes(each), own, _commands(each)) for each, own in zip(comparisons, figures, strict=True)
         ],
-        runs=_runs_table(runs, comparisons, start),
+        runs=_listed(runs, comparisons, start),
     )
     files = {start / name: picture.png for own in figures for name, picture in own.items()}
     page = start / "report.html"
@@ -122,7 +97,9 @@ def render(**content: object) -> str:
     blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, **blocks)
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "show": number}
+    environment.filters |= {"clean": clean, "in_seconds": in_seconds}
+    environment.globals["LEAST_SEEDS"] = LEAST_SEEDS
     return environment.get_template("template.html.j2").render(content)
 
 
@@ -217,68 +194,21 @@ def _notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-# -------------------- tables
+# -------------------- table of runs
 
 
-def _results(comparison: Comparison) -> Table:
-    """Return the table of arms at delays."""
-    score, *others = comparison.presentation.scores
-    pooled = {arm.label: each for arm in comparison.compared if (each := comparison.over_delays(arm))}
-    numbers = ["delay", "n", score.heading, "95 % interval", "lowest to highest"]
-    numbers += [*(measure.heading for measure in others), "steps/s"]
-    heads = [("arm", ""), *((name, "number") for name in numbers), ("options that differ", "")]
-    rows: list[tuple[str, list[TableCell]]] = []
-    for arm in comparison.arms:
-        rows += [("", _result(comparison, arm, at_delay)) for at_delay in arm.at.values()]
-        if arm.label in pooled:
-            empty = [TableCell("", "", "number")] * (len(others) + 1)
-            estimate = _estimate_cells(comparison, pooled[arm.label])
-            first = TableCell(arm.label), TableCell("all", "", "number")
-            rows.append(("", [*first, *estimate, *empty, TableCell("")]))
-    caption = (
-        f"Results of finished runs: {comparison.presentation.statistic_title} over n seeds, with a bootstrap "
-        f"interval where n is at least {LEAST_SEEDS}. Steps are {comparison.presentation.steps}."
-    )
-    if pooled:
-        caption += " All: the seeds of all delays together, resampled within each."
-    return Table(caption, heads, rows)
+class ListedRun(NamedTuple):
+    """Hold a row of the table of all runs: a run, what it belongs to, a note, and a link relative to the page."""
+
+    run: Run
+    comparison: Comparison | None
+    arm: str
+    note: str
+    link: str
 
 
-def _result(comparison: Comparison, arm: Arm, at_delay: ArmAtDelay) -> list[TableCell]:
-    speeds = sorted(run.speed for run in at_delay.finished if run.speed is not None)
-    others = [(m, comparison.estimate(arm, at_delay.delay, m)) for m in comparison.presentation.scores[1:]]
-    return [
-        TableCell(arm.label),
-        TableCell(in_seconds(at_delay.delay), at_delay.delay, "number"),
-        *_estimate_cells(comparison, comparison.estimate(arm, at_delay.delay)),
-        *(_number_cell(found.centre if found else None, measure.digits) for measure, found in others),
-        _number_cell(speeds[len(speeds) // 2] if speeds else None, 0),
-        TableCell(comparison.differing[arm.label, at_delay.delay], kind="text"),
-    ]
-
-
-def _estimate_cells(comparison: Comparison, found: Estimate | None) -> list[TableCell]:
-    """Return cells for count, centre, interval and range."""
-    score = comparison.presentation.score
-    if found is None:
-        return [TableCell("0", 0, "number"), *[TableCell("–", "", "number")] * 3]
-    interval = TableCell("n too small", "", "number")
-    if found.low is not None:
-        interval = TableCell(f"{score.show(found.low)} to {score.show(found.high)}", found.low, "number")
-    return [
-        TableCell(str(found.count), found.count, "number"),
-        _number_cell(found.centre, score.digits),
-        interval,
-        TableCell(f"{score.show(found.least)} to {score.show(found.most)}", found.least, "number"),
-    ]
-
-
-def _number_cell(value: float | None, digits: int) -> TableCell:
-    return TableCell(number(value, digits), "" if value is None else value, "number")
-
-
-def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path) -> Table:
-    """Return the table of all runs, damaged ones first, with links relative to the page's folder `start`."""
+def _listed(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path) -> list[ListedRun]:
+    """Return the rows, damaged runs first and repeats last; links are relative to the page's folder `start`."""
     found: dict[Path, tuple[Comparison, Arm]] = {}
     repeats: set[Path] = set()
     for comparison in comparisons:
@@ -288,34 +218,9 @@ def _runs_table(runs: Sequence[Run], comparisons: Sequence[Comparison], start: P
     order = {path: place for place, path in enumerate(found, 1)}
     rows = []
     for run in sorted(runs, key=lambda run: (run.path in repeats, order.get(run.path, 0), run.path)):
+        own, of_arm = found.get(run.path, (None, None))
+        label = of_arm.label if of_arm else clean(run.config.label, 60) if run.config else "–"
         said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
-        problem = "; ".join([*said, *filter(None, [run.problem])])
-        rows.append((run.status, _run_row(run, found.get(run.path), problem, start)))
-    heads = [(name, "") for name in ("run", "state", "task", "arm")]
-    heads += [(name, "number") for name in ("delay", "seed", "score", "steps", "steps/s")]
-    caption = "A click on a column's name sorts by it. Scores are those that the arms of a task are compared on."
-    return Table(caption, [*heads, ("note", "")], rows)
-
-
-def _run_row(run: Run, group: tuple[Comparison, Arm] | None, problem: str, start: Path) -> list[TableCell]:
-    config, name = run.config, clean(run.path.name or run.path, 80)
-    link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
-    score = _number_cell(None, 0)
-    task, arm = (clean(config.task, 80), clean(config.label, 60)) if config else ("–", "–")
-    if group is not None:
-        comparison, of_arm = group
-        task, arm = comparison.title, of_arm.label
-        measure = comparison.presentation.score
-        score = _number_cell(measure.value(run), measure.digits)
-    return [
-        TableCell(name, link="" if run.status == "waiting" else link),
-        TableCell(run.status, kind="state"),
-        TableCell(task),
-        TableCell(arm),
-        TableCell(in_seconds(config.delay) if config else "–", config.delay if config else "", "number"),
-        TableCell(str(config.seed) if config else "–", config.seed if config else "", "number"),
-        score,
-        _number_cell(run.steps, 0),
-        _number_cell(run.speed, 0),
-        TableCell(problem, kind="text"),
-    ]
+        link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
+        rows.append(ListedRun(run, own, label, "; ".join([*said, *filter(None, [run.problem])]), link))
+    return rows

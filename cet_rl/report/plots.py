@@ -1,4 +1,7 @@
-"""Draws what runs have logged: learning curves, and alignment with the true gradient."""
+"""Curves that runs have logged: drawn for figures of a user's own, and for reports.
+
+Learning curves and alignment over training (paper, Figs. 5 and 7 to 13).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from cet_rl.report import drawing
+from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.reading import ALIGNMENT, FloatArray, logged, read_columns
+from cet_rl.report.statistics import Presentation
+from cet_rl.report.text import counted, in_seconds, sentence, span
 from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
@@ -23,6 +31,11 @@ RETURN = RL.curve.key
 
 POINTS = 100  # of the common grid on which the seeds of an arm are averaged
 BINS = 8  # of the score when alignment is drawn over it
+MOST_SEEDS_OF_A_RANGE = 5  # with more seeds the band is a standard error
+LOGARITHMIC = 30.0  # quotient of an axis' largest and smallest value from which on it is logarithmic
+MOST_LAYERS = 9  # whose alignment is drawn
+MOST_DELAYS = 3  # whose alignment is drawn, the longest ones
+MOST_LAYERS_ABREAST = 5  # above which there is only room for one delay
 
 Styles = Mapping[str, Mapping[str, Any]]
 """Keyword arguments of `Axes.plot` for each arm, such as label and color."""
@@ -30,16 +43,11 @@ Styles = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Hold what one run has logged.
+    """Hold what one run has logged."""
 
-    Attributes:
-        arm: name of the arm that the run belongs to; runs of one name are seeds of one arm.
-        columns: columns of metrics.csv by name, all of one length, nan where a row has nothing.
-    """
-
-    arm: str
+    arm: str  # of which the run is a seed
     seed: int
-    columns: Mapping[str, FloatArray]
+    columns: Mapping[str, FloatArray]  # of metrics.csv by name, all of one length, nan where a row has nothing
 
     def over(self, x: str, y: str) -> tuple[FloatArray, FloatArray]:
         """Return two columns where both have values; empty arrays if either column is missing."""
@@ -47,13 +55,10 @@ class Curve:
 
 
 def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
-    """Read the curves of a run folder.
+    """Read the curves of a run folder, whose arm has a name of yours or the run's label, such as cet5-8s.
 
-    The arm's name in a legend is the run's label, such as cet5-8s, if none is given.
-
-    Raises:
-        FileNotFoundError: if there are no metrics yet.
-        ValueError: if it is no run folder, or its configuration is damaged.
+    Raises FileNotFoundError if there are no metrics yet, and ValueError if it is no run folder, or its
+    configuration is damaged.
     """
     task_kind, run, values = run_folders.read_run(folder)
     config = task_kind.config()(**values)
@@ -77,19 +82,11 @@ def draw_curves(
     *,
     band: Literal["range", "error"] = "range",
 ) -> dict[str, Line2D]:
-    """Draw one line for each arm, the mean over its seeds, in a band.
+    """Draw one line for each arm, the mean over its seeds, in a band; return the line of each arm by its label.
 
-    Seeds may have logged at other steps; nothing is drawn where only some of them have values.
-
-    Args:
-        axes: axes to draw on.
-        curves: curves in the order of the legend.
-        column: column of metrics.csv.
-        styles: see `Styles`.
-        band: "range" from the lowest seed to the highest, or "error", a standard error of the mean up and down.
-
-    Returns:
-        The line of each arm that is drawn, by its label.
+    Seeds may have logged at other steps; nothing is drawn where only some of them have values. The column is one
+    of metrics.csv. The band is a "range" from the lowest seed to the highest, or an "error", a standard error of
+    the mean up and down.
     """
     drawn = {}
     for style, seeds in _by_arm(curves, styles):
@@ -122,11 +119,7 @@ def draw_alignment_over(
 ) -> dict[str, Line2D]:
     """Draw the alignment of a layer over the score that went with it, as means in bins (paper, Figs. 7C-D, 8C-D).
 
-    Args:
-        axes, curves, styles: as in `draw_curves`, and so is what is returned.
-        layer: name of the layer.
-        column: column of the score.
-        factor: from the column's numbers to those shown.
+    The score is a column of metrics.csv, times `factor`; all else is as in `draw_curves`.
     """
     drawn = {}
     for style, seeds in _by_arm(curves, styles):
@@ -157,8 +150,7 @@ def curve_figure(folders: Iterable[str | os.PathLike[str]], column: str = RETURN
 def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> Figure:
     """Draw the cosine of each layer's update with the true gradient, over training and return (Figs. 8, 10).
 
-    Raises:
-        ValueError: if no run has logged any alignment.
+    ValueError if no run has logged any alignment.
     """
     names = {name for curve in curves for name in curve.columns if name.startswith(ALIGNMENT)}
     layers = sorted(name.removeprefix(ALIGNMENT) for name in names)
@@ -178,3 +170,186 @@ def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> F
         axes.set_ylabel("cosine with the true gradient")
     grid[0, 0].legend(lines.values(), lines, frameon=False, fontsize=8)
     return figure
+
+
+# -------------------- learning curves
+
+
+def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
+    """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
+    shows = comparison.presentation
+    compared, column = comparison.compared, [shows.curve]
+    delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
+    shown = drawing.some_delays(delays or [0.0])
+    figure, grid = drawing.panels(
+        len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True
+    )
+    arms = comparison.best(compared, drawing.MOST_ARMS, shown[-1] if delays else None)
+    references = comparison.best(comparison.references, 4)
+    of_references = [curve for arm in references for curve in _curves(arm, 0.0, column)]
+    looks, baselines = drawing.styles(comparison), drawing.baselines_of(comparison)
+    band = _band(comparison)
+    curves, lines = list(of_references), dict[str, Line2D]()
+    for axes, delay in zip(grid, shown, strict=True):
+        here = [curve for arm in arms for curve in _curves(arm, delay, column)]
+        curves += here
+        with drawing.scaled_at_the_end(axes):
+            lines |= draw_curves(axes, here + of_references, shows.curve, looks, band=band)
+        drawing.format_steps(axes)
+        axes.set_title(in_seconds(delay), fontsize=9)
+        drawing.draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
+    if not curves:
+        return []
+    cut, beyond = _limit(grid[0], curves, shows, list(baselines.values()))
+    drawing.label_outside(grid, shows.steps, shows.curve_title)
+    figure.suptitle(comparison.title, fontsize=10)
+    drawing.legend(figure, lines, list(looks))
+    caption = [f"{shows.curve_title.capitalize()} over training. {_meaning(comparison, band)}"]
+    caption += _left_out(comparison, [*arms, *references], delays, shown)
+    caption += [drawing.DOTTED] * bool(baselines)
+    caption += ["The axis leaves out part of the beginning."] * cut
+    caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
+    caption += comparison.decays
+    return [drawing.Picture("curves", drawing.png(figure), " ".join(caption), f"Curves of {shows.curve_title}")]
+
+
+def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
+    """Return what an arm's runs at a delay have logged, without runs that have no value in these columns."""
+    return [
+        Curve(arm.label, run.config.seed, run.columns)
+        for run in (arm.at[delay].drawn if delay in arm.at else ())
+        if run.config and any(np.isfinite(run.columns.get(column, np.empty(0))).any() for column in columns)
+    ]
+
+
+def _band(comparison: Comparison) -> Literal["range", "error"]:
+    seeds = max(len(at_delay.drawn) for _, at_delay in comparison.all_runs)
+    return "error" if seeds > MOST_SEEDS_OF_A_RANGE else "range"
+
+
+def _meaning(comparison: Comparison, band: str) -> str:
+    """Say what lines and bands are."""
+    counts = {len(at_delay.drawn) for _, at_delay in comparison.all_runs if at_delay.drawn}
+    if counts == {1}:
+        return "One seed each."
+    around = {"range": "from the lowest seed to the highest", "error": "a standard error of the mean up and down"}
+    return f"Lines: means of {span(counts)} seeds; bands: {around[band]}."
+
+
+def _left_out(
+    comparison: Comparison, drawn: Sequence[Arm], delays: Sequence[float], shown: Sequence[float]
+) -> list[str]:
+    """Return sentences on what is not drawn, and on what has not finished."""
+    grey = any(arm in comparison.references for arm in drawn) and bool(delays)
+    found = ["Grey: arms without delay, the same in each panel."] * grey
+    found += sentence("Not drawn", [in_seconds(delay) for delay in delays if delay not in shown])
+    if hidden := len(comparison.arms) - len(drawn):
+        found.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
+    partial = [
+        f"{arm.label} at {in_seconds(at_delay.delay)}"
+        for arm, at_delay in comparison.all_runs
+        if arm in drawn and at_delay.drawn and not at_delay.finished
+    ]
+    return found + sentence("Not finished, drawn as far as they are", partial)
+
+
+def _limit(
+    axes: Axes, curves: Sequence[Curve], presentation: Presentation, baselines: Sequence[float]
+) -> tuple[bool, int]:
+    """Fit the axis to the values after the first share of each run, and to baselines, but not to diverging runs.
+
+    Returns:
+        Whether part of the beginning is left out, and how many runs go beyond the axis later.
+    """
+    early: list[float] = []
+    lows, highs = [], []
+    for curve in curves:
+        at, found = curve.over(MetricsTable.STEP, presentation.curve)
+        settled = at >= presentation.settling * at[-1]
+        early += found[~settled].tolist()
+        lows.append(float(found[settled].min()))
+        highs.append(float(found[settled].max()))
+    top = None if presentation.score.higher_is_better else drawing.loss_limit(highs)
+    low, high = min([*lows, *baselines]), max([max(highs) if top is None else top, *baselines])
+    form = FuncFormatter(lambda value, _: f"{presentation.curve_factor * value:.6g}")
+    axes.yaxis.set_major_formatter(form)
+    if not presentation.settling or not high > low:
+        return False, 0
+    if low > 0 and high > LOGARITHMIC * low:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(form)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(low / 1.1, high * 1.1)
+    else:
+        margin = drawing.MARGIN * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+    return bool(early) and (min(early) < low or max(early) > high), sum(each > high for each in highs)
+
+
+# -------------------- alignment
+
+
+def alignment(comparison: Comparison) -> list[drawing.Picture]:
+    """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
+
+    There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
+    and, for kinds of tasks where that makes sense, another is over the score.
+    """
+    logged = [delay for delay in comparison.delays if _layers(comparison, delay)]
+    if not logged:
+        return []
+    layers = _layers(comparison, logged[-1])
+    shown = logged[-MOST_DELAYS:] if len(layers) <= MOST_LAYERS_ABREAST else logged[-1:]
+    across = len(layers) if len(shown) > 1 else drawing.ACROSS
+    columns = [f"{ALIGNMENT}{layer}" for layer in layers]
+    arms = comparison.best(comparison.compared, drawing.MOST_ARMS, logged[-1])
+    curves = {delay: [curve for arm in arms for curve in _curves(arm, delay, columns)] for delay in shown}
+    *others, last = map(in_seconds, shown)
+    delays = f"{', '.join(others)} and {last}" if others else last
+    what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
+    rest = sentence("Also logged, not drawn", [in_seconds(delay) for delay in logged if delay not in shown])
+    shows, looks, band = comparison.presentation, drawing.styles(comparison), _band(comparison)
+    pictures = []
+    for over in dict.fromkeys((None, shows.over_score)):
+        count = len(shown) * len(layers)
+        figure, grid = drawing.panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
+        lines: dict[str, Line2D] = {}
+        for axes, (delay, layer) in zip(grid, [(d, layer) for d in shown for layer in layers], strict=True):
+            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+            title = f"layer {layer}" if layer.isdecimal() else layer[:20]
+            axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
+            if over is None:
+                with drawing.scaled_at_the_end(axes):
+                    lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", looks, band=band)
+                drawing.format_steps(axes)
+            else:
+                factor = shows.curve_factor
+                lines |= draw_alignment_over(axes, curves[delay], layer, shows.curve, looks, factor=factor)
+        x = shows.curve_title if over else shows.steps
+        drawing.label_outside(grid, x, "cosine with the true gradient", across)
+        one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
+        figure.suptitle(f"{comparison.title}{one}", fontsize=10)
+        drawing.legend(figure, lines, list(looks))
+        name, title = ("alignment", "over training") if over is None else (f"alignment-{over}", f"over {over}")
+        caption = f"{what}, over the {over} that went with it: means in bins, all seeds."
+        if over is None:
+            caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}"
+        pictures.append(
+            drawing.Picture(
+                name, drawing.png(figure), " ".join([caption, *rest]), f"Alignment of each layer {title}"
+            )
+        )
+    return pictures
+
+
+def _layers(comparison: Comparison, delay: float) -> list[str]:
+    """Return the layers with alignment at a delay, input side first."""
+    names = {
+        name.removeprefix(ALIGNMENT)
+        for arm in comparison.compared
+        if delay in arm.at
+        for run in arm.at[delay].drawn
+        for name, values in run.columns.items()
+        if name.startswith(ALIGNMENT) and np.isfinite(values).any()
+    }
+    return sorted(names, key=lambda name: (not name.isdecimal(), len(name) * name.isdecimal(), name))[:MOST_LAYERS]

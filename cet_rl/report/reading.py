@@ -46,48 +46,28 @@ LARGEST_NUMBER = 1e15  # beyond which a score or a logged value counts as missin
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Locate a run, or one that a sweep plans.
+    """Locate a run, or one that a sweep plans."""
 
-    Attributes:
-        path: run folder.
-        arm: name that a sweep gives the run in legends; "" for none.
-        planned: configuration of a sweep's run that has no folder yet.
-    """
-
-    path: Path
-    arm: str = ""
-    planned: Mapping[str, Any] | None = None
+    path: Path  # run folder
+    arm: str = ""  # name that a sweep gives the run in legends; "" for none
+    planned: Mapping[str, Any] | None = None  # configuration of a sweep's run that has no folder yet
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Hold what a run folder says.
-
-    Attributes:
-        path: run folder.
-        status: a key of `STATES`.
-        problem: error of a failed run, why a run is damaged, or what is wrong with its metrics.
-        task_kind: kind of its task; None where the configuration cannot be read.
-        config: configuration; None likewise.
-        arm: name that a sweep gives it, if that is not the usual one; "" for none.
-        steps: steps made; without a summary the last that was logged, None if there is none.
-        speed: steps per second.
-        metrics: metrics of the summary.
-        columns: steps, learning curve and alignment, all of one length, nan where a row has nothing.
-        versions: versions of the packages it ran with.
-    """
+    """Hold what a run folder says; `columns` are of one length, nan where a row has nothing."""
 
     path: Path
-    status: str
-    problem: str = ""
-    task_kind: TaskKind | None = None
-    config: RunConfig | None = None
-    arm: str = ""
-    steps: int | None = None
-    speed: float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    columns: Mapping[str, FloatArray] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    status: str  # a key of `STATES`
+    problem: str = ""  # error of a failed run, why a run is damaged, or what is wrong with its metrics
+    task_kind: TaskKind | None = None  # None where the configuration cannot be read
+    config: RunConfig | None = None  # None likewise
+    arm: str = ""  # name that a sweep gives it, if that is not the usual one; "" for none
+    steps: int | None = None  # steps made; without a summary the last that was logged, None if there is none
+    speed: float | None = None  # steps per second
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the summary
+    columns: Mapping[str, FloatArray] = field(default_factory=dict)  # steps, learning curve and alignment
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it ran with
 
     @property
     def tested_on(self) -> str:
@@ -96,14 +76,7 @@ class Run:
 
 
 def read_runs(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
-    """Read all runs at or below some folders, in the order of their paths.
-
-    Returns:
-        The runs, and a line about each sweep whose planned runs are not known.
-
-    Raises:
-        ValueError: if one of the folders does not exist, or holds neither a run nor a sweep.
-    """
+    """Read all runs at or below some folders; results and errors are as of `find_runs`."""
     locations, problems = find_runs(folders)
     return [read_run(location) for location in locations], problems
 
@@ -114,11 +87,8 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
     A run folder has a config.yaml, or a summary.json whose config.yaml is lost. Folders whose names start with a
     dot are left out; links are followed.
 
-    Returns:
-        The runs in the order of their paths, and a line about each sweep that cannot be read.
-
-    Raises:
-        ValueError: if one of the folders does not exist, or holds neither a run nor a sweep.
+    Returns the runs in the order of their paths, and a line about each sweep that cannot be read. Raises
+    ValueError if one of the folders does not exist, or holds neither a run nor a sweep.
     """
     found: dict[str, RunLocation] = {}
     problems: list[str] = []
@@ -219,11 +189,7 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def _with_summary(run: Run, summary: object) -> Run:
-    """Return the run with what its summary says.
-
-    Raises:
-        ValueError: if it is no summary, or that of another run.
-    """
+    """Return the run with what its summary says; ValueError if it is no summary, or that of another run."""
     if not isinstance(summary, Mapping):
         raise ValueError("it holds no mapping of names to values")
     assert run.config is not None
@@ -260,8 +226,7 @@ def _finite(value: object) -> float:
 def _columns(file: Path, curve: str) -> dict[str, FloatArray]:
     """Return the columns of metrics.csv for steps, the learning curve and alignment; {} before the first row.
 
-    Raises:
-        ValueError: if it is no table, or its steps do not increase.
+    ValueError if it is no table, or its steps do not increase.
     """
     wanted = (MetricsTable.STEP, curve)
     columns = read_columns(file, lambda name: name in wanted or name.startswith(ALIGNMENT), MOST_ROWS)
@@ -289,19 +254,10 @@ def logged(columns: Mapping[str, FloatArray], x: str, y: str) -> tuple[FloatArra
 def read_columns(
     file: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None, most: int | None = None
 ) -> dict[str, FloatArray]:
-    """Read the numbers of a metrics.csv.
+    """Return the columns of a metrics.csv by name, all of one length, nan where a row has nothing.
 
-    Args:
-        file: file to read.
-        wanted: says for a column's name whether it is read; None for all columns.
-        most: rows that are kept, evenly spaced; None for all.
-
-    Returns:
-        Columns by name, all of one length, nan where a row has nothing.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no table.
+    `wanted` says for a column's name whether it is read, None for all; `most` is how many rows are kept, evenly
+    spaced, None for all. Raises FileNotFoundError if there is no such file, ValueError if it is no table.
     """
     try:
         with open(file, newline="", encoding="utf-8") as stream:

@@ -49,14 +49,10 @@ def bootstrap_interval(
     *,
     paired: bool = False,
 ) -> tuple[float, float]:
-    """Return the ends of a percentile interval from a bootstrap that draws within each sample.
+    """Return the ends of a percentile interval from a bootstrap that draws within each sample, always the same.
 
-    The same values always have the same interval.
-
-    Args:
-        samples: values of each stratum, of shape (n,).
-        statistic: function from as many arrays of shape (resamples, n) to shape (resamples,).
-        paired: draw the same places in every sample, because equal places belong together.
+    Samples are the values of each stratum, of shape (n,); the statistic maps as many arrays of shape
+    (resamples, n) to shape (resamples,). If paired, the same places are drawn in every sample.
     """
     generator = np.random.default_rng(0)
     drawn: list[FloatArray] = []
@@ -85,12 +81,8 @@ class Estimate:
 def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean) -> Estimate:
     """Return a statistic of all values together, with a stratified bootstrap interval.
 
-    Args:
-        strata: values that are resampled separately, such as the seeds at one delay; each of shape (n,).
-        statistic: statistic of the pooled values.
-
-    Raises:
-        ValueError: if there is no stratum, or an empty one.
+    Strata, each of shape (n,), are resampled separately, such as the seeds at one delay; ValueError if there is
+    none, or an empty one.
     """
     if not strata or not all(len(stratum) for stratum in strata):
         raise ValueError("an estimate needs at least one value in each stratum")
@@ -106,19 +98,11 @@ def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_
 
 @dataclass(frozen=True)
 class Measure:
-    """Reduce a run to one number that says how well, how fast or how truly it has learned.
+    """Reduce a run to one number that says how well, how fast or how truly it has learned."""
 
-    Attributes:
-        title: the number's name.
-        value: returns the number in the unit that is shown; None for a run that does not have it.
-        digits: decimals that are shown.
-        unit: unit; "" for none.
-        higher_is_better: False for losses.
-    """
-
-    title: str
-    value: Callable[[Run], float | None]
-    digits: int = 1
+    title: str  # the number's name
+    value: Callable[[Run], float | None]  # the number in the unit that is shown; None for a run without it
+    digits: int = 1  # decimals that are shown
     unit: str = ""
     higher_is_better: bool = True
 
@@ -144,26 +128,17 @@ def measure_of(score: Score) -> Measure:
 
 @dataclass(frozen=True)
 class Presentation:
-    """Say what is drawn and tabulated for a kind of task.
+    """Say what is drawn and tabulated for a kind of task."""
 
-    Attributes:
-        scores: measures of a run; arms are compared on the first.
-        curve: column of metrics.csv that is drawn over training, with a title and a factor to the numbers shown.
-        over_score: what the curve shows, in one word, where alignment is drawn over it as well; None where not.
-        steps: name of a run's steps.
-        statistic: average over seeds.
-        settling: share of a run whose values do not decide how much of the curves' axis is shown.
-    """
-
-    scores: tuple[Measure, ...]
-    curve: str
+    scores: tuple[Measure, ...]  # of a run; arms are compared on the first
+    curve: str  # column of metrics.csv that is drawn over training
     curve_title: str
-    curve_factor: float
-    over_score: str | None
-    steps: str
-    statistic: Statistic
+    curve_factor: float  # from the column's numbers to those shown
+    over_score: str | None  # what the curve shows, in one word, where alignment is drawn over it as well
+    steps: str  # name of a run's steps
+    statistic: Statistic  # average over seeds
     statistic_title: str
-    settling: float
+    settling: float  # share of a run whose values do not decide how much of the curves' axis is shown
 
     @property
     def score(self) -> Measure:

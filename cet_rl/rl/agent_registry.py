@@ -22,24 +22,19 @@ class AgentKind:
     """Make, save and restore one kind of agent.
 
     What is made has the interface of a Stable-Baselines3 algorithm as far as a run uses it: `learn`, `predict`,
-    `num_timesteps`, `ep_info_buffer`, `logger`, `set_logger`.
+    `num_timesteps`, `ep_info_buffer`, `logger`, `set_logger`. Configurations are resolved, and agents are made and
+    loaded with their training environments.
 
-    Attributes:
-        build: from a resolved configuration to an agent with its training environments.
-        state: from an agent to what its file holds, as `cet_rl.runs.archive.write` takes it.
-        load: from a configuration and a file to an agent with its training environments.
-        delays_credit: whether the agent bridges the delay itself, with a trace at its synapses. Others get delayed
-            rewards.
-        runtime_state: from an agent to whatever else a resumed run needs: environments, random numbers, counters,
-            as `cet_rl.runs.archive` encodes it, and under "not_restored" a list of lines about what cannot be
-            saved. None if nothing: such a run resumes in fresh episodes.
-        restore: puts an agent into that state, after `load`.
+    `state` returns what an agent's file holds, as `cet_rl.runs.archive.write` takes it; `runtime_state` whatever
+    else a resumed run needs: environments, random numbers, counters, and under "not_restored" a list of lines on
+    what cannot be saved. It is None if nothing: such a run resumes in fresh episodes. `restore` puts an agent, once
+    loaded, into that state.
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
     state: Callable[[BaseAlgorithm], dict[str, Any]]
     load: Callable[[RLConfig, Path], BaseAlgorithm]
-    delays_credit: bool = False
+    delays_credit: bool = False  # with a trace at its synapses; others get delayed rewards
     runtime_state: Callable[[BaseAlgorithm], dict[str, Any]] | None = None
     restore: Callable[[BaseAlgorithm, dict[str, Any]], None] | None = None
 

@@ -28,15 +28,12 @@ from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.values import flag
 
-LOG_EVERY = 10_000
-"""Samples between two logged points at most; a short run has `LOGGED_POINTS`."""
-CHECKPOINT_EVERY = 100_000
-"""Samples between two checkpoints at most by default."""
-EVALUATION_EPISODES = 100
-"""Episodes that `cet-rl eval` plays by default."""
-
-EVALUATION_SEED_OFFSET = 1_000_003
-"""Added to a run's seed for its evaluation, so that its episodes are none the agent has learned from."""
+LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
+CHECKPOINT_EVERY = 100_000  # samples between two checkpoints at most by default
+EVALUATION_EPISODES = 100  # that `cet-rl eval` plays by default
+EVALUATION_SEED_OFFSET = (
+    1_000_003  # from a run's seed to that of its evaluation, so that no episode was learned from
+)
 
 MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 """Stable-Baselines3's tags of the mean return and length of the last 100 training episodes."""

@@ -25,14 +25,10 @@ from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
 
-HEARTBEAT = 30.0
-"""Seconds between two signs of life of an owner."""
-LEASE = 300.0
-"""Seconds without one after which an owner on another machine counts as dead."""
-POLL = 0.3
-"""Seconds between two attempts to take a lock that is waited for, at most."""
-EXIT_BUSY = 75
-"""Exit status of a process whose lock another has."""
+HEARTBEAT = 30.0  # seconds between two signs of life of an owner
+LEASE = 300.0  # seconds without one after which an owner on another machine counts as dead
+POLL = 0.3  # seconds between two attempts to take a lock that is waited for, at most
+EXIT_BUSY = 75  # exit status of a process whose lock another has
 
 
 @dataclass(frozen=True)
@@ -40,15 +36,11 @@ class Owner:
     """Identify the process that owns a lock; what the system does not tell is empty, zero or None."""
 
     host: str
-    machine: str
-    """Identity of the machine's installation."""
-    boot: str
-    """Identity of the time since the machine was last started."""
-    namespace: int
-    """Of process numbers; each container has its own."""
+    machine: str  # identity of the machine's installation
+    boot: str  # identity of the time since the machine was last started
+    namespace: int  # of process numbers; each container has its own
     pid: int
-    started: int | None
-    """When the process started, in clock ticks since boot."""
+    started: int | None  # when the process started, in clock ticks since boot
 
     def __str__(self) -> str:
         """Return host and process, for messages."""

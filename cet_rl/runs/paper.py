@@ -52,16 +52,13 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Hold the paper's hyper-parameters for one task at one time scale, stacked for that of retrograde signalling.
-
-    The source, "Tables 5 and 6 of the paper", is where all values are from; `table` has the rows.
-    """
+    """Hold the paper's hyper-parameters for one task at one time scale."""
 
     name: str
-    source: str
-    table: int
+    source: str  # of all values: "Tables 5 and 6 of the paper"
+    table: int  # that has the rows
     tasks: tuple[str, ...]
-    stacked: bool
+    stacked: bool  # for the time scale of retrograde signalling
     rows: tuple[PaperRow, ...]
 
     def find(self, task: str, delay: float, order: int | None) -> PaperRow:

@@ -100,16 +100,9 @@ class Session:
     `begin` in the locked and opened folder with the learner in place, then learn within `run_and_summarize`.
     A folder that cannot be used is a ValueError, and nothing in it is touched before `begin`.
 
-    Args:
-        config: resolved.
-        kind: of the run's task.
-        run_dir, resume, checkpoint_every, quiet: see `cet_rl.rl.train`.
-        agent: what learns, for the summary.
-        interruption: shared by runs that learn together; None for one of its own.
-
-    Attributes:
-        status: how the run ended; None before.
-        next_save: step at which the next checkpoint is due.
+    The configuration is resolved; `agent` is what learns, for the summary; runs that learn together share an
+    interruption; other arguments are those of `cet_rl.rl.train`. `status` says how the run ended, None before, and
+    `next_save` at which step the next checkpoint is due.
     """
 
     def __init__(

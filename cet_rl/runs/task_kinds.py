@@ -18,16 +18,12 @@ from cet_rl.runs.values import nearest
 
 @dataclass(frozen=True)
 class Score:
-    """Describe a number that says how good a run is.
+    """Describe a number that says how good a run is; {held_out} stands for the images tested on."""
 
-    The key is that of a summary's metrics, or a column of metrics.csv; {held_out} stands for the images tested on.
-    The word is for tables and progress; the digits are decimals of the number as it is stored.
-    """
-
-    key: str
+    key: str  # of a summary's metrics, or a column of metrics.csv
     title: str
-    word: str
-    digits: int
+    word: str  # for tables and progress
+    digits: int  # decimals of the number as it is stored
     higher_is_better: bool = True
     percent: bool = False
 
@@ -54,30 +50,21 @@ class TaskKind:
         evaluate_run(values, checkpoint, **options) -> str              a line with the result, for `cet-rl eval`
         check_data(*values)                 raises ValueError or OSError if data cannot be loaded
 
-    Attributes:
-        title: what its tasks are about, for people.
-        scores: numbers of a summary that say how good a run is; arms are compared on the first.
-        curve: column of metrics.csv that shows how learning goes.
-        progress: column of metrics.csv that a run under way shows.
-        unit: name of its steps.
-        catalogue: its module whose `summaries` returns its tasks and a line about each; None if its tasks are all
-            that no other kind of task knows.
-        checkpoint: name of the file that holds what has been learned.
-        evaluation_options: options of `cet-rl eval` that it takes.
-        data_fields: fields of a configuration that `check_data` is called with; empty where tasks need no data.
+    Its `catalogue` is the module whose `summaries` returns its tasks and a line about each; None if its tasks are
+    all that no other kind of task knows.
     """
 
     name: str
-    title: str
+    title: str  # what its tasks are about, for people
     class_name: str
-    scores: tuple[Score, ...]
-    curve: Score
-    progress: Score
-    unit: str
+    scores: tuple[Score, ...]  # of a summary; arms are compared on the first
+    curve: Score  # column of metrics.csv that shows how learning goes
+    progress: Score  # column of metrics.csv that a run under way shows
+    unit: str  # name of its steps
     catalogue: str | None = None
-    checkpoint: str = "agent.zip"
-    evaluation_options: tuple[str, ...] = ()
-    data_fields: tuple[str, ...] = ()
+    checkpoint: str = "agent.zip"  # the file that holds what has been learned
+    evaluation_options: tuple[str, ...] = ()  # options of `cet-rl eval` that it takes
+    data_fields: tuple[str, ...] = ()  # of a configuration, which `check_data` is called with
 
     def _module(self, name: str) -> Any:
         return importlib.import_module(f"cet_rl.{self.name}.{name}")

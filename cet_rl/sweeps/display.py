@@ -26,11 +26,8 @@ STYLES: dict[State, str] = {
 }
 """Colours of states, in the order in which a terminal shows their jobs when it is too small for all."""
 
-AROUND = 7
-"""Lines of a terminal that the rows of the table leave free."""
-
-WIDTH = 160
-"""Width of a table that is not printed to a terminal."""
+AROUND = 7  # lines of a terminal that the rows of the table leave free
+WIDTH = 160  # of a table that is not printed to a terminal
 
 
 class SweepDisplay:

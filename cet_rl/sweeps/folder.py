@@ -31,10 +31,8 @@ from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_share
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
 """Exceptions that reading a damaged file raises."""
 
-SHOWN = 3
-"""Names listed in a message."""
-MOST_CHANGES = 5
-"""Settings that may have been edited before a sweep counts as another one."""
+SHOWN = 3  # names listed in a message
+MOST_CHANGES = 5  # settings that may have been edited before a sweep counts as another one
 
 LEADING = ("job", "arm", "task", "agent", "seed")
 """Columns that every results.csv has first; then come the other settings that not all jobs share."""

@@ -25,10 +25,8 @@ from cet_rl.sweeps.worker import (
     failure_reason,
 )
 
-TICK = 0.1
-"""Seconds between two looks at the workers."""
-GLANCE = 1.0
-"""Seconds between two looks at the folder."""
+TICK = 0.1  # seconds between two looks at the workers
+GLANCE = 1.0  # seconds between two looks at the folder
 
 
 def run_sweep(

@@ -31,16 +31,11 @@ from cet_rl.sweeps.worker import EXIT_FINISHED, STOPPED, Command, Worker, failur
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-DEFAULT_MINUTES = 60
-"""Time limit of a SLURM job, unless told otherwise. Short, as a job that needs more is queued again."""
-REQUEUES = 1000
-"""Times that a job may run out of time."""
-MOST_JOBS = 1000
-"""In one array: what SLURM takes unless it is configured otherwise."""
-TICK = 0.5
-"""Seconds between two looks at the worker."""
-LINGER = 120.0
-"""Seconds that a SLURM job whose worker was ended by SLURM waits for what SLURM does next."""
+DEFAULT_MINUTES = 60  # of a SLURM job's time, unless told otherwise: short, as one that needs more is queued again
+REQUEUES = 1000  # times that a job may run out of time
+MOST_JOBS = 1000  # in one array: what SLURM takes unless it is configured otherwise
+TICK = 0.5  # seconds between two looks at the worker
+LINGER = 120.0  # seconds that a SLURM job whose worker was ended by SLURM waits for what SLURM does next
 
 _OURS = {
     "workers": "--workers is an option of its own",
@@ -104,17 +99,13 @@ def _seconds(text: str | bool) -> int:
 
 @dataclass
 class SlurmJob:
-    """Run one job of a sweep in a worker. Submitit calls it, and `checkpoint` on SIGUSR2.
+    """Run one job of a sweep in a worker. Submitit calls it, and `checkpoint` on SIGUSR2."""
 
-    The sweep's folder is an absolute path. With `retry` the job runs although it has failed; `linger` is how many
-    seconds to wait after SIGTERM before going on.
-    """
-
-    folder: str
+    folder: str  # of the sweep, absolute
     name: str
-    retry: bool = False
+    retry: bool = False  # run it although it has failed
     command: Command = worker_command
-    linger: float = LINGER
+    linger: float = LINGER  # seconds to wait after SIGTERM before going on
 
     def __post_init__(self) -> None:
         self._worker: Worker | None = None

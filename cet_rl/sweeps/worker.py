@@ -41,11 +41,8 @@ EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 3, 130
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
 """Exit statuses of a worker that was asked to stop."""
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""Environment variables that keep a process to one thread."""
-
-JOBS_IN_BATCH = 64
-"""Most jobs of one batched model, unless told otherwise."""
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # keep a process to one thread
+JOBS_IN_BATCH = 64  # at most in one batched model, unless told otherwise
 
 Trainer = Callable[[SweepFolder, Sequence[Job]], str]
 """Trains jobs in their run folders, or goes on with them; returns "finished" or "interrupted"."""

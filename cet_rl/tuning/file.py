@@ -39,8 +39,7 @@ Sampler = Literal["tpe", "random"]
 KEYS = ("title", "space", "seeds", "metric", "pruner", "sampler", "trials")
 """Keys of a search's file that are no options of `cet-rl train`."""
 TRIALS = 50
-MOST_COMBINATIONS = 64
-"""Most combinations of extreme values tried before a search starts; in larger spaces, one option at a time."""
+MOST_COMBINATIONS = 64  # of extreme values tried before a search starts; in larger spaces, one option at a time
 
 _FIXED = {
     "task": "a search is for one task",

@@ -24,12 +24,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-SHOWN = 20
-"""Trials in a printed table."""
-ENOUGH = 10
-"""Finished trials that it takes to tell which options matter."""
-WIDTH = 140
-"""Width of a table that is not printed to a terminal."""
+SHOWN = 20  # trials in a printed table
+ENOUGH = 10  # finished trials that it takes to tell which options matter
+WIDTH = 140  # of a table that is not printed to a terminal
 
 STATES = {"COMPLETE": "complete", "RUNNING": "open", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "open"}
 """The states of Optuna's trials, in the order of the printed table, and what they are called."""

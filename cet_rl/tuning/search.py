@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-TICK = 0.2
-"""Seconds between two looks at the runs."""
+TICK = 0.2  # seconds between two looks at the runs
 
 _DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 

@@ -24,16 +24,11 @@ if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
-POINTS = 20
-"""At which the runs of one seed are compared with those of other trials: every twentieth of a run."""
-WARM_UP = 5
-"""Number of these points, in the first seed, at which nothing is pruned yet."""
-START_UP = 5
-"""Trials that run until they have finished before any is pruned."""
-BUSY = 100.0
-"""Seconds to wait for an SQLite file that another process writes to."""
-PATIENCE = 60.0
-"""Seconds to wait for another process that creates the study of the same folder."""
+POINTS = 20  # at which the runs of one seed are compared with those of other trials: every twentieth of a run
+WARM_UP = 5  # of these points, in the first seed, at which nothing is pruned yet
+START_UP = 5  # trials that run until they have finished before any is pruned
+BUSY = 100.0  # seconds to wait for an SQLite file that another process writes to
+PATIENCE = 60.0  # seconds to wait for another process that creates the study of the same folder
 
 
 class SearchFolder:

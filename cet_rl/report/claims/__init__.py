@@ -1,8 +1,7 @@
 """Claims: what the papers say comes out, and what finished runs say about it.
 
 claims.yaml     the claims; a new one is an entry of it
-model.py        a claim, its arms and its checks
-measures.py     what is measured on each run
+model.py        a claim, its arms and its checks, and what is measured on each run
 judging.py      from runs to verdicts, and verdicts as text
 
     from cet_rl.report.claims import examine_folders

@@ -49,23 +49,16 @@ METHOD = (
 class Finding:
     """Hold what runs say about a claim.
 
-    Attributes:
-        claim: the claim.
-        verdict: "holds" if every check has passed, "does not hold" if one has failed, else "not enough data".
-        results: results of the checks for which there were enough runs.
-        lacking: what was missing for the others, as text.
-        steps: budget of the runs; None without any.
-        elsewhere: budgets and verdicts of other settings in which the claim could be decided.
-        failed: runs of the claim's arms that ended with an error, as those do that diverge; they are left out.
+    It "holds" if every check has passed, "does not hold" if one has failed, else there is "not enough data".
     """
 
     claim: PaperClaim
     verdict: Verdict
-    results: tuple[CheckResult, ...] = ()
-    lacking: tuple[str, ...] = ()
-    steps: int | None = None
-    elsewhere: tuple[tuple[int, Verdict], ...] = ()
-    failed: int = 0
+    results: tuple[CheckResult, ...] = ()  # of the checks for which there were enough runs
+    lacking: tuple[str, ...] = ()  # what was missing for the others, as text
+    steps: int | None = None  # budget of the runs; None without any
+    elsewhere: tuple[tuple[int, Verdict], ...] = ()  # budgets and verdicts of other settings that decide the claim
+    failed: int = 0  # runs of the claim's arms that ended with an error, as diverging ones do; they are left out
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -103,14 +96,9 @@ class Finding:
 def examine_folders(
     folders: Sequence[str | os.PathLike[str]], claims: Iterable[PaperClaim] = CLAIMS
 ) -> tuple[Finding, ...]:
-    """Judge each claim by the runs in some folders, in the claims' order.
+    """Judge each claim by the runs in some folders, at any depth, in the claims' order.
 
-    Args:
-        folders: run folders, or folders that hold run folders at any depth.
-        claims: claims to judge.
-
-    Raises:
-        ValueError: if there is no run folder in one of the folders.
+    ValueError if there is no run folder in one of them.
     """
     runs, _ = read_runs(folders)
     return examine(runs, claims)
@@ -255,15 +243,9 @@ def print_claims(findings: Sequence[Finding], console: Console) -> None:
 def write_claims(
     findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> Path:
-    """Write claims.md, a Markdown page, and return its path.
+    """Write claims.md, a Markdown page that names the folders of the runs, to a folder, and return its path.
 
-    Args:
-        findings: findings to write.
-        folders: folders that the runs are from, which the page names.
-        out: folder to write to; made if it is not there.
-
-    Raises:
-        OSError: if it cannot be written.
+    The folder is made if need be; OSError if that cannot be written.
     """
     rows = [["claim", "place", "statement", "verdict", "numbers", "n"], ["---"] * 6]
     for finding in findings:

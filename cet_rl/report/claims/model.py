@@ -1,9 +1,9 @@
-"""Claims, the arms they compare, and their checks: a statistic of the arms' means, and where it has to lie.
+"""Claims, what they measure on each run, the arms they compare, and their checks.
 
-A check passes if the whole 95 % bootstrap interval of its statistic lies where the claim says, over at least three
-seeds an arm. Seeds are drawn within each arm: independently, or together where the seed draws the task as well and
-runs are compared seed by seed. With three seeds such an interval is narrow: it says what these runs show, and more
-seeds say more.
+A check is a statistic of the arms' means, and where it has to lie. It passes if the whole 95 % bootstrap interval
+lies there, over at least three seeds an arm. Seeds are drawn within each arm: independently, or together where the
+seed draws the task as well and runs are compared seed by seed. With three seeds such an interval is narrow: it
+says what these runs show, and more seeds say more.
 """
 
 from __future__ import annotations
@@ -11,20 +11,120 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import resources
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from cet_rl.report.claims.measures import MEASURES
-from cet_rl.report.reading import FloatArray
-from cet_rl.report.statistics import Measure, bootstrap_interval
+from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, logged
+from cet_rl.report.statistics import Measure, bootstrap_interval, presentation_of
 from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import load_yaml
+from cet_rl.runs.folder import MetricsTable
 from cet_rl.traces.registry import find_trace
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
+
+# -------------------- measures
+
+PARTS = 3
+"""Parts of a run: thirds."""
+
+LAST = slice(-1, None)
+"""The layer nearest the output among those with delayed credit."""
+
+
+def score(run: Run) -> float | None:
+    """Return the number that reports compare arms on, in the unit that they show."""
+    return presentation_of(run).score.value(run)
+
+
+def over_training(run: Run) -> float | None:
+    """Return the mean of the run's curve over training, in the unit that reports show: high for fast learners."""
+    shows = presentation_of(run)
+    steps, values = logged(run.columns, MetricsTable.STEP, shows.curve)
+    if len(steps) < 2 or steps[-1] <= steps[0]:
+        return None
+    return shows.curve_factor * float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+
+
+def alignment(run: Run, first: int = 1, last: int = PARTS, layers: slice = slice(None)) -> float | None:
+    """Return the mean cosine with the true gradient, over layers and time.
+
+    Args:
+        run: run that has logged alignment.
+        first: first third of the run that counts, from 1.
+        last: last one.
+        layers: which of the layers with delayed credit count, input side first.
+    """
+    found = []
+    for layer in _delayed_layers(run)[layers]:
+        steps, values = logged(run.columns, MetricsTable.STEP, f"{ALIGNMENT}{layer}")
+        third = np.ceil(steps * PARTS / max(run.columns[MetricsTable.STEP][-1], 1)).clip(1, PARTS)
+        inside = values[(third >= first) & (third <= last)]
+        found += [float(inside.mean())] if len(inside) else []
+    return sum(found) / len(found) if found else None
+
+
+def alignment_gain(run: Run) -> float | None:
+    """Return `alignment` in the last third of the run minus that in the first."""
+    return _difference(alignment(run, first=PARTS), alignment(run, last=1))
+
+
+def depth_loss(run: Run) -> float | None:
+    """Return by how much the last delayed layer is aligned better than the first; None if there is only one."""
+    if len(_delayed_layers(run)) < 2:
+        return None
+    return _difference(alignment(run, layers=LAST), alignment(run, layers=slice(1)))
+
+
+def plausible(run: Run) -> float | None:
+    """Return 1 if the audit finds the run's learning rule biologically plausible, else 0."""
+    rule = getattr(run.config, "rule", None)
+    return None if rule is None else float(_audited(rule))
+
+
+@cache
+def _audited(rule: str) -> bool:
+    from cet_rl.recurrent.audit import audit_rule  # takes seconds: only where a claim has its runs
+    from cet_rl.recurrent.rules import find_rule
+
+    return audit_rule(find_rule(rule).kind).plausible
+
+
+def _delayed_layers(run: Run) -> list[int]:
+    """Return the layers with delayed credit whose alignment is logged, input side first."""
+    assert run.config is not None
+    delays = run.config.timing.layer_delays
+    return [layer for layer, delay in enumerate(delays) if delay and f"{ALIGNMENT}{layer}" in run.columns]
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
+
+
+MEASURES = {
+    measure.title: measure
+    for measure in (
+        Measure("training return", score),
+        Measure("test accuracy", score, digits=2, unit="%"),
+        Measure("test loss", score, digits=4, higher_is_better=False),
+        Measure("mean accuracy over training", over_training, digits=2, unit="%"),
+        Measure("alignment", alignment, digits=3),
+        Measure("alignment in the first third", partial(alignment, last=1), digits=3),
+        Measure("alignment in the last third", partial(alignment, first=PARTS), digits=3),
+        Measure("alignment in the last third minus that in the first", alignment_gain, digits=3),
+        Measure("alignment of the last delayed layer", partial(alignment, layers=LAST), digits=3),
+        Measure("alignment of the last delayed layer minus that of the first", depth_loss, digits=3),
+        Measure("plausible by the audit", plausible, digits=0),
+    )
+}
+"""The measures by title."""
+
+
+# -------------------- arms and checks
 
 TRACE_NAMES = {"cet": "CET", "sharp": "SharpCET", "legendre": "Legendre", "et": "ET", "perfect": "perfect memory"}
 """Names of traces for people; others are named as in a configuration."""
@@ -35,16 +135,14 @@ RULE_NAMES = {"fixed-w": "fixed-W", "dni-b": "DNI(b)", "kernl": "KeRNL"}
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Select the runs of one arm at one delay by their configurations.
+    """Select the runs of one arm at one delay by values of their configurations.
 
-    Attributes:
-        name: name for people: "CET 10 at 8 s".
-        where: values that a run's configuration has. `trace` and `order` are those of the trace that it builds: a
-            cascade of one state is the classical trace, and has no order.
+    `trace` and `order` are those of the trace that a configuration builds: a cascade of one state is the classical
+    trace, and has no order.
     """
 
-    name: str
-    where: Mapping[str, Any]
+    name: str  # for people: "CET 10 at 8 s"
+    where: Mapping[str, Any]  # the values
 
     @classmethod
     def of(cls, **options: Any) -> RunFilter:
@@ -137,11 +235,9 @@ class Check:
         )
 
     def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False) -> CheckResult:
-        """Evaluate the check on the measured values of each arm's runs.
+        """Evaluate the check on a value for each seed, of shape (seeds,), for each arm.
 
-        Args:
-            samples: a value for each seed, of shape (seeds,), for each arm.
-            paired: whether equal places are equal seeds, which are then drawn together.
+        If paired, equal places are equal seeds, which are drawn together.
         """
 
         def weighted(drawn: Sequence[FloatArray]) -> FloatArray:
@@ -188,24 +284,17 @@ class CheckResult:
 class PaperClaim:
     """Hold a claim: what a paper, or this project, says comes out.
 
-    Attributes:
-        name: short and unique name.
-        place: where it is said: "CET paper, Fig. 3".
-        words: what is said, with the margins by which it is judged.
-        config: name of the sweep that tests it.
-        checks: checks that all have to pass.
-        free: options, beside those of the checks' filters, in which runs of different arms may differ. In all
-            others they have to agree.
-        paired: compare seed by seed, because the seed draws the task as well as the network.
+    Runs of different arms may differ in options of the checks' filters and in those that are `free`; in all others
+    they have to agree.
     """
 
-    name: str
-    place: str
-    words: str
-    config: str
-    checks: tuple[Check, ...]
+    name: str  # short and unique
+    place: str  # where it is said: "CET paper, Fig. 3"
+    words: str  # what is said, with the margins by which it is judged
+    config: str  # name of the sweep that tests it
+    checks: tuple[Check, ...]  # all have to pass
     free: tuple[str, ...] = ()
-    paired: bool = False
+    paired: bool = False  # compare seed by seed, because the seed draws the task as well as the network
 
 
 def _claims() -> Iterator[PaperClaim]:
