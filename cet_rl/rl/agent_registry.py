@@ -27,8 +27,8 @@ class AgentKind:
 
     `state` returns what an agent's file holds, as `cet_rl.runs.archive.write` takes it; `runtime_state` whatever
     else a resumed run needs: environments, random numbers, counters, and under "not_restored" a list of lines on
-    what cannot be saved. It is None if nothing: such a run resumes in fresh episodes. `restore` puts an agent, once
-    loaded, into that state.
+    what cannot be saved. It is None if nothing: such a run resumes in fresh episodes. `restore` puts an agent into
+    that state, once it is loaded.
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
