@@ -13,8 +13,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
+from cet_rl.sweeps.folder import Job, Sweep, SweepFolder, fingerprint
 from cet_rl.sweeps.worker import Launcher
 
 

@@ -22,8 +22,7 @@ from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.build import build, build_or_read, digest
 from cet_rl.sweeps.display import jobs_table
 from cet_rl.sweeps.file import read_sweep
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job, JobState
+from cet_rl.sweeps.folder import Job, JobState, SweepFolder
 from cet_rl.sweeps.scheduler import run_sweep
 from cet_rl.sweeps.worker import Launcher
 

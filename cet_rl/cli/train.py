@@ -109,8 +109,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
             raise ValueError(f"{flag(option)} does not go with --seeds, as it {why}: leave out one of the two")
     from cet_rl.sweeps.build import over_seeds
     from cet_rl.sweeps.file import parse_seeds
-    from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.jobs import Sweep
+    from cet_rl.sweeps.folder import Sweep, SweepFolder
     from cet_rl.sweeps.scheduler import run_sweep
     from cet_rl.sweeps.worker import Launcher
 

@@ -2,8 +2,7 @@
 
 file.py         what a sweep's file asks for
 build.py        its jobs, built and checked before any of them starts
-jobs.py         one job: a configuration, an arm, a name; and what has become of it
-folder.py       the sweep's folder: its jobs, their states and results, and what may not be mixed
+folder.py       the jobs, their states and results, the folder that keeps them, and what may not be mixed
 worker.py       the process that runs jobs, alone or as one batched model, and what starts it on this machine
 scheduler.py    which job comes next, until none is left
 slurm.py        jobs on a SLURM cluster

@@ -26,8 +26,7 @@ from cet_rl.runs.task_kinds import (
     task_kind_of,
 )
 from cet_rl.sweeps.file import Combination, SweepFile
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job, Sweep, fingerprint
+from cet_rl.sweeps.folder import Job, Sweep, SweepFolder, fingerprint
 
 
 def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:

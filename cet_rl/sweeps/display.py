@@ -14,8 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job, JobState, State, Sweep, counts, describe_counts
+from cet_rl.sweeps.folder import Job, JobState, State, Sweep, SweepFolder, counts, describe_counts
 
 STYLES: dict[State, str] = {
     "failed": "red",

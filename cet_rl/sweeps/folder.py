@@ -1,4 +1,4 @@
-"""The folder of a sweep.
+"""The jobs of a sweep, what has become of them, and the folder that keeps them.
 
 sweep.yaml      its jobs: the settings they share, and those of each
 results.csv     a row for each job
@@ -11,13 +11,15 @@ locks/          which process runs which job
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -26,7 +28,6 @@ from cet_rl.runs.files import holds, make_folder, write_text
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
-from cet_rl.sweeps.jobs import Job, JobState, Sweep, fingerprint, settings_shared
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
 """Exceptions that reading a damaged file raises."""
@@ -44,6 +45,68 @@ RESULTS = tuple(
 
 PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
 """Scores of runs that are under way, by columns of their metrics.csv."""
+
+
+State = Literal["finished", "running", "partial", "failed", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Describe one run of a sweep."""
+
+    name: str  # of its run folder, TASK-LABEL-SEED-FINGERPRINT
+    arm: str  # name in legends, which all seeds of an arm share
+    values: Mapping[str, Any]  # its full configuration as plain data, resolved but for device and threads
+
+    @property
+    def readable(self) -> str:
+        """Return the name without its fingerprint."""
+        return self.name.rpartition("-")[0]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Describe all that a sweep runs."""
+
+    title: str
+    jobs: tuple[Job, ...]  # in the order of the file, seed by seed
+    made_from: str = ""  # digest of all that they follow from; empty if unknown
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Say what has become of one job: one is partial that has begun and that nobody runs."""
+
+    state: State
+    step: int | None = None  # how far it has come, None if unknown
+    score: str = ""  # in words: "return 203.4"
+    speed: float | None = None  # steps a second
+    error: str = ""  # why it has failed
+    owner: str = ""  # the process that runs it
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits of SHA-256 of a configuration's identity as sorted JSON without spaces."""
+    text = json.dumps(identity(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def settings_shared(jobs: Iterable[Job]) -> dict[str, Any]:
+    """Return the settings that all jobs have in common."""
+    first, *others = [job.values for job in jobs]
+    absent = object()
+    return {key: value for key, value in first.items() if all(other.get(key, absent) == value for other in others)}
+
+
+def counts(states: Mapping[str, JobState]) -> dict[State, int]:
+    """Count the jobs in each state."""
+    found = [state.state for state in states.values()]
+    return {state: found.count(state) for state in get_args(State)}
+
+
+def describe_counts(states: Mapping[str, JobState]) -> str:
+    """Return the counts in words: "3 finished, 2 running, 7 waiting"."""
+    return ", ".join(f"{number} {state}" for state, number in counts(states).items() if number)
 
 
 class SweepFolder:

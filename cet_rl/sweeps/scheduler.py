@@ -13,8 +13,7 @@ from dataclasses import replace
 from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.display import SweepDisplay
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import JobState, Sweep, counts
+from cet_rl.sweeps.folder import JobState, Sweep, SweepFolder, counts
 from cet_rl.sweeps.worker import (
     EXIT_FAILED,
     EXIT_FINISHED,

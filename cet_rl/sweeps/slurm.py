@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cet_rl.runs.files import write_text
 from cet_rl.runs.lock import EXIT_BUSY
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Sweep, counts, describe_counts
+from cet_rl.sweeps.folder import Sweep, SweepFolder, counts, describe_counts
 from cet_rl.sweeps.worker import EXIT_FINISHED, STOPPED, Command, Worker, failure_reason, worker_command
 
 if TYPE_CHECKING:

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
 from cet_rl.runs.task_kinds import VISION
 from cet_rl.sweeps.build import configuration
-from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.jobs import Job
+from cet_rl.sweeps.folder import Job, SweepFolder
 
 if TYPE_CHECKING:
     from cet_rl.vision.config import VisionConfig

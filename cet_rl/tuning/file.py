@@ -28,7 +28,7 @@ from cet_rl.runs.task_kinds import VISION, Score, check_spelling, options_marked
 from cet_rl.runs.values import checked, unknown
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import Combination, SweepFile, check_keys, parse_seeds
-from cet_rl.sweeps.jobs import Sweep
+from cet_rl.sweeps.folder import Sweep
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
