@@ -11,10 +11,9 @@ import torch
 
 from cet_rl import CET, PerfectMemory
 from cet_rl.cli import rules as command
-from cet_rl.recurrent.audit import CRITERIA, JUMP, audit_rule
+from cet_rl.recurrent.audit import CRITERIA, JUMP, as_csv, as_markdown, audit_rule
 from cet_rl.recurrent.audit.observe import Contraction, Meter
 from cet_rl.recurrent.audit.orders import Order, leading_terms
-from cet_rl.recurrent.audit.report import as_csv, as_markdown
 from cet_rl.recurrent.delayed import Delayed
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, combine, immediate

@@ -31,8 +31,7 @@ from cet_rl.rl import training
 from cet_rl.rl.agent_kinds import restore, runtime_state
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.log import pending, restore_pending
-from cet_rl.rl.training import train
+from cet_rl.rl.training import pending, restore_pending, train
 from cet_rl.runs import archive, log
 from cet_rl.runs.folder import MetricsTable, RunFolder
 

@@ -21,9 +21,16 @@ from cet_rl.runs.lock import Lock
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip install 'cet-rl[tune]'")
 
 from cet_rl.tuning.file import plain, read_search  # noqa: E402
-from cet_rl.tuning.outcome import best_trial, importances  # noqa: E402
 from cet_rl.tuning.search import Search  # noqa: E402
-from cet_rl.tuning.study import POINTS, SearchFolder, open_study, require_optuna, trial_sampler  # noqa: E402
+from cet_rl.tuning.study import (  # noqa: E402  # noqa: E402
+    POINTS,
+    SearchFolder,
+    best_trial,
+    importances,
+    open_study,
+    require_optuna,
+    trial_sampler,
+)
 
 SETTINGS = {"task": "add", "total_steps": 200, "units": 4, "executor": "step", "seeds": "0-1", "trials": 4}
 SPACE = {"lr": {"low": 1e-3, "high": 1, "log": True}}

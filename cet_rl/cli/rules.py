@@ -13,7 +13,7 @@ from cet_rl.cli import parse
 from cet_rl.runs.files import write_text
 
 if TYPE_CHECKING:
-    from cet_rl.recurrent.audit.report import Format
+    from cet_rl.recurrent.audit import Format
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from cet_rl.recurrent.audit import audit_rule
-    from cet_rl.recurrent.audit.report import as_text, print_tables
+    from cet_rl.recurrent.audit import as_text, audit_rule, print_tables
     from cet_rl.recurrent.rules import find_rule, rules
 
     audits = [audit_rule(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]

@@ -43,11 +43,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     options = parse(TuneArguments, arguments, "cet-rl tune")
     from cet_rl.sweeps.worker import Launcher
-    from cet_rl.tuning.study import SearchFolder, open_study, require_optuna, storage_errors
+    from cet_rl.tuning.study import SearchFolder, open_study, print_outcome, require_optuna, storage_errors
 
     require_optuna()
     from cet_rl.tuning.file import read_search
-    from cet_rl.tuning.outcome import print_outcome
     from cet_rl.tuning.search import Search
 
     launcher = Launcher(options.workers, options=["--wait"])

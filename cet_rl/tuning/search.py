@@ -24,8 +24,7 @@ from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, failure_reason
 from cet_rl.tuning.file import SearchFile
-from cet_rl.tuning.outcome import STATES, best_trial, describe_params, write_outcome
-from cet_rl.tuning.study import POINTS, SearchFolder
+from cet_rl.tuning.study import POINTS, STATES, SearchFolder, best_trial, describe_params, write_outcome
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
