@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from late_credit import CONVOLUTIONS, DENSE, assert_same, joined, problems, random_signals, updates_by_formula
 from torch.nn.functional import pad
 
-from cet_rl import CET, ET, PerfectMemory
+from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory, SharpCET
 from cet_rl.credit import Convolution, Dense, Synapses
 
 DENSE_LAYERS = problems(DENSE)
@@ -69,6 +69,27 @@ def test_supervised_synapses_have_errors_that_count_as_they_are(executor, proble
         one = torch.ones_like(td_error)
         expected = modulated(pre, derivative, error, one, torch.zeros_like(one))
         assert_same([supervised(pre, derivative, error)], [expected])
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [CET(10, 800), SharpCET(10, 800), Legendre(10, 800), Optimal(10, 800), Optimal(10, 800, tolerance=0.1)],
+    ids=repr,
+)
+def test_updates_in_float32_stay_close_over_100_000_steps(trace):
+    """Largest error of the last updates, relative to their root mean square."""
+    generator, last, steps = torch.Generator().manual_seed(0), [], 1000
+    single, double = (
+        Synapses(3, 2, trace, gamma_lam=0.9, rollout=steps, executor="chunk", dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    for part in range(100):
+        signals = random_signals(generator, steps, 1, (3,), (2,), torch.float32)
+        updates = single(*signals).double(), double(*(each.double() for each in signals))
+        if part >= 80:
+            last.append(torch.stack(updates))
+    found, expected = torch.stack(last, dim=1)
+    assert 1e-9 < (found - expected).abs().max() / expected.square().mean().sqrt() <= 1e-4
 
 
 @pytest.mark.parametrize("executor", ["chunk", "history"])
