@@ -35,6 +35,10 @@ TRACES = {
         "perfect": ("perfect memory", "black"),
     },
 }
+TOLERANCES = {
+    f"optimal10-tolerance{share}": (f"Optimal 10, tolerance {share}", colour)
+    for share, colour in (("0.05", "C6"), ("0.1", "C8"), ("0.2", "C7"))
+}
 RULES = {
     **{"fixed-w": ("fixed-W", "0.6"), "rflo": ("RFLO", "C1"), "kernl": ("KeRNL", "C5"), "dni": ("DNI", "C3")},
     **{"dni-b": ("DNI(b)", "C6"), "uoro": ("UORO", "C9"), "r-kf": ("R-KF", "C8"), "kf-rtrl": ("KF-RTRL", "C2")},
@@ -63,9 +67,8 @@ SEQUENCES = {
 def curves_of(name: str) -> dict[str, list[Curve]]:
     """Return a study's curves by delay; its file has columns for arm, delay, seed, steps, score and alignment."""
     runs: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
-    with open(DOCS / "data" / f"{name}.csv", newline="") as stream:
-        for row in csv.DictReader(stream):
-            runs[row.pop("arm"), row.pop("delay"), row.pop("seed")].append(row)
+    for row in numbers(name):
+        runs[row.pop("arm"), row.pop("delay"), row.pop("seed")].append(row)
     found: dict[str, list[Curve]] = defaultdict(list)
     for (arm, delay, seed), rows in sorted(runs.items(), key=lambda run: list(STYLES).index(run[0][0])):
         step, score, *cosines = rows[0]
@@ -177,12 +180,79 @@ def kernels() -> None:
     save(figure, "kernels")
 
 
+def sharpness() -> None:
+    """Draw the accuracy of every trace, order and delay over the share of the kernel's energy at the delay."""
+    points: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    for row in numbers("traces-mnist"):
+        kind = row["arm"].rstrip("0123456789")
+        point = 100 * float(row["sharpness"]), 100 * float(row["test_accuracy"])
+        points[row["updates"], kind, row["delay"]].append(point)
+    budgets = sorted({budget for budget, *_ in points}, key=int)
+    figure, grid = panels(len(budgets), 5.2 * len(budgets), 4, sharey=False)
+    for axes, budget in zip(grid, budgets, strict=True):
+        for (updates, kind, delay), found in points.items():
+            if updates == budget:
+                name, colour = TRACES.get(f"{kind}10") or TRACES[kind]
+                label = f"{name.removesuffix(' 10')}, {delay.removesuffix('s')} s"
+                fill = colour if delay == "10s" else "none"
+                axes.plot(*zip(*found, strict=True), "o", color=colour, markerfacecolor=fill, label=label)
+        axes.set(
+            xscale="log", xlabel="share of the kernel's energy at the delay, %", title=f"{int(budget):,} updates"
+        )
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=7)
+    grid[0].set_ylabel("test accuracy, %")
+    save(figure, "traces-mnist")
+
+
+def wrong_delay() -> None:
+    """Draw accuracies over the error of the delay that traces are made for, and over the spread of true delays."""
+    figure, grid = panels(2, 11, 4)
+    styles = {
+        "cet10": TRACES["cet10"],
+        "legendre10": TRACES["legendre10"],
+        "optimal10": TRACES["optimal10"],
+    } | TOLERANCES
+    for axes, (study, column) in zip(grid, (("wrong-delay", "trace_delay"), ("jitter", "jitter")), strict=True):
+        found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for row in numbers(study):
+            value = float(row[column].removesuffix("s"))
+            percent = round(100 * (value / 8 - 1) if study == "wrong-delay" else 100 * value)
+            found[row["arm"]][percent].append(100 * float(row["test_accuracy"]))
+        for arm, (label, colour) in styles.items():
+            values = sorted(found[arm].items())
+            mean = [np.mean(each) for _, each in values]
+            error = [np.std(each, ddof=1) / np.sqrt(len(each)) for _, each in values]
+            axes.errorbar(
+                [percent for percent, _ in values],
+                mean,
+                error,
+                color=colour,
+                label=label,
+                marker="o",
+                markersize=3,
+                capsize=2,
+            )
+    grid[0].set(
+        xlabel="the trace is made for a delay longer by, %", ylabel="test accuracy, %; mean ± standard error"
+    )
+    grid[1].set(xlabel="the delay of each image lies within ±, %")
+    grid[1].legend(frameon=False, fontsize=8)
+    save(figure, "wrong-delay")
+
+
+def numbers(name: str) -> list[dict[str, str]]:
+    """Return the rows of a study's file."""
+    with open(DOCS / "data" / f"{name}.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
     """Draw a study's final scores as numbers in coloured cells; the arm without delay counts at every delay."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
-    with open(DOCS / "data" / f"{name}-summary.csv", newline="") as stream:
-        for row in csv.DictReader(stream):
-            scores[row["arm"], row["delay"]].append(factor * float(row[metric]))
+    for row in numbers(f"{name}-summary"):
+        scores[row["arm"], row["delay"]].append(factor * float(row[metric]))
     arms = sorted({arm for arm, _ in scores}, key=list(STYLES).index)
     delays = sorted({delay for _, delay in scores if delay}, key=lambda delay: float(delay.removesuffix("s")))
     values = np.array([[np.mean(scores.get((arm, delay)) or scores[arm, ""]) for delay in delays] for arm in arms])
@@ -211,7 +281,7 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
-    found: dict[str, Callable[[], None]] = {"kernels": kernels}
+    found = {"kernels": kernels, "traces-mnist": sharpness, "wrong-delay": wrong_delay}
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
     return found

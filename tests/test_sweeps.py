@@ -93,6 +93,10 @@ def test_seeds_are_ranges_or_lists(value, expected):
 
 BAD_FILES = [
     ("task: digits\ngird: {delay: [1]}", ["unknown key 'gird'", "did you mean grid?"]),
+    (
+        "task: digits\ngrid: {tolerance: [0.1]}",
+        ["tolerance is an option of traces", "trace_options: [tolerance=VALUE]"],
+    ),
     ("task: digits\ngrid: {dely: [1]}", ["study.yaml, grid: unknown key 'dely'", "did you mean delay"]),
     ("task: digits\narms: [{order: 2}, {oder: 5}]", ["study.yaml, arm 2: unknown key 'oder'"]),
     ("task: digits\nquick: {total_step: 5}", ["study.yaml, quick: unknown key 'total_step'"]),

@@ -28,6 +28,7 @@ from cet_rl.runs.config_files import read_mapping
 from cet_rl.runs.paper import PAPER
 from cet_rl.runs.task_kinds import TASK_KINDS
 from cet_rl.runs.values import checked, unknown
+from cet_rl.traces.registry import traces
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
 """Keys of a sweep's file that are no options of `cet-rl train`."""
@@ -145,7 +146,10 @@ def check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> No
     """Raise ValueError for a key that is neither one of the file's own nor an option of any kind of task."""
     options = {item.name for task_kind in TASK_KINDS for item in fields(task_kind.config())}
     known = {*own, *options} - _ELSEWHERE.keys()
+    of_traces = {name for kind in traces().values() for name in kind.options} - known
     for key in mapping:
+        if key in of_traces:
+            raise ValueError(f"{where}: {key} is an option of traces: write trace_options: [{key}=VALUE]")
         if key in _ELSEWHERE:
             raise ValueError(f"{where}: {key} has no place here: {_ELSEWHERE[key]}")
         if key not in known:
