@@ -24,12 +24,12 @@ FIGURES = {
     "fig8-cartpole": 15,
     "fig8-lunarlander": 15,
     "lambda-spaceinvaders": 20,
-    "traces-cartpole": 125,
-    "traces-spaceinvaders": 55,
-    "traces-mnist": 39,
+    "traces-cartpole": 140,
+    "traces-spaceinvaders": 65,
+    "traces-mnist": 45,
     "rules-fig1-add": 120,
     "rules-fig1-mimic": 120,
-    "late-add": 65,
+    "late-add": 70,
 }
 """Number of jobs of each."""
 
