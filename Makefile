@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEMO   := runs/CartPole-v1-cet5-8s-0
 
 .PHONY: help demo test lint docs docs-serve bench clean
 
@@ -22,6 +23,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/cet-rl train CartPole-v1 --delay 8 --order 5 --resume
+	$(BIN)/cet-rl report $(DEMO)
+	@echo
+	@echo "Look at the learning curve:  $(DEMO)/report-CartPole-v1-curves.png"
+	@echo "        at the whole page:   $(DEMO)/report.html, in a browser"
+	@echo "Type commands yourself:      source $(VENV)/bin/activate && cet-rl train CartPole-v1 --delay 8 --trace et"
+	@echo "Read on:                     docs/quickstart.md"
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)

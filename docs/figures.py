@@ -1,6 +1,6 @@
 """Draws the figures of the documentation again from the numbers in docs/data.
 
-    python docs/figures.py [NAME ...]     kernels, or a study such as cartpole; all of them without a name
+    python docs/figures.py [NAME ...]     kernels, cascade, or a study such as cartpole; all of them without a name
 
 The runs behind the numbers are made by the sweeps that the pages name, and `cet-rl report` draws any other runs.
 """
@@ -248,6 +248,74 @@ def numbers(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+INK, MEMORY, CREDIT = "#78828c", "#3d85c6", "#e07020"
+"""Colours of the drawing at a synapse, which has no ground of its own: readable on white and on near-black."""
+
+
+def cascade() -> None:
+    """Draw a cascade at a synapse: its stages above, and below what each of them holds of one event over time."""
+    order, delay, step = 5, 40, 0.2
+    figure, (scheme, curves) = plt.subplots(
+        2, 1, figsize=(8.4, 4.7), layout="constrained", height_ratios=(1, 1.25), facecolor="none"
+    )
+    scheme.set(xlim=(0, 10.6), ylim=(0, 3.0))
+    scheme.axis("off")
+    shades = plt.get_cmap("Blues")(np.linspace(0.45, 0.8, order))
+
+    def text(x: float, y: float, words: str, color: str = INK, **style: Any) -> None:
+        scheme.text(x, y, words, **{"ha": "center", "va": "center", "fontsize": 10, "color": color, **style})
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], color: str = INK) -> None:
+        scheme.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.4})
+
+    text(0.75, 2.0, "$x$, $f'(z)$\nwhat the\nsynapse does", fontsize=9)
+    arrow((1.35, 2.0), (2.0, 2.0))
+    text(1.66, 2.22, "$h$", fontsize=11)
+    for stage, shade in enumerate(shades):
+        x = 2.35 + 1.05 * stage
+        scheme.add_patch(plt.Circle((x, 2.0), 0.33, facecolor=shade, edgecolor=INK, linewidth=1))
+        text(x, 2.0, f"$y^{stage + 1}$", "white")
+        if stage < order - 1:
+            arrow((x + 0.35, 2.0), (x + 0.72, 2.0))
+            text(x + 0.52, 2.22, "$\\alpha$", fontsize=9)
+    text(4.45, 1.32, "the cascade: each stage follows the one before it", MEMORY, fontsize=9)
+    arrow((6.9, 2.0), (7.68, 2.0), MEMORY)
+    text(7.3, 2.22, "$c$", MEMORY, fontsize=11)
+    scheme.add_patch(plt.Circle((7.95, 2.0), 0.24, facecolor="none", edgecolor=INK, linewidth=1.2))
+    text(7.95, 2.0, "×", fontsize=13)
+    arrow((7.95, 0.95), (7.95, 1.72), CREDIT)
+    text(7.95, 0.68, "credit $\\delta$, eight seconds late", CREDIT, fontsize=9)
+    arrow((8.22, 2.0), (8.9, 2.0))
+    text(9.65, 2.0, "change of\nthe weight", fontsize=9)
+
+    transition, held = CET(order, delay).transition(), np.zeros((order, 3 * delay))
+    state = transition.K
+    for lag in range(held.shape[1]):
+        held[:, lag], state = state, transition.M @ state
+    seconds = np.arange(held.shape[1]) * step
+    for stage, shade in enumerate(shades[:-1]):
+        curves.plot(seconds, held[stage], color=shade, linewidth=1.2)
+        top = int(held[stage].argmax())
+        curves.annotate(
+            f"$y^{stage + 1}$", (seconds[top] + 0.1, held[stage, top] + 0.0014), color=shade, fontsize=9
+        )
+    curves.text(0.95, 0.064, "$y^1$", color=shades[0], fontsize=9)
+    curves.fill_between(seconds, held[-1], color=MEMORY, alpha=0.25, linewidth=0)
+    curves.plot(seconds, held[-1], color=MEMORY, linewidth=2.2, label="$y^5$, which the synapse reads")
+    et = np.exp(-np.arange(held.shape[1]) / delay) / delay
+    curves.plot(seconds, et, color=INK, linestyle=(0, (4, 2)), linewidth=1.4, label="classical trace")
+    curves.axvline(delay * step, color=CREDIT, linewidth=1.6)
+    curves.text(delay * step + 0.2, 0.066, "the credit arrives", color=CREDIT, fontsize=9)
+    curves.set(xlim=(0, 24), ylim=(0, 0.075), yticks=[], facecolor="none")
+    curves.set_xlabel("seconds after the event", color=INK)
+    curves.set_ylabel("memory of it", color=INK)
+    curves.tick_params(colors=INK)
+    curves.spines[["top", "right"]].set_visible(False)
+    curves.spines[["left", "bottom"]].set_color(INK)
+    curves.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center right")
+    save(figure, "cascade", "svg")
+
+
 def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
     """Draw a study's final scores as numbers in coloured cells; the arm without delay counts at every delay."""
     scores: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -274,14 +342,18 @@ def panels(count: int, width: float, height: float, **options: Any) -> tuple[plt
     return figure, list(grid[0])
 
 
-def save(figure: plt.Figure, name: str) -> None:
-    figure.savefig(DOCS / "figures" / f"{name}.png", dpi=110)
+def save(figure: plt.Figure, name: str, suffix: str = "png") -> None:
+    with plt.rc_context({"svg.hashsalt": name}):
+        metadata = {"Date": None} if suffix == "svg" else None
+        figure.savefig(DOCS / "figures" / f"{name}.{suffix}", dpi=110, metadata=metadata)
     plt.close(figure)
 
 
 def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
     found = {"kernels": kernels, "traces-mnist": sharpness, "wrong-delay": wrong_delay}
+
+    found: dict[str, Callable[[], None]] = {"kernels": kernels, "cascade": cascade}
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
     return found

@@ -20,6 +20,7 @@ from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.recurrent import config as tasks
 from cet_rl.recurrent import rules
+from cet_rl.runs.folder import default_path
 from cet_rl.runs.task_kinds import named_tasks
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
@@ -152,19 +153,27 @@ def test_the_address_has_one_home():
         assert all(found == owner for found in re.findall(r"https://\S+(?=/cet-rl\b)", text)), name
 
 
+def test_the_demo_shows_the_run_that_it_has_made():
+    text = (ROOT / "Makefile").read_text()
+    (command,) = re.findall(r"^\t\$\(BIN\)/cet-rl train (.*)$", text, re.MULTILINE)
+    assert f"DEMO   := {default_path(parse_arguments(shlex.split(command)).config)}\n" in text
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("docs/sweeps/*.yaml")), ids=lambda file: file.stem)
 def test_sweeps_of_the_documentation_can_be_run(file):
     assert build(read_sweep(str(file))).jobs
 
 
-@pytest.mark.parametrize("name", ["kernels", "retrograde", "mnist-retrograde", "late-add"])
+@pytest.mark.parametrize("name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add"])
 def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
     drawn = []
-    monkeypatch.setitem(script["save"].__globals__, "save", lambda figure, name: drawn.append(name))
+    monkeypatch.setitem(
+        script["save"].__globals__, "save", lambda figure, name, suffix="png": drawn.append((name, suffix))
+    )
     script["every"]()[name]()
-    assert drawn[0] == name
-    assert all((ROOT / "docs" / "figures" / f"{each}.png").is_file() for each in drawn)
+    assert drawn[0][0] == name
+    assert all((ROOT / "docs" / "figures" / ".".join(each)).is_file() for each in drawn)
 
 
 def test_a_short_soak():
