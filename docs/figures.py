@@ -351,9 +351,8 @@ def save(figure: plt.Figure, name: str, suffix: str = "png") -> None:
 
 def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
-    found = {"kernels": kernels, "traces-mnist": sharpness, "wrong-delay": wrong_delay}
-
     found: dict[str, Callable[[], None]] = {"kernels": kernels, "cascade": cascade}
+    found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay}
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
     return found
