@@ -4,7 +4,7 @@
 
 Every round runs every arm once for the same number of samples, so that a machine that slows down slows all of
 them; the table gives medians over rounds and, for ratios, the median of the rounds' ratios. All arms step the
-same environments (4, Stable-Baselines3's DummyVecEnv with Monitor) for 128 steps an update with two hidden layers
+same environments (4 of `make_vec_env`) for 128 steps an update with two hidden layers
 of 256. A second pass over our arms splits a sample's time into its parts.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.learner import ActorCriticLearner
 from cet_rl.agents.networks import Actor
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
+from cet_rl.envs.vector import DummyVecEnv
 from cet_rl.runs.process import set_threads
 
 NUM_ENVS, N_STEPS = 4, 128

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
-from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor
 from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
@@ -88,6 +88,55 @@ def test_minatar_shows_maps_and_is_repeatable():
             break
     np.testing.assert_array_equal(envs[0].reset(seed=3)[0], raw.reset(seed=3)[0].transpose(2, 0, 1))
     assert envs[0].unwrapped.game.last_action == 0  # an episode does not depend on how the last one ended
+
+
+class Reusing(Toy):
+    """Show the same array and list again and again, as an environment may."""
+
+    def step(self, action):
+        observation, *rest, _ = super().step(action)
+        self.shown[:], self.steps_made[0] = observation, self.steps
+        return self.shown, *rest, {"steps": self.steps_made}
+
+
+def reusing(**given):
+    return Reusing(5, shown=np.zeros(3, np.float32), steps_made=[0], **given)
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", lambda: reusing(cut=True), lambda: reusing()])
+def test_environments_step_as_those_of_stable_baselines(task):
+    envs = make_vec_env(task, 2, 3), DummyVecEnv([lambda: make_env(task)] * 2)
+    envs[1].seed(3)
+    seen = []
+    for env in envs:
+        env.action_space.seed(0)
+        first, shown = env.reset(), []
+        for _ in range(60):
+            shown.append(env.step(np.array([env.action_space.sample() for _ in range(2)])))
+        for info in (info for step in shown for info in step[3] if "episode" in info):
+            del info["episode"]["t"]
+        seen.append([first, *shown])
+    assert any(step[2].any() for step in seen[0][1:])
+    assert all(type(a) is type(b) for a, b in zip(seen[0][1], seen[1][1], strict=True))
+    assert repr(seen[0]) == repr(seen[1])
+
+
+def test_cartpole_is_gymnasiums_bit_for_bit():
+    envs = make_env("CartPole-v1").unwrapped, gym.make("CartPole-v1").unwrapped
+    assert type(envs[0]) is not type(envs[1])
+    generator, ended = np.random.default_rng(0), 0
+    for episode in range(60):
+        pushes = generator.integers(2, size=60) if episode % 2 else [0, 1] * 250
+        starts = [env.reset(seed=episode)[0].tobytes() for env in envs]
+        assert starts[0] == starts[1]
+        for action in pushes:  # some beyond the end
+            (shown, *rest), (expected, *others) = (env.step(action) for env in envs)
+            assert (shown.tobytes(), shown.dtype, rest) == (expected.tobytes(), expected.dtype, others)
+            assert envs[0].state.tobytes() == envs[1].state.tobytes()
+            ended += rest[1]
+    assert ended > 1000
+    with pytest.raises(AssertionError, match="invalid"):
+        envs[0].step(2)
 
 
 def counting(length, cut=False):

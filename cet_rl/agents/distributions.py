@@ -82,7 +82,7 @@ class Categorical(Distribution):
 
     def sample(self, outputs: Array, noise: Array) -> Array:
         """Return the actions, (N,)."""
-        actions: Array = np.argmax(outputs + noise, axis=-1)
+        actions: Array = (outputs + noise).argmax(-1)
         return actions
 
 

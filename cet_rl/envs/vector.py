@@ -11,13 +11,14 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common import vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
+from cet_rl.envs.cartpole import CARTPOLE, VECTOR_CARTPOLE, CartPoleEnv, VectorCartPole
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
 from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock
@@ -63,9 +64,11 @@ def make_env(
         if max_episode_steps is not None:
             env = gym.wrappers.TimeLimit(env, max_episode_steps)
     else:
-        find_task(task)
+        spec = copy.copy(find_task(task))
+        if spec.entry_point == CARTPOLE:
+            spec.entry_point = CartPoleEnv  # type: ignore[assignment]
         try:
-            env = gym.make(task, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
+            env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
     if step_duration is not None or not env.has_wrapper_attr("step_duration"):
@@ -110,7 +113,7 @@ def make_vec_env(
             raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
         if wrappers:
             raise ValueError("wrappers of single environments need vectorization='each'")
-        if spec.vector_entry_point == f"{CartPoleVectorEnv.__module__}:{CartPoleVectorEnv.__name__}":
+        if spec.vector_entry_point == VECTOR_CARTPOLE:
             spec.vector_entry_point = VectorCartPole  # type: ignore[assignment]
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
@@ -144,28 +147,34 @@ def find_task(task: str) -> EnvSpec:
         raise unknown("environment", name, reversed(gym.registry), otherwise) from None
 
 
-class VectorCartPole(CartPoleVectorEnv):
-    """Reset each episode within the step that ends it; Gymnasium's own form resets in a step between two episodes.
+class DummyVecEnv(vec_env.DummyVecEnv):
+    """Step environments one after the other, as Stable-Baselines3's class of this name does, in half the time.
 
-    Such a step would be a transition to every wrapper and agent that does not know of it.
+    It copies only what an environment may change later: observations, and what it says in `info`.
     """
 
-    metadata = CartPoleVectorEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step each environment, and reset those whose episode ends."""
+        if self.keys != [None]:  # observations of several parts
+            return super().step_wait()
+        space = self.observation_space
+        observations: npt.NDArray[Any] = np.empty((self.num_envs, *space.shape), space.dtype)  # type: ignore[misc]
+        rewards, dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
+        infos: list[dict[str, Any]] = []
+        for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
+            observation, rewards[index], terminated, truncated, said = env.step(action)
+            info = copy.deepcopy(said) if said else {}
+            info["TimeLimit.truncated"] = truncated and not terminated
+            if terminated or truncated:
+                dones[index] = True
+                info["terminal_observation"] = copy.deepcopy(observation)
+                observation, self.reset_infos[index] = env.reset()
+            observations[index] = observation
+            infos.append(info)
+        return observations, rewards, dones, infos
 
-    def step(self, action: npt.NDArray[Any]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step each environment; `final_obs` holds the last observations of episodes that end."""
-        observations, rewards, terminated, truncated, info = super().step(action)
-        ended = terminated | truncated
-        if ended.any():
-            info["final_obs"] = observations
-            state: Any = self.state
-            state[:, ended] = self.np_random.uniform(self.low, self.high, (4, ended.sum()))
-            self.steps[ended], self.prev_done[:] = 0, False
-            observations = state.T.astype(np.float32)
-        return observations, rewards, terminated, truncated, info
 
-
-register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"])
+register_snapshot(DummyVecEnv, like=vec_env.DummyVecEnv)
 
 
 class GymnasiumVecEnv(VecEnv):
