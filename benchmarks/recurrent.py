@@ -27,7 +27,7 @@ from cet_rl.recurrent.delayed import Readout, delay_rule
 from cet_rl.recurrent.online import Online
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import SeparableRule
-from cet_rl.recurrent.rules.local import FixedW
+from cet_rl.recurrent.rules.built_in import FixedW
 from cet_rl.traces.cascade import CET
 
 SECONDS = 0.2

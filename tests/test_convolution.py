@@ -193,7 +193,7 @@ def test_alignment_replays_a_convolution():
         ({"kernel_size": 0}, "kernel_size must be at least 1"),
         ({"kernel_size": (3, 3)}, "kernel_size must be a whole number"),
         ({"stride": 0}, "stride must be at least 1"),
-        ({"padding": -1}, "padding must not be negative"),
+        ({"padding": -1}, "padding must be at least 0, got -1"),
         ({"in_size": 4}, r"in_size must be \(height, width\), got 4"),
         ({"kernel_size": 5, "in_size": (4, 9)}, "does not fit an input of 4 × 9"),
     ],

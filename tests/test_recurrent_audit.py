@@ -17,9 +17,7 @@ from cet_rl.recurrent.audit.orders import Order, leading_terms
 from cet_rl.recurrent.delayed import Delayed
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, combine, immediate
-from cet_rl.recurrent.rules.local import RFLO, KeRNL
-from cet_rl.recurrent.rules.stochastic import UORO
-from cet_rl.recurrent.rules.synthetic import DNI
+from cet_rl.recurrent.rules.built_in import DNI, RFLO, UORO, KeRNL
 
 # By rule: tensors of the paper's Table 1, orders of memory and time that follow from the equations, operations,
 # and the criteria that it fails.
@@ -460,7 +458,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert command.run(["uoro", "--output", str(file)]) == 0
     assert file.read_text(encoding="utf-8").startswith("| rule | updates and gradient of W |")
     assert capsys.readouterr().out == ""
-    own = "from cet_rl.recurrent.rules.stochastic import UORO\n\n\nclass Own(UORO):\n    name = 'own'\n"
+    own = "from cet_rl.recurrent.rules.built_in import UORO\n\n\nclass Own(UORO):\n    name = 'own'\n"
     (tmp_path / "own_rules.py").write_text(own, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     assert command.run(["own_rules:Own"]) == 0

@@ -13,10 +13,19 @@ from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import loops, network
 from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter, delay_rule
 from cet_rl.recurrent.online import Memory, Online
-from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
-from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
-from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
-from cet_rl.recurrent.rules.synthetic import DNI, DNIb
+from cet_rl.recurrent.rules.built_in import (
+    BPTT,
+    DNI,
+    KFRTRL,
+    RFLO,
+    RKF,
+    RTRL,
+    UORO,
+    DNIb,
+    FixedW,
+    FutureBPTT,
+    KeRNL,
+)
 from cet_rl.traces import CET, ET, Legendre, PerfectMemory, SharpCET
 
 STEPS = 60

@@ -15,10 +15,7 @@ from torch.nn import functional
 
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules.base import StepInputs
-from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
-from cet_rl.recurrent.rules.local import RFLO, KeRNL
-from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
-from cet_rl.recurrent.rules.synthetic import DNI, DNIb
+from cet_rl.recurrent.rules.built_in import BPTT, DNI, KFRTRL, RFLO, RKF, RTRL, UORO, DNIb, FutureBPTT, KeRNL
 
 SMALL = [
     RNNCell(3, 2, 2),

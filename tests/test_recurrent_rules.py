@@ -17,8 +17,7 @@ from cet_rl.recurrent import rules as registry
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules import build_rule, find_rule, parse_options, register_rule
 from cet_rl.recurrent.rules.base import Rule, StepInputs, balance
-from cet_rl.recurrent.rules.exact import RTRL
-from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
+from cet_rl.recurrent.rules.built_in import KFRTRL, RKF, RTRL, UORO
 from cet_rl.runs import plugins
 
 NAMES = ["fixed-w", "bptt", "future-bptt", "rtrl", "uoro", "kf-rtrl", "r-kf", "kernl", "rflo", "dni", "dni-b"]

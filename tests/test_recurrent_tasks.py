@@ -246,14 +246,14 @@ def test_lags_that_cannot_be_are_refused():
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda: Mimic(-1), "seed must be a whole number, 0 or more, got -1"),
-        (lambda: Mimic(0, inputs=0), "inputs must be a whole number, 1 or more"),
+        (lambda: Mimic(-1), "seed must be at least 0, got -1"),
+        (lambda: Mimic(0, inputs=0), "inputs must be at least 1"),
         (lambda: Mimic(0, units=2.5), "units must be a whole number"),
-        (lambda: Add().stream(-3, 1), "seed must be a whole number, 0 or more, got -3"),
-        (lambda: Mimic(0).stream(0, 0), "batch must be a whole number, 1 or more, got 0"),
-        (lambda: Add().stream(0, 1).take(0), "steps must be a whole number, 1 or more"),
-        (lambda: Mimic(0).stream(0, 1).take(2.0), "steps must be a whole number, 1 or more"),
-        (lambda: Add().stream(0, 1).take(True), "steps must be a whole number, 1 or more"),
+        (lambda: Add().stream(-3, 1), "seed must be at least 0, got -3"),
+        (lambda: Mimic(0).stream(0, 0), "batch must be at least 1, got 0"),
+        (lambda: Add().stream(0, 1).take(0), "steps must be at least 1"),
+        (lambda: Mimic(0).stream(0, 1).take(2.0), "steps must be a whole number"),
+        (lambda: Add().stream(0, 1).take(True), "steps must be a whole number"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(call, complaint):

@@ -272,7 +272,7 @@ def test_second_derivatives_are_refused(case, matrix):
         ({"activation": "tanh"}, "tanh needs error_at='activation'"),
         ({"activation": "sigmoid", "trace": None}, "sigmoid needs error_at='activation'"),
         ({"derivative_memory": "trace", "streaming": True}, "needs images shown after the batch"),
-        ({"delay_steps": -1}, "delay_steps must not be negative, got -1"),
+        ({"delay_steps": -1}, "delay_steps must be at least 0, got -1"),
         ({"streams": 0}, "streams must be at least 1, got 0"),
     ],
 )

@@ -243,9 +243,7 @@ class Convolution(Geometry):
             raise ValueError(f"in_size must be (height, width), got {self.in_size!r}") from None
         names = ("in_channels", "out_channels", "kernel_size", "stride")
         _check_counts(**{name: getattr(self, name) for name in names}, height=height, width=width)
-        check_whole(self.padding, "padding")
-        if self.padding < 0:
-            raise ValueError(f"padding must not be negative, got {self.padding}")
+        check_whole(self.padding, "padding", at_least=0)
         if self.kernel_size > min(height, width) + 2 * self.padding:
             raise ValueError(
                 f"a kernel of size {self.kernel_size} does not fit an input of {height} × {width} "
@@ -326,6 +324,4 @@ def _maps(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        check_whole(count, name)
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        check_whole(count, name, at_least=1)

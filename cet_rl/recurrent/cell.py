@@ -43,9 +43,7 @@ class RNNCell:
 
     def __post_init__(self) -> None:
         for name in ("units", "inputs", "outputs"):
-            check_whole(getattr(self, name), name)
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_whole(getattr(self, name), name, at_least=1)
         if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha:g}")
         for name, choices in {"activation": Activation, "output": Output}.items():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cet_rl.recurrent.rules.base import Rule, SeparableRule, State, StepInputs, combine
-from cet_rl.recurrent.rules.local import FixedW
+from cet_rl.recurrent.rules.built_in import FixedW
 from cet_rl.traces.base import Trace
 
 

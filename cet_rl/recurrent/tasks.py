@@ -7,7 +7,6 @@ label of Add, is held for 1/α steps.
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from cet_rl.recurrent.cell import Output, RNNCell
 from cet_rl.recurrent.config import TASKS
 from cet_rl.runs.plugins import load_plugins
 from cet_rl.runs.values import unknown
+from cet_rl.traces.base import check_whole
 
 MAX_LAG = 1000
 """Longest lag of Add, in symbols."""
@@ -81,13 +81,16 @@ class Stream:
     """
 
     def __init__(self, task: SequenceTask, seed: int, batch: int, dtype: torch.dtype) -> None:
-        self._seed, self._batch = _whole("seed", seed), _whole("batch", batch, least=1)
+        check_whole(seed, "seed", at_least=0)
+        check_whole(batch, "batch", at_least=1)
+        self._seed, self._batch = seed, batch
         self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
         self._steps, self._rates = 0, np.zeros((self._batch, task.units))
 
     def take(self, steps: int) -> tuple[Tensor, Tensor]:
         """Return x of shape (T, B, n_in) and y* of shape (T, B, n_out) for the next T ≥ 1 steps, on the CPU."""
-        symbols = (self._steps + np.arange(_whole("steps", steps, least=1))) // self._hold
+        check_whole(steps, "steps", at_least=1)
+        symbols = (self._steps + np.arange(steps)) // self._hold
         first, last = int(symbols[0]), int(symbols[-1]) + 1
         bits = self._bits(first - self._task.memory, last).astype(np.float64)
         x, y, self._rates = self._task.respond(bits, symbols - first, self._rates)
@@ -110,7 +113,9 @@ class Stream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another stream of the same task and batch stood, bit for bit, with that one's seed."""
-        rates, seed, steps = state["rates"], _whole("seed", state["seed"]), _whole("steps", state["steps"])
+        rates, seed, steps = state["rates"], state["seed"], state["steps"]
+        check_whole(seed, "seed", at_least=0)
+        check_whole(steps, "steps", at_least=0)
         if rates.shape != self._rates.shape:
             raise ValueError(f"rates of this stream must have the shape {self._rates.shape}, got {rates.shape}")
         self._seed, self._steps, self._rates = seed, steps, rates.to("cpu", torch.float64, copy=True).numpy()
@@ -150,12 +155,14 @@ class Add(SequenceTask):
 
     def __post_init__(self) -> None:
         try:
-            first, second = (_whole("a lag", lag) for lag in self.lags)
+            first, second = self.lags
+            check_whole(first, "lag", at_least=0)
+            check_whole(second, "lag", at_least=0)
         except (TypeError, ValueError):
             raise ValueError(f"lags must be two whole numbers, 0 or more, got {self.lags!r}") from None
         if max(first, second) > MAX_LAG:
             raise ValueError(f"lags must be at most {MAX_LAG} symbols, got {self.lags!r}")
-        object.__setattr__(self, "lags", (first, second))  # a list from YAML would not hash
+        object.__setattr__(self, "lags", (int(first), int(second)))  # a list from YAML would not hash
         object.__setattr__(self, "memory", max(first, second))
         symbol_steps(self.alpha)
 
@@ -199,9 +206,9 @@ class Mimic(SequenceTask):
     output: ClassVar[Output] = "linear"  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        _whole("seed", self.seed)
+        check_whole(self.seed, "seed", at_least=0)
         for name in ("inputs", "units", "outputs"):
-            _whole(name, getattr(self, name), least=1)
+            check_whole(getattr(self, name), name, at_least=1)
         object.__setattr__(self, "width", self.inputs)
         symbol_steps(self.alpha)
 
@@ -266,16 +273,6 @@ def build_task(name: str, settings: Any) -> SequenceTask:
         raise unknown("task", name, TASKS)
     task: SequenceTask = TASKS[name].build(settings)
     return task
-
-
-def _whole(name: str, value: Any, *, least: int = 0) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, got {value!r}")
-    return number
 
 
 def _entropy(probability: float) -> float:

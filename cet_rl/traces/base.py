@@ -279,10 +279,12 @@ def _scale(trace: Trace) -> float:
     return float(kernel.max())
 
 
-def check_whole(number: object, name: str) -> None:
-    """Raise ValueError unless `number` is an integer, of Python's kind or numpy's."""
-    if not isinstance(number, Integral):
+def check_whole(number: object, name: str, at_least: float = -np.inf) -> None:
+    """Raise ValueError unless `number` is an integer, of Python's kind or numpy's, and large enough."""
+    if isinstance(number, bool) or not isinstance(number, Integral):
         raise ValueError(f"{name} must be a whole number, got {number!r}")
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
 
 
 def check_number(number: object, name: str) -> None:

@@ -222,10 +222,8 @@ class TraceConfig:
         if missing := [name for name, default in known.items() if default is _REQUIRED and name not in named]:
             raise ValueError(f"trace {self.kind!r} needs {', '.join(missing)}: --trace-options {missing[0]}=VALUE")
         if self.order is not None:
-            check_whole(self.order, "order")
+            check_whole(self.order, "order", at_least=1)
             object.__setattr__(self, "order", int(self.order))
-            if self.order < 1:
-                raise ValueError(f"order must be at least 1, got {self.order}")
         trace = self._make(_ANY_DELAY)  # which refuses options that cannot be
         if self.order is not None and "order" not in known and self.order != getattr(trace, "states", None):
             raise ValueError(f"order {self.order} has no meaning for trace {self.kind!r}; leave it out")

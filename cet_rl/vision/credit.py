@@ -87,12 +87,8 @@ class CreditRule:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        check_whole(self.delay_steps, "delay_steps")
-        check_whole(self.streams, "streams")
-        if self.delay_steps < 0:
-            raise ValueError(f"delay_steps must not be negative, got {self.delay_steps}")
-        if self.streams < 1:
-            raise ValueError(f"streams must be at least 1, got {self.streams}")
+        check_whole(self.delay_steps, "delay_steps", at_least=0)
+        check_whole(self.streams, "streams", at_least=1)
         if self.is_late and self.error_at == "preactivation" and not self.f.binary:
             raise ValueError(
                 f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "

@@ -28,11 +28,8 @@ from cet_rl.recurrent.compiled import loops
 from cet_rl.recurrent.compiled.network import Array, Bridge, Data, Network
 from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter
 from cet_rl.recurrent.online import Memory, Online
+from cet_rl.recurrent.rules import built_in
 from cet_rl.recurrent.rules.base import Rule
-from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
-from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
-from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
-from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 
 __all__ = ["run", "supports"]
 
@@ -48,6 +45,7 @@ class Loop(NamedTuple):
 
 _WINDOW = {"inputs": "btm->tbm", "slope": "btn->tbn", "credit": "btn->tbn"}
 _GUESS = {"A": "nq->qn", "A_copy": "nq->qn", "known": "bq->bq", "credit": "bn->bn"}
+_RATES = ("rate", "renewal")
 _KERNL = {"A": "nu->nu", "timescale": "n->n", "B": "bnm->bmn"}
 _NETWORK = {
     **{"weight": "nm->mn", "weight_out": "oe->oe", "rates": "bn->bn"},
@@ -59,22 +57,22 @@ _SCRATCH = {
 }
 
 LOOPS: dict[type[Rule], Loop] = {
-    FixedW: Loop(loops.fixed_w),
-    RFLO: Loop(loops.rflo, {"B": "bnm->bmn"}),
-    KeRNL: Loop(
+    built_in.FixedW: Loop(loops.fixed_w),
+    built_in.RFLO: Loop(loops.rflo, {"B": "bnm->bmn"}),
+    built_in.KeRNL: Loop(
         loops.kernl,
         {**_KERNL, "perturbed": "bn->bn", "Omega": "bn->bn", "Gamma": "bn->bn"},
         noise="n",
         constants=("rate", "sigma"),
     ),
-    BPTT: Loop(loops.bptt, _WINDOW),
-    FutureBPTT: Loop(loops.future_bptt, _WINDOW),
-    RTRL: Loop(loops.rtrl, {"M": "bnmu->bmnu"}),
-    UORO: Loop(loops.uoro, {"A": "bn->bn", "B": "bnm->bmn"}, noise="n"),
-    KFRTRL: Loop(loops.kf_rtrl, {"A": "bm->bm", "B": "bnu->bnu"}, noise="2"),
-    RKF: Loop(loops.r_kf, {"A": "bn->bn", "B": "bmn->bmn"}, noise="n"),
-    DNI: Loop(loops.dni, _GUESS, constants=("rate", "renewal")),
-    DNIb: Loop(loops.dni_b, {**_GUESS, "jacobian": "nu->nu"}, constants=("rate", "renewal", "jacobian_rate")),
+    built_in.BPTT: Loop(loops.bptt, _WINDOW),
+    built_in.FutureBPTT: Loop(loops.future_bptt, _WINDOW),
+    built_in.RTRL: Loop(loops.rtrl, {"M": "bnmu->bmnu"}),
+    built_in.UORO: Loop(loops.uoro, {"A": "bn->bn", "B": "bnm->bmn"}, noise="n"),
+    built_in.KFRTRL: Loop(loops.kf_rtrl, {"A": "bm->bm", "B": "bnu->bnu"}, noise="2"),
+    built_in.RKF: Loop(loops.r_kf, {"A": "bn->bn", "B": "bmn->bmn"}, noise="n"),
+    built_in.DNI: Loop(loops.dni, _GUESS, constants=_RATES),
+    built_in.DNIb: Loop(loops.dni_b, {**_GUESS, "jacobian": "nu->nu"}, constants=(*_RATES, "jacobian_rate")),
 }
 """By exact type: a subclass may do something else."""
 

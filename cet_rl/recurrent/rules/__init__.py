@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cet_rl.recurrent.cell import RNNCell
+from cet_rl.recurrent.rules import built_in
 from cet_rl.recurrent.rules.base import Rule
-from cet_rl.recurrent.rules.exact import BPTT, RTRL, FutureBPTT
-from cet_rl.recurrent.rules.local import RFLO, FixedW, KeRNL
-from cet_rl.recurrent.rules.stochastic import KFRTRL, RKF, UORO
-from cet_rl.recurrent.rules.synthetic import DNI, DNIb
 from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
 
@@ -83,17 +80,17 @@ def _check(kind: object) -> None:
 
 
 _BUILT_IN: dict[type[Rule], str] = {
-    FixedW: "only the output layer learns",
-    BPTT: "backpropagation through time, over windows that do not overlap",
-    FutureBPTT: "backpropagation through time, over a window that slides",
-    RTRL: "real-time recurrent learning (Williams, Zipser 1989): exact, n²m numbers",
-    UORO: "unbiased online recurrent optimisation (Tallec, Ollivier 2017): a random rank one",
-    KFRTRL: "Kronecker-factored RTRL (Mujika, Meier, Steger 2018): a random Kronecker product",
-    RKF: "reverse KF-RTRL (Marschall, Cho, Savin 2019): the other Kronecker product",
-    KeRNL: "kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities learned from noise",
-    RFLO: "random feedback local online learning (Murray 2019): a leaky trace at each synapse",
-    DNI: "decoupled neural interfaces (Jaderberg et al. 2017): credit that is guessed",
-    DNIb: "DNI(b) (Marschall, Cho, Savin 2019): DNI with a learned Jacobian",
+    built_in.FixedW: "only the output layer learns",
+    built_in.BPTT: "backpropagation through time, over windows that do not overlap",
+    built_in.FutureBPTT: "backpropagation through time, over a window that slides",
+    built_in.RTRL: "real-time recurrent learning (Williams, Zipser 1989): exact, n²m numbers",
+    built_in.UORO: "unbiased online recurrent optimisation (Tallec, Ollivier 2017): a random rank one",
+    built_in.KFRTRL: "Kronecker-factored RTRL (Mujika, Meier, Steger 2018): a random Kronecker product",
+    built_in.RKF: "reverse KF-RTRL (Marschall, Cho, Savin 2019): the other Kronecker product",
+    built_in.KeRNL: "kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities learned from noise",
+    built_in.RFLO: "random feedback local online learning (Murray 2019): a leaky trace at each synapse",
+    built_in.DNI: "decoupled neural interfaces (Jaderberg et al. 2017): credit that is guessed",
+    built_in.DNIb: "DNI(b) (Marschall, Cho, Savin 2019): DNI with a learned Jacobian",
 }
 for _kind, _summary in _BUILT_IN.items():
     register_rule(_kind, _summary)

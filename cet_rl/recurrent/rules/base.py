@@ -80,9 +80,7 @@ class Rule(ABC):
 
     def count(self, name: str, value: int) -> int:
         """Return an option; raise ValueError unless it is a whole number from one on."""
-        check_whole(value, f"{name} of {self.name}")
-        if value < 1:
-            raise ValueError(f"{name} of {self.name} must be at least 1, got {value}")
+        check_whole(value, f"{name} of {self.name}", at_least=1)
         return value
 
     @property
