@@ -24,24 +24,17 @@ CriticKind = Literal["auto", "mlp", "conv"]
 class NetworkConfig:
     """Configure the networks of actor and critic.
 
-    Attributes:
-        net_arch: Widths of the dense hidden layers of actor and critic.
-        activation: Activation of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`.
-        split_observations: Whether observations enter as positive and negative parts (paper, App. C); None: only
-            if they can be negative.
-        actor: "mlp" (maps are flattened), or "conv": three convolutions before the dense layers, for maps.
-        critic: "mlp", "conv", or "auto": convolutional for maps.
-        feedback: Route of credit to the actor's hidden layers, see `Feedback`.
-        log_std: Initial log σ of the Gaussian policy for continuous actions.
+    Observations may enter as positive and negative parts (paper, App. C). A convolutional actor or critic is for
+    maps, with three convolutions before the dense layers.
     """
 
-    net_arch: tuple[int, ...] = (256, 256)
-    activation: str = "relu"
-    split_observations: bool | None = None
-    actor: ActorKind = "mlp"
-    critic: CriticKind = "auto"
-    feedback: Feedback = "backprop"
-    log_std: float = 0.0
+    net_arch: tuple[int, ...] = (256, 256)  # widths of the dense hidden layers of actor and critic
+    activation: str = "relu"  # of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`
+    split_observations: bool | None = None  # into two parts; None: only if they can be negative
+    actor: ActorKind = "mlp"  # dense, where maps are flattened, or "conv"
+    critic: CriticKind = "auto"  # "mlp", "conv", or "auto": convolutional for maps
+    feedback: Feedback = "backprop"  # route of credit to the actor's hidden layers, see `Feedback`
+    log_std: float = 0.0  # initial log σ of the Gaussian policy for continuous actions
 
     def __post_init__(self) -> None:
         widths = self.net_arch
@@ -56,28 +49,19 @@ class NetworkConfig:
 class LearnerConfig:
     """Configure learning. Defaults: paper, Table 5.
 
-    Attributes:
-        trace: The synaptic trace that bridges the delay.
-        gamma: γ, the discount, in [0, 1].
-        lam: λ of the RL eligibility trace and of the critic's returns, in [0, 1]; γλ < 1.
-        random_lam: (low, high): one λ per weight of the actor, drawn uniformly once; the critic keeps `lam`.
-        entropy_coef: Weight of the policy's entropy.
-        value_coef: Weight of the critic's loss.
-        max_grad_norm: Global norm that actor's and critic's gradients are clipped to together.
-        error_at: What δ of a hidden layer is taken with respect to: "preactivation" contains f' already and needs
-            an activation whose f' is 0 or 1; "activation" is Eq. 1 as printed.
-        alignment: Whether to measure each layer's alignment: the cosine between its update and the true gradient.
+    δ of a hidden layer is a derivative with respect to its "preactivation", which contains f' already and needs an
+    activation whose f' is 0 or 1, or its "activation": Eq. 1 as printed.
     """
 
-    trace: TraceConfig = field(default_factory=TraceConfig)
-    gamma: float = 0.99
-    lam: float = 0.95
-    random_lam: tuple[float, float] | None = None
-    entropy_coef: float = 0.01
-    value_coef: float = 0.25
-    max_grad_norm: float = 0.5
-    error_at: ErrorAt = "preactivation"
-    alignment: bool = True
+    trace: TraceConfig = field(default_factory=TraceConfig)  # the synaptic trace that bridges the delay
+    gamma: float = 0.99  # γ, the discount, in [0, 1]
+    lam: float = 0.95  # λ of the RL eligibility trace and of the critic's returns, in [0, 1]; γλ < 1
+    random_lam: tuple[float, float] | None = None  # one λ per weight of the actor, drawn uniformly once
+    entropy_coef: float = 0.01  # weight of the policy's entropy
+    value_coef: float = 0.25  # weight of the critic's loss
+    max_grad_norm: float = 0.5  # global norm that actor's and critic's gradients are clipped to together
+    error_at: ErrorAt = "preactivation"  # what δ of a hidden layer is taken with respect to
+    alignment: bool = True  # measure each layer's alignment: the cosine between its update and the true gradient
 
     def __post_init__(self) -> None:
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):

@@ -36,30 +36,17 @@ from cet_rl.traces.timing import CreditTiming
 
 @dataclass
 class Rollout:
-    """Hold T steps of E environments, as they happened.
+    """Hold T steps of E environments, as they happened."""
 
-    Attributes:
-        observations: s_t as the networks see them, (T, E, n).
-        actions: a_t, (T, E, *action_shape), as the actor's distribution counts them: int64 from zero, or reals.
-        rewards: r_t, (T, E).
-        starts: 1 where s_t is the first observation of an episode, (T, E).
-        terminated: 1 where the episode terminated at t, (T, E).
-        truncated: 1 where the episode was truncated at t, (T, E).
-        last_observations: s_T, which follows the last step, (E, n).
-        final_observations: Final observation of each truncated episode, in the order of `truncated.nonzero()`,
-            (k, n).
-        valid: 0 where a step is no transition (an environment resetting itself), (T, E); None if all are.
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    starts: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    last_observations: Tensor
-    final_observations: Tensor
-    valid: Tensor | None = None
+    observations: Tensor  # s_t as the networks see them, (T, E, n)
+    actions: Tensor  # a_t, (T, E, *action_shape), as the distribution counts them: int64 from zero, or reals
+    rewards: Tensor  # r_t, (T, E)
+    starts: Tensor  # 1 where s_t is the first observation of an episode, (T, E)
+    terminated: Tensor  # 1 where the episode terminated at t, (T, E)
+    truncated: Tensor  # 1 where the episode was truncated at t, (T, E)
+    last_observations: Tensor  # s_T, which follows the last step, (E, n)
+    final_observations: Tensor  # of truncated episodes, in the order of `truncated.nonzero()`, (k, n)
+    valid: Tensor | None = None  # 0 where a step is no transition (a reset), (T, E); None if all are
 
     @classmethod
     def empty(cls, steps: int, envs: int, n: int, head: Distribution) -> Rollout:

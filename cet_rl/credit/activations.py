@@ -13,19 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activation:
-    """Hold an activation f, on tensors and on arrays, and its derivative.
-
-    Attributes:
-        derivative: f'(z), given z and f(z).
-        times_derivative: f'(z) ⊙ signal, given the signal and f(z), in one pass.
-        binary: whether f' is 0 or 1 everywhere, so that f'² = f'.
-    """
+    """Hold an activation f, on tensors and on arrays, and its derivative."""
 
     function: Callable[[Tensor], Tensor]
     numpy_function: Callable[[Any], Any]
-    derivative: Callable[[Tensor, Tensor], Tensor]
-    times_derivative: Callable[[Tensor, Tensor], Tensor]
-    binary: bool
+    derivative: Callable[[Tensor, Tensor], Tensor]  # f'(z), given z and f(z)
+    times_derivative: Callable[[Tensor, Tensor], Tensor]  # f'(z) ⊙ signal, given the signal and f(z), in one pass
+    binary: bool  # whether f' is 0 or 1 everywhere, so that f'² = f'
 
 
 _aten = torch.ops.aten

@@ -58,16 +58,13 @@ def forget_oldest(cache: dict[Any, Any]) -> None:
 class ChunkConstants:
     """Hold the constants of T steps in closed form.
 
-    Attributes:
-        gains: what an error adds to the events of the chunk, g_{u-s} at [u, s], zero for u < s, and beside it to
-            the states before the chunk, q_u = C M^{u+1}; one product takes both. Shape (T, T + n).
-        absorb: (M^{T-1-s} K)_k at [k, s], shape (n, T).
-        power: M^T, shape (n, n).
+    The gains are what an error adds to the events of the chunk, g_{u-s} at [u, s], zero for u < s, and beside it
+    to the states before the chunk, q_u = C M^{u+1}; one product takes both.
     """
 
-    gains: Tensor
-    absorb: Tensor
-    power: Tensor
+    gains: Tensor  # shape (T, T + n)
+    absorb: Tensor  # (M^{T-1-s} K)_k at [k, s], shape (n, T)
+    power: Tensor  # M^T, shape (n, n)
 
 
 @dataclass

@@ -77,17 +77,12 @@ class Geometry(ABC):
     A bias is one more weight of each unit, whose input is always 1. A geometry with `bias` includes it: weights
     then have the shape (units, inputs and more), those of a unit side by side and its bias after them. `split`
     separates them and `join` puts them together.
-
-    Attributes:
-        weight_shape: of the layer's weight, as torch has it.
-        pre_shape: of one sample's input x.
-        post_shape: of one sample's f' and δ.
     """
 
     bias: bool
-    weight_shape: tuple[int, ...]
-    pre_shape: tuple[int, ...]
-    post_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]  # of the layer's weight, as torch has it
+    pre_shape: tuple[int, ...]  # of one sample's input x
+    post_shape: tuple[int, ...]  # of one sample's f' and δ
 
     def _set_shapes(self, **shapes: tuple[int, ...]) -> None:
         for name, shape in shapes.items():
@@ -153,14 +148,10 @@ class Geometry(ABC):
 
 @dataclass(frozen=True)
 class Dense(Geometry):
-    """Connect every input to every unit once, z = W x.
+    """Connect every input to every unit once, z = W x; ValueError for counts below one.
 
-    Attributes:
-        bias: whether units have a bias: one more input, always 1, that `inputs` adds. Large layers get some more
-            that are 0, as matrix products are up to a third faster where rows begin at multiples of 64 bytes.
-
-    Raises:
-        ValueError: for counts below one.
+    A bias is one more input, always 1, that `inputs` adds. Large layers get some more that are 0, as matrix
+    products are up to a third faster where rows begin at multiples of 64 bytes.
     """
 
     n_in: int
@@ -216,25 +207,17 @@ class Convolution(Geometry):
     format already are flattened without a copy. On CUDA, float32 products are as exact as `torch.backends.cudnn`
     is told to be, and by default it may use TF32.
 
-    Attributes:
-        kernel_size: of both sides.
-        in_size: (H, W) of the input.
-        stride: between positions, along both sides.
-        padding: zeros on every side.
-        bias: whether units have a bias, the same at all positions.
-
-    Raises:
-        ValueError: for counts below one, negative padding, an `in_size` that is no pair, or a kernel larger than
-            the padded input.
+    Raises ValueError for counts below one, negative padding, an `in_size` that is no pair, or a kernel larger than
+    the padded input.
     """
 
     in_channels: int
     out_channels: int
-    kernel_size: int
-    in_size: tuple[int, int]
-    stride: int = 1
-    padding: int = 0
-    bias: bool = False
+    kernel_size: int  # of both sides
+    in_size: tuple[int, int]  # (H, W) of the input
+    stride: int = 1  # between positions, along both sides
+    padding: int = 0  # zeros on every side
+    bias: bool = False  # whether units have a bias, the same at all positions
 
     def __post_init__(self) -> None:
         try:

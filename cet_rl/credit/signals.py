@@ -19,23 +19,16 @@ class Signals:
     """Hold T steps of signals. δ, η and s are those that arrive now, so already delayed; x and f' are of now.
 
     A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0. Supervised signals
-    have neither η nor s, which stands for η = 1 and s = 0.
+    have neither η nor s, which stands for η = 1 and s = 0. Units may have several axes until they are flattened.
 
-    Attributes:
-        pre: x, shape (T, E, n_in); units may have several axes until they are flattened.
-        derivative: f'(W x), shape (T, E, n_out), as the error δ.
-        td_error: η, shape (T, E), or None.
-        start: s, shape (T, E), of the same float type: 1 where the arriving event opened an episode, else 0.
-
-    Raises:
-        ValueError: if shapes disagree, or only one of η and s is given.
+    Raises ValueError if shapes disagree, or only one of η and s is given.
     """
 
-    pre: Tensor
-    derivative: Tensor
-    error: Tensor
-    td_error: Tensor | None = None
-    start: Tensor | None = None
+    pre: Tensor  # x, shape (T, E, n_in)
+    derivative: Tensor  # f'(W x), shape (T, E, n_out)
+    error: Tensor  # δ, of the same shape
+    td_error: Tensor | None = None  # η, shape (T, E)
+    start: Tensor | None = None  # s, shape (T, E), as float: 1 where the arriving event opened an episode, else 0
 
     def __post_init__(self) -> None:
         steps, envs = self.pre.shape[:2]
@@ -64,18 +57,12 @@ class SynapseState:
 
     A layer has either `states`, or `past_pre` and `past_derivative`, the factors of its Hebbian term for as long
     as the kernel reaches back, flattened by its geometry.
-
-    Attributes:
-        eligibility: e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0.
-        states: S, shape (E, n_out, n, n_in).
-        past_pre: x of the last L steps, oldest first, shape (L, E, n_in).
-        past_derivative: f' of the last L steps, shape (L, E, n_out).
     """
 
-    eligibility: Tensor
-    states: Tensor | None = None
-    past_pre: Tensor | None = None
-    past_derivative: Tensor | None = None
+    eligibility: Tensor  # e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0
+    states: Tensor | None = None  # S, shape (E, n_out, n, n_in)
+    past_pre: Tensor | None = None  # x of the last L steps, oldest first, shape (L, E, n_in)
+    past_derivative: Tensor | None = None  # f' of the last L steps, shape (L, E, n_out)
 
 
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:

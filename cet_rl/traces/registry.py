@@ -37,15 +37,10 @@ Maker = Callable[..., Trace]
 
 @dataclass(frozen=True)
 class TraceKind:
-    """Describe one kind of trace.
+    """Describe one kind of trace."""
 
-    Attributes:
-        make: its class, or a function that returns a trace; None for no trace.
-        summary: one line for `cet-rl list traces`.
-    """
-
-    make: Maker | None
-    summary: str
+    make: Maker | None  # its class, or a function that returns a trace; None for no trace
+    summary: str  # one line for `cet-rl list traces`
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -190,24 +185,16 @@ def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
 class TraceConfig:
     """Choose a synaptic trace, whatever the delay of a layer turns out to be.
 
-    Attributes:
-        kind: a key of `TRACES`, or module:Name of a class or function.
-        order: number of states, for the kinds that have a choice; None for 5. A cascade of order 1 is the
-            classical trace.
-        normalization: "area" or "peak", see `Trace`.
-        options: what else the kind takes, by name: `decay` of "et", `ratio` of "ltp-ltd", `tolerance` of
-            "optimal", `discretization` of "cet". What is None or its default is left out.
-        delay_ratio: the delay that the trace is made for, over the delay of its layer: 1 unless they shall differ.
-
-    Raises:
-        ValueError: for an unknown kind, a value that it refuses, or an option that it does not have.
+    A cascade of order 1 is the classical trace. Options are what else the kind takes, by name: `decay` of "et",
+    `ratio` of "ltp-ltd", `tolerance` of "optimal", `discretization` of "cet"; what is None or its default is left
+    out. ValueError for an unknown kind, a value that it refuses, or an option that it does not have.
     """
 
-    kind: str = "cet"
-    order: int | None = None
-    normalization: Normalization = "peak"
+    kind: str = "cet"  # a key of `TRACES`, or module:Name of a class or function
+    order: int | None = None  # number of states, for the kinds that have a choice; None for 5
+    normalization: Normalization = "peak"  # see `Trace`
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    delay_ratio: float = 1.0
+    delay_ratio: float = 1.0  # the delay that the trace is made for, over that of its layer
 
     def __post_init__(self) -> None:
         known = find_trace(self.kind).options

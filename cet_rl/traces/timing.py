@@ -50,20 +50,13 @@ class CreditTiming:
     Stacked (retrograde signalling): each layer passes it on after another `delay`, so that the output layer
     waits 0, the layer before it `delay`, the one before that twice `delay` (section 4.2, Fig. 6).
 
-    Attributes:
-        delay: T, in seconds.
-        step_duration: Δt, in seconds: the time one simulation step stands for.
-        stacked: whether delays add up from the output layer down.
-        layers: number of layers, input side first.
-
-    Raises:
-        ValueError: see `whole_steps`; also if `layers` is not at least 1.
+    Raises ValueError as `whole_steps` does, and if `layers` is not at least 1.
     """
 
-    delay: float = 0.0
-    step_duration: float = BEHAVIOURAL_STEP
-    stacked: bool = False
-    layers: int = 3
+    delay: float = 0.0  # T, in seconds
+    step_duration: float = BEHAVIOURAL_STEP  # Δt, in seconds: the time one simulation step stands for
+    stacked: bool = False  # whether delays add up from the output layer down
+    layers: int = 3  # number of layers, input side first
 
     def __post_init__(self) -> None:
         if self.layers < 1:

@@ -87,14 +87,12 @@ class ParquetImages:
 class Dataset:
     """Hold an entry of the registry.
 
-    Attributes:
-        network: the one that `--model auto` chooses.
-        loader: a description of Parquet files; or a function of the name, `data_dir` and `validation` that returns
-            `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or its "module:function".
+    The loader describes Parquet files; or it is a function of the name, `data_dir` and `validation` that returns
+    `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or its "module:function".
     """
 
     summary: str
-    network: Network
+    network: Network  # the one that `--model auto` chooses
     loader: Loader | str | ParquetImages
 
 

@@ -188,20 +188,13 @@ def _equal(found: object, wanted: object) -> bool:
 
 @dataclass(frozen=True)
 class Check:
-    """Compare arms by a weighted sum of their means over seeds.
+    """Compare arms by a weighted sum of their means over seeds."""
 
-    Attributes:
-        words: what the sum is: "CET 10 at 8 s - ET at 8 s".
-        filters: of the arms' runs.
-        weights: of the arms' means.
-        above, below: values between which the sum has to be.
-    """
-
-    words: str
-    filters: tuple[RunFilter, ...]
+    words: str  # what the sum is: "CET 10 at 8 s - ET at 8 s"
+    filters: tuple[RunFilter, ...]  # of the arms' runs
     measure: Measure
-    weights: tuple[float, ...]
-    above: float = -math.inf
+    weights: tuple[float, ...]  # of the arms' means
+    above: float = -math.inf  # what the sum has to be above, and below
     below: float = math.inf
 
     @classmethod
