@@ -22,7 +22,7 @@ optuna = pytest.importorskip("optuna", reason="Optuna is not installed: pip inst
 
 from cet_rl.tuning.file import plain, read_search  # noqa: E402
 from cet_rl.tuning.search import Search  # noqa: E402
-from cet_rl.tuning.study import (  # noqa: E402  # noqa: E402
+from cet_rl.tuning.study import (  # noqa: E402
     POINTS,
     SearchFolder,
     best_trial,
