@@ -15,8 +15,7 @@ from cet_rl.runs.task_kinds import RECURRENT, VISION
 from cet_rl.runs.values import unknown
 from cet_rl.traces.registry import traces
 
-SHARED = ("order", "normalization")
-"""Options of traces that `cet-rl train` has options of its own for."""
+SHARED = ("order", "normalization")  # options of traces that `cet-rl train` has options of its own for
 
 
 def _rules() -> dict[str, str]:

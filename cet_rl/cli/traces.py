@@ -19,8 +19,7 @@ from cet_rl.traces.base import Trace, largest_share
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
 from cet_rl.traces.timing import whole_steps
 
-OFFSETS = (-20, -10, -5, 5, 10, 20)
-"""Per cent that the true delay is off the one a trace is made for."""
+OFFSETS = (-20, -10, -5, 5, 10, 20)  # per cent that the true delay is off the one a trace is made for
 
 
 @dataclass(frozen=True)

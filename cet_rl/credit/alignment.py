@@ -11,8 +11,7 @@ from cet_rl.credit.geometry import Geometry
 from cet_rl.credit.signals import Decay, DelayLine
 from cet_rl.credit.synapses import Synapses
 
-NEGLIGIBLE = 1e-4
-"""Share of an event's eligibility below which the true gradient leaves it out."""
+NEGLIGIBLE = 1e-4  # share of an event's eligibility below which the true gradient leaves it out
 
 NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
 """Same share where every weight has its own γλ: most forget faster, and their replay costs the most."""

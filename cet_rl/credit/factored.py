@@ -27,14 +27,12 @@ from cet_rl.traces.base import FloatArray, Trace
 _BLOCK = 1 << 20
 """Floats of a convolution's postsynaptic maps taken at once on a CPU: four megabytes, which stay in its cache."""
 
-_BLOCK_ON_DEVICE = 1 << 24
-"""Floats taken at once on other devices, where only memory counts."""
+_BLOCK_ON_DEVICE = 1 << 24  # floats taken at once on other devices, where only memory counts
 
 _ROWS = 64
 """Events taken at once on a CPU: few enough to skip most zeros, enough to keep the product's kernels busy."""
 
-_LEAST_WORK = 1 << 22
-"""Multiply-adds below which one product with the zeros is faster than several without."""
+_LEAST_WORK = 1 << 22  # multiply-adds below which one product with the zeros is faster than several without
 
 
 def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:

@@ -26,17 +26,13 @@ _ONEDNN = (
     getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
 )
 
-_LEAST_FOR_ONEDNN = 1 << 20
-"""Multiply-adds below which building a oneDNN primitive costs more than it saves."""
+_LEAST_FOR_ONEDNN = 1 << 20  # multiply-adds below which building a oneDNN primitive costs more than it saves
 
 _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
 
-_ALIGNED = 16
-"""Floats in 64 bytes."""
-
-_LEAST_TO_ALIGN = 64
-"""Inputs from which on a layer's rows are aligned."""
+_ALIGNED = 16  # floats in 64 bytes
+_LEAST_TO_ALIGN = 64  # inputs from which on a layer's rows are aligned
 
 # glibc gives freed memory back to the system beyond a threshold that follows the largest block ever freed, and
 # taking it again costs a page fault every 4 kB: a third of the time of an update. One large block, never touched,

@@ -63,8 +63,7 @@ def summaries() -> dict[str, str]:
 GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
 """Options of rules that a task is learned better with than with the rule's own defaults."""
 
-LAGS = (3, 5)
-"""Lags of Add, as in Fig. 1 of the paper."""
+LAGS = (3, 5)  # lags of Add, as in Fig. 1 of the paper
 
 
 @dataclass(frozen=True)

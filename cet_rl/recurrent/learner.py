@@ -30,8 +30,7 @@ TESTED, TEST_STEPS, CURVE_STEPS = 100, 1000, 100
 # Sequences of the stream that alignment is probed with, and steps of each whose losses count.
 PROBES, PROBED = 8, 50
 
-BURN_IN = 50
-"""Steps from silence before anything counts, in tests and probes."""
+BURN_IN = 50  # steps from silence before anything counts, in tests and probes
 
 
 def seeds(seed: int) -> dict[str, int]:

@@ -27,8 +27,7 @@ from cet_rl.runs.plugins import load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import check_whole
 
-MAX_LAG = 1000
-"""Longest lag of Add, in symbols."""
+MAX_LAG = 1000  # longest lag of Add, in symbols
 
 Array = NDArray[np.float64]
 

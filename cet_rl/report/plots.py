@@ -26,8 +26,7 @@ from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
 
-RETURN = RL.curve.key
-"""Column of the return."""
+RETURN = RL.curve.key  # column of the return
 
 POINTS = 100  # of the common grid on which the seeds of an arm are averaged
 BINS = 8  # of the score when alignment is drawn over it

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-LONGEST = 300
-"""Characters of a text from a run folder that are shown."""
+LONGEST = 300  # characters of a text from a run folder that are shown
 
 
 def clean(text: object, longest: int = LONGEST) -> str:

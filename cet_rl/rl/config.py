@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from cet_rl.agents.config import ActorKind, CriticKind, Feedback, LearnerConfig, NetworkConfig
 from cet_rl.runs.config import LayeredConfig, Mark
 
-CONVOLUTIONS = 3
-"""Layers of a convolutional actor; `cet_rl.agents.networks.CHANNELS` would need torch."""
+CONVOLUTIONS = 3  # layers of a convolutional actor; `cet_rl.agents.networks.CHANNELS` would need torch
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,8 @@ from torch import Tensor
 
 from cet_rl.runs.files import replacing
 
-VERSION = 3
-"""Version of the format, written into every file; others are refused."""
-
-_NUMBERS = "biufcSU"
-"""Kinds of numpy types that are plain data."""
+VERSION = 3  # version of the format, written into every file; others are refused
+_NUMBERS = "biufcSU"  # kinds of numpy types that are plain data
 
 File = str | os.PathLike[str] | IO[bytes]
 T = TypeVar("T")

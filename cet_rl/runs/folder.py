@@ -35,11 +35,8 @@ from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
 
 Status = Literal["finished", "interrupted", "failed"]
 
-EVALUATED = "eval/"
-"""Prefix of the numbers of the evaluation at the end of a run. A resumed run evaluates again."""
-
-_LOCK = "lock"
-"""Folder of the lock within a run folder."""
+EVALUATED = "eval/"  # prefix of the numbers of the evaluation at the end of a run. A resumed run evaluates again
+_LOCK = "lock"  # folder of the lock within a run folder
 
 
 def checkpoint_interval(total_steps: int, asked: int | None) -> int:

@@ -23,8 +23,7 @@ from cet_rl.runs.log import Display, RunLog
 from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.task_kinds import TaskKind
 
-LOGGED_POINTS = 50
-"""Points logged in a run."""
+LOGGED_POINTS = 50  # points logged in a run
 
 
 class Learner(Protocol):

@@ -33,8 +33,7 @@ from cet_rl.traces.registry import traces
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
 """Keys of a sweep's file that are no options of `cet-rl train`."""
 
-MOST_JOBS = 100_000
-"""In one sweep."""
+MOST_JOBS = 100_000  # in one sweep
 
 _ELSEWHERE = {
     "seed": "use seeds",

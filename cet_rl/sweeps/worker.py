@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 3, 130
 
-STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
-"""Exit statuses of a worker that was asked to stop."""
+STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a worker that was asked to stop
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # keep a process to one thread
 JOBS_IN_BATCH = 64  # at most in one batched model, unless told otherwise

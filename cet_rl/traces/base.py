@@ -31,8 +31,7 @@ TAIL_TOLERANCE = 1e-15
 
 _LONGEST_KERNEL = 1 << 22
 
-_BLOCK = 1 << 10
-"""Lags of a kernel that are computed step by step; later ones follow from them in blocks."""
+_BLOCK = 1 << 10  # lags of a kernel that are computed step by step; later ones follow from them in blocks
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,7 @@ _APART = 0.5
 """Least distance of a pair's Im s from the real axis. With a tolerance and almost enough states for a shift
 register, pairs want to meet there or to forget at once; their readouts would explode."""
 
-_SLOWEST, _FASTEST = 0.05, 3.0
-"""Least decay of a pole over the delay, and largest over a step."""
+_SLOWEST, _FASTEST = 0.05, 3.0  # least decay of a pole over the delay, and largest over a step
 
 _LARGEST_READOUT = 1e3
 """Weight of a unit pole beyond which another optimum is preferred, as it costs digits in float32."""

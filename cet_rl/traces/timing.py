@@ -8,14 +8,9 @@ from dataclasses import dataclass
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
 RELATIVE_TOLERANCE = 1e-9
 
-LONGEST_DELAY = 1_000_000
-"""Steps beyond which a delay is refused: more than two days of 0.2 s steps."""
-
-BEHAVIOURAL_STEP = 0.2
-"""Seconds one simulation step stands for at behavioural time scales (paper, section 4)."""
-
-RETROGRADE_STEP = 0.3
-"""Seconds one simulation step stands for with retrograde signals in RL (paper, section 4.2)."""
+LONGEST_DELAY = 1_000_000  # steps beyond which a delay is refused: more than two days of 0.2 s steps
+BEHAVIOURAL_STEP = 0.2  # seconds one simulation step stands for at behavioural time scales (paper, section 4)
+RETROGRADE_STEP = 0.3  # seconds one simulation step stands for with retrograde signals in RL (paper, section 4.2)
 
 
 def whole_steps(delay: float, step_duration: float) -> int:

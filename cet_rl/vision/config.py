@@ -14,8 +14,7 @@ from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
 from cet_rl.vision.datasets import DATASETS, Network, summaries
 
-HIDDEN = {"mlp": (512, 512), "cnn": (512,)}
-"""Widths of the dense hidden layers unless told otherwise."""
+HIDDEN = {"mlp": (512, 512), "cnn": (512,)}  # widths of the dense hidden layers unless told otherwise
 
 
 @dataclass(frozen=True)

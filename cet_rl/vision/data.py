@@ -24,14 +24,9 @@ from torch import Tensor
 from cet_rl.runs.values import unknown
 from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages, summaries
 
-HELD_OUT = 0.1
-"""Share of the training images that stands in for the test set with `validation` (paper, App. C)."""
-
-SPLIT_SEED = 0
-"""Seed of both splits: the same images are held out whatever the seed of a run."""
-
-CONNECT_SECONDS = 5.0
-"""Longest wait for the hub's first answer."""
+HELD_OUT = 0.1  # share of the training images that stands in for the test set with `validation` (paper, App. C)
+SPLIT_SEED = 0  # seed of both splits: the same images are held out whatever the seed of a run
+CONNECT_SECONDS = 5.0  # longest wait for the hub's first answer
 
 _MODES = {"L": "8-bit grey", "RGB": "8-bit RGB"}
 

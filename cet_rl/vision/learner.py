@@ -21,8 +21,7 @@ from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import jittered, measured, seen_at, traced_layers
 from cet_rl.vision.models import image_network
 
-EVALUATED_AT_ONCE = 1000
-"""Images of the test set in one forward pass."""
+EVALUATED_AT_ONCE = 1000  # images of the test set in one forward pass
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:

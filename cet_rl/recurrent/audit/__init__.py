@@ -229,8 +229,7 @@ COLUMNS = (
 )
 """Columns of the CSV: all tables side by side, operations as numbers a step."""
 
-WIDTH = 140
-"""Columns of a table that does not go to a terminal."""
+WIDTH = 140  # columns of a table that does not go to a terminal
 
 LEGEND = """\
 n units, m = n + n_in + 1, T steps of a window. A Jacobian is a product with diag(D) W_rec.

@@ -21,8 +21,7 @@ from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 SMALL, LARGE = RNNCell(7, 3, 2), RNNCell(14, 6, 4)
 """Networks that operations are observed in; α = 0.5 as in the paper."""
 
-WINDOWS = range(3, 7)
-"""Lengths of time at which a rule's cost is looked at."""
+WINDOWS = range(3, 7)  # lengths of time at which a rule's cost is looked at
 
 SETTLING, WATCHED = 200, 60
 """Steps that a rule gets to come to rest with its network, and steps that it is watched for then."""

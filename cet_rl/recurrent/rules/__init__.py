@@ -42,8 +42,7 @@ def _parameters(kind: type[Rule]) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-RULES: dict[str, RuleEntry] = {}
-"""By the name that `--rule` takes."""
+RULES: dict[str, RuleEntry] = {}  # by the name that `--rule` takes
 
 
 def register_rule(kind: type[Rule], summary: str) -> type[Rule]:

@@ -29,11 +29,8 @@ from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
 # -------------------- measures
 
-PARTS = 3
-"""Parts of a run: thirds."""
-
-LAST = slice(-1, None)
-"""The layer nearest the output among those with delayed credit."""
+PARTS = 3  # parts of a run: thirds
+LAST = slice(-1, None)  # the layer nearest the output among those with delayed credit
 
 
 def score(run: Run) -> float | None:
