@@ -10,31 +10,13 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cet_rl import __version__
 from cet_rl.runs.values import flag, unknown
 
 T = TypeVar("T")
-
-USAGE = """\
-cet-rl: learning when credit arrives late
-
-  cet-rl train TASK [--delay S] [--order N] [--trace KIND] …   learn; for every option: cet-rl train TASK --help
-  cet-rl sweep FILE [--workers N] [--quick] [--status]         make many runs from one file; repeat it to resume
-  cet-rl tune FILE [--trials N] [--workers N] [--storage URL]  search for hyper-parameters with Optuna
-  cet-rl eval RUN [--episodes N] [--seed N]                    evaluate what a run has learned
-  cet-rl report RUNS... [--out DIR] [--claims]                 turn many runs into a page of figures and tables, or
-                                                               compare them with the papers' claims
-  cet-rl list [agents|envs|datasets|tasks|rules|traces|configs]
-                                                               list what is available
-  cet-rl traces --delay S [--order N] [--plot FILE]            compare how sharply traces remember a delay
-  cet-rl rules [RULE ...] [--format F] [--output FILE]         audit learning rules of recurrent networks
-  cet-rl --version
-
-Example: CartPole with credit that arrives eight seconds late, and five trace states a synapse
-  cet-rl train CartPole-v1 --delay 8 --order 5
-"""
 
 COMMANDS = {
     "train": "cet_rl.cli.train",
@@ -60,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments = sys.argv[1:]
         prepare_output()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
+        print(Path(__file__).with_name("usage.txt").read_text(encoding="utf-8"), end="")
         return 0 if arguments else EXIT_BAD_INPUT
     if arguments[0] in ("-V", "--version"):
         print(f"cet-rl {__version__}")
