@@ -47,7 +47,7 @@ WAYS = {
     "a delay line and dfa": {"delay": 2.0, "trace": "perfect", "feedback": "dfa"},
     "breakout, convolutions": {**GAME, "task": "MinAtar/Breakout-v1", "actor": "conv"},
     "space invaders, one λ per weight": {
-        **{**GAME, "task": "MinAtar/SpaceInvaders-v1", "critic": "mlp", "random_lam": (0.2, 0.9)},
+        **{**GAME, "task": "MinAtar/SpaceInvaders-v1", "critic": "mlp", "random_lam": (0.2, 0.9)}
     },
     "real actions": {"task": "Pendulum-v1"},
     "sb3:a2c": {"agent": "sb3:a2c"},

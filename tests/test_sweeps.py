@@ -249,11 +249,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
-    [
-        ("seed: 0", "seed: 3", "edited .fake-arm-0."),
-        ("jobs:", "jobs: [", "damaged"),
-        ("title", "x", "damaged"),
-    ],
+    [("seed: 0", "seed: 3", "edited .fake-arm-0."), ("jobs:", "jobs: [", "damaged"), ("title", "x", "damaged")],
 )
 def test_a_sweep_yaml_that_was_tampered_with(tmp_path, old, new, words):
     folder = SweepFolder(tmp_path)

@@ -19,15 +19,7 @@ from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, read_mapping
 from cet_rl.runs.folder import RunFolder, default_path, read_run
 from cet_rl.runs.process import Interruption
-from cet_rl.runs.task_kinds import (
-    RECURRENT,
-    RL,
-    TASK_KINDS,
-    VISION,
-    check_spelling,
-    named_tasks,
-    task_kind_of,
-)
+from cet_rl.runs.task_kinds import RECURRENT, RL, TASK_KINDS, VISION, check_spelling, named_tasks, task_kind_of
 from cet_rl.vision.config import VisionConfig
 
 

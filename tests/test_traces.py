@@ -15,18 +15,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.linalg import expm, solve_discrete_lyapunov
 
-from cet_rl import (
-    CET,
-    ET,
-    LTPLTD,
-    FiniteKernel,
-    Legendre,
-    Optimal,
-    PerfectMemory,
-    SharpCET,
-    Trace,
-    register_trace,
-)
+from cet_rl import CET, ET, LTPLTD, FiniteKernel, Legendre, Optimal, PerfectMemory, SharpCET, Trace, register_trace
 from cet_rl.cli import main
 from cet_rl.cli.traces import float32_error
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
@@ -411,10 +400,7 @@ class Nothing(Trace):
         (lambda: Nothing().transition(), "without states, use a cet_rl.FiniteKernel"),
         (lambda: CET(4, 5, "area", "approximate"), "discretization must be one of exact, official"),
         (lambda: TraceConfig("legendre", options={"discretization": "official"}), "only 'cet' takes one"),
-        (
-            lambda: TraceConfig("cet", 1, options={"discretization": "official"}),
-            "only a cascade of order 2",
-        ),
+        (lambda: TraceConfig("cet", 1, options={"discretization": "official"}), "only a cascade of order 2"),
         (lambda: TraceConfig("cet", options={"decay": 0.5}), "order 5: only 'et' takes one"),
         (lambda: TraceConfig("et", options={"decay": 1.5}), "between 0 and 1"),
         (lambda: TraceConfig("ltp-ltd", options={"ratio": "big"}), "ratio .* must be a number, got 'big'"),

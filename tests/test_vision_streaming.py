@@ -30,9 +30,7 @@ HISTORY = replace(STATES, n_in=60, n_out=50)
 CONVOLUTION = replace(STATES, n_in=2, kernel_size=3, padding=1)
 DELAY_LINE = replace(STATES, trace=PerfectMemory(6))
 FORMS = pytest.mark.parametrize(
-    "case",
-    [STATES, HISTORY, CONVOLUTION, DELAY_LINE],
-    ids=["states", "history", "convolution", "delay line"],
+    "case", [STATES, HISTORY, CONVOLUTION, DELAY_LINE], ids=["states", "history", "convolution", "delay line"]
 )
 
 

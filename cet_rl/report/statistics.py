@@ -44,10 +44,7 @@ def mean(values: FloatArray) -> FloatArray:
 
 
 def bootstrap_interval(
-    samples: Sequence[FloatArray],
-    statistic: Callable[[Sequence[FloatArray]], FloatArray],
-    *,
-    paired: bool = False,
+    samples: Sequence[FloatArray], statistic: Callable[[Sequence[FloatArray]], FloatArray], *, paired: bool = False
 ) -> tuple[float, float]:
     """Return the ends of a percentile interval from a bootstrap that draws within each sample, always the same.
 
