@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -142,16 +141,16 @@ def test_starting_and_compiling_is_no_part_of_the_speed(tmp_path, monkeypatch, c
     advance = SequenceLearner.advance
 
     def slow_at_first(learner, limit, *, measure):
-        time.sleep(3.0 * (learner.step == 0))
+        time.sleep(1.0 * (learner.step == 0))
         return advance(learner, limit, measure=measure)
 
     monkeypatch.setattr(SequenceLearner, "advance", slow_at_first)
     assert train(RecurrentConfig("add", **SMALL), tmp_path / "run") == "finished"
     line = capsys.readouterr().err.splitlines()[1]
     assert line.lstrip().startswith("30 of 300 time steps")
-    assert int(re.search(r"([\d,]+) time steps/s", line)[1].replace(",", "")) > 30 / 3.0
+    assert int(re.search(r"([\d,]+) time steps/s", line)[1].replace(",", "")) > 30 / 1.0
     found = summary(tmp_path / "run")
-    assert 294 / found["steps_per_second"] < found["wall_seconds"] - 2.9
+    assert 294 / found["steps_per_second"] < found["wall_seconds"] - 0.9
 
 
 class StopError(Exception):
@@ -289,15 +288,6 @@ def test_the_module_is_the_network_that_has_learned():
             network(bad)
     with pytest.raises(ValueError, match="rates must have shape"):
         network(x, torch.zeros(2, 6))
-
-
-def test_both_executors_give_one_run(tmp_path):
-    config = RecurrentConfig("add", units=6, total_steps=300, precision="float64", delay=2.0, order=3)
-    for executor in ("step", "compiled"):
-        train(replace(config, executor=executor), tmp_path / executor, quiet=True)
-    (_, steps), (_, compiled) = (saved(tmp_path / name) for name in ("step", "compiled"))
-    for name, tensor in steps.items():
-        torch.testing.assert_close(compiled[name], tensor, rtol=1e-9, atol=1e-11)
 
 
 def learned(config):
