@@ -12,7 +12,6 @@ import yaml
 from saved_files import files, parts, rows, summary
 
 from cet_rl.cli import main
-from cet_rl.runs import archive
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
@@ -133,21 +132,6 @@ def test_learning_alone_and_together_in_turns(digits, shape):
         for _ in range(15):
             learner.advance()
     assert distance(turns, solo) < 1e-9
-
-
-@SHAPED
-def test_what_is_given_back_is_saved_and_resumed(digits, shape, tmp_path):
-    found = configs(shape, 60)
-    batch, loaded = BatchedLearner(learners(found, digits)), learners(found, digits)
-    advanced(batch, 10)
-    for number, learner in enumerate(batch.learners):
-        archive.write(tmp_path / f"{number}.zip", learner.state(), what="network")
-        loaded[number].load(tmp_path / f"{number}.zip")
-        assert loaded[number].step == 10
-    assert distance(loaded, batch.learners) == 0
-    again = BatchedLearner(loaded)
-    assert torch.equal(advanced(again, 10), advanced(batch, 10))
-    assert distance(again.learners, batch.learners) == 0
 
 
 def test_a_learner_that_is_given_back_measures_as_before(digits):
