@@ -93,7 +93,7 @@ class Problem:
         return torch.rand(self.geometry.weight_shape, generator=self.generator(), dtype=torch.float64)
 
 
-def problems(geometries, longest=20):
+def problems(geometries, longest=20, decays=(0.0, 0.5, 0.94, 0.999)):
     """Draw problems whose chunks have up to `longest` steps."""
     return st.builds(
         Problem,
@@ -102,7 +102,7 @@ def problems(geometries, longest=20):
         trace=TRACES,
         delay_steps=st.integers(0, 15),
         chunks=st.lists(st.integers(1, longest), min_size=1, max_size=5),
-        decay=st.sampled_from([0.0, 0.5, 0.94]),
+        decay=st.sampled_from(decays),
         seed=st.integers(0, 2**31),
     )
 
@@ -127,6 +127,14 @@ def updates_by_formula(problem, parts, outer):
                 e += kernel[lag] * outer(arriving * derivative[t - lag, env], pre[t - lag, env])
             gradient += td_error[t - D, env] * e
     return gradient
+
+
+def dense_eligibility(layer):
+    """Return e of each environment, (E, *weight_shape), also of a layer that keeps it as weights of its past."""
+    if layer.past_eligibility is None:
+        return layer.eligibility
+    geometry = layer.geometry
+    return geometry.outer_sums(geometry.post(layer.past_eligibility), geometry.pre(layer.past_pre))
 
 
 def assert_same(found, expected):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from late_credit import CONVOLUTIONS, DENSE, Problem, assert_same, problems, updates_by_formula
+from late_credit import CONVOLUTIONS, DENSE, Problem, assert_same, dense_eligibility, problems, updates_by_formula
 from torch.nn.functional import conv2d, pad, unfold
 
 from cet_rl import CET, ET, Legendre, PerfectMemory
 from cet_rl.credit import Convolution, Dense, Synapses, factored, geometry
 from cet_rl.credit.alignment import AlignmentProbe, cosine
 
-CONVOLVING = problems(CONVOLUTIONS, 12)
+CONVOLVING = problems(CONVOLUTIONS, 12, decays=(0.0, 0.5, 0.94))
 
 
 def patches(shape, pre):
@@ -58,13 +58,13 @@ class OnPatches:
         return each.sum(1).view(-1, *self.shape.weight_shape)
 
 
-@pytest.mark.parametrize("executor", ["auto", "history", "step"])
+@pytest.mark.parametrize("executor", ["auto", "history", "factored", "step"])
 @given(problem=CONVOLVING)
 def test_a_convolution_is_the_dense_definition_on_patches(executor, problem):
     parts, found, reference = problem.signals(), problem.layer(executor), OnPatches(problem)
     assert_same([found(*part) for part in parts], [reference(*part) for part in parts])
     if problem.decay:  # without one, nothing of e is carried over
-        assert_same([found.eligibility], [reference.eligibility])
+        assert_same([dense_eligibility(found)], [reference.eligibility])
 
 
 @given(problem=CONVOLVING)
@@ -121,9 +121,9 @@ def test_without_delay_or_trace_it_is_the_gradient_of_the_weights(problem):
         assert_same([synapses(pre, derivative, error, td_error, start)], [expected])
 
 
-@given(problem=CONVOLVING, block=st.integers(1, 500))
-def test_memory_formats_and_blocks_do_not_matter(problem, block):
-    parts, plain, other = problem.signals(), problem.layer(), problem.layer()
+@given(problem=CONVOLVING, block=st.integers(1, 500), executor=st.sampled_from(["history", "factored"]))
+def test_memory_formats_and_blocks_do_not_matter(problem, block, executor):
+    parts, plain, other = problem.signals(), problem.layer("history"), problem.layer(executor)
     expected = [plain(*part) for part in parts]
 
     def channels_last(maps):

@@ -30,13 +30,13 @@ def zeros(*shape, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("supervised", [False, True])
-@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history"])
+@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history", "factored"])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["dense", "bias", "convolution"])
 def test_synapses(geometry, executor, supervised):
     for trace, decay in product(TRACES, (0.0, 0.9, "per weight")):
         if executor == "chunk" and isinstance(geometry, Convolution):
             continue  # it has no states
-        if executor in ("chunk", "history") and decay == "per weight":
+        if executor in ("chunk", "history", "factored") and decay == "per weight":
             continue  # it has no closed form
         synapses = Synapses(
             geometry=geometry,

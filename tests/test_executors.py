@@ -8,24 +8,33 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from late_credit import CONVOLUTIONS, DENSE, assert_same, joined, problems, random_signals, updates_by_formula
+from late_credit import (
+    CONVOLUTIONS,
+    DENSE,
+    assert_same,
+    dense_eligibility,
+    joined,
+    problems,
+    random_signals,
+    updates_by_formula,
+)
 from torch.nn.functional import pad
 
 from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory, SharpCET
-from cet_rl.credit import Convolution, Dense, Synapses
+from cet_rl.credit import Convolution, Synapses
 
 DENSE_LAYERS = problems(DENSE)
-ALL_LAYERS = problems(DENSE | CONVOLUTIONS, 12)
+ALL_LAYERS = problems(DENSE | CONVOLUTIONS, 12, decays=(0.0, 0.5, 0.94))
 
 
-@pytest.mark.parametrize("executor", ["auto", "chunk", "fused", "history"])
+@pytest.mark.parametrize("executor", ["auto", "chunk", "fused", "history", "factored"])
 @given(problem=DENSE_LAYERS)
 def test_executor_equals_the_definition(executor, problem):
     found, reference = problem.layer(executor), problem.layer("step")
     parts = problem.signals()
     assert_same([found(*part) for part in parts], [reference(*part) for part in parts])
     if problem.decay:  # without one, nothing of e is carried over
-        assert_same([found.eligibility], [reference.eligibility])
+        assert_same(*[[dense_eligibility(layer)] for layer in (found, reference)])
     if found.states is not None and reference.states is not None:
         assert_same([found.states], [reference.states])
 
@@ -39,16 +48,16 @@ def test_one_decay_per_weight_equals_the_definition(executor, problem):
 
 
 @settings(max_examples=120)
-@given(problem=ALL_LAYERS, executor=st.sampled_from(["step", "chunk", "history"]))
+@given(problem=ALL_LAYERS, executor=st.sampled_from(["step", "chunk", "history", "factored"]))
 def test_chunk_boundaries_do_not_matter(problem, executor):
     """One long chunk gives the update of many short ones."""
-    executor = executor if isinstance(problem.geometry, Dense) else "auto"
+    executor = "auto" if executor == "chunk" and isinstance(problem.geometry, Convolution) else executor
     parts = problem.signals()
     apart, together = problem.layer(executor), problem.layer(executor)
     total = sum(apart(*part) for part in parts)
     assert_same([together(*joined(parts))], [total])
     if problem.decay:
-        assert_same([together.eligibility], [apart.eligibility])
+        assert_same(*[[dense_eligibility(layer)] for layer in (together, apart)])
 
 
 @given(problem=DENSE_LAYERS)
@@ -61,7 +70,7 @@ def test_the_definition_equals_its_formula(problem):
     assert_same([sum(synapses(*part) for part in parts)], [updates_by_formula(problem, parts, outer)])
 
 
-@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "fused", "history"])
+@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "fused", "history", "factored"])
 @given(problem=DENSE_LAYERS)
 def test_supervised_synapses_have_errors_that_count_as_they_are(executor, problem):
     modulated, supervised = problem.layer("step"), problem.layer(executor, supervised=True)
@@ -92,7 +101,7 @@ def test_updates_in_float32_stay_close_over_100_000_steps(trace):
     assert 1e-9 < (found - expected).abs().max() / expected.square().mean().sqrt() <= 1e-4
 
 
-@pytest.mark.parametrize("executor", ["chunk", "history"])
+@pytest.mark.parametrize("executor", ["chunk", "history", "factored"])
 @given(problem=DENSE_LAYERS)
 def test_a_bias_apart_is_the_same(executor, problem):
     shape, together, apart = problem.geometry, problem.layer(executor), problem.layer(executor)
@@ -105,10 +114,10 @@ def test_a_bias_apart_is_the_same(executor, problem):
 
 
 @settings(max_examples=120)
-@given(problem=ALL_LAYERS)
-def test_saved_state_continues_exactly(problem):
+@given(problem=ALL_LAYERS, executor=st.sampled_from(["auto", "factored"]))
+def test_saved_state_continues_exactly(problem, executor):
     parts = problem.signals(repeats=2)
-    whole, first, second = (problem.layer() for _ in range(3))
+    whole, first, second = (problem.layer(executor) for _ in range(3))
     expected = [whole(*part) for part in parts]
     half = len(parts) // 2
     found = [first(*part) for part in parts[:half]]
@@ -129,7 +138,7 @@ def test_perfect_memory_is_the_undelayed_update_shifted(problem):
         found = found + delayed(*(signal.new_zeros(D, *signal.shape[1:]) for signal in parts[0]))
     assert_same([found], [expected])
     if problem.decay:
-        assert_same([delayed.eligibility], [undelayed.eligibility])
+        assert_same(*[[dense_eligibility(layer)] for layer in (delayed, undelayed)])
 
 
 SIZES = {"n_in": 2, "n_out": 3}
@@ -150,6 +159,7 @@ MAPS = {"geometry": Convolution(2, 3, 3, (4, 5))}
         (MAPS | {"executor": "fused"}, "a convolution has no states for 'fused'"),
         (MAPS | {"gamma_lam": torch.full((3, 18), 0.5)}, r"shape \(3, 2, 3, 3\)"),
         (MAPS | {"gamma_lam": torch.full((3, 2, 3, 3), 0.5), "executor": "history"}, "breaks the closed form"),
+        (SIZES | {"gamma_lam": torch.full((3, 2), 0.5), "executor": "factored"}, "closed form of 'factored'"),
         (MAPS | {"n_in": 4}, "either n_in and n_out, or geometry"),
         ({}, "either n_in and n_out, or geometry"),
     ],
@@ -189,12 +199,11 @@ def test_the_delay_is_the_trace_s_unless_said_otherwise():
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history"])
+@pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history", "factored"])
 @settings(max_examples=120)
 @given(problem=ALL_LAYERS)
 def test_cuda_equals_cpu(executor, problem):
-    if executor == "chunk" and not isinstance(problem.geometry, Dense):
-        executor = "auto"
+    executor = "auto" if executor == "chunk" and isinstance(problem.geometry, Convolution) else executor
     parts, reference, synapses = problem.signals(), problem.layer("step"), problem.layer(executor).cuda()
     found = [synapses(*(signal.cuda() for signal in part)).cpu() for part in parts]
     assert_same(found, [reference(*part) for part in parts])

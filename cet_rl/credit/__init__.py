@@ -17,8 +17,8 @@ Letters (paper and `docs/method.md`), for T steps, E environments and one layer:
 How a credit signal becomes an update: `synapses.py` (`Synapses.advance` delays δ, η and s by D steps and picks an
 executor), `signals.py` (the delayed signals and the state that is carried over), then one of four implementations
 of the same update: `step.py` (the definition), `chunk.py` (T steps as matrix products), `factored.py` (the same
-from the past of f' and x, named "history") and `fused.py` or `fused_cuda.py` (one compiled loop). `geometry.py`
-holds the shapes and products of dense layers and convolutions.
+from the past of f' and x, "history", or also of e, "factored") and `fused.py` or `fused_cuda.py` (one compiled
+loop). `geometry.py` holds the shapes and products of dense layers and convolutions.
 """
 
 from cet_rl.credit.geometry import Convolution, Dense, Geometry

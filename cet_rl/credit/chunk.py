@@ -122,20 +122,14 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
     if decay == 0:
         return signals.td_error, None
     td_error, start = signals.modulation()
-    last = torch.zeros_like(td_error)
-    last[-1] = 1
-    both = torch.stack([td_error, last], dim=1)
-    sums = lambda_sums(both, start[:, None].expand_as(both), decay)
-    return sums[:, 0], sums[:, 1]
+    kept = decay * (1 - start)
+    kept[:-1], kept[-1] = kept[1:].clone(), 1
+    return lambda_sums(td_error, start, decay), kept.flip(0).cumprod(0).flip(0)
 
 
-def decay_eligibility(state: SynapseState, signals: Signals, decay: float, A: Tensor, B: Tensor) -> Tensor:
-    """Scale e⁰ to its share of the new e, in place, and return what it adds to ΔW, γλ(1 - s_0) Σ_env A_0 e⁰."""
-    kept = decay * (1 - signals.modulation()[1][0])
-    each = state.eligibility.view(len(kept), -1)
-    gain = matmul((kept * A[0])[None], each).view(state.eligibility.shape[1:])
-    each *= (kept * B[0])[:, None]
-    return gain
+def sum_of_environments(weights: Tensor, each: Tensor) -> Tensor:
+    """Return Σ_env w_env X_env of weights (E,) and tensors (E, …)."""
+    return matmul(weights[None], each.flatten(1)).view(each.shape[1:])
 
 
 def chunk(constants: StateConstants, state: SynapseState, signals: Signals, decay: float) -> Tensor:
@@ -163,7 +157,9 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
         ]
         return parts[0] if envs == 1 else torch.stack(parts).sum(0)
 
-    gradient = decay_eligibility(state, signals, decay, A, B)
+    kept = decay * (1 - signals.modulation()[1][0])
+    gradient = sum_of_environments(kept * A[0], state.eligibility)
+    state.eligibility *= (kept * B[0]).view(-1, 1, 1)
     # Units are taken in blocks that stay in a CPU's cache from one product to the next.
     on_cpu = p.device.type == "cpu"
     block = max(1, min(n_out, _BLOCK // (order * max(n_in, steps)))) if on_cpu else n_out

@@ -1,7 +1,7 @@
 """The closed form over a factored past: no states at the synapses, only the layer's inputs and derivatives.
 
 A kernel that vanishes after L lags needs (f', x) of the last L steps and nothing else. With A and B of
-`cet_rl.credit.chunk`,
+`cet_rl.credit.chunk`, and events s of this chunk and of before,
 
     p_s = f'_s ⊙ Σ_{u≥s} g_{u-s} A_u δ_u,  s = -L … T-1        ΔW = Σ_env [ Σ_s p_s x_sᵀ + γλ(1 - s_0) A_0 e⁰ ]
 
@@ -9,6 +9,14 @@ Exact for a delay line (perfect memory, no trace at all), and to rounding for ev
 and memory grows with the kernel's support, but not with the number of states nor, in memory, with the number of
 synapses. For a convolution, whose outer products are sums over positions too, f', x and δ are maps and p_s of a
 position is that of its own f' and δ: the sum over s is one gradient of convolution weights.
+
+"history" keeps e at every synapse. "factored" keeps it as weights of the past, e = Σ_env Σ_s ε_s x_sᵀ with one
+vector ε_s a step, for the last W steps, after which the kernel convolved with (γλ)^l has vanished; then
+
+    p_s = f'_s ⊙ Σ_u g_{u-s} A_u δ_u + γλ(1 - s_0) A_0 ε_s        ΔW = Σ_env Σ_s p_s x_sᵀ,  s = -W … T-1
+    ε_s ← f'_s ⊙ Σ_u g_{u-s} B_u δ_u + γλ(1 - s_0) B_0 ε_s
+
+and e itself is never formed: one product with W + T rows in place of two with L + T, and no pass over synapses.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.credit.chunk import correlation_matrix, decay_eligibility, forget_oldest, sum_weights
+from cet_rl.credit.chunk import correlation_matrix, forget_oldest, sum_of_environments, sum_weights
 from cet_rl.credit.geometry import Dense, Geometry, Parts
 from cet_rl.credit.signals import Signals, SynapseState
 from cet_rl.traces.base import FloatArray, Trace
@@ -33,6 +41,22 @@ _ROWS = 64
 """Events taken at once on a CPU: few enough to skip most zeros, enough to keep the product's kernels busy."""
 
 _LEAST_WORK = 1 << 22  # multiply-adds below which one product with the zeros is faster than several without
+
+
+def eligibility_window(kernel: FloatArray, decay: float, dtype: torch.dtype) -> int:
+    """Return W, the steps after which an event's weight in e is below the rounding of a sum over it.
+
+    That weight is at most |g| convolved with (γλ)^l, which past the end of the kernel falls by γλ a step.
+    """
+    if not decay:
+        return len(kernel) - 1
+    magnitude = np.abs(kernel)
+    last = float(magnitude @ decay ** np.arange(len(kernel))[::-1])  # at the kernel's last lag
+    window = len(kernel)
+    for _ in range(3):  # √W roundings, see `visible_support`
+        visible = np.sqrt(window) * torch.finfo(dtype).eps * magnitude.sum()
+        window = len(kernel) + max(0, int(np.ceil(np.log(visible / last) / np.log(decay))))
+    return window
 
 
 def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
@@ -130,51 +154,79 @@ class HistoryConstants:
 
 
 def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
-    """Run T steps at once: the arguments of `step`, with one `decay` for all weights, and ΔW in parts."""
+    """Run T steps at once: the arguments of `step`, with one `decay` for all weights, and ΔW in parts.
+
+    The RL eligibility is that of the state: `past_eligibility`, weights of the past, or `eligibility`, dense.
+    """
     assert state.past_pre is not None
     assert state.past_derivative is not None
     steps, num_envs, n_post = signals.error.shape
-    geometry, total = constants.geometry, constants.past + steps
+    geometry, total, old = constants.geometry, constants.past + steps, len(state.past_pre) - constants.past
 
     A, B = sum_weights(signals, decay)
     gradient: Parts | None = None
-    if A is not None and B is not None:
-        gradient = geometry.split(decay_eligibility(state, signals, decay, A, B))
+    kept = None if A is None or B is None else decay * (1 - signals.modulation()[1][0]) * torch.stack([A[0], B[0]])
+    if kept is not None and state.past_eligibility is None:
+        gradient = geometry.split(sum_of_environments(kept[0], state.eligibility))
 
     # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
-    at_once, rows_at_once = num_envs, total
+    at_once, rows_at_once = num_envs, max(total, old)
     if not isinstance(geometry, Dense):
         limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
-        at_once = min(num_envs, max(1, limit // (total * n_post)))
+        at_once = min(num_envs, max(1, limit // ((old + total) * n_post)))
         rows_at_once = max(1, limit // (at_once * n_post))
+    blocks: list[tuple[Tensor, ...]] = []
     for first in range(0, num_envs, at_once):
         envs = slice(first, first + at_once)
-        pre, derivative, error = signals.pre[:, envs], signals.derivative[:, envs], signals.error[:, envs]
-        if constants.past:
-            # Allocated each time: alignment in memory changes how products round, and resumed runs must be equal.
-            pre = torch.cat([state.past_pre[:, envs], pre])
-            derivative = torch.cat([state.past_derivative[:, envs], derivative])
-            if at_once == num_envs:  # the end of the tensor just made is the new past
-                state.past_pre, state.past_derivative = pre[steps:], derivative[steps:]
-            else:
-                state.past_pre[:, envs], state.past_derivative[:, envs] = pre[steps:], derivative[steps:]
+        # Allocated each time: alignment in memory changes how products round, and resumed runs must be equal.
+        pre, derivative = (
+            torch.cat([past[:, envs], new[:, envs]]) if len(past) else new[:, envs]
+            for past, new in ((state.past_pre, signals.pre), (state.past_derivative, signals.derivative))
+        )
+        error = signals.error[:, envs]
         to_gradient = error if A is None else A[:, envs, None] * error
         to_eligibility = None if B is None else B[:, envs, None] * error
+        weights = None if state.past_eligibility is None else state.past_eligibility[:, envs]
+        scale = None if kept is None else kept[:, envs, None]
+        new_weights = []
+        if weights is not None and scale is not None:  # of events that get no more credit from the kernel
+            for row in range(0, old, rows_at_once):
+                rows = slice(row, min(row + rows_at_once, old))
+                p, x = geometry.post(scale[0] * weights[rows]), geometry.pre(pre[rows])
+                gradient = _add(gradient, geometry.outer_parts(p, x))
+            new_weights.append(scale[1] * weights[min(steps, old) : old])
         for row in range(0, total, rows_at_once):
-            rows = slice(row, row + rows_at_once)
-            x, active = geometry.pre(pre[rows]), derivative[rows]
-            p = geometry.post(_credited(constants, to_gradient, rows).mul_(active))
-            part = geometry.outer_parts(p, x)
-            gradient = part if gradient is None else _add(gradient, part)
-            if to_eligibility is not None:
-                p = geometry.post(_credited(constants, to_eligibility, rows).mul_(active))
-                state.eligibility[envs] += geometry.outer_sums(p, x)
+            rows = slice(row, min(row + rows_at_once, total))
+            x, active = geometry.pre(pre[old + row : old + rows.stop]), derivative[rows]
+            known = None if weights is None else weights[old + row : old + rows.stop]  # none of the chunk itself
+            p = _credited(constants, to_gradient, rows).mul_(active)
+            if known is not None and scale is not None:
+                p[: len(known)].addcmul_(scale[0], known)
+            gradient = _add(gradient, geometry.outer_parts(geometry.post(p), x))
+            if to_eligibility is None or scale is None:
+                continue
+            p = _credited(constants, to_eligibility, rows).mul_(active)
+            if known is None:
+                fade = None if row else scale[1, :, 0]
+                geometry.add_outer_sums(state.eligibility[envs], geometry.post(p), x, fade)
+            else:
+                p[: len(known)].addcmul_(scale[1], known)
+                new_weights.append(p)
+        ends = (torch.cat(new_weights)[-len(weights) :],) if weights is not None else ()
+        blocks.append((pre[steps:], derivative[steps:], *ends))
+    for name, values in zip(
+        ("past_pre", "past_derivative", "past_eligibility"), zip(*blocks, strict=True), strict=False
+    ):
+        if len(getattr(state, name)):  # an empty view would keep the signals in memory
+            setattr(state, name, values[0] if len(values) == 1 else torch.cat(values, 1))
     assert gradient is not None
     return gradient
 
 
-def _add(gradient: Parts, part: Parts) -> Parts:
+def _add(gradient: Parts | None, part: Parts) -> Parts:
     """Add to a gradient in place, and return it."""
+    if gradient is None:
+        return part
     for total, more in zip(gradient, part, strict=True):
         if total is not None and more is not None:
             total += more

@@ -28,6 +28,9 @@ _ONEDNN = (
 
 _LEAST_FOR_ONEDNN = 1 << 20  # multiply-adds below which building a oneDNN primitive costs more than it saves
 
+_NARROW = 32
+"""Columns below which a product is up to four times faster as its transpose."""
+
 _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
 
@@ -141,6 +144,12 @@ class Geometry(ABC):
         pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
         return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
+    def add_outer_sums(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
+        """Add `outer_sums` to a total, (E, *weight_shape), in place, multiplied by `fade`, (E,), beforehand."""
+        if fade is not None:
+            total *= fade.view(-1, *(1 for _ in self.weight_shape))
+        total += self.outer_sums(post, pre)
+
 
 @dataclass(frozen=True)
 class Dense(Geometry):
@@ -180,7 +189,16 @@ class Dense(Geometry):
     def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
         """Return Σ post ⊗ pre and Σ post: (..., n_out), (..., n_in) to (n_out, n_in), (n_out,)."""
         post, pre = post.reshape(-1, self.n_out), pre.reshape(-1, self.n_in)
-        return matmul(post.T, pre), post.sum(0) if self.bias else None
+        weight = matmul(post.T, pre) if self.n_in >= _NARROW else matmul(pre.T, post).T.contiguous()
+        return weight, post.sum(0) if self.bias else None
+
+    def add_outer_sums(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
+        """Add sums of (S, E, n_out), (S, E, n_in) to (E, n_out, n_in and more), in one pass over it."""
+        if self.bias or self.n_in < _NARROW:
+            return super().add_outer_sums(total, post, pre, fade)
+        if fade is not None:
+            total *= fade.view(-1, 1, 1)
+        total.baddbmm_(post.permute(1, 2, 0), pre.transpose(0, 1))
 
     def split(self, weights: Tensor) -> Parts:
         """Separate (n_out, n_in and more) into (n_out, n_in) and (n_out,)."""

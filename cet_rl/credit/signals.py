@@ -56,13 +56,14 @@ class SynapseState:
     """Hold what a layer's synapses carry from chunk to chunk, zero at first. Executors replace or overwrite it.
 
     A layer has either `states`, or `past_pre` and `past_derivative`, the factors of its Hebbian term for as long
-    as the kernel reaches back, flattened by its geometry.
+    as the kernel reaches back, flattened by its geometry. With `past_eligibility` it has no e, and x as far back.
     """
 
     eligibility: Tensor  # e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0
     states: Tensor | None = None  # S, shape (E, n_out, n, n_in)
-    past_pre: Tensor | None = None  # x of the last L steps, oldest first, shape (L, E, n_in)
+    past_pre: Tensor | None = None  # x of the last L or W steps, oldest first, shape (L, E, n_in)
     past_derivative: Tensor | None = None  # f' of the last L steps, shape (L, E, n_out)
+    past_eligibility: Tensor | None = None  # ε of the last W steps, e = Σ_s ε_s x_sᵀ, shape (W, E, n_out)
 
 
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
@@ -79,10 +80,10 @@ def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
     kept[:-1] = decay * (1 - start[1:])
     span = 1
     while span < steps:
-        # sums[t] covers t … t+span-1 and kept[t] is the product of their decays. New tensors: no aliasing.
-        longer = sums[:-span] + kept[:-span] * sums[span:]
-        kept = torch.cat([kept[:-span] * kept[span:], torch.zeros_like(kept[-span:])])
-        sums = torch.cat([longer, sums[-span:]])
+        # sums[t] covers t … t+span-1 and kept[t] is the product of their decays; the products are new tensors.
+        sums[:-span] += kept[:-span] * sums[span:]
+        kept[:-span] = kept[:-span] * kept[span:]
+        kept[-span:] = 0
         span *= 2
     return sums
 

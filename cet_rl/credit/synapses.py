@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from functools import lru_cache
 from math import prod
 from typing import Literal, cast, get_args
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
-from cet_rl.credit.factored import HistoryConstants, history, visible_support
+from cet_rl.credit.factored import HistoryConstants, eligibility_window, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
@@ -20,8 +21,10 @@ from cet_rl.traces.base import Trace, Transition
 from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.sharp import shift_register
 
-Executor = Literal["auto", "step", "chunk", "fused", "history"]
+Executor = Literal["auto", "step", "chunk", "fused", "history", "factored"]
 """How an update is computed: "step" is the definition, the others give its numbers faster, "auto" chooses."""
+
+_CARRIED = tuple(item.name for item in fields(SynapseState))
 
 Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
 
@@ -61,7 +64,8 @@ class Synapses(nn.Module):
         num_envs: E, environments that share the weights.
         rollout: steps of a usual chunk; only guides the choice of executor.
         executor: "auto", or one by name: "step" (the definition), "chunk" (closed form), "fused" (compiled
-            loop, on CPU and CUDA) or "history" (closed form over the factored past).
+            loop, on CPU and CUDA), "history" (closed form over the factored past) or "factored" (the same with e
+            factored as well).
         dtype: of states and signals.
         geometry: of the layer, in the place of `n_in` and `n_out`.
         supervised: whether errors count as they are and nothing ends, η = 1 and s = 0; `forward` takes neither.
@@ -75,6 +79,7 @@ class Synapses(nn.Module):
     states: Tensor | None
     past_pre: Tensor | None
     past_derivative: Tensor | None
+    past_eligibility: Tensor | None
     decay_per_weight: Tensor | None
 
     def __init__(
@@ -129,13 +134,16 @@ class Synapses(nn.Module):
         self.pre_line = DelayLine(onset, (num_envs, n_pre), dtype=dtype)
         self.derivative_line = DelayLine(onset, (num_envs, n_post), dtype=dtype)
 
-        past = self._support[1] - onset - 1
-        order = past + 1 if transition is None else len(transition.K)
+        kernel = self.trace.kernel(self._support[1])[onset:].numpy()
+        past, order = len(kernel) - 1, len(kernel) if transition is None else len(transition.K)
+        weigh_past = executor == "factored" and bool(self.shared_decay)
+        window = eligibility_window(kernel, self.shared_decay, dtype) if weigh_past and self.shared_decay else past
         shapes: dict[str, tuple[int, ...] | None] = {
-            "eligibility": (num_envs, *weight_shape),
+            "eligibility": (num_envs, 0) if weigh_past else (num_envs, *weight_shape),
             "states": None if self._factored else (num_envs, n_post, order, weight_shape[1]),
-            "past_pre": (past, num_envs, n_pre) if self._factored else None,
+            "past_pre": (window, num_envs, n_pre) if self._factored else None,
             "past_derivative": (past, num_envs, n_post) if self._factored else None,
+            "past_eligibility": (window, num_envs, n_post) if weigh_past else None,
         }
         for name, shape in shapes.items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
@@ -149,7 +157,7 @@ class Synapses(nn.Module):
         they need more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
         """
         trace, per_weight = self.trace, self.shared_decay is None
-        if self.executor == "history" or isinstance(self.geometry, Convolution):
+        if self.executor in ("history", "factored") or isinstance(self.geometry, Convolution):
             return True
         if self.executor in ("chunk", "fused"):
             return False
@@ -231,9 +239,9 @@ class Synapses(nn.Module):
             None if self.td_error_line is None else self.td_error_line(td_error),
             None if self.start_line is None else self.start_line(start),
         )
-        state = SynapseState(self.eligibility, self.states, self.past_pre, self.past_derivative)
+        state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
         update = self._execute(state, signals)
-        for name in ("eligibility", "states", "past_pre", "past_derivative"):
+        for name in _CARRIED:
             if (new := getattr(state, name)) is not self._buffers[name]:  # setting attributes is slow
                 setattr(self, name, new)
         return update
@@ -280,7 +288,7 @@ def _check_executor(executor: str, geometry: Geometry, *, per_weight: bool) -> N
         raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
     if isinstance(geometry, Convolution) and executor in ("chunk", "fused"):
         raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
-    if per_weight and executor in ("chunk", "history"):
+    if per_weight and executor in ("chunk", "history", "factored"):
         raise ValueError(f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'")
 
 
