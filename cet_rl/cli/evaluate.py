@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -13,6 +17,9 @@ from cet_rl.runs.config import check_seed
 from cet_rl.runs.folder import read_run
 from cet_rl.runs.values import flag
 
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+"""Variables of the environment one of which is set where Linux can open a window."""
+
 
 @dataclass(frozen=True)
 class EvalArguments:
@@ -21,11 +28,15 @@ class EvalArguments:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
     episodes: int | None = None
-    """Deterministic episodes. Default 100."""
+    """Deterministic episodes. Default 100; one with --video or --render."""
     agent: str | None = None
     """The agent, if it has another name now than in the run's configuration; as for `cet-rl train`."""
     seed: int | None = None
     """Seed of the environments. Default: derived from that of the run."""
+    video: str | None = None
+    """FILE.gif or FILE.mp4: a film of the episodes. MP4 needs the extra video, cet-rl[video]."""
+    render: bool = False
+    """Show the episodes in a window."""
 
     data_dir: str | None = None
     """For image classification: folder with the data on this machine, in place of the run's."""
@@ -35,17 +46,36 @@ class EvalArguments:
             raise ValueError(f"--episodes must be at least 1, got {self.episodes}")
         if self.seed is not None:
             check_seed(self.seed)
+        if self.video is not None:
+            self._check_video(Path(self.video))
+        elif self.render and sys.platform == "linux" and not any(map(os.environ.get, DISPLAYS)):
+            raise ValueError("--render needs a display, and there is none here: --video FILE.gif makes a film")
+
+    def _check_video(self, file: Path) -> None:
+        """Raise ValueError if a film cannot be written there."""
+        if self.render:
+            raise ValueError("--video and --render do not go together: leave out one of the two")
+        if file.suffix.lower() not in (".gif", ".mp4"):
+            raise ValueError(f"--video takes a file named .gif or .mp4, got {file}")
+        if not file.parent.is_dir():
+            raise ValueError(f"--video: there is no folder {file.parent}")
+        if file.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+            raise ValueError('--video: MP4 needs pip install "cet-rl[video]"; a file named .gif needs nothing')
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     parsed = parse(EvalArguments, arguments, "cet-rl eval")
     task_kind, folder, values = read_run(parsed.run)
-    options = {name: value for name, value in asdict(parsed).items() if name != "run" and value is not None}
+    options = {
+        name: value for name, value in asdict(parsed).items() if name != "run" and value not in (None, False)
+    }
     for name in options.keys() - set(task_kind.evaluation_options):
         raise ValueError(
             f"{flag(name)} does not apply to a run of {values['task']} ({task_kind.title}): leave it out"
         )
+    if parsed.video:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would complain where there is no display
     checkpoint = folder.checkpoint_file
     if not checkpoint.is_file():
         raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,20 @@ from cet_rl.runs.process import generator_state
 _CONSTANT = ("channels", "action_map", "ramping", "random")
 """Attributes of a game that no step changes, and its generator."""
 
+CELL = 32
+"""Pixels of a picture across each of the ten by ten cells."""
+
+_BACKGROUND, _GRID = (24, 24, 32), (44, 44, 56)
+_COLOURS = np.array(
+    [
+        _BACKGROUND,
+        *((86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (240, 228, 66), (204, 121, 167)),
+        *((0, 114, 178), (170, 170, 170), (148, 103, 220), (255, 255, 255)),
+    ],
+    np.uint8,
+)
+"""Colours of an empty cell and of each channel: those of Okabe and Ito (2008), and three more."""
+
 
 class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     """Play a MinAtar game with float32 maps, channels first, as observations and plain floats as rewards.
@@ -25,9 +39,12 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     Args:
         game: asterix, breakout, freeway, seaquest or space_invaders.
         use_minimal_action_set: only the actions that do something in this game ("-v1"), or all six ("-v0").
-        render_mode: None, "human", "array" or "rgb_array".
+        render_mode: None, "rgb_array" for pictures in colour, `CELL` pixels a cell, or "array" for MinAtar's own
+            bool arrays. (`gymnasium.make` also takes "human", and shows the pictures in a window.)
         **kwargs: for `minatar.Environment`: `sticky_action_prob` (0.1 there), `difficulty_ramping` (True there).
     """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "array"], "render_fps": 15}
 
     def __init__(
         self, game: str, use_minimal_action_set: bool = True, render_mode: str | None = None, **kwargs: Any
@@ -50,6 +67,16 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         """Play one frame. There is no time limit."""
         observation, reward, terminated, truncated, info = super().step(action)
         return _maps(observation), float(reward), bool(terminated), truncated, info
+
+    def render(self) -> Any:
+        """Return a picture, uint8 of shape (height, width, 3): a cell has the colour of its highest channel."""
+        if self.render_mode != "rgb_array":
+            return super().render()
+        cells = self.game.state()
+        top = (cells * np.arange(1, cells.shape[2] + 1)).max(-1)
+        picture = _COLOURS[top].repeat(CELL, 0).repeat(CELL, 1)
+        picture[::CELL] = picture[:, ::CELL] = _GRID
+        return picture
 
     def get_state(self) -> dict[str, Any]:
         """Return the game and its generators as plain data (`cet_rl.envs.snapshot`)."""

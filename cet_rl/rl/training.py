@@ -19,6 +19,7 @@ from cet_rl.agents.saving import StoredAlgorithm
 from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.files import naming
@@ -241,12 +242,8 @@ def evaluate(
             raise KeyboardInterrupt
 
     episodes = episodes or config.eval_episodes
-    seed = (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
-    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
-    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
-    wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
     env = make_vec_env(
-        config.task, min(episodes, 20), seed, config.step_duration, max_episode_steps=cap, wrappers=wrappers
+        num_envs=min(episodes, 20), seed=_evaluation_seed(config, seed), **_evaluation_options(agent, config)
     )
     returns, _ = evaluate_policy(
         agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
@@ -255,25 +252,50 @@ def evaluate(
     return float(np.mean(returns)), float(np.std(returns))
 
 
+def _evaluation_seed(config: RLConfig, seed: int | None) -> int:
+    return (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
+
+
+def _evaluation_options(agent: BaseAlgorithm, config: RLConfig) -> dict[str, Any]:
+    """Return the keywords of `make_env` for environments to evaluate on."""
+    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
+    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
+    wrappers: list[Any] = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
+    clock = {"task": config.task, "step_duration": config.step_duration}
+    return {**clock, "max_episode_steps": cap, "wrappers": wrappers}
+
+
 def evaluate_run(
     values: Mapping[str, Any],
     checkpoint: Path,
     *,
-    episodes: int = EVALUATION_EPISODES,
+    episodes: int | None = None,
     agent: str | None = None,
     seed: int | None = None,
+    video: str | None = None,
+    render: bool = False,
 ) -> str:
     """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`, and return the result in a line.
 
-    `values` are the run's configuration, which names the agent where `agent` is None.
+    `values` are the run's configuration, which names the agent where `agent` is None. The episodes are shown in
+    the file `video`, or in a window if `render`.
     """
+    shown = bool(video or render)
+    episodes = episodes or (1 if shown else EVALUATION_EPISODES)
     if agent is not None:
         values = {**values, "agent": agent}
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     set_threads(config.threads)
     restored = find_agent(config.agent).load(config, checkpoint)
-    mean, deviation = evaluate(restored, config, episodes, seed)
-    return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {episodes} episodes"
+    if shown:
+        options = _evaluation_options(restored, config)
+        film = Path(video) if video else None
+        returns = watch(restored, options, episodes, _evaluation_seed(config, seed), film)
+        mean, deviation = float(np.mean(returns)), float(np.std(returns))
+    else:
+        mean, deviation = evaluate(restored, config, episodes, seed)
+    played = f"{episodes} episode{'s' * (episodes > 1)}" + f"; film: {video}" * bool(video)
+    return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {played}"
 
 
 # -------------------- the log: when it is written, and the numbers it still holds

@@ -104,7 +104,7 @@ RL = TaskKind(
     curve=_RETURN,
     progress=_RETURN,
     unit="samples",
-    evaluation_options=("episodes", "agent", "seed"),
+    evaluation_options=("episodes", "agent", "seed", "video", "render"),
 )
 VISION = TaskKind(
     "vision",

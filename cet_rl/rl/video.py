@@ -1,0 +1,114 @@
+"""Play an agent for people to watch: as a film, or in a window."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.wrappers import HumanRendering
+from PIL import Image
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from cet_rl.envs import make_env
+from cet_rl.runs.files import replacing
+
+DEFAULT_FPS = 30  # where an environment does not say
+
+Frame = npt.NDArray[np.uint8]
+"""A picture, (height, width, 3)."""
+
+
+def watch(
+    agent: BaseAlgorithm, options: Mapping[str, Any], episodes: int, seed: int, video: Path | None = None
+) -> list[float]:
+    """Play deterministic episodes in a film, or in a window where `video` is None; return the return of each.
+
+    The environment is that of `make_env(**options)`. Raises ValueError if it cannot be shown.
+    """
+    task, wrappers = options["task"], [*options["wrappers"]]
+    modes = make_env(**options).metadata.get("render_modes") or ()
+    mode = "human" if video is None and "human" in modes else "rgb_array"
+    if mode not in modes:
+        raise ValueError(f"{task} cannot be shown: its environment has no render mode rgb_array")
+    if video is None and mode != "human":
+        wrappers.append(HumanRendering)
+    returns: list[float] = []
+    try:
+        env = make_env(**{**options, "wrappers": wrappers}, render_mode=mode)
+        frames = play(agent, env, episodes, seed, returns)
+        first = next(frames)  # most of what can go wrong does so here
+        if video is None:
+            check_window()
+    except (gym.error.Error, RuntimeError) as error:
+        raise ValueError(f"{task} cannot be shown here: {error}") from error
+    if video is None:
+        deque(frames, 0)
+    else:
+        write_film(video, chain([first], frames), env.metadata.get("render_fps") or DEFAULT_FPS)
+    env.close()
+    return returns
+
+
+def play(
+    agent: BaseAlgorithm, env: gym.Env[Any, Any], episodes: int, seed: int, returns: list[float]
+) -> Iterator[Any]:
+    """Play deterministic episodes, and yield what `env.render()` returns for each observation, the last included.
+
+    The first episode has the seed; the return of each that has ended is appended to `returns`.
+    """
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=None if episode else seed)
+        yield env.render()
+        ended, total, state = False, 0.0, None
+        start = np.ones(1, bool)  # for agents with a memory
+        while not ended:
+            action, state = agent.predict(observation, state, start, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            ended, start, total = terminated or truncated, np.zeros(1, bool), total + float(reward)
+            yield env.render()
+        returns.append(total)
+
+
+def check_window() -> None:
+    """Raise RuntimeError if pygame draws where nobody can see it: it has found no display, and was not told to."""
+    pygame: Any = sys.modules.get("pygame")
+    opened = pygame is not None and pygame.display.get_init() and "SDL_VIDEODRIVER" not in os.environ
+    if opened and pygame.display.get_driver() in ("offscreen", "dummy"):
+        raise RuntimeError("pygame finds no display")
+
+
+def write_film(file: Path, frames: Iterator[Frame], fps: float) -> None:
+    """Write frames as an animated GIF, or as MP4 (H.264) by imageio-ffmpeg, as the file's name says.
+
+    The file is there once it is whole. A GIF is held in memory until then, one byte a pixel; its frames last a
+    whole number of hundredths of a second, two at least, as browsers slow others down.
+    """
+    if file.suffix.lower() == ".gif":
+        images = (Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames)
+        with replacing(file) as stream:
+            # Pillow writes what differs from the frame before.
+            each: Any = {"save_all": True, "append_images": images, "loop": 0, "optimize": False}
+            next(images).save(stream, "GIF", duration=10 * max(2, round(100 / fps)), **each)
+        return
+    from imageio_ffmpeg import write_frames  # the extra `video`
+
+    first = next(frames)
+    temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp.mp4")
+    try:
+        size = first.shape[1], first.shape[0]
+        film = write_frames(str(temporary), size, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
+        film.send(None)
+        for frame in chain([first], frames):
+            film.send(np.ascontiguousarray(frame))
+        film.close()
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""What a run shows of itself: films, learning curves, exports, trackers."""
+
+from __future__ import annotations
+
+import os
+import re
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from PIL import Image
+from toy_env import Toy
+
+from cet_rl.cli import main
+from cet_rl.envs import make_env
+from cet_rl.envs.minatar import CELL, MinAtarEnv
+from cet_rl.rl import RLConfig, train
+from cet_rl.rl.video import watch
+
+TINY = {"total_steps": 2048, "hidden": (8, 8), "eval_episodes": 1, "eval_max_steps": 50}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_display():
+    before = os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    yield
+    os.environ["SDL_VIDEODRIVER"] = before
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Short runs by task: CartPole, SpaceInvaders."""
+    folder = tmp_path_factory.mktemp("runs")
+    for task, name in (("CartPole-v1", "cartpole"), ("MinAtar/SpaceInvaders-v1", "invaders")):
+        train(RLConfig(task, delay=1.0, **TINY), folder / name, quiet=True)
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The one line that a command is refused with."""
+    assert main([*map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+# -------------------- films
+
+
+def test_a_gif_shows_every_step_of_the_episodes_that_are_evaluated(runs, tmp_path, capsys):
+    film = tmp_path / "film.gif"
+    assert main(["eval", str(runs / "cartpole"), "--video", str(film), "--episodes", "2"]) == 0
+    mean = float(re.search(r"return ([\d.]+) ± .* over 2 episodes; film: ", capsys.readouterr().out)[1])
+    with Image.open(film) as found:
+        assert found.size == (600, 400)
+        milliseconds = 0
+        for frame in range(found.n_frames):
+            found.seek(frame)
+            milliseconds += found.info["duration"]
+    assert milliseconds == 20 * (2 * mean + 2)  # a reward a step, and the first observation of each episode
+    assert main(["eval", str(runs / "cartpole"), "--video", str(film)]) == 0
+    shown = capsys.readouterr().out.partition(";")[0]
+    main(["eval", str(runs / "cartpole"), "--episodes", "1"])
+    assert capsys.readouterr().out.strip() == shown
+    assert list(tmp_path.iterdir()) == [film]
+
+
+def test_an_mp4_shows_minatar_in_colour(runs, tmp_path, capsys):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    film = tmp_path / "film.mp4"
+    assert main(["eval", str(runs / "invaders"), "--video", str(film), "--seed", "3"]) == 0
+    frames = ffmpeg.read_frames(str(film))
+    meta = next(frames)
+    first = np.frombuffer(next(frames), np.uint8).reshape(10 * CELL, 10 * CELL, 3)
+    env = make_env("MinAtar/SpaceInvaders-v1", render_mode="rgb_array")
+    env.reset(seed=3)
+    assert (meta["fps"], meta["codec"]) == (15, "h264")
+    centres = slice(CELL // 2, None, CELL)
+    assert np.abs(first[centres, centres].astype(int) - env.render()[centres, centres]).max() < 12
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize("game", ["asterix", "breakout", "freeway", "seaquest", "space_invaders"])
+def test_a_cell_has_the_colour_of_its_highest_channel(game):
+    env = MinAtarEnv(game, render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    colours: dict[int, set[tuple[int, ...]]] = {}
+    for _ in range(40):
+        picture = env.render()
+        assert (picture.shape, picture.dtype) == ((10 * CELL, 10 * CELL, 3), np.uint8)
+        numbers = (observation * np.arange(1, len(observation) + 1)[:, None, None]).max(0)
+        cells = picture.reshape(10, CELL, 10, CELL, 3)[:, 1:, :, 1:]
+        assert (cells == cells[:, :1, :, :1]).all()
+        for number, colour in zip(numbers.ravel(), cells[:, 0, :, 0].reshape(-1, 3), strict=True):
+            colours.setdefault(int(number), set()).add(tuple(map(int, colour)))
+        observation, _, terminated, *_ = env.step(env.action_space.sample())
+        if terminated:
+            break
+    assert len(colours) > 2
+    assert all(len(same) == 1 for same in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+
+
+@pytest.mark.parametrize("run", ["cartpole", "invaders"])
+def test_episodes_in_a_window(runs, run, capsys, monkeypatch):
+    for kind in (MinAtarEnv, gym.envs.classic_control.CartPoleEnv):
+        monkeypatch.setitem(kind.metadata, "render_fps", 1000)
+    assert main(["eval", str(runs / run), "--render"]) == 0
+    assert capsys.readouterr().out.endswith("over 1 episode\n")
+
+
+def test_films_that_cannot_be_made(runs, tmp_path, capsys, monkeypatch):
+    run, film = runs / "cartpole", tmp_path / "film.gif"
+    assert ".gif or .mp4, got film.avi" in refused(capsys, "eval", run, "--video", "film.avi")
+    assert "there is no folder nowhere" in refused(capsys, "eval", run, "--video", "nowhere/film.gif")
+    assert "leave out one" in refused(capsys, "eval", run, "--video", film, "--render")
+    monkeypatch.setattr("cet_rl.cli.evaluate.find_spec", lambda name: None)
+    assert 'pip install "cet-rl[video]"' in refused(capsys, "eval", run, "--video", "film.mp4")
+    for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert "--video FILE.gif" in refused(capsys, "eval", run, "--render")
+    gym.register("Blind-v0", lambda: Toy(5))
+    agent = SimpleNamespace(action_space=gym.spaces.Discrete(2))
+    with pytest.raises(ValueError, match="no render mode rgb_array"):
+        watch(agent, {"task": "Blind-v0", "wrappers": []}, 1, 0, film)
+    assert not list(tmp_path.iterdir())
