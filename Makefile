@@ -1,15 +1,17 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set up .venv first.
 PYTHON ?= python3
+PYTHONS ?= 3.11 3.12 3.13
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   := runs/CartPole-v1-cet5-8s-0
 
-.PHONY: help demo test lint docs docs-serve bench clean
+.PHONY: help demo test test-pythons lint docs docs-serve bench clean
 
 help:
 	@echo "make demo   set up, then learn CartPole across an eight-second credit delay"
 	@echo "make test   set up, then run every test (make test ARGS='-m \"not slow\"' for the quick ones)"
+	@echo "make test-pythons   the quick tests on each of Python $(PYTHONS) that is here, in .venv-VERSION"
 	@echo "make lint   set up, then ruff and mypy"
 	@echo "make docs   set up, then build the documentation site into build/site (make docs-serve shows it while you write)"
 	@echo "make bench  set up, then the speed table of docs/benchmarks.md"
@@ -33,6 +35,14 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
+# Each version has an environment of its own; one that is not installed is skipped with a line.
+test-pythons:
+	@for version in $(PYTHONS); do \
+	  if python$$version -c '' 2>/dev/null; then \
+	    $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version ARGS='-m "not slow" $(ARGS)' || exit 1; \
+	  else echo "skipped: there is no python$$version here"; fi; \
+	done
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +58,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/rl_speed.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

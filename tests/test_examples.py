@@ -1,9 +1,14 @@
 """The example in one file computes what the library computes."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
+import matplotlib as mpl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,9 +17,20 @@ from cet_rl import CET, CreditTiming
 from cet_rl.agents.distributions import Categorical
 from cet_rl.agents.learner import ActorCriticLearner, LearnerConfig, Rollout
 from cet_rl.agents.networks import Actor, Critic, split_signs
-from cet_rl.traces.registry import TraceConfig
+from cet_rl.recurrent.rules import RULES
+from cet_rl.traces.registry import TRACES, TraceConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+BUDGETS = {
+    "UPDATES, SEEDS, RATES = 300, range(3), (3e-4, 1e-3, 3e-3)": "UPDATES, SEEDS, RATES = 90, range(1), (3e-3,)",
+    "UPDATES = 200": "UPDATES = 40",
+    "STEPS, SEEDS = 20_000, range(2)": "STEPS, SEEDS = 200, range(1)",
+    "steps=200": "steps=20",
+    "for kappa in (0.0, 0.25, 0.5, 0.75, 0.9)": "for kappa in (0.5,)",
+    "/ timing.delay, 1000 ": "/ timing.delay, 100 ",
+    "1_000": "100",
+    "SAMPLES = 2_000": "SAMPLES = 600",
+}
 
 
 def load(name: str) -> ModuleType:
@@ -96,3 +112,71 @@ def compare(agent: nn.Module, learner: ActorCriticLearner, steps: int, starts: T
     for a, b in zip(agent.parameters(), learner.trained_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-12)
     return begins[-1]
+
+
+def run_notebook(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, object]:
+    """Run a notebook's cells in one namespace, with small budgets."""
+    monkeypatch.chdir(folder)
+    mpl.use("agg")
+    cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for full, little in BUDGETS.items():
+        code = code.replace(full, little)
+    module = ModuleType(name)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, name, module)
+    with patch.dict(RULES), patch.dict(TRACES):
+        exec(compile(code, name, "exec"), module.__dict__)
+    return vars(module)
+
+
+def test_the_first_study_shows_the_method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    curves = run_notebook("first_study", monkeypatch, tmp_path)["curves"]
+    last = {name: runs[:, -1].mean() for name, runs in curves.items()}
+    assert last["perfect memory"] > last["Optimal, 10 states"] > last["classical trace"] + 10
+
+
+@pytest.mark.parametrize("name", ["traces_by_hand", "traced_layers", "own_rule", "own_trace"])
+def test_notebooks_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    run_notebook(name, monkeypatch, tmp_path)
+
+
+def test_notebooks_are_stored_small_and_as_they_ran() -> None:
+    for path in EXAMPLES.glob("*.ipynb"):
+        assert path.stat().st_size < 150_000
+        code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+        outputs = [output for cell in code for output in cell["outputs"]]
+        assert not [output for output in outputs if output["output_type"] == "error"]
+        assert "/tmp" not in path.read_text()
+        assert "site-packages" not in path.read_text()
+
+
+def test_sb3_callbacks_keep_the_best_agent(tmp_path: Path) -> None:
+    score = load("sb3_callbacks").main(["--steps", "1024", "--folder", str(tmp_path)])
+    assert 8 <= score <= 500
+    kept = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"best_model.zip", "evaluations.npz", "progress.csv", "vecnormalize.pkl"} <= kept
+    assert any("vecnormalize" in name and "steps" in name for name in kept)
+
+
+@pytest.mark.slow
+def test_two_processes_share_weights_and_keep_their_traces() -> None:
+    command = [sys.executable, str(EXAMPLES / "ddp.py"), "--updates", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "the same weights everywhere: True" in done.stdout
+    assert float(done.stdout.split("%")[0]) > 50
+
+
+@pytest.mark.slow
+def test_a_sweep_from_python_makes_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / "sweep_from_python.py"), "--delays", "2", "--seeds", "1"]
+    command += ["--updates", "4", "--workers", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
+    assert (tmp_path / "report.html").is_file()
+    assert len(list(tmp_path.glob("*/summary.json"))) == 3

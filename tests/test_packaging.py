@@ -4,15 +4,53 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_there_is_one_version():
+    version = PROJECT["version"]
+    assert str(yaml.safe_load(read("CITATION.cff"))["version"]) == version
+    assert f"version = {{{version}}}" in read("README.md")
+    first, *released = re.findall(r"^## \[(.+?)\]", read("CHANGELOG.md"), re.MULTILINE)
+    assert first == "Unreleased"
+    assert released[:1] in ([], [version])
+    tags = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    for tag in filter(re.compile(r"v\d").match, tags.split()):  # a release: the changelog has its section
+        assert (tag, released[:1]) == (f"v{version}", [version])
+
+
+def test_the_same_pythons_everywhere():
+    found = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    assert PROJECT["requires-python"] == f">={found[0]}"
+    assert f"PYTHONS ?= {' '.join(found)}\n" in read("Makefile")
+    jobs = yaml.safe_load(read(".github/workflows/tests.yml"))["jobs"]
+    assert jobs["quick"]["strategy"]["matrix"]["python-version"] == found
+    assert f"on Python {', '.join(found[:-1])} and {found[-1]} " in read("constraints.txt")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda file: file.stem)
+def test_workflows_and_templates_are_whole(file):
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for job in content.get("jobs", {}).values():
+        commands = [step["run"] for step in job["steps"] if "run" in step]
+        for target in re.findall(r"make (\S+)", " ".join(commands)):
+            assert f"\n{target}:" in read("Makefile"), target
 
 
 @pytest.fixture(scope="module")
