@@ -29,6 +29,9 @@ class CETPolicy(BasePolicy):
             are clipped to the box before the environment takes them).
         lr_schedule: Part of Stable-Baselines3's interface, not used here.
         **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
+
+    Raises:
+        ValueError: for other spaces, or a space without finite bounds where an action needs them.
     """
 
     critic: nn.Module

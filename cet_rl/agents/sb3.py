@@ -87,6 +87,9 @@ class CETActorCritic(StoredAlgorithm):
         learner_config: The options of learning. `ent_coef`, `vf_coef` and `max_grad_norm` may be set at any time;
             `gamma` and `gae_lambda` (λ) are read-only.
         learner: The `ActorCriticLearner`, with its `synapses` and `probes`.
+
+    Raises:
+        ValueError: for spaces, options or a delay that cannot be; TypeError for an argument that is unknown.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}

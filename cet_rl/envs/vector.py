@@ -58,6 +58,10 @@ def make_env(
         max_episode_steps: steps after which an episode is truncated; None for the environment's own limit.
         wrappers: further wrappers, innermost first.
         **kwargs: for the environment.
+
+    Raises:
+        ValueError: for an unknown id, naming the nearest; a package that is missing; or a delay that is no whole
+            number of steps.
     """
     if callable(task):
         env = task(**kwargs)
@@ -98,7 +102,10 @@ def make_vec_env(
         seed: of the first environment; the others count on from it.
         task, step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form (CartPole has one, else ValueError), faster from ten environments on.
+            environment's own vectorised form (CartPole has one), faster from ten environments on.
+
+    Raises:
+        ValueError: as `make_env`, and where there is no vectorised form or wrappers would be lost in it.
     """
     for name in kwargs.keys() & _SB3_NAMES.keys():
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")

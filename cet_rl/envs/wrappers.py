@@ -60,6 +60,9 @@ class DelayedCredit(StepClock):
         delay: T, in seconds.
         step_duration: Δt, in seconds; None for the environment's own clock, or 0.2.
         stacked: whether delays add up from the output layer down (retrograde signalling).
+
+    Raises:
+        ValueError: for a delay that is negative, or no whole number of steps.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
@@ -81,6 +84,9 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         env: any environment; a time limit belongs inside.
         delay: in seconds.
         step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
+
+    Raises:
+        ValueError: as `DelayedCredit`.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None) -> None:

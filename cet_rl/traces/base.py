@@ -309,6 +309,9 @@ class OrderedTrace(Trace):
         order: n, the number of states.
         delay_steps: D ≥ 1, in steps.
         normalization: see `Trace`.
+
+    Raises:
+        ValueError: for an order or a delay that is too small or no whole number.
     """
 
     order: int

@@ -17,7 +17,7 @@ class ET(Trace):
     In unit-gain form y_t = β y_{t-1} + (1 - β) h_t, so g_ℓ = (1 - β) βˡ before scaling.
 
     Attributes:
-        decay: β in (0, 1), per step; β = exp(-αΔt).
+        decay: β in (0, 1), per step; β = exp(-αΔt). ValueError for another.
     """
 
     decay: float
@@ -53,7 +53,7 @@ class LTPLTD(Trace):
 
     Attributes:
         delay_steps: D ≥ 1, where the continuous kernel peaks, in steps.
-        ratio: γ_D / γ_P > 1.
+        ratio: γ_D / γ_P > 1. ValueError for another.
     """
 
     delay_steps: int
