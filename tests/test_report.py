@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -37,7 +36,7 @@ from cet_rl.report import page, write_report
 from cet_rl.report.drawing import DPI, Picture, arm_style, baselines_of, drawing, loss_limit, png, some_delays
 from cet_rl.report.grouping import group_runs
 from cet_rl.report.kernels import describe_traces, kernels, sampled_kernel
-from cet_rl.report.plots import RETURN, Curve, alignment, curve_figure, draw_curves, learning_curves
+from cet_rl.report.plots import RETURN, Curve, alignment, draw_curves, learning_curves
 from cet_rl.report.reading import ALIGNMENT, STATES, RunLocation, find_runs, read_columns, read_run, read_runs
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import estimate, interquartile_mean, mean, presentation
@@ -625,11 +624,6 @@ def test_an_arm_whose_name_begins_with_an_underscore_is_in_every_legend(tmp_path
     learning_curves(comparison), alignment(comparison), kernels(comparison)
     assert len(caught) == 4
     assert all([text.get_text() for text in figure.legends[0].get_texts()] == ["_x"] for figure in caught)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        labelled = replace(rl(), agent="_y:Agent")
-        (axes,) = curve_figure([write_run(tmp_path / "run", labelled, 1.0)]).axes
-    assert axes.get_legend().get_texts()[0].get_text() == labelled.label
 
 
 @pytest.mark.parametrize("stacked", [False, True])

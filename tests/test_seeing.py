@@ -125,3 +125,30 @@ def test_films_that_cannot_be_made(runs, tmp_path, capsys, monkeypatch):
     with pytest.raises(ValueError, match="no render mode rgb_array"):
         watch(agent, {"task": "Blind-v0", "wrappers": []}, 1, 0, film)
     assert not list(tmp_path.iterdir())
+
+
+# -------------------- learning curves
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.png", b"\x89PNG")])
+def test_learning_curves_as_a_file(runs, tmp_path, capsys, name, start):
+    assert main(["plot", str(runs / "cartpole"), "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert "One seed each." in capsys.readouterr().out
+
+
+def test_curves_that_cannot_be_drawn(runs, tmp_path, capsys):
+    assert "name run folders" in refused(capsys, "plot", "--out", "a.svg")
+    assert "--out FILE.svg" in refused(capsys, "plot", runs)
+    assert ".svg, .png or .pdf, got a.gif" in refused(capsys, "plot", runs, "--out", "a.gif")
+    assert "there is no folder no" in refused(capsys, "plot", runs, "--out", "no/a.svg")
+    assert "no run folder in" in refused(capsys, "plot", tmp_path, "--out", tmp_path / "a.svg")
+    line = refused(capsys, "plot", runs, "--out", tmp_path / "a.svg")
+    assert "CartPole-v1, MinAtar/SpaceInvaders-v1: name some of one" in line
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("tusk: CartPole-v1")
+    assert "none of these runs can be read" in refused(capsys, "plot", run, "--out", tmp_path / "a.svg")
+    (run / "config.yaml").write_text("task: CartPole-v1")
+    assert "logged a learning curve" in refused(capsys, "plot", run, "--out", tmp_path / "a.svg")
+    assert not list(tmp_path.glob("*.svg"))

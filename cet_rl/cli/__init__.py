@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": "cet_rl.cli.sweep",
     "tune": "cet_rl.cli.tune",
     "eval": "cet_rl.cli.evaluate",
+    "plot": "cet_rl.cli.plot",
     "report": "cet_rl.cli.report",
     "list": "cet_rl.cli.listing",
     "traces": "cet_rl.cli.traces",

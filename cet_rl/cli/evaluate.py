@@ -14,6 +14,7 @@ import tyro
 
 from cet_rl.cli import parse
 from cet_rl.runs.config import check_seed
+from cet_rl.runs.files import check_file
 from cet_rl.runs.folder import read_run
 from cet_rl.runs.values import flag
 
@@ -55,10 +56,7 @@ class EvalArguments:
         """Raise ValueError if a film cannot be written there."""
         if self.render:
             raise ValueError("--video and --render do not go together: leave out one of the two")
-        if file.suffix.lower() not in (".gif", ".mp4"):
-            raise ValueError(f"--video takes a file named .gif or .mp4, got {file}")
-        if not file.parent.is_dir():
-            raise ValueError(f"--video: there is no folder {file.parent}")
+        check_file("--video", file, ".gif", ".mp4")
         if file.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
             raise ValueError('--video: MP4 needs pip install "cet-rl[video]"; a file named .gif needs nothing')
 

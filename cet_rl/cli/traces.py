@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cet_rl.cli import parse
-from cet_rl.runs.files import replacing
+from cet_rl.runs.files import check_file, replacing
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Trace, largest_share
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
@@ -56,10 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     if not delay_steps:
         raise ValueError("--delay must be at least one step: without a delay there is nothing to remember")
     picture = None if parsed.plot is None else Path(parsed.plot)
-    if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot takes a file named .png, .svg or .pdf, got {picture}")
-    if picture is not None and not picture.parent.is_dir():
-        raise ValueError(f"--plot: there is no folder {picture.parent}")
+    if picture is not None:
+        check_file("--plot", picture, ".png", ".svg", ".pdf")
     chosen = choose(parsed, delay_steps)
     rows = [{"trace": name, **measures(trace, delay_steps)} for name, trace in chosen.items()]
     if parsed.format == "json":

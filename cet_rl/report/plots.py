@@ -136,16 +136,6 @@ def draw_alignment_over(
     return drawn
 
 
-def curve_figure(folders: Iterable[str | os.PathLike[str]], column: str = RETURN) -> Figure:
-    """Draw the learning curves of run folders; those of one label are seeds of one arm."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    lines = draw_curves(axes, map(read_run, folders), column)
-    if lines:
-        axes.legend(lines.values(), lines, frameon=False)
-    return figure
-
-
 def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> Figure:
     """Draw the cosine of each layer's update with the true gradient, over training and return (Figs. 8, 10).
 
@@ -176,6 +166,15 @@ def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> F
 
 def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
+    if not (found := learning_figure(comparison)):
+        return []
+    figure, caption = found
+    title = f"Curves of {comparison.presentation.curve_title}"
+    return [drawing.Picture("curves", drawing.png(figure), caption, title)]
+
+
+def learning_figure(comparison: Comparison) -> tuple[Figure, str] | None:
+    """Return the figure of `learning_curves`, and what to know about it; None if nothing was logged."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
     delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
@@ -198,7 +197,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
         axes.set_title(in_seconds(delay), fontsize=9)
         drawing.draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
     if not curves:
-        return []
+        return None
     cut, beyond = _limit(grid[0], curves, shows, list(baselines.values()))
     drawing.label_outside(grid, shows.steps, shows.curve_title)
     figure.suptitle(comparison.title, fontsize=10)
@@ -209,7 +208,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.decays
-    return [drawing.Picture("curves", drawing.png(figure), " ".join(caption), f"Curves of {shows.curve_title}")]
+    return figure, " ".join(caption)
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:

@@ -1,0 +1,64 @@
+"""`cet-rl plot`: the learning curves of runs as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cet_rl.cli import parse
+from cet_rl.runs.files import check_file, replacing
+
+
+@dataclass(frozen=True)
+class PlotArguments:
+    """Draw the learning curves of runs of one task, as the report does.
+
+    There is a line for each arm, the mean of its seeds, in a band that shows their spread, and a panel for each
+    delay.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+    """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
+    out: str | None = None
+    """FILE.svg, FILE.png or FILE.pdf: the picture."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit status."""
+    parsed = parse(PlotArguments, arguments, "cet-rl plot")
+    if not parsed.runs:
+        raise ValueError("name run folders, or folders that hold some: cet-rl plot runs --out curves.svg")
+    if parsed.out is None:
+        raise ValueError("name the picture: cet-rl plot RUNS --out FILE.svg (or .png, .pdf)")
+    file = check_file("--out", Path(parsed.out), ".svg", ".png", ".pdf")
+    # Matplotlib: a misspelt option should not wait for it.
+    from cet_rl.report.drawing import drawing
+    from cet_rl.report.grouping import group_runs
+    from cet_rl.report.plots import learning_figure
+    from cet_rl.report.reading import read_runs
+    from cet_rl.report.text import counted, listed
+
+    runs, _ = read_runs(parsed.runs)
+    damaged = [run for run in runs if run.status == "damaged"]
+    comparisons = group_runs(runs)
+    if not comparisons:
+        raise ValueError(f"none of these runs can be read; {damaged[0].path}: {damaged[0].problem}")
+    if len(comparisons) > 1:
+        titles = listed([each.title for each in comparisons], 4)
+        raise ValueError(f"a picture shows runs that can be compared, and these are of {titles}: name some of one")
+    with drawing():
+        if not (found := learning_figure(comparisons[0])):
+            raise ValueError("none of these runs has logged a learning curve yet")
+        figure, caption = found
+        with replacing(file) as stream:
+            figure.savefig(stream, format=file.suffix[1:].lower(), dpi=200)
+    if not parsed.quiet:
+        left_out = f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged)
+        print(f"{file}: {caption}{left_out}")
+    return 0
