@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from types import SimpleNamespace
@@ -9,14 +10,20 @@ from types import SimpleNamespace
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toy_env import Toy
 
+from cet_rl import CET
+from cet_rl.agents import CETActorCritic
+from cet_rl.agents.export import write_policy
 from cet_rl.cli import main
-from cet_rl.envs import make_env
+from cet_rl.credit import Synapses
+from cet_rl.envs import make_env, make_vec_env
 from cet_rl.envs.minatar import CELL, MinAtarEnv
 from cet_rl.rl import RLConfig, train
 from cet_rl.rl.video import watch
+from cet_rl.vision import TracedLinear
 
 TINY = {"total_steps": 2048, "hidden": (8, 8), "eval_episodes": 1, "eval_max_steps": 50}
 
@@ -152,3 +159,98 @@ def test_curves_that_cannot_be_drawn(runs, tmp_path, capsys):
     (run / "config.yaml").write_text("task: CartPole-v1")
     assert "logged a learning curve" in refused(capsys, "plot", run, "--out", tmp_path / "a.svg")
     assert not list(tmp_path.glob("*.svg"))
+
+
+# -------------------- words and exports
+
+
+def test_agents_synapses_and_layers_tell_trace_delay_and_sizes():
+    model = CETActorCritic("MlpPolicy", "CartPole-v1", delay=8.0, order=5)
+    for piece in ("trace=CET(order=5, delay_steps=40", "delay='8 s'", "(40, 40, 40)", "'8 → 256 → 256 → 2'"):
+        assert piece in repr(model)
+    assert "weight=(3, 8), trace=CET(order=5, delay_steps=40" in repr(Synapses(8, 3, CET(5, 40)))
+    assert "trace=None, delay_steps=0" in repr(Synapses(8, 3))
+    assert "in_features=8, out_features=3" in repr(TracedLinear(8, 3, trace=CET(5, 4)))
+    assert "trace=CET(order=5, delay_steps=4" in repr(TracedLinear(8, 3, trace=CET(5, 4)))
+
+
+def pixels():
+    return Toy(observation_space=gym.spaces.Box(0, 255, (3, 36, 36), np.uint8))
+
+
+AGENTS = [
+    ("CartPole-v1", {}),
+    ("Pendulum-v1", {}),
+    ("MinAtar/Seaquest-v1", {"actor": "conv", "critic": "mlp", "net_arch": [16]}),
+    (pixels, {"activation": "tanh"}),
+]
+
+
+@pytest.fixture(params=AGENTS, ids=["discrete", "real", "maps", "pixels"])
+def acting(request):
+    """An agent, a thousand observations, and its actions."""
+    task, networks = request.param
+    model = CETActorCritic(
+        "MlpPolicy", make_vec_env(task), seed=0, error_at="activation", policy_kwargs=networks, device="cpu"
+    )
+    space = model.observation_space
+    numbers = np.random.default_rng(0).normal(0, 3, (1000, *space.shape))
+    observations = (numbers * 100 if space.dtype == np.uint8 else numbers).astype(space.dtype)
+    return model, observations, model.predict(observations, deterministic=True)[0]
+
+
+def assert_same(found, actions, observations):
+    action, logits = (np.asarray(each) for each in found)
+    np.testing.assert_allclose(action, actions, rtol=1e-5, atol=1e-5)
+    assert len(logits) == len(observations)
+    assert len(np.unique(action)) > 1
+
+
+def test_a_policy_as_a_plain_module_and_as_an_archive(acting):
+    model, observations, actions = acting
+    module = model.to_torch()
+    assert {type(layer).__module__.split(".")[0] for layer in module.network} == {"torch"}
+    with torch.no_grad():
+        assert_same(module(torch.from_numpy(observations)), actions, observations)
+        file = io.BytesIO()
+        write_policy(module, model.observation_space, file, "torch")
+        file.seek(0)
+        assert_same(torch.export.load(file).module()(torch.from_numpy(observations)), actions, observations)
+    module.network[0].weight.data.zero_()
+    assert model.policy.actor.weights[0].abs().sum() > 0  # a copy
+
+
+def test_a_policy_as_onnx(acting):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, observations, actions = acting
+    file = io.BytesIO()
+    write_policy(model.to_torch(), model.observation_space, file, "onnx")
+    session = runtime.InferenceSession(file.getvalue())
+    assert session.get_inputs()[0].shape == ["N", *model.observation_space.shape]
+    for some in (observations, observations[:1]):
+        found = session.run(["action", "logits"], {"observation": some})
+        assert_same([np.concatenate([found[0], actions[len(some) :]]), found[1]], actions, some)
+
+
+def test_export_from_the_shell(runs, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "policy.pt2"
+    assert main(["export", str(runs / "invaders"), "--format", "torch", "--out", str(file)]) == 0
+    model = CETActorCritic.load(runs / "invaders" / "checkpoint" / "agent.zip", device="cpu")
+    observations = np.random.default_rng(0).integers(0, 2, (100, 6, 10, 10)).astype(np.float32)
+    action, _ = torch.export.load(file).module()(torch.from_numpy(observations))
+    np.testing.assert_array_equal(action, model.predict(observations, deterministic=True)[0])
+    assert "named .onnx, got a.pt2" in refused(capsys, "export", runs, "--format", "onnx", "--out", "a.pt2")
+    assert "--out" in refused(capsys, "export", runs, "--format", "torch")
+    assert "tensorflow" in refused(capsys, "export", runs, "--format", "tensorflow", "--out", "a.pt2")
+    monkeypatch.setattr("cet_rl.cli.export.find_spec", lambda name: None)
+    line = refused(capsys, "export", runs, "--format", "onnx", "--out", tmp_path / "a.onnx")
+    assert 'pip install "cet-rl[onnx]"' in line
+    for config, words in {
+        "task: digits": "only policies can be exported",
+        "task: CartPole-v1\nagent: sb3:a2c": "has learned with sb3:a2c",
+        "task: CartPole-v1": "has no checkpoint yet",
+    }.items():
+        (tmp_path / "config.yaml").write_text(config)
+        assert words in refused(capsys, "export", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2")
+    assert not list(tmp_path.glob("a.*"))

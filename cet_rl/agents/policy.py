@@ -58,7 +58,7 @@ class CETPolicy(BasePolicy):
         splits = config.split_observations
         self.splits = bool((box.low < 0).any()) if splits is None else splits
         self.config = replace(config, split_observations=self.splits)
-        self._scale = 1 / 255 if is_image_space(box) else 1.0
+        self.scale = 1 / 255 if is_image_space(box) else 1.0
         first, *rest = box.shape
         shape = (first * (2 if self.splits else 1), *rest)  # the parts of a map are further channels
         self.num_features = int(np.prod(shape))
@@ -72,7 +72,7 @@ class CETPolicy(BasePolicy):
 
     def features(self, observation: Tensor) -> Tensor:
         """Return what both networks see: float32, flat, split by sign if the policy splits."""
-        flat = observation.to(torch.float32).flatten(1) * self._scale
+        flat = observation.to(torch.float32).flatten(1) * self.scale
         return split_signs(flat) if self.splits else flat
 
     def write_features(self, observation: Array, out: npt.NDArray[np.float32]) -> None:
@@ -80,8 +80,8 @@ class CETPolicy(BasePolicy):
         n = self.num_features // (1 + self.splits)
         positive = out[:, :n]
         positive[:] = observation.reshape(len(out), n)  # to float32 first: an unsigned integer has no negative
-        if self._scale != 1:
-            positive *= self._scale
+        if self.scale != 1:
+            positive *= self.scale
         if self.splits:
             out[:, n:] = -positive
             np.maximum(out, 0, out=out)

@@ -24,6 +24,7 @@ from cet_rl.agents.config import (
     learner_config,
     network_keywords,
 )
+from cet_rl.agents.export import TorchPolicy
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
@@ -356,6 +357,20 @@ class CETActorCritic(StoredAlgorithm):
         except ValueError:
             self.env, self._vec_normalize_env = before
             raise
+
+    def __repr__(self) -> str:
+        """Return trace, delay, layers from input to output, and how much has been learned."""
+        timing, trace, actor = self.timing, self.learner_config.trace, self.policy.actor
+        layers = " → ".join(str(size) for size in (actor.layers[0].n_pre, *(each.n_post for each in actor.layers)))
+        return (
+            f"{type(self).__name__}(trace={trace.build(max(timing.layer_delays))}, "
+            f"delay={describe_delay(timing)!r}, delay_steps={timing.layer_delays}, actor={layers!r}, "
+            f"num_envs={self.n_envs}, n_steps={self.n_steps}, num_timesteps={self.num_timesteps})"
+        )
+
+    def to_torch(self) -> TorchPolicy:
+        """Return what has been learned as a plain module on the CPU, for use without this library."""
+        return TorchPolicy(self.policy)
 
     def to(self, device: torch.device | str) -> Self:
         """Move networks, traces, lines and optimiser to another device."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "tune": "cet_rl.cli.tune",
     "eval": "cet_rl.cli.evaluate",
     "plot": "cet_rl.cli.plot",
+    "export": "cet_rl.cli.export",
     "report": "cet_rl.cli.report",
     "list": "cet_rl.cli.listing",
     "traces": "cet_rl.cli.traces",

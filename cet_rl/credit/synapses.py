@@ -149,6 +149,12 @@ class Synapses(nn.Module):
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
         self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
 
+    def extra_repr(self) -> str:
+        """Return what `print` shows: shape of the weights, trace, delay in steps, executor."""
+        trace = None if self.trace == PerfectMemory(0) else self.trace
+        shape = self.geometry.weight_shape
+        return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={self.executor}"
+
     def _wants_history(self, num_envs: int, rollout: int) -> bool:
         """Return whether the layer keeps its factored past (f', x) instead of states at every synapse.
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -19,6 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from cet_rl.agents.config import SB3_NAMES
+from cet_rl.agents.export import ACTIVATIONS
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env, snapshot
@@ -26,12 +26,6 @@ from cet_rl.rl.agent_registry import AgentKind
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs import archive
 from cet_rl.runs.process import process_state, restore_process_state
-
-ACTIVATIONS = {
-    module.__name__.lower(): module
-    for module in (torch.nn.ReLU, torch.nn.Identity, torch.nn.Tanh, torch.nn.Sigmoid)
-}
-"""Activations as modules, for agents other than ours (`cet_rl.credit.activations`)."""
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:

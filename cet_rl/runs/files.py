@@ -81,8 +81,8 @@ def make_folder(path: Path, kind: str) -> None:
 def check_file(option: str, file: Path, *suffixes: str) -> Path:
     """Return a file to write; raise ValueError naming the option for another suffix, or a missing folder."""
     if file.suffix.lower() not in suffixes:
-        *others, last = suffixes
-        raise ValueError(f"{option} takes a file named {', '.join(others)} or {last}, got {file}")
+        named = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
+        raise ValueError(f"{option} takes a file named {named}, got {file}")
     if not file.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {file.parent}")
     return file

@@ -1,0 +1,94 @@
+"""What an agent has learned as a plain torch module, and as a file that needs no cet-rl: torch.export or ONNX."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import IO, Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from cet_rl.agents.networks import split_signs
+from cet_rl.agents.policy import CETPolicy
+from cet_rl.credit.geometry import Convolution
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "identity": nn.Identity,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+"""Activations of `cet_rl.credit.activations` as torch's modules."""
+
+
+class TorchPolicy(nn.Module):
+    """Map observations to deterministic actions by torch's own layers, with copies of an actor's weights.
+
+    Observations are what the environment gives, or `VecNormalize` where the agent was trained with it: the module
+    scales images and splits signs as the policy does. Actions are the environment's, and those of
+    `model.predict(observation, deterministic=True)`.
+
+    Attributes:
+        network: layers without biases, from `inputs` features to the logits.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, policy: CETPolicy) -> None:
+        super().__init__()
+        actor, space = policy.actor, policy.action_space
+        layers: list[nn.Module] = []
+        for geometry, weight in zip(actor.layers, actor.weights, strict=True):
+            layer: nn.Module
+            if isinstance(geometry, Convolution):
+                channels = geometry.in_channels, geometry.out_channels
+                layer = nn.Conv2d(*channels, geometry.kernel_size, padding=geometry.padding, bias=False)
+            else:
+                layer = nn.Linear(geometry.n_pre, geometry.n_post, bias=False)
+            layer.weight = nn.Parameter(weight.detach().cpu().clone())
+            maps = not isinstance(geometry, Convolution) and len(layers) > 0 and isinstance(layers[-2], nn.Conv2d)
+            layers += [*[nn.Flatten()] * maps, layer, ACTIVATIONS[actor.activation_name]()]
+        self.network = nn.Sequential(*layers[:-1])
+        self.inputs, self.scale, self.splits = actor.layers[0].pre_shape, policy.scale, policy.splits
+        self.first_action = int(space.start) if isinstance(space, spaces.Discrete) else None
+        bounds = (space.low, space.high) if isinstance(space, spaces.Box) else ((), ())
+        for name, bound in zip(("low", "high"), bounds, strict=True):
+            self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float32))
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions and logits of observations (N, *shape).
+
+        Of A discrete actions, those are (N,) and (N, A); of A real ones, the means (N, A) cut to the action space,
+        and the means.
+        """
+        flat = observation.to(torch.float32).flatten(1) * self.scale
+        features = split_signs(flat) if self.splits else flat
+        logits: Tensor = self.network(features.reshape(-1, *self.inputs))
+        if self.first_action is None:
+            return logits.clamp(self.low, self.high), logits
+        return logits.argmax(-1) + self.first_action, logits
+
+
+def write_policy(module: TorchPolicy, space: spaces.Space[Any], file: IO[bytes], form: str) -> None:
+    """Write a policy for any number of observations of a space: torch.export's archive ("torch") or "onnx".
+
+    The graph takes `observation` and returns `action` and `logits`. Read an archive by
+    `torch.export.load(file).module()`; ONNX needs the extra `onnx`.
+    """
+    assert isinstance(space, spaces.Box)
+    example = (torch.as_tensor(space.low).expand(2, *space.shape).contiguous(),)
+    if form == "torch":
+        shapes: Any = {"observation": {0: torch.export.Dim("N")}}
+        torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=shapes), file)
+        return
+    names: Any = {"input_names": ["observation"], "output_names": ["action", "logits"]}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says that torchvision is missing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        shapes = {"observation": {0: "N"}}
+        found = torch.onnx.export(module.eval(), example, dynamic_shapes=shapes, verbose=False, **names)
+    assert found is not None
+    file.write(found.model_proto.SerializeToString())
