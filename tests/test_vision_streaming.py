@@ -229,32 +229,6 @@ def test_preparing_changes_nothing():
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*results, strict=True))
 
 
-@FORMS
-def test_time_passes_with_errors_alone(case):
-    """A look without a graph, or one whose errors are never asked for, is no time for the traces."""
-    x, error = case.batch(8)
-    expected = in_turn(case.layer(streaming=True), x, error, [4, 4])
-    layer = case.layer(streaming=True)
-    found = in_turn(layer, x[:4], error[:4], [4])
-    with torch.no_grad():
-        layer(x[:3])
-    layer(x[:2])
-    found += in_turn(layer, x[4:], error[4:], [4])
-    assert_same(found, expected)
-
-
-@FORMS
-def test_time_does_not_pass_in_eval_mode(case):
-    """There, gradients are those of backpropagation, and the traces stay as they are."""
-    x, error = case.batch(8)
-    expected = in_turn(case.layer(streaming=True), x, error, [4, 4])
-    layer = case.layer(streaming=True)
-    found = in_turn(layer, x[:4], error[:4], [4])
-    assert_same(in_turn(layer.eval(), x[:3], error[:3], [3]), case.backpropagate(x[:3], error[:3]))
-    found += in_turn(layer.train(), x[4:], error[4:], [4])
-    assert_same(found, expected)
-
-
 @pytest.mark.parametrize("needs_down", [False, True])
 @FORMS
 def test_time_passes_for_a_frozen_layer(case, needs_down):
@@ -268,30 +242,47 @@ def test_time_passes_for_a_frozen_layer(case, needs_down):
     assert_same(in_turn(layer, x[8:], error[8:], [4]), expected[6:])
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("salient", [False, True])
-def test_numbers_that_are_not_finite_are_refused_before_they_reach_a_trace(number, salient):
-    """They would stay in the traces for ever."""
+@pytest.mark.parametrize("kind", ["cet", "perfect"])
+@pytest.mark.parametrize("options", [{}, {"record_alignment": True}, {"salient": True}, {"jitter": 0.5}], ids=str)
+def test_errors_that_are_not_finite_reach_the_gradients_but_no_trace(kind, options):
+    """A batch of which one error is not finite counts as one without errors, but for what arrives in it."""
+    options = dict(options)
+    salient = options.pop("salient", False)
 
-    def step(model, x, scale=1.0):
+    def step(model, number, scale):
         model.zero_grad()
-        with seen_at(model, range(6), 6) if salient else nullcontext():
-            loss = (model(x) * scale).sum()
-        loss.backward()
+        with (
+            seen_at(model, range(6), 6) if salient else nullcontext(),
+            jittered(model, [0.3] * 6),
+            measured(model),
+        ):
+            (
+                model(torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(number))) * scale
+            ).sum().backward()
         return [parameter.grad.clone() for parameter in model.parameters()]
 
-    model, other = network(), network()
-    batches = [torch.randn(6, 2, 4, 4) for _ in range(3)]
-    broken = batches[1].clone()
-    broken[3, 0, 2, 2] = number
-    step(model, batches[0])
-    step(other, batches[0])
-    with pytest.raises(FloatingPointError, match=r"the input of layer '0' holds a number that is not finite"):
-        step(model, broken)
-    with pytest.raises(FloatingPointError, match=r"the error of layer '5' holds a number that is not finite"):
-        step(model, batches[1], number)
-    for batch in batches[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(step(model, batch), step(other, batch), strict=True))
+    model, other = network(kind=kind, **options), network(kind=kind, **options)
+    scale = torch.ones(6, 2)
+    scale[3] = torch.nan
+    for number, factor in enumerate([1.0, scale, 1.0, torch.inf, 1.0, 1.0]):
+        broken = torch.is_tensor(factor) or factor == torch.inf
+        found, expected = step(model, number, factor), step(other, number, 0.0 if broken else 1.0)
+        if broken:
+            assert not any(gradient.isfinite().any() for gradient in found)
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert_same([*model.state_dict().values()], [*other.state_dict().values()], 0)
+
+
+def test_numbers_that_are_not_finite_are_named():
+    """They would stay in the traces for ever; the derivative of tanh is not finite where its input is not."""
+    tanh = replace(STATES, activation="tanh", error_at="activation", streams=2).layer(streaming=True)
+    with pytest.raises(FloatingPointError, match=r"the input of layer 'TracedLinear' .* at step 2 of this batch"):
+        tanh(torch.full((6, 4), torch.nan).double().where(torch.arange(6)[:, None] == 5, torch.zeros(1)))
+    with torch.no_grad():
+        tanh.weight[1] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"the derivative of layer 'TracedLinear' .* at step 0"):
+        tanh(STATES.batch(6)[0])
 
 
 @FORMS
@@ -319,20 +310,6 @@ def test_a_compiled_model_learns_the_same():
     expected = learn(network(), range(3))
     found = learn(torch.compile(network(), backend="eager"), range(3))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore:`broadcast_buffers` is deprecated")
-def test_ranks_keep_their_own_traces(tmp_path):
-    """DistributedDataParallel broadcasts buffers unless told not to; one process is enough to see it."""
-    wrap = nn.parallel.DistributedDataParallel
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
-    try:
-        with pytest.raises(RuntimeError, match="give it broadcast_buffers=False"):
-            learn(wrap(network()), range(1))
-        found = learn(wrap(network(), broadcast_buffers=False), range(4))
-    finally:
-        torch.distributed.destroy_process_group()
-    assert all(torch.equal(a, b) for a, b in zip(found, learn(network(), range(4)), strict=True))
 
 
 @FORMS

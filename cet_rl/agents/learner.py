@@ -17,7 +17,10 @@ accumulate Σ η e. One global norm clips both gradients together and one Adam a
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,9 +67,9 @@ class Rollout:
         )
 
     def first(self, steps: int) -> Rollout:
-        """Return the first steps; `last_observations` must follow them, and no later episode be truncated."""
-        whole = ("last_observations", "final_observations")
-        return self._map(lambda name, tensor: tensor if name in whole else tensor[:steps])
+        """Return the first steps; `last_observations` must follow them."""
+        kept = {"last_observations": None, "final_observations": int(self.truncated[:steps].sum())}
+        return self._map(lambda name, tensor: tensor[: kept.get(name, steps)])
 
     def to(self, device: torch.device) -> Rollout:
         """Return the rollout on a device."""
@@ -114,6 +117,7 @@ class ActorCriticLearner(nn.Module):
         synapses: One `Synapses` for each layer of the actor and each parameter of its distribution.
         probes: `AlignmentProbe` by layer name, for the layers whose alignment is measured.
         names: Layer names: "0", "1", …, then the distribution's own parameters, such as "log_std".
+        steps: Steps of each environment that the synapses have been told of since this object was made.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class ActorCriticLearner(nn.Module):
                 "0 or 1 (relu, identity); use error_at='activation' (--error-at activation) with others"
             )
         self.actor, self.critic, self.config = actor, critic, config
-        self.synapses, self.probes = nn.ModuleList(), nn.ModuleDict()
+        self.synapses, self.probes, self.steps = nn.ModuleList(), nn.ModuleDict(), 0
         # Parameters of the distribution, such as log σ, belong to the output layer and wait as long as it does.
         own = list(actor.head.own_weights)
         self.names = [*map(str, range(timing.layers)), *own]
@@ -162,6 +166,8 @@ class ActorCriticLearner(nn.Module):
     def accumulate(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
         """Advance the synapses by one rollout and set `.grad` of every parameter that requires one, clipped.
 
+        The synapses of all layers advance or none: Ctrl-C waits for the last of them.
+
         Args:
             rollout: T steps; T may differ from the usual one (if longer, alignment sees less of the past).
             statistics: Whether to compute the numbers worth logging.
@@ -170,7 +176,8 @@ class ActorCriticLearner(nn.Module):
             The statistics: losses, entropy, norms, alignment of each delayed layer. Empty unless asked for.
 
         Raises:
-            FloatingPointError: if a gradient is not finite: learning has diverged. The weights are untouched.
+            FloatingPointError: if a signal or a gradient is not finite: learning has diverged. The weights are
+                untouched, and so are the traces where it is a signal.
         """
         config, samples = self.config, rollout.rewards.numel()
 
@@ -187,7 +194,13 @@ class ActorCriticLearner(nn.Module):
             (config.value_coef * value_loss).backward()  # type: ignore[no-untyped-call]
 
         # The synapses' accumulated updates, Σ η e (lines 6 and 8), and the entropy bonus, which is not delayed.
-        updates, bonuses, entropies = self._credit(rollout, td_error)
+        signals, true_signals, bonuses, entropies = self._signals(rollout, td_error)
+        self._check_finite(value_loss.detach(), signals)
+        with _uninterrupted():
+            updates = {name: self.synapses[layer](*signals[name]) for layer, name in enumerate(self.names)}
+            for name, probe in self.probes.items():
+                probe.record(*true_signals[name])  # type: ignore[operator]
+            self.steps += len(rollout.rewards)
         for name, weight in zip(self.names, self.actor.synaptic_weights, strict=True):
             gradient = (updates[name] + config.entropy_coef * bonuses[name]) / -samples
             weight.grad = gradient if weight.requires_grad else None
@@ -226,12 +239,14 @@ class ActorCriticLearner(nn.Module):
                 td_error = td_error * rollout.valid
         return values, td_error
 
-    def _credit(self, rollout: Rollout, td_error: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Advance the synapses by one rollout.
+    def _signals(
+        self, rollout: Rollout, td_error: Tensor
+    ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], dict[str, Tensor], Tensor]:
+        """Return what is to be told to the synapses, and what they need not wait for.
 
         Returns:
-            By layer name, ΔW = Σ η e and the gradient of the entropy, both uphill and summed over steps and
-            environments; and the entropy of each sample, (T · E,).
+            By layer name, x, f', δ, η and s as `Synapses` takes them, the same with the true δ, and the gradient
+            of the entropy, uphill and summed over steps and environments; the entropy of each sample, (T · E,).
         """
         actor, shape = self.actor, rollout.rewards.shape
         pre, derivative, output = actor.forward_layers(rollout.observations.flatten(0, 1))
@@ -250,23 +265,52 @@ class ActorCriticLearner(nn.Module):
         def by_time(signal: Tensor) -> Tensor:
             return signal.view(*shape, *signal.shape[1:])
 
-        updates, bonuses = {}, {}
+        signals, true_signals, bonuses = {}, {}, {}
         for layer, (name, geometry) in enumerate(zip(self.names, actor.geometries, strict=True)):
             x, derivatives = pre[layer], derivative[layer]
             remembered = derivatives
             if valid is not None:
                 remembered = derivatives * valid.view(-1, *[1] * (derivatives.ndim - 1))
             factor = derivatives if self.config.error_at == "preactivation" else 1.0
-            signals = [by_time(x), by_time(remembered), by_time(errors[layer] * factor), td_error, rollout.starts]
-            updates[name] = self.synapses[layer](*signals)
-            if name in self.probes:
-                probe = self.probes[name]
-                assert isinstance(probe, AlignmentProbe)
-                if true_errors is not errors:
-                    signals[2] = by_time(true_errors[layer] * factor)
-                probe.record(*signals)
+            seen = [by_time(x), by_time(remembered), by_time(errors[layer] * factor), td_error, rollout.starts]
+            signals[name] = true_signals[name] = seen
+            if true_errors is not errors:
+                true_signals[name] = [*seen[:2], by_time(true_errors[layer] * factor), *seen[3:]]
             bonuses[name] = geometry.outer_sum(entropy_errors[layer] * derivatives, x)
-        return updates, bonuses, entropies
+        return signals, true_signals, bonuses, entropies
+
+    def _check_finite(self, value_loss: Tensor, signals: dict[str, list[Tensor]]) -> None:
+        """Raise FloatingPointError naming layer and step of a signal that is not finite, before it is told."""
+        if torch.isfinite(value_loss + sum(each.sum() for seen in signals.values() for each in seen[:3:2])):
+            return
+        for name, seen in signals.items():
+            for what, each in zip(("input", "derivative", "error", "TD error"), seen, strict=False):
+                for step, env, *_ in (~torch.isfinite(each)).nonzero().tolist():
+                    raise FloatingPointError(
+                        f"learning has diverged: the {what} of layer {name} is not finite at step {step} of the "
+                        f"rollout in environment {env}; lower the learning rate"
+                    )
+        if not torch.isfinite(value_loss):
+            raise FloatingPointError(
+                "learning has diverged: the critic's loss is infinite; lower the learning rate"
+            )
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done, which cannot be undone."""
+    held: list[Any] = []
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *given: held.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            handler(*held[0])
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:

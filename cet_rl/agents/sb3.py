@@ -203,6 +203,7 @@ class CETActorCritic(StoredAlgorithm):
         parameters = list(self.learner.trained_parameters())
         self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
         self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
+        self._recorded = 0  # steps of the rollout that the traces have not been told of
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -240,6 +241,7 @@ class CETActorCritic(StoredAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Act for `n_rollout_steps` steps without `rollout_buffer`; return False if a callback asked to stop."""
+        self._leave_rollout()  # one whose update was left before it began
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
         self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
@@ -248,7 +250,7 @@ class CETActorCritic(StoredAlgorithm):
         callback.on_rollout_start()
         # Not before: what is saved at that moment has not drawn yet what it will draw again.
         noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
-        recorded, complete = 0, False
+        complete = stepping = False
         try:
             for step in range(n_rollout_steps):
                 assert self._last_obs is not None
@@ -256,26 +258,30 @@ class CETActorCritic(StoredAlgorithm):
                 policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
                 arrays["starts"][step] = self._last_episode_starts
                 actions = arrays["actions"][step] = head.sample(forward(features), noise[step])
+                stepping = True
                 new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
                 self.num_timesteps += env.num_envs
                 arrays["rewards"][step] = rewards
                 if np.count_nonzero(dones):  # a quarter of `any`'s time
                     self._record_ends(step, dones, infos)
-                recorded = step + 1
+                self._recorded, stepping = step + 1, False
 
-                callback.update_locals(locals())
                 try:
+                    callback.update_locals(locals())
                     if not callback.on_step():
                         return False
                 finally:
                     self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 self._update_info_buffer(infos, dones)
+            policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
+            self._rollout.check_finite(self.num_timesteps // env.num_envs - n_rollout_steps)
             complete = True
         finally:
             if not complete:
-                self._skip_rollout(recorded)
-        policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
-        self._rollout.check_finite(self.num_timesteps // env.num_envs - n_rollout_steps)
+                policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
+                self._leave_rollout()
+            if stepping:  # nobody knows where the environments are: `learn` will reset them
+                self._last_obs = None
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -292,20 +298,26 @@ class CETActorCritic(StoredAlgorithm):
             self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
             rollout.final_observations = torch.cat([rollout.final_observations, final])
 
-    def _skip_rollout(self, steps: int) -> None:
-        """Advance the traces by a rollout that ended early, after `steps` steps. The weights do not change."""
-        if not steps:
+    def _leave_rollout(self) -> None:
+        """Advance the traces by what has been recorded and not learned from. The weights do not change."""
+        if not self._recorded:
             return
-        assert self._last_obs is not None
-        self.policy.write_features(self._last_obs, self._rollout.last_observations.numpy())  # type: ignore[arg-type]
-        rollout = self._rollout.first(steps)
+        rollout = self._rollout.first(self._recorded)
         try:
             rollout.check_finite(0)
+            self._tell(rollout)
         except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
-            self._last_episode_starts = np.ones(self.n_envs, bool)
-            return
-        self.learner.accumulate(rollout.to(self.device))
+            self._last_episode_starts, self._recorded = np.ones(self.n_envs, bool), 0
         self.optimizer.zero_grad()
+
+    def _tell(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
+        """Let the learner accumulate a rollout, and note if the traces were told, even if it raises after that."""
+        told = self.learner.steps
+        try:
+            return self.learner.accumulate(rollout.to(self.device), statistics=statistics)
+        finally:
+            if self.learner.steps > told:
+                self._recorded = 0
 
     def train(self) -> None:
         """Update the networks from the rollout just collected."""
@@ -313,7 +325,7 @@ class CETActorCritic(StoredAlgorithm):
         # Statistics are written out after the next rollout: only the update before that needs to compute them.
         updates = self._n_updates - self._updates_at_start
         wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
-        found = self.learner.accumulate(self._rollout.to(self.device), statistics=wanted)
+        found = self._tell(self._rollout, statistics=wanted)
         self.optimizer.step()
         self._n_updates += 1
         if wanted:

@@ -152,7 +152,6 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         factory = optim or AdamOptimizerFactory(lr=5e-4, eps=1e-5)
         self.optim = self._create_optimizer(ActorCritic(networks.actor, networks.critic), factory)
         self._rollout = Rollout.empty(n_steps, num_envs, networks.num_features, networks.actor.head)
-        self._steps_made = 0
         # The end of the last collection: the next one continues it, or starts episodes.
         self.register_buffer("last_features", torch.zeros(num_envs, networks.num_features))
         self.register_buffer("last_done", torch.ones(num_envs, dtype=torch.bool))
@@ -191,8 +190,13 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     ) -> CETTrainingStats:
         """Advance the synapses by the collection, and take one step with the resulting gradient."""
         _check_update(batch_size, repeat)
-        self._record(batch)
-        found = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)
+        last_done, told = self._record(batch), self.learner.steps
+        try:
+            found = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)
+        finally:
+            if self.learner.steps > told:  # else the next collection goes on from nothing that is known
+                self.last_features.copy_(self._rollout.last_observations)
+                self.last_done.copy_(last_done)
         assert isinstance(self.optim, CETTianshou.Optimizer)
         self.optim.apply()
 
@@ -205,8 +209,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
 
     # Numbers that are not finite are refused naming the environment they came from.
     @np.errstate(invalid="ignore", over="ignore")
-    def _record(self, batch: RolloutBatchProtocol) -> None:
-        """Write the collection into the rollout, as T steps of E environments.
+    def _record(self, batch: RolloutBatchProtocol) -> torch.Tensor:
+        """Write the collection into the rollout, as T steps of E environments; return what episodes it ends, (E,).
 
         Tianshou's collector resets an environment in the step that ends its episode, and `obs_next` is from before
         the reset: every step is a transition, and truncations bootstrap from `obs_next`.
@@ -228,16 +232,13 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         final = np.zeros((int(truncated.sum()), networks.num_features), np.float32)
         networks.write_features(following[truncated], final)
         rollout.final_observations = torch.from_numpy(final)
-        rollout.check_finite(self._steps_made)
-        self._steps_made += steps
-
+        rollout.check_finite(self.learner.steps)
         done = terminated | truncated
         # A reset of the collector ends an episode that no step has ended.
         elsewhere = (arrays["observations"][0] != self.last_features.cpu().numpy()).any(-1)
         arrays["starts"][0] = self.last_done.cpu().numpy() | elsewhere
         arrays["starts"][1:] = done[:-1]
-        self.last_features.copy_(rollout.last_observations)
-        self.last_done.copy_(torch.from_numpy(done[-1]))
+        return torch.from_numpy(done[-1])
 
 
 def _check_update(batch_size: int | None, repeat: int) -> None:

@@ -151,11 +151,15 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     reads = values[..., steps:]  # Σ_u A_u q_{u,k} δ_u
 
     if A is None or B is None:
-        parts = [
-            _without_eligibility(state, closed, derivative[env], p[env, 0], reads[env, 0], signals, env)
+        each = [
+            _without_eligibility(
+                state.states[env], closed, derivative[env], p[env, 0], reads[env, 0], signals.pre[:, env]
+            )
             for env in range(envs)
         ]
-        return parts[0] if envs == 1 else torch.stack(parts).sum(0)
+        # New states, not the old ones overwritten: whoever looks at them until `Synapses` has advanced sees those.
+        state.states = each[0][1][None] if envs == 1 else torch.stack([states for _, states in each])
+        return each[0][0] if envs == 1 else torch.stack([part for part, _ in each]).sum(0)
 
     kept = decay * (1 - signals.modulation()[1][0])
     gradient = sum_of_environments(kept * A[0], state.eligibility)
@@ -200,27 +204,15 @@ def _time_last(signal: Tensor) -> Tensor:
 
 
 def _without_eligibility(
-    state: SynapseState,
-    closed: ChunkConstants,
-    derivative: Tensor,
-    p: Tensor,
-    reads: Tensor,
-    signals: Signals,
-    env: int,
-) -> Tensor:
-    """Return one environment's ΔW where γλ = 0, and advance its states.
+    states: Tensor, closed: ChunkConstants, derivative: Tensor, p: Tensor, reads: Tensor, pre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return one environment's ΔW where γλ = 0, and its new states.
 
     Its derivative f' and p have shape (n_out, T), its reads Σ_u A_u q_{u,k} δ_u have (n_out, n).
     """
-    assert state.states is not None
-    states, pre = state.states[env], signals.pre[:, env]
     gradient = matmul(p, pre)
     gradient[:, None].baddbmm_(reads[:, None], states)
     scaled = derivative[:, None] * closed.absorb
     new = matmul(scaled.reshape(-1, len(pre)), pre).view(states.shape)
     new.baddbmm_(closed.power.expand(len(new), -1, -1), states)
-    if len(state.states) == 1:
-        state.states = new[None]  # saves a pass over memory
-    else:
-        state.states[env] = new
-    return gradient
+    return gradient, new

@@ -110,28 +110,30 @@ class DelayLine(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """Push T steps and return those of D steps before: shape (T, *shape) to (T, *shape)."""
-        steps = len(signal)
-        if self.steps == 0:
-            return signal
-        if steps >= self.steps:
-            out = torch.cat([self.contents(), signal[: steps - self.steps]])
-            self.line.copy_(signal[steps - self.steps :])
-            if self._position:  # setting an attribute of a module is slow
-                self._position = 0
-            return out
-        end = min(self._position + steps, self.steps)
-        out = torch.cat([self.line[self._position : end], self.line[: steps - (end - self._position)]])
+        out = self.peek(signal)
         self.push(signal)
         return out
 
+    def peek(self, signal: Tensor) -> Tensor:
+        """Return what `forward` does, and leave the line as it is."""
+        if self.steps == 0:
+            return signal
+        steps, position = len(signal), self._position
+        end = min(position + steps, self.steps)
+        later = self.line[: min(steps - (end - position), position)]
+        return torch.cat([self.line[position:end], later, signal[: max(steps - self.steps, 0)]])
+
     def push(self, signal: Tensor) -> None:
         """Push T steps, as `forward` does, and drop what comes out."""
-        signal = signal[-self.steps :] if self.steps else signal[:0]
+        if self.steps == 0:
+            return
+        if len(signal) >= self.steps:
+            signal, self._position = signal[-self.steps :], 0
         end = min(self._position + len(signal), self.steps)
         first = end - self._position
         self.line[self._position : end] = signal[:first]
         self.line[: len(signal) - first] = signal[first:]
-        self._position = (self._position + len(signal)) % max(self.steps, 1)
+        self._position = (self._position + len(signal)) % self.steps
 
     def contents(self) -> Tensor:
         """Return the signals on their way, oldest first, (D, *shape), valid until the next push; read only."""

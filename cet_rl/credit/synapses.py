@@ -47,6 +47,17 @@ class Synapses(nn.Module):
     Feed it what happens as it happens; it delays the credit signals, keeps the traces, and returns the update
     that the credit arriving in this chunk causes. Everything it carries is in `state_dict`.
 
+    **When time advances**: the rule for all that learns here, agents, traced layers and recurrent networks.
+
+    - Every step of learning is told once: a forward pass in training whose backward pass arrives and completes,
+      whether weights are frozen or not, whether the optimiser then steps or not. Nothing else is: no pass in
+      `eval()` or under `no_grad`, no gradient of inputs, no pass that raised, forwards or backwards.
+    - x or f' that is not finite is refused by layer and step before anything changes. For δ the gradients are not
+      finite either, so that a loss scaler skips them, and the state takes δ = 0 for that batch; agents, which have
+      no scaler, refuse it as they do x. Errors are kept without the scaler's scale, which may change.
+    - A rollout that is left, by a callback, an error or Ctrl-C, is told as far as it got, without an update. If it
+      cannot be, the next step opens an episode, and an environment that was left within a step is reset.
+
     A dense layer is given by `n_in` and `n_out`, any layer by `geometry`:
     `Synapses(geometry=Convolution(6, 16, 3, in_size=(10, 10)), trace=CET(5, 10))`. The signals of a convolution
     are maps, x (T, E, C_in, H, W), f' and δ (T, E, C_out, H', W'). It keeps the maps of the kernel's support, in
@@ -196,16 +207,24 @@ class Synapses(nn.Module):
         """Advance as `advance` does, and return the update as one tensor of the geometry's `weight_shape`."""
         return self.geometry.join(*self.advance(*signals))
 
+    def advance(self, *signals: Tensor) -> Parts:
+        """Advance by T steps, given as to `stage`, and return the update that they cause."""
+        update, commit = self.stage(*signals)
+        commit()
+        return update
+
     @torch.no_grad()
-    def advance(
+    def stage(
         self,
         pre: Tensor,
         derivative: Tensor,
         error: Tensor,
         td_error: Tensor | None = None,
         start: Tensor | None = None,
-    ) -> Parts:
-        """Advance by T steps.
+    ) -> tuple[Parts, Callable[[], None]]:
+        """Return what T steps add, and a function that advances by them.
+
+        Until it is called, supervised synapses are as they were; others may be half advanced.
 
         Args:
             pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
@@ -216,7 +235,7 @@ class Synapses(nn.Module):
 
         Returns:
             ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and that of a bias, or
-            None. It points uphill.
+            None, which points uphill; and the function.
 
         Raises:
             ValueError: if shapes or types disagree with each other or with the layer's.
@@ -237,20 +256,22 @@ class Synapses(nn.Module):
             raise ValueError(
                 f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
             )
-        pre = self.pre_line(geometry.flatten(pre))
-        signals = Signals(
-            pre if self._factored else cast(Dense, geometry).inputs(pre),
-            self.derivative_line(geometry.flatten(derivative)),
-            self.error_line(geometry.flatten(error)),
-            None if self.td_error_line is None else self.td_error_line(td_error),
-            None if self.start_line is None else self.start_line(start),
-        )
+        given = (geometry.flatten(pre), geometry.flatten(derivative), geometry.flatten(error), td_error, start)
+        lines = (self.pre_line, self.derivative_line, self.error_line, self.td_error_line, self.start_line)
+        pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]
+        pre, *late = (line.peek(signal) for line, signal in pairs)
+        signals = Signals(pre if self._factored else cast(Dense, geometry).inputs(pre), *late)
         state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
         update = self._execute(state, signals)
-        for name in _CARRIED:
-            if (new := getattr(state, name)) is not self._buffers[name]:  # setting attributes is slow
-                setattr(self, name, new)
-        return update
+
+        def commit() -> None:
+            for line, signal in pairs:
+                line.push(signal)
+            for name in _CARRIED:
+                if (new := getattr(state, name)) is not self._buffers[name]:  # setting attributes is slow
+                    setattr(self, name, new)
+
+        return update, commit
 
     def _execute(self, state: SynapseState, signals: Signals) -> Parts:
         """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""

@@ -95,24 +95,35 @@ class SequenceLearner:
         `measure` alignment on reaching the limit, if the configuration asks for it.
 
         Raises:
-            FloatingPointError: if anything is not finite any more; it says what, and since which step.
+            FloatingPointError: if anything is not finite any more; it says what, and since which step. Whatever is
+                raised, the learner is as it was before the chunk.
         """
         size = max(CHUNK // self.config.batch_size, SHORTEST_CHUNK)
         steps = min(self.step - self.step % size + size, limit) - self.step
-        x, label = (tensor.to(self.config.device) for tensor in self.stream.take(steps))
-        noise = self.online.rule.draw(self.config.batch_size, steps, self._noise)
-        noise = None if noise is None else noise.to(x)
-        before = self.memory
-        run = run_compiled if self.compiled else Online.run
-        self.memory, losses = run(self.online, before, self.step, x, label, noise)
-        if not all(bool(tensor.isfinite().all()) for tensor in (losses, *self.memory.named().values())):
-            raise self._diverged(before, x, label, noise)
-        self.step += steps
+        stream, noise = self.stream.state_dict(), self._noise.get_state()
+        try:
+            memory, losses = self._run(steps)
+        except BaseException:
+            self.stream.load_state_dict(stream)
+            self._noise.set_state(noise)
+            raise
+        self.memory, self.step = memory, self.step + steps
         self.loss_sum += losses.double().sum().cpu()
         self.losses += steps
         if measure and self.step == limit and self.config.alignment and not self.config.jitter:
             self._alignment = self._measure()
         return losses.mean()
+
+    def _run(self, steps: int) -> tuple[Memory, Tensor]:
+        """Return the memory after the next steps of the stream, and their losses."""
+        x, label = (tensor.to(self.config.device) for tensor in self.stream.take(steps))
+        noise = self.online.rule.draw(self.config.batch_size, steps, self._noise)
+        noise = None if noise is None else noise.to(x)
+        run = run_compiled if self.compiled else Online.run
+        memory, losses = run(self.online, self.memory, self.step, x, label, noise)
+        if not all(bool(tensor.isfinite().all()) for tensor in (losses, *memory.named().values())):
+            raise self._diverged(self.memory, x, label, noise)
+        return memory, losses
 
     def _diverged(self, memory: Memory, x: Tensor, label: Tensor, noise: Tensor | None) -> FloatingPointError:
         """Return what went wrong in a chunk, found by running it again step by step."""

@@ -17,181 +17,26 @@ and what is wanted beside the gradients of weight and bias; a bias is a synapse 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_input, conv2d_weight
 
-from cet_rl.credit.activations import ACTIVATIONS, Activation
 from cet_rl.credit.chunk import Times, correlation_matrix, event_matrix, forget_oldest
 from cet_rl.credit.factored import Correlation, visible_support
-from cet_rl.credit.geometry import Convolution, Dense, Geometry
+from cet_rl.credit.geometry import Convolution
 from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
-from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.traces.finite import PerfectMemory
-
-ErrorAt = Literal["preactivation", "activation"]
-DerivativeMemory = Literal["exact", "trace"]
+from cet_rl.vision.rule import Commit, CreditRule, Gradients, Wanted, by_step, like
 
 _COLUMNS = 2048
 """Features filtered at once on a CPU, so that a whole batch of them fits its cache: one megabyte at T = 128."""
 
 _SMALL_PAST = 1 << 18
 """Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
-
-
-class Wanted(NamedTuple):
-    """Say what to compute beside the gradients of weight and bias, and with jitter the errors' delays in steps."""
-
-    down: bool
-    truth: bool
-    delays: Times | None = None
-
-
-Gradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
-"""∂L/∂x and the late gradients of weight and bias; the weight's true one of the images whose error arrived."""
-
-
-@dataclass(frozen=True)
-class CreditRule:
-    """Hold a traced layer's options, see `cet_rl.vision.TracedLinear`, and compute what follows from them alone.
-
-    `window` is stride and padding of a convolution, None for a dense layer. Options that are invalid or do not go
-    together are a ValueError.
-    """
-
-    trace: Trace | None
-    delay_steps: int
-    bias: bool
-    window: tuple[int, int] | None = None
-    activation: str = "identity"
-    error_at: ErrorAt = "preactivation"
-    derivative_memory: DerivativeMemory = "exact"
-    streaming: bool = False
-    streams: int = 1
-    record_alignment: bool = False
-    jitter: float = 0.0
-
-    def __post_init__(self) -> None:
-        choices = {
-            "activation": tuple(ACTIVATIONS),
-            "error_at": get_args(ErrorAt),
-            "derivative_memory": get_args(DerivativeMemory),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        check_whole(self.delay_steps, "delay_steps", at_least=0)
-        check_whole(self.streams, "streams", at_least=1)
-        if self.is_late and self.error_at == "preactivation" and not self.f.binary:
-            raise ValueError(
-                f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "
-                "which is right only where f' is 0 or 1"
-            )
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
-        if self.jitter and (self.derivative_memory == "trace" or self.record_alignment):
-            raise ValueError("jitter does not go with derivative_memory='trace', nor with record_alignment")
-        if self.derivative_memory == "trace" and self.streaming:
-            raise ValueError(
-                "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
-            )
-
-    @property
-    def is_late(self) -> bool:
-        """Tell whether gradients differ from those of backpropagation."""
-        return self.trace is not None or self.delay_steps > 0
-
-    @property
-    def longest_delay(self) -> int:
-        """Return the steps after which an error has arrived for certain."""
-        return round(self.delay_steps * (1 + self.jitter))
-
-    @property
-    def fixed_delay(self) -> int:
-        """Return D; with jitter 0, as `arrive` has put errors where they arrive."""
-        return 0 if self.jitter else self.delay_steps
-
-    def delays(self, draws: FloatArray | None, images: int) -> Times | None:
-        """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
-
-        None without jitter. With it, ValueError unless there is one draw u for each image.
-        """
-        if not self.jitter:
-            return None
-        if draws is None or len(draws) != images:
-            raise ValueError(
-                f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
-            )
-        return np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64)
-
-    @property
-    def f(self) -> Activation:
-        """Return the activation."""
-        return ACTIVATIONS[self.activation]
-
-    def steps(self, batch: int) -> int:
-        """Return T, the steps of a batch; raise ValueError unless it divides into the streams."""
-        steps, rest = divmod(batch, self.streams)
-        if rest:
-            raise ValueError(f"a batch of {batch} images does not divide into {self.streams} streams")
-        return steps
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return f(W x + b), as torch computes it."""
-        if self.window is None:
-            return self.f.function(functional.linear(x, weight, bias))
-        return self.f.function(functional.conv2d(x, weight, bias, *self.window))
-
-    def errors(
-        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, memory: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return ∂L/∂z, ∂L/∂x where it is wanted, and δ, the error that the synapses get.
-
-        With `derivative_memory="trace"`, `memory` is the share of each step's f', a column, in what is recalled
-        of it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
-        """
-        if memory is None:
-            delta = self.f.times_derivative(grad, y)
-        else:
-            delta = grad * _like(memory @ _by_step(self.f.derivative(y, y), len(memory)), y)
-        down = None
-        if want.down:
-            down = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
-        return delta, down, delta if self.error_at == "preactivation" else grad
-
-    def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return Σ p xᵀ over images and positions, shaped like the weight."""
-        if self.window is None:
-            return p.T @ x
-        return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
-
-    @lru_cache(maxsize=256)  # noqa: B019
-    def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
-        """Return the layer's geometry for inputs of this shape."""
-        n_out, n_in = weight_shape[:2]
-        if self.window is None:
-            return Dense(n_in, n_out, self.bias)
-        height, width = in_shape[1:]
-        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.window, self.bias)
-
-    @lru_cache(maxsize=256)  # noqa: B019
-    def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
-        """Return g_0 … as far as `dtype` can tell it from zero, or scaled to area one; not to be written to."""
-        if self.trace is None:
-            return np.ones(1)
-        # A memory that returned f' larger than it was would be wrong whatever the synapses do.
-        trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
-        first, last = visible_support(trace, dtype)
-        kernel = trace.kernel(last).numpy().copy()
-        kernel[:first] = 0.0
-        return kernel
 
 
 def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -208,19 +53,6 @@ def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = No
         line[: len(pending)] = pending
     line.index_add_(0, torch.from_numpy(np.arange(count) + streams * delays).to(error.device), error)
     return line[:count], line[count:]
-
-
-def _by_step(signal: Tensor, steps: int) -> Tensor:
-    """Reshape (T · E, …) to (T, E · …), without a copy if possible; maps in the order of `channels_last`."""
-    return (signal if signal.ndim == 2 else signal.movedim(1, -1)).reshape(steps, -1)
-
-
-def _like(flat: Tensor, signal: Tensor) -> Tensor:
-    """Undo `_by_step`."""
-    if signal.ndim == 2:
-        return flat.view(signal.shape)
-    batch, channels, *size = signal.shape
-    return flat.view(batch, *size, channels).movedim(-1, 1)
 
 
 class BatchCredit:
@@ -289,15 +121,15 @@ class BatchCredit:
     def _credited_derivative(self, error: Tensor, y: Tensor) -> Tensor:
         """Return p, the credit of each image's derivative. `error` is used up, and no memory allocated anew."""
         f, steps = self.rule.f, self.steps(len(y))
-        p, active = _by_step(error, steps), _by_step(y, steps)
+        p, active = by_step(error, steps), by_step(y, steps)
         arriving = p[: steps - self.rule.fixed_delay]
         correlation = self._correlation(steps, p.dtype, p.device)
         if p.shape[1] <= _COLUMNS or p.device.type != "cpu":
-            return _like(f.times_derivative(correlation(arriving), active), error)
+            return like(f.times_derivative(correlation(arriving), active), error)
         for first in range(0, p.shape[1], _COLUMNS):
             units = slice(first, first + _COLUMNS)
             p[:, units] = f.times_derivative(correlation(arriving[:, units]), active[:, units])
-        return _like(p, error)
+        return like(p, error)
 
 
 class ImageTimes(NamedTuple):
@@ -332,7 +164,7 @@ class SalientCredit(nn.Module):
 
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, times: ImageTimes
-    ) -> Gradients:
+    ) -> tuple[Gradients, Commit]:
         """Return the layer's gradients for one stretch; `times` says when its images were shown."""
         rule, f, shown = self.rule, self.rule.f, times.times
         arrival = shown + (rule.delay_steps if want.delays is None else want.delays)
@@ -343,7 +175,7 @@ class SalientCredit(nn.Module):
         _, down, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
         derivative, error = geometry.flatten(f.derivative(y, y)), geometry.flatten(error)
-        pre = geometry.flatten(x)
+        pre, error = geometry.flatten(x), want.kept(error)
         if rule.streaming and len(self.times):
             past = zip(_PAST, (pre, derivative, error), strict=True)
             pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
@@ -361,9 +193,12 @@ class SalientCredit(nn.Module):
             truth = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
         elif want.truth:
             truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
-        if rule.streaming:
-            self._keep((pre, derivative, error), shown - times.steps, arrival - times.steps, len(kernel))
-        return down, for_weight, for_bias, truth
+
+        def commit() -> None:
+            if rule.streaming:
+                self._keep((pre, derivative, error), shown - times.steps, arrival - times.steps, len(kernel))
+
+        return (down, for_weight, for_bias, truth), commit
 
     def _keep(self, signals: tuple[Tensor, ...], shown: Times, arrival: Times, reach: int) -> None:
         """Keep images within the kernel's reach and errors on their way; times count from now."""
@@ -417,23 +252,30 @@ class StreamCredit(nn.Module):
             DelayLine(rule.delay_steps, (rule.streams, *shape), dtype=dtype) for shape in shapes
         )
 
-    def backward(self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted) -> Gradients:
+    def backward(
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted
+    ) -> tuple[Gradients, Commit]:
         """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
-        steps, dtype = rule.steps(len(x)), self.synapses.eligibility.dtype
+        steps, dtype, pending = rule.steps(len(x)), self.synapses.eligibility.dtype, self.pending
+        error, delta = want.kept(error.to(dtype)), want.kept(delta.to(dtype))
         if want.delays is not None:
-            error, self.pending = arrive(error.to(dtype), want.delays, steps, self.pending)
+            error, pending = arrive(error, want.delays, steps, pending)
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])
             for signal in (x, rule.f.derivative(y, y), error, delta)
         )
-        arrived = []
-        for line, signal in zip(self.recorded, (pre, delta), strict=False):  # there may be none
-            assert isinstance(line, DelayLine)
-            if want.truth:
-                arrived.append(line(signal))
-            else:
+        truth = None
+        lines: list[tuple[Any, Tensor]] = list(zip(self.recorded, (pre, delta), strict=False))  # there may be none
+        if want.truth and lines:
+            truth = self.synapses.geometry.outer_parts(*(line.peek(signal) for line, signal in reversed(lines)))[0]
+        gradients, advance = self.synapses.stage(pre, derivative, error)
+
+        def commit() -> None:
+            advance()
+            self.pending = pending
+            for line, signal in lines:
                 line.push(signal)
-        truth = self.synapses.geometry.outer_parts(*reversed(arrived))[0] if arrived else None
-        return down, *self.synapses.advance(pre, derivative, error), truth
+
+        return (down, *gradients, truth), commit

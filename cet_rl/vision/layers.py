@@ -7,18 +7,20 @@ bias is that of synapses with a trace. Time is the batch: see `cet_rl.vision.cre
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from cet_rl.credit.alignment import cosine
 from cet_rl.traces.base import FloatArray, Trace, check_whole
-from cet_rl.vision.credit import BatchCredit, CreditRule, ImageTimes, SalientCredit, StreamCredit, Wanted
+from cet_rl.vision.credit import BatchCredit, ImageTimes, SalientCredit, StreamCredit
+from cet_rl.vision.passes import asks_to_learn, current_pass, is_finite, loss_scale, watch_scalers
+from cet_rl.vision.rule import CreditRule, Gradients, Wanted
 
 
 class TracedLayer(nn.Module):
@@ -60,6 +62,7 @@ class TracedLayer(nn.Module):
         self.draws: FloatArray | None = None  # set by `jittered`
         self.measured, self.alignment = False, float("nan")
         self._forward_passes = self._learned_pass = 0  # while streaming
+        self._backward_pass = -1  # torch's number of the last one that counted
         self.register_buffer("matrix", None, persistent=False)
         self.batch = BatchCredit(self.rule)
         self.salient: SalientCredit | None = None
@@ -75,6 +78,16 @@ class TracedLayer(nn.Module):
             self.salient = SalientCredit(self.rule).to(self.weight.device)
         if self.traced and self.rule.streaming and not salient and self.stream is None:
             self.stream = StreamCredit(self.rule, self.weight, in_shape).to(self.weight.device)
+        if self.rule.streaming:
+            watch_scalers()
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the layer alone: what it remembers is no buffer for others to broadcast or to average."""
+        yield from [(prefix, self)] if memo is None or self not in memo else []
+        if memo is not None and remove_duplicate:
+            memo.add(self)
 
     def use_matrix(self, batch: int) -> None:
         """Compute with the kernel's whole matrix from now on, for batches of one size.
@@ -91,13 +104,12 @@ class TracedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return f(W x + b), shape (T · E, …): step by step, and all streams of each step.
 
-        While streaming, passes in training mode are time, whether or not the layer is frozen; in `eval()` a
-        streaming layer is a plain one, whose gradients are those of backpropagation.
+        What counts as time while streaming, `cet_rl.credit.Synapses` says; in `eval()` a streaming layer is a
+        plain one, whose gradients are those of backpropagation.
 
         Raises:
             ValueError: if the batch does not fit the layer's options.
-            FloatingPointError: while streaming, if a number of x is not finite; nothing has changed then.
-            RuntimeError: while streaming, if DistributedDataParallel would overwrite the traces.
+            FloatingPointError: while streaming, if a number of x or f' is not finite; nothing has changed then.
         """
         weight, bias, matrix, streaming = self.weight, self.bias, self.matrix, self.rule.streaming
         if streaming:
@@ -114,9 +126,12 @@ class TracedLayer(nn.Module):
             return torch.compiler.disable(self.forward)(x)  # type: ignore[no-untyped-call, no-any-return]
         else:
             self._check_batch(x)
-        if streaming and not (x.requires_grad or weight.requires_grad):
-            x = x.detach().requires_grad_()  # so that errors arrive at a frozen layer, and its time passes
-        return _LateCredit.apply(x, weight, bias, matrix, self)  # type: ignore[no-untyped-call, no-any-return]
+        # Lets errors arrive at a frozen layer, and tells `_counts` whether they are asked of everything.
+        clock = x.new_empty(0, requires_grad=True) if streaming else None
+        y: Tensor = _LateCredit.apply(x, weight, bias, matrix, clock, self)  # type: ignore[no-untyped-call]
+        if streaming and not self.rule.f.binary:
+            self._check_finite(y, "the derivative")
+        return y
 
     def _check_batch(self, x: Tensor) -> None:
         """Check a batch before any work, and create what it needs."""
@@ -134,37 +149,36 @@ class TracedLayer(nn.Module):
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
         if streaming:
             self._check_finite(x, "the input")
-            wrapper = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
-            if wrapper is not None and wrapper.broadcast_buffers:
-                raise RuntimeError(
-                    "DistributedDataParallel would overwrite the traces of every rank with those of rank 0: give "
-                    "it broadcast_buffers=False"
-                )
         self.prepare(x.shape[1:], salient=times is not None)
 
     def _check_finite(self, signal: Tensor, what: str) -> None:
         """Raise FloatingPointError if a number is not finite: it would stay in the traces for ever."""
-        # The sum is finite unless a number is not, or the numbers are huge.
-        if not signal.is_meta and not (math.isfinite(signal.sum().item()) or bool(signal.isfinite().all())):
-            raise FloatingPointError(
-                f"{what} of layer {self.layer_name!r} holds a number that is not finite, which would stay in the "
-                "traces for ever; its traces are as they were before this batch"
-            )
+        if is_finite(signal):
+            return
+        image = int((~signal.isfinite()).flatten(1).any(1).nonzero()[0])
+        step = image // self.rule.streams if self.times is None else self.times.times[image]
+        raise FloatingPointError(
+            f"{what} of layer {self.layer_name!r} holds a number that is not finite at step {step} of this batch, "
+            "which would stay in the traces for ever; its traces are as they were before this batch"
+        )
 
-    def _check_pass(self, number: int, grad: Tensor) -> None:
-        """Check the errors of a forward pass while streaming: their arrival is the time of its batch.
-
-        Raises:
-            RuntimeError: if the errors of a later forward pass, or the same ones, have arrived already.
-            FloatingPointError: if an error is not finite.
-        """
-        if number <= self._learned_pass:
+    def _check_pass(self, number: int) -> None:
+        """Raise RuntimeError if errors of the same or a later forward pass have arrived, or others just now."""
+        if number <= self._learned_pass or self._backward_pass == current_pass():
             raise RuntimeError(
                 "a streaming layer was used twice before the errors of its first use arrived, or these arrived "
                 "twice: its time would run backwards"
             )
-        self._check_finite(grad, "the error")
-        self._learned_pass = number
+
+    def _pass_counts(self, number: int, commit: Callable[[], None]) -> None:
+        """Advance once the backward pass is complete; if it raises, for whatever reason, nothing has happened."""
+
+        def advance() -> None:
+            commit()
+            self._learned_pass = number
+
+        self._backward_pass = current_pass()
+        Variable._execution_engine.queue_callback(advance)
 
     def extra_repr(self) -> str:
         """Return the options shown by `print`."""
@@ -180,13 +194,13 @@ class _LateCredit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None, layer: TracedLayer
+        x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None, clock: Any, layer: TracedLayer
     ) -> Tensor:
         return layer.rule.forward(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, bias, matrix, layer = inputs
+        x, weight, bias, matrix, _, layer = inputs
         # f' = 1 needs no output, which may then be overwritten in place.
         ctx.save_for_backward(x, weight, matrix, None if layer.rule.activation == "identity" else output)
         ctx.layer, ctx.times, ctx.has_bias = layer, layer.times, bias is not None
@@ -194,6 +208,7 @@ class _LateCredit(torch.autograd.Function):
         if layer.rule.streaming:
             layer._forward_passes += 1
             ctx.number = layer._forward_passes
+            ctx.around = current_pass()  # the pass that a checkpoint computes this one in
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -205,28 +220,44 @@ class _LateCredit(torch.autograd.Function):
                 "traced layers cannot be differentiated twice (create_graph=True): the second derivative would "
                 "mix late credit with the true gradient; compute such a penalty with the model before convert"
             )
-        if layer.rule.streaming:
-            layer._check_pass(ctx.number, grad)
+        rule, commit, scale = layer.rule, None, None
+        counts = True
+        if rule.streaming:
+            before, *own = (node for node, _ in ctx.next_functions)
+            frozen = not any(own[:-1]) and ctx.number > layer._learned_pass
+            counts = asks_to_learn(before, own, frozen=frozen)
+        if rule.streaming and counts:
+            layer._check_pass(ctx.number)
+            scale = loss_scale(current_pass(), ctx.around)
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
-        want = Wanted(ctx.needs_input_grad[0], layer.measured, ctx.delays)
+        if rule.streaming and not is_finite(grad):  # a scaler skips gradients that are not finite
+            scale = grad.new_full((), float("nan"))
+        want = Wanted(ctx.needs_input_grad[0], layer.measured, ctx.delays, scale)
         signals = x, grad if y is None else y, grad, weight, want
-        if ctx.times is not None:
+        found: Gradients
+        if not counts:
+            found = rule.errors(*signals)[1], None, None, None
+        elif ctx.times is not None:
             assert layer.salient is not None
-            found = layer.salient.backward(*signals, ctx.times)
+            found, commit = layer.salient.backward(*signals, ctx.times)
         elif layer.stream is not None:
-            found = layer.stream.backward(*signals)
+            found, commit = layer.stream.backward(*signals)
         else:
             found = layer.batch.backward(*signals, matrix)
         down, for_weight, for_bias, truth = found
-        if layer.measured:
+        if rule.streaming and commit is not None:
+            layer._pass_counts(ctx.number, commit)
+        if layer.measured and for_weight is not None:
             layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
-        if grad.dtype != dtype:
-            for_weight, for_bias = for_weight.to(dtype), None if for_bias is None else for_bias.to(dtype)
+        for_weight, for_bias = (
+            each if each is None else each.to(dtype) if scale is None else (each * scale).to(dtype)
+            for each in (for_weight, for_bias)
+        )
         if down is not None and down.dtype != in_dtype:
             down = down.to(in_dtype)
-        return down, for_weight, for_bias if ctx.has_bias else None, None, None
+        return down, for_weight, for_bias if ctx.has_bias else None, None, None, None
 
 
 # torch looks at the signature in every forward pass, which takes as long as a small layer.

@@ -1,0 +1,82 @@
+"""What torch knows of the backward pass that is under way: what is asked for, and the scale of its errors.
+
+`torch.amp.GradScaler` divides gradients by the scale of the moment. An error that was on its way when the scale
+changed would come out wrong, so layers that carry errors from batch to batch keep them without it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+_scale: tuple[int, Tensor] | None = None  # the last backward pass that had one
+
+
+def current_pass() -> int:
+    """Return torch's number of the backward pass that is under way; -1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+@cache
+def watch_scalers() -> None:
+    """Let scalers tell their scale from now on: their method `scale` is the only place that knows it."""
+    plain = GradScaler.scale
+
+    def scale(scaler: GradScaler, outputs: Any) -> Any:
+        """Scale outputs, and remember by what when a backward pass comes through them."""
+        if not isinstance(outputs, Tensor):
+            scaled = [scale(scaler, each) for each in outputs]
+            return tuple(scaled) if isinstance(outputs, tuple) else scaled
+        result = plain(scaler, outputs)
+        if scaler.is_enabled() and result.requires_grad:
+            assert scaler._scale is not None
+            factor = scaler._scale.clone()  # which `update` overwrites
+
+            def note(_: Tensor) -> None:
+                global _scale
+                _scale = current_pass(), factor
+
+            result.register_hook(note)  # type: ignore[no-untyped-call]
+        return result
+
+    GradScaler.scale = scale  # type: ignore[method-assign, assignment]
+
+
+def loss_scale(*passes: int) -> Tensor | None:
+    """Return the scale of one of these backward passes, or None; those in a checkpoint have one around them."""
+    return _scale[1] if _scale is not None and _scale[0] in passes else None
+
+
+def asks_to_learn(before: Any, own: list[Any], *, frozen: bool) -> bool:
+    """Return whether the backward pass is one of learning, as seen from a layer.
+
+    It is if it computes what any of the layer's `own` nodes stands for, as `loss.backward()` does in any case; or,
+    where the layer is frozen, a parameter further down, from the node `before` on. What `torch.autograd.grad` asks
+    of inputs is not learning.
+    """
+    if any(_is_computed(node) for node in own):
+        return True
+    nodes = [before] if frozen else []
+    for node in nodes:  # which grow meanwhile
+        if _is_computed(node):
+            if isinstance(getattr(node, "variable", None), nn.Parameter):
+                return True
+            nodes += [after for after, _ in node.next_functions if after not in nodes]
+    return False
+
+
+def _is_computed(node: Any) -> bool:
+    try:
+        return node is not None and torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # a leaf whose gradient is to be returned
+        return True
+
+
+def is_finite(signal: Tensor) -> bool:
+    """Return whether all numbers are finite. Their sum is, unless one of them is not, or they are huge."""
+    return signal.is_meta or math.isfinite(signal.sum().item()) or bool(signal.isfinite().all())
