@@ -142,9 +142,13 @@ class TracedLayer(nn.Module):
             raise ValueError(f"{len(x)} images, but times for {len(times.times)}")
         if times is not None and self.rule.streams > 1:
             raise ValueError("images at times of their own need streams=1")
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("DataParallel cuts batches, which are time, in pieces: use DistributedDataParallel")
         if times is None and not streaming:
             self.batch.steps(len(x))
             return
+        if streaming and torch._C._functorch.maybe_current_level() is not None:
+            raise RuntimeError("torch.func knows no traces that are carried on: use backward() while streaming")
         if times is None and self.rule.steps(len(x)) < 1:
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
         if streaming:
