@@ -49,9 +49,9 @@ TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 
 BUDGETS = {
     "1_000_000": "2_000",
-    "500_000": "6_000",
+    "500_000": "4_000",
     "10_000": "2_000",
-    "500000": "6000",
+    "500000": "4000",
     "log_interval=20": "log_interval=1",
     "n_eval_episodes=100": "n_eval_episodes=2",
     "n_eval_episodes=50": "n_eval_episodes=2",
