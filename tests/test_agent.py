@@ -101,9 +101,9 @@ def test_every_kind_of_agent_learns_and_comes_back(tmp_path, options):
     with torch.no_grad():
         drawn, values, log_probabilities = loaded.policy(observation)
         again = loaded.policy.evaluate_actions(observation, drawn)
-        torch.testing.assert_close(loaded.policy.predict_values(observation)[:, 0], values)
+        torch.testing.assert_close(loaded.policy.predict_values(observation), values)
         torch.testing.assert_close(loaded.policy.get_distribution(observation).entropy(), again[2])
-    assert values.shape == log_probabilities.shape == (2,)
+    assert (values.shape, log_probabilities.shape) == ((2, 1), (2,))
     torch.testing.assert_close(again[1], log_probabilities)
 
 
@@ -176,7 +176,7 @@ def test_parameters_can_be_moved():
     source, target = make(task="Pendulum-v1", seed=1), make(task="Pendulum-v1", seed=2)
     source.learn(64)
     parameters = source.get_parameters()
-    assert set(parameters) == {"policy", "synapses", "probes", "optimizer"}
+    assert set(parameters) == {"policy", "synapses", "probes", "policy.optimizer"}
     assert "actor.head.log_std" in parameters["policy"]
     target.set_parameters(parameters)
     assert_same_state(source, target)
@@ -280,9 +280,9 @@ def test_what_cannot_be_changed_on_loading_is_named(tmp_path):
     make().save(tmp_path / "agent")
     assert CETActorCritic.load(tmp_path / "agent", verbose=1, ent_coef=0.5).ent_coef == 0.5
     for arguments, message in (
-        ({"foo": 3}, "foo cannot be changed .* unknown argument 'foo'"),
+        ({"foo": 3}, "foo cannot be changed on loading, only entropy_coef, learning_rate"),
         ({"delay": 2.0}, "delay cannot be changed"),
-        ({"custom_objects": {"learning_rate": 0.1}}, "custom_objects"),
+        ({"custom_objects": {"clip_range": 0.1}}, "clip_range must be left out"),
         ({"env": make_vec_env("CartPole-v1", 2, 0, step_duration=0.5)}, r"clock says 0\.5 s"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -341,7 +341,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
         ({"learning_rate": lambda progress: 1e-3 * progress**2}, "no straight line"),
         ({"policy_kwargs": {"net_arch": [0]}}, "net_arch"),
         ({"policy_kwargs": {"feedback": "telepathy"}}, "feedback must be one of backprop, fa, dfa"),
-        ({"policy_kwargs": {"width": 3}}, "'width'; it takes net_arch, activation"),
+        ({"policy_kwargs": {"width": 3}}, "unknown argument 'width'; choose from net_arch, activation"),
         ({"policy_kwargs": {"activation_fn": torch.nn.ELU}}, "unknown activation 'elu'; .*relu"),
         ({"policy_kwargs": {"activation_fn": torch.nn.Tanh}}, "error_at='activation'"),
         ({"policy_kwargs": {"net_arch": {"pi": [8], "vf": [4]}}}, "net_arch is one list here"),
@@ -354,7 +354,9 @@ def test_bad_options_are_named(options, message):
         make(**options)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("gae_lamda", "did you mean gae_lambda"), ("clip_range", "shows all")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("gae_lamda", "did you mean gae_lambda"), ("buffer_size", "shows all")]
+)
 def test_unknown_arguments_are_named(name, hint):
     with pytest.raises(ValueError, match="policy must be 'MlpPolicy', or a class"):
         CETActorCritic("CnnPolicy", "CartPole-v1")

@@ -306,7 +306,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
     restore(again, archive.decode(*capture.found[:2]))
     again.learn(144, reset_num_timesteps=False)
     for name, parameters in first.get_parameters().items():
-        if name != "optimizer":
+        if name != "policy.optimizer":
             for key, value in parameters.items():
                 assert torch.equal(value, again.get_parameters()[name][key]), f"{name}/{key}"
     assert np.array_equal(first._last_obs, again._last_obs)

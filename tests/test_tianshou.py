@@ -343,12 +343,22 @@ def test_refuses_numbers_that_are_not_finite():
         ({"n_steps": 0}, "n_steps must be at least 1"),
         ({"num_envs": 0}, "num_envs must be at least 1"),
         ({"delay": 0.9}, "no whole number"),
-        ({"networks": {"activation": "tanh"}}, "error_at='activation'"),
+        ({"networks": {"activation_fn": torch.nn.Tanh}}, "error_at='activation'"),
+        ({"return_scaling": True}, "return_scaling must be left out: TD errors count as they are"),
+        ({"max_grad_norm": None}, "max_grad_norm must be a number, got None"),
     ],
 )
 def test_refuses_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_names_of_tianshou():
+    with pytest.raises(TypeError, match=r"unknown argument 'eps_clip'; help\(CETTianshou\) shows all"):
+        make(eps_clip=0.2)
+    with pytest.raises(TypeError, match="unknown argument 'hidden'; choose from net_arch, activation"):
+        make(networks={"hidden": [8]})
+    assert make(gae_lambda=0.5, return_scaling=False, max_batchsize=None).learner.config.lam == 0.5
 
 
 @pytest.mark.parametrize("delay", ["0.4", "2"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import CreditTiming
@@ -65,7 +66,7 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
-            value = float(getattr(self, name))  # numpy's numbers are welcome
+            value = checked(getattr(self, name), float, name)
             object.__setattr__(self, name, value)
             if name in ("gamma", "lam") and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
@@ -73,10 +74,7 @@ class LearnerConfig:
                 sign = "positive" if name == "max_grad_norm" else "not negative"
                 raise ValueError(f"{name} must be finite and {sign}, got {value:g}")
         if self.random_lam is not None:
-            try:
-                low, high = map(float, self.random_lam)
-            except (TypeError, ValueError):
-                low = high = math.nan
+            low, high = checked(self.random_lam, tuple[float, float], "random_lam")
             if not 0 <= low <= high <= 1:
                 raise ValueError(
                     f"random_lam must be two numbers with 0 <= low <= high <= 1, got {self.random_lam!r}"
@@ -93,12 +91,49 @@ class LearnerConfig:
 
 
 SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef", "gae_lambda": "lam"}
-"""Fields of `LearnerConfig` by Stable-Baselines3's names."""
+"""Fields of `LearnerConfig` by the names of Stable-Baselines3 and Tianshou."""
+_OUR_NAMES = {**SB3_NAMES, "log_std_init": "log_std", "hidden_sizes": "net_arch"}
+ABSENT = {
+    name: reason
+    for reason, names in {
+        "an update takes the whole rollout, once": "batch_size n_epochs clip_range clip_range_vf target_kl "
+        "max_batchsize rollout_buffer rollout_buffer_class rollout_buffer_kwargs",
+        "TD errors count as they are": "normalize_advantage return_scaling",
+        "the optimiser is Adam with ε = 1e-5": "use_rms_prop rms_prop_eps optimizer_class optimizer_kwargs",
+        "real actions follow a diagonal Gaussian": "use_sde sde_sample_freq full_std use_expln squash_output",
+        "net_arch, activation, actor and critic define the networks": "features_extractor_class "
+        "features_extractor_kwargs share_features_extractor",
+    }.items()
+    for name in names.split()
+}
+"""Options that Stable-Baselines3 and Tianshou have and we do not, and why."""
 
 _TRACE_DEFAULTS: dict[str, Any] = dict.fromkeys(("order", "decay", "trace_options", "trace_delay"))
 _TRACE_DEFAULTS |= {"normalization": "peak", "discretization": "exact"}
 LEARNING_OPTIONS = {*_TRACE_DEFAULTS, *SB3_NAMES, *(item.name for item in fields(LearnerConfig))} - {"trace"}
 """The keywords of `learner_config`."""
+
+
+def refuse_absent(name: str, value: object) -> None:
+    """Raise ValueError if an option of `ABSENT` is set to anything that would have an effect."""
+    if value not in (None, False, -1, {}):
+        raise ValueError(f"{name} must be left out: {ABSENT[name]}")
+
+
+def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str | None = None) -> dict[str, Any]:
+    """Return keywords by our names, without those in `ABSENT`; raise TypeError for one that is not `known`."""
+    keywords: dict[str, Any] = {}
+    for name, value in given.items():
+        ours = _OUR_NAMES.get(name, name)
+        if name in ABSENT:
+            refuse_absent(name, value)
+        elif known and ours not in known:
+            raise TypeError(str(unknown("argument", name, known, see)))
+        elif ours in keywords:
+            raise TypeError(f"{ours} is given twice, once by another name")
+        else:
+            keywords[ours] = value
+    return keywords
 
 
 def learner_config(
@@ -123,11 +158,11 @@ def learner_config(
     given["options"] = given.pop("trace_options")
     when: dict[str, Any] = {"stacked": timing.stacked, "step_duration": timing.step_duration}
     chosen = TraceConfig.for_delay(timing.delay, trace, **when, **given)
-    return LearnerConfig(chosen, **{SB3_NAMES.get(name, name): value for name, value in keywords.items()})
+    return LearnerConfig(chosen, **our_keywords(keywords))
 
 
-def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return fields of `NetworkConfig` from Stable-Baselines3's `policy_kwargs`.
+def network_keywords(policy_kwargs: Mapping[str, Any] | None, known: Collection[str] = ()) -> dict[str, Any]:
+    """Return fields of `NetworkConfig` from Stable-Baselines3's `policy_kwargs`; errors as of `our_keywords`.
 
     There, an activation may be a class, `activation_fn`, and `net_arch` a dict(pi=, vf=).
     """
@@ -139,7 +174,7 @@ def network_keywords(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         if widths.keys() != {"pi", "vf"} or list(widths["pi"]) != list(widths["vf"]):
             raise ValueError(f"net_arch is one list here, for actor and critic alike, got {dict(widths)}")
         keywords["net_arch"] = list(widths["pi"])
-    return keywords
+    return our_keywords(keywords, known)
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

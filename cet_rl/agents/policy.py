@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
-from cet_rl.agents.config import NetworkConfig
+from cet_rl.agents.config import NetworkConfig, network_keywords
 from cet_rl.agents.distributions import Array, Categorical, DiagonalGaussian, Distribution
 from cet_rl.agents.networks import CHANNELS, Actor, Critic, split_signs
 
@@ -35,6 +36,7 @@ class CETPolicy(BasePolicy):
     """
 
     critic: nn.Module
+    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -44,7 +46,8 @@ class CETPolicy(BasePolicy):
         **networks: Any,
     ) -> None:
         super().__init__(observation_space, action_space, normalize_images=False)
-        config, box = NetworkConfig(**networks), check_observations(observation_space)
+        config = NetworkConfig(**network_keywords(networks, signature(NetworkConfig).parameters))
+        box = check_observations(observation_space)
         maps = len(box.shape) == 3
         for name in ("actor", "critic"):
             if getattr(config, name) == "conv" and not maps:
@@ -94,23 +97,23 @@ class CETPolicy(BasePolicy):
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions (N, …), values and log-probabilities of the actions, (N,)."""
+        """Return actions (N, …), values (N, 1) and log-probabilities of the actions, (N,)."""
         features = self.features(obs)
         distribution = self._distribution(features)
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions + self._first_action, self.critic(features), distribution.log_prob(actions)
+        return actions + self._first_action, self.critic(features)[:, None], distribution.log_prob(actions)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
         actions = self._distribution(self.features(observation)).get_actions(deterministic=deterministic)
         return actions + self._first_action
 
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values, log-probabilities of given actions, and the policy's entropy, each (N,)."""
+        """Return values (N, 1), and log-probabilities of given actions and the policy's entropy, each (N,)."""
         features = self.features(obs)
         distribution = self._distribution(features)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.flatten().long() - self._first_action
-        return self.critic(features), distribution.log_prob(actions), distribution.entropy()
+        return self.critic(features)[:, None], distribution.log_prob(actions), distribution.entropy()
 
     def predict_values(self, obs: Tensor) -> Tensor:
         """Return V(s), (N, 1), the shape Stable-Baselines3 expects."""

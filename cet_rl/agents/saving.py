@@ -12,15 +12,25 @@ from typing import Any, Self
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common import utils
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, check_for_correct_spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from cet_rl import __version__
+from cet_rl.agents.config import our_keywords
 from cet_rl.runs import archive
 
-_PROGRESS = ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_updates_at_start")
+_PROGRESS = (
+    *("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_updates_at_start"),
+    "n_steps",
+)
+_CHANGEABLE = {
+    *("learning_rate", "n_steps", "entropy_coef", "value_coef", "max_grad_norm"),
+    *("seed", "stats_window_size", "tensorboard_log", "verbose"),
+}
+"""Arguments that do not concern what is remembered, and may be changed on loading."""
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
@@ -71,20 +81,30 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         path: archive.File,
         env: GymEnv | None = None,
         device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        *,
         policy: str | type[Any] = "MlpPolicy",
         **kwargs: Any,
     ) -> Self:
         """Load an agent saved by `save`. Nothing is unpickled.
 
         Args:
-            path, device: as in Stable-Baselines3.
-            env: to go on learning in; not needed to predict.
+            path, device, print_system_info: as in Stable-Baselines3.
+            env: to go on learning in, from a reset; not needed to predict.
+            custom_objects, **kwargs: constructor arguments to change: `learning_rate`, `n_steps`, `ent_coef`,
+                `vf_coef`, `max_grad_norm`, `seed`, `stats_window_size`, `tensorboard_log`, `verbose`.
             policy: the policy's class, if the agent was made with a custom one.
-            **kwargs: constructor arguments to change, such as `verbose` or `tensorboard_log`.
 
         Raises:
             ValueError: if the file is damaged or holds another agent, or the environment's spaces differ.
         """
+        if print_system_info:
+            utils.get_system_info()
+        kwargs = our_keywords({**(custom_objects or {}), **kwargs})
+        if fixed := ", ".join(sorted(kwargs.keys() - _CHANGEABLE)):
+            raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(sorted(_CHANGEABLE))}")
+        n_steps = kwargs.pop("n_steps", None)
         data = archive.read(path, what="agent")
         try:
             if data["algorithm"] != cls.__name__:
@@ -105,6 +125,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 model._vec_normalize_env = unwrap_vec_normalize(model.env)
             model._setup_model()
             model._restore(data)
+            model.n_steps = n_steps or model.n_steps
+            model.set_random_seed(kwargs.get("seed"))
         except ValueError:
             raise
         except Exception as error:  # whatever the file's data may be, it can only be wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from inspect import signature
 from typing import Any, ClassVar, Self
 
@@ -18,11 +18,13 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from cet_rl.agents.config import (
+    ABSENT,
     LEARNING_OPTIONS,
     LearnerConfig,
-    NetworkConfig,
     learner_config,
     network_keywords,
+    our_keywords,
+    refuse_absent,
 )
 from cet_rl.agents.export import TorchPolicy
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
@@ -30,7 +32,6 @@ from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
-from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
@@ -97,7 +98,6 @@ class CETActorCritic(StoredAlgorithm):
     policy: CETPolicy  # type: ignore[assignment]
     learner_config: LearnerConfig
     learner: ActorCriticLearner
-    optimizer: torch.optim.Adam
     ent_coef = _Option("entropy_coef")
     vf_coef = _Option("value_coef")
     max_grad_norm = _Option("max_grad_norm")
@@ -125,11 +125,13 @@ class CETActorCritic(StoredAlgorithm):
         _init_setup_model: bool = True,
         **learning: Any,
     ) -> None:
-        for name in learning.keys() - LEARNING_OPTIONS:
-            known = [*signature(CETActorCritic).parameters, *LEARNING_OPTIONS]
-            raise TypeError(str(unknown("argument", name, known, "help(CETActorCritic) shows all")))
+        known = [*signature(CETActorCritic).parameters, *LEARNING_OPTIONS]
+        learning = our_keywords(learning, known, "help(CETActorCritic) shows all")
         if isinstance(policy, str) and policy not in self.policy_aliases:
-            raise ValueError(f"policy must be 'MlpPolicy', or a class derived from CETPolicy, got {policy!r}")
+            raise ValueError(
+                f"policy must be 'MlpPolicy', or a class derived from CETPolicy, got {policy!r}; maps can have "
+                "policy_kwargs={'actor': 'conv'}, a Dict gymnasium.wrappers.FlattenObservation"
+            )
         n_steps = int(n_steps)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, got {n_steps}")
@@ -147,6 +149,7 @@ class CETActorCritic(StoredAlgorithm):
             device=device,
             _init_setup_model=False,
         )
+        self._usual_steps = n_steps  # what the traces are laid out for; `n_steps` may be changed
         clock, told = None, CreditTiming()
         if self.env is not None:
             clock = shared_attribute(self.env, "step_duration")
@@ -175,20 +178,16 @@ class CETActorCritic(StoredAlgorithm):
             # Normalised observations can be negative, whatever the space says.
             self.policy_kwargs = {"split_observations": True, **self.policy_kwargs}
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
         # The agent's own stream, so that nothing else that draws numbers can change its actions.
         self.generator = torch.Generator()
-        if self.seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(self.seed)
+        self.generator.seed()
+        self.set_random_seed(self.seed)
         try:
             self.policy = self.policy_class(  # type: ignore[assignment]
                 self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
             )
         except TypeError as error:
-            known = ", ".join(item.name for item in fields(NetworkConfig))
-            raise ValueError(f"policy_kwargs do not fit the policy: {error}; it takes {known}") from None
+            raise ValueError(f"policy_kwargs do not fit the policy: {error}") from None
         self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
         self.timing = replace(self.timing, layers=len(self.policy.actor.weights))
         self.learner = ActorCriticLearner(
@@ -201,8 +200,7 @@ class CETActorCritic(StoredAlgorithm):
         self.policy.to(self.device)
         self.learner.to(self.device)
         parameters = list(self.learner.trained_parameters())
-        self.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
-        self.rollout_buffer = None  # type: ignore[assignment]  # the rollout takes its place
+        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
         self._recorded = 0  # steps of the rollout that the traces have not been told of
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
@@ -222,6 +220,11 @@ class CETActorCritic(StoredAlgorithm):
             ValueError: if the run is over before any credit has arrived.
             FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
         """
+        if (self.policy.actor, self.policy.critic) != (self.learner.actor, self.learner.critic):
+            raise ValueError(
+                "the policy or a network of it was replaced, but the agent's traces belong to the old one: use "
+                "policy.load_state_dict, or make a new agent"
+            )
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
         self.timing.check_run(total, self.n_envs)
         self._statistics_every = log_interval or sys.maxsize
@@ -252,19 +255,20 @@ class CETActorCritic(StoredAlgorithm):
         noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
         complete = stepping = False
         try:
-            for step in range(n_rollout_steps):
+            for n_steps in range(n_rollout_steps):  # named as callbacks know it from A2C
                 assert self._last_obs is not None
-                features = arrays["observations"][step]
+                features = arrays["observations"][n_steps]
                 policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
-                arrays["starts"][step] = self._last_episode_starts
-                actions = arrays["actions"][step] = head.sample(forward(features), noise[step])
+                arrays["starts"][n_steps] = self._last_episode_starts
+                actions = arrays["actions"][n_steps] = head.sample(forward(features), noise[n_steps])
+                clipped_actions = policy.to_environment(actions)
                 stepping = True
-                new_obs, rewards, dones, infos = env.step(policy.to_environment(actions))
+                new_obs, rewards, dones, infos = env.step(clipped_actions)
                 self.num_timesteps += env.num_envs
-                arrays["rewards"][step] = rewards
+                arrays["rewards"][n_steps] = rewards
                 if np.count_nonzero(dones):  # a quarter of `any`'s time
-                    self._record_ends(step, dones, infos)
-                self._recorded, stepping = step + 1, False
+                    self._record_ends(n_steps, dones, infos)
+                self._recorded, stepping = n_steps + 1, False
 
                 try:
                     callback.update_locals(locals())
@@ -308,7 +312,7 @@ class CETActorCritic(StoredAlgorithm):
             self._tell(rollout)
         except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
             self._last_episode_starts, self._recorded = np.ones(self.n_envs, bool), 0
-        self.optimizer.zero_grad()
+        self.policy.optimizer.zero_grad()
 
     def _tell(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
         """Let the learner accumulate a rollout, and note if the traces were told, even if it raises after that."""
@@ -321,12 +325,12 @@ class CETActorCritic(StoredAlgorithm):
 
     def train(self) -> None:
         """Update the networks from the rollout just collected."""
-        self._update_learning_rate(self.optimizer)
+        self._update_learning_rate(self.policy.optimizer)
         # Statistics are written out after the next rollout: only the update before that needs to compute them.
         updates = self._n_updates - self._updates_at_start
         wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
         found = self._tell(self._rollout, statistics=wanted)
-        self.optimizer.step()
+        self.policy.optimizer.step()
         self._n_updates += 1
         if wanted:
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -384,16 +388,23 @@ class CETActorCritic(StoredAlgorithm):
         """Return what has been learned as a plain module on the CPU, for use without this library."""
         return TorchPolicy(self.policy)
 
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed all generators, as in Stable-Baselines3, and the agent's own."""
+        super().set_random_seed(seed)
+        if seed is not None:
+            self.generator.manual_seed(seed)
+
     def to(self, device: torch.device | str) -> Self:
         """Move networks, traces, lines and optimiser to another device."""
         self.device = torch.device(device)
         self.policy.to(self.device)
         self.learner.to(self.device)
-        self.optimizer.load_state_dict(self.optimizer.state_dict())  # which moves it to where the parameters are
+        optimizer = self.policy.optimizer
+        optimizer.load_state_dict(optimizer.state_dict())  # which moves it to where the parameters are
         return self
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "synapses", "probes", "optimizer"], []
+        return ["policy", "synapses", "probes", "policy.optimizer"], []
 
     def constructor_arguments(self) -> dict[str, Any]:
         """Return the arguments that `load` passes to the constructor, as plain data."""
@@ -402,8 +413,13 @@ class CETActorCritic(StoredAlgorithm):
             **self.learner_config.trace.as_keywords(self.timing.delay),
             **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),
-            "n_steps": self.n_steps,
+            "n_steps": self._usual_steps,
             "stats_window_size": self._stats_window_size,
             "policy_kwargs": self.policy_kwargs,
             "seed": self.seed,
         }
+
+
+for _absent in ABSENT:  # on the agent too, where Stable-Baselines3's A2C and PPO have most of them
+    _refuse = property(lambda _: None, lambda _, value, name=_absent: refuse_absent(name, value))  # type: ignore[misc]
+    setattr(CETActorCritic, _absent, _refuse)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from tianshou.data.types import DistBatchProtocol, ObsBatchProtocol, RolloutBatc
 from tianshou.trainer import OnPolicyTrainer, OnPolicyTrainerParams
 from tianshou.utils.net.common import ActorCritic
 
-from cet_rl.agents.config import learner_config
+from cet_rl.agents.config import LEARNING_OPTIONS, learner_config, our_keywords
 from cet_rl.agents.distributions import Array
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
@@ -145,7 +146,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         self.num_envs, self.n_steps = num_envs, n_steps
         delay = delay or implied_delay(trace, step_duration)
         self.timing = CreditTiming(delay, step_duration, stacked, layers=len(networks.actor.weights))
-        config = learner_config(self.timing, trace, **learning)
+        known = [*signature(CETTianshou).parameters, *LEARNING_OPTIONS]
+        config = learner_config(self.timing, trace, **our_keywords(learning, known, "help(CETTianshou) shows all"))
         self.learner = ActorCriticLearner(
             networks.actor, networks.critic, self.timing, config, num_envs=num_envs, rollout=n_steps
         )
