@@ -113,6 +113,7 @@ CASES = {
     "gaussian": lambda: learner(DiagonalGaussian(ACTIONS, -0.3)),
     "convolutions": lambda: learner(shape=MAPS, channels=(3, 2)),
     "convolutions, gaussian": lambda: learner(DiagonalGaussian(ACTIONS), MAPS, channels=(3,), hidden=()),
+    "a critic by autograd": lambda: learner(critic=type("Own", (Critic,), {})((N_IN,), (8,))),
     "flattened maps, convolutional critic": lambda: learner(shape=MAPS, critic=Critic(MAPS, (5,), (3,))),
 }
 

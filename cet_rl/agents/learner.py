@@ -17,6 +17,7 @@ accumulate Σ η e. One global norm clips both gradients together and one Adam a
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 
 from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import DiagonalGaussian, Distribution
-from cet_rl.agents.networks import Actor
+from cet_rl.agents.networks import Actor, Critic
 from cet_rl.credit import Synapses, lambda_sums
 from cet_rl.credit.alignment import AlignmentProbe, cosine
 from cet_rl.traces.timing import CreditTiming
@@ -87,6 +88,10 @@ class Rollout:
 
         `first_step` is the number of steps that each environment had made before this rollout.
         """
+        # A sum is finite only if all its terms are, and costs a single pass.
+        floats = (self.observations, self.last_observations, self.rewards, self.final_observations)
+        if math.isfinite(sum(x.sum().item() for x in floats)):
+            return
         following = torch.cat([self.observations, self.last_observations[None]])
         cuts = self.truncated.nonzero()
         for name, values, places in (
@@ -163,6 +168,7 @@ class ActorCriticLearner(nn.Module):
         yield from self.actor.parameters()
         yield from self.critic.parameters()
 
+    @torch.no_grad()
     def accumulate(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
         """Advance the synapses by one rollout and set `.grad` of every parameter that requires one, clipped.
 
@@ -181,21 +187,17 @@ class ActorCriticLearner(nn.Module):
         """
         config, samples = self.config, rollout.rewards.numel()
 
-        # TD errors and λ-returns of the critic (Algorithm 1, line 7), and the critic's gradient.
-        values, td_error = self._td_errors(rollout)
-        with torch.no_grad():
-            returns = values + lambda_sums(td_error, rollout.starts, config.gamma * config.lam)
-        squared_error = (values - returns) ** 2
-        if rollout.valid is not None:
-            squared_error = squared_error * rollout.valid
-        value_loss = squared_error.sum() / samples
+        # TD errors and λ-returns of the critic (Algorithm 1, line 7), and the gradient of its loss.
+        values, td_error, backward = self._td_errors(rollout)
+        advantages = lambda_sums(td_error, rollout.starts, config.gamma * config.lam)
+        error = -advantages if rollout.valid is None else -advantages * rollout.valid
+        value_loss = (error**2).sum() / samples
         self.critic.zero_grad(set_to_none=True)
-        if value_loss.requires_grad:
-            (config.value_coef * value_loss).backward()  # type: ignore[no-untyped-call]
+        backward(error.flatten() * (2 * config.value_coef / samples))
 
         # The synapses' accumulated updates, Σ η e (lines 6 and 8), and the entropy bonus, which is not delayed.
         signals, true_signals, bonuses, entropies = self._signals(rollout, td_error)
-        self._check_finite(value_loss.detach(), signals)
+        self._check_finite(value_loss, signals)
         with _uninterrupted():
             updates = {name: self.synapses[layer](*signals[name]) for layer, name in enumerate(self.names)}
             for name, probe in self.probes.items():
@@ -210,11 +212,12 @@ class ActorCriticLearner(nn.Module):
             raise FloatingPointError("learning has diverged: a gradient is not finite; lower the learning rate")
         if not statistics:
             return {}
+        returns = values + advantages
         found = {
             "train/value_loss": value_loss.item(),
             "train/entropy_loss": -entropies.mean().item(),
             "train/gradient_norm": norm.item(),
-            "train/explained_variance": _explained_variance(values.detach(), returns),
+            "train/explained_variance": _explained_variance(values, returns),
         }
         if isinstance(self.actor.head, DiagonalGaussian):
             found["train/std"] = self.actor.head.std.mean().item()
@@ -224,20 +227,32 @@ class ActorCriticLearner(nn.Module):
             found[f"credit/alignment/{name}"] = cosine(updates[name], truth).item()
         return found
 
-    def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Return V(s_t) with its graph, and η_t, each (T, E); η = 0 where a step is no transition."""
+    def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
+        """Return V(s_t) and η_t, each (T, E), and a function that takes ∂ loss / ∂ V, (T · E,), to the critic.
+
+        η = 0 where a step is no transition.
+        """
         steps, envs = rollout.rewards.shape
-        samples = steps * envs
-        observations = rollout.observations.flatten(0, 1)
-        all_values = self.critic(torch.cat([observations, rollout.last_observations, rollout.final_observations]))
-        values = all_values[:samples].view(steps, envs)
-        with torch.no_grad():
-            following = torch.cat([values[1:], all_values[None, samples : samples + envs]])
-            following[rollout.truncated.bool()] = all_values[samples + envs :]
-            td_error = rollout.rewards + self.config.gamma * (1 - rollout.terminated) * following - values
-            if rollout.valid is not None:
-                td_error = td_error * rollout.valid
-        return values, td_error
+        values, backward = self._evaluate(rollout.observations.flatten(0, 1))
+        values = values.view(steps, envs)
+        ends, _ = self._evaluate(torch.cat([rollout.last_observations, rollout.final_observations]))
+        following = torch.cat([values[1:], ends[None, :envs]])
+        following[rollout.truncated.bool()] = ends[envs:]
+        td_error = rollout.rewards + self.config.gamma * (1 - rollout.terminated) * following - values
+        if rollout.valid is not None:
+            td_error = td_error * rollout.valid
+        return values, td_error, backward
+
+    def _evaluate(self, observations: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Return V(s), (N,), and a function that takes its gradient back: by hand for our own critic."""
+        critic = self.critic
+        if type(critic) is Critic:
+            values, inputs = critic.forward_layers(observations)
+            return values, lambda gradient: critic.backward(inputs, gradient)
+        with torch.enable_grad():
+            values = critic(observations)
+        learns = values.requires_grad
+        return values.detach(), lambda gradient: values.backward(gradient) if learns else None
 
     def _signals(
         self, rollout: Rollout, td_error: Tensor

@@ -188,3 +188,42 @@ class Critic(nn.Sequential):
         """Compute V(s): (..., n), maps flattened, to (...)."""
         values: Tensor = super().forward(observation.reshape(-1, *self.shape))  # type: ignore[no-untyped-call]
         return values.view(observation.shape[:-1])
+
+    @torch.no_grad()
+    def forward_layers(self, observation: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Compute V(s), (N, n) to (N), without a graph, and what `backward` needs: the input of each layer.
+
+        Dense products go to the fastest library (`cet_rl.credit.geometry.matmul`). A ReLU overwrites its input.
+        """
+        x, inputs = observation.reshape(-1, *self.shape), []
+        for layer in self:
+            inputs.append(x)
+            if isinstance(layer, nn.Linear):
+                x = matmul(x, layer.weight.T).add_(layer.bias)
+            else:
+                x = x.relu_() if isinstance(layer, nn.ReLU) else layer(x)
+        return x.flatten(), inputs
+
+    @torch.no_grad()
+    def backward(self, inputs: list[Tensor], gradient: Tensor) -> None:
+        """Set `.grad` of each parameter that requires one, given ∂ loss / ∂ V, (N), and `inputs`."""
+        error = gradient[:, None]
+        for number, (layer, x) in reversed(list(enumerate(zip(self, inputs, strict=True)))):
+            if isinstance(layer, nn.ReLU):
+                error = ACTIVATIONS["relu"].times_derivative(error, x)
+            elif isinstance(layer, nn.Flatten):
+                error = error.view(x.shape)
+            else:
+                error, *gradients = _gradients(layer, x, error, number > 0)
+                for parameter, found in zip((layer.weight, layer.bias), gradients, strict=True):
+                    parameter.grad = found if parameter.requires_grad else None
+
+
+def _gradients(layer: nn.Module, x: Tensor, error: Tensor, to_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of a layer with input x by x, if wanted, its weight and its bias."""
+    if isinstance(layer, nn.Linear):
+        return matmul(error, layer.weight) if to_input else error, matmul(error.T, x), error.sum(0)
+    assert isinstance(layer, nn.Conv2d)
+    where = [layer.out_channels], layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups
+    wanted = [to_input, True, True]
+    return torch.ops.aten.convolution_backward(error, x, layer.weight, *where, wanted)  # type: ignore[no-any-return]
