@@ -3,9 +3,9 @@
     python benchmarks/rl_speed.py [--rounds 7] [--samples 20480] [--threads 1] [--csv FILE]
 
 Every round runs every arm once for the same number of samples, so that a machine that slows down slows all of
-them; the table gives medians over rounds and, for ratios, the median of the rounds' ratios. All arms step the
-same environments (4 of `make_vec_env`) for 128 steps an update with two hidden layers
-of 256. A second pass over our arms splits a sample's time into its parts.
+them; times are the processor's own. The table gives medians over rounds and, for ratios, the median of the rounds'
+ratios. All arms step the same environments (4 of `make_vec_env`) for 128 steps an update with two hidden layers of
+256. A second pass over our arms splits a sample's time into its parts.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ ARMS: dict[str, Callable[[], BaseAlgorithm]] = {
 
 
 def microseconds(model: BaseAlgorithm, samples: int) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     model.learn(samples, reset_num_timesteps=False)
-    return (time.perf_counter() - began) / samples * 1e6
+    return (time.process_time() - began) / samples * 1e6
 
 
 def parts(model: BaseAlgorithm, samples: int) -> dict[str, float]:
@@ -87,11 +87,11 @@ def parts(model: BaseAlgorithm, samples: int) -> dict[str, float]:
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 return function(*arguments, **options)
             finally:
-                spent[name] += time.perf_counter() - began
+                spent[name] += time.process_time() - began
 
         return call
 

@@ -12,11 +12,6 @@ from gymnasium.vector import AutoresetMode
 
 from cet_rl.envs.snapshot import register_snapshot
 
-CARTPOLE, VECTOR_CARTPOLE = (
-    f"{kind.__module__}:{kind.__name__}" for kind in (classic_control.CartPoleEnv, CartPoleVectorEnv)
-)
-"""Entry points of Gymnasium's own classes."""
-
 
 class CartPoleEnv(classic_control.CartPoleEnv):
     """Step as Gymnasium's class of this name does, bit for bit, by Python's floats in the place of numpy's.
@@ -68,5 +63,7 @@ class VectorCartPole(CartPoleVectorEnv):
         return observations, rewards, terminated, truncated, info
 
 
+register_snapshot(CartPoleEnv, like=classic_control.CartPoleEnv)
 register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"])
-register_snapshot(CartPoleEnv, ["state", "steps_beyond_terminated"])
+OURS = {f"{k.__module__}:{k.__name__}": ours for ours in (CartPoleEnv, VectorCartPole) for k in ours.__bases__}
+"""What takes the place of Gymnasium's own classes, by their entry points."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import util
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -103,22 +103,19 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
 
 
 @cache
-def _rules(game: str) -> ModuleType:
+def _rules(game: str) -> Any:
     """Return a module of MinAtar's, loaded once more to roll its maps by `_roll`: else half of a step's time."""
-    spec = util.find_spec(f"minatar.environments.{game}")
-    assert spec is not None
-    assert spec.loader is not None
-    module = util.module_from_spec(spec)
+    spec: Any = util.find_spec(f"minatar.environments.{game}")
+    module: Any = util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.np = SimpleNamespace(**{**vars(np), "roll": _roll})  # type: ignore[attr-defined]
+    module.np = SimpleNamespace(**{**vars(np), "roll": _roll})
     return module
 
 
 def _roll(cells: npt.NDArray[Any], shift: int, axis: int) -> npt.NDArray[Any]:
     """Return `np.roll` of a map along one of its two axes, in a fifth of the time."""
-    if axis:
-        return np.concatenate((cells[:, -shift:], cells[:, :-shift]), 1)
-    return np.concatenate((cells[-shift:], cells[:-shift]))
+    parts = (cells[:, -shift:], cells[:, :-shift]) if axis else (cells[-shift:], cells[:-shift])
+    return np.concatenate(parts, axis)
 
 
 def _maps(observation: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from cet_rl.envs.cartpole import CARTPOLE, VECTOR_CARTPOLE, CartPoleEnv, VectorCartPole
+from cet_rl.envs.cartpole import OURS
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
 from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock
@@ -69,8 +69,7 @@ def make_env(
             env = gym.wrappers.TimeLimit(env, max_episode_steps)
     else:
         spec = copy.copy(find_task(task))
-        if spec.entry_point == CARTPOLE:
-            spec.entry_point = CartPoleEnv  # type: ignore[assignment]
+        spec.entry_point = OURS.get(str(spec.entry_point), spec.entry_point)  # type: ignore[assignment]
         try:
             env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
@@ -120,8 +119,8 @@ def make_vec_env(
             raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
         if wrappers:
             raise ValueError("wrappers of single environments need vectorization='each'")
-        if spec.vector_entry_point == VECTOR_CARTPOLE:
-            spec.vector_entry_point = VectorCartPole  # type: ignore[assignment]
+        entry = spec.vector_entry_point
+        spec.vector_entry_point = OURS.get(str(entry), entry)  # type: ignore[assignment]
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         vector = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
