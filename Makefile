@@ -25,12 +25,13 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/cet-rl train CartPole-v1 --delay 8 --order 5 --resume
-	$(BIN)/cet-rl report $(DEMO)
+	$(BIN)/cet-rl plot $(DEMO) --out $(DEMO)/curve.png
 	@echo
-	@echo "Look at the learning curve:  $(DEMO)/report-CartPole-v1-curves.png"
-	@echo "        at the whole page:   $(DEMO)/report.html, in a browser"
-	@echo "Type commands yourself:      source $(VENV)/bin/activate && cet-rl train CartPole-v1 --delay 8 --trace et"
-	@echo "Read on:                     docs/quickstart.md"
+	@echo "The learning curve is  $(DEMO)/curve.png"
+	@echo "More of the run:       $(BIN)/cet-rl report $(DEMO)"
+	@echo "Watch the agent:       $(BIN)/cet-rl eval $(DEMO) --video cartpole.gif"
+	@echo "Another memory:        $(BIN)/cet-rl train CartPole-v1 --delay 8 --trace et"
+	@echo "Read on:               docs/quickstart.md"
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
