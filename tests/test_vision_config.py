@@ -17,7 +17,7 @@ from cet_rl.vision.training import resolve
 NAN, INF = float("nan"), float("inf")
 
 REFUSALS = [
-    ({"task": "fashion"}, ["unknown data set 'fashion'", "digits, mnist, cifar10, fashion_mnist, cifar100"]),
+    ({"task": "letters"}, ["unknown data set 'letters'", "digits, mnist, cifar10, fashion_mnist, cifar100"]),
     ({"task": "Digits"}, ["unknown data set 'Digits'"]),
     # Salience.
     ({"jitter": 1.5, "delay": 1.0}, ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),

@@ -146,7 +146,7 @@ def named_tasks() -> list[str]:
 def check_spelling(task: str) -> None:
     """Raise ValueError for a name that is close to one in a catalogue and does not look like a Gymnasium id."""
     known = named_tasks()
-    near = None if task in known or re.search(r"[:/]|-v\d+$", task) else nearest(task, known, 1 / 3)
+    near = None if task in known or re.search(r"[:/]|-v\d+$", task) else nearest(task, known)
     if near:
         raise ValueError(f"unknown task {task!r}; did you mean {near}?")
 

@@ -6,6 +6,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -28,28 +29,11 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
     return ValueError(f"{kind if 'unknown' in kind else f'unknown {kind}'} {name!r}; {hint}")
 
 
-def nearest(name: str, known: Iterable[str], farthest: float = 0.4) -> str | None:
-    """Return the (first) known name that the fewest edits lead to, in lower case, or None if all take too many.
-
-    Up to `farthest` edits per character of the longer name are allowed.
-    """
-    edits = {each: _edits(name.lower(), each.lower()) / max(len(name), len(each), 1) for each in known}
-    best = min(edits, key=edits.__getitem__, default=None)
-    return best if best is not None and edits[best] <= farthest else None
-
-
-def _edits(a: str, b: str) -> int:
-    """Return the least number of insertions, deletions, substitutions and swaps between two texts."""
-    rows = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, start=1):
-        row = [i]
-        for j, y in enumerate(b, start=1):
-            edits = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (x != y))
-            if i > 1 and j > 1 and (x, a[i - 2]) == (b[j - 2], y):
-                edits = min(edits, rows[-2][j - 2] + 1)
-            row.append(edits)
-        rows.append(row)
-    return rows[-1][-1]
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the (first) known name that is most like this one, in lower case, or None if none is alike enough."""
+    alike = {each: SequenceMatcher(None, each.lower(), name.lower()).ratio() for each in known}
+    best = max(alike, key=alike.__getitem__, default=None)
+    return best if best is not None and alike[best] > 0.65 else None
 
 
 _TYPES: dict[Any, tuple[Any, str]] = {
