@@ -64,7 +64,13 @@ def distributions(tmp_path_factory):
 def test_what_is_in_them(distributions):
     with zipfile.ZipFile(distributions[".whl"]) as wheel:
         names = wheel.namelist()
-    for wanted in ("cet_rl/py.typed", "cet_rl/configs/cartpole-8s.yaml", "cet_rl/vision/datasets.yaml"):
+    for wanted in (
+        "cet_rl/py.typed",
+        "cet_rl/configs/cartpole-8s.yaml",
+        "cet_rl/vision/datasets.yaml",
+        "cet_rl/envs/tasks.yaml",
+        "cet_rl/cli/usage.txt",
+    ):
         assert wanted in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cet_rl"}
     with tarfile.open(distributions[".gz"]) as sdist:

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from importlib import resources
 from typing import Any
 
 import gymnasium as gym
 
+from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.plugins import load_plugins
 
-_GAMES = {
-    "Asterix": ("asterix", "collect treasure, avoid enemies; 4 maps of 10 × 10, 5 actions"),
-    "Breakout": ("breakout", "keep the ball up, break bricks; 4 maps of 10 × 10, 3 actions"),
-    "Freeway": ("freeway", "cross a road, 2500 steps; 7 maps of 10 × 10, 3 actions"),
-    "Seaquest": ("seaquest", "rescue divers, mind the oxygen; 10 maps of 10 × 10, 6 actions"),
-    "SpaceInvaders": ("space_invaders", "shoot down rows of aliens; 6 maps of 10 × 10, 4 actions"),
-}
-"""MinAtar's games by the name in their ids: MinAtar's own name, and a summary with the actions of -v1."""
-
-_READY = {
-    "CartPole-v1": "hold a pole up; 4 numbers, 2 actions, at most 500 steps",
-    "Acrobot-v1": "swing two links up; 6 numbers, 3 actions, at most 500 steps",
-    "MountainCar-v0": "drive out of a valley; 2 numbers, 3 actions, at most 200 steps",
-    "LunarLander-v3": "land between two flags; 8 numbers, 4 actions, at most 1000 steps",
-    "LunarLanderContinuous-v3": "land between two flags; 8 numbers, 2 real actions, at most 1000 steps",
-    "Pendulum-v1": "swing a pendulum up; 3 numbers, 1 real action, 200 steps",
-    **{f"MinAtar/{name}-v1": summary for name, (_, summary) in _GAMES.items()},
-}
-
+_READY: dict[str, str] = load_yaml(resources.files("cet_rl.envs").joinpath("tasks.yaml").read_text("utf-8"))
+_GAMES = [task[len("MinAtar/") : -len("-v1")] for task in _READY if task.startswith("MinAtar/")]
 _MINATAR = "cet_rl.envs.minatar:MinAtarEnv"
 
 
@@ -54,7 +40,8 @@ def ready() -> dict[str, str]:
 
 def register_minatar() -> None:
     """Register our form of the MinAtar games under their ids, replacing MinAtar's own if those came first."""
-    for name, (game, _) in _GAMES.items():
+    for name in _GAMES:
+        game = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()  # MinAtar's own name: space_invaders
         for version, minimal in (("v0", False), ("v1", True)):
             task = f"MinAtar/{name}-{version}"
             known = gym.registry.get(task)

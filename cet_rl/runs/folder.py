@@ -127,12 +127,18 @@ class RunFolder:
             return None
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """Return the data of summary.json; empty if there is none that can be read."""
+        try:
+            data = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            return data if "status" in data else {}
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    @property
     def status(self) -> str | None:
         """Status in the summary: finished, interrupted or failed; None without a readable one."""
-        try:
-            return str(json.loads(self.summary_file.read_text(encoding="utf-8"))["status"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return self.summary.get("status")
 
     @property
     def finished(self) -> str | None:

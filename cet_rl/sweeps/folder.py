@@ -206,11 +206,7 @@ class SweepFolder:
 
     def summary(self, name: str) -> dict[str, Any]:
         """Return the summary of a job's run; empty if there is none that can be read."""
-        try:
-            data = json.loads((self.run_path(name) / "summary.json").read_text(encoding="utf-8"))
-            return data if "status" in data else {}
-        except (OSError, ValueError, TypeError):
-            return {}
+        return RunFolder(self.run_path(name)).summary
 
     def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
         """Return what has become of one job; `owners` are the processes that run jobs, by these jobs' names."""
