@@ -47,16 +47,12 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Combination:
-    """Describe one combination of settings that a file asks for, without seeds.
-
-    `varied` are the options that grid or arm have set, for messages; `name` is that of its arm, if the file gives
-    one; `paper` tells whether it starts from the paper's tables.
-    """
+    """Describe one combination of settings that a file asks for, without seeds."""
 
     settings: Mapping[str, Any]
-    varied: tuple[str, ...]
-    name: str | None = None
-    paper: bool = False
+    varied: tuple[str, ...]  # options that grid or arm have set, for messages
+    name: str | None = None  # of its arm, if the file gives one
+    paper: bool = False  # whether it starts from the paper's tables
 
     def __str__(self) -> str:
         """Return what tells it from the others: "delay 8, order 5"."""

@@ -40,12 +40,11 @@ class TrialResult:
     """Say what has become of a trial.
 
     It is PRUNED if it was worse than others or its numbers grew beyond bounds, RUNNING if to be taken up again.
-    The score is the mean over seeds, None unless complete; `reason` says why it failed, was pruned or must wait.
     """
 
     state: Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
-    score: float | None = None
-    reason: str = ""
+    score: float | None = None  # mean over seeds, None unless complete
+    reason: str = ""  # why it failed, was pruned or must wait
 
 
 @dataclass(eq=False)
@@ -162,17 +161,13 @@ class TrialRun:
 
 @dataclass(eq=False)
 class Search:
-    """Run one go at a search.
-
-    The launcher's capacity is how many trials run at a time; `trials` is how many there are to be in all, those of
-    earlier goes included.
-    """
+    """Run one go at a search."""
 
     search: SearchFile
     folder: SearchFolder
     study: Study
-    launcher: Launcher
-    trials: int
+    launcher: Launcher  # whose capacity is how many trials run at a time
+    trials: int  # how many there are to be in all, those of earlier goes included
     quiet: bool = False
 
     def __post_init__(self) -> None:

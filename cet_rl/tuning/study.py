@@ -167,24 +167,16 @@ def trial_sampler(kind: str) -> BaseSampler:
     draw other values than one that was never interrupted. So each draw has a stream of its own, seeded with the
     number of the trial, which is unique in its study, and the option's name.
     """
-    from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+    from optuna.samplers import RandomSampler, TPESampler
 
-    def seeded(trial: Any, option: str = "") -> Any:
-        seed = int(np.random.SeedSequence([trial.number, *option.encode()]).generate_state(1)[0])
-        # Trials that are under way count as bad ones, so that those side by side do not crowd together.
-        return RandomSampler(seed) if kind == "random" else TPESampler(seed=seed, constant_liar=True)
-
-    class TrialSampler(BaseSampler):
+    class TrialSampler(RandomSampler):
         """Draw as one of Optuna's samplers does, seeded anew for each trial and option."""
 
-        def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-            return seeded(trial).infer_relative_search_space(study, trial)
-
-        def sample_relative(self, study: Any, trial: Any, search_space: Mapping[str, Any]) -> Any:
-            return seeded(trial).sample_relative(study, trial, dict(search_space))
-
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-            return seeded(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+            seed = int(np.random.SeedSequence([trial.number, *param_name.encode()]).generate_state(1)[0])
+            # Trials that are under way count as bad ones, so that those side by side do not crowd together.
+            sampler = RandomSampler(seed) if kind == "random" else TPESampler(seed=seed, constant_liar=True)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     return TrialSampler()
 

@@ -205,30 +205,21 @@ def _network(online: Online, arrays: Mapping[str, Array], feedback: Array, sizes
     )
 
 
-@cache
-def _parse(layout: str) -> tuple[str, str, tuple[int, ...], tuple[int, ...], int | None]:
-    """Return a layout's axes in definition and loop, the permutation, its inverse, and the ring's axis."""
-    axes, kept = layout.split("->")
-    order = tuple(axes.index(axis) for axis in kept)
-    ring = next((place for place, axis in enumerate(kept) if axis in "tdl"), None)
-    return axes, kept, order, tuple(kept.index(axis) for axis in axes), ring
-
-
 def _pack(name: str, tensor: Tensor, layout: str, sizes: Mapping[str, int]) -> Array:
     """Return a copy of a tensor as the loop has it; raise ValueError if it has another shape."""
-    axes, _, order, _, _ = _parse(layout)
-    shape = tuple(sizes[axis] for axis in axes)
+    shape = tuple(sizes[axis] for axis in layout.partition("->")[0])
     if tensor.shape != shape:
         raise ValueError(f"{name} in the memory must have the shape {shape}, got {tuple(tensor.shape)}")
-    return np.array(tensor.detach().numpy().transpose(order), order="C")
+    return np.array(np.einsum(layout, tensor.detach().numpy()), order="C")
 
 
 def _unpack(array: Array, layout: str, steps: int) -> Tensor:
     """Return the definition's tensor after `steps` steps."""
-    _, _, _, back, ring = _parse(layout)
-    if ring is not None and array.shape[ring]:
-        array = np.roll(array, -(steps % array.shape[ring]), ring)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(back)))
+    axes, _, kept = layout.partition("->")
+    for place, axis in enumerate(kept):
+        if axis in "tdl" and array.shape[place]:
+            array = np.roll(array, -(steps % array.shape[place]), place)
+    return torch.from_numpy(np.ascontiguousarray(np.einsum(f"{kept}->{axes}", array)))
 
 
 def _sequence(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
