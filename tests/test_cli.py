@@ -37,6 +37,13 @@ def cet_rl(*arguments, cwd, **options):
     )
 
 
+def here(capsys, *arguments):
+    """Run a command in this process, for speed; tests of some commands cross the process boundary."""
+    capsys.readouterr()
+    code = main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+
 def assert_refused(result, *words):
     """Exit code 2 and one line that holds the words."""
     assert result.returncode == 2, result.stderr
@@ -72,15 +79,14 @@ def test_a_run_leaves_what_it_should(finished):
         assert piece in result.stderr
 
 
-def test_the_configuration_is_resolved_and_repeats_the_run(finished, tmp_path):
-    cwd, folder, _ = finished
+def test_the_configuration_is_resolved_and_repeats_the_run(finished, tmp_path, capsys):
+    _, folder, _ = finished
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["trace"] == "cet"
     assert config["device"] in ("cpu", "cuda")
     assert config["threads"] >= 1
-    again = cet_rl(
-        "train", "--config", folder / "config.yaml", "--run-dir", tmp_path / "again", "--quiet", cwd=cwd
-    )
+    command = ["train", "--config", folder / "config.yaml", "--run-dir", tmp_path / "again", "--quiet"]
+    again = here(capsys, *command)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert summary(folder)["metrics"] == summary(tmp_path / "again")["metrics"]
     assert rows(folder) == rows(tmp_path / "again")
@@ -107,7 +113,7 @@ def test_tensorboard_reads_it(finished):
     assert rates == sorted(rates, reverse=True)
 
 
-def test_eval(finished):
+def test_eval(finished, capsys):
     cwd, folder, _ = finished
     found = summary(folder)
     result = cet_rl("eval", folder, "--episodes", 5, cwd=cwd)
@@ -115,19 +121,20 @@ def test_eval(finished):
     mean, deviation = map(float, re.search(r"return ([\d.]+) ± ([\d.]+) over 5 episodes", result.stdout).groups())
     assert mean == pytest.approx(found["metrics"]["eval_return_mean"], abs=0.051)
     assert deviation == pytest.approx(found["metrics"]["eval_return_std"], abs=0.051)
-    assert "over 100 episodes" in cet_rl("eval", folder, cwd=cwd).stdout
-    others = {cet_rl("eval", folder, "--episodes", 30, "--seed", seed, cwd=cwd).stdout for seed in (1, 1, 2)}
+    assert "over 100 episodes" in here(capsys, "eval", folder).stdout
+    others = {here(capsys, "eval", folder, "--episodes", 30, "--seed", seed).stdout for seed in (1, 1, 2)}
     assert len(others) == 2
 
 
-def test_a_finished_run_is_never_overwritten(finished):
+def test_a_finished_run_is_never_overwritten(finished, capsys, monkeypatch):
     cwd, folder, _ = finished
     before = files(folder)
     command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK]
     assert_refused(cet_rl(*command, cwd=cwd), "already holds a finished run")
-    assert_refused(cet_rl(*command, "--lam", "0.9", cwd=cwd), "lam 0.95 there, 0.9 here", "another --run-dir")
-    assert cet_rl(*command, "--resume", cwd=cwd).returncode == 0
-    assert_refused(cet_rl(*command, "--resume", "--lr", "1e-3", cwd=cwd), "lr 0.0005 there, 0.001 here")
+    monkeypatch.chdir(cwd)
+    assert_refused(here(capsys, *command, "--lam", "0.9"), "lam 0.95 there, 0.9 here", "another --run-dir")
+    assert here(capsys, *command, "--resume").returncode == 0
+    assert_refused(here(capsys, *command, "--resume", "--lr", "1e-3"), "lr 0.0005 there, 0.001 here")
     assert before == files(folder)
 
 
@@ -151,7 +158,7 @@ def interrupt_when(process, ready, number=signal.SIGINT):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on(tmp_path, number):
     folder = tmp_path / "run"
-    command = ["CartPole-v1", "--delay", 2, "--run-dir", folder, "--total-steps", 400_000]
+    command = ["CartPole-v1", "--delay", 2, "--run-dir", folder, "--total-steps", 100_000]
     command += ["--hidden", 8, "--eval-episodes", 5]
     metrics = folder / "metrics.csv"
     err = interrupt_when(start(tmp_path, *command), lambda: metrics.exists() and len(rows(folder)) > 1, number)
@@ -159,7 +166,7 @@ def test_an_interrupted_run_goes_on(tmp_path, number):
     found = summary(folder)
     assert found["status"] == "interrupted"
     saved = CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps
-    assert 0 < found["steps"] == saved < 400_000
+    assert 0 < found["steps"] == saved < 100_000
     assert_refused(cet_rl("train", *command, cwd=tmp_path), "unfinished run", "--resume")
     result = cet_rl("train", "--run-dir", folder, "--resume", cwd=tmp_path)  # the folder knows the rest
     assert result.returncode == 0, result.stderr
@@ -167,7 +174,7 @@ def test_an_interrupted_run_goes_on(tmp_path, number):
     assert summary(folder)["status"] == "finished"
     steps = [int(float(row["time/total_timesteps"])) for row in rows(folder)]
     assert steps == sorted(steps)
-    assert steps[-1] >= 400_000
+    assert steps[-1] >= 100_000
 
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
@@ -226,9 +233,7 @@ def test_a_command_goes_on_when_the_reader_of_its_output_has_gone(tmp_path, comm
         assert summary(tmp_path / "run")["status"] == "finished"
 
 
-@pytest.mark.parametrize(
-    "command", ["rules rflo", "rules rflo --format csv", "list", "train --help", "sweep --help"]
-)
+@pytest.mark.parametrize("command", ["rules rflo", "list", "train --help", "sweep --help"])
 def test_a_terminal_without_unicode_is_shown_what_it_can_show(tmp_path, monkeypatch, command):
     monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "ascii")
     result = cet_rl(*command.split(), cwd=tmp_path)
@@ -341,8 +346,8 @@ def test_options_that_no_trace_can_have(line, message):
 def test_bad_configuration_files(tmp_path, capsys, text, words):
     file = tmp_path / "bad.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    code = main(["train", "CartPole-v1", "--config", str(file), "--run-dir", str(tmp_path / "run")])
-    assert_refused(subprocess.CompletedProcess([], code, "", capsys.readouterr().err), *words)
+    command = ["train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"]
+    assert_refused(here(capsys, *command), *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -428,10 +433,8 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("line", "words"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
 def test_bad_input_is_refused_in_one_line(line, words, tmp_path, capsys, monkeypatch):
-    """In this process, for speed; `test_folders_that_cannot_be_used` and others cross the process boundary."""
     monkeypatch.chdir(tmp_path)
-    code = main(["train", *line.split()])
-    assert_refused(subprocess.CompletedProcess([], code, "", capsys.readouterr().err), *words)
+    assert_refused(here(capsys, "train", *line.split()), *words)
     assert not list(tmp_path.iterdir())
 
 
