@@ -20,10 +20,9 @@ from sweep_fakes import driver, fake, launcher_of, plan, ran, rows_of, running, 
 from cet_rl.cli import main
 from cet_rl.runs.lock import Lock, lock_owners
 from cet_rl.sweeps.build import build, build_or_read, digest
-from cet_rl.sweeps.display import jobs_table
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import Job, JobState, SweepFolder
-from cet_rl.sweeps.scheduler import run_sweep
+from cet_rl.sweeps.scheduler import jobs_table, run_sweep
 from cet_rl.sweeps.worker import Launcher
 
 

@@ -49,10 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     options = parse(SweepArguments, arguments, "cet-rl sweep")
     from cet_rl.sweeps.build import build_or_read, check_data
-    from cet_rl.sweeps.display import print_status
     from cet_rl.sweeps.file import read_sweep
     from cet_rl.sweeps.folder import SweepFolder
-    from cet_rl.sweeps.scheduler import run_sweep
+    from cet_rl.sweeps.scheduler import print_status, run_sweep
     from cet_rl.sweeps.slurm import check_slurm, describe_queue, parse_options, submit_sweep
     from cet_rl.sweeps.worker import Launcher, batch_launcher, check_workers
 

@@ -120,9 +120,6 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.note(operation)
         return result
 
-    def begin(self, now: StepInputs, state: State) -> None:
-        """Start a step; nothing to do here."""
-
     def note(self, operation: Operation) -> None:
         """Look at an operation; nothing to do here."""
 

@@ -79,7 +79,7 @@ def play(
         now, _, _ = online.see((weight, weight_out), rates, x[row], label[row], drawn, step)
         rates = now.rates
         moments.append(now)
-        if meter is not None and step >= warm:
+        if isinstance(meter, Observer) and step >= warm:
             meter.begin(now, states[-1])
         with nullcontext() if meter is None or step < warm else meter:
             states.append(rule.step(states[-1], now)[0])
