@@ -185,10 +185,10 @@ def learn(model, numbers, streams=1, salient=False):
     return found
 
 
-@pytest.mark.parametrize("kind", ["cet", "perfect", "legendre"])
+@pytest.mark.parametrize("kind", ["cet", "perfect"])
 @pytest.mark.parametrize(("streams", "salient"), [(1, False), (2, False), (1, True)], ids=str)
 @pytest.mark.parametrize("options", [{}, {"record_alignment": True}, {"stacked": True}])
-@pytest.mark.parametrize("seen_before", [0, 1, 5])
+@pytest.mark.parametrize("seen_before", [0, 5])
 def test_saved_and_loaded(kind, streams, salient, options, seen_before):
     options = {"kind": kind, "streams": streams, **options}
     whole, first, second = network(**options), network(**options), network(**options)
