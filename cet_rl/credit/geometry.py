@@ -28,8 +28,7 @@ _ONEDNN = (
 
 _LEAST_FOR_ONEDNN = 1 << 20  # multiply-adds below which building a oneDNN primitive costs more than it saves
 
-_NARROW = 32
-"""Columns below which a product is up to four times faster as its transpose."""
+_NARROW = 32  # columns below which a product is up to four times faster as its transpose
 
 _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""

@@ -18,8 +18,7 @@ from cet_rl.runs.process import generator_state
 _CONSTANT = ("channels", "action_map", "ramping", "random")
 """Attributes of a game that no step changes, and its generator."""
 
-CELL = 32
-"""Pixels of a picture across each of the ten by ten cells."""
+CELL = 32  # pixels of a picture across each of the ten by ten cells
 
 _BACKGROUND, _GRID = (24, 24, 32), (44, 44, 56)
 _COLOURS = np.array(

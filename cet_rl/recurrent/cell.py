@@ -34,8 +34,7 @@ class Advance(NamedTuple):
 class RNNCell:
     """Hold sizes and constants of a network; its weights are arguments (Marschall et al. 2019).
 
-    Raises:
-        ValueError: for counts below one, an α outside (0, 1], or an unknown activation or output.
+    Raises ValueError for counts below one, an α outside (0, 1], or an unknown activation or output.
     """
 
     units: int  # n, hidden units

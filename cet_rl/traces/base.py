@@ -36,17 +36,11 @@ _BLOCK = 1 << 10  # lags of a kernel that are computed step by step; later ones 
 
 @dataclass(frozen=True)
 class Transition:
-    """Hold the constants of a trace in state-space form, float64.
+    """Hold the constants of a trace in state-space form, float64."""
 
-    Attributes:
-        M: (n, n), how the states carry over one step.
-        K: (n,), how a step's input enters them.
-        C: (n,), how they are read; holds the normalisation.
-    """
-
-    M: FloatArray
-    K: FloatArray
-    C: FloatArray
+    M: FloatArray  # (n, n), how the states carry over one step
+    K: FloatArray  # (n,), how a step's input enters them
+    C: FloatArray  # (n,), how they are read; holds the normalisation
 
     def kernel(self, length: int) -> FloatArray:
         """Return g_ℓ = C · M^ℓ K for ℓ = 0 … length - 1, by running the recursion."""
@@ -148,8 +142,7 @@ class Trace(ABC):
     def kernel(self, length: int) -> torch.Tensor:
         """Return the normalised response to a unit input held for one step: g_0 … g_{length-1}, in float64.
 
-        Raises:
-            ValueError: if length is below one; also see `transition`.
+        Raises ValueError if length is below one; also see `transition`.
         """
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")

@@ -15,12 +15,9 @@ class ET(Trace):
     """Classical eligibility trace (paper, Eq. 2): one state that decays, largest at lag 0.
 
     In unit-gain form y_t = β y_{t-1} + (1 - β) h_t, so g_ℓ = (1 - β) βˡ before scaling.
-
-    Attributes:
-        decay: β in (0, 1), per step; β = exp(-αΔt). ValueError for another.
     """
 
-    decay: float
+    decay: float  # β in (0, 1), per step; β = exp(-αΔt). ValueError for another
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
@@ -50,14 +47,10 @@ class LTPLTD(Trace):
 
     g(t) = exp(-γ_P t) - exp(-γ_D t), integrated over each step. In continuous time it peaks at
     T = ln(γ_D / γ_P) / (γ_D - γ_P).
-
-    Attributes:
-        delay_steps: D ≥ 1, where the continuous kernel peaks, in steps.
-        ratio: γ_D / γ_P > 1. ValueError for another.
     """
 
-    delay_steps: int
-    ratio: float = 2.0
+    delay_steps: int  # D ≥ 1, where the continuous kernel peaks, in steps
+    ratio: float = 2.0  # γ_D / γ_P > 1. ValueError for another
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:

@@ -17,16 +17,11 @@ class FiniteKernel(Trace):
     It has no states: a layer keeps its inputs and derivatives for as many steps as there are values. Executors
     that need states keep one for each lag.
 
-    Attributes:
-        values: g_0, g_1, … before scaling; kept as a tuple.
-        delay_steps: D ≥ 0, the delay it is made for, in steps; None if there is none in particular.
-
-    Raises:
-        ValueError: if a value is not finite, or all are zero.
+    Raises ValueError if a value is not finite, or all are zero.
     """
 
-    values: Sequence[float]
-    delay_steps: int | None = None
+    values: Sequence[float]  # g_0, g_1, … before scaling; kept as a tuple
+    delay_steps: int | None = None  # D ≥ 0 that it is made for, in steps; None if for none in particular
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
@@ -68,14 +63,10 @@ class PerfectMemory(Trace):
 
     With a delay of zero it is no trace at all: the Hebbian term itself. Kept as a delay line of the factors
     (f', x), never as states of a synapse.
-
-    Attributes:
-        delay_steps: D ≥ 0.
-        normalization: has no effect, area and peak are both one; present so that all traces read alike.
     """
 
-    delay_steps: int
-    normalization: Normalization = "area"
+    delay_steps: int  # D ≥ 0
+    normalization: Normalization = "area"  # without effect: area and peak are both one
 
     def __post_init__(self) -> None:
         super().__post_init__()

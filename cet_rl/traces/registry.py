@@ -139,8 +139,7 @@ def traces() -> dict[str, TraceKind]:
 def find_trace(name: str) -> TraceKind:
     """Return the kind of a name, or of a class or function written as module:Name.
 
-    Raises:
-        ValueError: if there is none, or it makes no traces.
+    Raises ValueError if there is none, or it makes no traces.
     """
     if name in _GIVEN:
         return _GIVEN[name]
@@ -164,8 +163,7 @@ def implied_delay(trace: object, step_duration: float) -> float:
 def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
     """Return options written as NAME=VALUE, such as ratio=3, by name: numbers and true or false, else text.
 
-    Raises:
-        ValueError: for a word without =, or an option given twice.
+    Raises ValueError for a word without =, or an option given twice.
     """
     found: dict[str, Any] = {}
     for word in words:
@@ -315,8 +313,7 @@ class TraceConfig:
     def build(self, delay_steps: int) -> Trace | None:
         """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all.
 
-        Raises:
-            ValueError: if `delay_ratio` times the delay is no whole number of steps.
+        Raises ValueError if `delay_ratio` times the delay is no whole number of steps.
         """
         exact = delay_steps * self.delay_ratio
         if abs(exact - round(exact)) > RELATIVE_TOLERANCE * max(exact, 1.0):

@@ -118,8 +118,7 @@ def register_dataset(
 
     A package registers its own in the function that its entry point names (`cet_rl.plugins`).
 
-    Raises:
-        ValueError: if the name is taken, or could be a Gymnasium id.
+    Raises ValueError if the name is taken, or could be a Gymnasium id.
     """
     if name in DATASETS:
         raise ValueError(f"there is a data set {name!r} already")

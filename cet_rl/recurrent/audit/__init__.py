@@ -140,8 +140,7 @@ class Audit:
     def differences(self) -> tuple[str, ...]:
         """Return how it differs from what it declares, a phrase each; orders count by exponents of size and T.
 
-        Raises:
-            ValueError: for a declared cost that cannot be read.
+        Raises ValueError for a declared cost that cannot be read.
         """
         if self.declared_cost is None:
             return ()
