@@ -23,14 +23,14 @@ from cet_rl.agents.config import our_keywords
 from cet_rl.runs import archive
 
 _PROGRESS = (
-    *("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_updates_at_start"),
-    "n_steps",
+    *("num_timesteps", "n_steps", "_n_updates", "_total_timesteps", "_current_progress_remaining"),
+    "_updates_at_start",
 )
-_CHANGEABLE = {
-    *("learning_rate", "n_steps", "entropy_coef", "value_coef", "max_grad_norm"),
-    *("seed", "stats_window_size", "tensorboard_log", "verbose"),
-}
-"""Arguments that do not concern what is remembered, and may be changed on loading."""
+_CHANGEABLE = (
+    *("entropy_coef", "learning_rate", "max_grad_norm", "n_steps", "seed", "stats_window_size", "tensorboard_log"),
+    *("value_coef", "verbose"),
+)
+"""Arguments that may be changed on loading: nothing remembered depends on them."""
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
@@ -102,8 +102,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         if print_system_info:
             utils.get_system_info()
         kwargs = our_keywords({**(custom_objects or {}), **kwargs})
-        if fixed := ", ".join(sorted(kwargs.keys() - _CHANGEABLE)):
-            raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(sorted(_CHANGEABLE))}")
+        if fixed := ", ".join(sorted(kwargs.keys() - set(_CHANGEABLE))):
+            raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
         n_steps = kwargs.pop("n_steps", None)
         data = archive.read(path, what="agent")
         try:

@@ -221,10 +221,7 @@ class CETActorCritic(StoredAlgorithm):
             FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
         """
         if (self.policy.actor, self.policy.critic) != (self.learner.actor, self.learner.critic):
-            raise ValueError(
-                "the policy or a network of it was replaced, but the agent's traces belong to the old one: use "
-                "policy.load_state_dict, or make a new agent"
-            )
+            raise ValueError("traces belong to the policy that was replaced: use policy.load_state_dict instead")
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
         self.timing.check_run(total, self.n_envs)
         self._statistics_every = log_interval or sys.maxsize
