@@ -14,12 +14,7 @@ from cet_rl.agents.networks import split_signs
 from cet_rl.agents.policy import CETPolicy
 from cet_rl.credit.geometry import Convolution
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "identity": nn.Identity,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-}
+ACTIVATIONS = {kind.__name__.lower(): kind for kind in (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid)}
 """Activations of `cet_rl.credit.activations` as torch's modules."""
 
 
