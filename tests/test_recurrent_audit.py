@@ -13,7 +13,7 @@ from cet_rl import CET, PerfectMemory
 from cet_rl.cli import rules as command
 from cet_rl.recurrent.audit import CRITERIA, JUMP, as_csv, as_markdown, audit_rule
 from cet_rl.recurrent.audit.observe import Contraction, Meter
-from cet_rl.recurrent.audit.orders import Order, leading_terms
+from cet_rl.recurrent.audit.probes import Order, leading_terms
 from cet_rl.recurrent.delayed import Delayed
 from cet_rl.recurrent.rules import RULES
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule, SeparableRule, combine, immediate

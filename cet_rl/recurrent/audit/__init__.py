@@ -26,8 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cet_rl.recurrent.audit.orders import Order
-from cet_rl.recurrent.audit.probes import Subject, find_axes, jumps, memory_order, observe, time_order
+from cet_rl.recurrent.audit.probes import Order, Subject, find_axes, jumps, memory_order, observe, time_order
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule
 
 CRITERIA = {
