@@ -41,6 +41,7 @@ def notebook(cells: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
     for cell in cells["cells"]:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        printed = ""
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
@@ -48,8 +49,9 @@ def notebook(cells: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
                 pictures[picture] = base64.b64decode("".join(data["image/png"]))
                 parts.append(f"![Output of the cell above]({picture})")
             else:
-                shown = "".join(output.get("text") or data.get("text/plain", ""))
-                parts.append(f"```text\n{shown.rstrip()}\n```")
+                printed += "".join(output.get("text") or data.get("text/plain", ""))
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
     return "\n\n".join(parts) + "\n", pictures
 
 
