@@ -328,11 +328,8 @@ def test_feedback_reaches_convolutions(feedback):
     [
         ({"gamma": 1.5}, "gamma"),
         ({"gamma": 1.0, "lam": 1.0}, "forgotten"),
-        *[
-            ({"random_lam": given}, "random_lam must be two numbers")
-            for given in ((0.9, 0.1), 0.5, (0.1, 0.2, 0.3))
-        ],
-        ({"random_lam": ("a", "b")}, "random_lam must be two numbers"),
+        *[({"random_lam": given}, "random_lam must be") for given in ((0.9, 0.1), 0.5, (0.1, 0.2, 0.3))],
+        ({"random_lam": ("a", "b")}, "random_lam must be"),
         ({"entropy_coef": -1.0}, "entropy_coef must be finite and not negative"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be finite and positive"),
         ({"error_at": "elsewhere"}, "error_at"),
