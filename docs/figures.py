@@ -10,17 +10,19 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from cet_rl import CET, ET, Legendre, Optimal, SharpCET
 from cet_rl.recurrent.tasks import build_task
-from cet_rl.report.plots import RETURN, Curve, alignment_figure, draw_curves
+from cet_rl.report.plots import RETURN, Curve, Styles, draw_alignment_over, draw_curves
 from cet_rl.report.reading import ALIGNMENT
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import build_config
@@ -62,6 +64,31 @@ SEQUENCES = {
     "mimic": "Mimic, learning rate 1e-3",
     "late-add": "Add, lags 2 and 4, the error 20 steps late",
 }
+
+
+def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> Figure:
+    """Draw the cosine of each layer's update with the true gradient, over training and return (Figs. 8, 10).
+
+    ValueError if no run has logged any alignment.
+    """
+    names = {name for curve in curves for name in curve.columns if name.startswith(ALIGNMENT)}
+    layers = sorted(name.removeprefix(ALIGNMENT) for name in names)
+    if not layers:
+        raise ValueError("none of these runs has logged alignment: it needs a delay, and --alignment")
+    figure = Figure(figsize=(3.2 * len(layers), 5), layout="constrained")
+    grid = figure.subplots(2, len(layers), squeeze=False, sharey=True)
+    lines: dict[str, Line2D] = {}
+    for (over_training, over_return), layer in zip(grid.T, layers, strict=True):
+        lines |= draw_curves(over_training, curves, f"{ALIGNMENT}{layer}", styles)
+        draw_alignment_over(over_return, curves, layer, styles=styles)
+        over_training.set_title(f"layer {layer}" if layer.isdigit() else layer)
+        over_return.set_xlabel("return")
+        for axes in (over_training, over_return):
+            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("cosine with the true gradient")
+    grid[0, 0].legend(lines.values(), lines, frameon=False, fontsize=8)
+    return figure
 
 
 def curves_of(name: str) -> dict[str, list[Curve]]:

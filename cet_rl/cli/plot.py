@@ -15,18 +15,12 @@ from cet_rl.runs.files import check_file, replacing
 
 @dataclass(frozen=True)
 class PlotArguments:
-    """Draw the learning curves of runs of one task, as the report does.
-
-    There is a line for each arm, the mean of its seeds, in a band that shows their spread, and a panel for each
-    delay.
-    """
+    """Draw the learning curves of runs of one task: each arm's mean over its seeds, in a band for their spread."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
     out: str | None = None
     """FILE.svg, FILE.png or FILE.pdf: the picture."""
-    quiet: bool = False
-    """Print nothing but errors."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -58,7 +52,5 @@ def run(arguments: Sequence[str]) -> int:
         figure, caption = found
         with replacing(file) as stream:
             figure.savefig(stream, format=file.suffix[1:].lower(), dpi=200)
-    if not parsed.quiet:
-        left_out = f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged)
-        print(f"{file}: {caption}{left_out}")
+    print(f"{file}: {caption}" + f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged))
     return 0

@@ -6,7 +6,6 @@ Learning curves and alignment over training (paper, Figs. 5 and 7 to 13).
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +18,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
-from cet_rl.report.reading import ALIGNMENT, FloatArray, logged, read_columns
+from cet_rl.report.reading import ALIGNMENT, FloatArray, logged
 from cet_rl.report.statistics import Presentation
 from cet_rl.report.text import counted, in_seconds, sentence, span
-from cet_rl.runs import folder as run_folders
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
 
@@ -51,17 +49,6 @@ class Curve:
     def over(self, x: str, y: str) -> tuple[FloatArray, FloatArray]:
         """Return two columns where both have values; empty arrays if either column is missing."""
         return logged(self.columns, x, y)
-
-
-def read_run(folder: str | os.PathLike[str], arm: str | None = None) -> Curve:
-    """Read the curves of a run folder, whose arm has a name of yours or the run's label, such as cet5-8s.
-
-    Raises FileNotFoundError if there are no metrics yet, and ValueError if it is no run folder, or its
-    configuration is damaged.
-    """
-    task_kind, run, values = run_folders.read_run(folder)
-    config = task_kind.config()(**values)
-    return Curve(arm or config.label, config.seed, read_columns(run.metrics_file))
 
 
 def _by_arm(curves: Iterable[Curve], styles: Styles | None) -> Iterator[tuple[dict[str, Any], list[Curve]]]:
@@ -134,31 +121,6 @@ def draw_alignment_over(
         centres = (edges[:-1] + edges[1:])[filled] / 2
         (drawn[style["label"]],) = axes.plot(centres, means, marker="o", markersize=3, **style)
     return drawn
-
-
-def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> Figure:
-    """Draw the cosine of each layer's update with the true gradient, over training and return (Figs. 8, 10).
-
-    ValueError if no run has logged any alignment.
-    """
-    names = {name for curve in curves for name in curve.columns if name.startswith(ALIGNMENT)}
-    layers = sorted(name.removeprefix(ALIGNMENT) for name in names)
-    if not layers:
-        raise ValueError("none of these runs has logged alignment: it needs a delay, and --alignment")
-    figure = Figure(figsize=(3.2 * len(layers), 5), layout="constrained")
-    grid = figure.subplots(2, len(layers), squeeze=False, sharey=True)
-    lines: dict[str, Line2D] = {}
-    for (over_training, over_return), layer in zip(grid.T, layers, strict=True):
-        lines |= draw_curves(over_training, curves, f"{ALIGNMENT}{layer}", styles)
-        draw_alignment_over(over_return, curves, layer, styles=styles)
-        over_training.set_title(f"layer {layer}" if layer.isdigit() else layer)
-        over_return.set_xlabel("return")
-        for axes in (over_training, over_return):
-            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("cosine with the true gradient")
-    grid[0, 0].legend(lines.values(), lines, frameon=False, fontsize=8)
-    return figure
 
 
 # -------------------- learning curves

@@ -45,8 +45,10 @@ def watch(
         env = make_env(**{**options, "wrappers": wrappers}, render_mode=mode)
         frames = play(agent, env, episodes, seed, returns)
         first = next(frames)  # most of what can go wrong does so here
-        if video is None:
-            check_window()
+        pygame: Any = sys.modules.get("pygame")
+        opened = video is None and pygame is not None and pygame.display.get_init()
+        if opened and pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
+            raise RuntimeError("pygame finds no display")
     except (gym.error.Error, RuntimeError) as error:
         raise ValueError(f"{task} cannot be shown here: {error}") from error
     if video is None:
@@ -75,14 +77,6 @@ def play(
             ended, start, total = terminated or truncated, np.zeros(1, bool), total + float(reward)
             yield env.render()
         returns.append(total)
-
-
-def check_window() -> None:
-    """Raise RuntimeError if pygame draws where nobody can see it: it has found no display, and was not told to."""
-    pygame: Any = sys.modules.get("pygame")
-    opened = pygame is not None and pygame.display.get_init() and "SDL_VIDEODRIVER" not in os.environ
-    if opened and pygame.display.get_driver() in ("offscreen", "dummy"):
-        raise RuntimeError("pygame finds no display")
 
 
 def write_film(file: Path, frames: Iterator[Frame], fps: float) -> None:
