@@ -1,80 +1,65 @@
-"""What each executor costs, by shape: the measurements behind `cet_rl.credit.synapses`.
+"""What each executor costs, by shape and trace, and how good the choice among them is.
 
-    python benchmarks/executors.py [--repeats 9]
+    python benchmarks/executors.py [--repeats 7] [--gamma-lam 0.94]
 
-One layer, random signals, one thread; the least time of the repeats, in microseconds a sample (T × E of them).
+One layer, random signals, one thread; the least processor time of the repeats, in microseconds a sample (T × E of
+them). What the cost model (`cet_rl.credit.costs`) holds for more than eight times as slow as the best is left out.
+Then one 256 × 256 layer, CET 10, 8 s, beside the time that 0.71 Mflop a sample take at the speed of products.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 
 import torch
 
-from cet_rl import CET, Legendre, PerfectMemory
-from cet_rl.credit import Synapses
+from cet_rl import CET
+from cet_rl.credit.calibration import SHAPES, TRACES, measure
+from cet_rl.credit.geometry import matmul
 from cet_rl.runs.process import set_threads
 
-SHAPES = [
-    # n_in, n_out, environments, steps
-    (256, 256, 4, 128),
-    (8, 256, 4, 128),
-    (600, 256, 32, 32),
-    (256, 256, 4, 16),
-    (256, 256, 4, 8),
-    (256, 256, 4, 1),
-]
-TRACES = [PerfectMemory(40), CET(5, 40), CET(10, 10), CET(10, 640), Legendre(10, 40)]
+FORMS = ("chunk", "fused", "history", "factored")
 
 
-def signals(n_in: int, n_out: int, envs: int, steps: int) -> list[torch.Tensor]:
-    derivative = (torch.randn(steps, envs, n_out) > 0).float()
-    return [
-        torch.relu(torch.randn(steps, envs, n_in)),
-        derivative,
-        torch.randn(steps, envs, n_out) * derivative,
-        torch.randn(steps, envs),
-        (torch.rand(steps, envs) < 0.01).float(),
-    ]
+def gigaflops(repeats: int = 40) -> float:
+    """Return the speed of the layer's largest product."""
+    a, b = torch.randn(256, 1700), torch.randn(1700, 256)
+    least = float("inf")
+    for _ in range(repeats):
+        began = time.thread_time()
+        matmul(a, b)
+        least = min(least, time.thread_time() - began)
+    return 2 * 256 * 1700 * 256 / least / 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--gamma-lam", type=float, default=0.94)
     arguments = parser.parse_args()
     set_threads(1)
-    names = ("chunk", "fused", "history", "auto")
-    print("| n_in × n_out × E × T | trace | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
+    print("| n_in × n_out × E × T | trace | " + " | ".join(FORMS) + " | chosen / fastest |")
+    print("|---|---|" + "---|" * (len(FORMS) + 1))
+    slower = []
     for shape in SHAPES:
-        n_in, n_out, envs, steps = shape
-        given = signals(*shape)
+        samples = shape[2] * shape[3]
         for trace in TRACES:
-            row = []
-            for name in names:
-                first, last = trace.support
-                if name == "history" and last - first > 1000:
-                    row.append("–")
-                    continue
-                layer = Synapses(
-                    n_in,
-                    n_out,
-                    trace,
-                    delay_steps=trace.delay_steps,
-                    gamma_lam=0.94,
-                    num_envs=envs,
-                    rollout=steps,
-                    executor=name,
-                )
-                layer(*given)
-                times = []
-                for _ in range(arguments.repeats):
-                    began = time.perf_counter()
-                    layer(*given)
-                    times.append(time.perf_counter() - began)
-                row.append(f"{min(times) / steps / envs * 1e6:.1f}")
+            found = measure(shape, trace, gamma_lam=arguments.gamma_lam, repeats=arguments.repeats)
+            cells = []
+            for form in FORMS:
+                cell = f"{found.nanoseconds[form] / samples / 1e3:.1f}" if form in found.nanoseconds else "–"
+                cells.append(f"**{cell}**" if form == found.choice() else cell)
+            slower.append(found.slower())
             label = f"{type(trace).__name__} {trace.states or ''}, D = {trace.delay_steps}".replace(" ,", ",")
-            print(f"| {' × '.join(map(str, shape))} | {label} | " + " | ".join(row) + " |", flush=True)
+            cells = [" × ".join(map(str, shape)), label, *cells, f"{slower[-1]:.2f}"]
+            print("| " + " | ".join(cells) + " |", flush=True)
+    print(f"\nchosen / fastest: median {statistics.median(slower):.2f}, largest {max(slower):.2f}")
+    speed = gigaflops()
+    layer = measure((256, 256, 4, 128), CET(10, 40), repeats=5 * arguments.repeats)
+    each = layer.nanoseconds[layer.choice()] / 512
+    print(f"CET 10 at 8 s: {each / 1e3:.2f} µs, {each * speed / 0.71e6:.2f} × 0.71 Mflop at {speed:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ COMMANDS = {
     "list": "cet_rl.cli.listing",
     "traces": "cet_rl.cli.traces",
     "rules": "cet_rl.cli.rules",
+    "bench": "cet_rl.cli.bench",
 }
 
 EXIT_BAD_INPUT = 2

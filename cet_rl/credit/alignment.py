@@ -79,9 +79,9 @@ class AlignmentProbe(nn.Module):
         td_error[:-steps] = 0  # earlier updates have made use of these
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None
-        synapses = Synapses(geometry=self.geometry, gamma_lam=decay, num_envs=pre.shape[1], dtype=pre.dtype).to(
-            pre.device
-        )
+        synapses = Synapses(
+            geometry=self.geometry, gamma_lam=decay, num_envs=pre.shape[1], rollout=len(pre), dtype=pre.dtype
+        ).to(pre.device)
         return synapses(pre, derivative, error, td_error, start)
 
 

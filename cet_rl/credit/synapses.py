@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import lru_cache
 from math import prod
 from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
+from cet_rl.credit.costs import Form, Work, cheapest
 from cet_rl.credit.factored import HistoryConstants, eligibility_window, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
@@ -22,20 +24,12 @@ from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.sharp import shift_register
 
 Executor = Literal["auto", "step", "chunk", "fused", "history", "factored"]
-"""How an update is computed: "step" is the definition, the others give its numbers faster, "auto" chooses."""
+"""How an update is computed: "step" is the definition, the others give its numbers faster, "auto" chooses
+by `cet_rl.credit.costs`."""
 
 _CARRIED = tuple(item.name for item in fields(SynapseState))
 
 Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
-
-MANY_STATES = 1 << 24
-"""State variables of a layer, all environments counted, above which memory traffic dominates its products."""
-
-SHORT_CHUNK = 700
-"""Up to this many steps × couplings between states, one pass over them beats preparing matrix products."""
-
-LONG_ONSET = 16
-"""Silent first lags of a kernel from which on a delay line is cheaper than keeping them in the past."""
 
 LONGEST_REGISTER = 64
 """Lags of a kernel without states that synapses keep as states where one γλ per weight needs them."""
@@ -128,33 +122,26 @@ class Synapses(nn.Module):
         self.delay_steps = delay_steps
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
-        self._support = visible_support(self.trace, dtype)
-        self._factored = self._wants_history(num_envs, rollout)
+        self.form, self.work = cheapest(self._ways(num_envs, dtype), rollout)
+        self._factored = self.form in ("history", "factored")
+        self._support = self.work.onset, self.work.onset + self.work.past + 1
         self._constants: StateConstants | HistoryConstants | None = None
 
         n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
         self.error_line = DelayLine(delay_steps, (num_envs, n_post), dtype=dtype)
         self.td_error_line = None if supervised else DelayLine(delay_steps, (num_envs,), dtype=dtype)
         self.start_line = None if supervised else DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
+        self.pre_line = DelayLine(self.work.onset, (num_envs, n_pre), dtype=dtype)
+        self.derivative_line = DelayLine(self.work.onset, (num_envs, n_post), dtype=dtype)
 
-        # Where a kernel is silent for long at first, as that of a delay line is, the layer's inputs are delayed.
-        transition = self.trace.transition()
-        onset = self._support[0] if self._factored or transition is None else 0
-        if transition is not None and onset < LONG_ONSET:
-            self._support, onset = (0, self._support[1]), 0
-        self.pre_line = DelayLine(onset, (num_envs, n_pre), dtype=dtype)
-        self.derivative_line = DelayLine(onset, (num_envs, n_post), dtype=dtype)
-
-        kernel = self.trace.kernel(self._support[1])[onset:].numpy()
-        past, order = len(kernel) - 1, len(kernel) if transition is None else len(transition.K)
-        weigh_past = executor == "factored" and bool(self.shared_decay)
-        window = eligibility_window(kernel, self.shared_decay, dtype) if weigh_past and self.shared_decay else past
+        weighs_past = self.form == "factored" and self.work.eligible
+        past, window = self.work.past, self.work.window if weighs_past else self.work.past
         shapes: dict[str, tuple[int, ...] | None] = {
-            "eligibility": (num_envs, 0) if weigh_past else (num_envs, *weight_shape),
-            "states": None if self._factored else (num_envs, n_post, order, weight_shape[1]),
+            "eligibility": (num_envs, 0) if weighs_past else (num_envs, *weight_shape),
+            "states": None if self._factored else (num_envs, n_post, self.work.order, weight_shape[1]),
             "past_pre": (window, num_envs, n_pre) if self._factored else None,
             "past_derivative": (past, num_envs, n_post) if self._factored else None,
-            "past_eligibility": (window, num_envs, n_post) if weigh_past else None,
+            "past_eligibility": (window, num_envs, n_post) if weighs_past else None,
         }
         for name, shape in shapes.items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
@@ -164,28 +151,48 @@ class Synapses(nn.Module):
         """Return what `print` shows: shape of the weights, trace, delay in steps, executor."""
         trace = None if self.trace == PerfectMemory(0) else self.trace
         shape = self.geometry.weight_shape
-        return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={self.executor}"
+        return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={self.form}"
 
-    def _wants_history(self, num_envs: int, rollout: int) -> bool:
-        """Return whether the layer keeps its factored past (f', x) instead of states at every synapse.
+    def _ways(self, num_envs: int, dtype: torch.dtype) -> Iterator[tuple[Form, Work]]:
+        """Yield the forms that can do what is asked for, and what each has to do.
 
-        A convolution always does: it would have states for every position of its output. So does a trace without
-        states, unless one γλ per weight rules its closed form out and its kernel is short. Other traces do where
-        they need more than `MANY_STATES` states and the kernel is short enough for the longer products to pay.
+        A convolution would have states for every position of its output, so it keeps its past. So does a trace
+        without states if its kernel is long, as one state for each lag would be too many to compile a loop for.
+        Where a kernel is silent at first, as that of a delay line is, the layer's inputs may be delayed instead.
         """
-        trace, per_weight = self.trace, self.shared_decay is None
-        if self.executor in ("history", "factored") or isinstance(self.geometry, Convolution):
-            return True
-        if self.executor in ("chunk", "fused"):
-            return False
-        if trace.states == 0:
-            return not per_weight or self._support[1] - self._support[0] > LONGEST_REGISTER
-        if per_weight or self.executor == "step":
-            return False
-        first, last = trace.support
-        longer_products = 2 * (rollout + last - first - 1) / rollout
-        states = trace.states * num_envs * prod(self.geometry.weight_shape)
-        return states > MANY_STATES and longer_products < trace.states + 2
+        geometry, decay, executor = self.geometry, self.shared_decay, self.executor
+        transition, (first, last) = self.trace.transition(), visible_support(self.trace, dtype)
+        kernel = self.trace.kernel(last).numpy()
+        forms: tuple[Form, ...] = ("chunk", "fused", "history", *(("factored",) if decay else ()))
+        if executor not in ("auto", "step"):
+            forms = (cast(Form, executor),)
+        elif isinstance(geometry, Convolution) or (
+            transition is None and (last - first > LONGEST_REGISTER or executor == "step")
+        ):
+            forms = ("history",) if decay is None or executor == "step" else forms[2:]
+        elif decay is None or executor == "step":
+            forms = ("fused",)
+        for form in forms:
+            onsets = (first,) if transition is None else (0,) if form in ("chunk", "fused") else sorted({0, first})
+            for onset in onsets:
+                lags = last - onset
+                couplings = None if transition is None else sum(map(np.count_nonzero, vars(transition).values()))
+                yield (
+                    form,
+                    Work(
+                        n_pre=geometry.n_pre,
+                        n_post=geometry.n_post,
+                        weights=prod(geometry.weight_shape),
+                        positions=geometry.n_post // geometry.weight_shape[0],
+                        envs=num_envs,
+                        eligible=decay != 0,
+                        order=lags if transition is None else len(transition.K),
+                        couplings=couplings or 2 * lags,
+                        onset=onset,
+                        past=lags - 1,
+                        window=eligibility_window(kernel[onset:], decay or 0.0, dtype),
+                    ),
+                )
 
     @property
     def constants(self) -> StateConstants | HistoryConstants:
@@ -283,20 +290,17 @@ class Synapses(nn.Module):
         if isinstance(constants, HistoryConstants):
             assert not isinstance(decay, Tensor)
             return history(constants, state, signals, decay)
-        loop = compiled_loop(signals.pre.device.type) if self._wants_loop(constants, signals) else None
+        form = self.executor
+        if form == "auto":  # for the steps at hand; compiled loops were compared with products on a CPU only
+            ways: list[tuple[Form, Work]] = [("chunk", self.work), ("fused", self.work)]
+            ways = ways[:1] if signals.pre.device.type != "cpu" else ways
+            form = "fused" if isinstance(decay, Tensor) else cheapest(ways, len(signals.pre))[0]
+        loop = compiled_loop(signals.pre.device.type) if form == "fused" else None
         if loop is not None:
             return geometry.split(loop(constants, state, signals, decay))
         if isinstance(decay, Tensor):
             return geometry.split(step(constants, state, signals, decay))
         return geometry.split(chunk(constants, state, signals, decay))
-
-    def _wants_loop(self, constants: StateConstants, signals: Signals) -> bool:
-        """Return whether a compiled loop is the best choice; measured by `benchmarks/executors.py`."""
-        if self.executor != "auto":
-            return self.executor == "fused"
-        # Short chunks were measured on a CPU only.
-        short = len(signals.pre) * constants.couplings <= SHORT_CHUNK
-        return self.shared_decay is None or (short and signals.pre.device.type == "cpu")
 
 
 def _check_decay(gamma_lam: Decay, geometry: Geometry) -> None:

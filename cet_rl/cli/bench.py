@@ -1,0 +1,49 @@
+"""`cet-rl bench`: measure executors of late credit here, and compare with the constants that choose among them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cet_rl.cli import parse
+
+
+@dataclass(frozen=True)
+class BenchArguments:
+    """Measure what an update costs by executor on this machine, on one thread; takes a minute.
+
+    Prints the constants of the cost model that chooses the executor of each layer beside those that fit here, and
+    the layers for which the choice would differ. Nothing is saved: every run chooses by the shipped constants.
+    """
+
+    repeats: int = 7
+    """The least time of so many counts."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command, and return its exit status."""
+    parsed = parse(BenchArguments, arguments, "cet-rl bench")
+    if parsed.repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {parsed.repeats}")
+
+    from cet_rl.credit.calibration import SHAPES, TRACES, fit, measure
+    from cet_rl.credit.costs import NANOSECONDS
+    from cet_rl.runs.process import set_threads
+
+    set_threads(1)
+    found = [measure(shape, trace, repeats=parsed.repeats) for shape in SHAPES for trace in TRACES]
+    here = fit(found)
+    print("nanoseconds      shipped       here")
+    for name, shipped in NANOSECONDS.items():
+        print(f"{name:10} {shipped:13.4g} {here[name]:10.4g}")
+    for name, constants in (("shipped", NANOSECONDS), ("here", here)):
+        slower = [each.slower(constants) for each in found]
+        print(f"time of the choice / of the fastest, {name}: median {statistics.median(slower):.2f}, ", end="")
+        print(f"largest {max(slower):.2f} ({len(found)} layers)")
+    for each in found:
+        if (there := each.choice(here)) != each.choice():
+            shape = " × ".join(map(str, each.shape))
+            times = (f"{form} {each.nanoseconds[form] / 1e3:.0f} µs" for form in (each.choice(), there))
+            print(f"{shape}, {each.trace}: {', here '.join(times)}")
+    return 0

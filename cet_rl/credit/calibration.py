@@ -1,0 +1,104 @@
+"""Measure what executors cost on the machine at hand, and fit the constants of `cet_rl.credit.costs` to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+
+from cet_rl.credit.costs import NANOSECONDS, Form, Work, cheapest
+from cet_rl.credit.synapses import Synapses
+from cet_rl.traces.base import Trace
+from cet_rl.traces.cascade import CET
+from cet_rl.traces.finite import PerfectMemory
+from cet_rl.traces.legendre import Legendre
+
+Shape = tuple[int, int, int, int]
+"""Inputs, units, environments and steps."""
+
+SHAPES: tuple[Shape, ...] = (
+    (8, 256, 4, 128),
+    (256, 256, 4, 128),
+    (256, 2, 4, 128),
+    (600, 256, 32, 32),
+    (64, 64, 4, 128),
+    (256, 256, 4, 16),
+    (256, 256, 8, 5),
+    (256, 256, 4, 1),
+)
+TRACES: tuple[Trace, ...] = (
+    PerfectMemory(40),
+    CET(2, 40),
+    CET(5, 40),
+    CET(10, 10),
+    CET(10, 40),
+    CET(10, 640),
+    Legendre(10, 40),
+)
+HOPELESS = 8.0  # times the cost of the cheapest: what is not measured
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Hold the measured times of a layer's updates by executor, in nanoseconds a chunk."""
+
+    shape: Shape
+    trace: Trace
+    ways: dict[Form, Work]
+    nanoseconds: dict[Form, float]
+
+    def choice(self, constants: Mapping[str, float] = NANOSECONDS) -> Form:
+        """Return the executor that the model chooses."""
+        return cheapest(self.ways.items(), self.shape[3], constants)[0]
+
+    def slower(self, constants: Mapping[str, float] = NANOSECONDS) -> float:
+        """Return how many times as long the executor chosen took as the fastest."""
+        return self.nanoseconds[self.choice(constants)] / min(self.nanoseconds.values())
+
+
+def random_signals(shape: Shape) -> list[Tensor]:
+    """Return x, f', δ, η and s of one chunk."""
+    n_in, n_out, envs, steps = shape
+    derivative = (torch.randn(steps, envs, n_out) > 0).float()
+    error, start = torch.randn(steps, envs, n_out) * derivative, (torch.rand(steps, envs) < 0.01).float()
+    return [torch.relu(torch.randn(steps, envs, n_in)), derivative, error, torch.randn(steps, envs), start]
+
+
+def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int = 7) -> Measurement:
+    """Measure one layer: the least processor time of the repeats by each executor that is not hopeless."""
+    n_in, n_out, envs, steps = shape
+    forms: tuple[Form, ...] = ("chunk", "fused", "history", "factored")
+    layers: dict[Form, Synapses] = {
+        form: Synapses(n_in, n_out, trace, gamma_lam=gamma_lam, num_envs=envs, rollout=steps, executor=form)
+        for form in forms
+    }
+    costs = {form: layer.work.nanoseconds(form, steps) for form, layer in layers.items()}
+    layers = {form: layer for form, layer in layers.items() if costs[form] < HOPELESS * min(costs.values())}
+    signals, found = random_signals(shape), dict.fromkeys(layers, float("inf"))
+    for repeat, (form, layer) in product(range(repeats + 2), layers.items()):
+        began = time.thread_time_ns()
+        layer(*signals)
+        if repeat > 1:  # compiled, and its tensors allocated
+            found[form] = min(found[form], time.thread_time_ns() - began)
+    return Measurement(shape, trace, {form: layer.work for form, layer in layers.items()}, found)
+
+
+def fit(measurements: Iterable[Measurement]) -> dict[str, float]:
+    """Return the constants that explain relative times best, those of executors near the fastest above all."""
+    rows, weights = [], []
+    for each in measurements:
+        fastest = min(each.nanoseconds.values())
+        for form, nanoseconds in each.nanoseconds.items():
+            weight = min(1.0, 2 * fastest / nanoseconds)
+            counts = each.ways[form].count(form, each.shape[3])
+            rows.append([counts.get(kind, 0.0) * weight / nanoseconds for kind in NANOSECONDS])
+            weights.append(weight)
+    matrix, target = np.array(rows), np.array(weights)
+    largest = matrix.max(0)  # of numbers of very different sizes
+    return dict(zip(NANOSECONDS, (nnls(matrix / largest, target)[0] / largest).tolist(), strict=True))

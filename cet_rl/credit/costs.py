@@ -1,0 +1,86 @@
+"""What an update of one layer costs by executor, in operations and bytes: the model that chooses an executor.
+
+Nothing is timed during a run: the same layer takes the same path on every machine, and so does a resumed run.
+`cet-rl bench` fits the constants to the machine at hand and says where the choice would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Form = Literal["chunk", "fused", "history", "factored"]
+
+NANOSECONDS = {"products": 0.032, "states": 0.11, "numbers": 0.12, "calls": 4900.0, "loop": 0.0188}
+"""Time of a multiply-add of a matrix product, of one of a product over a unit's states, of a number read or
+written in a pass over a tensor, of a call of torch, and of a term of the compiled loop."""
+
+_SKIPPED_AT_ONCE = 64  # rows in which zeros of a banded product cannot be skipped
+
+
+@dataclass(frozen=True)
+class Work:
+    """Hold what the cost of a chunk depends on, for a layer with E environments."""
+
+    n_pre: int
+    n_post: int
+    weights: int
+    positions: int  # at which each weight is used in a sample: one, but for a convolution
+    envs: int
+    eligible: bool  # whether γλ > 0
+    order: int  # n, states of a synapse
+    couplings: int  # entries of M, K and C that are not zero
+    onset: int  # steps that x and f' are delayed beforehand
+    past: int  # L, earlier steps that the kernel still sees
+    window: int  # W, earlier steps that e still sees
+
+    def count(self, form: Form, steps: int) -> dict[str, float]:
+        """Return how much of each of `NANOSECONDS` a chunk of T steps takes."""
+        samples, sums = self.envs * steps, 1 + self.eligible
+        narrow = max(1.0, 16 / self.n_pre, 16 / self.n_post)  # as slow as a wider one
+        outer = self.weights * self.positions * narrow  # multiply-adds of Σ post ⊗ pre, a step and environment
+        kept = self.envs * self.weights  # numbers of e
+        lines = 4 * samples * (self.n_pre + self.n_post) if self.onset else 0
+        signals = samples * (self.n_pre + 4 * sums * self.n_post) + lines
+        if form == "fused":
+            rows, vectors = samples * self.n_post, -(-self.n_pre // 16) * 16
+            loop = rows * (vectors * (self.couplings + 4 + self.order) + 48 + 8 * self.order)
+            return {"loop": loop, "numbers": signals + kept * (1 + self.order), "calls": 10}
+        if form == "chunk":
+            credited = sums * self.n_post * (steps + self.order)
+            states = kept * self.order
+            return {
+                "products": samples * (credited + outer * (sums + self.order)),
+                "states": states * (self.order + sums),
+                "numbers": signals + 4 * states + 4 * self.eligible * kept + 2 * samples * self.order * self.n_pre,
+                "calls": 20 + 40 * self.eligible + self.envs * (10 + 0.2 * self.n_post),
+            }
+        total = self.past + steps
+        band = min(steps * total, steps * (self.past + 1) + _SKIPPED_AT_ONCE * steps) if self.past else 0
+        copied = 2 * (self.past + steps) * self.envs * (self.n_pre + self.n_post) if self.past else 0
+        credited = self.envs * self.n_post * (sums * band)
+        factors = 2 * sums * self.envs * total * self.n_post
+        if form == "history":
+            return {
+                "products": credited + sums * self.envs * total * outer,
+                "numbers": signals + copied + factors + 5 * self.eligible * kept + 4 * self.weights,
+                "calls": 20 + 40 * self.eligible,
+            }
+        older = self.envs * (self.window - self.past)
+        return {
+            "products": credited + self.envs * (self.window + steps) * outer,
+            "numbers": signals + copied + factors + older * (2 * self.n_pre + 6 * self.n_post) + 6 * self.weights,
+            "calls": 90,
+        }
+
+    def nanoseconds(self, form: Form, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
+        """Return the cost of a chunk of T steps."""
+        return sum(constants[kind] * number for kind, number in self.count(form, steps).items())
+
+
+def cheapest(
+    ways: Iterable[tuple[Form, Work]], steps: int, constants: Mapping[str, float] = NANOSECONDS
+) -> tuple[Form, Work]:
+    """Return the form, and what it has to do, with the least cost for chunks of T steps; the first of equals."""
+    return min(ways, key=lambda way: way[1].nanoseconds(way[0], steps, constants))
