@@ -75,6 +75,10 @@ class Synapses(nn.Module):
         geometry: of the layer, in the place of `n_in` and `n_out`.
         supervised: whether errors count as they are and nothing ends, η = 1 and s = 0; `forward` takes neither.
 
+    Attributes:
+        form: the executor that was chosen; a layer that keeps states chooses between "chunk" and "fused" for the
+            length of every chunk.
+
     Raises:
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
     """
