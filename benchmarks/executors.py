@@ -17,10 +17,9 @@ import torch
 
 from cet_rl import CET
 from cet_rl.credit.calibration import SHAPES, TRACES, measure
+from cet_rl.credit.costs import FORMS
 from cet_rl.credit.geometry import matmul
 from cet_rl.runs.process import set_threads
-
-FORMS = ("chunk", "fused", "history", "factored")
 
 
 def gigaflops(repeats: int = 40) -> float:

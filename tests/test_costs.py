@@ -50,11 +50,8 @@ def test_the_fit_finds_the_constants_of_a_machine():
     for trace in (CET(5, 40), CET(10, 10), Legendre(10, 40), None):
         for shape in ((256, 256, 4, 128), (8, 64, 4, 16), (256, 2, 2, 3)):
             n_in, n_out, envs, steps = shape
-            layers = {
-                form: Synapses(n_in, n_out, trace, gamma_lam=0.9, num_envs=envs, executor=form)
-                for form in ("chunk", "fused", "history", "factored")
-            }
-            ways = {form: layer.work for form, layer in layers.items()}
+            options = {"gamma_lam": 0.9, "num_envs": envs}
+            ways = {form: Synapses(n_in, n_out, trace, executor=form, **options).work for form in costs.FORMS}
             times = {form: work.nanoseconds(form, steps, TRUE) for form, work in ways.items()}
             found.append(Measurement(shape, trace, ways, times))
     assert fit(found) == pytest.approx(TRUE, rel=1e-6)
@@ -63,8 +60,8 @@ def test_the_fit_finds_the_constants_of_a_machine():
 
 
 def test_bench_prints_constants_and_where_the_choice_would_differ(monkeypatch, capsys):
-    monkeypatch.setattr(calibration, "SHAPES", ((8, 16, 2, 4), (128, 128, 4, 32)))
-    monkeypatch.setattr(calibration, "TRACES", (CET(5, 4),))
+    monkeypatch.setattr(calibration, "SHAPES", [(8, 16, 2, 4), (128, 128, 4, 32)])
+    monkeypatch.setattr(calibration, "TRACES", [CET(5, 4)])
     monkeypatch.setattr(calibration, "fit", lambda found: dict.fromkeys(costs.NANOSECONDS, 0.0) | {"calls": 1.0})
     assert main(["bench", "--repeats", "1"]) == 0
     printed = capsys.readouterr().out

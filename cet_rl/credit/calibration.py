@@ -12,35 +12,17 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cet_rl.credit.costs import NANOSECONDS, Form, Work, cheapest
+from cet_rl.credit.costs import FORMS, NANOSECONDS, Form, Work, cheapest
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import Trace
 from cet_rl.traces.cascade import CET
 from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.legendre import Legendre
 
-Shape = tuple[int, int, int, int]
-"""Inputs, units, environments and steps."""
-
-SHAPES: tuple[Shape, ...] = (
-    (8, 256, 4, 128),
-    (256, 256, 4, 128),
-    (256, 2, 4, 128),
-    (600, 256, 32, 32),
-    (64, 64, 4, 128),
-    (256, 256, 4, 16),
-    (256, 256, 8, 5),
-    (256, 256, 4, 1),
-)
-TRACES: tuple[Trace, ...] = (
-    PerfectMemory(40),
-    CET(2, 40),
-    CET(5, 40),
-    CET(10, 10),
-    CET(10, 40),
-    CET(10, 640),
-    Legendre(10, 40),
-)
+Shape = tuple[int, int, int, int]  # inputs, units, environments and steps
+CARTPOLE: list[Shape] = [(8, 256, 4, 128), (256, 256, 4, 128), (256, 2, 4, 128)]
+SHAPES = [*CARTPOLE, (600, 256, 32, 32), (64, 64, 4, 128), (256, 256, 4, 16), (256, 256, 8, 5), (256, 256, 4, 1)]
+TRACES = [PerfectMemory(40), *(CET(n, 40) for n in (2, 5, 10)), CET(10, 10), CET(10, 640), Legendre(10, 40)]
 HOPELESS = 8.0  # times the cost of the cheapest: what is not measured
 
 
@@ -73,13 +55,10 @@ def random_signals(shape: Shape) -> list[Tensor]:
 def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int = 7) -> Measurement:
     """Measure one layer: the least processor time of the repeats by each executor that is not hopeless."""
     n_in, n_out, envs, steps = shape
-    forms: tuple[Form, ...] = ("chunk", "fused", "history", "factored")
-    layers: dict[Form, Synapses] = {
-        form: Synapses(n_in, n_out, trace, gamma_lam=gamma_lam, num_envs=envs, rollout=steps, executor=form)
-        for form in forms
-    }
+    options = {"gamma_lam": gamma_lam, "num_envs": envs, "rollout": steps}
+    layers = {form: Synapses(n_in, n_out, trace, executor=form, **options) for form in FORMS}  # type: ignore[arg-type]
     costs = {form: layer.work.nanoseconds(form, steps) for form, layer in layers.items()}
-    layers = {form: layer for form, layer in layers.items() if costs[form] < HOPELESS * min(costs.values())}
+    layers = {form: layers[form] for form in FORMS if costs[form] < HOPELESS * min(costs.values())}
     signals, found = random_signals(shape), dict.fromkeys(layers, float("inf"))
     for repeat, (form, layer) in product(range(repeats + 2), layers.items()):
         began = time.thread_time_ns()

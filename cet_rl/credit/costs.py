@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Form = Literal["chunk", "fused", "history", "factored"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 NANOSECONDS = {"products": 0.032, "states": 0.11, "numbers": 0.12, "calls": 4900.0, "loop": 0.0188}
 """Time of a multiply-add of a matrix product, of one of a product over a unit's states, of a number read or

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
-from cet_rl.credit.costs import Form, Work, cheapest
+from cet_rl.credit.costs import FORMS, Form, Work, cheapest
 from cet_rl.credit.factored import HistoryConstants, eligibility_window, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
@@ -154,8 +154,8 @@ class Synapses(nn.Module):
     def extra_repr(self) -> str:
         """Return what `print` shows: shape of the weights, trace, delay in steps, executor."""
         trace = None if self.trace == PerfectMemory(0) else self.trace
-        shape = self.geometry.weight_shape
-        return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={self.form}"
+        shape, executor = self.geometry.weight_shape, self.form if self.executor == "auto" else self.executor
+        return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={executor}"
 
     def _ways(self, num_envs: int, dtype: torch.dtype) -> Iterator[tuple[Form, Work]]:
         """Yield the forms that can do what is asked for, and what each has to do.
@@ -167,7 +167,7 @@ class Synapses(nn.Module):
         geometry, decay, executor = self.geometry, self.shared_decay, self.executor
         transition, (first, last) = self.trace.transition(), visible_support(self.trace, dtype)
         kernel = self.trace.kernel(last).numpy()
-        forms: tuple[Form, ...] = ("chunk", "fused", "history", *(("factored",) if decay else ()))
+        forms = FORMS if decay else FORMS[:3]
         if executor not in ("auto", "step"):
             forms = (cast(Form, executor),)
         elif isinstance(geometry, Convolution) or (
@@ -176,22 +176,26 @@ class Synapses(nn.Module):
             forms = ("history",) if decay is None or executor == "step" else forms[2:]
         elif decay is None or executor == "step":
             forms = ("fused",)
+        shape, n_post = geometry.weight_shape, geometry.n_post
+        sizes = {
+            "n_pre": geometry.n_pre,
+            "n_post": n_post,
+            "weights": prod(shape),
+            "positions": n_post // shape[0],
+        }
         for form in forms:
             onsets = (first,) if transition is None else (0,) if form in ("chunk", "fused") else sorted({0, first})
             for onset in onsets:
                 lags = last - onset
-                couplings = None if transition is None else sum(map(np.count_nonzero, vars(transition).values()))
+                constants = None if transition is None else vars(transition).values()
                 yield (
                     form,
                     Work(
-                        n_pre=geometry.n_pre,
-                        n_post=geometry.n_post,
-                        weights=prod(geometry.weight_shape),
-                        positions=geometry.n_post // geometry.weight_shape[0],
+                        **sizes,
                         envs=num_envs,
                         eligible=decay != 0,
                         order=lags if transition is None else len(transition.K),
-                        couplings=couplings or 2 * lags,
+                        couplings=sum(map(np.count_nonzero, constants)) if constants else 2 * lags,
                         onset=onset,
                         past=lags - 1,
                         window=eligibility_window(kernel[onset:], decay or 0.0, dtype),
