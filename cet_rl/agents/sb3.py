@@ -201,7 +201,7 @@ class CETActorCritic(StoredAlgorithm):
         self.learner.to(self.device)
         parameters = list(self.learner.trained_parameters())
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
-        self._recorded = 0  # steps of the rollout that the traces have not been told of
+        self._recorded = self._told = 0  # steps of the rollout, and those that the traces knew when it began
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -242,6 +242,7 @@ class CETActorCritic(StoredAlgorithm):
     ) -> bool:
         """Act for `n_rollout_steps` steps without `rollout_buffer`; return False if a callback asked to stop."""
         self._leave_rollout()  # one whose update was left before it began
+        self._recorded, self._told = 0, self.learner.steps
         self.policy.set_training_mode(False)
         policy, head = self.policy, self.policy.actor.head
         self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
@@ -300,25 +301,16 @@ class CETActorCritic(StoredAlgorithm):
             rollout.final_observations = torch.cat([rollout.final_observations, final])
 
     def _leave_rollout(self) -> None:
-        """Advance the traces by what has been recorded and not learned from. The weights do not change."""
-        if not self._recorded:
+        """Advance the traces by what has been recorded and not been told. The weights do not change."""
+        if not self._recorded or self.learner.steps > self._told:
             return
         rollout = self._rollout.first(self._recorded)
         try:
             rollout.check_finite(0)
-            self._tell(rollout)
+            self.learner.accumulate(rollout.to(self.device))
         except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
             self._last_episode_starts, self._recorded = np.ones(self.n_envs, bool), 0
         self.policy.optimizer.zero_grad()
-
-    def _tell(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
-        """Let the learner accumulate a rollout, and note if the traces were told, even if it raises after that."""
-        told = self.learner.steps
-        try:
-            return self.learner.accumulate(rollout.to(self.device), statistics=statistics)
-        finally:
-            if self.learner.steps > told:
-                self._recorded = 0
 
     def train(self) -> None:
         """Update the networks from the rollout just collected."""
@@ -326,7 +318,7 @@ class CETActorCritic(StoredAlgorithm):
         # Statistics are written out after the next rollout: only the update before that needs to compute them.
         updates = self._n_updates - self._updates_at_start
         wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
-        found = self._tell(self._rollout, statistics=wanted)
+        found = self.learner.accumulate(self._rollout.to(self.device), statistics=wanted)
         self.policy.optimizer.step()
         self._n_updates += 1
         if wanted:

@@ -17,26 +17,170 @@ and what is wanted beside the gradients of weight and bias; a bias is a synapse 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 
+from cet_rl.credit.activations import ACTIVATIONS, Activation
 from cet_rl.credit.chunk import Times, correlation_matrix, event_matrix, forget_oldest
 from cet_rl.credit.factored import Correlation, visible_support
-from cet_rl.credit.geometry import Convolution
+from cet_rl.credit.geometry import Convolution, Dense, Geometry
 from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
+from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.traces.finite import PerfectMemory
-from cet_rl.vision.rule import Commit, CreditRule, Gradients, Wanted, by_step, like
+from cet_rl.vision.passes import Commit, Gradients, Wanted
+
+ErrorAt = Literal["preactivation", "activation"]
+DerivativeMemory = Literal["exact", "trace"]
 
 _COLUMNS = 2048
 """Features filtered at once on a CPU, so that a whole batch of them fits its cache: one megabyte at T = 128."""
 
 _SMALL_PAST = 1 << 18
 """Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
+
+
+@dataclass(frozen=True)
+class CreditRule:
+    """Hold a traced layer's options, see `cet_rl.vision.TracedLinear`, and compute what follows from them alone.
+
+    `window` is stride and padding of a convolution, None for a dense layer. Options that are invalid or do not go
+    together are a ValueError.
+    """
+
+    trace: Trace | None
+    delay_steps: int
+    bias: bool
+    window: tuple[int, int] | None = None
+    activation: str = "identity"
+    error_at: ErrorAt = "preactivation"
+    derivative_memory: DerivativeMemory = "exact"
+    streaming: bool = False
+    streams: int = 1
+    record_alignment: bool = False
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        choices = {
+            "activation": tuple(ACTIVATIONS),
+            "error_at": get_args(ErrorAt),
+            "derivative_memory": get_args(DerivativeMemory),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        check_whole(self.delay_steps, "delay_steps", at_least=0)
+        check_whole(self.streams, "streams", at_least=1)
+        if self.is_late and self.error_at == "preactivation" and not self.f.binary:
+            raise ValueError(
+                f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "
+                "which is right only where f' is 0 or 1"
+            )
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
+        if self.jitter and (self.derivative_memory == "trace" or self.record_alignment):
+            raise ValueError("jitter does not go with derivative_memory='trace', nor with record_alignment")
+        if self.derivative_memory == "trace" and self.streaming:
+            raise ValueError(
+                "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
+            )
+
+    @property
+    def is_late(self) -> bool:
+        """Tell whether gradients differ from those of backpropagation."""
+        return self.trace is not None or self.delay_steps > 0
+
+    @property
+    def longest_delay(self) -> int:
+        """Return the steps after which an error has arrived for certain."""
+        return round(self.delay_steps * (1 + self.jitter))
+
+    @property
+    def fixed_delay(self) -> int:
+        """Return D; with jitter 0, as `arrive` has put errors where they arrive."""
+        return 0 if self.jitter else self.delay_steps
+
+    def delays(self, draws: FloatArray | None, images: int) -> Times | None:
+        """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
+
+        None without jitter. With it, ValueError unless there is one draw u for each image.
+        """
+        if not self.jitter:
+            return None
+        if draws is None or len(draws) != images:
+            raise ValueError(
+                f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
+            )
+        return np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64)
+
+    @property
+    def f(self) -> Activation:
+        """Return the activation."""
+        return ACTIVATIONS[self.activation]
+
+    def steps(self, batch: int) -> int:
+        """Return T, the steps of a batch; raise ValueError unless it divides into the streams."""
+        steps, rest = divmod(batch, self.streams)
+        if rest:
+            raise ValueError(f"a batch of {batch} images does not divide into {self.streams} streams")
+        return steps
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return f(W x + b), as torch computes it."""
+        if self.window is None:
+            return self.f.function(functional.linear(x, weight, bias))
+        return self.f.function(functional.conv2d(x, weight, bias, *self.window))
+
+    def errors(
+        self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return ∂L/∂z, ∂L/∂x where it is wanted, and δ, the error that the synapses get.
+
+        With `derivative_memory="trace"`, `memory` is the share of each step's f', a column, in what is recalled
+        of it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
+        """
+        if memory is None:
+            delta = self.f.times_derivative(grad, y)
+        else:
+            delta = grad * _like(memory @ _by_step(self.f.derivative(y, y), len(memory)), y)
+        down = None
+        if want.down:
+            down = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
+        return delta, down, delta if self.error_at == "preactivation" else grad
+
+    def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return Σ p xᵀ over images and positions, shaped like the weight."""
+        if self.window is None:
+            return p.T @ x
+        return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
+        """Return the layer's geometry for inputs of this shape."""
+        n_out, n_in = weight_shape[:2]
+        if self.window is None:
+            return Dense(n_in, n_out, self.bias)
+        height, width = in_shape[1:]
+        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.window, self.bias)
+
+    @lru_cache(maxsize=256)  # noqa: B019
+    def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
+        """Return g_0 … as far as `dtype` can tell it from zero, or scaled to area one; not to be written to."""
+        if self.trace is None:
+            return np.ones(1)
+        # A memory that returned f' larger than it was would be wrong whatever the synapses do.
+        trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
+        first, last = visible_support(trace, dtype)
+        kernel = trace.kernel(last).numpy().copy()
+        kernel[:first] = 0.0
+        return kernel
 
 
 def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -53,6 +197,19 @@ def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = No
         line[: len(pending)] = pending
     line.index_add_(0, torch.from_numpy(np.arange(count) + streams * delays).to(error.device), error)
     return line[:count], line[count:]
+
+
+def _by_step(signal: Tensor, steps: int) -> Tensor:
+    """Reshape (T · E, …) to (T, E · …), without a copy if possible; maps in the order of `channels_last`."""
+    return (signal if signal.ndim == 2 else signal.movedim(1, -1)).reshape(steps, -1)
+
+
+def _like(flat: Tensor, signal: Tensor) -> Tensor:
+    """Undo `_by_step`."""
+    if signal.ndim == 2:
+        return flat.view(signal.shape)
+    batch, channels, *size = signal.shape
+    return flat.view(batch, *size, channels).movedim(-1, 1)
 
 
 class BatchCredit:
@@ -121,15 +278,15 @@ class BatchCredit:
     def _credited_derivative(self, error: Tensor, y: Tensor) -> Tensor:
         """Return p, the credit of each image's derivative. `error` is used up, and no memory allocated anew."""
         f, steps = self.rule.f, self.steps(len(y))
-        p, active = by_step(error, steps), by_step(y, steps)
+        p, active = _by_step(error, steps), _by_step(y, steps)
         arriving = p[: steps - self.rule.fixed_delay]
         correlation = self._correlation(steps, p.dtype, p.device)
         if p.shape[1] <= _COLUMNS or p.device.type != "cpu":
-            return like(f.times_derivative(correlation(arriving), active), error)
+            return _like(f.times_derivative(correlation(arriving), active), error)
         for first in range(0, p.shape[1], _COLUMNS):
             units = slice(first, first + _COLUMNS)
             p[:, units] = f.times_derivative(correlation(arriving[:, units]), active[:, units])
-        return like(p, error)
+        return _like(p, error)
 
 
 class ImageTimes(NamedTuple):

@@ -7,7 +7,7 @@ bias is that of synapses with a trace. Time is the batch: see `cet_rl.vision.cre
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -18,9 +18,17 @@ from torch.autograd import Variable
 
 from cet_rl.credit.alignment import cosine
 from cet_rl.traces.base import FloatArray, Trace, check_whole
-from cet_rl.vision.credit import BatchCredit, ImageTimes, SalientCredit, StreamCredit
-from cet_rl.vision.passes import asks_to_learn, current_pass, is_finite, loss_scale, watch_scalers
-from cet_rl.vision.rule import CreditRule, Gradients, Wanted
+from cet_rl.vision.credit import BatchCredit, CreditRule, ImageTimes, SalientCredit, StreamCredit
+from cet_rl.vision.passes import (
+    Commit,
+    Gradients,
+    Wanted,
+    asks_to_learn,
+    current_pass,
+    is_finite,
+    loss_scale,
+    watch_scalers,
+)
 
 
 class TracedLayer(nn.Module):
@@ -166,23 +174,23 @@ class TracedLayer(nn.Module):
             "which would stay in the traces for ever; its traces are as they were before this batch"
         )
 
-    def _check_pass(self, number: int) -> None:
-        """Raise RuntimeError if errors of the same or a later forward pass have arrived, or others just now."""
+    def _advance(self, number: int, commit: Commit) -> None:
+        """Advance by a forward pass once the backward pass is complete; if that raises, nothing has happened.
+
+        Raises RuntimeError if errors of the same or a later forward pass have arrived, or others just now.
+        """
         if number <= self._learned_pass or self._backward_pass == current_pass():
             raise RuntimeError(
                 "a streaming layer was used twice before the errors of its first use arrived, or these arrived "
                 "twice: its time would run backwards"
             )
 
-    def _pass_counts(self, number: int, commit: Callable[[], None]) -> None:
-        """Advance once the backward pass is complete; if it raises, for whatever reason, nothing has happened."""
-
-        def advance() -> None:
+        def complete() -> None:
             commit()
             self._learned_pass = number
 
         self._backward_pass = current_pass()
-        Variable._execution_engine.queue_callback(advance)
+        Variable._execution_engine.queue_callback(complete)
 
     def extra_repr(self) -> str:
         """Return the options shown by `print`."""
@@ -224,20 +232,17 @@ class _LateCredit(torch.autograd.Function):
                 "traced layers cannot be differentiated twice (create_graph=True): the second derivative would "
                 "mix late credit with the true gradient; compute such a penalty with the model before convert"
             )
-        rule, commit, scale = layer.rule, None, None
-        counts = True
+        rule, commit, scale, counts = layer.rule, None, None, True
         if rule.streaming:
             before, *own = (node for node, _ in ctx.next_functions)
             frozen = not any(own[:-1]) and ctx.number > layer._learned_pass
             counts = asks_to_learn(before, own, frozen=frozen)
-        if rule.streaming and counts:
-            layer._check_pass(ctx.number)
             scale = loss_scale(current_pass(), ctx.around)
+            if not is_finite(grad):  # nor are the gradients, then: a scaler skips them
+                scale = grad.new_full((), float("nan"))
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
-        if rule.streaming and not is_finite(grad):  # a scaler skips gradients that are not finite
-            scale = grad.new_full((), float("nan"))
         want = Wanted(ctx.needs_input_grad[0], layer.measured, ctx.delays, scale)
         signals = x, grad if y is None else y, grad, weight, want
         found: Gradients
@@ -252,7 +257,7 @@ class _LateCredit(torch.autograd.Function):
             found = layer.batch.backward(*signals, matrix)
         down, for_weight, for_bias, truth = found
         if rule.streaming and commit is not None:
-            layer._pass_counts(ctx.number, commit)
+            layer._advance(ctx.number, commit)
         if layer.measured and for_weight is not None:
             layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
         for_weight, for_bias = (

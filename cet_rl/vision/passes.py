@@ -7,14 +7,42 @@ changed would come out wrong, so layers that carry errors from batch to batch ke
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from cet_rl.credit.chunk import Times
+
 _scale: tuple[int, Tensor] | None = None  # the last backward pass that had one
+
+
+class Wanted(NamedTuple):
+    """Say what to compute beside the gradients of weight and bias, and what is known of the errors."""
+
+    down: bool
+    truth: bool
+    delays: Times | None = None  # in steps, with jitter
+    scale: Tensor | None = None  # while streaming, if errors have one; nan if one of them is not finite
+
+    def kept(self, error: Tensor) -> Tensor:
+        """Return errors as they are remembered, without the scale; zeros if they are not finite."""
+        if self.scale is None:
+            return error
+        return error / self.scale if self.scale.isfinite() else torch.zeros_like(error)
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""∂L/∂x and the late gradients of weight and bias; the weight's true one of the images whose error arrived.
+
+Where errors have a scale, all but the first are without it.
+"""
+
+Commit = Callable[[], None]
+"""Advances a layer by a batch whose gradients are known; until then it is as it was."""
 
 
 def current_pass() -> int:
