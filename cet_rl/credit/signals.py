@@ -128,7 +128,10 @@ class DelayLine(nn.Module):
         if self.steps == 0:
             return
         if len(signal) >= self.steps:
-            signal, self._position = signal[-self.steps :], 0
+            self.line.copy_(signal[len(signal) - self.steps :])
+            if self._position:  # setting an attribute of a module is slow
+                self._position = 0
+            return
         end = min(self._position + len(signal), self.steps)
         first = end - self._position
         self.line[self._position : end] = signal[:first]

@@ -331,8 +331,11 @@ class SalientCredit(nn.Module):
             memory = torch.from_numpy(event_matrix(kernel, shown, shown + rule.delay_steps)).to(y).T
         _, down, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
-        derivative, error = geometry.flatten(f.derivative(y, y)), geometry.flatten(error)
-        pre, error = geometry.flatten(x), want.kept(error)
+        signals = (geometry.flatten(signal) for signal in (x, f.derivative(y, y), error))
+        if want.scale is not None:  # without which errors may be too small for half precision
+            signals = (signal.to(torch.promote_types(y.dtype, torch.float32)) for signal in signals)
+        pre, derivative, error = signals
+        error = want.kept(error)
         if rule.streaming and len(self.times):
             past = zip(_PAST, (pre, derivative, error), strict=True)
             pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
@@ -341,7 +344,7 @@ class SalientCredit(nn.Module):
         arrives = (arrival >= 0) & (arrival < times.steps) if rule.streaming else np.ones(len(arrival), dtype=bool)
         which = torch.from_numpy(np.flatnonzero(arrives)).to(y.device)
         kernel = rule.kernel(y.dtype)
-        matrix = torch.from_numpy(event_matrix(kernel, shown, arrival[arrives])).to(y)
+        matrix = torch.from_numpy(event_matrix(kernel, shown, arrival[arrives])).to(error)
         p = derivative * (matrix @ error[which])
         for_weight, for_bias = geometry.outer_parts(geometry.post(p), geometry.pre(pre))
         truth = None

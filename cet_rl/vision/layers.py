@@ -134,7 +134,7 @@ class TracedLayer(nn.Module):
             return torch.compiler.disable(self.forward)(x)  # type: ignore[no-untyped-call, no-any-return]
         else:
             self._check_batch(x)
-        # Lets errors arrive at a frozen layer, and tells `_counts` whether they are asked of everything.
+        # Lets errors arrive at a frozen layer, and is computed by the backward passes that compute everything.
         clock = x.new_empty(0, requires_grad=True) if streaming else None
         y: Tensor = _LateCredit.apply(x, weight, bias, matrix, clock, self)  # type: ignore[no-untyped-call]
         if streaming and not self.rule.f.binary:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from cet_rl.credit.chunk import Times
+from cet_rl.credit.chunk import Times, forget_oldest
 
-_scale: tuple[int, Tensor] | None = None  # the last backward pass that had one
+_scales: dict[int, Tensor] = {}  # of the last backward passes that had one
 
 
 class Wanted(NamedTuple):
@@ -66,8 +66,8 @@ def watch_scalers() -> None:
             factor = scaler._scale.clone()  # which `update` overwrites
 
             def note(_: Tensor) -> None:
-                global _scale
-                _scale = current_pass(), factor
+                forget_oldest(_scales)
+                _scales[current_pass()] = factor
 
             result.register_hook(note)  # type: ignore[no-untyped-call]
         return result
@@ -77,7 +77,7 @@ def watch_scalers() -> None:
 
 def loss_scale(*passes: int) -> Tensor | None:
     """Return the scale of one of these backward passes, or None; those in a checkpoint have one around them."""
-    return _scale[1] if _scale is not None and _scale[0] in passes else None
+    return next((_scales[number] for number in passes if number in _scales), None)
 
 
 def asks_to_learn(before: Any, own: list[Any], *, frozen: bool) -> bool:
