@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -101,6 +102,33 @@ def test_help_is_that_of_the_task(capsys):
     for arguments in (["mnist", "--help"], ["--help", "mnist"]):
         assert "--batch-size" in shown(*arguments)
         assert "--lam " not in shown(*arguments)
+
+
+TITLES = ("delay-and-trace", "learning", "network", "evaluation", "run")
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "mnist", "add"])
+def test_help_has_groups_defaults_in_words_and_examples_at_the_end(task, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    with pytest.raises(SystemExit):
+        main(["train", task, "--help"])
+    text, _, examples = capsys.readouterr().out.partition("\nExamples:\n")
+    assert max(map(len, text.splitlines())) <= 70
+    groups = [text.index(f" {title} options ") for title in TITLES]
+    assert groups == sorted(groups)
+    for option, group in {"delay": 0, "lr": 1, "alignment": 3, "device": 4, "quiet": 4}.items():
+        assert groups[group] < text.index(f"--{option}") < [*groups, len(text)][group + 1]
+    assert "None" not in text
+    assert "-s INT, --seed INT" in text
+    assert "-q, --quiet" in text
+    for line in examples.strip().splitlines():
+        parse_arguments(shlex.split(line, comments=True)[2:])
+
+
+@pytest.mark.parametrize("words", [["-s", "3", "-q"], ["--seed", "3", "--quiet"]])
+def test_short_names_of_options(words):
+    parsed = parse_arguments(["digits", *words])
+    assert (parsed.config.seed, parsed.run.quiet) == (3, True)
 
 
 @pytest.mark.parametrize("option", [["--episodes", "5"], ["--agent", "cet"], ["--seed", "0"]])

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import os
 import re
+import shutil
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cet_rl import __version__
 from cet_rl.runs.values import flag, unknown
+
+if TYPE_CHECKING:
+    from cet_rl.cli.options import Option
 
 T = TypeVar("T")
 
@@ -93,37 +98,44 @@ def refuse(reason: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def parse(
-    kind: type[T],
-    arguments: Sequence[str],
-    prog: str,
-    *,
-    description: str | None = None,
-    options: Collection[str] | None = None,
-    default: T | None = None,
-) -> T:
-    """Parse a command's arguments into a dataclass, or raise ValueError with one line; `--help` prints and exits.
+def parse(kind: type[T], arguments: Sequence[str], prog: str) -> T:
+    """Parse a command's arguments into a dataclass, whose docstring heads its `--help`; see `parse_into`."""
+    from cet_rl.cli.options import options_of  # takes a tenth of a second, which `cet-rl --help` need not wait for
 
-    The help has the command as it is typed, `prog`, and a description, by default the dataclass' docstring.
-    `options` are the names of its options, by default the dataclass' fields; `default` holds values not given.
+    return kind(**parse_into({"": options_of(kind)}, arguments, prog, str(kind.__doc__)))
+
+
+def parse_into(
+    groups: Mapping[str, Mapping[str, Option]], arguments: Sequence[str], prog: str, description: str
+) -> dict[str, Any]:
+    """Return the values of a command's options by name, or raise ValueError with one line.
+
+    `--help` prints and exits: the command as it is typed, `prog`, the description, the options in their groups,
+    and the examples, which follow a line "Examples:" in the description.
     """
-    import tyro  # takes a tenth of a second, which `cet-rl --help` need not wait for
+    from cet_rl.cli.options import SHORT, parse_groups
 
-    known = {"help", *({item.name for item in fields(kind)} if options is None else options)}  # type: ignore[arg-type]
+    arguments = [SHORT.get(word, word) for word in arguments]
+    known = {"help", *(name for options in groups.values() for name in options)}
     for name in options_among(arguments):
         if name not in known and name.removeprefix("no_") not in known:
             prefix = "no_" * name.startswith("no_")
             raise unknown(
                 "option", flag(name), [flag(prefix + each) for each in sorted(known)], f"see {prog} --help"
             )
-    printed = io.StringIO()
-    values: dict[str, Any] = {"prog": prog, "description": description or " ".join(str(kind.__doc__).split())}
+    # The help is wrapped here, and has colours and boxes where the terminal can show them.
+    shown, printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace"), io.StringIO()
+    shown.isatty = sys.stdout.isatty  # type: ignore[method-assign]
     try:
-        with contextlib.redirect_stderr(printed):
-            parsed: T = tyro.cli(kind, args=list(arguments), default=default, **values)
-            return parsed
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(printed):
+            return parse_groups(groups, arguments, prog, "DESCRIPTION")
     except SystemExit as stop:
         if not stop.code:
+            text, *examples = re.split(r"\n\n(?=Examples:\n)", inspect.cleandoc(description))
+            width = shutil.get_terminal_size().columns
+            wrapped = "\n\n".join(textwrap.fill(" ".join(part.split()), width) for part in text.split("\n\n"))
+            shown.seek(0)
+            print("\n\n".join([shown.read().replace("DESCRIPTION", wrapped, 1).rstrip(), *examples]))
             raise
         reason = _one_line(printed.getvalue()) or "these arguments do not fit"
         stray = re.fullmatch(r"Unrecognized options: (.*)", reason)

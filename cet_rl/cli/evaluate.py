@@ -24,7 +24,11 @@ DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data."""
+    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data.
+
+    Examples:
+      cet-rl eval runs/CartPole-v1-cet5-8s-0 --episodes 20
+    """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""

@@ -17,6 +17,10 @@ class ReportArguments:
     """Turn runs into report.html, one file to read anywhere, and its figures as PNG files.
 
     They show scores by arm and delay, learning curves, alignment, kernels, and a table of all runs.
+
+    Examples:
+      cet-rl report runs/quick
+      cet-rl report --claims runs/fig4-cartpole
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]

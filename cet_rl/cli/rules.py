@@ -22,6 +22,9 @@ class RulesArguments:
 
     Runs each in small networks, shows its tensors, memory, time and operations, and judges them by the criteria of
     Marschall, Cho and Savin (2019).
+
+    Examples:
+      cet-rl rules rflo my_module:MyRule --format markdown
     """
 
     rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()

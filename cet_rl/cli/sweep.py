@@ -18,6 +18,11 @@ class SweepArguments:
 
     The same command resumes it: finished runs are skipped, partial ones go on. Several at once on one folder share
     the work.
+
+    Examples:
+      cet-rl sweep quick
+      cet-rl sweep fig4-cartpole --quick --workers 4
+      cet-rl sweep my.yaml --launcher slurm --slurm partition=long time=4:00:00
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]

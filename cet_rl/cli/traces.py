@@ -30,6 +30,10 @@ class TracesArguments:
     of as many states exceeds, the share if the delay is 5, 10 or 20 % off (negative where the kernel is), the last
     lag that its kernel reaches back to, and the error of a float32 recursion relative to the output's root mean
     square.
+
+    Examples:
+      cet-rl traces --delay 8 --order 10
+      cet-rl traces --delay 8 --trace optimal legendre --trace-options tolerance=0.1
     """
 
     delay: float

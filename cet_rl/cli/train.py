@@ -8,11 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any
 
-import tyro
-
-from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse
+from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse_into
+from cet_rl.cli.options import SHORT, Option, options_of
 from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.files import holds
@@ -23,16 +22,57 @@ from cet_rl.runs.values import flag
 from cet_rl.sweeps.file import KEYS
 from cet_rl.traces.registry import find_trace, traces
 
-DESCRIPTION = (
-    "Learn a task whose credit arrives late. Writes a run folder: config.yaml, TensorBoard events, metrics.csv, "
-    "checkpoint/ and, at the end, summary.json. The defaults shown are those of the task, if one is given."
-)
+DESCRIPTION = """\
+Learn a task whose credit arrives late.
+
+Writes a run folder: config.yaml, TensorBoard events, metrics.csv, checkpoint/ and, at the end, summary.json. The
+defaults shown are those of the task, if one is given.{other}
+
+Examples:
+  cet-rl train CartPole-v1 --delay 8 --order 5              # five states a synapse
+  cet-rl train CartPole-v1 --delay 8 --order 5 --resume     # go on with that run
+  cet-rl train CartPole-v1 --delay 8 --trace et -q --seeds 0-4
+  cet-rl train digits --delay 6 --trace optimal --order 6   # images
+  cet-rl train late-add --rule rflo --trace legendre        # a recurrent network"""
 NO_TASK = (
     "name the task first, as in cet-rl train CartPole-v1 --delay 8; leave it out only where it stands in the file "
     "of --config or, with --resume, in the folder of --run-dir"
 )
 
-C = TypeVar("C", bound=RunConfig)
+GROUPS = {
+    "delay and trace": (
+        *(
+            "delay",
+            "order",
+            "trace",
+            "stacked",
+            "step_ms",
+            "trace_delay",
+            "trace_options",
+            "normalization",
+            "decay",
+        ),
+        *("discretization", "jitter", "soma", "salience", "streaming", "streams"),
+    ),
+    "network": (
+        "hidden",
+        "activation",
+        "model",
+        "channels",
+        "actor",
+        "critic",
+        "units",
+        "alpha",
+        "feedback",
+        "error_at",
+    ),
+    "evaluation": ("eval_episodes", "eval_max_steps", "validation", "alignment"),
+    "run": (
+        *("run_dir", "config", "seeds", "resume", "checkpoint_every", "quiet"),
+        *("seed", "device", "threads", "precision", "executor", "compile", "data_dir"),
+    ),
+}
+"""Options by the group that `--help` shows them in; others are options of learning."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +94,6 @@ class RunOptions:
     one is always taken on Ctrl-C. The results do not depend on it."""
     quiet: bool = False
     """Print nothing but errors."""
-
-
-@dataclass(frozen=True)
-class _Arguments(Generic[C]):
-    """Hold the command's options, as `--help` shows them; C is the configuration of the task's kind."""
-
-    learning: tyro.conf.OmitArgPrefixes[C]
-    run: tyro.conf.OmitArgPrefixes[RunOptions]
 
 
 @dataclass(frozen=True)
@@ -123,7 +155,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     """Return what is asked for: defaults < tuned defaults or the paper's row < configuration file < options."""
-    arguments = with_trace_options(arguments)
+    arguments = with_trace_options([SHORT.get(word, word) for word in arguments])
     given = options_among(arguments)
     if given.count("config") > 1:
         raise ValueError("--config can be given once")
@@ -136,32 +168,37 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if task is not None:
         check_spelling(task)
     kind = task_kind_of(task).config()
-    own = [item.name for part in (kind, RunOptions) for item in fields(part)]
-    names = [name if name in own else name.removeprefix("no_") for name in given]
+    options = {**options_of(kind), **options_of(RunOptions)}
+    names = [name if name in options else name.removeprefix("no_") for name in given]
     for name in names:
-        refuse_foreign(name, {"help", *own}, task or "environments", flag(name))
+        refuse_foreign(name, {"help", *options}, task or "environments", flag(name))
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
     # Values may not fit together before those of the paper are under them: `build_config` checks them.
-    body: Any = {
-        "__annotations__": {"task": Annotated[Any, tyro.conf.Suppress]},
-        "__post_init__": lambda self: None,
-    }
-    unchecked: Any = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, **body})
-    defaults = {**(tuned_defaults(task, kind) if task else {}), **values, "task": task}
-    parsed: _Arguments[RunConfig] = parse(
-        _Arguments[unchecked],
+    options |= options_of(kind, {**(tuned_defaults(task, kind) if task else {}), **values})
+    del options["task"]
+    found = parse_into(
+        _groups(options),
         arguments[1:] if task == arguments[0] else arguments,
         "cet-rl train TASK",
-        description=DESCRIPTION if task else DESCRIPTION + _other_options(),
-        options=own,
-        default=_Arguments(unchecked(**defaults), RunOptions()),
+        DESCRIPTION.format(other="" if task else _other_options()),
     )
-    values |= {name: getattr(parsed.learning, name) for name in types_of(kind) if name in names}
+    values |= {name: found[name] for name in types_of(kind) if name in names}
     values["task"] = task
     base, note = paper_values(values) if source == PAPER and not file else (None, "")
-    return TrainArguments(build_config(values, base), parsed.run, frozenset(names), note)
+    run = RunOptions(**{item.name: found[item.name] for item in fields(RunOptions)})
+    return TrainArguments(build_config(values, base), run, frozenset(names), note)
+
+
+def _groups(options: Mapping[str, Option]) -> dict[str, dict[str, Option]]:
+    """Return the options by the group that `--help` shows them in."""
+    others = [name for name in options if not any(name in names for names in GROUPS.values())]
+    groups = {"learning": others, **GROUPS}
+    return {
+        title: {name: options[name] for name in groups[title] if name in options}
+        for title in ("delay and trace", "learning", "network", "evaluation", "run")
+    }
 
 
 def with_trace_options(arguments: Sequence[str]) -> list[str]:

@@ -18,6 +18,9 @@ class TuneArguments:
 
     A trial is a run for each seed; one that does worse than others on the way is stopped. The same command resumes
     the search. Writes best.yaml, a configuration file, and trials.csv.
+
+    Examples:
+      cet-rl tune search.yaml --trials 40 --workers 4
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
