@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import os
 import re
-from types import SimpleNamespace
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_env import Toy
 
 from cet_rl import CET
@@ -23,6 +28,8 @@ from cet_rl.envs import make_env, make_vec_env
 from cet_rl.envs.minatar import CELL, MinAtarEnv
 from cet_rl.rl import RLConfig, train
 from cet_rl.rl.video import watch
+from cet_rl.runs.task_kinds import build_config, task_kind_of
+from cet_rl.runs.tracking import start_tracker
 from cet_rl.vision import TracedLinear
 
 TINY = {"total_steps": 2048, "hidden": (8, 8), "eval_episodes": 1, "eval_max_steps": 50}
@@ -254,3 +261,66 @@ def test_export_from_the_shell(runs, tmp_path, capsys, monkeypatch):
         (tmp_path / "config.yaml").write_text(config)
         assert words in refused(capsys, "export", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2")
     assert not list(tmp_path.glob("a.*"))
+
+
+# -------------------- trackers
+
+
+@pytest.fixture(params=["wandb", "mlflow"])
+def tracker(request, monkeypatch):
+    """A stand-in for a tracker's package: its name, and what has been called, by function."""
+    calls: dict[str, list] = {}
+
+    def record(name, result=None):
+        return lambda *given, **named: calls.setdefault(name, []).append((given, named)) or result
+
+    module = ModuleType(request.param)
+    module.__spec__ = ModuleSpec(request.param, None)
+    run = SimpleNamespace(id="42", info=SimpleNamespace(run_id="42"), log=record("log"), finish=record("end"))
+    module.Settings, module.init = record("settings"), record("start", run)
+    module.set_experiment, module.start_run = record("experiment"), record("start", run)
+    module.log_params, module.log_metrics, module.end_run = record("params"), record("log"), record("end")
+    monkeypatch.setitem(sys.modules, request.param, module)
+    return request.param, calls
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "digits"])
+def test_a_tracker_gets_the_configuration_and_what_tensorboard_gets(task, tracker, tmp_path):
+    name, calls = tracker
+    size = TINY if task == "CartPole-v1" else {"total_steps": 50}
+    config = build_config({"task": task, **size})
+    assert task_kind_of(task).training().train(config, tmp_path / "run", quiet=True, track=name) == "finished"
+    ((given, named),) = calls["start" if name == "wandb" else "params"]
+    assert (given or [named["config"]])[0] == yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    tracked = [(tag, named["step"], value) for (values,), named in calls["log"] for tag, value in values.items()]
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"scalars": 0}).Reload()
+    shown = [(tag, point.step, point.value) for tag in events.Tags()["scalars"] for point in events.Scalars(tag)]
+    rounded = {(tag, step, np.float32(value)) for tag, step, value in tracked}
+    assert len(shown) > 5
+    assert {(tag, step, np.float32(value)) for tag, step, value in shown} <= rounded
+    assert calls["end"] == [((), {"exit_code": 0}) if name == "wandb" else (("FINISHED",), {})]
+    start_tracker(name, {}, tmp_path / "run", resumed=True)
+    assert calls["start"][-1][1]["id" if name == "wandb" else "run_id"] == "42"
+    start_tracker(name, {}, tmp_path / "run", resumed=False)
+    assert calls["start"][-1][1]["id" if name == "wandb" else "run_id"] is None
+
+
+def test_a_tracker_that_breaks_does_not_end_the_run(tracker, tmp_path, capsys):
+    name, module = tracker[0], sys.modules[tracker[0]]
+    target = module.init() if name == "wandb" else module
+    setattr(target, "log" if name == "wandb" else "log_metrics", Mock(side_effect=OSError("no network")))
+    assert train(RLConfig("CartPole-v1", **TINY), tmp_path, track=name) == "finished"
+    assert capsys.readouterr().err.count("no network") == 1
+
+
+def test_trackers_that_cannot_be_used(tracker, tmp_path, capsys, monkeypatch):
+    name, _ = tracker
+    command = ["train", "CartPole-v1", "--run-dir", tmp_path / "run", "--track"]
+    line = refused(capsys, *command, name, "--seeds", "0-1")
+    assert "--track does not go with --seeds" in line
+    assert "--track" in refused(capsys, *command, "neptune")
+    del sys.modules[name].Settings, sys.modules[name].set_experiment
+    assert f"--track {name}: module" in refused(capsys, *command, name, "--quiet", "--total-steps", 2048)
+    monkeypatch.setattr("cet_rl.runs.tracking.find_spec", lambda name: None)
+    assert f'pip install "cet-rl[{name}]"' in refused(capsys, *command[:3], tmp_path / "new", "--track", name)
+    assert not (tmp_path / "new").exists()

@@ -18,8 +18,7 @@ from cet_rl.runs.files import check_file
 from cet_rl.runs.folder import read_run
 from cet_rl.runs.values import flag
 
-DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-"""Variables of the environment one of which is set where Linux can open a window."""
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")  # one of them is set where Linux can open a window
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from cet_rl.runs.files import holds
 from cet_rl.runs.folder import RunFolder, default_path
 from cet_rl.runs.paper import PAPER, paper_values
 from cet_rl.runs.task_kinds import TASK_KINDS, build_config, check_spelling, refuse_foreign, task_kind_of
+from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag
 from cet_rl.sweeps.file import KEYS
 from cet_rl.traces.registry import find_trace, traces
@@ -94,6 +95,9 @@ class RunOptions:
     one is always taken on Ctrl-C. The results do not depend on it."""
     quiet: bool = False
     """Print nothing but errors."""
+    track: TrackerName | None = None
+    """Also log to Weights & Biases or MLflow; needs cet-rl[wandb] or cet-rl[mlflow]. They read their own
+    variables, such as WANDB_MODE=offline and MLFLOW_TRACKING_URI."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,9 @@ def run(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(line, file=sys.stderr)
         return 0
-    more: dict[str, Any] = {name: getattr(options, name) for name in ("resume", "checkpoint_every", "quiet")}
+    more: dict[str, Any] = {
+        name: getattr(options, name) for name in ("resume", "checkpoint_every", "quiet", "track")
+    }
     status = kind.training().train(config, options.run_dir, **more)
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
@@ -136,6 +142,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
         "seed": "names the one seed of a run",
         "threads": "is for a single run: with --seeds each runs on one thread",
         "checkpoint_every": "is for a single run: with --seeds each takes ten checkpoints",
+        "track": "is for a single run",
     }.items():
         if option in parsed.given:
             raise ValueError(f"{flag(option)} does not go with --seeds, as it {why}: leave out one of the two")

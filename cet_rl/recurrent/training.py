@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.runs.folder import Status
 from cet_rl.runs.process import set_threads
-from cet_rl.runs.session import Session, run
+from cet_rl.runs.session import Session, SessionOptions, run
 from cet_rl.runs.task_kinds import RECURRENT
 
 
@@ -28,22 +28,13 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
     return config
 
 
-def train(
-    config: RecurrentConfig,
-    run_dir: str | Path | None = None,
-    *,
-    resume: bool = False,
-    checkpoint_every: int | None = None,
-    quiet: bool = False,
-) -> Status:
+def train(config: RecurrentConfig, run_dir: str | Path | None = None, **options: Unpack[SessionOptions]) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
     Arguments, result and errors are those of `cet_rl.rl.train`; steps are steps here.
     """
     config = resolve(config)
-    session = Session(
-        config, RECURRENT, run_dir, config.rule, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
-    )
+    session = Session(config, RECURRENT, run_dir, config.rule, **options)
     return run([session], SequenceLearner)
 
 

@@ -23,11 +23,12 @@ from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.files import naming
-from cet_rl.runs.folder import MetricsTable, Status, checkpoint_interval
+from cet_rl.runs.folder import Status, checkpoint_interval
 from cet_rl.runs.log import RunLog
 from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
 from cet_rl.runs.task_kinds import RL
+from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag
 
 LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
@@ -66,6 +67,7 @@ def train(
     resume: bool = False,
     checkpoint_every: int | None = None,
     quiet: bool = False,
+    track: TrackerName | None = None,
 ) -> Status:
     """Run a configuration in a run folder: learn, evaluate, summarise.
 
@@ -76,6 +78,7 @@ def train(
             had been no interruption (what cannot be restored is named).
         checkpoint_every: samples from one checkpoint to the next; None for a tenth of the run, at most 100,000.
         quiet: print nothing.
+        track: tracker that configuration and numbers also go to, "wandb" or "mlflow"; needs its package.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
@@ -86,9 +89,8 @@ def train(
     set_threads(config.threads)
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
-    session = Session(
-        config, RL, run_dir, config.agent, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
-    )
+    options: Any = {"checkpoint_every": checkpoint_every, "quiet": quiet, "track": track}
+    session = Session(config, RL, run_dir, config.agent, resume=resume, **options)
     if session.is_finished():
         return "finished"
     kind = find_agent(config.agent)
@@ -242,9 +244,8 @@ def evaluate(
             raise KeyboardInterrupt
 
     episodes = episodes or config.eval_episodes
-    env = make_vec_env(
-        num_envs=min(episodes, 20), seed=_evaluation_seed(config, seed), **_evaluation_options(agent, config)
-    )
+    seed, options = _evaluation(agent, config, seed)
+    env = make_vec_env(num_envs=min(episodes, 20), seed=seed, **options)
     returns, _ = evaluate_policy(
         agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
     )
@@ -252,17 +253,14 @@ def evaluate(
     return float(np.mean(returns)), float(np.std(returns))
 
 
-def _evaluation_seed(config: RLConfig, seed: int | None) -> int:
-    return (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
-
-
-def _evaluation_options(agent: BaseAlgorithm, config: RLConfig) -> dict[str, Any]:
-    """Return the keywords of `make_env` for environments to evaluate on."""
+def _evaluation(agent: BaseAlgorithm, config: RLConfig, seed: int | None) -> tuple[int, dict[str, Any]]:
+    """Return the seed, and the keywords of `make_env`, of environments to evaluate on."""
+    seed = (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
     # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
     wrappers: list[Any] = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
     clock = {"task": config.task, "step_duration": config.step_duration}
-    return {**clock, "max_episode_steps": cap, "wrappers": wrappers}
+    return seed, {**clock, "max_episode_steps": cap, "wrappers": wrappers}
 
 
 def evaluate_run(
@@ -288,9 +286,8 @@ def evaluate_run(
     set_threads(config.threads)
     restored = find_agent(config.agent).load(config, checkpoint)
     if shown:
-        options = _evaluation_options(restored, config)
-        film = Path(video) if video else None
-        returns = watch(restored, options, episodes, _evaluation_seed(config, seed), film)
+        seed, options = _evaluation(restored, config, seed)
+        returns = watch(restored, options, episodes, seed, Path(video) if video else None)
         mean, deviation = float(np.mean(returns)), float(np.std(returns))
     else:
         mean, deviation = evaluate(restored, config, episodes, seed)
@@ -317,7 +314,7 @@ class LogWriter(TensorBoardOutputFormat):
             if isinstance(value, (int, float, np.number)) and "csv" not in key_excluded[name]
         }
         if row:
-            self._log.table.add({MetricsTable.STEP: step, **row})
+            self._log.tabulate(row, step)
 
     def close(self) -> None:
         """Leave the files open for the session."""

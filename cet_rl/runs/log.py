@@ -16,6 +16,7 @@ from cet_rl.runs.config import RunConfig
 from cet_rl.runs.files import naming
 from cet_rl.runs.folder import EVALUATED, MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.runs.tracking import Tracker
 from cet_rl.traces.plot import kernel_figure
 
 
@@ -67,7 +68,7 @@ class Display:
 
 
 class RunLog:
-    """Write the numbers of a run to TensorBoard and metrics.csv.
+    """Write the numbers of a run to TensorBoard, metrics.csv and a tracker, if it has one.
 
     TensorBoard is told to ignore points after `last_step`, at which a resumed run starts. It can do so only by
     their steps, so the evaluation at the end, which may be repeated at its step, has an event file of its own.
@@ -75,8 +76,8 @@ class RunLog:
 
     _EVALUATION = ".evaluation"
 
-    def __init__(self, folder: RunFolder, last_step: int | None = None) -> None:
-        self._folder, self.resumed = folder.path, last_step is not None
+    def __init__(self, folder: RunFolder, last_step: int | None = None, tracker: Tracker | None = None) -> None:
+        self._folder, self.resumed, self.tracker = folder.path, last_step is not None, tracker
         for file in folder.path.glob(f"events.out.tfevents.*{self._EVALUATION}"):
             file.unlink()
         with naming(folder.path):
@@ -103,7 +104,17 @@ class RunLog:
         with naming(self._folder):
             for name, value in finite.items():
                 (writer or self.writer).add_scalar(name, value, step)
-        self.table.add({MetricsTable.STEP: step, **finite})
+        self.tabulate(finite, step)
+
+    def tabulate(self, values: Mapping[str, Any], step: int) -> None:
+        """Log what TensorBoard has been given to metrics.csv and the tracker."""
+        self.table.add({MetricsTable.STEP: step, **values})
+        try:
+            if self.tracker is not None:
+                self.tracker.log({name: v for name, v in values.items() if math.isfinite(v)}, step)
+        except Exception as error:  # a network that fails must not end a run
+            print(f"the tracker has failed, the run goes on without: {error}", file=sys.stderr, flush=True)
+            self.tracker = None
 
     def add_evaluation(self, values: Mapping[str, float], step: int) -> None:
         """Log the results of the evaluation at the end of the run, by name without the prefix."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval
 from cet_rl.runs.log import Display, RunLog
 from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.runs.tracking import TrackerName, check_tracker, start_tracker
 
 LOGGED_POINTS = 50  # points logged in a run
 
@@ -93,6 +94,15 @@ class LearnerBatch(Generic[L]):
         return [learner.state() for learner in self.learners]
 
 
+class SessionOptions(TypedDict, total=False):
+    """Hold what any run can be told beside its configuration, see `cet_rl.rl.train`."""
+
+    resume: bool
+    checkpoint_every: int | None
+    quiet: bool
+    track: TrackerName | None
+
+
 class Session:
     """Hold what a run needs besides its learner.
 
@@ -111,12 +121,14 @@ class Session:
         run_dir: str | Path | None,
         agent: str,
         *,
-        resume: bool,
+        resume: bool = False,
         checkpoint_every: int | None = None,
         quiet: bool = False,
+        track: TrackerName | None = None,
         interruption: Interruption | None = None,
     ) -> None:
-        self.config, self.kind, self.agent, self.quiet = config, kind, agent, quiet
+        self.config, self.kind, self.agent, self.quiet, self._track = config, kind, agent, quiet, track
+        check_tracker(track)
         self.folder = RunFolder(run_dir or default_path(config), kind.checkpoint)
         self.resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
         self.folder.check_usable(config.as_data(), resume=resume)
@@ -136,7 +148,8 @@ class Session:
         self.step, self._first, self._counted = step, step(), step()
         self._began = time.monotonic()
         self._note_saved()
-        self.log = RunLog(self.folder, self._first if resumed else None)
+        tracker = start_tracker(self._track, self.config.as_data(), self.folder.path, resumed=resumed)
+        self.log = RunLog(self.folder, self._first if resumed else None, tracker)
         self.say(f"run folder {self.folder.path}")
 
     def save(self, state: dict[str, Any], runtime_state: object = None) -> None:
@@ -213,9 +226,12 @@ class Session:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Close display and log."""
+        """Close display, log and tracker."""
         self.display.close()
         self.log.close()
+        if self.log.tracker is not None:
+            with suppress(Exception):  # the run itself has ended well, or its error is what matters
+                self.log.tracker.close(self.status)
 
 
 def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:

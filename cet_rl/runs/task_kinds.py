@@ -46,7 +46,7 @@ class TaskKind:
     Its package, cet_rl.NAME, has a module `config` with its class of configurations, and a module `training` with
 
         resolve(config) -> config           with all defaults filled in, as a run's config.yaml has them
-        train(config, run_dir, *, resume, checkpoint_every, quiet) -> status
+        train(config, run_dir, *, resume, checkpoint_every, quiet, track) -> status
         evaluate_run(values, checkpoint, **options) -> str              a line with the result, for `cet-rl eval`
         check_data(*values)                 raises ValueError or OSError if data cannot be loaded
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cet_rl.runs.folder import Status, default_path
 from cet_rl.runs.process import Interruption, set_threads
-from cet_rl.runs.session import Session, run
+from cet_rl.runs.session import Session, SessionOptions, run
 from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.batched import BatchedLearner
 from cet_rl.vision.config import VisionConfig, check_batch
@@ -32,22 +32,13 @@ check_data = load
 """Raises ValueError or OSError if a data set cannot be loaded."""
 
 
-def train(
-    config: VisionConfig,
-    run_dir: str | Path | None = None,
-    *,
-    resume: bool = False,
-    checkpoint_every: int | None = None,
-    quiet: bool = False,
-) -> Status:
+def train(config: VisionConfig, run_dir: str | Path | None = None, **options: Unpack[SessionOptions]) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
     Arguments, result and errors are those of `cet_rl.rl.train`; steps are updates here.
     """
     config = resolve(config)
-    session = Session(
-        config, VISION, run_dir, config.network, resume=resume, checkpoint_every=checkpoint_every, quiet=quiet
-    )
+    session = Session(config, VISION, run_dir, config.network, **options)
     return run([session], lambda config: ImageLearner(config, load_data(config)))
 
 
