@@ -69,7 +69,7 @@ GROUPS = {
     ),
     "evaluation": ("eval_episodes", "eval_max_steps", "validation", "alignment"),
     "run": (
-        *("run_dir", "config", "seeds", "resume", "checkpoint_every", "quiet"),
+        *("run_dir", "config", "seeds", "resume", "checkpoint_every", "track", "quiet"),
         *("seed", "device", "threads", "precision", "executor", "compile", "data_dir"),
     ),
 }
