@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -201,6 +203,50 @@ def test_a_reset_of_the_collector_starts_an_episode(monkeypatch):
     assert rollouts[1].starts[0].tolist() == [1, 1]
     rollouts = collections(monkeypatch, count=2)
     assert rollouts[1].starts[0].tolist() == [0, 1]  # environment 1 ended with the collection
+
+
+def history(number, reward=1.0):
+    """A buffer with collection `number` of an endless history of three environments, always the same one."""
+    buffer = VectorReplayBuffer(STEPS * ENVS, ENVS)
+    seen = [
+        np.random.default_rng(t).uniform(-0.2, 0.2, (ENVS, 4)).astype(np.float32) for t in range(9 * STEPS + 1)
+    ]
+    for t in range(number * STEPS, (number + 1) * STEPS):
+        drawn = np.random.default_rng((t, 1))
+        ends = {name: drawn.random(ENVS) < 0.1 for name in ("terminated", "truncated")}
+        buffer.add(steps(seen[t], seen[t + 1], act=drawn.integers(0, 2, ENVS), rew=np.full(ENVS, reward), **ends))
+    return buffer
+
+
+@settings(max_examples=12)
+@given(
+    st.lists(st.sampled_from(["learn", "drop", "play", "infinite", "too short", "saved"]), min_size=2, max_size=8)
+)
+def test_only_what_is_learned_from_changes_what_is_remembered(events):
+    algorithm, twin = make(delay=1.0, order=3), make(delay=1.0, order=3)
+    twin.load_state_dict(algorithm.state_dict())
+    for number, event in enumerate(events):
+        if event == "learn":
+            update(algorithm, history(number))
+            update(twin, history(number))
+        elif event == "play":
+            algorithm.policy(Batch(obs=np.ones((5, 4), np.float32), info={}))
+        elif event == "saved":
+            saved = copy.deepcopy(algorithm.state_dict())
+            algorithm = make(delay=1.0, order=3)
+            algorithm.load_state_dict(saved)
+        elif event != "drop":
+            error, buffer = (
+                (FloatingPointError, history(number, np.inf))
+                if event == "infinite"
+                else (ValueError, filled(length=5))
+            )
+            with pytest.raises(error):
+                update(algorithm, buffer)
+        for name, expected in twin.state_dict().items():
+            found = algorithm.state_dict()[name]
+            assert not isinstance(expected, torch.Tensor) or torch.equal(found, expected), (name, event)
+    assert "learn" not in events or any(each.eligibility.any() for each in algorithm.learner.synapses)
 
 
 def trainer_params(algorithm, **changes):
