@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cet_rl.runs.files import replacing
 
-VERSION = 3  # version of the format, written into every file; others are refused
+VERSION = 4  # version of the format, written into every file; others are refused
 _NUMBERS = "biufcSU"  # kinds of numpy types that are plain data
 
 File = str | os.PathLike[str] | IO[bytes]
