@@ -165,7 +165,9 @@ def test_sweeps_of_the_documentation_can_be_run(file):
     assert build(read_sweep(str(file))).jobs
 
 
-@pytest.mark.parametrize("name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist"])
+@pytest.mark.parametrize(
+    "name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist"]
+)
 def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
     drawn = []

@@ -199,9 +199,9 @@ def test_what_cannot_be_run_is_refused_by_file_and_key(tmp_path, text, words):
 
 def test_the_sweep_that_comes_with_the_package():
     sweep = build(read_sweep("quick"))
-    assert len(sweep.jobs) == 12
-    assert len({job.arm for job in sweep.jobs}) == 3
-    assert {job.values["task"] for job in sweep.jobs} == {"CartPole-v1"}
+    assert len(sweep.jobs) == 16
+    assert len({job.arm for job in sweep.jobs}) == 4
+    assert {job.values["task"] for job in sweep.jobs} == {"digits"}
 
 
 def test_a_folder_keeps_its_sweep_to_which_jobs_may_be_added(tmp_path):

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, check_
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from cet_rl import __version__
-from cet_rl.agents.config import our_keywords
+from cet_rl.agents.config import network_keywords, our_keywords
 from cet_rl.runs import archive
 
 _PROGRESS = (
@@ -92,8 +92,9 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         Args:
             path, device, print_system_info: as in Stable-Baselines3.
             env: to go on learning in, from a reset; not needed to predict.
-            custom_objects, **kwargs: constructor arguments to change: `learning_rate`, `n_steps`, `ent_coef`,
-                `vf_coef`, `max_grad_norm`, `seed`, `stats_window_size`, `tensorboard_log`, `verbose`.
+            custom_objects, **kwargs: constructor arguments, as they were or, to change, `learning_rate`,
+                `n_steps`, `ent_coef`, `vf_coef`, `max_grad_norm`, `seed`, `stats_window_size`, `tensorboard_log`,
+                `verbose`.
             policy: the policy's class, if the agent was made with a custom one.
 
         Raises:
@@ -102,15 +103,17 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         if print_system_info:
             utils.get_system_info()
         kwargs = our_keywords({**(custom_objects or {}), **kwargs})
-        if fixed := ", ".join(sorted(kwargs.keys() - set(_CHANGEABLE))):
-            raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
-        n_steps = kwargs.pop("n_steps", None)
         data = archive.read(path, what="agent")
+        kept = {name: kwargs.pop(name) for name in kwargs.keys() - set(_CHANGEABLE)}
+        n_steps = kwargs.pop("n_steps", None)
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
-            rate = schedule_from_data(data["arguments"]["learning_rate"])
-            arguments = {**data["arguments"], "learning_rate": rate, **kwargs}
+            saved = data["arguments"]
+            if fixed := ", ".join(sorted(name for name in kept if not _is_saved(kept[name], saved.get(name)))):
+                raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
+            rate = schedule_from_data(saved["learning_rate"])
+            arguments = {**saved, "learning_rate": rate, **kwargs}
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:
                 raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")
@@ -164,6 +167,15 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         if not isinstance(parameters, dict):
             parameters = dict(archive.read(parameters, what="agent")["parameters"])
         super().set_parameters(parameters, exact_match, device)
+
+
+def _is_saved(given: Any, saved: Any) -> bool:
+    """Return whether an argument is what it was when the agent was saved."""
+    if isinstance(given, dict) and isinstance(saved, dict):
+        return all(_is_saved(value, saved.get(name)) for name, value in network_keywords(given).items())
+    if isinstance(given, list | tuple) and isinstance(saved, list | tuple):
+        return list(given) == list(saved)
+    return bool(given == saved)
 
 
 def schedule_to_data(schedule: object) -> float | dict[str, float]:

@@ -68,9 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     parsed = parse(EvalArguments, arguments, "cet-rl eval")
     task_kind, folder, values = read_run(parsed.run)
-    options = {
-        name: value for name, value in asdict(parsed).items() if name != "run" and value not in (None, False)
-    }
+    given = asdict(parsed).items()
+    options = {name: value for name, value in given if name != "run" and value is not None and value is not False}
     for name in options.keys() - set(task_kind.evaluation_options):
         raise ValueError(
             f"{flag(name)} does not apply to a run of {values['task']} ({task_kind.title}): leave it out"

@@ -32,7 +32,8 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the (first) known name that is most like this one, in lower case, or None if none is alike enough."""
     alike = {each: SequenceMatcher(None, each.lower(), name.lower()).ratio() for each in known}
-    best = max(alike, key=alike.__getitem__, default=None)
+    # Of equals, the one whose letters have only changed places: --delay for --dealy, not --decay.
+    best = max(alike, key=lambda each: (alike[each], sorted(each) == sorted(name)), default=None)
     return best if best is not None and alike[best] > 0.65 else None
 
 
