@@ -135,7 +135,9 @@ def test_one_from_a_newer_version_is_an_error_and_not_passed_over(kept, which):
     write_members(getattr(kept, which), found)
     if which == "previous":
         cut(kept.newest)
-    with pytest.raises(ValueError, match=r"has format version 4, this cet-rl reads version 3"):
+    with pytest.raises(
+        ValueError, match=f"format version {archive.VERSION + 1}, this cet-rl reads version {archive.VERSION}"
+    ):
         _ = kept.checkpoint_file
 
 
