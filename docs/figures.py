@@ -250,7 +250,7 @@ def wrong_delay() -> None:
         for arm, (label, colour) in styles.items():
             values = sorted(found[arm].items())
             mean = [np.mean(each) for _, each in values]
-            error = [np.std(each, ddof=1) / np.sqrt(len(each)) for _, each in values]
+            error = [np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for _, each in values]
             axes.errorbar(
                 [percent for percent, _ in values],
                 mean,
@@ -261,9 +261,7 @@ def wrong_delay() -> None:
                 markersize=3,
                 capsize=2,
             )
-    grid[0].set(
-        xlabel="the trace is made for a delay longer by, %", ylabel="test accuracy, %; mean ± standard error"
-    )
+    grid[0].set(xlabel="the trace is made for a delay longer by, %", ylabel="test accuracy, %", ylim=(80, 96))
     grid[1].set(xlabel="the delay of each image lies within ±, %")
     grid[1].legend(frameon=False, fontsize=8)
     save(figure, "wrong-delay")

@@ -166,7 +166,7 @@ def test_sweeps_of_the_documentation_can_be_run(file):
 
 
 @pytest.mark.parametrize(
-    "name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist"]
+    "name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist", "wrong-delay"]
 )
 def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
