@@ -76,8 +76,6 @@ def run(arguments: Sequence[str]) -> int:
         )
     if parsed.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would complain where there is no display
-    checkpoint = folder.checkpoint_file
-    if not checkpoint.is_file():
-        raise ValueError(f"{folder.path} has no checkpoint yet: nothing to evaluate")
+    checkpoint = folder.checkpoint_to("evaluate")
     print(task_kind.training().evaluate_run(values, checkpoint, **options))
     return 0

@@ -43,12 +43,11 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"only policies can be exported: {folder.path} is a run of {task_kind.title}")
     if values.get("agent", "cet") != "cet":
         raise ValueError(f"only our agent can be exported: {folder.path} has learned with {values['agent']}")
-    if not folder.checkpoint_file.is_file():
-        raise ValueError(f"{folder.path} has no checkpoint yet: nothing to export")
+    checkpoint = folder.checkpoint_to("export")
     from cet_rl.agents.export import write_policy
     from cet_rl.agents.sb3 import CETActorCritic
 
-    model = CETActorCritic.load(folder.checkpoint_file, device="cpu")
+    model = CETActorCritic.load(checkpoint, device="cpu")
     with replacing(file) as stream:
         write_policy(model.to_torch(), model.policy.observation_space, stream, parsed.format)
     print(f"{file}: {values['task']}, {model.num_timesteps:,} samples")

@@ -11,6 +11,7 @@ from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.plugins import load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
+from cet_rl.traces.timing import check_jitter
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,7 @@ class RecurrentConfig(RunConfig):
             raise ValueError(f"--units must be at most 10,000, got {self.units}")
         if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
             raise ValueError(f"--alpha must lie in (0, 1], got {self.alpha:g}")
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"--jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
+        check_jitter("--jitter", self.jitter)
         if self.jitter and not self.delay:
             raise ValueError("--jitter needs a delay")
         if self.lags != LAGS and self.task == "mimic":

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cet_rl.recurrent.rules.base import Rule, SeparableRule, State, StepInputs, combine
 from cet_rl.recurrent.rules.built_in import FixedW
 from cet_rl.traces.base import Trace
+from cet_rl.traces.timing import jitter_draws, jittered_steps, longest_steps
 
 
 class TraceFilter:
@@ -91,7 +91,7 @@ class Arrival:
     @property
     def longest(self) -> int:
         """Return the most steps that a signal can take."""
-        return round(self.delay_steps * (1 + self.jitter))
+        return longest_steps(self.delay_steps, self.jitter)
 
     def hold(self, line: Tensor, new: Tensor, clock: int) -> tuple[Tensor, Tensor]:
         """Return the line after the signals of step `clock`, (B, …), and those that arrive in it, in sum.
@@ -102,9 +102,8 @@ class Arrival:
             return line, new
         if not self.jitter:
             return torch.cat([line[:, 1:], new[:, None]], dim=1), line[:, 0]
-        seed = np.random.SeedSequence(self.seed, spawn_key=(clock,))
-        draws = np.random.default_rng(seed).uniform(-1, 1, len(new))
-        steps = torch.from_numpy(np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64))
+        draws = jitter_draws(self.seed, clock, len(new))
+        steps = torch.from_numpy(jittered_steps(self.delay_steps, self.jitter, draws))
         line = torch.cat([line, torch.zeros_like(new)[:, None]], dim=1)
         line[torch.arange(len(new)), steps] += new
         return line[:, 1:], line[:, 0]

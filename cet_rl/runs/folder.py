@@ -58,6 +58,13 @@ class RunFolder:
         self.previous = self.newest.with_suffix(".previous.zip")
         self._bad: set[Path] = set()
 
+    def checkpoint_to(self, do: str) -> Path:
+        """Return `checkpoint_file`; raise ValueError if there is none, so that there is nothing to "evaluate"."""
+        file = self.checkpoint_file
+        if not file.is_file():
+            raise ValueError(f"{self.path} has no checkpoint yet: nothing to {do}")
+        return file
+
     @property
     def checkpoint_file(self) -> Path:
         """Return the newest checkpoint that is whole and of this run; without any, the path of the first to come.

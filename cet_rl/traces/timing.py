@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
 RELATIVE_TOLERANCE = 1e-9
 
@@ -35,6 +38,27 @@ def whole_steps(delay: float, step_duration: float) -> int:
             f"the nearest valid delays are {below * step_duration:g} s and {above * step_duration:g} s"
         )
     return nearest
+
+
+def check_jitter(name: str, jitter: float) -> None:
+    """Raise ValueError unless a jitter lies in [0, 1], for which `name` stands."""
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], as errors follow their cause, got {jitter:g}")
+
+
+def jitter_draws(seed: int, step: int, count: int) -> npt.NDArray[np.float64]:
+    """Return u of each of the events of a step, in [-1, 1]: the same numbers whenever the step is taken."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).uniform(-1, 1, count)
+
+
+def jittered_steps(delay_steps: int, jitter: float, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the steps after which errors arrive, D (1 + J u) to the nearest, for draws u of any shape."""
+    return np.rint(delay_steps * (1 + jitter * draws)).astype(np.int64)
+
+
+def longest_steps(delay_steps: int, jitter: float) -> int:
+    """Return the most steps that an error can take, `jittered_steps` at u = 1."""
+    return round(delay_steps * (1 + jitter))
 
 
 @dataclass(frozen=True)
@@ -73,7 +97,7 @@ class CreditTiming:
 
     def check_run(self, samples: int, num_envs: int, jitter: float = 0.0) -> None:
         """Raise ValueError if a run of `samples`, all environments counted, ends before all layers have credit."""
-        longest = round(self.longest_delay * (1 + jitter))
+        longest = longest_steps(self.longest_delay, jitter)
         if longest >= samples / num_envs:
             raise ValueError(
                 f"the longest delay is {longest} steps, but each of {num_envs} environments makes only "

@@ -12,6 +12,7 @@ from cet_rl.runs.config import LayeredConfig, Mark, marked
 from cet_rl.runs.values import flag, unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
+from cet_rl.traces.timing import check_jitter, longest_steps
 from cet_rl.vision.datasets import DATASETS, Network, summaries
 
 HIDDEN = {"mlp": (512, 512), "cnn": (512,)}  # widths of the dense hidden layers unless told otherwise
@@ -81,15 +82,15 @@ class VisionConfig(LayeredConfig):
             ("weight_decay", 0 <= self.weight_decay < math.inf, "be zero or positive"),
             ("max_grad_norm", 0 < self.max_grad_norm < math.inf, "be positive"),
             ("salience", 0 < salience <= 1, "lie in (0, 1]"),
-            ("jitter", 0 <= self.jitter <= 1, "lie in [0, 1], as errors follow their cause"),
         ):
             if not fits:
                 raise ValueError(f"{flag(name)} must {needed}, got {getattr(self, name):g}")
+        check_jitter("--jitter", self.jitter)
         self._check_time()
 
     def _check_time(self) -> None:
         steps, rest = divmod(self.batch_size, self.streams)
-        longest, through_trace = round(self.timing.longest_delay * (1 + self.jitter)), self.soma == "trace"
+        longest, through_trace = longest_steps(self.timing.longest_delay, self.jitter), self.soma == "trace"
         if self.jitter and (through_trace or not self.delay):
             raise ValueError("--jitter needs a delay, and does not go with --soma trace")
         if rest:

@@ -35,6 +35,7 @@ from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.traces.finite import PerfectMemory
+from cet_rl.traces.timing import check_jitter, jittered_steps, longest_steps
 from cet_rl.vision.passes import Commit, Gradients, Wanted
 
 ErrorAt = Literal["preactivation", "activation"]
@@ -83,8 +84,7 @@ class CreditRule:
                 f"{self.activation} needs error_at='activation': an error at the pre-activation holds f' already, "
                 "which is right only where f' is 0 or 1"
             )
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter must lie in [0, 1], as errors follow their cause, got {self.jitter:g}")
+        check_jitter("jitter", self.jitter)
         if self.jitter and (self.derivative_memory == "trace" or self.record_alignment):
             raise ValueError("jitter does not go with derivative_memory='trace', nor with record_alignment")
         if self.derivative_memory == "trace" and self.streaming:
@@ -100,7 +100,7 @@ class CreditRule:
     @property
     def longest_delay(self) -> int:
         """Return the steps after which an error has arrived for certain."""
-        return round(self.delay_steps * (1 + self.jitter))
+        return longest_steps(self.delay_steps, self.jitter)
 
     @property
     def fixed_delay(self) -> int:
@@ -118,7 +118,7 @@ class CreditRule:
             raise ValueError(
                 f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
             )
-        return np.rint(self.delay_steps * (1 + self.jitter * draws)).astype(np.int64)
+        return jittered_steps(self.delay_steps, self.jitter, draws)
 
     @property
     def f(self) -> Activation:

@@ -7,13 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cet_rl.runs import archive
-from cet_rl.traces.base import FloatArray
+from cet_rl.traces.timing import jitter_draws
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
 from cet_rl.vision.data import Batches
@@ -114,7 +113,9 @@ class ImageLearner:
         with (
             measured(self.network) if measure else nullcontext(),
             nullcontext() if times is None else seen_at(self.network, times.cpu().numpy(), config.batch_size),
-            jittered(self.network, self._draws(len(x))) if config.jitter else nullcontext(),
+            jittered(self.network, jitter_draws(config.seed, self.step, len(x)))
+            if config.jitter
+            else nullcontext(),
         ):
             loss = functional.cross_entropy(self._logits(x, whole=measure), y)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -124,11 +125,6 @@ class ImageLearner:
         self.loss_sum += loss.detach()
         self.losses += 1
         return loss.detach()
-
-    def _draws(self, images: int) -> FloatArray:
-        """Return how late the error of each image is, in [-1, 1]: the same numbers whenever this step is taken."""
-        seed = np.random.SeedSequence(self.config.seed, spawn_key=(self.step,))
-        return np.random.default_rng(seed).uniform(-1, 1, images)
 
     def take_loss(self) -> float:
         """Return the mean of the losses since the last call; nan if there are none."""
