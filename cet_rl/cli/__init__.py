@@ -100,9 +100,9 @@ def refuse(reason: str) -> int:
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str) -> T:
     """Parse a command's arguments into a dataclass, whose docstring heads its `--help`; see `parse_into`."""
-    from cet_rl.cli.options import options_of  # takes a tenth of a second, which `cet-rl --help` need not wait for
+    from cet_rl.cli.options import long_names, options_of  # a tenth of a second that `cet-rl --help` need not take
 
-    return kind(**parse_into({"": options_of(kind)}, arguments, prog, str(kind.__doc__)))
+    return kind(**parse_into({"": options_of(kind)}, long_names(arguments), prog, str(kind.__doc__)))
 
 
 def parse_into(
@@ -113,9 +113,8 @@ def parse_into(
     `--help` prints and exits: the command as it is typed, `prog`, the description, the options in their groups,
     and the examples, which follow a line "Examples:" in the description.
     """
-    from cet_rl.cli.options import SHORT, parse_groups
+    from cet_rl.cli.options import parse_groups
 
-    arguments = [SHORT.get(word, word) for word in arguments]
     known = {"help", *(name for options in groups.values() for name in options)}
     for name in options_among(arguments):
         if name not in known and name.removeprefix("no_") not in known:

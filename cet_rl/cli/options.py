@@ -56,6 +56,11 @@ class Option:
         return f"(default: {' '.join(shown)})"
 
 
+def long_names(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the long names of options in place of those of `SHORT`."""
+    return [SHORT.get(word, word) for word in arguments]
+
+
 def options_of(kind: type, defaults: Mapping[str, Any] | None = None) -> dict[str, Option]:
     """Return a dataclass' fields as options by name; `defaults` are other values than its own."""
     hints, docs = typing.get_type_hints(kind, include_extras=True), _field_docs(kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse_into
-from cet_rl.cli.options import SHORT, Option, options_of
+from cet_rl.cli.options import Option, long_names, options_of
 from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.files import holds
@@ -162,7 +162,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     """Return what is asked for: defaults < tuned defaults or the paper's row < configuration file < options."""
-    arguments = with_trace_options([SHORT.get(word, word) for word in arguments])
+    arguments = with_trace_options(long_names(arguments))
     given = options_among(arguments)
     if given.count("config") > 1:
         raise ValueError("--config can be given once")
