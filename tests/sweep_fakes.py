@@ -13,7 +13,8 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from cet_rl.sweeps.folder import Job, Sweep, SweepFolder, fingerprint
+from cet_rl.sweeps.folder import Job, Sweep, SweepFolder
+from cet_rl.sweeps.known import fingerprint
 from cet_rl.sweeps.worker import Launcher
 
 

@@ -44,7 +44,8 @@ from cet_rl.report.text import clean, number, steps
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import RL, task_kind_of
-from cet_rl.sweeps.folder import Job, Sweep, SweepFolder, fingerprint
+from cet_rl.sweeps.folder import Job, Sweep, SweepFolder
+from cet_rl.sweeps.known import fingerprint
 from cet_rl.traces import CET, Legendre, PerfectMemory
 from cet_rl.vision.config import VisionConfig
 

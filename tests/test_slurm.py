@@ -140,8 +140,10 @@ def test_what_slurm_refuses_is_said_in_one_line(tmp_path, programs, monkeypatch)
 
 
 def test_a_slurm_job_runs_its_job_and_fails_with_it(tmp_path):
-    sweep = fake(0, 1, 2)
+    sweep, known = fake(0, 1, 2), tmp_path.parent / f"{tmp_path.name}.csv"
+    SweepFolder(tmp_path, known).open_for(sweep)
     assert job_of(tmp_path, sweep)() == "finished"
+    assert [row["seed"] for row in rows_of(known)] == ["0"]  # the worker adds it: the command has returned
     plan(tmp_path, {1: "fail", 2: "crash"})
     with pytest.raises(RuntimeError, match="the loss is too high"):
         job_of(tmp_path, sweep, 1)()

@@ -12,7 +12,8 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.runs.paper import paper_row
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import parse_seeds, read_sweep
-from cet_rl.sweeps.folder import SweepFolder, fingerprint, settings_shared
+from cet_rl.sweeps.folder import SweepFolder, settings_shared
+from cet_rl.sweeps.known import fingerprint
 
 
 def file_of(tmp_path, text, **options):

@@ -24,7 +24,8 @@ class ReportArguments:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
-    """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
+    """Run folders, or folders that hold run folders at any depth, such as that of a sweep, or a CSV that
+    `cet-rl sweep --known` has written."""
     out: str | None = None
     """Folder to write to. Default: the first of RUNS."""
     claims: bool = False

@@ -39,6 +39,9 @@ class SweepArguments:
     """Repeat runs that have failed."""
     status: bool = False
     """Print the state of all runs and stop; write results.csv of those that are finished."""
+    known: str | None = None
+    """A CSV of results that outlives the folder: each run that finishes adds a row at once, and runs that have one
+    are skipped. Made if need be; the folder remembers it."""
     launcher: Literal["local", "batch", "slurm"] = "local"
     """Where to run: local, as processes here until all are done; batch, image classification on a GPU, as
     one batched model in one process (--workers of them at a time, default 64); slurm, as job arrays, which the
@@ -69,7 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         check_slurm()
     elsewhere = {} if options.data_dir is None else {"data_dir": options.data_dir}
     file = read_sweep(options.file, quick=options.quick, **elsewhere)
-    folder = SweepFolder(options.run_dir or Path("runs") / (Path(options.file).stem + "-quick" * options.quick))
+    name = Path(options.file).stem + "-quick" * options.quick
+    folder = SweepFolder(options.run_dir or Path("runs") / name, options.known)
     sweep = build_or_read(file, folder)
     if options.status:
         print_status(sweep, folder)

@@ -61,10 +61,11 @@ def write_report(
     """
     if not folders:
         raise ValueError("a report needs at least one run folder, or a folder that holds some")
-    start = Path(folders[0] if out is None else out)
+    first = Path(folders[0])
+    start = Path(out) if out is not None else first.parent if first.is_file() else first
     runs, problems = read_runs(folders)
     comparisons = group_runs(runs)
-    name = clean(title if title is not None else Path(folders[0]).resolve().name or "runs", 120)
+    name = clean(title if title is not None else first.resolve().name or "runs", 120)
     figures = [
         {f"report-{slug}-{picture.name}.png": picture for picture in pictures}
         for slug, pictures in zip(_slugs(comparisons), draw_all(comparisons), strict=True)
@@ -164,7 +165,7 @@ def _versions(runs: Sequence[Run]) -> str:
 
 def _commands(comparison: Comparison) -> list[str]:
     """Return the command that repeats each run."""
-    files = [run.path / "config.yaml" for run in comparison.counted_runs if run.status != "waiting"]
+    files = [run.path / "config.yaml" for run in comparison.counted_runs if run.path.is_dir()]
     return [f"cet-rl train --config {shlex.quote(str(file))}" for file in files]
 
 
@@ -183,6 +184,10 @@ def _notes(comparison: Comparison) -> list[str]:
     repeats = sum(len(at_delay.repeats) for _, at_delay in comparison.all_runs)
     if repeats:
         notes.append(f"{counted(repeats, 'run')} of the same configuration and seed as another, not counted.")
+    unseen = [run for run in runs if run.status == "finished" and not run.columns]
+    if unseen:
+        known = f"Of {counted(len(unseen), 'finished run')} only the final numbers are there"
+        notes.append(f"{known}: learning curves and alignment need run folders with a metrics.csv.")
     score = comparison.presentation.score
     unscored = [run for run in runs if run.status == "finished" and score.value(run) is None]
     if unscored:
@@ -222,5 +227,6 @@ def _listed(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path)
         label = of_arm.label if of_arm else clean(run.config.label, 60) if run.config else "–"
         said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
         link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
+        link *= run.path.is_dir()
         rows.append(ListedRun(run, own, label, "; ".join([*said, *filter(None, [run.problem])]), link))
     return rows

@@ -10,7 +10,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cet_rl.runs.config_files import check_values, load_yaml
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import TaskKind, task_kind_of
 from cet_rl.sweeps.folder import SweepFolder
+from cet_rl.sweeps.known import KnownRuns
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -50,7 +51,10 @@ class RunLocation:
 
     path: Path  # run folder
     arm: str = ""  # name that a sweep gives the run in legends; "" for none
-    planned: Mapping[str, Any] | None = None  # configuration of a sweep's run that has no folder yet
+    planned: Mapping[str, Any] | None = None  # configuration of a run that has no folder
+    summary: Mapping[str, Any] | None = (
+        None  # of one without a folder that a CSV knows; None if it has not started
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,7 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
     """Find the run folders at or below some folders, each once, and runs that sweeps there have not started.
 
     A run folder has a config.yaml, or a summary.json whose config.yaml is lost. Folders whose names start with a
-    dot are left out; links are followed.
+    dot are left out; links are followed. In the place of a folder, a CSV of `cet-rl sweep --known` gives its rows.
 
     Returns the runs in the order of their paths, and a line about each sweep that cannot be read. Raises
     ValueError if one of the folders does not exist, or holds neither a run nor a sweep.
@@ -93,6 +97,9 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
     found: dict[str, RunLocation] = {}
     problems: list[str] = []
     for root in map(Path, roots):
+        if root.suffix == ".csv" and root.is_file():
+            found = {**{str(one.path): one for one in _rows(root)}, **found}
+            continue
         if not root.is_dir():
             raise ValueError(f"there is no folder {root}: name run folders, or folders that hold some")
         locations, sweeps = _walk(root)
@@ -139,8 +146,14 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
         if real in locations:
             locations[real] = RunLocation(locations[real].path, job.arm)
         else:
-            planned[real] = RunLocation(path, job.arm, job.values)
+            planned[real] = RunLocation(path, job.arm, job.values, sweep.summary(job.name) or None)
     return planned
+
+
+def _rows(file: Path) -> Iterator[RunLocation]:
+    """Return the runs that a CSV of finished ones knows; ValueError if it is damaged."""
+    for run in KnownRuns(file).read():
+        yield RunLocation(file / run.name, run.arm, run.options, run.summary)
 
 
 def read_run(location: RunLocation) -> Run:
@@ -160,9 +173,11 @@ def read_run(location: RunLocation) -> Run:
     except Exception as error:  # a file that anybody may have edited can raise anything
         return Run(location.path, "damaged", _reason(source, error))
     run = Run(location.path, "unfinished", task_kind=task_kind, config=config, arm=arm)
-    if location.planned is not None:
+    if location.planned is not None and location.summary is None:
         return replace(run, status="waiting")
     try:
+        if location.summary is not None:
+            return _with_summary(run, location.summary)
         if folder.summary_file.exists():
             run = _with_summary(run, json.loads(folder.summary_file.read_bytes()))
     except Exception as error:

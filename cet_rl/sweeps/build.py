@@ -26,7 +26,8 @@ from cet_rl.runs.task_kinds import (
     task_kind_of,
 )
 from cet_rl.sweeps.file import Combination, SweepFile
-from cet_rl.sweeps.folder import Job, Sweep, SweepFolder, fingerprint
+from cet_rl.sweeps.folder import Job, Sweep, SweepFolder
+from cet_rl.sweeps.known import fingerprint
 
 
 def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:

@@ -6,18 +6,18 @@ NAME/           the run folder of a job
 logs/NAME.log   what a job's process has printed, if anything
 failures/NAME   why a job has failed
 locks/          which process runs which job
+known.txt       the CSV that finished jobs are added to, if there is one
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from cet_rl.runs.files import holds, make_folder, write_text
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
+from cet_rl.sweeps.known import KnownRun, KnownRuns, commit, fingerprint
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
 """Exceptions that reading a damaged file raises."""
@@ -85,12 +86,6 @@ class JobState:
     owner: str = ""  # the process that runs it
 
 
-def fingerprint(values: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits of SHA-256 of a configuration's identity as sorted JSON without spaces."""
-    text = json.dumps(identity(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def settings_shared(jobs: Iterable[Job]) -> dict[str, Any]:
     """Return the settings that all jobs have in common."""
     first, *others = [job.values for job in jobs]
@@ -110,14 +105,45 @@ def describe_counts(states: Mapping[str, JobState]) -> str:
 
 
 class SweepFolder:
-    """Keep the folder of one sweep."""
+    """Keep the folder of one sweep, whose jobs count as finished, too, if `known`, a CSV, has their results.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Opened once with such a file, the folder remembers it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], known: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path)
+        self.known_file = self.path / "known.txt"
+        self._known = None if known is None else KnownRuns(known)
         self.sweep_file = self.path / "sweep.yaml"
         self.results_file = self.path / "results.csv"
         self.failures = self.path / "failures"
         self.locks = self.path / "locks"
+
+    @cached_property
+    def known(self) -> KnownRuns | None:
+        """The CSV of finished runs that jobs are looked up in and added to; ValueError if it cannot be there."""
+        if self._known is None and self.known_file.is_file():
+            return KnownRuns(self.known_file.read_text(encoding="utf-8").strip())
+        return self._known
+
+    def add_to_known(self, jobs: Iterable[Job], *, now: bool = False) -> None:
+        """Add the jobs whose run folders are finished to the CSV, if there is one; OSError if that fails.
+
+        `now` says that this code has just run them: its commit goes with them.
+        """
+        if self.known is None:
+            return
+        runs = []
+        for job in jobs:
+            summary = RunFolder(self.run_path(job.name)).summary
+            if summary.get("status") == "finished":
+                metrics = {
+                    key: value for key, value in (summary.get("metrics") or {}).items() if value is not None
+                }
+                agent, seconds = str(summary.get("agent", "")), summary.get("wall_seconds", 0.0)
+                made_by = commit() if now else ""
+                runs.append(KnownRun(job.arm, job.values, agent, summary["steps"], metrics, seconds, made_by))
+        self.known.add(runs)
 
     def run_path(self, name: str) -> Path:
         """Return the run folder of a job."""
@@ -202,11 +228,19 @@ class SweepFolder:
         text += dump_yaml({"jobs": own}, default_flow_style=None, width=1_000_000)  # a line for each
         if not self.sweep_file.is_file() or self.sweep_file.read_text(encoding="utf-8") != text:
             write_text(self.sweep_file, text)
+        if self.known is not None:
+            write_text(self.known_file, f"{self.known.file}\n")
+            self.add_to_known(
+                sweep.jobs
+            )  # what was finished before there was such a file, or killed before it was added
         return new
 
     def summary(self, name: str) -> dict[str, Any]:
-        """Return the summary of a job's run; empty if there is none that can be read."""
-        return RunFolder(self.run_path(name)).summary
+        """Return the summary of a job's run, or what is known of it; empty if there is none that can be read."""
+        own = RunFolder(self.run_path(name)).summary
+        if self.known is None or own.get("status") == "finished":
+            return own
+        return self.known.summary(name.rpartition("-")[2]) or own
 
     def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
         """Return what has become of one job; `owners` are the processes that run jobs, by these jobs' names."""
@@ -237,7 +271,8 @@ class SweepFolder:
         states = {name: state for name, state in (known or {}).items() if state.state == "finished"}
         for job in jobs:
             if job.name not in states:
-                states[job.name] = self.state(job.name, owners) if job.name in begun else JobState("waiting")
+                seen = job.name in begun or self.known is not None
+                states[job.name] = self.state(job.name, owners) if seen else JobState("waiting")
         return {job.name: states[job.name] for job in jobs}
 
     def note_failure(self, name: str, reason: str) -> None:

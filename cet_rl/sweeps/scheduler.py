@@ -88,6 +88,7 @@ class _SweepRun:
             self.display.close(self.states)
         self.display.conclude(self.states)
         self.folder.write_results(self.jobs, self.states)
+        self.folder.add_to_known(self.jobs)  # of a worker that was killed before it had done so
         if counts(self.states)["finished"] == len(self.jobs):
             return 0
         return EXIT_INTERRUPTED if self.interruption.wanted else 1

@@ -100,6 +100,7 @@ def work(
                 for name in held:
                     folder.forget_failure(name)
             pending = [jobs[name] for name in held if folder.state(name).state not in ("finished", "failed")]
+            locks.callback(folder.add_to_known, pending, now=True)
             if pending and train(folder, pending) != "finished":
                 return EXIT_INTERRUPTED
         except KeyboardInterrupt:
