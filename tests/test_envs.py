@@ -16,6 +16,7 @@ from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.envs import (
+    ActionsFromZero,
     DelayedCredit,
     DelayedReward,
     GymnasiumVecEnv,
@@ -25,6 +26,7 @@ from cet_rl.envs import (
     make_vec_env,
     ready,
 )
+from cet_rl.envs.vector import NUMPY_FROM
 
 WRAPPERS = {
     "clock": StepClock,
@@ -199,6 +201,19 @@ def test_the_agent_takes_its_delays_from_the_environment():
     assert CETActorCritic("MlpPolicy", "CartPole-v1", delay=1.0, step_duration=0.5).timing.delay_steps == 2
 
 
+def test_numpy_s_form_is_taken_where_it_is_faster_and_nothing_needs_single_environments():
+    def chosen(task="CartPole-v1", num_envs=NUMPY_FROM, **options):
+        env = make_vec_env(task, num_envs, vectorization="auto", delay=0.4, **options)
+        assert len(env.reset()) == num_envs
+        return type(getattr(env, "venv", env))
+
+    assert chosen() is GymnasiumVecEnv
+    assert chosen(num_envs=NUMPY_FROM - 1) is not GymnasiumVecEnv
+    assert chosen(wrappers=[ActionsFromZero]) is not GymnasiumVecEnv
+    assert chosen("Acrobot-v1") is not GymnasiumVecEnv
+    assert chosen(lambda: gym.make("CartPole-v1")) is not GymnasiumVecEnv
+
+
 def test_the_clock_leaves_physics_alone():
     clocked, plain = StepClock(gym.make("CartPole-v1"), 0.3), gym.make("CartPole-v1")
     np.testing.assert_array_equal(clocked.reset(seed=1)[0], plain.reset(seed=1)[0])
@@ -237,6 +252,7 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_vec_env("CartPole-v1", env_kwargs={}), "each of its items as a keyword"),
         (lambda: make_vec_env("Acrobot-v1", 2, vectorization="numpy"), "vectorised form"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="fast"), "vectorization"),
+        (lambda: make_vec_env("CartPole-v1", 2, vectorization="numpy", wrappers=[ActionsFromZero]), "wrappers of"),
         (lambda: GymnasiumVecEnv(vector(AutoresetMode.DISABLED)), r"autoreset_mode=.*\.SAME_STEP.*'Disabled'"),
         (lambda: GymnasiumVecEnv(vector(AutoresetMode.NEXT_STEP)), r"autoreset_mode=.*\.SAME_STEP.*'NextStep'"),
         (lambda: StepClock(gym.make("CartPole-v1"), 0), "step duration"),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
 from cet_rl.envs import make_vec_env
+from cet_rl.envs.vector import NUMPY_FROM
 from cet_rl.rl import training
 from cet_rl.rl.agent_kinds import restore, runtime_state
 from cet_rl.rl.agent_registry import AgentKind, find_agent
@@ -43,6 +45,7 @@ GAME = {"delay": 0.8, "n_steps": 10, "total_steps": 160}
 WAYS = {
     "cartpole": {},
     "an update a step, one λ per weight": {"order": 2, "n_steps": 1, "random_lam": (0.1, 0.9), "total_steps": 300},
+    "all environments in one call": {"vectorization": "numpy"},
     "longer rollouts than checkpoints": {"n_steps": 128, "total_steps": 1024},
     "a delay line and dfa": {"delay": 2.0, "trace": "perfect", "feedback": "dfa"},
     "breakout, convolutions": {**GAME, "task": "MinAtar/Breakout-v1", "actor": "conv"},
@@ -89,6 +92,26 @@ def killed_and_resumed(config, folder, monkeypatch, *moments):
     for moment in moments:
         train_until_killed(config, folder, monkeypatch, moment)
     assert train(config, folder, resume=True, quiet=True) == "finished"
+
+
+def test_vectorization_is_chosen_once_and_runs_from_before_it_resume_as_they_began(tmp_path, monkeypatch):
+    config, file = (
+        RLConfig(**{**SMALL, "num_envs": NUMPY_FROM, "total_steps": 1280}),
+        RunFolder(tmp_path).config_file,
+    )
+    train_until_killed(config, tmp_path, monkeypatch, 300)
+    assert "vectorization: numpy\n" in file.read_text()
+    with pytest.raises(ValueError, match="vectorization 'numpy' there, 'each' here"):
+        train(replace(config, vectorization="each"), tmp_path, resume=True, quiet=True)
+    old = replace(config, vectorization="each")
+    train(old, tmp_path / "whole", quiet=True)
+    train_until_killed(old, tmp_path / "old", monkeypatch, 300)
+    file = RunFolder(tmp_path / "old").config_file
+    file.write_text(file.read_text().replace("vectorization: each\n", ""))
+    with pytest.raises(ValueError, match="vectorization 'each' there, 'numpy' here"):
+        train(replace(config, vectorization="numpy"), tmp_path / "old", resume=True, quiet=True)
+    assert train(config, tmp_path / "old", resume=True, quiet=True) == "finished"
+    assert_same_end(tmp_path / "whole", tmp_path / "old")
 
 
 def logged(folder):

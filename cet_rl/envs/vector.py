@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from stable_baselines3.common import vec_env
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from cet_rl.envs.cartpole import OURS
@@ -36,6 +36,11 @@ _SB3_NAMES = {
     "start_index": "seed=, which the environments count on from",
 }
 """Arguments of Stable-Baselines3's `make_vec_env`, and what to use here."""
+
+Vectorization = Literal["auto", "each", "numpy"]
+
+NUMPY_FROM = 16
+"""CartPoles from which on one call for all is faster: 3.8 µs a step of one in the place of 4.9, 2.1 for 32."""
 
 
 def make_env(
@@ -89,7 +94,7 @@ def make_vec_env(
     *,
     delay: float | None = None,
     stacked: bool = False,
-    vectorization: Literal["each", "numpy"] = "each",
+    vectorization: Vectorization = "each",
     max_episode_steps: int | None = None,
     wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
@@ -101,7 +106,8 @@ def make_vec_env(
         seed: of the first environment; the others count on from it.
         task, step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
         vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form (CartPole has one), faster from ten environments on.
+            environment's own vectorised form (CartPole has one), with one generator for all of them, faster from
+            sixteen environments on; "auto" takes the faster of the two that works.
 
     Raises:
         ValueError: as `make_env`, and where there is no vectorised form or wrappers would be lost in it.
@@ -110,29 +116,48 @@ def make_vec_env(
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if vectorization == "auto":
+        vectorization = choose_vectorization(task, num_envs, wrapped=bool(wrappers))
     if vectorization == "each":
         options = {"delay": delay, "stacked": stacked, "max_episode_steps": max_episode_steps, **kwargs}
         build = partial(make_env, task, step_duration, wrappers=wrappers, **options)
         env: VecEnv = DummyVecEnv([build] * num_envs)
     elif vectorization == "numpy":
-        if callable(task) or (spec := copy.copy(find_task(task))).vector_entry_point is None:
-            raise ValueError(f"{task} has no vectorised form of its own: use vectorization='each'")
-        if wrappers:
-            raise ValueError("wrappers of single environments need vectorization='each'")
+        spec = copy.copy(vectorised_form(task, wrapped=bool(wrappers)))
         entry = spec.vector_entry_point
         spec.vector_entry_point = OURS.get(str(entry), entry)  # type: ignore[assignment]
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         vector = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        for space in (vector.action_space, vector.observation_space):  # their generators are part of its state
+            space.seed(seed)
         step_duration = BEHAVIOURAL_STEP if step_duration is None else step_duration
         joint = GymnasiumVecEnv(vector, step_duration)
         if delay is not None:
             joint.credit_timing = CreditTiming(delay, step_duration, stacked)
         env = VecMonitor(joint)
     else:
-        raise ValueError(f"vectorization must be 'each' or 'numpy', got {vectorization!r}")
+        raise ValueError(f"vectorization must be 'auto', 'each' or 'numpy', got {vectorization!r}")
     env.seed(seed)
     return env
+
+
+def choose_vectorization(
+    task: str | Callable[..., Env], num_envs: int, *, wrapped: bool
+) -> Literal["each", "numpy"]:
+    """Return "numpy" where a vectorised form, whose state can be saved, is faster, and no wrapper needs "each"."""
+    if wrapped or callable(task) or num_envs < NUMPY_FROM:
+        return "each"
+    return "numpy" if str(find_task(task).vector_entry_point) in OURS else "each"
+
+
+def vectorised_form(task: str | Callable[..., Env], *, wrapped: bool) -> EnvSpec:
+    """Return the specification of a task with a vectorised form; ValueError if it has none or is wrapped."""
+    if callable(task) or (spec := find_task(task)).vector_entry_point is None:
+        raise ValueError(f"{task} has no vectorised form of its own: use vectorization 'each'")
+    if wrapped:
+        raise ValueError("wrappers of single environments, which other agents need, take vectorization 'each'")
+    return spec
 
 
 def find_task(task: str) -> EnvSpec:
@@ -181,6 +206,21 @@ class DummyVecEnv(vec_env.DummyVecEnv):
 
 
 register_snapshot(DummyVecEnv, like=vec_env.DummyVecEnv)
+
+
+class VecMonitor(vec_env.VecMonitor):
+    """Record returns and lengths of episodes as Stable-Baselines3's class does, as numbers that can be saved."""
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step the environments; a single-precision return would be another number once it has been saved."""
+        observations, rewards, dones, infos = super().step_wait()
+        for index in np.flatnonzero(dones):
+            episode = infos[index]["episode"]
+            episode.update(r=float(episode["r"]), l=int(episode["l"]))
+        return observations, rewards, dones, infos
+
+
+register_snapshot(VecMonitor, like=vec_env.VecMonitor)
 
 
 class GymnasiumVecEnv(VecEnv):

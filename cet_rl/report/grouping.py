@@ -229,7 +229,7 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
     task_kind = runs[0].task_kind
     assert task_kind is not None
     kind = task_kind.config()
-    unsplit = NEVER_SPLITS | marked(kind, Mark.MACHINE)
+    unsplit = NEVER_SPLITS | marked(kind, Mark.MACHINE) | marked(kind, Mark.CHOSEN)
     names = [item.name for item in dataclasses.fields(kind) if item.name not in unsplit]
     configurations: dict[Values, list[Run]] = defaultdict(list)
     for run in runs:

@@ -44,7 +44,8 @@ def kind_of(algorithm: object, name: str) -> AgentKind:
 
 def _environments(algorithm: type[BaseAlgorithm], config: RLConfig) -> VecEnv:
     """Make the training environments, which delay credit for our agent and rewards for others."""
-    make = partial(make_vec_env, config.task, config.num_envs, config.seed, config.step_duration)
+    start = config.task, config.num_envs, config.seed, config.step_duration
+    make = partial(make_vec_env, *start, vectorization=config.vectorization)
     if issubclass(algorithm, CETActorCritic):
         return make(delay=config.delay, stacked=config.stacked)
     # The delay is in steps of the clock that `make_env` puts inside.

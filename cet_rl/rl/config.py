@@ -53,6 +53,9 @@ class RLConfig(LayeredConfig):
     """Environment samples to learn from, all environments counted."""
     num_envs: int = 4
     """Environments side by side."""
+    vectorization: Annotated[Literal["auto", "each", "numpy"], Mark.CHOSEN] = "auto"
+    """Step one environment after the other, or all in one call (numpy: CartPole). auto: each; numpy for sixteen or
+    more CartPoles of the agent cet."""
     n_steps: int = 128
     """Steps of each environment between updates; 1 updates after every step."""
     seed: int = 0

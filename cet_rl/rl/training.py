@@ -17,13 +17,14 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.agents.saving import StoredAlgorithm
 from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
+from cet_rl.envs.vector import choose_vectorization, vectorised_form
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.files import naming
-from cet_rl.runs.folder import Status, checkpoint_interval
+from cet_rl.runs.folder import RunFolder, Status, checkpoint_interval, default_path
 from cet_rl.runs.log import RunLog
 from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
@@ -44,8 +45,19 @@ MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 
 def resolve(config: RLConfig) -> RLConfig:
     """Return the configuration with trace, order, device and threads filled in."""
-    config = config.on_this_machine()
-    return config.resolved() if find_agent(config.agent).delays_credit else _without_traces(config)
+    config, delays_credit = config.on_this_machine(), find_agent(config.agent).delays_credit
+    if config.vectorization == "numpy":
+        vectorised_form(config.task, wrapped=not delays_credit)  # or one line that says why not
+    return config.resolved() if delays_credit else _without_traces(config)
+
+
+def _chosen(config: RLConfig, folder: RunFolder) -> RLConfig:
+    """Return a resolved configuration with its open choices made, as the folder's run has made them if it did."""
+    config = folder.as_begun(config)
+    if config.vectorization != "auto":
+        return config
+    wrapped = not find_agent(config.agent).delays_credit
+    return replace(config, vectorization=choose_vectorization(config.task, config.num_envs, wrapped=wrapped))
 
 
 def _without_traces(config: RLConfig) -> RLConfig:
@@ -86,6 +98,7 @@ def train(
             written any more; the summary says "failed".
     """
     config = resolve(config)
+    config = _chosen(config, RunFolder(run_dir or default_path(config)))
     set_threads(config.threads)
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)

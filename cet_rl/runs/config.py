@@ -27,6 +27,11 @@ class Mark(Enum):
     TRACED = "means something only to agents with synaptic traces"
     BATCHABLE = "may differ between the runs of one batched model"
     LABELLED = "is told by the names of arms"
+    CHOSEN = "left open, by auto or none, is chosen when a run begins, which keeps the choice when it is resumed"
+
+
+OPEN = ("auto", None)
+"""Values of an option with the mark CHOSEN that leave the choice open."""
 
 
 @cache

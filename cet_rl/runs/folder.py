@@ -20,20 +20,22 @@ import platform
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from cet_rl import __version__
-from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config import OPEN, Mark, RunConfig, marked
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
 from cet_rl.runs.files import holds, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock, Owner
-from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
+from cet_rl.runs.task_kinds import UNRECORDED, TaskKind, differing, identity, task_kind_of
 
 Status = Literal["finished", "interrupted", "failed"]
+C = TypeVar("C", bound=RunConfig)
 
 EVALUATED = "eval/"  # prefix of the numbers of the evaluation at the end of a run. A resumed run evaluates again
 _LOCK = "lock"  # folder of the lock within a run folder
@@ -119,6 +121,13 @@ class RunFolder:
             raise OSError(f"cannot write checkpoint {self.newest}: {error.strerror or error}{kept}") from error
         finally:
             fresh.unlink(missing_ok=True)
+
+    def as_begun(self, config: C) -> C:
+        """Return a configuration whose open choices are those that the folder's run has made, if there is one."""
+        saved = self._saved_config()
+        made = {} if saved is None else {**UNRECORDED, **saved}
+        open_ = [name for name in marked(type(config), Mark.CHOSEN) if getattr(config, name) in OPEN]
+        return replace(config, **{name: made[name] for name in open_ if name in made})
 
     def runtime_state(self, checkpoint: Path) -> Any:
         """Return the runtime state in a checkpoint, None if it has none."""

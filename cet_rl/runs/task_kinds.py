@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from cet_rl.runs.config import Mark, RunConfig, marked
+from cet_rl.runs.config import OPEN, Mark, RunConfig, marked
 from cet_rl.runs.values import nearest
 
 
@@ -174,11 +174,24 @@ def options_marked(mark: Mark) -> frozenset[str]:
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that make a configuration the one it is: all but those of the machine."""
-    return {key: value for key, value in values.items() if key not in options_marked(Mark.MACHINE)}
+    """Return the values that make a configuration the one it is: all but those of the machine and open choices."""
+    machine, chosen = options_marked(Mark.MACHINE), options_marked(Mark.CHOSEN)
+    return {
+        key: value for key, value in values.items() if key not in machine and not (key in chosen and value in OPEN)
+    }
+
+
+UNRECORDED = {"vectorization": "each"}
+"""What runs did whose config.yaml is older than the option."""
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Return the values in which two configurations differ, each in words: "lr 0.001 there, 0.01 here"."""
-    keys = identity({**there, **here})
-    return [f"{k} {there.get(k)!r} there, {here.get(k)!r} here" for k in keys if there.get(k) != here.get(k)]
+    there, here = ({**UNRECORDED, **values} for values in (there, here))
+    either, chosen = identity(there | here), options_marked(Mark.CHOSEN)
+    pairs = [(key, there.get(key), here.get(key)) for key in either]
+    return [
+        f"{key} {theirs!r} there, {ours!r} here"
+        for key, theirs, ours in pairs
+        if theirs != ours and not (key in chosen and (theirs in OPEN or ours in OPEN))
+    ]

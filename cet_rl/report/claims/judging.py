@@ -33,8 +33,8 @@ ReadRun = tuple[RunConfig, Run]
 
 Verdict = Literal["holds", "does not hold", "not enough data"]
 
-NO_SETTING = (
-    {"seed", "task", "delay", "trace", "order"} | options_marked(Mark.MACHINE) | options_marked(Mark.NEUTRAL)
+NO_SETTING = {"seed", "task", "delay", "trace", "order"}.union(
+    *map(options_marked, (Mark.MACHINE, Mark.NEUTRAL, Mark.CHOSEN))
 )
 """Options that make no setting: seeds, what arms differ in, and what changes no score."""
 
