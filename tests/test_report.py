@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ import scipy.stats
 import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from matplotlib.cm import viridis
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from mutations import changes, damage
 from PIL import Image
@@ -32,14 +35,27 @@ from PIL import Image
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.report import page, write_report
-from cet_rl.report.drawing import DPI, Picture, arm_style, baselines_of, drawing, loss_limit, png, some_delays
+from cet_rl.report import page, palette, write_report
+from cet_rl.report.drawing import (
+    DPI,
+    Sketch,
+    as_files,
+    baselines_of,
+    drawing,
+    loss_limit,
+    render,
+    some_delays,
+    styles,
+)
 from cet_rl.report.grouping import group_runs
+from cet_rl.report.improvement import improvement_matrix, improvements, probability
 from cet_rl.report.kernels import describe_traces, kernels, sampled_kernel
+from cet_rl.report.palette import Identity
 from cet_rl.report.plots import RETURN, Curve, alignment, draw_curves, learning_curves
 from cet_rl.report.reading import ALIGNMENT, STATES, RunLocation, find_runs, read_columns, read_run, read_runs
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import estimate, interquartile_mean, mean, presentation
+from cet_rl.report.tables import escape, results_csv, results_tex
 from cet_rl.report.text import clean, number, steps
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.folder import MetricsTable, RunFolder
@@ -188,17 +204,17 @@ def test_seeds_of_one_configuration_are_one_arm(tmp_path):
     comparison = compare(tmp_path, *zip(configs, (score for *_, score in seeds), strict=True))
     (arm,) = comparison.arms
     found = comparison.estimate(arm, 2.0)
-    assert (arm.label, found.count, found.centre, found.least, found.most) == ("cet5", 3, 30.0, 10.0, 60.0)
+    assert (arm.label, found.count, found.centre, found.least, found.most) == ("CET 5", 3, 30.0, 10.0, 60.0)
 
 
 def test_options_that_go_with_the_delay_make_no_arms(tmp_path):
     comparison = compare(tmp_path / "rate", rl(delay=2.0, lr=1e-3), rl(delay=8.0, lr=5e-4))
     (arm,) = comparison.arms
-    assert (arm.label, list(arm.at), arm.following) == ("cet5", [2.0, 8.0], ("lr",))
-    assert comparison.differing == {("cet5", 2.0): "lr 0.001", ("cet5", 8.0): "lr 0.0005"}
+    assert (arm.label, list(arm.at), arm.following) == ("CET 5", [2.0, 8.0], ("lr",))
+    assert comparison.differing == {("CET 5", 2.0): "lr 0.001", ("CET 5", 8.0): "lr 0.0005"}
     runs = rl(delay=2.0, decay=0.5, lr=1e-3, trace="et"), rl(delay=8.0, decay=0.9, lr=5e-4, lam=0.9, trace="et")
     (arm,) = compare(tmp_path / "decay and rates", *runs).arms
-    assert (arm.label, list(arm.at), arm.following) == ("et", [2.0, 8.0], ("decay", "lr", "lam"))
+    assert (arm.label, list(arm.at), arm.following) == ("ET", [2.0, 8.0], ("decay", "lr", "lam"))
 
 
 ET = {"trace": "et"}
@@ -211,13 +227,19 @@ LONG = "module_with_a_name_that_goes_on_and_on:Agent"
     [
         (
             [*({"order": n, "lr": lr} for n in (10, 2) for lr in RATES), ET, {"delay": 0.0}],
-            ["none", "cet2 (lr 0.0005)", "cet2 (lr 0.001)", "cet10 (lr 0.0005)", "cet10 (lr 0.001)", "et"],
+            ["no delay", "CET 2 (lr 0.0005)", "CET 2 (lr 0.001)", "CET 10 (lr 0.0005)", "CET 10 (lr 0.001)", "ET"],
         ),
         ([{"agent": LONG, "lr": lr} for lr in RATES], [f"{LONG[:38]} [1]", f"{LONG[:38]} [2]"]),
         # decays at one delay are compared
-        ([{**ET, "decay": 0.5}, {**ET, "decay": 0.9}, {**ET, "decay": 0.9, "delay": 8.0}], ["et0.5", "et0.9"]),
-        ([ET, {**ET, "decay": 0.9}, {**ET, "decay": 0.5, "delay": 8.0}], ["et", "et0.5", "et0.9"]),
-        ([{**ET, "decay": 0.9}, {**ET, "decay": 0.9, "delay": 8.0}], ["et0.9"]),
+        (
+            [{**ET, "decay": 0.5}, {**ET, "decay": 0.9}, {**ET, "decay": 0.9, "delay": 8.0}],
+            ["ET (decay 0.5)", "ET (decay 0.9)"],
+        ),
+        (
+            [ET, {**ET, "decay": 0.9}, {**ET, "decay": 0.5, "delay": 8.0}],
+            ["ET", "ET (decay 0.5)", "ET (decay 0.9)"],
+        ),
+        ([{**ET, "decay": 0.9}, {**ET, "decay": 0.9, "delay": 8.0}], ["ET (decay 0.9)"]),
     ],
 )
 def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path, options, labels):
@@ -229,21 +251,21 @@ def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path, options, l
 def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
     classical = [rl(delay=d, decay=decay, **ET) for d, decay in [(2.0, 0.5), (4.0, 0.9), (8.0, None), (32.0, 0.5)]]
     comparison = compare(tmp_path, *classical, *(rl(delay=delay) for delay in (2.0, 4.0, 8.0)))
-    assert [(arm.label, arm.following) for arm in comparison.arms] == [("cet5", ()), ("et", ("decay",))]
+    assert [(arm.label, arm.following) for arm in comparison.arms] == [("CET 5", ()), ("ET", ("decay",))]
     assert list(comparison.arms[1].at) == [2.0, 4.0, 8.0, 32.0]
-    assert comparison.missing == ["cet5 at 32 s"]
-    assert comparison.decays == ("et: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
+    assert comparison.missing == ["CET 5 at 32 s"]
+    assert comparison.decays == ("ET: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
     assert all(comparison.decays[0] in figure(comparison)[0].caption for figure in (heatmap, learning_curves))
-    assert comparison.differing["et", 4.0] == "decay 0.9"
+    assert comparison.differing["ET", 4.0] == "decay 0.9"
 
 
 def test_kernels_of_two_decays_at_one_delay_are_both_drawn(tmp_path):
     stacked = {"stacked": True, "trace": "et", "hidden": (8, 8)}
     runs = [vision(delay=delay, decay=decay, **stacked) for delay, decay in [(2.0, 0.5), (4.0, 0.9)]]
     found = describe_traces(compare(tmp_path, *runs))
-    assert set(found[2.0]) == {"et"}
+    assert set(found[2.0]) == {"ET"}
     decays = {label: trace.options["decay"] for label, (trace, _, _) in found[4.0].items()}
-    assert decays == {"et": 0.5, "et0.9": 0.9}
+    assert decays == {"ET": 0.5, "ET (decay 0.9)": 0.9}
 
 
 def test_tasks_test_sets_and_stacked_delays_are_comparisons_of_their_own(tmp_path):
@@ -273,10 +295,10 @@ def test_what_is_missing_stays_missing(tmp_path):
     write_run(tmp_path / "failed", rl(delay=8.0, order=5), 7.0, status="failed", error="broken")
     given = [(2.0, 2, 0), (8.0, 2, 0), (2.0, 5, 0), (2.0, 5, 1), (0.0, None, 0)]
     comparison = compare(tmp_path, *(rl(delay=delay, order=order, seed=seed) for delay, order, seed in given))
-    assert comparison.missing == ["cet5 at 8 s"]
+    assert comparison.missing == ["CET 5 at 8 s"]
     assert comparison.delays == (2.0, 8.0)  # the arm without delay is no column
     (picture,) = heatmap(comparison)
-    assert "Hatched, without a result: cet5 at 8 s." in picture.caption
+    assert "Hatched, without a result: CET 5 at 8 s." in picture.caption
     assert "interquartile mean over the seeds of finished runs, n = 1 to 2, in brackets" in picture.caption
     assert comparison.over_delays(comparison.compared[0]).count == 2
     assert comparison.over_delays(comparison.compared[1]) is None
@@ -292,7 +314,7 @@ def test_delays_are_pooled_only_with_as_many_seeds(tmp_path):
 def test_the_best_arms_are_those_with_the_lowest_loss(tmp_path):
     losses = [("rflo", 0.6), ("uoro", 0.7), ("rtrl", 0.5)]
     comparison = compare(tmp_path, *((recurrent(rule=rule), loss) for rule, loss in losses))
-    assert [arm.label for arm in comparison.best(comparison.arms, 2)] == ["rflo", "rtrl"]
+    assert [arm.label for arm in comparison.best(comparison.arms, 2)] == ["RFLO", "RTRL"]
 
 
 def planned(root, name="y", arm="classical trace"):
@@ -501,30 +523,33 @@ def test_sampled_kernels_are_the_traces_kernels():
 def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
     runs = [rl(delay=2.0, order=3), rl(delay=2.0, order=65), rl(delay=2.0, agent="sb3:a2c")]
     (picture,) = kernels(compare(tmp_path, *runs))
-    assert picture.caption.endswith("Too long or too large to draw: cet65 at 2 s.")
-    assert picture.png.startswith(b"\x89PNG")
+    assert picture.caption.endswith("Too long or too large to draw: CET 65 at 2 s.")
 
 
 def test_a_picture_is_what_was_drawn():
     figure = Figure(figsize=(2, 1))
     axes = figure.subplots()
-    axes.plot([0, 1], [1, 0])
-    written = Image.open(io.BytesIO(png(figure)))
+    axes.plot([0, 1], [1, 0], color=palette.INK)
+    written = Image.open(io.BytesIO(render(figure, "png")))
     assert (written.size, written.mode) == ((2 * DPI, DPI), "RGB")
     assert written.info["dpi"] == pytest.approx((DPI, DPI), rel=1e-3)  # kept as dots a metre
     assert set(written.info) == {"dpi"}  # neither a date nor a version
     shown = np.asarray(figure.canvas.buffer_rgba())
     assert (np.asarray(written) == shown[..., :3]).all()
     assert (shown[..., 3] == 255).all()
+    for form, start in (("svg", b"<?xml"), ("pdf", b"%PDF")):
+        file = render(figure, form)
+        assert file.startswith(start)
+        assert file == render(figure, form)
+        assert b"Date" not in file.replace(b"dc:date", b"")
+    shown = as_files(Sketch("a", figure, "", ""), "svg").svg
+    assert palette.INK not in shown.partition("</style>")[2]
+    assert f"stroke: var(--c{palette.INK[1:]})" in shown
+    assert "@media(prefers-color-scheme:dark){:root{" in shown
 
 
-@pytest.fixture
-def caught(monkeypatch):
-    """The figures themselves, before they become files."""
-    found = []
-    for name in ("drawing", "kernels"):
-        monkeypatch.setattr(f"cet_rl.report.{name}.png", lambda figure: found.append(figure) or b"")
-    return found
+def figures(comparison, *functions):
+    return [sketch.figure for function in functions for sketch in function(comparison)]
 
 
 def two_arms(root):
@@ -538,43 +563,57 @@ def two_arms(root):
     return compare(root, *runs)
 
 
-def test_scores_are_drawn_where_they_are_and_hollow_without_delay_beside_others(tmp_path, caught):
+def test_scores_are_drawn_where_they_are_and_hollow_without_delay_beside_others(tmp_path):
     comparison = two_arms(tmp_path)
-    scores(comparison), scores(compare(tmp_path / "one", rl()))
-    points = [[line for line in figure.axes[0].lines if line.get_marker() == "o"] for figure in caught]
-    assert [[line.get_markerfacecolor() for line in lines] for lines in points] == [["white", "C0"], ["C0"]]
-    at_two, at_eight = caught[0].axes
+    (figure,) = figures(comparison, scores)
+    at_two, at_eight = figure.axes
+    assert at_two.get_shared_x_axes().joined(at_two, at_eight)
     rows = {label.get_text(): place for place, label in enumerate(at_two.get_yticklabels())}
-    assert rows == {"none": 0, "cet2": 1, "cet5": 2}
-    for axes, delay, labels in [(at_two, 2.0, rows), (at_eight, 8.0, ["none", "cet5"])]:
-        seeds, points = set(), set()
-        for line in axes.lines:
-            (points if line.get_marker() == "o" else seeds).update(map(tuple, line.get_xydata().tolist()))
-        ends = {tuple(map(tuple, ends.tolist())) for lines in axes.collections for ends in lines.get_segments()}
+    assert rows == {"no delay": 0, "CET 2": 1, "CET 5": 2}
+    looks_of = styles(comparison)
+    for axes, delay, labels in [(at_two, 2.0, rows), (at_eight, 8.0, ["no delay", "CET 5"])]:
+        seeds, points, ends = set(), {}, {}
+        for drawn in axes.collections:
+            if hasattr(drawn, "get_segments"):
+                shown = zip(drawn.get_segments(), drawn.get_edgecolors(), strict=True)
+                ends |= {tuple(map(tuple, place.tolist())): to_hex(color) for place, color in shown}
+            elif drawn.get_sizes()[0] > 30:
+                seeds.update(map(tuple, drawn.get_offsets().tolist()))
+            else:
+                shown = zip(drawn.get_offsets(), drawn.get_edgecolors(), drawn.get_facecolors(), strict=True)
+                points |= {tuple(place.tolist()): (to_hex(edge), to_hex(face)) for place, edge, face in shown}
         arms = {
             arm.label: (arm, 0.0 if arm.undelayed else delay) for arm in comparison.arms if arm.label in labels
         }
         found = {label: comparison.estimate(arm, own) for label, (arm, own) in arms.items()}
         assert all(each.least < each.low < each.high < each.most for each in found.values())
-        assert points == {(each.centre, rows[label]) for label, each in found.items()}
-        assert ends == {((each.low, rows[label]), (each.high, rows[label])) for label, each in found.items()}
+        color = {label: looks_of[label]["color"] for label in labels}
+        inside = {**color, "no delay": palette.PAPER}
+        assert points == {
+            (each.centre, rows[label]): (color[label], inside[label]) for label, each in found.items()
+        }
+        assert ends == {
+            ((each.low, rows[label]), (each.high, rows[label])): color[label] for label, each in found.items()
+        }
         score = comparison.presentation.score
         assert seeds == {
             (value, rows[label]) for label, (arm, own) in arms.items() for value in arm.at[own].scores(score)
         }
 
 
-def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path, caught):
+def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path):
     comparison = two_arms(tmp_path)
-    heatmap(comparison)
-    (axes,) = caught[0].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["none", "cet2", "cet5"]
+    (axes,) = figures(comparison, heatmap)[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["no delay", "CET 2", "CET 5"]
     written = {text.get_position(): text.get_text() for text in axes.texts}
     assert written == {(0.5, 0): "11.0", (0, 1): "33.0", (1, 1): "–", (0, 2): "63.0", (1, 2): "69.0"}
     (frames,) = axes.collections
     boxes = [tuple(path.get_extents().extents) for path in frames.get_paths()]
     assert boxes[0] == (-0.5, -0.5, 1.5, 0.5)
     assert boxes[1:] == [(x - 0.5, y - 0.5, x + 0.5, y + 0.5) for x, y in ((0, 1), (1, 1), (0, 2), (1, 2))]
+    low, high = (to_hex(viridis(end)) for end in (0.0, 1.0))
+    shades = [to_hex(color, keep_alpha=True) for color in frames.get_facecolors()]
+    assert (shades[0], shades[2], shades[4]) == (f"{low}ff", "#00000000", f"{high}ff")
     (hatched,) = axes.patches
     assert hatched.get_extents().extents == pytest.approx(
         axes.transData.transform([[0.5, 1.5], [1.5, 0.5]]).ravel()
@@ -591,7 +630,7 @@ def looks(figure):
     return found
 
 
-def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path, caught):
+def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path):
     missing = [
         (2, 8.0),
         (3, 2.0),
@@ -600,54 +639,74 @@ def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path
     runs = [rl(delay=delay, order=order) for order, delay in given]
     runs += [rl(delay=8.0, order=11, lr=lr) for lr in (1e-3, 5e-4)]  # two of one trace, whose kernel has its name
     comparison = compare(tmp_path, *runs, rl())
-    learning_curves(comparison), alignment(comparison), kernels(comparison)
-    curves, over_training, over_return, kernel = map(looks, caught)
-    labels = ["cet2", "cet3", "cet5", "cet7", "cet11 (lr 0.0005)", "cet11 (lr 0.001)"]
-    assert [text.get_text() for text in caught[0].legends[0].get_texts()] == [*labels, "none"]
+    drawn = figures(comparison, learning_curves, alignment, kernels)
+    curves, over_training, over_return, kernel = map(looks, drawn)
+    labels = ["CET 2", "CET 3", "CET 5", "CET 7", "CET 11 (lr 0.0005)", "CET 11 (lr 0.001)"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [*labels, "no delay"]
     for other in (over_training, over_return):
         assert {label: curves[label] for label in labels} == other
     assert all(len(each) == 1 for each in (*curves.values(), *kernel.values()))
     assert {label: curves[label] for label in labels[:4]}.items() <= kernel.items()
-    assert kernel["cet11"] not in [curves[label] for label in labels]
-    colors, dashes = zip(*(min(curves[label]) for label in labels), strict=True)
-    assert len(set(colors)) == len(set(dashes)) == len(labels)
+    assert len({min(each) for each in curves.values()}) == len(curves)
+    alone = compare(tmp_path / "alone", rl(delay=8.0, order=5), rl(delay=8.0, trace="legendre", order=10))
+    elsewhere = looks(figures(alone, learning_curves)[0])
+    assert elsewhere["CET 5"] == curves["CET 5"]
 
 
-def test_seventy_arms_can_be_told_apart():
-    found = [arm_style(number) for number in range(70)]
-    assert len({(look["color"], str(look["linestyle"])) for look in found}) == 70
+def test_arms_can_be_told_apart_in_print_and_whoever_looks():
+    def lightness(color):
+        return to_rgb(color) @ np.array([0.2126, 0.7152, 0.0722])
+
+    def confused(color):  # by deuteranopia: Machado et al. (2009), in linear light
+        linear = np.array(to_rgb(color)) ** 2.2
+        seen = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]] @ linear
+        return seen.clip(0, 1) ** (1 / 2.2)
+
+    found = palette.looks({f"{kind} {order}": Identity(kind, order) for kind in "abcdefgh" for order in range(9)})
+    assert len({(each["color"], str(each["linestyle"])) for each in found.values()}) == 56  # all there are
+    assert len({each["marker"] for each in found.values()}) == len(palette.COLORS)
+    for kinds, orders in ((("cet", "et", "legendre", "optimal", "sharp"), [10]), (("cet",), [2, 5, 10, 20])):
+        several = palette.looks({f"{kind}{order}": Identity(kind, order) for kind in kinds for order in orders})
+        assert len({(look["marker"], str(look["linestyle"])) for look in several.values()}) == len(several)
+    colors = [[*palette.COLORS][palette.KINDS[kind][0]] for kind in ("cet", "et", "legendre", "optimal", "sharp")]
+    for ground in (colors, [palette.DARK[color] for color in colors]):
+        for first, second in itertools.combinations(ground, 2):
+            assert np.linalg.norm(confused(first) - confused(second)) > 0.15
+    paper, night = lightness(palette.PAPER), lightness(palette.DARK[palette.PAPER])
+    assert all(paper - lightness(color) > 0.3 for color in palette.COLORS)
+    assert all(lightness(color) - night > 0.3 for color in palette.COLORS.values())
 
 
-def test_an_arm_whose_name_begins_with_an_underscore_is_in_every_legend(tmp_path, caught):
+def test_an_arm_whose_name_begins_with_an_underscore_is_in_every_legend(tmp_path):
     for job, config in planned(tmp_path, arm="_x"):
         write_run(tmp_path / "y" / job.name, config, 3.0)
-    comparison = one_comparison(tmp_path)
-    learning_curves(comparison), alignment(comparison), kernels(comparison)
-    assert len(caught) == 4
-    assert all([text.get_text() for text in figure.legends[0].get_texts()] == ["_x"] for figure in caught)
+    drawn = figures(one_comparison(tmp_path), learning_curves, alignment, kernels)
+    assert len(drawn) == 4
+    assert all([text.get_text() for text in figure.legends[0].get_texts()] == ["_x"] for figure in drawn)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_alignment_of_images_is_drawn_over_accuracy_in_per_cent(tmp_path, caught, stacked):
+def test_alignment_of_images_is_drawn_over_accuracy_in_per_cent(tmp_path, stacked):
     _, picture = alignment(compare(tmp_path, (vision(delay=2.0, stacked=stacked), 0.8)))
     assert (picture.name, "over the accuracy that went with it" in picture.caption) == ("alignment-accuracy", True)
-    first = caught[1].axes[0]
-    x, y = next(line for line in first.lines if line.get_label() == "cet5").get_data()
+    first = picture.figure.axes[0]
+    x, y = next(line for line in first.lines if line.get_label() == "CET 5").get_data()
     assert first.get_xlabel() == "test accuracy, %"
     assert 10.0 <= x.min() < x.max() <= 80.0
     assert 0.82 <= y.min() < y.max() <= 0.89
 
 
-def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path, caught):
+def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path):
     runs = [replace(rl(delay=delay), total_steps=1000 * int(delay)) for delay in (2.0, 4.0, 8.0, 32.0)]
     pictures = alignment(compare(tmp_path, *runs))
-    for figure in caught:
+    for figure in (picture.figure for picture in pictures):
         grid = [axes for axes in figure.axes if axes.get_visible()]
         titles = [axes.get_title() for axes in grid]
         assert titles == [f"{delay} s, layer {layer}" for delay in (4, 8, 32) for layer in (0, 1)]
         assert [axes.get_subplotspec().rowspan.start for axes in grid] == [0, 0, 1, 1, 2, 2]
     ends = [
-        max(line.get_xdata().max() for line in axes.lines if line.get_label() == "cet5") for axes in caught[0].axes
+        max(line.get_xdata().max() for line in axes.lines if line.get_label() == "CET 5")
+        for axes in pictures[0].figure.axes
     ]
     assert ends == [4000, 4000, 8000, 8000, 32000, 32000]
     assert len(pictures) == 2
@@ -683,10 +742,10 @@ def test_few_diverging_runs_do_not_set_an_axis(highs, expected):
         *((make, [0.1, 0.11, 0.12, 0.105, 0.95]) for make in (rl, vision)),
     ],
 )
-def test_a_loss_that_diverges_is_beyond_the_axis_and_no_other_score(tmp_path, caught, make, values):
+def test_a_loss_that_diverges_is_beyond_the_axis_and_no_other_score(tmp_path, make, values):
     comparison = compare(tmp_path, *((make(seed=seed), score) for seed, score in enumerate(values)))
     (points,), (curves,) = scores(comparison), learning_curves(comparison)
-    at_scores, at_curves = (figure.axes[0] for figure in caught)
+    at_scores, at_curves = (sketch.figure.axes[0] for sketch in (points, curves))
     across = [limit / (100 if make is vision else 1) for limit in at_scores.get_xlim()]
     beyond = make is recurrent
     for low, high in (across, at_curves.get_ylim()):
@@ -723,11 +782,92 @@ def test_seeds_without_a_common_stretch_are_not_drawn():
     assert len(axes.lines) == 1
 
 
+# -------------------- pairs of arms, and tables for a paper
+
+
+def test_the_probability_of_improvement_is_that_of_agarwal_et_al():
+    """P(X > Y) is the mean over tasks of Mann and Whitney's U divided by the number of pairs."""
+    x, y = [np.array([1.0, 2.0, 2.0, 5.0]), np.array([7.0, 8.0, 9.0])], [np.array([2.0, 0.5]), np.array([8.0] * 3)]
+    both = list(zip(x, y, strict=True))
+    expected = np.mean([scipy.stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in both])
+    assert probability(x, y) == pytest.approx(expected)
+    assert probability(x, y) == pytest.approx((6 / 8 + 1.5 / 3) / 2)  # ties count half
+    assert probability(y, x) == pytest.approx(1 - expected)
+    assert probability([np.stack([each, each]) for each in x], [np.stack([each, each]) for each in y]).shape == (
+        2,
+    )
+
+
+@pytest.mark.parametrize(("make", "sign"), [(rl, 1), (recurrent, -1)])
+def test_pairs_of_arms_are_compared_over_the_delays_that_both_have(tmp_path, make, sign):
+    generator = np.random.default_rng(3)
+    scores_of = {(order, delay): generator.normal(0.3 * order, 1, 12) for order in (2, 5) for delay in (2.0, 8.0)}
+    runs = [
+        (make(delay=delay, order=order, seed=seed), sign * score + 10)
+        for (order, delay), scores in scores_of.items()
+        for seed, score in enumerate(scores)
+    ]
+    comparison = compare(tmp_path, *runs, (make(delay=2.0, order=9), sign * 99.0))
+    names = [arm.label for arm in comparison.arms]
+    pairs = {(each.first, each.second): each for each in improvements(comparison)}
+    found, single = pairs[names[0], names[1]], pairs[names[0], names[2]]
+    low, high = ([scores_of[order, delay] for delay in (2.0, 8.0)] for order in (2, 5))
+    assert (len(pairs), found.delays, found.probability) == (3, 2, pytest.approx(float(probability(low, high))))
+    drawn = [
+        float(probability(*([generator.choice(values, 12) for values in arm] for arm in (low, high))))
+        for _ in range(500)
+    ]
+    assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
+    assert (found.decided, single.decided) == (True, False)
+    assert (single.delays, single.probability, single.low) == (1, 0.0, None)
+    (sketch,) = improvement_matrix(comparison)
+    written = {text.get_position(): (text.get_text(), text.get_weight()) for text in sketch.figure.axes[0].texts}
+    assert written[1, 0] == (f"{found.probability:.2f}", "bold")
+    assert written[0, 1] == (f"{1 - found.probability:.2f}", "bold")
+    assert written[0, 2] == ("1.00", "normal")
+    at_two, at_eight = page.summarize(comparison)
+    assert (at_two[:2], at_two[2].second, at_two[2].probability) == ((2.0, comparison.arms[2]), names[1], 1.0)
+    assert (at_eight[:2], at_eight[2].second) == ((8.0, comparison.arms[1]), names[0])
+
+
+def test_tables_are_read_by_latex_and_by_spreadsheets(tmp_path):
+    runs = [
+        (rl(delay=d, order=n, seed=seed), 10 * n + seed) for d in (2.0, 8.0) for n in (2, 5) for seed in range(3)
+    ]
+    perfect = [(rl(delay=2.0, trace="perfect"), 99.0), (rl(), 100.0)]
+    comparison = compare(tmp_path, *runs[:-3], *perfect)
+    assert results_tex(comparison).splitlines()[1:] == [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{lcc}",
+        r"\toprule",
+        r" & 2 s & 8 s \\",
+        r"\midrule",
+        r"no delay & 100.0 & 100.0 \\",
+        r"CET 2 & 21.0 {\scriptsize [20.0, 22.0]} & \textbf{21.0 {\scriptsize [20.0, 22.0]}} \\",
+        r"CET 5 & \textbf{51.0 {\scriptsize [50.0, 52.0]}} & -- \\",
+        r"perfect memory & 99.0 & -- \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    rows = list(csv.DictReader(io.StringIO(results_csv(comparison))))
+    assert [(row["arm"], row["delay in s"], row["n"]) for row in rows][:3] == [
+        ("no delay", "0", "1"),
+        ("CET 2", "2", "3"),
+        ("CET 2", "8", "3"),
+    ]
+    assert list(rows[1].values())[3:8] == ["21", "20", "22", "20", "22"]
+    assert escape("a_b & 50 % $x$ {~^\\} <λ>") == (
+        r"a\_b \& 50 \% \$x\$ \{\textasciitilde{}\textasciicircum{}\textbackslash{}\} $<$$\lambda$$>$"
+    )
+
+
 # -------------------- by how many processes
 
 
 def in_process(comparison):
-    return [Picture(comparison, str(os.getpid()).encode(), "", "")]
+    figure = Figure()
+    figure.text(0, 0, f"process {os.getpid()}")
+    return [Sketch(comparison, figure, "", "")]
 
 
 def killed(comparison):
@@ -745,9 +885,9 @@ def test_several_processes_draw_and_if_one_is_killed_this_one_does(monkeypatch, 
     monkeypatch.delitem(sys.modules, "torch", raising=False)  # as in a command that has not loaded it
     pictures = [picture for (picture,) in page.draw_all("abcde")]
     assert [picture.name for picture in pictures] == [*"abcde"]
-    assert {picture.png == str(os.getpid()).encode() for picture in pictures} == {here}
+    assert {f"process {os.getpid()}" in picture.svg for picture in pictures} == {here}
     monkeypatch.setattr(threading, "active_count", lambda: 2)
-    assert page.draw_all("ab")[0][0].png == str(os.getpid()).encode()
+    assert f"process {os.getpid()}" in page.draw_all("ab")[0][0].svg
 
 
 REPORT = """
@@ -771,7 +911,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
     assert (done.stdout.strip(), done.stderr) == ("True", "")
     write_report([tmp_path / "runs"], one)  # torch is here, beside which nothing is forked
     one, two = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in (one, two))
-    assert len(one) == 14
+    assert len(one) == 20
     assert one == two
     assert len(list((tmp_path / "runs").iterdir())) == 5  # as before
 
@@ -802,10 +942,11 @@ def test_the_report_holds_everything(everything):
     for text in (
         "13 runs: 9 finished; 1 interrupted (stopped before the end; continues with --resume); 1 failed",
         "Title <i>&amp;",
-        "Missing, without any result: cet5 at 8 s, cet7 at 2 s, cet7 at 8 s, cet9 at 2 s, cet9 at 8 s.",
+        "Missing, without any result: CET 5 at 8 s, CET 7 at 2 s, CET 7 at 8 s, CET 9 at 2 s, CET 9 at 8 s.",
         "Failed: failed: E: <script>alert(1)</script> & \"'",
         "Not among the results: 1 interrupted, 1 failed, 1 unfinished.",
         "Test accuracy (%). Points: mean over the seeds of finished runs (n = 1)",
+        "training return (last 100 episodes), interquartile mean over 1 to 3 seeds: at 2 s CET 2 is best with",
         "Dotted: the best that predictors can do",
         "87.50",
         "n too small",
@@ -818,7 +959,10 @@ def test_the_report_holds_everything(everything):
     assert len(pictures) == len(report.pictures)
     for attributes, file in zip(pictures, report.pictures, strict=True):
         assert len(attributes["alt"]) > 10
-        assert base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,")) == file.read_bytes()
+        assert file.read_bytes().startswith(b"\x89PNG")
+        shown = base64.b64decode(attributes["src"].removeprefix("data:image/svg+xml;base64,"))
+        assert shown.startswith(b"<?xml")
+        assert b"<script" not in re.sub(b"<!--.*?-->", b"", shown, flags=re.DOTALL)
 
 
 def test_nothing_from_a_folder_becomes_an_element(everything):
@@ -837,7 +981,7 @@ def test_the_report_loads_nothing_and_links_to_what_is_there(everything):
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     linked = set()
     for _, attributes in page.elements:
-        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or "src" not in attributes
+        assert attributes.get("src", "data:").startswith("data:image/svg+xml;base64,") or "src" not in attributes
         href = attributes.get("href", "#runs")
         if href.startswith("#"):
             assert href[1:] in ids
@@ -854,9 +998,14 @@ def test_the_report_loads_nothing_and_links_to_what_is_there(everything):
 
 def test_the_command(tmp_path, capsys):
     write_run(tmp_path / "runs" / "a", recurrent(), 0.5)
-    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--format", "pdf"]) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"{tmp_path / 'out' / 'report.html'}: 1 run (1 finished), 3 figures\n"
+    assert printed.out.splitlines() == [
+        f"{tmp_path / 'out' / 'report.html'}: 1 run (1 finished)",
+        "3 figures beside it: report-add-scores.pdf, report-add-curves.pdf, report-add-alignment.pdf",
+        "2 tables beside it: report-add-results.csv, report-add-results.tex",
+    ]
+    assert all(file.read_bytes().startswith(b"%PDF") for file in (tmp_path / "out").glob("*.pdf"))
     assert main(["report", str(tmp_path / "runs"), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     assert "<h1>runs</h1>" in (tmp_path / "runs" / "report.html").read_text()
@@ -865,6 +1014,7 @@ def test_the_command(tmp_path, capsys):
         ([str(tmp_path / "none")], "there is no folder"),
         ([str(tmp_path / "out")], "there is no run folder in"),
         ([str(tmp_path), "--titel", "x"], "--titel"),
+        ([str(tmp_path), "--format", "gif"], "png"),
     ]:
         assert main(["report", *arguments]) == 2
         (refusal,) = capsys.readouterr().err.strip().splitlines()
@@ -916,7 +1066,7 @@ def browser(tmp_path_factory):
 
 def test_every_column_has_a_button(everything, browser):
     heads = re.findall(r"<th[^>]*>.*?</th>", browser(everything[1].page))
-    assert len(heads) == 45
+    assert len(heads) == 54
     assert all("<button" in head for head in heads)
 
 

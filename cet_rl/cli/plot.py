@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import tyro
 
@@ -32,9 +32,9 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError("name the picture: cet-rl plot RUNS --out FILE.svg (or .png, .pdf)")
     file = check_file("--out", Path(parsed.out), ".svg", ".png", ".pdf")
     # Matplotlib: a misspelt option should not wait for it.
-    from cet_rl.report.drawing import drawing
+    from cet_rl.report.drawing import Format, drawing, render
     from cet_rl.report.grouping import group_runs
-    from cet_rl.report.plots import learning_figure
+    from cet_rl.report.plots import learning_curves
     from cet_rl.report.reading import read_runs
     from cet_rl.report.text import counted, listed
 
@@ -47,10 +47,9 @@ def run(arguments: Sequence[str]) -> int:
         titles = listed([each.title for each in comparisons], 4)
         raise ValueError(f"a picture shows runs that can be compared, and these are of {titles}: name some of one")
     with drawing():
-        if not (found := learning_figure(comparisons[0])):
+        if not (sketches := learning_curves(comparisons[0])):
             raise ValueError("none of these runs has logged a learning curve yet")
-        figure, caption = found
         with replacing(file) as stream:
-            figure.savefig(stream, format=file.suffix[1:].lower(), dpi=200)
-    print(f"{file}: {caption}" + f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged))
+            stream.write(render(sketches[0].figure, cast("Format", file.suffix[1:].lower())))
+    print(f"{file}: {sketches[0].caption}" + f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,12 +14,14 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Turn runs into report.html, one file to read anywhere, and its figures as PNG files.
+    """Turn runs into report.html, one file to read anywhere, and its figures and tables as files for a paper.
 
-    They show scores by arm and delay, learning curves, alignment, kernels, and a table of all runs.
+    They show scores by arm and delay, how probably an arm beats another, learning curves, alignment, kernels, and
+    all runs. Tables are CSV files and, for LaTeX with booktabs, .tex files.
 
     Examples:
       cet-rl report runs/quick
+      cet-rl report runs/fig4-cartpole --format pdf --out paper/figures
       cet-rl report --claims runs/fig4-cartpole
     """
 
@@ -28,6 +30,8 @@ class ReportArguments:
     `cet-rl sweep --known` has written."""
     out: str | None = None
     """Folder to write to. Default: the first of RUNS."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """Format of the figures beside the page: png for slides, pdf or svg for LaTeX. Those on the page are SVG."""
     claims: bool = False
     """Judge the papers' claims, and ours, by the runs instead; with --out, also write claims.md."""
     quiet: bool = False
@@ -43,14 +47,16 @@ def run(arguments: Sequence[str]) -> int:
         return _claims(parsed)
     # Matplotlib: a misspelt option should not wait for it.
     from cet_rl.report import write_report
-    from cet_rl.report.text import counted
+    from cet_rl.report.text import counted, listed
 
-    report = write_report(parsed.runs, parsed.out)
+    report = write_report(parsed.runs, parsed.out, figure_format=parsed.format)
     if not parsed.quiet:
         states = Counter(run.status for run in report.runs)
         runs = ", ".join(f"{count:,} {state}" for state, count in states.most_common())
-        figures = counted(len(report.pictures), "figure")
-        print(f"{report.page}: {counted(len(report.runs), 'run')} ({runs}), {figures}")
+        print(f"{report.page}: {counted(len(report.runs), 'run')} ({runs})")
+        for what, files in (("figure", report.pictures), ("table", report.tables)):
+            if files:
+                print(f"{counted(len(files), what)} beside it: {listed([file.name for file in files])}")
     return 0
 
 

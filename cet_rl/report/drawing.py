@@ -6,35 +6,41 @@ import io
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from cet_rl.report.grouping import Comparison
+from cet_rl.report.names import identity
+from cet_rl.report.palette import FAINT, INK, PAPER, SOFT, follow_the_page, looks
+from cet_rl.report.reading import FloatArray
 from cet_rl.report.text import steps
 from cet_rl.runs.task_kinds import RECURRENT
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.config import RecurrentConfig
 
-LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
-"""Dashes of successive arms: seven, so that together with ten colours seventy arms differ."""
+Format = Literal["png", "svg", "pdf"]
+"""Forms of the figures beside the page; on the page they are always SVG."""
 
-COLORS = 10
-DPI = 120
+DPI = 200  # of PNG files: sharp on a screen of high density, and in print
 ACROSS = 3  # panels side by side
 MOST_ARMS = 20  # that are drawn as curves; more cannot be told apart
 LONGEST_ENTRY = 28  # characters of a legend's entry
@@ -50,15 +56,26 @@ DOTTED = "Dotted: the best that predictors can do that know only what is written
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Hold a figure of the report.
+class Sketch:
+    """Hold a figure of the report that is not a file yet.
 
     The name is for its file; the caption says what it shows, how many runs it rests on, and what is missing; the
     alternative describes it in a few words to those who cannot see it.
     """
 
     name: str
-    png: bytes
+    figure: Figure
+    caption: str
+    alternative: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Hold a figure of the report as files: for the page, on a light ground or a dark one, and beside it."""
+
+    name: str
+    svg: str  # for the page
+    file: bytes  # to stand beside it
     caption: str
     alternative: str
 
@@ -66,28 +83,52 @@ class Picture:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Make figures look the same whatever the user's settings, and take no text for mathematics."""
+    colored = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
     ours: Any = {
         **{"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
+        **dict.fromkeys(colored, INK),
         "axes.titley": 1.0,  # nothing is above the axes: need not be looked for
+        "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's usual fonts
     }
     with style.context("default"), mpl.rc_context(ours), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a task may have any name
         yield
 
 
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file that depends on nothing but what is drawn."""
-    figure.set_dpi(DPI)
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if not axis.get_label_text():
-                axis.set_label_coords(0.5, 0.0)  # else a place below all ticks is searched for, again and again
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()  # once; `savefig` draws twice
-    width, height = canvas.get_width_height()
-    drawn = Image.frombuffer("RGBA", (width, height), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+def as_files(sketch: Sketch, form: Format) -> Picture:
+    """Return a figure as files."""
+    svg = render(sketch.figure, "svg")
+    file = svg if form == "svg" else render(sketch.figure, form)
+    page = follow_the_page(svg.decode())
+    return Picture(sketch.name, page, file, sketch.caption, sketch.alternative)
+
+
+def render(figure: Figure, form: Format) -> bytes:
+    """Return a figure as a file that depends on nothing but what is drawn."""
     stream = io.BytesIO()
-    drawn.convert("RGB").save(stream, "png", dpi=(DPI, DPI), compress_level=3)
+    canvas: Any
+    if engine := figure.get_layout_engine():  # once, not for each form; `savefig` would draw everything twice
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if not axis.get_label_text():
+                    axis.set_label_coords(0.5, 0.0)  # else a place below all ticks is searched for, each time
+        FigureCanvasAgg(figure)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    if form == "pdf":
+        canvas = FigureCanvasPdf(figure)
+        canvas.print_pdf(stream, metadata={"CreationDate": None})
+    elif form == "svg":
+        with mpl.rc_context({"svg.hashsalt": "cet-rl"}):
+            canvas = FigureCanvasSVG(figure)
+            canvas.print_svg(stream, metadata={"Date": None})
+    else:
+        figure.set_dpi(DPI)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        drawn = Image.frombuffer("RGBA", (width, height), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+        drawn.convert("RGB").save(stream, "png", dpi=(DPI, DPI), compress_level=3)
     return stream.getvalue()
 
 
@@ -136,24 +177,18 @@ def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = (
     labels = [*(label for label in order if label in lines), *(label for label in lines if label not in order)]
     half = LONGEST_ENTRY // 2  # a long label is cut in its middle, because its ends say most
     names = [label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}" for label in labels]
-    fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.5))))
+    fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.7))))
     rows = math.ceil(len(names) / fitting)
     figure.set_figheight(figure.get_figheight() + 0.17 * rows + 0.1)
     handles = [lines[label] for label in labels]
     columns = math.ceil(len(names) / rows)
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
-
-
-def arm_style(number: int) -> Mapping[str, Any]:
-    """Return colour, dash and width of the line of the arm at a place; neighbours differ in colour and dash."""
-    return {"color": f"C{number % COLORS}", "linestyle": LINES[number % len(LINES)], "linewidth": 1.4}
+    look: Any = {"frameon": False, "fontsize": 8, "handlelength": 3.6}
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, **look)
 
 
 def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
-    """Return how the line of each arm is drawn in all figures of a comparison; references are grey."""
-    found = {arm.label: arm_style(number) for number, arm in enumerate(comparison.compared)}
-    grey = {"color": "0.45", "linewidth": 1.2}
-    return found | {arm.label: {**arm_style(n), **grey} for n, arm in enumerate(comparison.references)}
+    """Return how the line of each arm is drawn in all figures of a comparison."""
+    return looks({arm.label: identity(arm.config) for arm in (*comparison.compared, *comparison.references)})
 
 
 def format_steps(axes: Axes) -> None:
@@ -217,9 +252,50 @@ def draw_baselines(axes: Axes, lines: Mapping[str, float], *, vertical: bool, na
     """Draw dotted lines at values: with their names outside the axes if `named`, `vertical` if scores go right."""
     for name, value in lines.items():
         draw = axes.axvline if vertical else axes.axhline
-        draw(value, color="0.5", linestyle=":", linewidth=1, zorder=0)
-        look: dict[str, Any] = {"fontsize": 7, "color": "0.4", "ha": "left"}
+        draw(value, color=SOFT, linestyle=":", linewidth=1, zorder=0)
+        look: dict[str, Any] = {"fontsize": 7, "color": SOFT, "ha": "left"}
         if named and vertical:
             axes.text(value, 1.01, name, rotation=45, va="bottom", transform=axes.get_xaxis_transform(), **look)
         elif named:
             axes.text(1.01, value, name, va="center", transform=axes.get_yaxis_transform(), **look)
+
+
+def draw_cells(
+    axes: Axes,
+    values: FloatArray,
+    texts: Sequence[Sequence[str]],
+    colormap: str,
+    limits: tuple[float, float],
+    wide: Collection[int] = (),
+    bold: Collection[tuple[int, int]] = (),
+) -> None:
+    """Draw values of shape (rows, columns) as coloured cells with texts in them.
+
+    Cells without a value are hatched, those without a text left out. Each of the `wide` rows is one cell.
+    """
+    shades = mpl.colormaps[colormap](mpl.colors.Normalize(*limits)(np.ma.masked_invalid(values)))
+    bright = shades[..., :3] @ [0.3, 0.59, 0.11] > 0.5
+    frames, fills = [], []
+    rows, columns = values.shape
+    for row, column in np.ndindex(rows, columns):
+        left, top, width = column - 0.5, row - 0.5, columns if row in wide else 1
+        known = bool(np.isfinite(values[row, column]))
+        if not texts[row][column] or (row in wide and column):
+            continue
+        frames.append([(left, top), (left + width, top), (left + width, top + 1), (left, top + 1)])
+        fills.append(mpl.colors.to_hex(shades[row, column]) if known else "none")
+        color = SOFT if not known else "#000000" if bright[row, column] else "#fefefe"  # the same on any ground
+        if not known:
+            look: Any = {"fill": False, "hatch": "////", "edgecolor": FAINT, "linewidth": 0}
+            axes.add_patch(Rectangle((left, top), width, 1, **look))
+        weight = "bold" if (row, column) in bold else "normal"
+        look = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
+        written = axes.text(left + width / 2, row, texts[row][column], **look)
+        written.set_in_layout(column in (0, columns - 1))  # others do not reach beyond the axes
+    # All at once: a hundred patches take their time.
+    edges: Any = {"facecolors": fills, "edgecolors": PAPER, "linewidths": 1.5, "joinstyle": "miter"}
+    axes.add_collection(PolyCollection(frames, **edges), autolim=False)
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)

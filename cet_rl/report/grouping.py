@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cet_rl.report.names import arm_name
 from cet_rl.report.reading import FloatArray, Run
 from cet_rl.report.statistics import Estimate, Measure, Presentation, estimate, presentation
 from cet_rl.report.text import clean, in_seconds
@@ -28,6 +29,7 @@ from cet_rl.traces.registry import TRACES
 NEVER_SPLITS = {"task", "seed", "delay", "alignment"}
 """Options that never split an arm, beside those of the machine: how often it ran, and what was logged."""
 
+NO_DELAY = "no delay"  # in the name of an arm, where others have one
 LONGEST_LABEL = 44  # characters of an arm's name; longer ones are numbered, and their options are in the table
 
 
@@ -80,6 +82,11 @@ class Arm:
     def undelayed(self) -> bool:
         """True if its credit is never delayed."""
         return not any(self.at)
+
+    @property
+    def is_bound(self) -> bool:
+        """True if its synapses forget nothing: what other traces are measured by."""
+        return self.config.trace == "perfect"
 
     @property
     def config(self) -> RunConfig:
@@ -192,15 +199,19 @@ class Comparison:
 
         They are compared at a delay in seconds, or by the mean over their delays.
         """
-
-        def rank(arm: Arm) -> float:
-            found = [self.estimate(arm, each) for each in arm.at if delay is None or each == delay]
-            centres = [each.centre for each in found if each]
-            sign = -1 if self.presentation.score.higher_is_better else 1
-            return sign * sum(centres) / len(centres) if centres else float("inf")
-
-        chosen = sorted(arms, key=rank)[:most]
+        chosen = sorted(arms, key=lambda arm: self._rank(arm, delay))[:most]
         return tuple(arm for arm in arms if arm in chosen)
+
+    def ranked(self, delay: float) -> list[Arm]:
+        """Return the arms with a result at a delay in seconds, best first, without perfect memory."""
+        arms = [arm for arm in self.compared if not arm.is_bound and self.estimate(arm, delay)]
+        return sorted(arms, key=lambda arm: self._rank(arm, delay))
+
+    def _rank(self, arm: Arm, delay: float | None) -> float:
+        found = [self.estimate(arm, each) for each in arm.at if delay in (None, each)]
+        centres = [each.centre for each in found if each]
+        sign = -1 if self.presentation.score.higher_is_better else 1
+        return sign * sum(centres) / len(centres) if centres else float("inf")
 
     @cached_property
     def _estimates(self) -> dict[tuple[str, float, str], Estimate | None]:
@@ -239,10 +250,12 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
     different = [len({values[place] for values in configurations}) > 1 for place in range(1, len(names) + 1)]
     varied = [name for name, differs in zip(names, different, strict=True) if differs and name not in shown]
     by_label = _by_label(configurations)
+    delays = any(values[0] for values in configurations)
     arms: dict[str, tuple[Values, Arm]] = {}
     for (label, delayed), alike in by_label.items():
-        if not delayed and (label, True) in by_label:
-            label = f"{label}, no delay"
+        named = any(run.arm for run in next(iter(alike.values())))
+        if not delayed and ((label, True) in by_label or (delays and not named and NO_DELAY not in label)):
+            label = f"{label}, {NO_DELAY}"
         splitting = _splitting(list(alike))
         rows: dict[Values, dict[float, ArmAtDelay]] = defaultdict(dict)
         for values, of_configuration in alike.items():
@@ -283,17 +296,13 @@ def _by_label(configurations: Mapping[Values, list[Run]]) -> dict[tuple[str, boo
 
 
 def _label(runs: list[Run], *, decay: bool = True) -> str:
-    """Return the name that a sweep gives to any of a configuration's runs, or else the run's label.
+    """Return the name that a sweep gives to any of a configuration's runs, or else the usual one.
 
     `decay` tells whether that shows a trace's decay.
     """
     config = runs[0].config
     assert config is not None
-    trace = config.trace_config
-    without = dataclasses.replace(trace, options={**trace.options, "decay": None})
-    shown = {} if decay else {trace.label: without.label}
-    label = "-".join(shown.get(part, part) for part in config.arm)
-    return clean(next((run.arm for run in runs if run.arm), label), LONGEST_LABEL)
+    return clean(next((run.arm for run in runs if run.arm), arm_name(config, decay=decay)), LONGEST_LABEL)
 
 
 def _unique_label(label: str, options: list[str], taken: Collection[str]) -> str:

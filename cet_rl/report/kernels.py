@@ -10,8 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from cet_rl.report.drawing import MOST_ARMS, Picture, arm_style, label_outside, legend, panels, png, some_delays
+from cet_rl.report.drawing import MOST_ARMS, Sketch, label_outside, legend, panels, some_delays, styles
 from cet_rl.report.grouping import Comparison
+from cet_rl.report.names import identity_of
+from cet_rl.report.palette import FAINT, SOFT, looks
 from cet_rl.report.reading import FloatArray
 from cet_rl.report.text import sentence
 from cet_rl.traces.base import Trace
@@ -27,22 +29,23 @@ Described = tuple[TraceConfig, int, float]
 """A trace, its delay in steps, and the seconds that a step stands for."""
 
 
-def kernels(comparison: Comparison) -> list[Picture]:
+def kernels(comparison: Comparison) -> list[Sketch]:
     """Draw kernels, computed from configurations: a panel for each delay of a layer; nothing without traces."""
     traces = describe_traces(comparison)
     if not traces:
         return []
     shown = some_delays(list(traces), MOST_PANELS)
-    arms = [arm.label for arm in comparison.compared]
-    labels = list(dict.fromkeys([*arms, *(label for described in traces.values() for label in described)]))
+    shared = {label: identity_of(each[0]) for of_delay in traces.values() for label, each in of_delay.items()}
+    looks_of = {**looks(shared), **styles(comparison)}
+    labels = list(dict.fromkeys([*(arm.label for arm in comparison.compared), *shared]))
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.3, sharey=True)
     lines: dict[str, Line2D] = {}
     refused = []
     for axes, seconds in zip(grid, shown, strict=True):
-        axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
-        axes.axvline(seconds, color="0.6", linestyle="--", linewidth=0.8, zorder=0)
+        axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+        axes.axvline(seconds, color=SOFT, linestyle="--", linewidth=0.8, zorder=0)
         for label in sorted(traces[seconds], key=labels.index):
-            line = _draw(axes, *traces[seconds][label], {"label": label, **arm_style(labels.index(label))})
+            line = _draw(axes, *traces[seconds][label], {"label": label, **looks_of[label]})
             if line is None:
                 refused.append(f"{label} at {seconds:g} s")
             else:
@@ -52,11 +55,11 @@ def kernels(comparison: Comparison) -> list[Picture]:
     legend(figure, lines, labels)
     caption = [
         "Kernels of the arms' traces, computed from their configurations: how much each moment before the credit "
-        "arrives counts. Each is scaled to a largest value of one. Dots: peaks; dashed: the delay."
+        "arrives counts. Each is scaled to a largest value of one. Markers: peaks; dashed: the delay."
     ]
     caption += sentence("Not drawn", [f"{seconds:g} s" for seconds in traces if seconds not in shown])
     caption += sentence("Too long or too large to draw", refused)
-    return [Picture("kernels", png(figure), " ".join(caption), "Kernels of the arms' traces")]
+    return [Sketch("kernels", figure, " ".join(caption), "Kernels of the arms' traces")]
 
 
 def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]:
@@ -76,11 +79,11 @@ def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]
     found: dict[float, dict[str, Described]] = defaultdict(dict)
     for arm, config in traced:
         trace, duration = config.trace_config, config.step_duration
-        label = trace.label if len(users[trace.label]) > 1 else arm
+        label = trace.title if len(users[trace.label]) > 1 else arm
         for steps in set(config.timing.layer_delays) - {0}:
             of_delay = found[round(steps * duration, 9)]
             same = label not in of_delay or of_delay[label][0].options == trace.options
-            of_delay.setdefault(label if same else trace.label, (trace, steps, duration))
+            of_delay.setdefault(label if same else trace.title, (trace, steps, duration))
     return dict(sorted(found.items()))
 
 
@@ -99,8 +102,7 @@ def _draw(
     peak = int(values.argmax())
     if not (np.isfinite(values).all() and values[peak] > 0):
         return None
-    (line,) = axes.plot(lags * duration, values / values[peak], **look)
-    axes.plot(lags[peak] * duration, 1.0, "o", color=look["color"], markersize=4)
+    (line,) = axes.plot(lags * duration, values / values[peak], markersize=3.5, markevery=[peak], **look)
     return line
 
 

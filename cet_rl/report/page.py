@@ -17,24 +17,35 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import quote
 
 import jinja2
 
-from cet_rl.report.drawing import Picture, drawing
+from cet_rl.report.drawing import Format, Picture, Sketch, as_files, drawing
 from cet_rl.report.grouping import Arm, Comparison, group_runs
+from cet_rl.report.improvement import Improvement, improvement, improvement_matrix
 from cet_rl.report.kernels import kernels
 from cet_rl.report.plots import alignment, learning_curves
 from cet_rl.report.reading import STATES, Run, read_runs
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import LEAST_SEEDS
+from cet_rl.report.tables import all_tables
 from cet_rl.report.text import clean, counted, in_seconds, listed, number, sentence, span
 from cet_rl.runs.files import replacing, write_text
+from cet_rl.runs.values import unknown
 from cet_rl.sweeps.worker import processors
 
-FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (heatmap, scores, learning_curves, alignment, kernels)
+FIGURES: tuple[Callable[[Comparison], list[Sketch]], ...] = (
+    heatmap,
+    scores,
+    improvement_matrix,
+    learning_curves,
+    alignment,
+    kernels,
+)
 """Figures in the order of the page; each returns no picture where there is nothing to draw."""
 
 MOST_PROCESSES = 4  # that draw; each takes some 200 MB
@@ -43,54 +54,79 @@ MOST_FAILED = 8  # runs that are named in a section; the table of runs has them 
 
 @dataclass(frozen=True)
 class Report:
-    """Hold the paths of the HTML file and of the pictures beside it, and the runs that they are about."""
+    """Hold the paths of the HTML file, of the pictures and tables beside it, and the runs that they are about."""
 
     page: Path
     pictures: tuple[Path, ...]
+    tables: tuple[Path, ...]
     runs: tuple[Run, ...]
 
 
 def write_report(
-    folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None, title: str | None = None
+    folders: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+    figure_format: Format = "png",
 ) -> Report:
-    """Write report.html, which needs no other file, and its figures as PNG files beside it.
+    """Write report.html, which needs no other file, and its figures and tables beside it.
 
-    The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow. Folders are
-    run folders, or hold some at any depth; by default the first of them is written to, and gives the title.
-    Raises ValueError if there is no run folder in one of them, and OSError if the report cannot be written.
+    The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow.
+
+    Args:
+        folders: run folders, or folders that hold some at any depth.
+        out: folder to write to; None for the first of `folders`.
+        title: of the page; None for that of the sweep, or the name of the first folder.
+        figure_format: png, svg or pdf, of the figures beside the page. Tables are CSV and LaTeX files.
+
+    Raises:
+        ValueError: if there is no run folder in one of them, or no such format.
+        OSError: if the report cannot be written.
     """
     if not folders:
         raise ValueError("a report needs at least one run folder, or a folder that holds some")
+    if figure_format not in get_args(Format):
+        raise unknown("figure format", figure_format, get_args(Format))
     first = Path(folders[0])
     start = Path(out) if out is not None else first.parent if first.is_file() else first
     runs, problems = read_runs(folders)
     comparisons = group_runs(runs)
-    name = clean(title if title is not None else first.resolve().name or "runs", 120)
+    sweeps = sorted({run.sweep for run in runs} - {""})
+    usual = sweeps[0] if len(sweeps) == 1 and all(run.sweep for run in runs) else first.resolve().name
+    slugs = [f"report-{slug}" for slug in _slugs(comparisons)]
     figures = [
-        {f"report-{slug}-{picture.name}.png": picture for picture in pictures}
-        for slug, pictures in zip(_slugs(comparisons), draw_all(comparisons), strict=True)
+        {f"{slug}-{picture.name}.{figure_format}": picture for picture in pictures}
+        for slug, pictures in zip(slugs, draw_all(comparisons, figure_format), strict=True)
+    ]
+    tables = [
+        {f"{slug}-{name}": text for name, text in all_tables(comparison).items()}
+        for slug, comparison in zip(slugs, comparisons, strict=True)
     ]
     html = render(
-        title=name,
+        title=clean(title if title is not None else usual or "runs", 120),
         overview=_overview(runs),
+        sweeps=sweeps if len(sweeps) > 1 else [],
         versions=_versions(runs),
         problems=problems,
         sections=[
-            (each, _notes(each), own, _commands(each)) for each, own in zip(comparisons, figures, strict=True)
+            (each, summarize(each), _notes(each), own, list(files), _commands(each))
+            for each, own, files in zip(comparisons, figures, tables, strict=True)
         ],
         runs=_listed(runs, comparisons, start),
     )
-    files = {start / name: picture.png for own in figures for name, picture in own.items()}
+    pictures = {start / name: picture.file for own in figures for name, picture in own.items()}
+    texts = {start / name: text for own in tables for name, text in own.items()}
     page = start / "report.html"
     try:
         start.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
+        for file, data in pictures.items():
             with replacing(file) as stream:
                 stream.write(data)
+        for file, text in texts.items():
+            write_text(file, text)
         write_text(page, html)
     except OSError as error:
         raise OSError(f"cannot write the report to {start}: {error.strerror}") from None
-    return Report(page, tuple(files), tuple(runs))
+    return Report(page, tuple(pictures), tuple(texts), tuple(runs))
 
 
 def render(**content: object) -> str:
@@ -98,8 +134,8 @@ def render(**content: object) -> str:
     blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, **blocks)
-    environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "show": number}
-    environment.filters |= {"clean": clean, "in_seconds": in_seconds}
+    environment.filters |= {"base64": lambda text: base64.b64encode(text.encode()).decode(), "show": number}
+    environment.filters |= {"clean": clean, "in_seconds": in_seconds, "span": span}
     environment.globals["LEAST_SEEDS"] = LEAST_SEEDS
     return environment.get_template("template.html.j2").render(content)
 
@@ -120,7 +156,7 @@ def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
 # -------------------- figures
 
 
-def draw_all(comparisons: Sequence[Comparison]) -> list[list[Picture]]:
+def draw_all(comparisons: Sequence[Comparison], form: Format = "png") -> list[list[Picture]]:
     """Return the pictures of each comparison, the same ones however many processes draw."""
     processes = min(len(comparisons), processors(), MOST_PROCESSES)
     # Forking is quick, but unsafe beside threads, such as those of torch.
@@ -128,19 +164,29 @@ def draw_all(comparisons: Sequence[Comparison]) -> list[list[Picture]]:
     if processes > 1 and may_fork and not multiprocessing.current_process().daemon:
         try:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-                return list(pool.map(draw, comparisons))
+                return list(pool.map(partial(draw, form=form), comparisons))
         except BrokenProcessPool:  # one was killed, for its memory perhaps
             pass
-    return [draw(comparison) for comparison in comparisons]
+    return [draw(comparison, form) for comparison in comparisons]
 
 
-def draw(comparison: Comparison) -> list[Picture]:
+def draw(comparison: Comparison, form: Format) -> list[Picture]:
     """Return the pictures of one comparison."""
     with drawing():
-        return [picture for figure in FIGURES for picture in figure(comparison)]
+        return [as_files(sketch, form) for figure in FIGURES for sketch in figure(comparison)]
 
 
 # -------------------- text
+
+
+def summarize(comparison: Comparison) -> list[tuple[float, Arm, Improvement | None]]:
+    """Return the best arm at each delay that has a result, and how probably it beats the next, if there is one."""
+    ranked = {delay: comparison.ranked(delay) for delay in comparison.delays}
+    return [
+        (delay, arms[0], improvement(comparison, arms[0], arms[1], delay) if len(arms) > 1 else None)
+        for delay, arms in ranked.items()
+        if arms
+    ]
 
 
 def _overview(runs: Sequence[Run]) -> str:

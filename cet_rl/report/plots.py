@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
+from cet_rl.report.palette import FAINT, Identity, looks
 from cet_rl.report.reading import ALIGNMENT, FloatArray, logged
 from cet_rl.report.statistics import Presentation
 from cet_rl.report.text import counted, in_seconds, sentence, span
@@ -27,6 +27,7 @@ from cet_rl.runs.task_kinds import RL
 RETURN = RL.curve.key  # column of the return
 
 POINTS = 100  # of the common grid on which the seeds of an arm are averaged
+BETWEEN = 15  # points of the grid from one marker of a curve to the next
 BINS = 8  # of the score when alignment is drawn over it
 MOST_SEEDS_OF_A_RANGE = 5  # with more seeds the band is a standard error
 LOGARITHMIC = 30.0  # quotient of an axis' largest and smallest value from which on it is logarithmic
@@ -56,8 +57,9 @@ def _by_arm(curves: Iterable[Curve], styles: Styles | None) -> Iterator[tuple[di
     arms: dict[str, list[Curve]] = {}
     for curve in curves:
         arms.setdefault(curve.arm, []).append(curve)
-    for number, (arm, seeds) in enumerate(arms.items()):
-        yield {"label": arm, "color": f"C{number % 10}", **(styles or {}).get(arm, {})}, seeds
+    usual = looks({arm: Identity(arm) for arm in arms})
+    for arm, seeds in arms.items():
+        yield {"label": arm, **(styles or usual).get(arm, usual[arm])}, seeds
 
 
 def draw_curves(
@@ -74,7 +76,7 @@ def draw_curves(
     of metrics.csv. The band is a "range" from the lowest seed to the highest, or an "error", a standard error of
     the mean up and down.
     """
-    drawn = {}
+    drawn: dict[str, Line2D] = {}
     for style, seeds in _by_arm(curves, styles):
         lines = [line for seed in seeds if len((line := seed.over(MetricsTable.STEP, column))[0])]
         first, last = max((x[0] for x, _ in lines), default=1), min((x[-1] for x, _ in lines), default=0)
@@ -86,7 +88,8 @@ def draw_curves(
         if band == "error":
             spread = values.std(0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
             low, high = mean - spread, mean + spread
-        (drawn[style["label"]],) = axes.plot(grid, mean, **style)
+        marked = {"markersize": 3.5, "markevery": (5 * len(drawn) % BETWEEN, BETWEEN)}
+        (drawn[style["label"]],) = axes.plot(grid, mean, **{**marked, **style})
         axes.fill_between(grid, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel("samples")
     if column == RETURN:
@@ -119,24 +122,15 @@ def draw_alignment_over(
         filled = np.unique(index)
         means = [alignment[index == number].mean() for number in filled]
         centres = (edges[:-1] + edges[1:])[filled] / 2
-        (drawn[style["label"]],) = axes.plot(centres, means, marker="o", markersize=3, **style)
+        (drawn[style["label"]],) = axes.plot(centres, means, **{"marker": "o", "markersize": 3.5, **style})
     return drawn
 
 
 # -------------------- learning curves
 
 
-def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
+def learning_curves(comparison: Comparison) -> list[drawing.Sketch]:
     """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
-    if not (found := learning_figure(comparison)):
-        return []
-    figure, caption = found
-    title = f"Curves of {comparison.presentation.curve_title}"
-    return [drawing.Picture("curves", drawing.png(figure), caption, title)]
-
-
-def learning_figure(comparison: Comparison) -> tuple[Figure, str] | None:
-    """Return the figure of `learning_curves`, and what to know about it; None if nothing was logged."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
     delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
@@ -147,30 +141,31 @@ def learning_figure(comparison: Comparison) -> tuple[Figure, str] | None:
     arms = comparison.best(compared, drawing.MOST_ARMS, shown[-1] if delays else None)
     references = comparison.best(comparison.references, 4)
     of_references = [curve for arm in references for curve in _curves(arm, 0.0, column)]
-    looks, baselines = drawing.styles(comparison), drawing.baselines_of(comparison)
+    styles, baselines = drawing.styles(comparison), drawing.baselines_of(comparison)
     band = _band(comparison)
     curves, lines = list(of_references), dict[str, Line2D]()
     for axes, delay in zip(grid, shown, strict=True):
         here = [curve for arm in arms for curve in _curves(arm, delay, column)]
         curves += here
         with drawing.scaled_at_the_end(axes):
-            lines |= draw_curves(axes, here + of_references, shows.curve, looks, band=band)
+            lines |= draw_curves(axes, here + of_references, shows.curve, styles, band=band)
         drawing.format_steps(axes)
         axes.set_title(in_seconds(delay), fontsize=9)
         drawing.draw_baselines(axes, baselines, vertical=False, named=axes is grid[-1])
     if not curves:
-        return None
+        return []
     cut, beyond = _limit(grid[0], curves, shows, list(baselines.values()))
     drawing.label_outside(grid, shows.steps, shows.curve_title)
     figure.suptitle(comparison.title, fontsize=10)
-    drawing.legend(figure, lines, list(looks))
+    drawing.legend(figure, lines, list(styles))
     caption = [f"{shows.curve_title.capitalize()} over training. {_meaning(comparison, band)}"]
     caption += _left_out(comparison, [*arms, *references], delays, shown)
     caption += [drawing.DOTTED] * bool(baselines)
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.decays
-    return figure, " ".join(caption)
+    title = f"Curves of {shows.curve_title}"
+    return [drawing.Sketch("curves", figure, " ".join(caption), title)]
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
@@ -200,8 +195,8 @@ def _left_out(
     comparison: Comparison, drawn: Sequence[Arm], delays: Sequence[float], shown: Sequence[float]
 ) -> list[str]:
     """Return sentences on what is not drawn, and on what has not finished."""
-    grey = any(arm in comparison.references for arm in drawn) and bool(delays)
-    found = ["Grey: arms without delay, the same in each panel."] * grey
+    repeated = any(arm in comparison.references for arm in drawn) and bool(delays)
+    found = ["Arms without delay are the same in each panel."] * repeated
     found += sentence("Not drawn", [in_seconds(delay) for delay in delays if delay not in shown])
     if hidden := len(comparison.arms) - len(drawn):
         found.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
@@ -249,7 +244,7 @@ def _limit(
 # -------------------- alignment
 
 
-def alignment(comparison: Comparison) -> list[drawing.Picture]:
+def alignment(comparison: Comparison) -> list[drawing.Sketch]:
     """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
 
     There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
@@ -268,38 +263,35 @@ def alignment(comparison: Comparison) -> list[drawing.Picture]:
     delays = f"{', '.join(others)} and {last}" if others else last
     what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
     rest = sentence("Also logged, not drawn", [in_seconds(delay) for delay in logged if delay not in shown])
-    shows, looks, band = comparison.presentation, drawing.styles(comparison), _band(comparison)
-    pictures = []
+    shows, styles, band = comparison.presentation, drawing.styles(comparison), _band(comparison)
+    sketches = []
     for over in dict.fromkeys((None, shows.over_score)):
         count = len(shown) * len(layers)
         figure, grid = drawing.panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
         lines: dict[str, Line2D] = {}
         for axes, (delay, layer) in zip(grid, [(d, layer) for d in shown for layer in layers], strict=True):
-            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
             title = f"layer {layer}" if layer.isdecimal() else layer[:20]
             axes.set_title(f"{in_seconds(delay)}, {title}" if len(shown) > 1 else title, fontsize=9)
             if over is None:
                 with drawing.scaled_at_the_end(axes):
-                    lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", looks, band=band)
+                    lines |= draw_curves(axes, curves[delay], f"{ALIGNMENT}{layer}", styles, band=band)
                 drawing.format_steps(axes)
             else:
                 factor = shows.curve_factor
-                lines |= draw_alignment_over(axes, curves[delay], layer, shows.curve, looks, factor=factor)
+                lines |= draw_alignment_over(axes, curves[delay], layer, shows.curve, styles, factor=factor)
         x = shows.curve_title if over else shows.steps
         drawing.label_outside(grid, x, "cosine with the true gradient", across)
         one = f", {in_seconds(shown[0])}" if len(shown) == 1 else ""
         figure.suptitle(f"{comparison.title}{one}", fontsize=10)
-        drawing.legend(figure, lines, list(looks))
+        drawing.legend(figure, lines, list(styles))
         name, title = ("alignment", "over training") if over is None else (f"alignment-{over}", f"over {over}")
         caption = f"{what}, over the {over} that went with it: means in bins, all seeds."
         if over is None:
             caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}"
-        pictures.append(
-            drawing.Picture(
-                name, drawing.png(figure), " ".join([caption, *rest]), f"Alignment of each layer {title}"
-            )
-        )
-    return pictures
+        described = f"Alignment of each layer {title}"
+        sketches.append(drawing.Sketch(name, figure, " ".join([caption, *rest]), described))
+    return sketches
 
 
 def _layers(comparison: Comparison, delay: float) -> list[str]:

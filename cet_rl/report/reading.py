@@ -52,9 +52,8 @@ class RunLocation:
     path: Path  # run folder
     arm: str = ""  # name that a sweep gives the run in legends; "" for none
     planned: Mapping[str, Any] | None = None  # configuration of a run that has no folder
-    summary: Mapping[str, Any] | None = (
-        None  # of one without a folder that a CSV knows; None if it has not started
-    )
+    summary: Mapping[str, Any] | None = None  # of one that a CSV knows instead; None if it has not started
+    sweep: str = ""  # title of the sweep that it belongs to; "" for none
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +66,7 @@ class Run:
     task_kind: TaskKind | None = None  # None where the configuration cannot be read
     config: RunConfig | None = None  # None likewise
     arm: str = ""  # name that a sweep gives it, if that is not the usual one; "" for none
+    sweep: str = ""  # title of the sweep that it belongs to; "" for none
     steps: int | None = None  # steps made; without a summary the last that was logged, None if there is none
     speed: float | None = None  # steps per second
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the summary
@@ -138,15 +138,16 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
     """Set the arms of a sweep's runs in `locations`; return the runs that it has not started."""
     sweep = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
-    for job in sweep.read().jobs:
+    whole = sweep.read()
+    for job in whole.jobs:
         path = sweep.run_path(job.name)
         real = os.path.realpath(path)
         if os.path.dirname(real) != os.path.realpath(folder):
             raise ValueError(f"{job.name} names no folder in the sweep's own")
         if real in locations:
-            locations[real] = RunLocation(locations[real].path, job.arm)
+            locations[real] = RunLocation(locations[real].path, job.arm, sweep=whole.title)
         else:
-            planned[real] = RunLocation(path, job.arm, job.values, sweep.summary(job.name) or None)
+            planned[real] = RunLocation(path, job.arm, job.values, sweep.summary(job.name) or None, whole.title)
     return planned
 
 
@@ -172,7 +173,9 @@ def read_run(location: RunLocation) -> Run:
         arm = "" if location.arm == config.label else clean(location.arm)
     except Exception as error:  # a file that anybody may have edited can raise anything
         return Run(location.path, "damaged", _reason(source, error))
-    run = Run(location.path, "unfinished", task_kind=task_kind, config=config, arm=arm)
+    run = Run(
+        location.path, "unfinished", task_kind=task_kind, config=config, arm=arm, sweep=clean(location.sweep)
+    )
     if location.planned is not None and location.summary is None:
         return replace(run, status="waiting")
     try:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
+from cet_rl.report.palette import FAINT, PAPER
 from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate
 from cet_rl.report.text import in_seconds, listed, sentence, span
@@ -26,7 +24,7 @@ MOST_POINTS = 40  # arms that are drawn as points
 # -------------------- heatmap
 
 
-def heatmap(comparison: Comparison) -> list[drawing.Picture]:
+def heatmap(comparison: Comparison) -> list[drawing.Sketch]:
     """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
 
     An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
@@ -49,39 +47,19 @@ def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     size = (1.4 + 0.085 * max(len(arm.label) for arm in rows) + 0.72 * len(delays), 1.0 + 0.3 * len(rows))
     figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 2.2)), layout="constrained")
     axes = figure.subplots()
-    colors = mpl.colormaps["viridis" if score.higher_is_better else "viridis_r"].with_extremes(bad="white")
-    high = high if high > low else low + 1 + abs(low)
-    image = axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
-    bright = image.to_rgba(values)[..., :3] @ [0.3, 0.59, 0.11] > 0.5
-    frames = []
-    for row, arm in enumerate(rows):
-        reference = arm in comparison.references
-        for column in range(1 if reference else len(delays)):
-            each = found[row][column]
-            place = (len(delays) - 1) / 2 if reference else column
-            left, top, width = column - 0.5, row - 0.5, len(delays) if reference else 1
-            frames.append([(left, top), (left + width, top), (left + width, top + 1), (left, top + 1)])
-            if each is None:
-                look: Any = {"fill": False, "hatch": "////", "edgecolor": "0.8", "linewidth": 0}
-                axes.add_patch(Rectangle((left, top), width, 1, **look))
-                text, color = "–", "0.3"
-            else:
-                text = score.show(each.centre) + (f"  ({each.count})" if len(counts) > 1 else "")
-                color = "black" if bright[row, column] else "white"
-            written = axes.text(place, row, text, ha="center", va="center", fontsize=8, color=color)
-            written.set_in_layout(column in (0, len(delays) - 1))  # others do not reach beyond the axes
-    # All at once: a hundred patches take their time.
-    edges: Any = {"facecolors": "none", "edgecolors": "white", "linewidths": 1.5, "joinstyle": "miter"}
-    axes.add_collection(PolyCollection(frames, **edges), autolim=False)
+    texts = [
+        [score.show(each.centre) + f"  ({each.count})" * (len(counts) > 1) if each else "–" for each in row]
+        for row in found
+    ]
+    colors = "viridis" if score.higher_is_better else "viridis_r"
+    wide = [row for row, arm in enumerate(rows) if arm in comparison.references]
+    drawing.draw_cells(axes, values, texts, colors, (low, high if high > low else low + 1 + abs(low)), wide)
     axes.set_xticks(range(len(delays)), [in_seconds(delay) for delay in delays])
     axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     axes.set_xlabel("credit delay")
     axes.set_title(f"{comparison.title}: {score.heading}", fontsize=9)
     caption = _heatmap_caption(comparison, counts, len(rows), delays)
-    return [drawing.Picture("heatmap", drawing.png(figure), caption, f"Heatmap of {score.title}")]
+    return [drawing.Sketch("heatmap", figure, caption, f"Heatmap of {score.title}")]
 
 
 def _subject(comparison: Comparison) -> str:
@@ -113,7 +91,7 @@ Mark = tuple[int, Estimate, FloatArray]
 """An arm in a panel: its row, the average over its seeds, and each seed's score."""
 
 
-def scores(comparison: Comparison) -> list[drawing.Picture]:
+def scores(comparison: Comparison) -> list[drawing.Sketch]:
     """Draw a panel for each delay, and one for all delays together; nothing without any result.
 
     Arms without delay, where others have one, are drawn in each panel with hollow points.
@@ -132,36 +110,32 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     others = {row: arm for row, arm in enumerate(rows) if arm not in comparison.references}
     labels = max(len(arm.label) for arm in rows)
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
-    figure, grid = drawing.panels(count, width, 0.7 + 0.2 * len(rows), sharey=True)
+    figure, grid = drawing.panels(count, width, 0.7 + 0.2 * len(rows), sharex=True, sharey=True)
+    styles, marked = drawing.styles(comparison), list[Mark]()
     lines = drawing.baselines_of(comparison)
-    cut = False
     for place, axes in enumerate(grid):
         if place < len(delays):
             hollow = _marks(comparison, references, 0.0)
             marks = _marks(comparison, others, delays[place])
         else:
             hollow, marks = [], [(row, found, np.empty(0)) for row, found in pooled.items()]
-        _draw(axes, hollow, color="0.35", markerfacecolor="white")
-        _draw(axes, marks, color="C0")
+        _draw(axes, [*hollow, *marks], [styles[arm.label] for arm in rows], references)
+        marked += [*hollow, *marks]
         title = in_seconds(delays[place]) if place < len(delays) else "all delays"
         axes.set_title(title, fontsize=9, pad=34 if lines else None)
-        if not comparison.presentation.score.higher_is_better:
-            cut |= _limit(axes, [*hollow, *marks], list(lines.values()))
         axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.grid(axis="x", color="0.92")
+        axes.grid(axis="x", color=FAINT)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         drawing.draw_baselines(axes, lines, vertical=True)
+    higher = comparison.presentation.score.higher_is_better
+    cut = not higher and _limit(grid[0], marked, list(lines.values()))
     figure.supxlabel(comparison.presentation.score.heading, fontsize=9)
     figure.suptitle(comparison.title, fontsize=10)
     caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))
     caption += " Some losses lie beyond the axis; see the table." * cut
-    return [
-        drawing.Picture(
-            "scores", drawing.png(figure), caption, f"{comparison.presentation.score.title} of each arm"
-        )
-    ]
+    return [drawing.Sketch("scores", figure, caption, f"{comparison.presentation.score.title} of each arm")]
 
 
 def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Mark]:
@@ -171,19 +145,26 @@ def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> lis
     return [(row, each, arm.at[delay].scores(score)) for row, arm, each in found if each]
 
 
-def _draw(axes: Axes, marks: Sequence[Mark], color: str, markerfacecolor: str | None = None) -> None:
-    """Draw all marks at once, because an artist for each takes its time."""
-    if not marks:
-        return
-    seeds = np.concatenate([values for _, _, values in marks])
-    places = np.repeat([row for row, _, _ in marks], [len(values) for _, _, values in marks])
-    axes.plot(seeds, places, "|", color=color, markersize=7, alpha=0.45, markeredgewidth=1)
-    ends = [(row, found.low, found.high) for row, found, _ in marks if found.low is not None]
-    if ends:
-        row, low, high = zip(*ends, strict=True)
-        axes.hlines(row, low, high, colors=color, linewidth=1.6, capstyle="butt")
-    points = [found.centre for _, found, _ in marks], [row for row, _, _ in marks]
-    axes.plot(*points, "o", color=color, markersize=4.5, markerfacecolor=markerfacecolor or color)
+def _draw(axes: Axes, marks: Sequence[Mark], styles: Sequence[Mapping[str, Any]], hollow: Collection[int]) -> None:
+    """Draw marks in the looks of their rows, some hollow; as few artists as can be: each takes its time."""
+    for marker in dict.fromkeys(styles[row]["marker"] or "o" for row, _, _ in marks):
+        alike = [mark for mark in marks if (styles[mark[0]]["marker"] or "o") == marker]
+        colors = [styles[row]["color"] for row, _, _ in alike]
+        faces = [PAPER if row in hollow else styles[row]["color"] for row, _, _ in alike]
+        seeds = [np.repeat(row, len(values)) for row, _, values in alike]
+        ticks = [color for color, (_, _, values) in zip(colors, alike, strict=True) for _ in values]
+        look: Any = {"marker": "|", "s": 45, "alpha": 0.5, "linewidths": 1, "zorder": 2}
+        axes.scatter(np.concatenate([each for *_, each in alike]), np.concatenate(seeds), c=ticks, **look)
+        ends = [
+            (row, found.low, found.high, color)
+            for (row, found, _), color in zip(alike, colors, strict=True)
+            if found.low is not None
+        ]
+        if ends:
+            row, low, high, shown = zip(*ends, strict=True)
+            axes.hlines(row, low, high, colors=shown, linewidth=1.6, capstyle="butt")
+        points = [found.centre for _, found, _ in alike], [row for row, _, _ in alike]
+        axes.scatter(*points, s=22, marker=marker, c=faces, edgecolors=colors, zorder=3)
 
 
 def _limit(axes: Axes, marks: Sequence[Mark], lines: Sequence[float]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cet_rl.report.palette import COLORS, FAINT, MARKERS, SOFT, Identity, looks
 from cet_rl.traces.base import Trace
 
 if TYPE_CHECKING:
@@ -26,8 +27,15 @@ def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) ->
         delay_steps = delays.pop()
     longest = max((trace.support[1] for trace in traces.values()), default=1)
     length = max(10, 4 * delay_steps if delay_steps else longest + longest // 10)
-    lines = [(name, trace, length, f"C{number}") for number, (name, trace) in enumerate(traces.items())]
-    return _figure(lines, [] if delay_steps is None else [(delay_steps, "0.5")], 1, "steps")
+    from cet_rl.traces.registry import TRACES
+
+    kinds = {kind.make: name for name, kind in TRACES.items()}
+    known = {
+        name: Identity(kinds.get(type(trace), name), getattr(trace, "order", None))
+        for name, trace in traces.items()
+    }
+    lines = [(traces[name], length, {"label": name, **look}) for name, look in looks(known).items()]
+    return _figure(lines, [] if delay_steps is None else [(delay_steps, SOFT)], 1, "steps")
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:
@@ -41,27 +49,28 @@ def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_du
             layers.setdefault((trace, delay), []).append(layer)
     lines, marks = [], []
     for (trace, delay), same in layers.items():
-        label = f"layer{'s' * (len(same) > 1)} {', '.join(map(str, same))}"
-        lines.append((label, trace, max(4 * delay, 10), f"C{same[0]}"))
-        marks.append((delay, f"C{same[0]}"))
+        look = {"color": [*COLORS][same[0] % len(COLORS)], "marker": MARKERS[same[0] % len(MARKERS)]}
+        look |= {"label": f"layer{'s' * (len(same) > 1)} {', '.join(map(str, same))}"}
+        lines.append((trace, max(4 * delay, 10), look))
+        marks.append((delay, str(look["color"])))
     return _figure(lines, marks, step_duration, "seconds")
 
 
 def _figure(
-    lines: Sequence[tuple[str, Trace, int, str]], marks: Sequence[tuple[int, str]], step: float, unit: str
+    lines: Sequence[tuple[Trace, int, Mapping[str, Any]]], marks: Sequence[tuple[int, str]], step: float, unit: str
 ) -> Figure:
-    """Draw lines (label, trace, lags, color) and dashed marks (lag, color), lags in units of `step`."""
+    """Draw lines (trace, lags, look) and dashed marks (lag, color), lags in units of `step`."""
     from matplotlib.figure import Figure  # matplotlib takes half a second
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    for label, trace, length, color in lines:
-        lags = [lag * step for lag in range(length)]
-        axes.step(lags, trace.kernel(length).tolist(), where="mid", color=color, label=label)
+    for trace, length, look in lines:
+        lags, kernel = [lag * step for lag in range(length)], trace.kernel(length)
+        axes.step(lags, kernel.tolist(), where="mid", markevery=[int(kernel.argmax())], markersize=4, **look)
     for lag, color in marks:
         axes.axvline(lag * step, color=color, linestyle="--", linewidth=1)
-    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     axes.set_xlabel(f"{unit} before the credit arrives")
     axes.set_ylabel("weight in the trace")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=3.6)
     return figure

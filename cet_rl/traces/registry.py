@@ -41,6 +41,7 @@ class TraceKind:
 
     make: Maker | None  # its class, or a function that returns a trace; None for no trace
     summary: str  # one line for `cet-rl list traces`
+    title: str = ""  # its name for people; "" for that which options take
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -82,14 +83,16 @@ def _options(make: Maker) -> Mapping[str, Any]:
 
 
 TRACES: dict[str, TraceKind] = {
-    "cet": TraceKind(CET, "cascade of n stages, read at the last; peaks at the delay (paper, Eqs. 4-8)"),
-    "sharp": TraceKind(SharpCET, "the same cascade, read as the sharpest weighted sum of all its stages"),
-    "legendre": TraceKind(Legendre, "Legendre delay network of n states with the sharpest readout"),
+    "cet": TraceKind(CET, "cascade of n stages, read at the last; peaks at the delay (paper, Eqs. 4-8)", "CET"),
+    "sharp": TraceKind(SharpCET, "the same cascade, read as the sharpest sum of all its stages", "SharpCET"),
+    "legendre": TraceKind(Legendre, "Legendre delay network of n states with the sharpest readout", "Legendre"),
     "optimal": TraceKind(Optimal, "damped oscillators: the sharpest memory that n states can have"),
-    "et": TraceKind(ET, "classical eligibility trace, one decaying state (paper, Eq. 2)"),
-    "ltp-ltd": TraceKind(LTPLTD, "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)"),
-    "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago: the upper bound"),
-    "none": TraceKind(None, "no synaptic trace: backpropagation without delay"),
+    "et": TraceKind(ET, "classical eligibility trace, one decaying state (paper, Eq. 2)", "ET"),
+    "ltp-ltd": TraceKind(
+        LTPLTD, "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)", "LTP/LTD"
+    ),
+    "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago: the bound", "perfect memory"),
+    "none": TraceKind(None, "no synaptic trace: backpropagation without delay", "no delay"),
 }
 """Every kind of trace, by the name that `--trace` and `trace=` take."""
 
@@ -332,17 +335,35 @@ class TraceConfig:
         return kind.build(delay_steps, {**taken, **self.options})
 
     @property
+    def built(self) -> tuple[str, Trace | None]:
+        """Return the kind that is built, and a trace of it: a cascade of order 1 is the classical trace."""
+        trace = self._make(_ANY_DELAY)
+        return next((name for name, kind in TRACES.items() if kind.make is type(trace)), self.kind), trace
+
+    @property
     def label(self) -> str:
-        """Short name for folders and legends: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
-        trace = self._make(_ANY_DELAY)  # a cascade of order 1 is named for what it is
-        label = next((name for name, kind in TRACES.items() if kind.make is type(trace)), self.kind)
+        """Short name for folders: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
+        label, trace = self.built
         label = "none" if trace is None else re.sub(r"[^\w.-]+", "-", label) + str(getattr(trace, "order", ""))
         for name, value in self.options.items():
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
-            if isinstance(value, tuple | list):
-                shown = f"{zlib.crc32(repr(tuple(value)).encode()):08x}"
             if isinstance(value, str):
-                label = f"{shown}-{label}"
+                label = f"{value}-{label}"
             else:
-                label += shown if name == "decay" else f"-{name}{shown}"
+                label += _shown(value) if name == "decay" else f"-{name}{_shown(value)}"
         return label if self.delay_ratio == 1 else f"{label}-for{self.delay_ratio:g}"
+
+    @property
+    def title(self) -> str:
+        """Name for figures and tables, as people write it: CET 5, ET (decay 0.99), optimal 10 (delay ×0.9)."""
+        kind, trace = self.built
+        name = f"{find_trace(kind).title or kind} {getattr(trace, 'order', '')}".strip()
+        own = [v if isinstance(v, str) else f"{key} {_shown(v)}" for key, v in self.options.items()]
+        own += [f"delay ×{self.delay_ratio:g}"] * (self.delay_ratio != 1)
+        return f"{name} ({', '.join(own)})" if own else name
+
+
+def _shown(value: object) -> str:
+    """Return an option's value for a name; of a long one eight digits that follow from it."""
+    if isinstance(value, tuple | list):
+        return f"{zlib.crc32(repr(tuple(value)).encode()):08x}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

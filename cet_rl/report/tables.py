@@ -1,0 +1,98 @@
+"""Tables of a report as files: the results of each arm and delay, and the pairs of arms, as CSV and as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+
+from cet_rl.report.grouping import Arm, Comparison
+from cet_rl.report.improvement import Improvement, improvements
+from cet_rl.report.statistics import LEAST_SEEDS, LEVEL, Estimate, Measure
+from cet_rl.report.text import in_seconds, span
+
+ESCAPES = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$"},
+    **{"×": r"$\times$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "−": "$-$"},
+}
+"""What LaTeX takes for something else than it is, or may lack in a font."""
+
+
+def all_tables(comparison: Comparison) -> dict[str, str]:
+    """Return the tables by the ends of their files' names; none without a result, no pairs of a single arm."""
+    if not any(comparison.estimate(arm, at.delay) for arm, at in comparison.all_runs):
+        return {}
+    found = {"results.csv": results_csv(comparison), "results.tex": results_tex(comparison)}
+    pairs = improvements(comparison)
+    return found | ({"improvement.csv": improvement_csv(pairs)} if pairs else {})
+
+
+def results_csv(comparison: Comparison) -> str:
+    """Return a row for each arm and delay: count, average, interval, range and other scores, unrounded."""
+    score, *others = comparison.presentation.scores
+    heads = ["arm", "delay in s", "n", score.heading, "interval from", "interval to", "lowest", "highest"]
+    rows = []
+    for arm, at_delay in comparison.all_runs:
+        found = comparison.estimate(arm, at_delay.delay)
+        rest = [comparison.estimate(arm, at_delay.delay, measure) for measure in others]
+        numbers = [None] * 5 if found is None else [found.centre, found.low, found.high, found.least, found.most]
+        count = 0 if found is None else found.count
+        options = comparison.differing[arm.label, at_delay.delay]
+        centres = [each and each.centre for each in rest]
+        rows.append([arm.label, at_delay.delay, count, *numbers, *centres, at_delay.speed, options])
+    return _csv([*heads, *(measure.heading for measure in others), "steps/s", "options that differ"], rows)
+
+
+def improvement_csv(found: Sequence[Improvement]) -> str:
+    """Return a row for each pair of arms: the probability that a run of the first beats one of the second."""
+    heads = ["arm X", "arm Y", "P(X > Y)", "interval from", "interval to", "delays"]
+    return _csv(heads, map(astuple, found))
+
+
+def results_tex(comparison: Comparison) -> str:
+    r"""Return a LaTeX table, arms by delays, to be read by \input; it needs the package booktabs.
+
+    A cell is the average over seeds with its interval in small print. The best of each delay is bold; what is
+    compared with, no delay or perfect memory, is not among those.
+    """
+    shows, score = comparison.presentation, comparison.presentation.score
+    delays = comparison.delays
+    best = {delay: next(iter(comparison.ranked(delay)), None) for delay in delays}
+
+    def cells(arm: Arm) -> Iterable[str]:
+        for delay in delays:
+            found = comparison.estimate(arm, 0.0 if arm in comparison.references else delay)
+            text = _cell(found, score)
+            yield rf"\textbf{{{text}}}" if best[delay] is arm else text
+
+    counts = [each.count for arm, at in comparison.all_runs if (each := comparison.estimate(arm, at.delay))]
+    interval = f", {LEVEL:.0%} bootstrap interval where n >= {LEAST_SEEDS}" if max(counts) >= LEAST_SEEDS else ""
+    said = f"{comparison.title}: {score.heading}, {shows.statistic_title} over n = {span(counts)} seeds{interval}"
+    rows = [["", *(escape(in_seconds(delay)) for delay in delays)]]
+    rows += [[escape(arm.label), *cells(arm)] for arm in (*comparison.references, *comparison.compared)]
+    head, *body = [rf"{' & '.join(row)} \\" for row in rows]
+    lines = [f"% {said}.", r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{l{'c' * len(delays)}}}", r"\toprule"]
+    return "\n".join([*lines, head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def escape(text: str) -> str:
+    """Return a text that LaTeX prints as it is."""
+    return "".join(ESCAPES.get(character, character) for character in text)
+
+
+def _cell(found: Estimate | None, score: Measure) -> str:
+    if found is None:
+        return "--"
+    centre, low, high = map(score.show, (found.centre, found.low, found.high))
+    interval = "" if found.low is None else rf" {{\scriptsize [{low}, {high}]}}"
+    return f"{centre}{interval}".replace("-", "$-$")
+
+
+def _csv(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows([f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return stream.getvalue()
