@@ -17,36 +17,36 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cet_rl import CET, ET, Legendre, Optimal, SharpCET
 from cet_rl.recurrent.tasks import build_task
+from cet_rl.report.drawing import draw_cells, drawing, format_steps, legend, render
+from cet_rl.report.names import identity_of, rule_name
+from cet_rl.report.palette import FAINT, PAPER, SOFT, Identity, follow_the_page, looks
 from cet_rl.report.plots import RETURN, Curve, Styles, draw_alignment_over, draw_curves
 from cet_rl.report.reading import ALIGNMENT
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import build_config
+from cet_rl.traces.registry import TraceConfig
 
 DOCS = Path(__file__).parent
 TRACES = {
-    **{"none": ("no delay", "0.6"), "et": ("ET", "C1"), "cet2": ("CET 2", "C9"), "cet5": ("CET 5", "C0")},
-    **{"cet6": ("CET 6", "C0"), "cet10": ("CET 10", "C4"), "sharp10": ("SharpCET 10", "C2")},
-    **{
-        "legendre10": ("Legendre 10", "C3"),
-        "optimal10": ("Optimal 10", "C5"),
-        "perfect": ("perfect memory", "black"),
-    },
+    **{"none": TraceConfig("none"), "et": TraceConfig("et"), "perfect": TraceConfig("perfect")},
+    **{f"cet{order}": TraceConfig("cet", order) for order in (2, 5, 6, 10)},
+    **{f"{kind}10": TraceConfig(kind, 10) for kind in ("sharp", "legendre", "optimal")},
 }
 TOLERANCES = {
-    f"optimal10-tolerance{share}": (f"Optimal 10, tolerance {share}", colour)
-    for share, colour in (("0.05", "C6"), ("0.1", "C8"), ("0.2", "C7"))
+    f"optimal10-tolerance{share}": TraceConfig("optimal", 10, options={"tolerance": share})
+    for share in (0.05, 0.1, 0.2)
 }
-RULES = {
-    **{"fixed-w": ("fixed-W", "0.6"), "rflo": ("RFLO", "C1"), "kernl": ("KeRNL", "C5"), "dni": ("DNI", "C3")},
-    **{"dni-b": ("DNI(b)", "C6"), "uoro": ("UORO", "C9"), "r-kf": ("R-KF", "C8"), "kf-rtrl": ("KF-RTRL", "C2")},
-    **{"bptt": ("BPTT", "C0"), "future-bptt": ("BPTT, future-facing", "C4"), "rtrl": ("RTRL", "black")},
+RULES = ("fixed-w", "rflo", "kernl", "dni", "dni-b", "uoro", "r-kf", "kf-rtrl", "bptt", "future-bptt", "rtrl")
+IDENTITIES = {arm: identity_of(trace) for arm, trace in (TRACES | TOLERANCES).items()}
+STYLES = {arm: {"label": (TRACES | TOLERANCES)[arm].title, **look} for arm, look in looks(IDENTITIES).items()} | {
+    rule: {"label": rule_name(rule), **look} for rule, look in looks({r: Identity(r) for r in RULES}).items()
 }
-STYLES = {arm: {"label": label, "color": color} for arm, (label, color) in {**TRACES, **RULES}.items()}
 STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w") for trace in TRACES}
 GAMES = {
     "cartpole": "CartPole-v1, 1 M samples",
@@ -83,11 +83,12 @@ def alignment_figure(curves: Sequence[Curve], styles: Styles | None = None) -> F
         draw_alignment_over(over_return, curves, layer, styles=styles)
         over_training.set_title(f"layer {layer}" if layer.isdigit() else layer)
         over_return.set_xlabel("return")
+        format_steps(over_training)
         for axes in (over_training, over_return):
-            axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+            axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     for axes in grid[:, 0]:
         axes.set_ylabel("cosine with the true gradient")
-    grid[0, 0].legend(lines.values(), lines, frameon=False, fontsize=8)
+    legend(figure, lines)
     return figure
 
 
@@ -120,8 +121,8 @@ def game(name: str, title: str) -> None:
             axes.set_ylim(0, 515)
     for axes in grid[1:]:
         axes.set_ylabel("")
-    grid[-1].legend(handles=list(lines.values()), frameon=False, fontsize=8)
     figure.suptitle(title if len(delays) > 1 else None)
+    legend(figure, lines)
     save(figure, name)
     save(alignment_figure(curves[delays[-1]], STYLES), f"{name}-alignment")
     if len(delays) > 1:
@@ -133,24 +134,25 @@ def image(name: str, title: str) -> None:
     undelayed, delays = curves.pop("", []), list(curves)
     longest = curves[delays[-1]]
     figure, (axes,) = panels(1, 6.5, 4)
-    draw_curves(axes, undelayed + longest, styles=STYLES)
+    lines = draw_curves(axes, undelayed + longest, styles=STYLES)
     best = max(curve.columns[RETURN].max() for curve in undelayed + longest)
     axes.set_ylim(max(0.0, best - (0.15 if best > 0.9 else 0.6)), min(1.0, best + 0.03))
     axes.set(xlabel="updates", ylabel="test accuracy")
     axes.set_title(f"{title}; credit {delays[-1].removesuffix('s')} s late", fontsize=10)
-    axes.legend(frameon=False, fontsize=8)
+    legend(figure, lines)
     save(figure, name)
     layers = sorted(column for column in longest[0].columns if column.startswith(ALIGNMENT))
     figure, grid = panels(len(layers), 3 * len(layers), 3)
+    lines = {}
     for axes, layer in zip(grid, layers, strict=True):
         for curve in longest:
-            style = STYLES[curve.arm] if curve.seed == 0 else {"color": STYLES[curve.arm]["color"]}
-            axes.plot(*curve.over(RETURN, layer), ".", markersize=4, **style)
+            style = {**STYLES[curve.arm], "marker": STYLES[curve.arm]["marker"] or "x", "linestyle": ""}
+            (lines[curve.arm],) = axes.plot(*curve.over(RETURN, layer), markersize=3, **style)
         axes.set_title(f"layer {layer.removeprefix(ALIGNMENT)}", fontsize=10)
         axes.set_xlabel("test accuracy")
-        axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     grid[0].set_ylabel("cosine with the true gradient")
-    grid[-1].legend(frameon=False, fontsize=7)
+    legend(figure, {line.get_label(): line for line in lines.values()})
     save(figure, f"{name}-alignment")
     if len(delays) > 1:
         heatmap(name, "test_accuracy", f"{title}: test accuracy, %", None, 100, ".1f")
@@ -166,27 +168,40 @@ def sequence(name: str, title: str) -> None:
         axes.set_ylim((0.44, 0.74) if rule else None)
         axes.set_title(f"{title}; {STYLES[rule]['label']}" if rule else title, fontsize=10)
         for label, loss in build_task(name, build_config({"task": name})).baselines.items():
-            axes.axhline(loss, color="0.4", linewidth=0.8, linestyle=":")
-            place: Any = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom", "fontsize": 7}
+            axes.axhline(loss, color=SOFT, linewidth=0.8, linestyle=":")
+            place: Any = {
+                "xycoords": ("axes fraction", "data"),
+                "ha": "right",
+                "va": "bottom",
+                "fontsize": 7,
+                "clip_on": True,
+            }
             axes.annotate(label, (1, loss), **place)
     if len(rules) == 1:
         draw_curves(grid[1], curves, f"{ALIGNMENT}alignment", STYLES, band="error")
-        grid[1].axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        grid[1].axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         grid[1].set_ylabel("cosine of the recurrent gradient with the true one")
     for axes in grid:
         axes.set_xlabel("time steps")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g} k")
-    figure.legend(handles=list(lines.values()), loc="outside right upper", frameon=False, fontsize=8)
+    legend(figure, lines)
     save(figure, name)
 
 
 def kernels() -> None:
     delay, step = 40, 0.2
     figure, (left, right) = panels(2, 10, 3.4, sharey=False)
+    lines: dict[str, Line2D] = {}
+
+    def peaked(axes: plt.Axes, kernel: torch.Tensor, style: dict[str, Any]) -> Line2D:
+        marked = {**style, "markevery": [int(kernel.argmax())], "markersize": 4}
+        return axes.plot(np.arange(len(kernel)) * step, kernel, **marked)[0]
+
     paper = [(CET(order, delay, "peak"), f"cet{order}") for order in (2, 5, 10)]
     for trace, arm in [*paper, (ET.from_delay(delay, "peak"), "et")]:
-        left.plot(np.arange(3 * delay) * step, trace.kernel(3 * delay), **STYLES[arm])
+        lines[arm] = peaked(left, trace.kernel(3 * delay), STYLES[arm])
     left.set(title="The paper's traces, peak-normalised", ylabel="weight in the trace")
+    shares = []
     for trace, arm in (
         (CET(10, delay), "cet10"),
         (SharpCET(10, delay), "sharp10"),
@@ -195,15 +210,14 @@ def kernels() -> None:
     ):
         kernel = trace.kernel(trace.support[1])
         share = (kernel[delay] ** 2 / (kernel**2).sum()).item()
-        style = {**STYLES[arm], "label": f"{STYLES[arm]['label']}: {share:.1%} of the energy at the delay"}
-        right.plot(np.arange(3 * delay) * step, kernel[: 3 * delay], **style)
-    right.set(title="Ten states each, unit area")
-    right.set_ylim(top=0.15)  # room for the legend
+        shares.append(f"{STYLES[arm]['label']} {share:.1%}")
+        lines[arm] = peaked(right, kernel[: 3 * delay], STYLES[arm])
+    right.set_title(f"Ten states each, unit area; energy at the delay:\n{', '.join(shares)}", fontsize=9)
     for axes in (left, right):
-        axes.axvline(delay * step, color="0.5", linestyle="--", linewidth=1)
-        axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
+        axes.axvline(delay * step, color=SOFT, linestyle="--", linewidth=1)
+        axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         axes.set_xlabel("seconds before the credit arrives")
-        axes.legend(frameon=False, fontsize=8)
+    legend(figure, {line.get_label(): line for line in lines.values()})
     save(figure, "kernels")
 
 
@@ -216,54 +230,46 @@ def sharpness() -> None:
         points[row["updates"], kind, row["delay"]].append(point)
     budgets = sorted({budget for budget, *_ in points}, key=int)
     figure, grid = panels(len(budgets), 5.2 * len(budgets), 4, sharey=False)
+    lines: dict[str, Line2D] = {}
     for axes, budget in zip(grid, budgets, strict=True):
         for (updates, kind, delay), found in points.items():
             if updates == budget:
-                name, colour = TRACES.get(f"{kind}10") or TRACES[kind]
-                label = f"{name.removesuffix(' 10')}, {delay.removesuffix('s')} s"
-                fill = colour if delay == "10s" else "none"
-                axes.plot(*zip(*found, strict=True), "o", color=colour, markerfacecolor=fill, label=label)
+                style = STYLES.get(f"{kind}10") or STYLES[kind]
+                label = f"{style['label'].removesuffix(' 10')}, {delay.removesuffix('s')} s"
+                style = {**style, "label": label, "linestyle": "", "marker": style["marker"] or "o"}
+                fill = style["color"] if delay == "10s" else PAPER
+                (lines[label],) = axes.plot(*zip(*found, strict=True), markerfacecolor=fill, **style)
         axes.set(
             xscale="log", xlabel="share of the kernel's energy at the delay, %", title=f"{int(budget):,} updates"
         )
         axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=7)
     grid[0].set_ylabel("test accuracy, %")
+    legend(figure, lines)
     save(figure, "traces-mnist")
 
 
 def wrong_delay() -> None:
     """Draw accuracies over the error of the delay that traces are made for, and over the spread of true delays."""
     figure, grid = panels(2, 11, 4)
-    styles = {
-        "cet10": TRACES["cet10"],
-        "legendre10": TRACES["legendre10"],
-        "optimal10": TRACES["optimal10"],
-    } | TOLERANCES
+    arms = ("cet10", "legendre10", "optimal10", *TOLERANCES)
+    lines: dict[str, Line2D] = {}
     for axes, (study, column) in zip(grid, (("wrong-delay", "trace_delay"), ("jitter", "jitter")), strict=True):
         found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in numbers(study):
             value = float(row[column].removesuffix("s"))
             percent = round(100 * (value / 8 - 1) if study == "wrong-delay" else 100 * value)
             found[row["arm"]][percent].append(100 * float(row["test_accuracy"]))
-        for arm, (label, colour) in styles.items():
+        for arm in arms:
             values = sorted(found[arm].items())
             mean = [np.mean(each) for _, each in values]
             error = [np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else 0.0 for _, each in values]
-            axes.errorbar(
-                [percent for percent, _ in values],
-                mean,
-                error,
-                color=colour,
-                label=label,
-                marker="o",
-                markersize=3,
-                capsize=2,
-            )
+            style = {**STYLES[arm], "markersize": 4, "capsize": 2}
+            drawn = axes.errorbar([percent for percent, _ in values], mean, error, **style)
+            lines[style["label"]] = drawn.lines[0]
     grid[0].set(xlabel="the trace is made for a delay longer by, %", ylabel="test accuracy, %", ylim=(80, 96))
     grid[1].set(xlabel="the delay of each image lies within ±, %")
-    grid[1].legend(frameon=False, fontsize=8)
+    legend(figure, lines)
     save(figure, "wrong-delay")
 
 
@@ -338,7 +344,7 @@ def cascade() -> None:
     curves.spines[["top", "right"]].set_visible(False)
     curves.spines[["left", "bottom"]].set_color(INK)
     curves.legend(frameon=False, fontsize=9, labelcolor=INK, loc="center right")
-    save(figure, "cascade", "svg")
+    save(figure, "cascade")
 
 
 def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
@@ -349,12 +355,10 @@ def heatmap(name: str, metric: str, title: str, least: float | None, factor: flo
     arms = sorted({arm for arm, _ in scores}, key=list(STYLES).index)
     delays = sorted({delay for _, delay in scores if delay}, key=lambda delay: float(delay.removesuffix("s")))
     values = np.array([[np.mean(scores.get((arm, delay)) or scores[arm, ""]) for delay in delays] for arm in arms])
-    figure, (axes,) = panels(1, 1.6 + 1.2 * len(delays), 0.45 * len(arms) + 1.4)
+    figure, (axes,) = panels(1, 2.2 + 1.0 * len(delays), 0.36 * len(arms) + 0.9)
     low = values.min() if least is None else least
-    figure.colorbar(axes.imshow(values, aspect="auto", cmap="viridis", vmin=low))
-    for (row, column), value in np.ndenumerate(values):
-        shade = "black" if value > low + 0.6 * (values.max() - low) else "white"
-        axes.text(column, row, format(value, form), ha="center", va="center", color=shade)
+    texts = [[format(value, form) for value in row] for row in values]
+    draw_cells(axes, values, texts, "viridis", (low, values.max()))
     axes.set_xticks(range(len(delays)), [f"{delay.removesuffix('s')} s" for delay in delays])
     axes.set_yticks(range(len(arms)), [STYLES[arm]["label"] for arm in arms])
     axes.set_title(title, fontsize=9)
@@ -367,16 +371,16 @@ def panels(count: int, width: float, height: float, **options: Any) -> tuple[plt
     return figure, list(grid[0])
 
 
-def save(figure: plt.Figure, name: str, suffix: str = "png") -> None:
-    with plt.rc_context({"svg.hashsalt": name}):
-        metadata = {"Date": None} if suffix == "svg" else None
-        figure.savefig(DOCS / "figures" / f"{name}.{suffix}", dpi=110, metadata=metadata)
+def save(figure: plt.Figure, name: str) -> None:
+    svg = follow_the_page(render(figure, "svg").decode())
+    (DOCS / "figures" / f"{name}.svg").write_text(svg)
     plt.close(figure)
 
 
 def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
-    found: dict[str, Callable[[], None]] = {"kernels": kernels, "cascade": cascade}
+    found: dict[str, Callable[[], None]] = {"kernels": kernels}
+    found["cascade"] = plt.rc_context({"text.parse_math": True, "font.size": 10})(cascade)
     found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay}
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
@@ -388,4 +392,6 @@ if __name__ == "__main__":
     if unknown:
         raise SystemExit(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(every())}")
     for name in sys.argv[1:] or every():
-        every()[name]()
+        draw = every()[name]
+        with drawing():
+            draw()

@@ -23,8 +23,13 @@ def arm_name(config: RunConfig, *, decay: bool = True) -> str:
     """Return a configuration's name without its delay: "CET 10", "RFLO, optimal 10"; with the decay, if asked."""
     trace, rule = config.trace_config, getattr(config, "rule", "")
     shown = trace if decay else replace(trace, options={**trace.options, "decay": None})
-    words = {**WORDS, rule: RULES.get(rule, rule if ":" in rule else rule.upper()), trace.label: shown.title}
+    words = {**WORDS, rule: rule_name(rule), trace.label: shown.title}
     return ", ".join(words.get(part, part) for part in config.arm)
+
+
+def rule_name(rule: str) -> str:
+    """Return a learning rule's name as people write it: RFLO, DNI(b)."""
+    return RULES.get(rule, rule if ":" in rule else rule.upper())
 
 
 def identity(config: RunConfig) -> Identity:

@@ -25,7 +25,7 @@ DARK = {**COLORS, INK: "#e4e4e4", SOFT: "#a2a2a2", FAINT: "#3a3d42", PAPER: "#16
 
 MARKERS = "os^DvPX*"  # of the colours
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (7, 1.2)), (0, (3, 1.2, 1, 1.2, 1, 1.2)), (0, (1, 3)))
-ORDERS = (10, 5, 2, 20, 3, 7, 15)
+ORDERS = (10, 5, 2, 20, 6, 3, 7)
 """Orders of traces that have a dash of their own, in the order of `DASHES`; others share them."""
 
 BLUE, ORANGE, PURPLE, GREEN, SKY, YELLOW, INDIGO, BROWN = range(8)
