@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
+from cet_rl.credit.costs import NANOSECONDS
 from cet_rl.envs import make_vec_env
 from cet_rl.envs.vector import NUMPY_FROM
 from cet_rl.rl import training
@@ -35,6 +37,7 @@ from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.training import pending, restore_pending, train
 from cet_rl.runs import archive, log
+from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.folder import MetricsTable, RunFolder
 
 SMALL = {
@@ -227,6 +230,32 @@ def half_written_logs(folder):
     (events,) = sorted(folder.glob("events.out.tfevents.*"))[-1:]
     with open(events, "ab") as stream:
         stream.write(events.read_bytes()[:20])
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with executors", "from before there were any"])
+def test_a_resumed_run_takes_its_executors_whatever_the_model_would_choose_now(
+    tmp_path, monkeypatch, whole, recorded
+):
+    config, reference = whole
+    train_until_killed(config, tmp_path, monkeypatch, 300)
+    folder = RunFolder(tmp_path)
+    chosen = load_yaml(folder.config_file.read_text())["executors"]
+    if recorded:
+        monkeypatch.setitem(NANOSECONDS, "loop", 1000.0)  # and "fused" would be the last choice
+        fresh = CETActorCritic("MlpPolicy", "CartPole-v1", delay=config.delay, n_steps=config.n_steps, seed=0)
+        assert fresh.learner.executors != tuple(chosen)
+    else:
+        text = folder.config_file.read_text()
+        folder.config_file.write_text(text.replace(text[text.index("executors") : text.index("agent:")], ""))
+        for file in filter(Path.exists, (folder.newest, folder.previous)):
+            data = members(file)
+            del data["agent"][0]["state"]["arguments"]["executors"]
+            write_members(file, data)
+    if recorded:
+        with pytest.raises(ValueError, match=r"executors \[.* there, \['chunk'\] here"):
+            folder.check_usable({**config.resolved().as_data(), "executors": ["chunk"]}, resume=True)
+    assert train(config, tmp_path, resume=True, quiet=True) == "finished"
+    assert_same_end(reference, tmp_path)
 
 
 @pytest.mark.parametrize("damage", [damage_newest, swap, half_written_logs])

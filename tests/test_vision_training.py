@@ -23,6 +23,7 @@ from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.runs import archive, log, session
 from cet_rl.traces.registry import TRACES
+from cet_rl.vision import credit
 from cet_rl.vision import learner as learner_module
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
@@ -477,7 +478,10 @@ def test_a_run_that_is_killed_resumes_from_its_last_checkpoint(tmp_path, interru
     saved_at = step - step % 12
     assert (summary(cut)["status"], summary(cut)["steps"]) == ("interrupted", saved_at)
     assert any((cut / "checkpoint").iterdir()) == bool(saved_at)
-    assert main(["train", "--run-dir", str(cut), "--resume"]) == 0
+    assert "\nexecutors:\n- history\n- history\n" in (cut / "config.yaml").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credit, "_SMALL_PAST", 0)  # and a new run would keep states
+        assert main(["train", "--run-dir", str(cut), "--resume"]) == 0
     assert (f"resuming at {saved_at} updates" in capsys.readouterr().err) == bool(saved_at)
     whole = run(tmp_path / "whole", *options)
     assert rows(cut) == rows(whole)

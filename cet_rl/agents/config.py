@@ -63,6 +63,7 @@ class LearnerConfig:
     max_grad_norm: float = 0.5  # global norm that actor's and critic's gradients are clipped to together
     error_at: ErrorAt = "preactivation"  # what δ of a hidden layer is taken with respect to
     alignment: bool = True  # measure each layer's alignment: the cosine between its update and the true gradient
+    executors: tuple[str, ...] | None = None  # `Synapses.choice` of each layer, input side first; None to choose
 
     def __post_init__(self) -> None:
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
@@ -83,6 +84,8 @@ class LearnerConfig:
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
         check_choice("error_at", self.error_at, ErrorAt)
+        if self.executors is not None:
+            object.__setattr__(self, "executors", checked(self.executors, tuple[str, ...], "executors"))
 
     @property
     def largest_lam(self) -> float:

@@ -150,18 +150,28 @@ class ActorCriticLearner(nn.Module):
         own = list(actor.head.own_weights)
         self.names = [*map(str, range(timing.layers)), *own]
         delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(own)]
-        for name, geometry, delay in zip(self.names, actor.geometries, delays, strict=True):
+        executors = config.executors or [None] * len(self.names)
+        if len(executors) != len(self.names):
+            raise ValueError(f"{len(executors)} executors are named, the actor has {len(self.names)} layers")
+        for name, geometry, delay, choice in zip(self.names, actor.geometries, delays, executors, strict=True):
             lam: float | Tensor = config.lam
             if config.random_lam is not None:
                 low, high = config.random_lam
                 lam = low + (high - low) * torch.rand(geometry.weight_shape, generator=generator)
             shared: dict[str, Any] = {"geometry": geometry, "delay_steps": delay, "gamma_lam": config.gamma * lam}
             shared |= {"num_envs": num_envs, "rollout": rollout}
-            self.synapses.append(Synapses(trace=config.trace.build(delay), **shared))
+            synapses = Synapses(trace=config.trace.build(delay), choice=choice, **shared)
+            synapses.settled = True  # as it will be for who resumes
+            self.synapses.append(synapses)
             # Without a delay, an update by true derivatives is the true gradient: there is nothing to measure.
             by_feedback = actor.feedback != "backprop" and len(self.synapses) < timing.layers
             if config.alignment and (delay or by_feedback):
                 self.probes[name] = AlignmentProbe(slowest=config.gamma * config.largest_lam, **shared)
+
+    @property
+    def executors(self) -> tuple[str, ...]:
+        """Executors of the layers, as `LearnerConfig` names them."""
+        return tuple(str(each.choice) for each in self.synapses)
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters that one optimiser updates: the actor's and the critic's."""

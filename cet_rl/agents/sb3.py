@@ -399,6 +399,7 @@ class CETActorCritic(StoredAlgorithm):
         """Return the arguments that `load` passes to the constructor, as plain data."""
         return {
             **vars(self.learner_config),
+            "executors": self.learner.executors if hasattr(self, "learner") else None,
             **self.learner_config.trace.as_keywords(self.timing.delay),
             **{name: getattr(self.timing, name) for name in ("delay", "stacked", "step_duration")},
             "learning_rate": schedule_to_data(self.learning_rate),

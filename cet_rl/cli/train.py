@@ -70,7 +70,17 @@ GROUPS = {
     "evaluation": ("eval_episodes", "eval_max_steps", "validation", "alignment"),
     "run": (
         *("run_dir", "config", "seeds", "resume", "checkpoint_every", "track", "quiet"),
-        *("seed", "device", "threads", "precision", "vectorization", "executor", "compile", "data_dir"),
+        *(
+            "seed",
+            "device",
+            "threads",
+            "precision",
+            "vectorization",
+            "executors",
+            "executor",
+            "compile",
+            "data_dir",
+        ),
     ),
 }
 """Options by the group that `--help` shows them in; others are options of learning."""

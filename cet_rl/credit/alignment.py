@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.geometry import Geometry
-from cet_rl.credit.signals import Decay, DelayLine
+from cet_rl.credit.signals import Decay, DelayLine, lambda_sums
 from cet_rl.credit.synapses import Synapses
 
 NEGLIGIBLE = 1e-4  # share of an event's eligibility below which the true gradient leaves it out
@@ -77,7 +77,11 @@ class AlignmentProbe(nn.Module):
         pre, derivative, error, td_error, start = (r[: len(r) - self.delay_steps] for r in recorded)
         td_error = td_error.clone()
         td_error[:-steps] = 0  # earlier updates have made use of these
-        decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
+        if self.shared_decay is not None:  # every event has all its credit at once, and nothing is carried over
+            credit = lambda_sums(td_error, start, float(self.shared_decay))
+            credit = credit.view(*credit.shape, *[1] * (error.ndim - 2))
+            return self.geometry.outer_sum(derivative * (credit * error), pre)
+        decay = self.decay_per_weight
         assert decay is not None
         synapses = Synapses(
             geometry=self.geometry, gamma_lam=decay, num_envs=pre.shape[1], rollout=len(pre), dtype=pre.dtype

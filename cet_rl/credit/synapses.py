@@ -74,10 +74,13 @@ class Synapses(nn.Module):
         dtype: of states and signals.
         geometry: of the layer, in the place of `n_in` and `n_out`.
         supervised: whether errors count as they are and nothing ends, η = 1 and s = 0; `forward` takes neither.
+        choice: what the attribute of this name was of such a layer, to take the same path; None to choose anew.
 
     Attributes:
-        form: the executor that was chosen; a layer that keeps states chooses between "chunk" and "fused" for the
-            length of every chunk.
+        form: the executor that was chosen; unless `settled`, a layer that keeps states chooses between "chunk" and
+            "fused" for the length of every chunk.
+        choice: the same in words that also tell how many steps inputs wait beforehand, as in "history+40".
+        settled: whether the choice holds for chunks of every length (on a CPU).
 
     Raises:
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
@@ -105,6 +108,7 @@ class Synapses(nn.Module):
         dtype: torch.dtype = torch.float32,
         geometry: Geometry | None = None,
         supervised: bool = False,
+        choice: str | None = None,
     ) -> None:
         super().__init__()
         if geometry is None and n_in is not None and n_out is not None:
@@ -126,7 +130,11 @@ class Synapses(nn.Module):
         self.delay_steps = delay_steps
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
-        self.form, self.work = cheapest(self._ways(num_envs, dtype), rollout)
+        ways = {_in_words(way): way for way in self._ways(num_envs, dtype)}
+        if choice is not None and choice not in ways:
+            raise ValueError(f"this layer's executor must be one of {', '.join(ways)}, got {choice!r}")
+        self.form, self.work = cheapest(ways.values(), rollout) if choice is None else ways[choice]
+        self.choice, self.settled = _in_words((self.form, self.work)), choice is not None
         self._factored = self.form in ("history", "factored")
         self._support = self.work.onset, self.work.onset + self.work.past + 1
         self._constants: StateConstants | HistoryConstants | None = None
@@ -301,7 +309,10 @@ class Synapses(nn.Module):
         form = self.executor
         if form == "auto":  # for the steps at hand; compiled loops were compared with products on a CPU only
             ways: list[tuple[Form, Work]] = [("chunk", self.work), ("fused", self.work)]
-            ways = ways[:1] if signals.pre.device.type != "cpu" else ways
+            if signals.pre.device.type != "cpu":
+                ways = ways[:1]
+            elif self.settled:
+                ways = [(self.form, self.work)]
             form = "fused" if isinstance(decay, Tensor) else cheapest(ways, len(signals.pre))[0]
         loop = compiled_loop(signals.pre.device.type) if form == "fused" else None
         if loop is not None:
@@ -309,6 +320,12 @@ class Synapses(nn.Module):
         if isinstance(decay, Tensor):
             return geometry.split(step(constants, state, signals, decay))
         return geometry.split(chunk(constants, state, signals, decay))
+
+
+def _in_words(way: tuple[Form, Work]) -> str:
+    """Return an executor and the steps that inputs wait beforehand, if any: "fused", "history+40"."""
+    form, work = way
+    return f"{form}+{work.onset}" if work.onset else form
 
 
 def _check_decay(gamma_lam: Decay, geometry: Geometry) -> None:

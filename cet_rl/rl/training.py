@@ -108,6 +108,8 @@ def train(
         return "finished"
     kind = find_agent(config.agent)
     agent = kind.build(config)
+    if learner := getattr(agent, "learner", None):
+        session.config = config = replace(config, executors=learner.executors)
     with session.folder.locked():
         if session.is_finished():  # by another process, while this one waited
             return "finished"

@@ -30,6 +30,7 @@ LOGGED_POINTS = 50  # points logged in a run
 class Learner(Protocol):
     """Learn one run; `step` counts what has been done, in the unit of the configuration's `total_steps`."""
 
+    config: Any
     step: int
 
     def advance(self, limit: int, *, measure: bool) -> object:
@@ -281,7 +282,8 @@ def run(
     learners = [build(session.config) for session in sessions]
     groups: dict[int, list[tuple[Session, L, bool]]] = {}
     with ExitStack() as locks:
-        for session in sessions:
+        for session, learner in zip(sessions, learners, strict=True):
+            session.config = learner.config  # with the choices that it has made
             locks.enter_context(session.folder.locked())
         for session, learner in zip(sessions, learners, strict=True):
             if session.folder.status == "finished":  # by another process, while this one waited

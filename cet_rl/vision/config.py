@@ -110,6 +110,8 @@ class VisionConfig(LayeredConfig):
             )
         if through_trace and not self.delay:
             raise ValueError("--soma trace belongs to a delay, and there is none: give a delay")
+        if self.executors is not None and (self.salience is not None or not self.streaming):
+            raise ValueError("--executors is for --streaming without --salience: leave it out")
         if self.streaming and longest >= steps * self.total_steps:
             raise ValueError(
                 f"the longest delay is {longest:,} steps, but the run is only {steps * self.total_steps:,} long: "

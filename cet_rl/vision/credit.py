@@ -386,7 +386,9 @@ class StreamCredit(nn.Module):
 
     pending: Tensor | None
 
-    def __init__(self, rule: CreditRule, weight: Tensor, in_shape: torch.Size) -> None:
+    def __init__(
+        self, rule: CreditRule, weight: Tensor, in_shape: torch.Size, executor: str | None = None
+    ) -> None:
         super().__init__()
         self.rule = rule
         geometry, dtype = rule.geometry(in_shape, weight.shape), weight.dtype
@@ -395,11 +397,13 @@ class StreamCredit(nn.Module):
         factored = (last - 1) * (geometry.n_pre + geometry.n_post)
         numbers = trace.states * torch.Size(geometry.weight_shape).numel()
         wants_states = 0 < numbers < factored and factored > _SMALL_PAST
+        dense_states = wants_states and not isinstance(geometry, Convolution)
         self.synapses = Synapses(
             trace=rule.trace,
             delay_steps=rule.fixed_delay,
             num_envs=rule.streams,
-            executor="chunk" if wants_states and not isinstance(geometry, Convolution) else "history",
+            executor="auto" if executor else "chunk" if dense_states else "history",
+            choice=executor,
             dtype=dtype,
             geometry=geometry,
             supervised=True,

@@ -68,6 +68,7 @@ class TracedLayer(nn.Module):
         self.layer_name = type(self).__name__
         self.times: ImageTimes | None = None  # set by `seen_at`
         self.draws: FloatArray | None = None  # set by `jittered`
+        self.executor: str | None = None  # of its `Synapses` while streaming, their `choice`; None to choose
         self.measured, self.alignment = False, float("nan")
         self._forward_passes = self._learned_pass = 0  # while streaming
         self._backward_pass = -1  # torch's number of the last one that counted
@@ -85,7 +86,7 @@ class TracedLayer(nn.Module):
         if self.traced and salient and self.salient is None:
             self.salient = SalientCredit(self.rule).to(self.weight.device)
         if self.traced and self.rule.streaming and not salient and self.stream is None:
-            self.stream = StreamCredit(self.rule, self.weight, in_shape).to(self.weight.device)
+            self.stream = StreamCredit(self.rule, self.weight, in_shape, self.executor).to(self.weight.device)
         if self.rule.streaming:
             watch_scalers()
 

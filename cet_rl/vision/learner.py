@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class ImageLearner:
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         if config.streaming:
-            prepare(self.network, data.in_shape, salient=config.salience is not None)
+            self._prepare(data.in_shape)
         one_matrix = (
             not config.streaming and config.salience is None and config.soma == "exact" and not config.jitter
         )
@@ -92,6 +93,17 @@ class ImageLearner:
         if config.compile:
             _check_compiler(config.device)
         self._compute = torch.compile(self.network) if config.compile else self.network
+
+    def _prepare(self, in_shape: tuple[int, ...]) -> None:
+        """Create what is carried from batch to batch, as the configuration says or, where it does not, choose."""
+        config, layers = self.config, [layer for layer in traced_layers(self.network).values() if layer.traced]
+        if config.executors is not None and len(config.executors) != len(layers):
+            raise ValueError(f"--executors names {len(config.executors)}, but {len(layers)} layers are traced")
+        for layer, executor in zip(layers, config.executors or (), strict=False):
+            layer.executor = executor
+        prepare(self.network, in_shape, salient=config.salience is not None)
+        chosen = tuple(layer.stream.synapses.choice for layer in layers if layer.stream is not None)
+        self.config = replace(config, executors=chosen or None)
 
     def advance(self, limit: int | None = None, *, measure: bool = False) -> Tensor:
         """Learn from one batch, and return its mean loss before the update, or that of its salient images.
