@@ -18,7 +18,7 @@ FIGURES = {
     "fig3-cifar10": 129,
     "fig4-cartpole": 93,
     "fig4-lunarlander": 93,
-    "fig4-spaceinvaders": 63,
+    "fig4-spaceinvaders": 75,
     "fig7-mnist": 12,
     "fig7-cifar10": 12,
     "fig8-cartpole": 15,
@@ -30,6 +30,9 @@ FIGURES = {
     "rules-fig1-add": 120,
     "rules-fig1-mimic": 120,
     "late-add": 70,
+    "beyond-mnist": 18,
+    "retrograde-spaceinvaders": 6,
+    "wrong-delay": 126,
 }
 """Number of jobs of each."""
 
@@ -42,7 +45,7 @@ QUICK_STEPS = {
     ("cifar10", False): 100,
     ("cifar10", True): 50,
     **{(task, stacked): 60_000 for task in ("CartPole-v1", "LunarLander-v3") for stacked in (False, True)},
-    ("MinAtar/SpaceInvaders-v1", False): 60_000,
+    **{("MinAtar/SpaceInvaders-v1", stacked): 60_000 for stacked in (False, True)},
     **{(task, False): 20_000 for task in ("add", "mimic", "late-add")},
 }
 """Most steps of a quick run, by task and whether its delays add up: none takes more than about a minute."""

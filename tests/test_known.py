@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +10,19 @@ import pytest
 from sweep_fakes import fake, launcher_of, plan, ran, rows_of
 
 from cet_rl.cli import main
+from cet_rl.report.reading import read_runs
+from cet_rl.sweeps.build import build
+from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.known import KnownRun, KnownRuns
 from cet_rl.sweeps.scheduler import run_sweep
 
 STUDY = "task: digits\ndelay: 1\nhidden: [8]\ntotal_steps: 20\nseeds: 0-1\ngrid: {order: [2, 3]}\n"
+
+
+def known_run(metrics, seed=0):
+    options = {"task": "fake", "seed": seed, "total_steps": 1}
+    return KnownRun("arm", options, {"agent": "a", "steps": 1, "wall_seconds": 1.0, "metrics": metrics})
 
 
 def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(tmp_path):
@@ -47,13 +54,13 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
     known = KnownRuns(tmp_path / "known.csv")
 
     def add(seed):
-        options = {"task": "fake", "seed": seed, "total_steps": 1}
-        known.add([KnownRun("arm", options, "a", 1, {f"metric{seed % 2}": 0.1 * seed}, 1.0)])
+        known.add([known_run({f"metric{seed % 2}": 0.1 * seed}, seed)])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, [*range(8), *range(8)]))
     runs = {run.options["seed"]: run for run in known.read()}
-    assert {seed: run.metrics for seed, run in runs.items()} == {s: {f"metric{s % 2}": 0.1 * s} for s in range(8)}
+    for seed, run in runs.items():
+        assert run.summary["metrics"] == {f"metric{seed % 2}": 0.1 * seed}
     assert len(rows_of(known.file)) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["known.csv"]
 
@@ -61,26 +68,27 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
 def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
+    summary = {
+        "agent": "mlp",
+        "steps": 20,
+        "wall_seconds": 1.0,
+        "metrics": {"test_accuracy": 0.5, "test_loss": 1.5},
+    }
+    jobs = build(read_sweep("study.yaml")).jobs
+    KnownRuns("known.csv").add(KnownRun(job.arm, job.values, summary) for job in jobs)
     command = ["sweep", "study.yaml", "--known", "known.csv", "--quiet"]
-    assert main([*command, "--launcher", "batch", "--run-dir", "one"]) == 0
-    with open("known.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    for row in rows:  # made before the code had an option
-        options = json.loads(row["options"])
-        del options["trace_delay"]
-        row["options"] = json.dumps(options)
-    with open("known.csv", "w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = Path("known.csv").read_text()  # as if made before the code had an option
+    Path("known.csv").write_text(text.replace('""trace_delay"":null,', ""))
+    assert "trace_delay" in text
     assert main([*command, "--run-dir", "two"]) == 0
     assert not list(Path("two").glob("*/summary.json"))
-    assert rows_of("two/results.csv") == rows_of("one/results.csv")
-    for runs, name in (("known.csv", "report.html"), ("two", "two/report.html")):
-        assert main(["report", runs, "--quiet"]) == 0
-        page = Path(name).read_text()
-        assert "4 runs: 4 finished" in page
-        assert "Of 4 finished runs only the final numbers are there: learning curves and alignment need" in page
+    assert [row["test_loss"] for row in rows_of("two/results.csv")] == ["1.5"] * 4
+    runs, _ = read_runs(["two"])
+    assert [(run.status, bool(run.metrics), bool(run.columns)) for run in runs] == [("finished", True, False)] * 4
+    assert main(["report", "known.csv", "--quiet"]) == 0
+    page = Path("report.html").read_text()
+    assert "4 runs: 4 finished" in page
+    assert "Of 4 finished runs only the final numbers are there: learning curves and alignment need" in page
     Path("study.yaml").write_text(STUDY.replace("20", "30"))
     assert main([*command, "--run-dir", "three", "--status"]) == 0
     assert "4 waiting" in capsys.readouterr().out
@@ -89,20 +97,19 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("options", "choices", "has no column options: name a CSV that --known has written"),
-        ("fake,", "fake,,", "line 2: it has more cells than there are columns"),
-        ("0.25", "good", "line 2: its score is no number: 'good'"),
-        ('""seed"":0', '""seed"":1', "line 2: its seed is 0, that of its options 1"),
+        ("options", "choices", "it has no column options: name one that --known has written"),
+        ("fake,", "fake,,", "line 2: mend the row or remove it: it has more cells than there are columns"),
+        ("0.25", "good", "could not convert string to float: 'good'"),
+        ('""seed"":0', '""seed"":1', "its seed is 0, that of its options 1"),
         ('""seed"":0', "seed", "line 2: "),
-        ('""task""', '""job""', "line 2: its options lack 'task'"),
-        ("fake", "\xff", "is no text"),
+        ('""task""', '""job""', "its options lack 'task'"),
+        ("fake", "\xff", "known.csv is damaged: "),
     ],
 )
 def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, capsys, old, new, words):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
-    options = {"task": "fake", "seed": 0, "total_steps": 1}
-    KnownRuns("known.csv").add([KnownRun("arm", options, "a", 1, {"score": 0.25}, 1.0)])
+    KnownRuns("known.csv").add([known_run({"score": 0.25})])
     text = Path("known.csv").read_text()
     assert old in text
     Path("known.csv").write_bytes(text.replace(old, new, 1).encode("latin-1"))

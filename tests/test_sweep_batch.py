@@ -41,8 +41,10 @@ def sweep(file, folder, *options):
 
 def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
     file, folder = study(tmp_path, grid={"trace": ["cet", "perfect"], "lr": [1e-3, 3e-3]}, seeds=[3])
-    assert sweep(file, folder) == 0
+    assert sweep(file, folder, "--known", str(tmp_path / "known.csv")) == 0
     assert statuses(folder) == ["finished"] * 4
+    kept = {row["test_loss"] for row in rows_of(tmp_path / "known.csv")}
+    assert kept == {row["test_loss"] for row in rows_of(folder.results_file)}
     for number, row in enumerate(rows_of(folder.results_file)):
         config = str(folder.run_path(row["job"]) / "config.yaml")
         assert main(["train", "--config", config, "--quiet", "--run-dir", str(tmp_path / str(number))]) == 0

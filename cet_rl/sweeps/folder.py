@@ -131,19 +131,11 @@ class SweepFolder:
 
         `now` says that this code has just run them: its commit goes with them.
         """
-        if self.known is None:
-            return
-        runs = []
-        for job in jobs:
-            summary = RunFolder(self.run_path(job.name)).summary
-            if summary.get("status") == "finished":
-                metrics = {
-                    key: value for key, value in (summary.get("metrics") or {}).items() if value is not None
-                }
-                agent, seconds = str(summary.get("agent", "")), summary.get("wall_seconds", 0.0)
-                made_by = commit() if now else ""
-                runs.append(KnownRun(job.arm, job.values, agent, summary["steps"], metrics, seconds, made_by))
-        self.known.add(runs)
+        if self.known is not None:
+            found = ((job, RunFolder(self.run_path(job.name)).summary) for job in jobs)
+            made_by = commit() if now else ""
+            done = (pair for pair in found if pair[1].get("status") == "finished")
+            self.known.add(KnownRun(job.arm, job.values, summary, made_by) for job, summary in done)
 
     def run_path(self, name: str) -> Path:
         """Return the run folder of a job."""
@@ -240,7 +232,7 @@ class SweepFolder:
         own = RunFolder(self.run_path(name)).summary
         if self.known is None or own.get("status") == "finished":
             return own
-        return self.known.summary(name.rpartition("-")[2]) or own
+        return dict(self.known.summary(name.rpartition("-")[2])) or own
 
     def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
         """Return what has become of one job; `owners` are the processes that run jobs, by these jobs' names."""

@@ -1,8 +1,9 @@
 """Judges claims by runs, and writes the verdicts.
 
-Only finished runs count. Runs are compared within one setting: the values of all options but those that the
-claim's filters name or that the claim leaves free. So runs of different budgets, step durations or networks are
-never mixed. A claim that can be decided in several settings is judged by the one with the largest budget.
+Only finished runs count. Runs of a task are compared within one setting: the values of all options but those that
+the claim's filters name or that the claim leaves free. So runs of different budgets, step durations or networks
+are never mixed. Where there are several settings, that counts in which most arms have enough seeds, and of several
+of these the one with the largest budget.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from cet_rl.report.claims.model import CLAIMS, Check, CheckResult, PaperClaim, RunFilter
+from cet_rl.report.claims.exact import EXACT
+from cet_rl.report.claims.model import ALPHA, CLAIMS, Check, CheckResult, PaperClaim, RunFilter
 from cet_rl.report.reading import Run, read_runs
-from cet_rl.report.statistics import LEAST_SEEDS, LEVEL
-from cet_rl.report.text import counted, listed
+from cet_rl.report.statistics import LEAST_SEEDS, LEVEL, holm
+from cet_rl.report.text import counted, listed, span
 from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.files import write_text
 from cet_rl.runs.paper import paper_row
@@ -31,63 +33,101 @@ if TYPE_CHECKING:
 ReadRun = tuple[RunConfig, Run]
 """A run, after its configuration."""
 
-Verdict = Literal["holds", "does not hold", "not enough data"]
+Chosen = Mapping[str, Mapping[int, ReadRun]]
+"""The runs that count for each arm, by its name and the seed."""
 
-NO_SETTING = {"seed", "task", "delay", "trace", "order"}.union(
+Verdict = Literal["supported", "contradicted", "undecided", "not run"]
+
+NO_SETTING = {"seed", "delay", "trace", "order"}.union(
     *map(options_marked, (Mark.MACHINE, Mark.NEUTRAL, Mark.CHOSEN))
 )
 """Options that make no setting: seeds, what arms differ in, and what changes no score."""
 
+MOST_CHECKS = 3  # of a claim whose numbers are shown, those with the largest p-values
+
 METHOD = (
-    f"Only finished runs count. A check passes if the whole {LEVEL:.0%} bootstrap interval over seeds (in "
-    f"brackets) lies where the claim says, with at least {LEAST_SEEDS} seeds an arm. A claim holds if all of its "
-    "checks pass, and does not hold if one fails: its runs do not show what it says."
+    f"Supported: chance alone would bring it about in less than {ALPHA:.1%} of cases; contradicted: the same of "
+    f"its opposite; undecided: neither, which is no evidence against it; not run: no check has {LEAST_SEEDS} "
+    "seeds of its arms. Differences of means are tested by Student's t with variances that may differ (Welch, "
+    "Satterthwaite's degrees of freedom), paired by seed where the seed draws the task; order on the whole by "
+    "the exact permutation test of Jonckheere and Terpstra, in every step by the differences of neighbours. A "
+    "claim of several checks is supported if all of them are, so its largest p-value counts, and contradicted "
+    "if one is, so the smallest of the opposites counts, times their number. Both are corrected for the number "
+    f"of claims tested (Holm). Brackets hold {LEVEL:.0%} intervals, not corrected. Exact: computed from the "
+    "code, without runs."
 )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold what runs say about a claim.
-
-    It "holds" if every check has passed, "does not hold" if one has failed, else there is "not enough data".
-    """
+    """Hold what runs, or the code alone, say about a claim."""
 
     claim: PaperClaim
-    verdict: Verdict
+    verdict: Verdict = "not run"
     results: tuple[CheckResult, ...] = ()  # of the checks for which there were enough runs
     lacking: tuple[str, ...] = ()  # what was missing for the others, as text
-    steps: int | None = None  # budget of the runs; None without any
-    elsewhere: tuple[tuple[int, Verdict], ...] = ()  # budgets and verdicts of other settings that decide the claim
+    steps: tuple[int, ...] = ()  # budgets of the runs
+    seeds: tuple[int, ...] = ()  # of the runs that were compared
+    elsewhere: tuple[int, ...] = ()  # budgets of other settings that have runs of the claim
     failed: int = 0  # runs of the claim's arms that ended with an error, as diverging ones do; they are left out
+    computed: str = ""  # the numbers of a claim that needs no runs
+    p_value: float | None = None  # corrected, of what the verdict says, or of the claim; None without
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """Return the number of seeds of each arm of each check that was evaluated."""
-        return tuple(len(values) for result in self.results for values in result.samples)
+    def supports(self) -> float:
+        """Return the p-value of the claim, not corrected: that of its weakest check."""
+        return max((result.supports for result in self.results), default=1.0)
+
+    @property
+    def contradicts(self) -> float:
+        """Return the p-value of its opposite, not corrected: that of the check that speaks most against it."""
+        return min((len(self.results) * result.contradicts for result in self.results), default=1.0)
 
     @property
     def numbers(self) -> str:
         """Return the numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
+        shown = sorted(self.results, key=lambda result: result.supports, reverse=True)[:MOST_CHECKS]
         means: dict[str, dict[str, str]] = defaultdict(dict)
-        for result in self.results:
+        for result in shown:
             means[result.check.measure.title].update(result.means())
-        parts = [
-            f"{title}: {', '.join(f'{arm} {mean}' for arm, mean in of_arms.items())}"
-            for title, of_arms in means.items()
+        parts = [text for text in (self.computed, self.claim.untested) if text]
+        parts += [
+            f"{title}: {', '.join(f'{a} {m}' for a, m in of_arms.items())}" for title, of_arms in means.items()
         ]
-        parts += map(str, self.results)
+        parts += map(str, shown)
+        if len(shown) < len(self.results):
+            parts.append(f"{len(self.results) - len(shown)} more checks with smaller p")
         if self.results:
-            parts.append(f"{self.steps:,} steps")
+            parts.append(f"{' or '.join(f'{steps:,}' for steps in self.steps)} steps")
+        if self.p_value is not None:
+            parts.append(f"corrected p = {self.p_value:.2g}")
         if self.lacking:
-            parts.append(f"({'; '.join(self.lacking)}: cet-rl sweep {self.claim.config})")
-        parts += [f"with {steps:,} steps: {verdict}" for steps, verdict in self.elsewhere]
+            parts.append(f"({'; '.join(self.lacking)}: cet-rl sweep {' or '.join(self.claim.sweeps)})")
+        others = ", ".join(f"{steps:,}" for steps in self.elsewhere)
+        parts += [f"other settings with runs: {others} steps"] * bool(others)
         parts += [f"{counted(self.failed, 'run')} failed and left out"] * bool(self.failed)
         return "; ".join(parts)
 
     @property
     def seeds_shown(self) -> str:
-        """Seeds of the arms that were evaluated: "3", "3–5", "–" if none was."""
-        return "–".join(str(count) for count in sorted({min(self.seeds), max(self.seeds)})) if self.seeds else "–"
+        """Number of seeds of each arm, and the seeds: "3 (0–2)", "3 to 5 (0, 2, 7)"; "–" if none was compared."""
+        counts = [len(values) for result in self.results for values in result.samples]
+        if not counts:
+            return "–"
+        first, last = self.seeds[0], self.seeds[-1]
+        in_a_row = last - first == len(self.seeds) - 1
+        return f"{span(counts)} ({f'{first}–{last}' if in_a_row else listed([str(seed) for seed in self.seeds])})"
+
+    @property
+    def statistic(self) -> str:
+        """Return how it was tested: "Welch's t", "paired t", "Jonckheere-Terpstra", "exact"."""
+        if self.claim.exact:
+            return "exact"
+        student = "paired t" if self.claim.paired else "Welch's t"
+        names = dict.fromkeys(
+            student if check.uses_means else "Jonckheere-Terpstra" for check in self.claim.checks
+        )
+        return ", ".join(names) or "–"
 
 
 # -------------------- from runs to verdicts
@@ -105,75 +145,88 @@ def examine_folders(
 
 
 def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple[Finding, ...]:
-    """Judge each claim by runs that have been read, in the claims' order."""
+    """Judge each claim by runs that have been read, in the claims' order, p-values corrected for all of them."""
     read = [(run.config, run) for run in runs if run.config is not None]
-    return tuple(_examine(claim, read) for claim in claims)
+    found = [_compute(claim) if claim.exact else _examine(claim, read) for claim in claims]
+    tested = [place for place, each in enumerate(found) if each.results]
+    complete = [place for place in tested if len(found[place].results) == len(found[place].claim.checks)]
+    against = dict(zip(tested, holm([found[place].contradicts for place in tested]), strict=True))
+    in_favour = dict(zip(complete, holm([found[place].supports for place in complete]), strict=True))
+    for place in tested:
+        verdict: Verdict = "supported" if in_favour.get(place, 1.0) <= ALPHA else "undecided"
+        found[place] = replace(found[place], verdict=verdict, p_value=in_favour.get(place))
+        if against[place] <= ALPHA:
+            found[place] = replace(found[place], verdict="contradicted", p_value=against[place])
+    return tuple(found)
+
+
+def _compute(claim: PaperClaim) -> Finding:
+    """Decide a claim that needs no runs."""
+    holds, numbers = EXACT[claim.exact](**claim.options)
+    return Finding(claim, "supported" if holds else "contradicted", computed=numbers)
 
 
 def _examine(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
-    filters = [each for check in claim.checks for each in check.filters]
-    free = {*NO_SETTING, *claim.free, *(name for each in filters for name in each.where)}
-    settings: dict[tuple[Any, ...], list[ReadRun]] = defaultdict(list)
+    """Evaluate the checks of a claim, for each task in the setting that has most of it."""
+    filters = {each.name: each for check in claim.checks for each in check.filters}
+    free = {*NO_SETTING, *claim.free, *(name for each in filters.values() for name in each.where)}
+    settings: dict[str, dict[tuple[Any, ...], list[ReadRun]]] = defaultdict(lambda: defaultdict(list))
     failed = 0
     for config, run in runs:
-        if run.status in ("finished", "failed") and any(each.selects(config) for each in filters):
+        if run.status in ("finished", "failed") and any(each.selects(config) for each in filters.values()):
             failed += run.status == "failed"
             if run.status == "finished":
-                settings[_values(config, lambda name: name not in free)].append((config, run))
-    found = [_judge(claim, of_setting) for of_setting in settings.values()] or [_judge(claim, [])]
+                settings[config.task][_values(config, lambda name: name not in free)].append((config, run))
 
-    def rank(finding: Finding) -> tuple[bool, int, int]:
-        return finding.verdict != "not enough data", finding.steps or 0, sum(finding.seeds)
+    def rank(found: Sequence[ReadRun]) -> tuple[int, int, int]:
+        arms = [_choose(each, claim, found) or {} for each in filters.values()]
+        return sum(len(arm) >= LEAST_SEEDS for arm in arms), found[0][0].total_steps, sum(map(len, arms))
 
-    best = max(found, key=rank)
-    decided = [each for each in found if each is not best and each.verdict != "not enough data"]
-    elsewhere = sorted((each.steps or 0, each.verdict) for each in decided)
-    return replace(best, elsewhere=tuple(elsewhere), failed=failed)
+    ranked = [sorted(of_task.values(), key=rank, reverse=True) for of_task in settings.values()]
+    found = _judge(claim, filters, [run for best, *_ in ranked for run in best])
+    elsewhere = sorted({others[0][0].total_steps for _, *rest in ranked for others in rest})
+    return replace(found, elsewhere=tuple(elsewhere), failed=failed)
 
 
-def _judge(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
-    """Judge a claim in one setting."""
-    chosen = {arm.name: _choose(arm, claim, runs) for check in claim.checks for arm in check.filters}
-    too_few = {
-        name: len(found) for name, found in chosen.items() if found is not None and len(found) < LEAST_SEEDS
-    }
+def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[ReadRun]) -> Finding:
+    """Evaluate the checks of a claim on the runs of one setting for each task."""
+    found = {name: _choose(each, claim, runs) for name, each in filters.items()}
+    needs = [
+        f"needs one setting of {name}, found several with as many seeds" for name in found if found[name] is None
+    ]
+    enough = {name: arm for name, arm in found.items() if arm is not None and len(arm) >= LEAST_SEEDS}
+    too_few = {name: len(arm) for name, arm in found.items() if arm is not None and name not in enough}
     results: list[CheckResult] = []
-    for check in claim.checks:
-        samples = [chosen[arm.name] or {} for arm in check.filters]
-        if min(map(len, samples)) < LEAST_SEEDS:
+    used: set[int] = set()
+    for check in (check.among(enough) for check in claim.checks):
+        if any(arm.name not in enough for arm in check.filters):
             continue
-        measured = [_measure(check, found) for found in samples]  # not before: a measure may take seconds
-        if claim.paired:
-            common = set.intersection(*map(set, measured))
-            measured = [{seed: values[seed] for seed in sorted(common)} for values in measured]
-        shared = " and shared seeds" * claim.paired
-        lacking = {
-            f"{arm.name} with {check.measure.title}{shared}": len(values)
-            for arm, values in zip(check.filters, measured, strict=True)
-            if len(values) < LEAST_SEEDS
-        }
+        measured = _measure(check, enough, paired=claim.paired)
+        shared = f"{check.measure.title}{' and shared seeds' * claim.paired}"
+        lacking = {f"{name} with {shared}": len(of) for name, of in measured.items() if len(of) < LEAST_SEEDS}
         too_few |= lacking
         if not lacking:
-            arrays = [np.array(list(values.values())) for values in measured]
-            results.append(check.evaluate(arrays, paired=claim.paired))
-    needs = [
-        f"needs one setting of {name}, found several with as many seeds"
-        for name, found in chosen.items()
-        if found is None
-    ]
+            used.update(*measured.values())
+            samples = [np.array(list(values.values())) for values in measured.values()]
+            results.append(check.evaluate(samples, paired=claim.paired))
     if too_few:
-        counts = "none" if not any(too_few.values()) else ", ".join(map(str, too_few.values()))
-        needs.append(f"needs {counted(LEAST_SEEDS, 'seed')} of {listed(list(too_few), 12)}, found {counts}")
-    verdict: Verdict = "not enough data" if needs else "holds"
-    if not all(result.passed for result in results):
-        verdict = "does not hold"
-    return Finding(claim, verdict, tuple(results), tuple(needs), runs[0][0].total_steps if runs else None)
+        counts = "none" if not any(too_few.values()) else listed([str(count) for count in too_few.values()])
+        verb = "without" if len(results) == len(claim.checks) else "needs"
+        needs.append(f"{verb} {counted(LEAST_SEEDS, 'seed')} of {listed(list(too_few))}, found {counts}")
+    steps = tuple(sorted({config.total_steps for config, _ in runs})) if results else ()
+    return Finding(claim, "not run", tuple(results), tuple(needs), steps, tuple(sorted(used)))
 
 
-def _measure(check: Check, runs: Mapping[int, ReadRun]) -> dict[int, float]:
-    """Return the measured values, by seed, of the runs that have one."""
-    values = {seed: check.measure.value(run) for seed, (_, run) in runs.items()}
-    return {seed: value for seed, value in values.items() if value is not None}
+def _measure(check: Check, chosen: Chosen, *, paired: bool) -> dict[str, dict[int, float]]:
+    """Return the values of a check's measure, by arm and seed, where runs have one; if paired, of shared seeds."""
+    arms = {arm.name: chosen[arm.name] for arm in check.filters}
+    value = check.measure.among([run for arm in arms.values() for _, run in arm.values()])
+    found = {
+        name: {seed: v for seed, (_, run) in sorted(arm.items()) if (v := value(run)) is not None}
+        for name, arm in arms.items()
+    }
+    common = set.intersection(*map(set, found.values())) if paired else set().union(*found.values())
+    return {name: {seed: v for seed, v in of.items() if seed in common} for name, of in found.items()}
 
 
 def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mapping[int, ReadRun] | None:
@@ -217,25 +270,36 @@ def _values(config: RunConfig, wanted: Callable[[str], bool]) -> tuple[Any, ...]
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Count the verdicts: "holds 3, does not hold 1, not enough data 29"."""
+    """Count the verdicts: "3 supported, 1 contradicted, 2 undecided, 29 not run"."""
     counts = Counter(finding.verdict for finding in findings)
-    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in get_args(Verdict))
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict))
+
+
+def rows_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """Return the cells of the table by column, a row for each claim."""
+    return [
+        {
+            **{"claim": each.claim.name, "place": each.claim.place, "statement": each.claim.words},
+            **{"verdict": each.verdict, "numbers": each.numbers, "seeds": each.seeds_shown},
+            **{"test": each.statistic, "sweep": ", ".join(each.claim.sweeps) or "–"},
+        }
+        for each in findings
+    ]
 
 
 def print_claims(findings: Sequence[Finding], console: Console) -> None:
-    """Print a table of claims, verdicts, numbers and seeds an arm."""
+    """Print a table of claims, verdicts and numbers."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(show_lines=True)
     for head in ("claim", "verdict", "numbers"):
         grid.add_column(head, overflow="fold")
-    grid.add_column("n", justify="right")
-    for finding in findings:
-        claim = finding.claim
-        words = f"{claim.name} ({claim.place}): {claim.words}"
+    for row in rows_of(findings):
         # As plain text: rich would take the square brackets of intervals for markup.
-        grid.add_row(*map(Text, (words, finding.verdict, finding.numbers, finding.seeds_shown)))
+        said = "{claim} ({place}): {statement}".format(**row), row["verdict"]
+        tested = f"; {row['test']}, seeds {row['seeds']}" if row["seeds"] != "–" else ""
+        grid.add_row(*map(Text, (*said, row["numbers"] + tested)))
     console.print(grid)
     console.print(f"{summary(findings)}. {METHOD}", highlight=False)
 
@@ -247,21 +311,31 @@ def write_claims(
 
     The folder is made if need be; OSError if that cannot be written.
     """
-    rows = [["claim", "place", "statement", "verdict", "numbers", "n"], ["---"] * 6]
-    for finding in findings:
-        verdict = f"**{finding.verdict}**" if finding.results else finding.verdict
-        claim = finding.claim
-        rows.append([f"`{claim.name}`", claim.place, claim.words, verdict, finding.numbers, finding.seeds_shown])
+    file = Path(out) / "claims.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, as_markdown(findings, ", ".join(f"`{folder}`" for folder in folders)))
+    return file
+
+
+def as_markdown(findings: Sequence[Finding], runs: str) -> str:
+    """Return the page; `runs` says which runs the claims are judged by."""
+    rows = rows_of(findings)
+    for row in rows:
+        marks = {"claim": "`{}`", "verdict": "{}" if row["verdict"] == "not run" else "**{}**", "sweep": "`{}`"}
+        row.update({name: mark.format(row[name]) for name, mark in marks.items() if row[name] != "–"})
+    cells = [
+        list(rows[0]),
+        ["---"] * len(rows[0]),
+        *([text.replace("|", r"\|") for text in row.values()] for row in rows),
+    ]
     lines = [
         "# Claims",
         "",
-        f"Judged by the runs in {', '.join(f'`{folder}`' for folder in folders)}: {summary(findings)}.",
-        METHOD,
-        "n is the number of seeds an arm. `cet-rl sweep CONFIG` makes the runs that a claim needs.",
+        f"Judged by the runs in {runs}: {summary(findings)}.",
         "",
-        *(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in row)} |" for row in rows),
+        METHOD,
+        "`cet-rl sweep SWEEP` makes the runs that a claim needs; seeds are those of each arm.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in cells),
     ]
-    file = Path(out) / "claims.md"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, "\n".join(lines) + "\n")
-    return file
+    return "\n".join(lines) + "\n"

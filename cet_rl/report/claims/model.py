@@ -1,25 +1,25 @@
 """Claims, what they measure on each run, the arms they compare, and their checks.
 
-A check is a statistic of the arms' means, and where it has to lie. It passes if the whole 95 % bootstrap interval
-lies there, over at least three seeds an arm. Seeds are drawn within each arm: independently, or together where the
-seed draws the task as well and runs are compared seed by seed. With three seeds such an interval is narrow: it
-says what these runs show, and more seeds say more.
+A check compares a weighted sum of the arms' means with a bound, by Student's t for means whose variances may
+differ (Welch), or on the differences of each seed where the seed draws the task as well; or it asks whether arms
+are in order: on the whole, by the exact test of Jonckheere and Terpstra, or in every step, by the differences of
+neighbours. Each gives p-values of what is claimed and of its opposite; `judging` corrects them for their number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
 from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, logged
-from cet_rl.report.statistics import Measure, bootstrap_interval, presentation_of
+from cet_rl.report.statistics import LEVEL, Contrast, Measure, Order, contrast, order_test, presentation_of
 from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import load_yaml
@@ -29,8 +29,12 @@ from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
 # -------------------- measures
 
+ALPHA = (1 - LEVEL) / 2  # probability of a false verdict, for and against each
 PARTS = 3  # parts of a run: thirds
 LAST = slice(-1, None)  # the layer nearest the output among those with delayed credit
+MOST_LAYERS = 5  # with delayed credit, of the papers' networks
+LEAST_ARMS = 3  # that arms in order have to be
+BINS = 10  # of the scores at which alignment is compared
 
 
 def score(run: Run) -> float | None:
@@ -77,20 +81,6 @@ def depth_loss(run: Run) -> float | None:
     return _difference(alignment(run, layers=LAST), alignment(run, layers=slice(1)))
 
 
-def plausible(run: Run) -> float | None:
-    """Return 1 if the audit finds the run's learning rule biologically plausible, else 0."""
-    rule = getattr(run.config, "rule", None)
-    return None if rule is None else float(_audited(rule))
-
-
-@cache
-def _audited(rule: str) -> bool:
-    from cet_rl.recurrent.audit import audit_rule  # takes seconds: only where a claim has its runs
-    from cet_rl.recurrent.rules import find_rule
-
-    return audit_rule(find_rule(rule).kind).plausible
-
-
 def _delayed_layers(run: Run) -> list[int]:
     """Return the layers with delayed credit whose alignment is logged, input side first."""
     assert run.config is not None
@@ -102,22 +92,62 @@ def _difference(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-MEASURES = {
-    measure.title: measure
-    for measure in (
-        Measure("training return", score),
-        Measure("test accuracy", score, digits=2, unit="%"),
-        Measure("test loss", score, digits=4, higher_is_better=False),
-        Measure("mean accuracy over training", over_training, digits=2, unit="%"),
-        Measure("alignment", alignment, digits=3),
-        Measure("alignment in the first third", partial(alignment, last=1), digits=3),
-        Measure("alignment in the last third", partial(alignment, first=PARTS), digits=3),
-        Measure("alignment in the last third minus that in the first", alignment_gain, digits=3),
-        Measure("alignment of the last delayed layer", partial(alignment, layers=LAST), digits=3),
-        Measure("alignment of the last delayed layer minus that of the first", depth_loss, digits=3),
-        Measure("plausible by the audit", plausible, digits=0),
-    )
-}
+@dataclass(frozen=True)
+class AtEqualScore(Measure):
+    """Measure alignment where all compared runs have the same score, as the paper does (Figs. 5, 7 to 10).
+
+    The scores that every run passes through are cut into `BINS` equal parts. A run's value is the mean, over
+    layers and those parts in which all runs have logged alignment.
+    """
+
+    layer: int | None = None  # place among those with delayed credit, input side first, -1 the last; None for all
+
+    def among(self, runs: Sequence[Run]) -> Callable[[Run], float | None]:
+        """Return the function that measures one of these runs."""
+        curves = {id(run): curve for run in runs if (curve := self._curve(run)) is not None}
+        low = max((scores.min() for scores, _ in curves.values()), default=math.inf)
+        high = min((scores.max() for scores, _ in curves.values()), default=-math.inf)
+        if not low < high:
+            return lambda run: None
+        edges = np.linspace(low, high, BINS + 1)
+        edges[-1] = np.nextafter(high, math.inf)
+        found = {}
+        for name, (scores, values) in curves.items():
+            parts = np.digitize(scores, edges)
+            found[name] = {part: float(values[parts == part].mean()) for part in {*parts} - {0, BINS + 1}}
+        shared = set.intersection(*map(set, found.values()))
+        means = {name: float(np.mean([of[part] for part in shared])) for name, of in found.items() if shared}
+        return lambda run: means.get(id(run))
+
+    def _curve(self, run: Run) -> tuple[FloatArray, FloatArray] | None:
+        """Return the scores and the alignment, mean over layers, where both were logged; None without any."""
+        layers = _delayed_layers(run)
+        layers = layers if self.layer is None else layers[self.layer :][:1]
+        if not layers:
+            return None
+        aligned = np.mean([run.columns[f"{ALIGNMENT}{layer}"] for layer in layers], axis=0)
+        scores, values = logged({**run.columns, ALIGNMENT: aligned}, presentation_of(run).curve, ALIGNMENT)
+        return (scores, values) if len(scores) else None
+
+
+def _measures() -> Iterator[Measure]:
+    yield Measure("training return", score)
+    yield Measure("test accuracy", score, digits=2, unit="%")
+    yield Measure("test loss", score, digits=4, higher_is_better=False)
+    yield Measure("mean accuracy over training", over_training, digits=2, unit="%")
+    yield Measure("alignment", alignment, digits=3)
+    yield Measure("alignment in the last third minus that in the first", alignment_gain, digits=3)
+    yield Measure("alignment of the last delayed layer minus that of the first", depth_loss, digits=3)
+    yield Measure("alignment of the first layer", partial(alignment, layers=slice(1)), digits=3)
+    for word in ("accuracy", "return"):
+        yield AtEqualScore(f"alignment at equal {word}", score, digits=3)
+        yield AtEqualScore(f"alignment of the last delayed layer at equal {word}", score, digits=3, layer=-1)
+        for place in range(MOST_LAYERS):
+            of_layer = f"alignment of layer {place + 1} at equal {word}"
+            yield AtEqualScore(of_layer, score, digits=3, layer=place)
+
+
+MEASURES = {measure.title: measure for measure in _measures()}
 """The measures by title."""
 
 
@@ -145,10 +175,10 @@ class RunFilter:
     def of(cls, **options: Any) -> RunFilter:
         """Select by options of a configuration, the delay uniform and the trace a cascade unless these say more.
 
-        Without `delay` there is none, and no trace; `name` replaces the usual name.
+        Without `delay` there is none, and no trace; `name` replaces the usual name, and `of_task` adds the task.
         """
         where = {"trace": "cet", "delay": 0.0, "stacked": False, **options}
-        name = where.pop("name", None)
+        name, of_task = where.pop("name", None), where.pop("of_task", False)
         if not where["delay"]:
             where["trace"] = "none"
         elif where["trace"] == "cet" and where.get("order") == 1:
@@ -160,6 +190,7 @@ class RunFilter:
             usual = f"{TRACE_NAMES.get(where['trace'], where['trace'])}{order} at {where['delay']:g} s"
         else:
             usual = RULE_NAMES.get(where["rule"], where["rule"].upper()) if "rule" in where else "no delay"
+        usual += f" on {where['task']}" if of_task else ""
         return cls(name or usual, {key: tuple(v) if isinstance(v, list) else v for key, v in where.items()})
 
     def selects(self, config: RunConfig) -> bool:
@@ -185,85 +216,94 @@ def _equal(found: object, wanted: object) -> bool:
 
 @dataclass(frozen=True)
 class Check:
-    """Compare arms by a weighted sum of their means over seeds."""
+    """Compare arms by a weighted sum of their means over seeds, or by their order."""
 
-    words: str  # what the sum is: "CET 10 at 8 s - ET at 8 s"
+    words: str  # what is compared: "CET 10 at 8 s - ET at 8 s"
     filters: tuple[RunFilter, ...]  # of the arms' runs
     measure: Measure
-    weights: tuple[float, ...]  # of the arms' means
-    above: float = -math.inf  # what the sum has to be above, and below
-    below: float = math.inf
-
-    @classmethod
-    def mean(cls, arm: RunFilter, measure: Measure, **bounds: float) -> Check:
-        """Check the mean of an arm."""
-        return cls(arm.name, (arm,), measure, (1.0,), **bounds)
-
-    @classmethod
-    def difference(
-        cls, first: RunFilter, second: RunFilter, measure: Measure, share: float = 1.0, **bounds: float
-    ) -> Check:
-        """Check the mean of the first arm minus a share of that of the second."""
-        words = f"{first.name} - {'' if share == 1 else f'{share:g} × '}{second.name}"
-        return cls(words, (first, second), measure, (1.0, -share), **bounds)
-
-    @classmethod
-    def slope(cls, arms: Sequence[RunFilter], measure: Measure, **bounds: float) -> Check:
-        """Check the change from arm to arm: the slope of the least-squares line through their means."""
-        words = f"{measure.title}, change per step from {arms[0].name} to {arms[-1].name}"
-        places = np.arange(len(arms)) - (len(arms) - 1) / 2
-        return cls(words, tuple(arms), measure, tuple(places / (places**2).sum()), **bounds)
+    weights: tuple[float, ...] = ()  # of the arms' means; none for arms in order
+    bound: float = 0.0  # what the sum is compared with
+    above: bool = True  # whether it has to lie above, or arms to rise; else below, or to fall
+    every_step: bool = False  # whether each arm has to differ from the one before
 
     @property
-    def bound(self) -> str:
-        """Return where the sum has to lie: "above 0"."""
-        ends = {"above": self.above, "below": self.below}
-        return " and ".join(
-            f"{word} {number(end, 0) if end == int(end) else f'{end:g}'}"
-            for word, end in ends.items()
-            if math.isfinite(end)
-        )
+    def uses_means(self) -> bool:
+        """Tell whether means are compared, not the order of all values."""
+        return bool(self.weights) or self.every_step
+
+    def among(self, there: Collection[str]) -> Check:
+        """Return the check over the arms that have runs, by name, if they do for it, or else the check as it is.
+
+        Arms that are in order on the whole may be missing, but for the first, the last and one more.
+        """
+        kept = tuple(arm for arm in self.filters if arm.name in there)
+        enough = len(kept) >= LEAST_ARMS and (kept[0], kept[-1]) == (self.filters[0], self.filters[-1])
+        return self if self.uses_means or not enough else replace(self, filters=kept)
+
+    @property
+    def claimed(self) -> str:
+        """Return what has to be so: "above 0", "rises in every step"."""
+        if not self.weights:
+            return ("rises" if self.above else "falls") + (
+                " in every step" if self.every_step else " on the whole"
+            )
+        shown = number(self.bound, 0) if self.bound == int(self.bound) else f"{self.bound:g}"
+        return f"{'above' if self.above else 'below'} {shown}"
 
     def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False) -> CheckResult:
         """Evaluate the check on a value for each seed, of shape (seeds,), for each arm.
 
-        If paired, equal places are equal seeds, which are drawn together.
+        If paired, equal places are equal seeds. Arms in order may be some of the check's.
         """
+        if self.weights:
+            found = contrast(samples, self.weights, self.bound, paired=paired)
+            return CheckResult(self, tuple(samples), found, *self._sided(found.above, found.below))
+        steps = tuple(contrast([late, early], [1, -1], paired=paired) for early, late in pairwise(samples))
+        forward, backward = zip(*(self._sided(step.above, step.below) for step in steps), strict=True)
+        supports, contradicts, order = max(forward), len(steps) * min(backward), None
+        if not self.every_step:
+            order = order_test(samples)
+            onward, back = self._sided(order.rising, order.falling)
+            # One step that goes the other way is enough against it, and to doubt it even uncorrected.
+            supports, contradicts = onward if min(backward) > ALPHA else 1.0, 2 * min(back, contradicts)
+        ends = contrast([samples[-1], samples[0]], [1, -1], paired=paired)
+        return CheckResult(self, tuple(samples), ends, supports, min(1.0, contradicts), steps, order)
 
-        def weighted(drawn: Sequence[FloatArray]) -> FloatArray:
-            means = np.stack([values.mean(-1) for values in drawn], axis=-1)
-            found: FloatArray = (means * self.weights).sum(-1)
-            return found
-
-        low, high = bootstrap_interval(samples, weighted, paired=paired)
-        return CheckResult(self, tuple(samples), float(weighted(samples)), low, high)
+    def _sided(self, above: float, below: float) -> tuple[float, float]:
+        return (above, below) if self.above else (below, above)
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Hold the result of a check: values of each arm, of shape (seeds,), the weighted sum, and its interval."""
+    """Hold the result of a check: values of each arm, of shape (seeds,), the size of the effect, and p-values."""
 
     check: Check
     samples: tuple[FloatArray, ...]
-    centre: float
-    low: float
-    high: float
-
-    @property
-    def passed(self) -> bool:
-        """True if the whole interval lies where the claim says."""
-        return self.low > self.check.above and self.high < self.check.below
+    effect: Contrast  # the weighted sum, or how the last arm differs from the first
+    supports: float  # p-value of what is claimed: small if chance alone would hardly bring it about
+    contradicts: float  # of its opposite
+    steps: tuple[Contrast, ...] = ()  # from arm to arm, for arms in order
+    order: Order | None = None
 
     def __str__(self) -> str:
-        """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: yes"."""
-        low, high = map(self.check.measure.show, (self.low, self.high))
-        answer = "yes" if self.passed else "no"
-        return f"{self.check.words}: {self._with_unit(self.centre)} [{low}, {high}], {self.check.bound}: {answer}"
+        """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: p = 0.0021"."""
+        check, size = self.check, f"{self._with_unit(self.effect.centre)} [{self._interval(self.effect)}]"
+        if self.steps:
+            size = (
+                f"last - first {size}, steps {', '.join(check.measure.show(step.centre) for step in self.steps)}"
+            )
+        if self.order is not None:
+            size += f", {self.order.share:.0%} of pairs rise"
+        p_values = f"p = {self.supports:.2g}, against it {self.contradicts:.2g}"
+        return f"{check.words}: {size}, {check.claimed}: {p_values}"
 
     def means(self) -> dict[str, str]:
         """Return the mean of each arm, as text, by the arm's name."""
         arms = zip(self.check.filters, self.samples, strict=True)
         return {arm.name: self._with_unit(float(values.mean())) for arm, values in arms}
+
+    def _interval(self, found: Contrast) -> str:
+        return ", ".join(map(self.check.measure.show, (found.low, found.high)))
 
     def _with_unit(self, value: float) -> str:
         measure = self.check.measure
@@ -281,10 +321,13 @@ class PaperClaim:
     name: str  # short and unique
     place: str  # where it is said: "CET paper, Fig. 3"
     words: str  # what is said, with the margins by which it is judged
-    config: str  # name of the sweep that tests it
-    checks: tuple[Check, ...]  # all have to pass
+    sweeps: tuple[str, ...] = ()  # those that test it; none for one that needs no runs, or cannot be tested
+    checks: tuple[Check, ...] = ()  # all have to be so
     free: tuple[str, ...] = ()
     paired: bool = False  # compare seed by seed, because the seed draws the task as well as the network
+    exact: str = ""  # name of the function that decides it from the code alone
+    options: Mapping[str, Any] = field(default_factory=dict)  # of that function
+    untested: str = ""  # why no run can decide it
 
 
 def _claims() -> Iterator[PaperClaim]:
@@ -292,34 +335,43 @@ def _claims() -> Iterator[PaperClaim]:
     text = (resources.files("cet_rl") / "report" / "claims" / "claims.yaml").read_text(encoding="utf-8")
     for source, group in load_yaml(text).items():
         for name, entry in group["claims"].items():
-            yield PaperClaim(
-                name=name,
-                place=", ".join([source, *([entry["place"]] if "place" in entry else [])]),
-                words=entry["words"],
-                config=entry["config"],
-                checks=tuple(_checks(entry)),
-                free=tuple(entry.get("free", group.get("free", ()))),
-                paired=entry.get("paired", False),
-            )
+            place = ", ".join([source, *([entry["place"]] if "place" in entry else [])])
+            free, sweeps = tuple(entry.get("free", group.get("free", ()))), tuple(entry.get("sweep", "").split())
+            given = {key: entry[key] for key in ("paired", "exact", "options", "untested") if key in entry}
+            yield PaperClaim(name, place, entry["words"], sweeps, tuple(_checks(entry)), free, **given)
 
 
 def _checks(entry: Mapping[str, Any]) -> Iterator[Check]:
     """Return the checks of a claim's entry."""
-    for form in entry["checks"]:
+    for form in entry.get("checks", ()):
         each = form.get("each", {})
         for values in product(*each.values()):
             runs = {"measure": entry.get("measure"), **entry["runs"], **dict(zip(each, values, strict=True))}
-            measure = MEASURES[runs.pop("measure")]
-            rest = {name: float(form[name]) for name in ("above", "below", "share") if name in form}
-            if "mean" in form:
-                yield Check.mean(RunFilter.of(**{**runs, **form["mean"]}), measure, **rest)
-            elif "difference" in form:
-                first, second = (RunFilter.of(**{**runs, **arm}) for arm in form["difference"])
-                yield Check.difference(first, second, measure, **rest)
-            else:
-                ((option, steps),) = form["slope"].items()
-                arms = [RunFilter.of(**{**runs, option: value}) for value in steps]
-                yield Check.slope(arms, measure, **rest)
+            runs["of_task"] = "task" not in entry["runs"]
+            yield _check(form, runs, MEASURES[runs.pop("measure")])
+
+
+def _check(form: Mapping[str, Any], runs: Mapping[str, Any], measure: Measure) -> Check:
+    """Return one check, of arms that have the options `runs`."""
+    for direction in ("rises", "falls"):
+        if direction in form:
+            ((option, values),) = form[direction].items()
+            arms = tuple(RunFilter.of(**{**runs, option: value}) for value in values)
+            words = f"{measure.title} from {arms[0].name} to {arms[-1].name}"
+            every = form.get("every_step", False)
+            return Check(words, arms, measure, above=direction == "rises", every_step=every)
+    if "difference" in form:
+        first, second = form["difference"]
+        terms = [[1, first], [-form.get("share", 1), second]]
+    else:
+        terms = form["sum"] if "sum" in form else [[1, form["mean"]]]
+    weights, arms = zip(*((float(weight), RunFilter.of(**{**runs, **arm})) for weight, arm in terms), strict=True)
+    words = arms[0].name + "".join(
+        f" {'-' if w < 0 else '+'} {'' if abs(w) == 1 else f'{abs(w):g} × '}{arm.name}"
+        for w, arm in zip(weights[1:], arms[1:], strict=True)
+    )
+    above = "above" in form
+    return Check(words, arms, measure, weights, float(form["above" if above else "below"]), above)
 
 
 CLAIMS = tuple(_claims())
