@@ -75,7 +75,15 @@ def test_a_run_leaves_what_it_should(finished):
     assert found["metrics"]["eval_episodes"] == 5
     assert found["steps_per_second"] > 100
     assert CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps == 30208
-    for piece in ("run folder", "samples/s", "return", "s left", "evaluation:", "tensorboard --logdir"):
+    for piece in (
+        "run folder",
+        "samples/s",
+        "return",
+        ":00 left",
+        "evaluation:",
+        "tensorboard --logdir",
+        "cet-rl report",
+    ):
         assert piece in result.stderr
 
 
@@ -513,3 +521,30 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     assert {"rollout/ep_rew_mean", "train/value_loss", "time/fps"} <= set(events.Tags()["scalars"])
     again = cet_rl("eval", folder, "--episodes", 5, "--agent", "stable_baselines3:A2C", cwd=tmp_path)
     assert f"return {found['metrics']['eval_return_mean']:.1f}" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("tr", "train traces"),
+        ("train Cart", "CartPole-v1"),
+        ("train digits --sal", "--salience"),
+        ("train CartPole-v1 --trace o", "optimal"),
+        ("report runs --format ", "png svg pdf"),
+        ("sweep qu", "quick"),
+        ("report run", ""),  # names of files are the shell's
+    ],
+)
+def test_bash_completes(completion, words, expected):
+    lines = f'source {completion}; COMP_WORDS=(cet-rl {words.rstrip()} ""); COMP_CWORD={1 + words.count(" ")}'
+    command = f'{lines}; _cet_rl; echo "${{COMPREPLY[*]}}"'
+    assert subprocess.check_output(["bash", "-c", command], text=True).strip() == expected
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    file = tmp_path_factory.mktemp("completion") / "script"
+    result = cet_rl("completion", cwd=file.parent)
+    assert (result.returncode, result.stderr) == (0, "")
+    file.write_text(result.stdout)
+    return file

@@ -35,6 +35,7 @@ COMMANDS = {
     "traces": "cet_rl.cli.traces",
     "rules": "cet_rl.cli.rules",
     "bench": "cet_rl.cli.bench",
+    "completion": "cet_rl.cli.completion",
 }
 
 EXIT_BAD_INPUT = 2

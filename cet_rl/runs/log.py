@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -41,6 +42,7 @@ class Display:
                 TextColumn(f"{self.score.word} {{task.fields[number]}}"),
                 TextColumn(f"{{task.fields[speed]}} {self.unit}/s"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=Console(stderr=True),
             )
             self._task = self._bar.add_task("learning", total=self.total, number="-", speed="-")
@@ -57,7 +59,9 @@ class Display:
             self._next_line += self.total / 10
             line = f"{made:>12,} of {self.total:,} {self.unit}   {self.score.word} {shown:>7}"
             if speed is not None:
-                line += f"   {per_second} {self.unit}/s   {(self.total - made) / speed:.0f} s left"
+                line += (
+                    f"   {per_second} {self.unit}/s   {timedelta(seconds=round((self.total - made) / speed))} left"
+                )
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

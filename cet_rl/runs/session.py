@@ -8,6 +8,7 @@ own. Reinforcement learning drives a session from Stable-Baselines3's callbacks 
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -187,7 +188,8 @@ class Session:
     def interrupted(self, metrics: Mapping[str, float | None]) -> Status:
         """End the run, whose checkpoint has been saved, with a summary that says "interrupted"."""
         self.summarize("interrupted", metrics)
-        self.say(f"interrupted at {self._saved:,} {self.kind.unit}; go on with --resume")
+        here = shlex.quote(str(self.folder.path))
+        self.say(f"interrupted at {self._saved:,} {self.kind.unit}; next: cet-rl train --run-dir {here} --resume")
         return "interrupted"
 
     def finished(self, metrics: Mapping[str, float | int | None], text: str) -> Status:
@@ -195,7 +197,9 @@ class Session:
         self.summarize("finished", metrics)
         speed = self.speed()
         self.say(text + (f"; {speed:,.0f} {self.kind.unit}/s" if speed else ""))
-        self.say(f"curves: tensorboard --logdir {self.folder.path}")
+        here = shlex.quote(str(self.folder.path))
+        self.say(f"curves: tensorboard --logdir {here}")
+        self.say(f"figures: cet-rl report {here}")
         return "finished"
 
     def failed(self, error: Exception) -> None:

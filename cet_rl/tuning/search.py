@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -174,6 +175,7 @@ class Search:
         self.interruption = Interruption()
         self._running: list[TrialRun] = []
         self._seen: set[int] = set()  # taken up in this go
+        self._ended, self._since = 0, time.monotonic()  # how many have ended in it, and since when it runs
 
     def run(self) -> int:
         """Run until there are enough trials; return 0, 1 if no trial has finished, or 130 if interrupted.
@@ -282,7 +284,11 @@ class Search:
         what = STATES[result.state] if score is None else f"{metric} {score:.6g}"
         reason = f" ({' '.join(result.reason.split())})" if result.reason else ""
         so_far = f"; best {best.value:.6g}, trial {best.number}" if best is not None else ""
-        self._say(f"[{trial.number + 1}/{self.trials}] {what}{reason}: {params}{so_far}")
+        self._ended += 1
+        waiting = self.trials - sum(each.state.is_finished() for each in self._all())
+        pace = (time.monotonic() - self._since) / self._ended
+        left = f"; about {timedelta(seconds=round(pace * waiting))} left" * (waiting > 0)
+        self._say(f"[{trial.number + 1}/{self.trials}] {what}{reason}: {params}{so_far}{left}")
 
     def _say(self, text: str) -> None:
         if not self.quiet:

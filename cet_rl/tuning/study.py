@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import os
+import shlex
 import sys
 import uuid
 import warnings
@@ -270,7 +271,8 @@ def print_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> Non
     if weights := importances(study):
         console.print(f"importance: {', '.join(f'{name} {weight:.2f}' for name, weight in weights.items())}")
     if folder.best_file.is_file():
-        console.print(f"best: cet-rl train {search.fixed['task']} --config {folder.best_file}", soft_wrap=True)
+        best = shlex.quote(str(folder.best_file))
+        console.print(f"best: cet-rl train {search.fixed['task']} --config {best}", soft_wrap=True)
 
 
 def _text(value: Any, number: Callable[[float], str] = "{:.4g}".format) -> str:
