@@ -50,6 +50,7 @@ STYLES = {arm: {"label": (TRACES | TOLERANCES)[arm].title, **look} for arm, look
 STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w") for trace in TRACES}
 GAMES = {
     "cartpole": "CartPole-v1, 1 M samples",
+    "cartpole-traces": "CartPole-v1, credit 128 s late, 0.5 M samples",
     "retrograde": "CartPole-v1, 120 s later in each layer, 1.5 M samples",
     "lunar-lander": "LunarLander-v3, 1 M samples",
     "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",
