@@ -49,7 +49,7 @@ class Distribution(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Turn outputs and noise into actions: (N, A) and (N, A) to (N, *action_shape)."""
+        """Turn outputs and noise into actions: (N, A) and (N, A) to (N, *action_shape). Needs no parameters."""
 
 
 class Categorical(Distribution):
@@ -120,10 +120,11 @@ class DiagonalGaussian(Distribution):
         return each.expand(len(outputs)), [torch.zeros_like(outputs), torch.ones_like(outputs)]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """Draw standard normal noise."""
-        return torch.randn((*shape, self.num_outputs), generator=generator).numpy()
+        """Draw normal noise of standard deviation σ."""
+        drawn = torch.randn((*shape, self.num_outputs), generator=generator).numpy()
+        noise: Array = self.std.cpu().numpy() * drawn
+        return noise
 
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Return μ + σ · noise, not yet clipped to the environment's bounds."""
-        actions: Array = outputs + self.std.cpu().numpy() * noise
-        return actions
+        """Return μ + noise, not yet clipped to the environment's bounds."""
+        return np.add(outputs, noise)

@@ -72,9 +72,14 @@ class Rollout:
         kept = {"last_observations": None, "final_observations": int(self.truncated[:steps].sum())}
         return self._map(lambda name, tensor: tensor[: kept.get(name, steps)])
 
+    def of_envs(self, envs: slice) -> Rollout:
+        """Return the part of some environments, which shares memory, without final observations."""
+        by_env = {"last_observations": lambda x: x[envs], "final_observations": lambda x: x[:0]}
+        return self._map(lambda name, tensor: by_env.get(name, lambda x: x[:, envs])(tensor))
+
     def to(self, device: torch.device) -> Rollout:
         """Return the rollout on a device."""
-        return self._map(lambda _, tensor: tensor.to(device))
+        return self._map(lambda _, tensor: tensor.to(device).contiguous())
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the fields of a rollout on the CPU as numpy arrays that share its memory."""

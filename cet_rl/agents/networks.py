@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,13 +91,18 @@ class Actor(nn.Module):
             x = z if layer is self.layers[-1] else activation(z)
         return x.view(*observation.shape[:-1], -1)
 
+    @property
+    def acts_by_numpy(self) -> bool:
+        """Whether `numpy_forward` can do without torch: dense layers on a CPU."""
+        return self.weights[0].is_cpu and all(isinstance(layer, Dense) for layer in self.layers)
+
     def numpy_forward(self) -> Callable[[Array], Array]:
         """Return the network as a function of arrays that shares its weights, for acting: (N, n) to (N, n_out).
 
         Dense layers on a CPU take a third of torch's time for a handful of rows.
         """
         weights, function = [weight.detach() for weight in self.weights], self.activation.numpy_function
-        if not (weights[0].is_cpu and all(isinstance(layer, Dense) for layer in self.layers)):
+        if not self.acts_by_numpy:
             inference = torch.no_grad()(self.forward)
             return lambda x: inference(torch.from_numpy(x).to(weights[0].device)).cpu().numpy()
         *hidden, last = [weight.numpy() for weight in weights]
@@ -157,6 +163,31 @@ class Actor(nn.Module):
                 error = above.backproject(route.detach(), errors[-1] * derivative[number + 1])
             errors.append(error.reshape(-1, *layer.post_shape))
         return [*errors[::-1], *own]
+
+
+def joint_forward(actors: Sequence[Actor]) -> Callable[[Array], Array]:
+    """Return networks that are alike as one function for acting: (C · N, n) to (C · N, n_out), network by network.
+
+    Dense layers on a CPU are stacked as they are now; others share their weights, as in `numpy_forward`.
+    """
+    first, count = actors[0], len(actors)
+    if count == 1:
+        return first.numpy_forward()
+    if not first.acts_by_numpy:
+        each = [actor.numpy_forward() for actor in actors]
+        return lambda x: np.concatenate([f(own) for f, own in zip(each, np.split(x, count), strict=True)])
+    layers = zip(*(actor.weights for actor in actors), strict=True)
+    *hidden, last = [torch.stack([weight.detach() for weight in layer]).numpy() for layer in layers]
+    function = first.activation.numpy_function
+
+    def forward(x: Array) -> Array:
+        x = x.reshape(count, -1, x.shape[1]).swapaxes(1, 2)
+        for weight in hidden:
+            x = function(np.matmul(weight, x))
+        outputs: Array = np.matmul(last, x).swapaxes(1, 2)
+        return outputs.reshape(-1, outputs.shape[2])
+
+    return forward
 
 
 def _orthogonal(shape: Sequence[int]) -> Tensor:

@@ -8,7 +8,6 @@ from inspect import signature
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -29,6 +28,7 @@ from cet_rl.agents.config import (
 from cet_rl.agents.export import TorchPolicy
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
+from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
@@ -201,6 +201,7 @@ class CETActorCritic(StoredAlgorithm):
         self.learner.to(self.device)
         parameters = list(self.learner.trained_parameters())
         self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
+        self._rollout: Rollout
         self._recorded = self._told = 0  # steps of the rollout, and those that the traces knew when it began
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
@@ -220,6 +221,30 @@ class CETActorCritic(StoredAlgorithm):
             ValueError: if the run is over before any credit has arrived.
             FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
         """
+        callback = self.start_learning(
+            total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
+        )
+        assert self.env is not None
+        while self.num_timesteps < self._total_timesteps:
+            if not self.collect_rollouts(self.env, callback, self.rollout_buffer, n_rollout_steps=self.n_steps):
+                break
+            self.learn_from_rollout()
+        callback.on_training_end()
+        return self
+
+    def start_learning(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "CETActorCritic",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> BaseCallback:
+        """Do what `learn` does before its first rollout, and return the callback.
+
+        After each rollout that `collect_rollouts` has completed comes `learn_from_rollout`.
+        """
         if (self.policy.actor, self.policy.critic) != (self.learner.actor, self.learner.critic):
             raise ValueError("traces belong to the policy that was replaced: use policy.load_state_dict instead")
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
@@ -227,7 +252,11 @@ class CETActorCritic(StoredAlgorithm):
         self._statistics_every = log_interval or sys.maxsize
         if reset_num_timesteps:
             self._updates_at_start = self._n_updates
-        return super().learn(total_timesteps, callback, 1, tb_log_name, reset_num_timesteps, progress_bar)
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        return callback
 
     def dump_logs(self, iteration: int = 0) -> None:
         """Write what has been recorded, if it is time to; called after each rollout, before its update."""
@@ -235,72 +264,16 @@ class CETActorCritic(StoredAlgorithm):
         if iteration % self._statistics_every == 0:
             super().dump_logs(iteration)
 
-    # Numbers that are not finite are refused once the rollout is complete, naming the environment they came from.
-    @np.errstate(invalid="ignore", over="ignore")
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Act for `n_rollout_steps` steps without `rollout_buffer`; return False if a callback asked to stop."""
-        self._leave_rollout()  # one whose update was left before it began
-        self._recorded, self._told = 0, self.learner.steps
-        self.policy.set_training_mode(False)
-        policy, head = self.policy, self.policy.actor.head
-        self._rollout = Rollout.empty(n_rollout_steps, self.n_envs, policy.num_features, head)
-        arrays, forward = self._rollout.arrays(), policy.actor.numpy_forward()
+        (outcome,) = collect([self], [env], [callback], n_rollout_steps)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-        callback.on_rollout_start()
-        # Not before: what is saved at that moment has not drawn yet what it will draw again.
-        noise = head.noise((n_rollout_steps, env.num_envs), self.generator)
-        complete = stepping = False
-        try:
-            for n_steps in range(n_rollout_steps):  # named as callbacks know it from A2C
-                assert self._last_obs is not None
-                features = arrays["observations"][n_steps]
-                policy.write_features(self._last_obs, features)  # type: ignore[arg-type]
-                arrays["starts"][n_steps] = self._last_episode_starts
-                actions = arrays["actions"][n_steps] = head.sample(forward(features), noise[n_steps])
-                clipped_actions = policy.to_environment(actions)
-                stepping = True
-                new_obs, rewards, dones, infos = env.step(clipped_actions)
-                self.num_timesteps += env.num_envs
-                arrays["rewards"][n_steps] = rewards
-                if np.count_nonzero(dones):  # a quarter of `any`'s time
-                    self._record_ends(n_steps, dones, infos)
-                self._recorded, stepping = n_steps + 1, False
-
-                try:
-                    callback.update_locals(locals())
-                    if not callback.on_step():
-                        return False
-                finally:
-                    self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-                self._update_info_buffer(infos, dones)
-            policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
-            self._rollout.check_finite(self.num_timesteps // env.num_envs - n_rollout_steps)
-            complete = True
-        finally:
-            if not complete:
-                policy.write_features(self._last_obs, arrays["last_observations"])  # type: ignore[arg-type]
-                self._leave_rollout()
-            if stepping:  # nobody knows where the environments are: `learn` will reset them
-                self._last_obs = None
-
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _record_ends(self, step: int, dones: npt.NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
-        rollout, arrays = self._rollout, self._rollout.arrays()
-        for env in np.flatnonzero(dones):
-            if not infos[env].get("TimeLimit.truncated", False):
-                arrays["terminated"][step, env] = 1
-                continue
-            arrays["truncated"][step, env] = 1
-            final = torch.zeros(1, self.policy.num_features)
-            self.policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
-            rollout.final_observations = torch.cat([rollout.final_observations, final])
-
-    def _leave_rollout(self) -> None:
+    def leave_rollout(self) -> None:
         """Advance the traces by what has been recorded and not been told. The weights do not change."""
         if not self._recorded or self.learner.steps > self._told:
             return
@@ -311,6 +284,12 @@ class CETActorCritic(StoredAlgorithm):
         except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
             self._last_episode_starts, self._recorded = np.ones(self.n_envs, bool), 0
         self.policy.optimizer.zero_grad()
+
+    def learn_from_rollout(self) -> None:
+        """Log, and update the networks from the rollout just collected."""
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        self.dump_logs()
+        self.train()
 
     def train(self) -> None:
         """Update the networks from the rollout just collected."""

@@ -19,27 +19,47 @@ class CartPoleEnv(classic_control.CartPoleEnv):
     Gymnasium's own arithmetic takes over wherever more is asked for than the next state of a running episode.
     """
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether nothing but the next state of a running episode is asked for."""
+        usual = self.kinematics_integrator == "euler" and not self._sutton_barto_reward and not self.render_mode
+        return usual and self.steps_beyond_terminated is None and isinstance(self.state, np.ndarray)
+
+    @property
+    def physics(self) -> tuple[float, ...]:
+        """The constants that the next state, and when the pole has fallen, depend on."""
+        constants = self.gravity, self.masspole, self.total_mass, self.length, self.polemass_length, self.force_mag
+        return *constants, self.tau, self.x_threshold, self.theta_threshold_radians
+
     def step(self, action: Any) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Take one step."""
-        usual = self.kinematics_integrator == "euler" and not self._sutton_barto_reward and not self.render_mode
-        usual = usual and self.steps_beyond_terminated is None and isinstance(action, (int, np.integer))
-        if not (usual and 0 <= action <= 1 and isinstance(self.state, np.ndarray)):
+        if not (self.is_usual and isinstance(action, (int, np.integer)) and 0 <= action <= 1):
             return super().step(action)  # type: ignore[no-any-return, no-untyped-call]
-        x, velocity, angle, turning = self.state.tolist()
-        # Of numpy, whose last bit may differ from that of `math`.
-        cosine, sine = np.cos(angle).item(), np.sin(angle).item()
+        before: list[float] = self.state.tolist()  # type: ignore[union-attr]
         force = self.force_mag if action == 1 else -self.force_mag
-        push = (force + self.polemass_length * (turning * turning) * sine) / self.total_mass
-        inertia = self.length * (4.0 / 3.0 - self.masspole * (cosine * cosine) / self.total_mass)
-        angular = (self.gravity * sine - cosine * push) / inertia
-        linear = push - self.polemass_length * angular * cosine / self.total_mass
-        x, velocity = x + self.tau * velocity, velocity + self.tau * linear
-        angle, turning = angle + self.tau * turning, turning + self.tau * angular
-        self.state = np.array((x, velocity, angle, turning))
-        fallen = abs(x) > self.x_threshold or abs(angle) > self.theta_threshold_radians
+        # Of numpy, whose last bit may differ from that of `math`.
+        state = next_state(self, before, force, np.cos(before[2]).item(), np.sin(before[2]).item())
+        self.state = np.array(state)
+        fallen = abs(state[0]) > self.x_threshold or abs(state[2]) > self.theta_threshold_radians
         if fallen:
             self.steps_beyond_terminated = 0  # type: ignore[assignment]
         return self.state.astype(np.float32), 1.0, fallen, False, {}
+
+
+def next_state(pole: CartPoleEnv, state: Any, force: Any, cosine: Any, sine: Any) -> tuple[Any, Any, Any, Any]:
+    """Return x, its velocity, the angle and its velocity after a step, of floats or of arrays for many CartPoles.
+
+    `cosine` and `sine` are those of the angle. Operations and their order are Gymnasium's.
+    """
+    x, velocity, angle, turning = state
+    push = (force + pole.polemass_length * (turning * turning) * sine) / pole.total_mass
+    inertia = pole.length * (4.0 / 3.0 - pole.masspole * (cosine * cosine) / pole.total_mass)
+    angular = (pole.gravity * sine - cosine * push) / inertia
+    linear = push - pole.polemass_length * angular * cosine / pole.total_mass
+    return (
+        *(x + pole.tau * velocity, velocity + pole.tau * linear),
+        *(angle + pole.tau * turning, turning + pole.tau * angular),
+    )
 
 
 class VectorCartPole(CartPoleVectorEnv):

@@ -62,26 +62,26 @@ def register_snapshot(kind: type, attributes: Sequence[str] = (), *, like: type 
 
 def capture(env: Any) -> State:
     """Return the state of an environment with all of its wrappers; raise CannotCaptureError naming one without."""
-    return {"layers": [{"type": type(one).__name__, **_capture_layer(one)} for one in _layers(env)]}
+    return {"layers": [{"type": type(one).__name__, **_capture_layer(one)} for one in layers(env)]}
 
 
 def restore(env: Any, state: State) -> None:
     """Put an environment, built alike, into a state from `capture`. It need not have been reset."""
-    layers, saved = _layers(env), copy.deepcopy(state["layers"])
-    here, there = [type(one).__name__ for one in layers], [str(one["type"]) for one in saved]
+    own, saved = layers(env), copy.deepcopy(state["layers"])
+    here, there = [type(one).__name__ for one in own], [str(one["type"]) for one in saved]
     if here != there:
         raise ValueError(f"the environment is made of {', '.join(here)}, the state is of {', '.join(there)}")
-    for layer, part in zip(layers, saved, strict=True):
+    for layer, part in zip(own, saved, strict=True):
         _restore_layer(layer, part)
 
 
-def _layers(env: Any) -> list[Any]:
+def layers(env: Any) -> list[Any]:
     """Return the layers, from the outermost wrapper to the environment itself."""
-    layers = [env]
+    found = [env]
     while isinstance(env, (gym.Wrapper, VecEnvWrapper)):
         env = env.env if isinstance(env, gym.Wrapper) else env.venv
-        layers.append(env)
-    return layers
+        found.append(env)
+    return found
 
 
 def _access(layer: Any) -> tuple[Callable[[Any], State], Callable[[Any, State], None]]:

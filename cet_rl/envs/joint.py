@@ -1,0 +1,139 @@
+"""Vector environments of many agents side by side, each stepped by itself, or all CartPoles in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from cet_rl.envs.cartpole import CartPoleEnv, next_state
+from cet_rl.envs.snapshot import layers
+from cet_rl.envs.vector import DummyVecEnv
+from cet_rl.envs.wrappers import DelayedCredit, StepClock
+
+Array = npt.NDArray[Any]
+
+_KNOWN = (DelayedCredit, StepClock, gym.wrappers.OrderEnforcing, gym.wrappers.TimeLimit)
+"""Wrappers that leave the steps within an episode as they are."""
+
+
+class JointVecEnv:
+    """Step the vector environments of many agents, each of which sees what it would see alone.
+
+    Where all are our CartPole within wrappers that are known, their states are arrays here until `write_back`.
+    """
+
+    def __init__(self, envs: Sequence[VecEnv]) -> None:
+        self.envs = envs
+        self._poles = _CartPoles(envs) if _CartPoles.take(envs) else None
+
+    def step(self, actions: Array, going: Sequence[bool]) -> list[Any]:
+        """Step the environments of the agents that go on, whose actions follow one another.
+
+        Returns for each what its `VecEnv.step` would return, or the exception that it raised.
+        """
+        if self._poles is not None:
+            return self._poles.step(actions, going)
+        shares = np.split(actions, len(self.envs))
+        return [
+            _step(env, share) if goes else None for env, share, goes in zip(self.envs, shares, going, strict=True)
+        ]
+
+    def write_back(self) -> None:
+        """Bring the environments themselves to the state that they have reached."""
+        if self._poles is not None:
+            self._poles.write_back()
+
+
+def _step(env: VecEnv, actions: Array) -> VecEnvStepReturn | Exception:
+    try:
+        return env.step(actions)
+    except Exception as error:
+        return error
+
+
+class _CartPoles:
+    """Step CartPoles by one call for all; a step that ends an episode is taken by the environment itself.
+
+    Shapes: N environments, those of the first agent first; state variables are rows, (4, N).
+    """
+
+    def __init__(self, envs: Sequence[VecEnv]) -> None:
+        self._own: list[tuple[Any, int]] = [(env, index) for env in envs for index in range(env.num_envs)]
+        stacks = [layers(env.envs[index]) for env, index in self._own]
+        self._monitors, self._poles = [stack[0] for stack in stacks], [stack[-1] for stack in stacks]
+        self._limits: list[list[Any]] = [
+            [one for one in stack if isinstance(one, gym.wrappers.TimeLimit)] for stack in stacks
+        ]
+        self._state = np.empty((4, len(stacks)))
+        self._left, self._known = np.empty((2, len(stacks)), np.int64)  # steps to the time limit, here and there
+        for index in range(len(stacks)):
+            self._read(index, self._state)
+        self._here = [True] * len(envs)  # by agent: whether the environments' states are arrays here
+
+    @staticmethod
+    def take(envs: Sequence[VecEnv]) -> bool:
+        """Return whether all are CartPoles of the same physics, within an episode and known wrappers."""
+        stacks = [layers(one) for env in envs if type(env) is DummyVecEnv for one in env.envs]
+        if len(stacks) < sum(env.num_envs for env in envs):
+            return False
+        for monitor, *wrappers, pole in stacks:
+            kinds = [type(wrapper) for wrapper in wrappers]
+            plain = type(monitor) is Monitor and not (monitor.results_writer or monitor.info_keywords)
+            if not (plain and set(kinds) <= {*_KNOWN} and kinds.count(gym.wrappers.TimeLimit) < 2):
+                return False
+            if not (type(pole) is CartPoleEnv and pole.is_usual and pole.physics == stacks[0][-1].physics):
+                return False
+        return True
+
+    def step(self, actions: Array, going: Sequence[bool]) -> list[Any]:
+        """See `JointVecEnv.step`."""
+        count, pole = len(self._own) // len(going), self._poles[0]
+        for number in range(len(going)) if going != self._here else ():
+            if self._here[number] and not going[number]:
+                self._write(range(number * count, (number + 1) * count))
+        self._here = list(going)
+        force = np.where(actions == 1, pole.force_mag, -pole.force_mag)
+        state = np.array(next_state(pole, self._state, force, np.cos(self._state[2]), np.sin(self._state[2])))
+        self._left -= 1
+        fallen = (abs(state[0]) > pole.x_threshold) | (abs(state[2]) > pole.theta_threshold_radians)
+        ended = fallen | (self._left <= 0)
+        observations, rewards = state.T.astype(np.float32, order="C"), np.ones(len(ended), np.float32)
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in self._own]
+        for index in map(int, np.flatnonzero(ended)):
+            if self._here[index // count]:
+                self._left[index] += 1
+                self._write([index])
+                env, own = self._own[index]
+                observations[index], rewards[index], _, infos[index] = env.step_one(own, actions[index])
+                self._read(index, state)
+        self._state = state
+        shape = len(going), count
+        parts = observations.reshape(*shape, 4), rewards.reshape(shape), ended.reshape(shape)
+        return [(*each, infos[n * count : (n + 1) * count]) for n, each in enumerate(zip(*parts, strict=True))]
+
+    def write_back(self) -> None:
+        """See `JointVecEnv.write_back`."""
+        count = len(self._own) // len(self._here)
+        self._write(index for index in range(len(self._own)) if self._here[index // count])
+
+    def _write(self, indices: Iterable[int]) -> None:
+        for index in indices:
+            made = int(self._known[index] - self._left[index])
+            self._known[index] = self._left[index]
+            self._poles[index].state = self._state[:, index].copy()
+            self._monitors[index].rewards.extend([1.0] * made)
+            self._monitors[index].total_steps += made
+            for limit in self._limits[index]:
+                limit._elapsed_steps += made
+
+    def _read(self, index: int, state: Array) -> None:
+        state[:, index] = self._poles[index].state
+        left = [limit._max_episode_steps - limit._elapsed_steps for limit in self._limits[index]]
+        self._left[index] = self._known[index] = min(left, default=2**62)
