@@ -129,7 +129,7 @@ def test_acting_samples_the_policy():
         found = 0.0
 
         def _on_step(self):
-            features = self.locals["features"]
+            features = self.model._rollout.observations[self.locals["n_steps"]].numpy()
             with torch.no_grad():
                 probability = torch.softmax(self.model.policy.actor(torch.from_numpy(features)), -1)[:, 1]
             self.expected += probability.sum().item()

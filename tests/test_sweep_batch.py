@@ -75,7 +75,8 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "CartPole-v1"}, "for image classification .*not for CartPole-v1"),
+        ({"task": "late-add"}, "for image classification, and .*agent cet, not for late-add: leave it out"),
+        ({"task": "CartPole-v1", "agent": "sb3:a2c"}, "for the agent cet, not for sb3:a2c: leave it out"),
         ({**SMALL, "streaming": True}, "streaming, salience, jitter and soma='trace'"),
         ({**SMALL, "compile": True}, "nor is a batch compiled"),
     ],

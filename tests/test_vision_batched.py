@@ -12,11 +12,11 @@ import yaml
 from saved_files import files, parts, rows, summary
 
 from cet_rl.cli import main
-from cet_rl.runs.config import Mark, marked
+from cet_rl.runs.config import Mark, check_batch, marked
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
 from cet_rl.vision.batched import BatchedLearner
-from cet_rl.vision.config import VisionConfig, check_batch
+from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.learner import ImageLearner

@@ -43,8 +43,9 @@ class SweepArguments:
     """A CSV of results that outlives the folder: each run that finishes adds a row at once, and runs that have one
     are skipped. Made if need be; the folder remembers it."""
     launcher: Literal["local", "batch", "slurm"] = "local"
-    """Where to run: local, as processes here until all are done; batch, image classification on a GPU, as
-    one batched model in one process (--workers of them at a time, default 64); slurm, as job arrays, which the
+    """Where to run: local, as processes here until all are done; batch, image classification or
+    the agent cet, as runs that learn together: those that are alike, on a CPU in one process for each processor
+    (--workers runs at a time, by default 16 a processor, 64 on a GPU); slurm, as job arrays, which the
     command submits and does not wait for. The folder must then lie where all nodes find it."""
     slurm: tuple[str, ...] = ()
     """KEY=VALUE ...: options of sbatch, such as partition=long time=4:00:00 mem=8G. time, by default one hour,

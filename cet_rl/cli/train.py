@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse_into
 from cet_rl.cli.options import Option, long_names, options_of
@@ -69,7 +69,7 @@ GROUPS = {
     ),
     "evaluation": ("eval_episodes", "eval_max_steps", "validation", "alignment"),
     "run": (
-        *("run_dir", "config", "seeds", "resume", "checkpoint_every", "track", "quiet"),
+        *("run_dir", "config", "seeds", "launcher", "resume", "checkpoint_every", "track", "quiet"),
         *(
             "seed",
             "device",
@@ -98,6 +98,8 @@ class RunOptions:
     seeds: str | None = None
     """0-4 or 0,2,5: a run for each seed, side by side, as a sweep in runs/TASK-LABEL-seeds. The same command goes
     on with it; with --resume it also retries runs that have failed."""
+    launcher: Literal["local", "batch"] = "local"
+    """With --seeds: a process for each run, or batch, which learns them together, see cet-rl sweep --help."""
     resume: bool = False
     """Go on from the folder's checkpoint, with its configuration; start afresh if there is none."""
     checkpoint_every: int | None = None
@@ -128,6 +130,8 @@ def run(arguments: Sequence[str]) -> int:
         print(parsed.note, file=sys.stderr)
     if options.seeds is not None:
         return _run_seeds(parsed, options.seeds)
+    if options.launcher != "local":
+        raise ValueError(f"--launcher {options.launcher} goes with --seeds: add it, or leave out --launcher")
     # Training is imported as late as can be: it takes seconds, which a folder that cannot be used should not.
     config, kind = parsed.config, task_kind_of(parsed.config.task)
     folder = RunFolder(options.run_dir or default_path(config), kind.checkpoint)
@@ -160,14 +164,15 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     from cet_rl.sweeps.file import parse_seeds
     from cet_rl.sweeps.folder import Sweep, SweepFolder
     from cet_rl.sweeps.scheduler import run_sweep
-    from cet_rl.sweeps.worker import Launcher
+    from cet_rl.sweeps.worker import Launcher, batch_launcher
 
     config, options = parsed.config, parsed.run
     arm = default_path(config).name.removesuffix(f"-{config.seed}")
     folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
     holds(folder.path, folder.sweep_file.name, "sweep")  # building its jobs takes seconds
     jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
-    return run_sweep(Sweep(arm, tuple(jobs)), folder, Launcher(), retry=options.resume, quiet=options.quiet)
+    launcher = batch_launcher(jobs) if options.launcher == "batch" else Launcher()
+    return run_sweep(Sweep(arm, tuple(jobs)), folder, launcher, retry=options.resume, quiet=options.quiet)
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:

@@ -25,21 +25,21 @@ class RLConfig(LayeredConfig):
     delivers rewards. 0: no delay."""
     step_ms: float = 200.0
     """Milliseconds that one environment step stands for."""
-    lam: float = 0.95
+    lam: Annotated[float, Mark.BATCHABLE] = 0.95
     """Lambda of the RL eligibility trace and of the critic's returns."""
-    random_lam: Annotated[tuple[float, float] | None, Mark.TRACED] = None
+    random_lam: Annotated[tuple[float, float] | None, Mark.TRACED, Mark.BATCHABLE] = None
     """LOW HIGH: one lambda per weight of the actor, drawn uniformly once."""
-    feedback: Annotated[Feedback, Mark.TRACED] = "backprop"
+    feedback: Annotated[Feedback, Mark.TRACED, Mark.BATCHABLE] = "backprop"
     """Route of credit to hidden layers: backpropagation, feedback alignment, direct feedback alignment."""
-    gamma: float = 0.99
+    gamma: Annotated[float, Mark.BATCHABLE] = 0.99
     """Discount."""
-    anneal_lr: bool = True
+    anneal_lr: Annotated[bool, Mark.BATCHABLE] = True
     """Let the learning rate fall linearly to zero over the run."""
-    entropy_coef: float = 0.01
+    entropy_coef: Annotated[float, Mark.BATCHABLE] = 0.01
     """Weight of the policy's entropy."""
-    value_coef: float = 0.25
+    value_coef: Annotated[float, Mark.BATCHABLE] = 0.25
     """Weight of the critic's loss."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, Mark.BATCHABLE] = 0.5
     """Joint norm that the gradients are clipped to."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the dense hidden layers of the actor, and of a dense critic."""
@@ -49,7 +49,7 @@ class RLConfig(LayeredConfig):
     """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
     """Activation of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
-    total_steps: int = 1_000_000
+    total_steps: Annotated[int, Mark.BATCHABLE] = 1_000_000
     """Environment samples to learn from, all environments counted."""
     num_envs: int = 4
     """Environments side by side."""
@@ -60,9 +60,9 @@ class RLConfig(LayeredConfig):
     """Steps of each environment between updates; 1 updates after every step."""
     seed: int = 0
     """Seed of networks, actions and environments."""
-    eval_episodes: Annotated[int, Mark.NEUTRAL] = 100
+    eval_episodes: Annotated[int, Mark.NEUTRAL, Mark.BATCHABLE] = 100
     """Deterministic episodes at the end of the run."""
-    eval_max_steps: Annotated[int, Mark.NEUTRAL] = 10_000
+    eval_max_steps: Annotated[int, Mark.NEUTRAL, Mark.BATCHABLE] = 10_000
     """Step cap of an evaluation episode in a task that has none."""
 
     def __post_init__(self) -> None:
@@ -72,6 +72,11 @@ class RLConfig(LayeredConfig):
         if not self.hidden or min(self.hidden) < 1 or max(self.hidden) > 100_000:
             raise ValueError(f"--hidden must list widths from 1 to 100,000, got {self.hidden}")
         self.timing.check_run(self.total_steps, self.num_envs)
+
+    def check_batchable(self) -> None:
+        """Raise ValueError unless the run can learn in one batch with others that are alike."""
+        if self.agent != "cet":
+            raise ValueError(f"--launcher batch is for the agent cet, not for {self.agent}: leave it out")
 
     @property
     def learner(self) -> LearnerConfig:

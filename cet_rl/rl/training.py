@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import StoredAlgorithm
-from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.envs.vector import choose_vectorization, vectorised_form
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.evaluation import evaluate, evaluation_options
+from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pending
 from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
-from cet_rl.runs.files import naming
 from cet_rl.runs.folder import RunFolder, Status, checkpoint_interval, default_path
-from cet_rl.runs.log import RunLog
-from cet_rl.runs.process import Interruption, set_threads
-from cet_rl.runs.session import LOGGED_POINTS, Session, run_and_summarize
+from cet_rl.runs.process import set_threads
+from cet_rl.runs.session import LOGGED_POINTS, Session, batch_sessions, run_and_summarize
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag
@@ -35,9 +36,6 @@ from cet_rl.runs.values import flag
 LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
 CHECKPOINT_EVERY = 100_000  # samples between two checkpoints at most by default
 EVALUATION_EPISODES = 100  # that `cet-rl eval` plays by default
-EVALUATION_SEED_OFFSET = (
-    1_000_003  # from a run's seed to that of its evaluation, so that no episode was learned from
-)
 
 MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
 """Stable-Baselines3's tags of the mean return and length of the last 100 training episodes."""
@@ -97,34 +95,62 @@ def train(
         FloatingPointError, OSError: if an environment gives a number that is not finite, or a file cannot be
             written any more; the summary says "failed".
     """
-    config = resolve(config)
+    options: Any = {"resume": resume, "checkpoint_every": checkpoint_every, "quiet": quiet, "track": track}
+    return _run([_session(resolve(config), run_dir, **options)])
+
+
+def train_batch(
+    configs: Sequence[RLConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
+) -> list[Path]:
+    """Train many runs in lock step, and return their folders, which they leave as if each had been alone.
+
+    All act and step in one call, and each learns by itself from what it has seen. They need not be at the same
+    step, or be equally long. Speeds are a run's own share. Finished runs are left alone, interrupted ones are
+    resumed. A run that fails leaves a summary that says so; the others go on.
+
+    Args:
+        configs: of the agent cet; see `cet_rl.runs.config.check_batch`.
+        folders: of the runs; None for those of `default_path`.
+
+    Raises:
+        ValueError, OSError: for input that cannot be used, before any work is lost.
+        KeyboardInterrupt: when interrupted, after all checkpoints have been written.
+    """
+    configs = [resolve(config) for config in configs]
+    sessions = batch_sessions(configs, folders, partial(_session, quiet=quiet))
+    if _run(sessions) == "interrupted":
+        raise KeyboardInterrupt
+    return [session.folder.path for session in sessions]
+
+
+def _session(
+    config: RLConfig, run_dir: str | Path | None, *, checkpoint_every: int | None = None, **options: Any
+) -> Session:
+    """Return the session of a run, with open choices made."""
     config = _chosen(config, RunFolder(run_dir or default_path(config)))
-    set_threads(config.threads)
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
-    options: Any = {"checkpoint_every": checkpoint_every, "quiet": quiet, "track": track}
-    session = Session(config, RL, run_dir, config.agent, resume=resume, **options)
-    if session.is_finished():
-        return "finished"
-    kind = find_agent(config.agent)
-    agent = kind.build(config)
-    if learner := getattr(agent, "learner", None):
-        session.config = config = replace(config, executors=learner.executors)
-    with session.folder.locked():
-        if session.is_finished():  # by another process, while this one waited
+    return Session(config, RL, run_dir, config.agent, checkpoint_every=checkpoint_every, **options)
+
+
+def _run(sessions: Sequence[Session]) -> Status:
+    """Run one session, or many in lock step, each from the beginning or from its last checkpoint."""
+    set_threads(sessions[0].config.threads)
+    clock = Stopwatch()
+    trainings = [Training(session, clock) for session in sessions if not session.is_finished()]
+    with ExitStack() as locks:
+        for training in trainings:
+            locks.enter_context(training.session.folder.locked())
+        # Another process may have finished one while this one waited.
+        trainings = [training for training in trainings if not training.session.is_finished()]
+        if not trainings:
             return "finished"
-        log_state = None
-        if resumed := session.folder.open_for(config.as_data(), resume=resume):
-            agent, log_state = _load(config, session, kind)
-        session.begin(lambda: agent.num_timesteps, resumed=resumed)
-        if config.delay and not kind.delays_credit:
-            session.say(
-                f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment"
-            )
-        training = Training(session, config, kind, agent)
-        if log_state is not None:
-            restore_pending(agent.logger, log_state)
-        return run_and_summarize([session], training.learn_and_evaluate)
+        for training in trainings:
+            training.open()
+        for number, training in enumerate(trainings):
+            training.begin(shown=number == 0, alone=len(sessions) == 1)
+        learn = trainings[0].learn_and_evaluate if len(sessions) == 1 else partial(learn_together, trainings)
+        return run_and_summarize([training.session for training in trainings], learn)
 
 
 def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
@@ -150,17 +176,78 @@ def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgo
     return agent, log_state
 
 
+def learn_together(trainings: Sequence[Training]) -> Status:
+    """Learn runs in lock step, rollout by rollout; each ends, or fails, by itself."""
+    for training in trainings:
+        training.attempt(training.start)
+    while going := [training for training in trainings if training.is_learning]:
+        agents = [training.agent for training in going]
+        callbacks = [training.callback for training in going]
+        outcomes = collect(agents, [agent.env for agent in agents], callbacks, agents[0].n_steps)
+        for training, outcome in zip(going, outcomes, strict=True):
+            training.attempt(partial(training.go_on, outcome))
+    return "interrupted" if any(one.session.status == "interrupted" for one in trainings) else "finished"
+
+
+class Stopwatch:
+    """Measure the time that runs take to learn, without that of their checkpoints."""
+
+    def __init__(self) -> None:
+        self._stopped = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds since some moment that have not been spent within `stopped`."""
+        return time.monotonic() - self._stopped
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop while the block runs."""
+        began = time.monotonic()
+        yield
+        self._stopped += time.monotonic() - began
+
+
 class Training(BaseCallback):
-    """Drive a session, which has begun, with Stable-Baselines3's training loop.
+    """Drive a session with Stable-Baselines3's training loop, or in lock step with others by `learn_together`.
 
     A checkpoint is saved before a rollout begins, when nothing is half done; there an interruption stops the run.
+    Runs in lock step share a clock.
     """
 
-    def __init__(self, session: Session, config: RLConfig, kind: AgentKind, agent: BaseAlgorithm) -> None:
+    callback: BaseCallback
+    """This one, as Stable-Baselines3 has made it ready."""
+
+    def __init__(self, session: Session, clock: Stopwatch) -> None:
         super().__init__()
-        self.session, self.config, self.kind, self.agent, self.stopped = session, config, kind, agent, False
+        self.session, self.config, self.clock = session, cast(RLConfig, session.config), clock
+        self.kind = find_agent(self.config.agent)
+        self.agent: Any = self.kind.build(self.config)
+        if learner := getattr(self.agent, "learner", None):
+            session.config = self.config = replace(self.config, executors=learner.executors)
+        self.stopped = self.is_learning = False
+        self._log_state: dict[str, Any] | None = None
         self._began: float | None = None  # when the last rollout began
-        agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
+
+    def open(self) -> None:
+        """Open the locked folder, and load its checkpoint if there is one."""
+        session = self.session
+        self._resumed = session.folder.open_for(self.config.as_data(), resume=session.resume)
+        if self._resumed:
+            self.agent, self._log_state = _load(self.config, session, self.kind)
+
+    def begin(self, *, alone: bool, shown: bool) -> None:
+        """Begin the session of a run that learns alone or with others, of which one is shown."""
+        session, config = self.session, self.config
+        session.begin(lambda: self.agent.num_timesteps, resumed=self._resumed)
+        session.display.quiet |= not shown
+        self._name = "" if alone else f"{session.folder.path}: "
+        if config.delay and not self.kind.delays_credit:
+            session.say(
+                f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment"
+            )
+        self.agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
+        if self._log_state is not None:
+            restore_pending(self.agent.logger, self._log_state)
 
     def _on_training_start(self) -> None:
         self.session.display.start(self.agent.num_timesteps)
@@ -170,7 +257,7 @@ class Training(BaseCallback):
         self.stopped = self.session.interruption.wanted
         if self.stopped or self.agent.num_timesteps >= self.session.next_save:
             self._save()
-        self._began = time.monotonic()
+        self._began = self.clock.seconds()
 
     def _on_step(self) -> bool:
         return not self.stopped
@@ -183,7 +270,7 @@ class Training(BaseCallback):
     def _count(self) -> None:
         """Count the rollout that has been made and learned from, if there is one."""
         if self._began is not None:
-            self.session.count(time.monotonic() - self._began)
+            self.session.count(self.clock.seconds() - self._began)
             self.session.show(recent_mean(self.agent))
 
     def _save(self) -> None:
@@ -191,30 +278,69 @@ class Training(BaseCallback):
         state = None
         if self.kind.runtime_state is not None:
             state = {"agent": self.kind.runtime_state(self.agent), "log": pending(self.agent.logger)}
-        self.session.save(self.kind.state(self.agent), state)
+        with self.clock.stopped():
+            self.session.save(self.kind.state(self.agent), state)
 
     def learn_and_evaluate(self) -> Status:
         """Learn until the end or an interruption, and write the summary of either."""
+        if left := self._left():
+            self.agent.learn(left, self, **self._options())
+        return self._conclude()
+
+    def start(self) -> None:
+        """Begin to learn in lock step with others."""
+        self.is_learning = True
+        if left := self._left():
+            self.callback = self.agent.start_learning(left, self, **self._options())
+        else:
+            self._end()
+
+    def go_on(self, outcome: bool | Exception) -> None:
+        """Learn from a rollout that has been collected; summarise the run if it was the last."""
+        if isinstance(outcome, Exception):
+            raise outcome
+        if outcome:
+            self.agent.learn_from_rollout()
+        if self.stopped or self.agent.num_timesteps >= self.config.total_steps:
+            self.callback.on_training_end()
+            self._end()
+
+    def _end(self) -> None:
+        self.is_learning = False
+        self._conclude()
+
+    def attempt(self, act: Callable[[], object]) -> None:
+        """Call `act`; an error ends this run alone."""
+        self.session.attempt(act, errors=Exception)
+        self.is_learning &= self.session.status is None
+
+    def _left(self) -> int:
+        """Return the samples that are left to learn from, once hyper-parameters are logged."""
+        self.session.log.describe(self.config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
+        return max(self.config.total_steps - int(self.agent.num_timesteps), 0)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options of `learn`."""
+        return {"log_interval": self._log_interval(), "reset_num_timesteps": not self.session.log.resumed}
+
+    def _conclude(self) -> Status:
+        """Evaluate, unless interrupted, and write the summary."""
         session, agent, config = self.session, self.agent, self.config
-        session.log.describe(config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
-        left = config.total_steps - agent.num_timesteps
-        if left > 0:
-            new = not session.log.resumed
-            agent.learn(left, self, log_interval=self._log_interval(), reset_num_timesteps=new)
         recent = recent_mean(agent)
         if self.stopped:
             return session.interrupted({"train_return_mean": recent})
         self._log_last()
         self._save()  # before the evaluation, which takes long
         try:
-            mean, deviation = evaluate(agent, config, stop=session.interruption)
+            with self.clock.stopped():
+                mean, deviation = evaluate(agent, config, stop=session.interruption)
         except KeyboardInterrupt:
             return session.interrupted({"train_return_mean": recent})
         session.log.add_evaluation({"mean_reward": mean}, agent.num_timesteps)
         found = {"eval_return_mean": mean, "eval_return_std": deviation, "eval_episodes": config.eval_episodes}
         return session.finished(
             {**found, "train_return_mean": recent},
-            f"evaluation: {mean:.1f} ± {deviation:.1f} over {config.eval_episodes} episodes"
+            f"{self._name}evaluation: {mean:.1f} ± {deviation:.1f} over {config.eval_episodes} episodes"
             + (f"; last 100 training episodes: {recent:.1f}" if recent is not None else ""),
         )
 
@@ -236,46 +362,6 @@ class Training(BaseCallback):
             log_every(self.agent, interval)  # ours counts from the run's first rollout by itself
             return 1
         return interval
-
-
-# -------------------- evaluation
-
-
-def evaluate(
-    agent: BaseAlgorithm,
-    config: RLConfig,
-    episodes: int | None = None,
-    seed: int | None = None,
-    stop: Interruption | None = None,
-) -> tuple[float, float]:
-    """Return mean and standard deviation of the return over deterministic episodes on separate environments.
-
-    The run's `config` says how many episodes, and the seed, where these are None. If an interruption, `stop`, is
-    wanted, raise KeyboardInterrupt.
-    """
-
-    def check(*_: object) -> None:
-        if stop is not None and stop.wanted:
-            raise KeyboardInterrupt
-
-    episodes = episodes or config.eval_episodes
-    seed, options = _evaluation(agent, config, seed)
-    env = make_vec_env(num_envs=min(episodes, 20), seed=seed, **options)
-    returns, _ = evaluate_policy(
-        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
-    )
-    env.close()
-    return float(np.mean(returns)), float(np.std(returns))
-
-
-def _evaluation(agent: BaseAlgorithm, config: RLConfig, seed: int | None) -> tuple[int, dict[str, Any]]:
-    """Return the seed, and the keywords of `make_env`, of environments to evaluate on."""
-    seed = (config.seed + EVALUATION_SEED_OFFSET) % 2**32 if seed is None else seed
-    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
-    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
-    wrappers: list[Any] = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
-    clock = {"task": config.task, "step_duration": config.step_duration}
-    return seed, {**clock, "max_episode_steps": cap, "wrappers": wrappers}
 
 
 def evaluate_run(
@@ -301,71 +387,10 @@ def evaluate_run(
     set_threads(config.threads)
     restored = find_agent(config.agent).load(config, checkpoint)
     if shown:
-        seed, options = _evaluation(restored, config, seed)
+        seed, options = evaluation_options(restored, config, seed)
         returns = watch(restored, options, episodes, seed, Path(video) if video else None)
         mean, deviation = float(np.mean(returns)), float(np.std(returns))
     else:
         mean, deviation = evaluate(restored, config, episodes, seed)
     played = f"{episodes} episode{'s' * (episodes > 1)}" + f"; film: {video}" * bool(video)
     return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {played}"
-
-
-# -------------------- the log: when it is written, and the numbers it still holds
-
-
-class LogWriter(TensorBoardOutputFormat):
-    """Write what Stable-Baselines3's logger records to the log of a run: TensorBoard and metrics.csv."""
-
-    def __init__(self, log: RunLog) -> None:
-        self._log, self.writer, self._is_closed = log, log.writer, False
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Write the numbers and figures of one step; raise OSError naming a file that cannot be written."""
-        with naming(self._log.table.path.parent):
-            super().write(key_values, key_excluded, step)
-        row = {
-            name: float(value) if isinstance(value, (float, np.floating)) else value
-            for name, value in key_values.items()
-            if isinstance(value, (int, float, np.number)) and "csv" not in key_excluded[name]
-        }
-        if row:
-            self._log.tabulate(row, step)
-
-    def close(self) -> None:
-        """Leave the files open for the session."""
-
-
-def recent_mean(model: Any, key: str = "r") -> float | None:
-    """Return the mean return ("r") or length ("l") of the last 100 training episodes, None without any."""
-    episodes = model.ep_info_buffer
-    return float(np.mean([episode[key] for episode in episodes])) if episodes else None
-
-
-def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
-    """Make an algorithm of Stable-Baselines3 log after every `interval` rollouts, counted from the run's first.
-
-    Its own `log_interval` counts from the call of `learn`, which a resumed run repeats, and must be one.
-    """
-    write, per_rollout = agent.dump_logs, agent.n_steps * agent.n_envs
-
-    def dump_logs(iteration: int = 0) -> None:
-        iteration = agent.num_timesteps // per_rollout
-        if iteration % interval == 0:
-            write(iteration)
-
-    agent.dump_logs = dump_logs  # type: ignore[method-assign]
-
-
-_TABLES = ("name_to_value", "name_to_count", "name_to_excluded")
-
-
-def pending(logger: Logger) -> dict[str, Any]:
-    """Return the numbers that have been recorded but not written yet."""
-    numbers = [name for name, value in logger.name_to_value.items() if isinstance(value, (int, float, np.number))]
-    return {table: {name: getattr(logger, table)[name] for name in numbers} for table in _TABLES}
-
-
-def restore_pending(logger: Logger, state: dict[str, Any]) -> None:
-    """Record the numbers that `pending` returned."""
-    for table in _TABLES:
-        getattr(logger, table).update(state[table])

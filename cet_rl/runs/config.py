@@ -7,6 +7,7 @@ import math
 import os
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, cached_property
@@ -25,7 +26,7 @@ class Mark(Enum):
     MACHINE = "belongs to the machine: may differ between two sessions of one run, and changes no result"
     NEUTRAL = "changes what is logged, how fast or how exactly is evaluated, but not what is learned"
     TRACED = "means something only to agents with synaptic traces"
-    BATCHABLE = "may differ between the runs of one batched model"
+    BATCHABLE = "may differ between the runs of one batch"
     LABELLED = "is told by the names of arms"
     CHOSEN = "left open, by auto or none, is chosen when a run begins, which keeps the choice when it is resumed"
 
@@ -198,9 +199,37 @@ class RunConfig(ABC):
             raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
         return dataclasses.replace(self, device=device, threads=int(named))
 
+    def check_batchable(self) -> None:
+        """Raise ValueError unless the run can learn in one batch with others that are alike."""
+        raise ValueError(
+            "--launcher batch is for image classification, and for reinforcement learning by the agent cet, not "
+            f"for {self.task}: leave it out"
+        )
+
+    def shared(self) -> dict[str, Any]:
+        """Return the values that all runs of a batch must have in common."""
+        names = [item.name for item in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names if name not in marked(type(self), Mark.BATCHABLE)}
+
     def as_data(self) -> dict[str, Any]:
         """Return plain data, as written to config.yaml."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+
+def check_batch(configs: Sequence[RunConfig]) -> None:
+    """Raise ValueError unless these runs can be batched together."""
+    if not configs:
+        raise ValueError("there are no runs to train")
+    first = configs[0].shared()
+    for config in configs:
+        config.check_batchable()
+        other = config.shared()
+        for name in first:
+            if other[name] != first[name]:
+                raise ValueError(
+                    f"runs of one batch must not differ in {name}: {first[name]!r} and {other[name]!r}; "
+                    f"they may in {', '.join(sorted(marked(type(config), Mark.BATCHABLE)))}"
+                )
 
 
 @dataclass(frozen=True)

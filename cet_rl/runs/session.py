@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from torch import Tensor
 
-from cet_rl.runs.config import RunConfig
+from cet_rl.runs.config import RunConfig, check_batch
 from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval, default_path
 from cet_rl.runs.log import Display, RunLog
 from cet_rl.runs.process import Interruption, set_threads
@@ -58,6 +58,7 @@ class Learner(Protocol):
 
 
 L = TypeVar("L", bound=Learner)
+C = TypeVar("C", bound=RunConfig)
 
 
 class LearnerBatch(Generic[L]):
@@ -230,6 +231,15 @@ class Session:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def attempt(self, act: Callable[..., object], *given: Any, errors: Any) -> None:
+        """Call `act` unless the run has ended; one of these errors ends it, and is told."""
+        if self.status is None:
+            try:
+                act(*given)
+            except errors as error:
+                self.failed(error)
+                self.say(f"{self.folder.path} failed: {error}")
+
     def close(self) -> None:
         """Close display, log and tracker."""
         self.display.close()
@@ -237,6 +247,22 @@ class Session:
         if self.log.tracker is not None:
             with suppress(Exception):  # the run itself has ended well, or its error is what matters
                 self.log.tracker.close(self.status)
+
+
+def batch_sessions(
+    configs: Sequence[C], folders: Sequence[str | Path] | None, session: Callable[..., Session]
+) -> list[Session]:
+    """Return sessions, made by `session`, of runs that learn together: they share an interruption, and resume.
+
+    Raises ValueError unless the resolved configurations can be batched, and each has a folder of its own, by
+    default that of `default_path`.
+    """
+    check_batch(configs)
+    paths = [Path(folder) for folder in folders or map(default_path, configs)]
+    if len(paths) != len(configs) or len(set(paths)) < len(configs):
+        raise ValueError("every run of a batch needs a folder of its own")
+    shared: dict[str, Any] = {"resume": True, "interruption": Interruption()}
+    return [session(config, path, **shared) for config, path in zip(configs, paths, strict=True)]
 
 
 def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:
@@ -334,15 +360,8 @@ class _Loop:
     def _each(self, act: Callable[..., object], *values: Sequence[Any]) -> None:
         """Call `act` with each run that has not ended and its values; an error ends the run it belongs to."""
         for session, *given in zip(self.sessions, *values, strict=True):
-            if session.status is not None:
-                continue
-            try:
-                act(session, *given)
-            except (OSError, FloatingPointError) as error:
-                if len(self.sessions) == 1:
-                    raise
-                session.failed(error)
-                session.say(f"{session.folder.path} failed: {error}")
+            errors = () if len(self.sessions) == 1 else (OSError, FloatingPointError)
+            session.attempt(act, session, *given, errors=errors)
 
     def _learn(self) -> bool:
         """Learn to the end, and return False if interrupted before."""

@@ -4,8 +4,7 @@
 
 holds its jobs' locks for as long as it lives, goes on from their checkpoints, and writes down why jobs fail.
 
---batch  trains all jobs as one batched model (`cet_rl.vision.batched`): one small network leaves a GPU idle, and
-         processes of one job each would only take turns on it
+--batch  trains all jobs as one batch (`train_batch` of `cet_rl.vision` and of `cet_rl.rl`)
 --retry  trains jobs that have failed, too
 --wait   waits for another process that runs a job, until it would be found dead
 
@@ -25,22 +24,17 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
-from cet_rl.runs.task_kinds import VISION
 from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.folder import Job, SweepFolder
-
-if TYPE_CHECKING:
-    from cet_rl.vision.config import VisionConfig
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 3, 130
 
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a worker that was asked to stop
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # keep a process to one thread
-JOBS_IN_BATCH = 64  # at most in one batched model, unless told otherwise
+JOBS_ON_GPU, JOBS_ON_CORE = 64, 16  # at most in one batch, unless told otherwise
 
 Trainer = Callable[[SweepFolder, Sequence[Job]], str]
 """Trains jobs in their run folders, or goes on with them; returns "finished" or "interrupted"."""
@@ -59,21 +53,10 @@ def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
 
 def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     """Train jobs together; each leaves a run folder as if it had been alone, also if it fails."""
-    from cet_rl.vision.training import train_batch
-
-    train_batch([batched_config(job) for job in jobs], [folder.run_path(job.name) for job in jobs], quiet=True)
+    task_kind, _ = configuration(jobs[0])
+    paths = [folder.run_path(job.name) for job in jobs]
+    task_kind.training().train_batch([configuration(job)[1] for job in jobs], paths, quiet=True)
     return "finished"
-
-
-def batched_config(job: Job) -> VisionConfig:
-    """Return a job's configuration; raise ValueError if it cannot be part of a batched model."""
-    from cet_rl.vision.config import VisionConfig, check_batchable
-
-    _, config = configuration(job)
-    if not isinstance(config, VisionConfig):
-        raise ValueError(f"--launcher batch is for {VISION.describe()}, not for {config.task}: leave it out")
-    check_batchable(config)
-    return config
 
 
 def work(
@@ -187,7 +170,8 @@ class Launcher:
 
     `capacity` is how many jobs run at a time, at least one, and None as many as there are processors for this
     process. `options` are those of a worker's command, beside --retry. `batches` says what the jobs of one worker
-    have in common, by their names; without it there is a worker for each job.
+    have in common, by their names, and jobs are shared out to as many as `processes` workers; without it there is
+    a worker for each job.
     """
 
     def __init__(
@@ -196,29 +180,51 @@ class Launcher:
         command: Command = worker_command,
         options: Sequence[str] = (),
         batches: Mapping[str, Hashable] | None = None,
+        processes: int = 1,
     ) -> None:
         check_workers(capacity)
         self.capacity = capacity or processors()
         self._command, self._options, self._batches = command, options, batches or {}
+        self._processes = processes
+        self._workers: list[Worker] = []
 
     def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
         """Start workers for jobs, also for those that have failed if told to retry; OSError if that fails."""
         together: dict[Hashable, list[str]] = {}
         for name in names:
             together.setdefault(self._batches.get(name, name), []).append(name)
+        batches = list(together.values())
+        self._workers = [worker for worker in self._workers if worker.poll() is None]
+        while len(batches) + len(self._workers) < self._processes and len(longest := max(batches, key=len)) > 1:
+            batches.remove(longest)
+            batches += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
         options = [*self._options, *["--retry"] * retry]
-        return [
-            Worker(some, [*self._command(folder, some), *options], folder.log_file(some[0]))
-            for some in together.values()
+        workers = [
+            Worker(some, [*self._command(folder, some), *options], folder.log_file(some[0])) for some in batches
         ]
+        self._workers += workers
+        return workers
 
 
 def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher:
-    """Return a launcher that trains jobs of the same shapes as one batched model, or ValueError for other jobs."""
-    from cet_rl.vision.config import shared
+    """Return a launcher that trains jobs that are alike as one batch, on a CPU as one for each processor.
 
-    shapes = {job.name: tuple(map(repr, shared(batched_config(job)).items())) for job in jobs}
-    return Launcher(JOBS_IN_BATCH if capacity is None else capacity, options=["--batch"], batches=shapes)
+    Raises ValueError for a job that cannot be part of a batch.
+    """
+    alike: dict[str, Hashable] = {}
+    devices = set()
+    for job in jobs:
+        _, config = configuration(job)
+        config.check_batchable()
+        alike[job.name] = tuple(map(repr, config.shared().items()))
+        devices.add(config.device)
+    import torch  # takes a second
+
+    on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
+    processes, most = (processors(), JOBS_ON_CORE * processors()) if on_cpu else (1, JOBS_ON_GPU)
+    return Launcher(
+        most if capacity is None else capacity, options=["--batch"], batches=alike, processes=processes
+    )
 
 
 def check_workers(workers: int | None) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from cet_rl.runs.config import check_batch
 from cet_rl.runs.session import LearnerBatch
-from cet_rl.vision.config import check_batch
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_at
 

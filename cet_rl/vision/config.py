@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from cet_rl.runs.config import LayeredConfig, Mark, marked
+from cet_rl.runs.config import LayeredConfig, Mark
 from cet_rl.runs.values import flag, unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
@@ -162,33 +161,11 @@ class VisionConfig(LayeredConfig):
         parts += ["soma"] * (self.soma != "exact") + [f"jitter{self.jitter:g}"] * bool(self.jitter)
         return tuple(parts)
 
-
-def check_batchable(config: VisionConfig) -> None:
-    """Raise ValueError unless this run can be part of a batch."""
-    own_past = config.streaming or config.salience is not None or config.soma != "exact" or config.jitter
-    if own_past or config.compile:
-        raise ValueError(
-            f"run {config.label}: streaming, salience, jitter and soma='trace' keep a past of their own and "
-            "cannot be batched, nor is a batch compiled; train it alone"
-        )
-
-
-def check_batch(configs: Sequence[VisionConfig]) -> None:
-    """Raise ValueError unless these runs can be batched together."""
-    if not configs:
-        raise ValueError("there are no runs to train")
-    for config in configs:
-        check_batchable(config)
-        first, other = shared(configs[0]), shared(config)
-        for name in first:
-            if other[name] != first[name]:
-                raise ValueError(
-                    f"runs of one batch must not differ in {name}: {first[name]!r} and {other[name]!r}; "
-                    f"they may in {', '.join(sorted(marked(VisionConfig, Mark.BATCHABLE)))}"
-                )
-
-
-def shared(config: VisionConfig) -> dict[str, Any]:
-    """Return the values that all runs of a batch must have in common."""
-    names = [item.name for item in fields(config)]
-    return {name: getattr(config, name) for name in names if name not in marked(VisionConfig, Mark.BATCHABLE)}
+    def check_batchable(self) -> None:
+        """Raise ValueError unless the run can learn in one batch with others that are alike."""
+        own_past = self.streaming or self.salience is not None or self.soma != "exact" or self.jitter
+        if own_past or self.compile:
+            raise ValueError(
+                f"run {self.label}: streaming, salience, jitter and soma='trace' keep a past of their own and "
+                "cannot be batched, nor is a batch compiled; train it alone"
+            )

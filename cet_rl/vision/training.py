@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cet_rl.runs.folder import RunFolder, Status, default_path
-from cet_rl.runs.process import Interruption, set_threads
-from cet_rl.runs.session import Session, SessionOptions, run
+from cet_rl.runs.process import set_threads
+from cet_rl.runs.session import Session, SessionOptions, batch_sessions, run
 from cet_rl.runs.task_kinds import VISION
 from cet_rl.vision.batched import BatchedLearner
-from cet_rl.vision.config import VisionConfig, check_batch
+from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.learner import ImageLearner
@@ -53,7 +53,7 @@ def train_batch(
     so; the others go on.
 
     Args:
-        configs: see `cet_rl.vision.config.check_batch`.
+        configs: see `cet_rl.runs.config.check_batch`.
         folders: of the runs; None for those of `default_path`.
 
     Raises:
@@ -61,19 +61,15 @@ def train_batch(
         KeyboardInterrupt: when interrupted, after all checkpoints have been written.
     """
     configs = [resolve(config) for config in configs]
-    check_batch(configs)
-    paths = [Path(folder) for folder in folders or map(default_path, configs)]
-    if len(paths) != len(configs) or len(set(paths)) < len(configs):
-        raise ValueError("every run of a batch needs a folder of its own")
-    interruption = Interruption()
-    sessions = [
-        Session(config, VISION, path, config.network, resume=True, quiet=quiet, interruption=interruption)
-        for config, path in zip(configs, paths, strict=True)
-    ]
+
+    def session(config: VisionConfig, path: Path, **options: Any) -> Session:
+        return Session(config, VISION, path, config.network, quiet=quiet, **options)
+
+    sessions = batch_sessions(configs, folders, session)
     data = cache(lambda: load_data(configs[0]))
     if run(sessions, lambda config: ImageLearner(config, data()), BatchedLearner) == "interrupted":
         raise KeyboardInterrupt
-    return paths
+    return [session.folder.path for session in sessions]
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:

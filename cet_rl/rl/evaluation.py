@@ -1,0 +1,52 @@
+"""Evaluate agents on environments of their own, without exploring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
+from cet_rl.rl.config import RLConfig
+from cet_rl.runs.process import Interruption
+
+SEED_OFFSET = 1_000_003  # from a run's seed to that of its evaluation, so that no episode was learned from
+
+
+def evaluate(
+    agent: BaseAlgorithm,
+    config: RLConfig,
+    episodes: int | None = None,
+    seed: int | None = None,
+    stop: Interruption | None = None,
+) -> tuple[float, float]:
+    """Return mean and standard deviation of the return over deterministic episodes on separate environments.
+
+    The run's `config` says how many episodes, and the seed, where these are None. If an interruption, `stop`, is
+    wanted, raise KeyboardInterrupt.
+    """
+
+    def check(*_: object) -> None:
+        if stop is not None and stop.wanted:
+            raise KeyboardInterrupt
+
+    episodes = episodes or config.eval_episodes
+    seed, options = evaluation_options(agent, config, seed)
+    env = make_vec_env(num_envs=min(episodes, 20), seed=seed, **options)
+    returns, _ = evaluate_policy(
+        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
+    )
+    env.close()
+    return float(np.mean(returns)), float(np.std(returns))
+
+
+def evaluation_options(agent: BaseAlgorithm, config: RLConfig, seed: int | None) -> tuple[int, dict[str, Any]]:
+    """Return the seed, and the keywords of `make_env`, of environments to evaluate on."""
+    seed = (config.seed + SEED_OFFSET) % 2**32 if seed is None else seed
+    cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
+    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
+    wrappers: list[Any] = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
+    clock = {"task": config.task, "step_duration": config.step_duration}
+    return seed, {**clock, "max_episode_steps": cap, "wrappers": wrappers}
