@@ -1,6 +1,7 @@
 """Samples per second on CartPole, our arms and Stable-Baselines3's A2C in turn, one torch thread.
 
     python benchmarks/rl_speed.py [--rounds 7] [--samples 20480] [--threads 1] [--csv FILE]
+    python benchmarks/rl_speed.py --together 8      # agents (CET 5, 8 s) one by one, and as one batch, in turn
 
 Every round runs every arm once for the same number of samples, so that a machine that slows down slows all of
 them; times are the processor's own. The table gives medians over rounds and, for ratios, the median of the rounds'
@@ -21,10 +22,12 @@ from typing import Any
 import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.learner import ActorCriticLearner
 from cet_rl.agents.networks import Actor
+from cet_rl.agents.rollouts import collect
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
 from cet_rl.envs.vector import DummyVecEnv
@@ -35,9 +38,10 @@ BASELINE = "SB3 A2C"
 UNDELAYED = "no trace, no delay"
 
 
-def ours(**options: Any) -> Callable[[], BaseAlgorithm]:
+def ours(seed: int = 0, **options: Any) -> Callable[[], CETActorCritic]:
     return lambda: CETActorCritic(
-        "MlpPolicy", make_vec_env("CartPole-v1", NUM_ENVS, 0), n_steps=N_STEPS, seed=0, device="cpu", **options
+        *("MlpPolicy", make_vec_env("CartPole-v1", NUM_ENVS, seed)),
+        **{"n_steps": N_STEPS, "seed": seed, "device": "cpu", **options},
     )
 
 
@@ -110,14 +114,59 @@ def parts(model: BaseAlgorithm, samples: int) -> dict[str, float]:
     return found
 
 
+class Always(BaseCallback):
+    """Goes on."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def learn_together(models: list[CETActorCritic], samples: int) -> None:
+    callbacks = [model.start_learning(samples, Always(), reset_num_timesteps=False) for model in models]
+    for _ in range(samples // (NUM_ENVS * N_STEPS)):
+        collect(models, [model.env for model in models], callbacks, N_STEPS)
+        for model in models:
+            model.learn_from_rollout()
+
+
+def compare_together(count: int, rounds: int, samples: int) -> None:
+    """Print the time of as many agents as one batch, and of the same agents, which have learned as much, in turn."""
+    alone, joint = ([ours(seed, delay=8.0, order=5)() for seed in range(count)] for _ in range(2))
+    found = []
+    for number in range(rounds + 1):  # the first, in which all compile and start up, is left out
+        began = time.process_time()
+        for model in alone:
+            model.learn(samples, Always(), reset_num_timesteps=False)
+        between = time.process_time()
+        learn_together(joint, samples)
+        if number:
+            share = 1e6 / (count * samples)
+            found.append(((between - began) * share, (time.process_time() - between) * share))
+    one, batch = (statistics.median(times) for times in zip(*found, strict=True))
+    ratios = sorted(single / together for single, together in found)
+    lengths = [episode["l"] for model in joint for episode in model.ep_info_buffer or ()]
+    print(
+        f"{count} agents, {rounds} rounds of {samples} samples each; last episodes {statistics.mean(lengths):.0f} long"
+    )
+    print(
+        f"one by one {one:.1f} µs a sample, together {batch:.1f}: {statistics.median(ratios):.2f} times as fast",
+        end="",
+    )
+    print(f" ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=20 * NUM_ENVS * N_STEPS * 2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--csv", help="also write every round's microseconds per sample here")
+    parser.add_argument("--together", type=int, help="as many agents one by one, and as one batch")
     arguments = parser.parse_args()
     set_threads(arguments.threads)
+    if arguments.together:
+        compare_together(arguments.together, arguments.rounds, arguments.samples)
+        return
 
     models = {name: build() for name, build in ARMS.items()}
     for model in models.values():
