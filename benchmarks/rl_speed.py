@@ -130,7 +130,7 @@ def learn_together(models: list[CETActorCritic], samples: int) -> None:
 
 
 def compare_together(count: int, rounds: int, samples: int) -> None:
-    """Print the time of as many agents as one batch, and of the same agents, which have learned as much, in turn."""
+    """Print the time of so many agents as one batch, and of as many one by one, in turn."""
     alone, joint = ([ours(seed, delay=8.0, order=5)() for seed in range(count)] for _ in range(2))
     found = []
     for number in range(rounds + 1):  # the first, in which all compile and start up, is left out
@@ -146,13 +146,10 @@ def compare_together(count: int, rounds: int, samples: int) -> None:
     ratios = sorted(single / together for single, together in found)
     lengths = [episode["l"] for model in joint for episode in model.ep_info_buffer or ()]
     print(
-        f"{count} agents, {rounds} rounds of {samples} samples each; last episodes {statistics.mean(lengths):.0f} long"
+        f"{count} agents, {rounds} rounds of {samples} samples; episodes of {statistics.mean(lengths):.0f} steps"
     )
-    print(
-        f"one by one {one:.1f} µs a sample, together {batch:.1f}: {statistics.median(ratios):.2f} times as fast",
-        end="",
-    )
-    print(f" ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"one by one {one:.1f} µs a sample, together {batch:.1f}: ", end="")
+    print(f"{statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
 def main() -> None:
