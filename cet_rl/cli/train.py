@@ -99,7 +99,7 @@ class RunOptions:
     """0-4 or 0,2,5: a run for each seed, side by side, as a sweep in runs/TASK-LABEL-seeds. The same command goes
     on with it; with --resume it also retries runs that have failed."""
     launcher: Literal["local", "batch"] = "local"
-    """With --seeds: a process for each run, or batch, which learns them together, see cet-rl sweep --help."""
+    """With --seeds: local, a process for each run, or batch, which runs those on a processor together."""
     resume: bool = False
     """Go on from the folder's checkpoint, with its configuration; start afresh if there is none."""
     checkpoint_every: int | None = None
