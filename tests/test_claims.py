@@ -500,7 +500,8 @@ def test_the_command_prints_every_claim_and_writes_them(tmp_path, capsys, monkey
         assert name in printed
         assert f"`{name}`" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert len(rows) == len(CLAIMS) + 2
+    assert len(rows) == len(CLAIMS) + 4
+    assert "<summary>" in page.partition("`late-add-orders`")[2]  # after those that are judged
     assert {line.count(" | ") for line in rows} == {7}
     row = next(line for line in rows if "`late-add-orders`" in line)
     assert "| **supported** |" in row

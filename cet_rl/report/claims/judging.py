@@ -295,12 +295,19 @@ def print_claims(findings: Sequence[Finding], console: Console) -> None:
     grid = Table(show_lines=True)
     for head in ("claim", "verdict", "numbers"):
         grid.add_column(head, overflow="fold")
-    for row in rows_of(findings):
+    rows = rows_of(findings)
+    missing = [row["claim"] for row in rows if row["verdict"] == "not run"]
+    for row in (row for row in rows if row["verdict"] != "not run"):
         # As plain text: rich would take the square brackets of intervals for markup.
         said = "{claim} ({place}): {statement}".format(**row), row["verdict"]
         tested = f"; {row['test']}, seeds {row['seeds']}" if row["seeds"] != "–" else ""
         grid.add_row(*map(Text, (*said, row["numbers"] + tested)))
-    console.print(grid)
+    if len(missing) < len(rows):
+        console.print(grid)
+    if missing:
+        console.print(
+            f"Not run, with what each needs in claims.md (--out DIR): {', '.join(missing)}.", highlight=False
+        )
     console.print(f"{summary(findings)}. {METHOD}", highlight=False)
 
 
@@ -323,11 +330,15 @@ def as_markdown(findings: Sequence[Finding], runs: str) -> str:
     for row in rows:
         marks = {"claim": "`{}`", "verdict": "{}" if row["verdict"] == "not run" else "**{}**", "sweep": "`{}`"}
         row.update({name: mark.format(row[name]) for name, mark in marks.items() if row[name] != "–"})
-    cells = [
-        list(rows[0]),
-        ["---"] * len(rows[0]),
-        *([text.replace("|", r"\|") for text in row.values()] for row in rows),
-    ]
+    heads = [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
+    judged, missing = ([row for row in rows if (row["verdict"] == "not run") is lacks] for lacks in (False, True))
+
+    def lines_of(table: Sequence[Mapping[str, str]]) -> list[str]:
+        return [
+            *heads,
+            *(f"| {' | '.join(t.replace('|', chr(92) + '|') for t in row.values())} |" for row in table),
+        ]
+
     lines = [
         "# Claims",
         "",
@@ -336,6 +347,9 @@ def as_markdown(findings: Sequence[Finding], runs: str) -> str:
         METHOD,
         "`cet-rl sweep SWEEP` makes the runs that a claim needs; seeds are those of each arm.",
         "",
-        *(f"| {' | '.join(row)} |" for row in cells),
+        *(lines_of(judged) if judged else []),
     ]
+    if missing:
+        folded = f'<details markdown="1"><summary>{len(missing)} not run</summary>'
+        lines += ["", folded, "", *lines_of(missing), "", "</details>"]
     return "\n".join(lines) + "\n"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cet_rl.report.names import rule_name
 from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, logged
 from cet_rl.report.statistics import LEVEL, Contrast, Measure, Order, contrast, order_test, presentation_of
 from cet_rl.report.text import number
@@ -153,12 +154,6 @@ MEASURES = {measure.title: measure for measure in _measures()}
 
 # -------------------- arms and checks
 
-TRACE_NAMES = {"cet": "CET", "sharp": "SharpCET", "legendre": "Legendre", "et": "ET", "perfect": "perfect memory"}
-"""Names of traces for people; others are named as in a configuration."""
-
-RULE_NAMES = {"fixed-w": "fixed-W", "dni-b": "DNI(b)", "kernl": "KeRNL"}
-"""Names of learning rules for people; others are in capitals."""
-
 
 @dataclass(frozen=True)
 class RunFilter:
@@ -187,9 +182,9 @@ class RunFilter:
             where.pop("order", None)
         if where["delay"]:
             order = f" {where['order']}" if "order" in where else ""
-            usual = f"{TRACE_NAMES.get(where['trace'], where['trace'])}{order} at {where['delay']:g} s"
+            usual = f"{find_trace(where['trace']).title or where['trace']}{order} at {where['delay']:g} s"
         else:
-            usual = RULE_NAMES.get(where["rule"], where["rule"].upper()) if "rule" in where else "no delay"
+            usual = rule_name(where["rule"]) if "rule" in where else "no delay"
         usual += f" on {where['task']}" if of_task else ""
         return cls(name or usual, {key: tuple(v) if isinstance(v, list) else v for key, v in where.items()})
 
