@@ -110,7 +110,8 @@ def _curves(file: Path, kind: TaskKind) -> dict[Key, dict[str, FloatArray]]:
 
 def page() -> str:
     """Return docs/claims.md."""
-    return as_markdown(examine(runs(), CLAIMS), WHERE)
+    links = "[{0}](../cet_rl/configs/{0}.yaml)", "[{}](sweeps.md#claims)"
+    return as_markdown(examine(runs(), CLAIMS), WHERE, *links)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from scipy.optimize import linprog
 from cet_rl.cli import main
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.report.claims import CLAIMS, PaperClaim, exact, examine, examine_folders
-from cet_rl.report.claims.judging import as_markdown
+from cet_rl.report.claims.judging import rows_of
 from cet_rl.report.claims.model import ALPHA, MEASURES, Check, RunFilter
 from cet_rl.report.reading import ALIGNMENT, Run
 from cet_rl.report.statistics import contrast, holm, order_test, presentation
@@ -130,7 +130,9 @@ def made_up_runs(claim, against=(), swapped=None):
         }
         if wanted and config.seed < 3:
             metrics, columns = made_up(task_kind, config, wanted)
-            runs.append(Run(number, "finished", "", task_kind, config, metrics=metrics, columns=columns))
+            runs.append(
+                Run(Path("made", str(number)), "finished", "", task_kind, config, metrics=metrics, columns=columns)
+            )
     return runs
 
 
@@ -236,7 +238,9 @@ def test_the_papers_claims_leave_free_what_its_tables_vary():
 
 def run_of(config, score, status="finished"):
     task_kind, metrics = task_kind_of(config.task), {score_of(config).key: score}
-    return Run(f"{config.label}-{config.seed}", status, task_kind=task_kind, config=config, metrics=metrics)
+    return Run(
+        Path("made", f"{config.label}-{config.seed}"), status, task_kind=task_kind, config=config, metrics=metrics
+    )
 
 
 def cartpole(order, seed, score, status="finished", **options):
@@ -294,7 +298,7 @@ NOT_ENOUGH, NOT = "not run", "contradicted"
             {},
             [HIGHER, LOWER, seeds(5, HIGH, **LONG), seeds(1, (400, 410, 420), **LONG)],
             NOT,
-            "2,000,000 steps; corrected p = 0.00013; other settings with runs: 1,000,000 steps",
+            "2,000,000 steps, runs in made; corrected p = 0.00013; other settings with runs: 1,000,000 steps",
         ),
         ({}, [HIGHER, LOWER, seeds(5, (1, 2, 3), **LONG)], "supported", "1,000,000 steps"),
         # rates may differ where a claim leaves them free: those of the tables, else those with the most seeds
@@ -499,12 +503,12 @@ def test_the_command_prints_every_claim_and_writes_them(tmp_path, capsys, monkey
     for name in BY_NAME:
         assert name in printed
         assert f"`{name}`" in page
-    rows = [line for line in page.splitlines() if line.startswith("|")]
-    assert len(rows) == len(CLAIMS) + 4
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(CLAIMS)
     assert "<summary>" in page.partition("`late-add-orders`")[2]  # after those that are judged
-    assert {line.count(" | ") for line in rows} == {7}
+    assert {line.count(" | ") for line in rows} == {6}
     row = next(line for line in rows if "`late-add-orders`" in line)
-    assert "| **supported** |" in row
+    assert "100,000 steps, runs in runs" in row
     assert row.endswith("| 3 (0–2) | paired t | `late-add` |")
     assert not (tmp_path / "runs" / "claims.md").exists()
     assert not (tmp_path / "new" / "out" / "report.html").exists()
@@ -518,13 +522,14 @@ def test_a_title_of_claims_is_one_clear_error(capsys):
 
 def test_the_pages_of_the_documentation_say_what_its_numbers_give():
     docs = Path(__file__).parents[1] / "docs"
-    page = (docs / "claims.md").read_text(encoding="utf-8")
-    tested = [claim for claim in CLAIMS if claim.checks]
-    rows = as_markdown(examine(runpy.run_path(str(docs / "claims.py"))["runs"](), tested), "").splitlines()
+    page, script = (docs / "claims.md").read_text(encoding="utf-8"), runpy.run_path(str(docs / "claims.py"))
+    rows = examine(script["runs"](), [claim for claim in CLAIMS if claim.checks])
+    for row in rows_of(rows):
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{row['claim']}` "))
+        assert all(row[name].replace("|", r"\|") in line for name in ("statement", "numbers", "seeds", "test"))
+        head = "<summary>" if row["verdict"] == "not run" else f"## {row['verdict'].capitalize()}"
+        assert line in page.split(head)[1].split("## ")[0]
     assert page.count("\n| `") == len(CLAIMS)
-    for claim in tested:
-        row = next(line for line in rows if line.startswith(f"| `{claim.name}` "))
-        assert row in page.splitlines()
     counts = re.search(r"(\d+ supported, .* not run)", page)[1]
     assert (
         f"Of {len(CLAIMS)} [claims](claims.md) of both papers and of ours: {counts}."

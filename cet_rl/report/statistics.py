@@ -98,7 +98,7 @@ class Contrast(NamedTuple):
     """Hold a weighted sum of means with its interval, and p-values against its being on one side of a bound."""
 
     centre: float
-    low: float  # ends of the interval, infinite where too few values vary
+    low: float  # ends of the interval
     high: float
     above: float  # p-value of the hypothesis that it is at most the bound: small if it is above
     below: float  # that it is at least the bound
@@ -110,13 +110,8 @@ def contrast(
     """Compare a weighted sum of the samples' means with a bound by Student's t, with a two-sided interval.
 
     Variances may differ (Welch), and the degrees of freedom are Satterthwaite's. Where no sample varies there is
-    no t: then the p-value is the smallest that a permutation of so many values could have.
-
-    Args:
-        samples: values of each arm, shape (n,), n at least 2; of equal lengths if paired.
-        weights: of their means.
-        bound: what the sum is compared with.
-        paired: whether values at the same place belong together.
+    no t: the p-value is the smallest that a permutation of so many values could have. Samples have shape (n,), n
+    at least 2; if paired, values at the same place belong together, and their weighted sums are tested.
     """
     from scipy.special import stdtr, stdtrit  # a tenth of a second, for reports without claims
 

@@ -37,7 +37,7 @@ def _listed(values: Mapping[str, float], digits: int = 3) -> str:
 
 def narrowing(delay: int, orders: Sequence[int]) -> Answer:
     """Tell whether cascades of more and more states peak at the delay, each narrower than the one before."""
-    kernels = {f"n = {order}": CET(order, delay).kernel(10 * delay).numpy() for order in orders}
+    kernels = {f"{order} states": CET(order, delay).kernel(10 * delay).numpy() for order in orders}
     widths = {name: float((kernel >= kernel.max() / 2).sum()) for name, kernel in kernels.items()}
     peaks = {int(kernel.argmax()) for kernel in kernels.values()}
     holds = peaks == {delay} and all(first > second for first, second in pairwise(widths.values()))

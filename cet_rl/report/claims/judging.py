@@ -67,6 +67,7 @@ class Finding:
     results: tuple[CheckResult, ...] = ()  # of the checks for which there were enough runs
     lacking: tuple[str, ...] = ()  # what was missing for the others, as text
     steps: tuple[int, ...] = ()  # budgets of the runs
+    folders: tuple[str, ...] = ()  # names of the folders that hold the runs
     seeds: tuple[int, ...] = ()  # of the runs that were compared
     elsewhere: tuple[int, ...] = ()  # budgets of other settings that have runs of the claim
     failed: int = 0  # runs of the claim's arms that ended with an error, as diverging ones do; they are left out
@@ -98,7 +99,8 @@ class Finding:
         if len(shown) < len(self.results):
             parts.append(f"{len(self.results) - len(shown)} more checks with smaller p")
         if self.results:
-            parts.append(f"{' or '.join(f'{steps:,}' for steps in self.steps)} steps")
+            steps = " or ".join(f"{steps:,}" for steps in self.steps)
+            parts.append(f"{steps} steps, runs in {' and '.join(self.folders)}")
         if self.p_value is not None:
             parts.append(f"corrected p = {self.p_value:.2g}")
         if self.lacking:
@@ -147,7 +149,7 @@ def examine_folders(
 def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple[Finding, ...]:
     """Judge each claim by runs that have been read, in the claims' order, p-values corrected for all of them."""
     read = [(run.config, run) for run in runs if run.config is not None]
-    found = [_compute(claim) if claim.exact else _examine(claim, read) for claim in claims]
+    found = [_examine(claim, read) for claim in claims]
     tested = [place for place, each in enumerate(found) if each.results]
     complete = [place for place in tested if len(found[place].results) == len(found[place].claim.checks)]
     against = dict(zip(tested, holm([found[place].contradicts for place in tested]), strict=True))
@@ -160,14 +162,11 @@ def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple
     return tuple(found)
 
 
-def _compute(claim: PaperClaim) -> Finding:
-    """Decide a claim that needs no runs."""
-    holds, numbers = EXACT[claim.exact](**claim.options)
-    return Finding(claim, "supported" if holds else "contradicted", computed=numbers)
-
-
 def _examine(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
-    """Evaluate the checks of a claim, for each task in the setting that has most of it."""
+    """Evaluate the checks of a claim, for each task in the setting with most of it, or compute an exact one."""
+    if claim.exact:
+        holds, numbers = EXACT[claim.exact](**claim.options)
+        return Finding(claim, "supported" if holds else "contradicted", computed=numbers)
     filters = {each.name: each for check in claim.checks for each in check.filters}
     free = {*NO_SETTING, *claim.free, *(name for each in filters.values() for name in each.where)}
     settings: dict[str, dict[tuple[Any, ...], list[ReadRun]]] = defaultdict(lambda: defaultdict(list))
@@ -197,7 +196,7 @@ def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[R
     enough = {name: arm for name, arm in found.items() if arm is not None and len(arm) >= LEAST_SEEDS}
     too_few = {name: len(arm) for name, arm in found.items() if arm is not None and name not in enough}
     results: list[CheckResult] = []
-    used: set[int] = set()
+    used: set[tuple[int, str]] = set()  # seeds, and the folders of their runs
     for check in (check.among(enough) for check in claim.checks):
         if any(arm.name not in enough for arm in check.filters):
             continue
@@ -206,7 +205,9 @@ def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[R
         lacking = {f"{name} with {shared}": len(of) for name, of in measured.items() if len(of) < LEAST_SEEDS}
         too_few |= lacking
         if not lacking:
-            used.update(*measured.values())
+            used |= {
+                (seed, enough[name][seed][1].path.parent.name) for name, of in measured.items() for seed in of
+            }
             samples = [np.array(list(values.values())) for values in measured.values()]
             results.append(check.evaluate(samples, paired=claim.paired))
     if too_few:
@@ -214,7 +215,8 @@ def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[R
         verb = "without" if len(results) == len(claim.checks) else "needs"
         needs.append(f"{verb} {counted(LEAST_SEEDS, 'seed')} of {listed(list(too_few))}, found {counts}")
     steps = tuple(sorted({config.total_steps for config, _ in runs})) if results else ()
-    return Finding(claim, "not run", tuple(results), tuple(needs), steps, tuple(sorted(used)))
+    seeds, folders = sorted({seed for seed, _ in used}), sorted({folder for _, folder in used})
+    return Finding(claim, "not run", tuple(results), tuple(needs), steps, tuple(folders), tuple(seeds))
 
 
 def _measure(check: Check, chosen: Chosen, *, paired: bool) -> dict[str, dict[int, float]]:
@@ -324,32 +326,25 @@ def write_claims(
     return file
 
 
-def as_markdown(findings: Sequence[Finding], runs: str) -> str:
-    """Return the page; `runs` says which runs the claims are judged by."""
-    rows = rows_of(findings)
-    for row in rows:
-        marks = {"claim": "`{}`", "verdict": "{}" if row["verdict"] == "not run" else "**{}**", "sweep": "`{}`"}
-        row.update({name: mark.format(row[name]) for name, mark in marks.items() if row[name] != "–"})
-    heads = [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
-    judged, missing = ([row for row in rows if (row["verdict"] == "not run") is lacks] for lacks in (False, True))
+def as_markdown(findings: Sequence[Finding], runs: str, sweep: str = "`{}`", test: str = "{}") -> str:
+    """Return the page, with a table for each verdict, that of claims without runs folded away.
 
-    def lines_of(table: Sequence[Mapping[str, str]]) -> list[str]:
-        return [
-            *heads,
-            *(f"| {' | '.join(t.replace('|', chr(92) + '|') for t in row.values())} |" for row in table),
-        ]
-
-    lines = [
-        "# Claims",
-        "",
-        f"Judged by the runs in {runs}: {summary(findings)}.",
-        "",
-        METHOD,
-        "`cet-rl sweep SWEEP` makes the runs that a claim needs; seeds are those of each arm.",
-        "",
-        *(lines_of(judged) if judged else []),
-    ]
-    if missing:
-        folded = f'<details markdown="1"><summary>{len(missing)} not run</summary>'
-        lines += ["", folded, "", *lines_of(missing), "", "</details>"]
+    `runs` says which runs the claims are judged by; `sweep` and `test` are formats of the names of sweeps and of
+    statistics, which a page may make links.
+    """
+    lines = ["# Claims", "", f"Judged by the runs in {runs}: {summary(findings)}.", "", METHOD]
+    lines += ["`cet-rl sweep SWEEP` makes the runs that a claim needs; seeds are those of each arm."]
+    for verdict in get_args(Verdict):
+        rows = rows_of([finding for finding in findings if finding.verdict == verdict])
+        if not rows:
+            continue
+        heads = [name for name in rows[0] if name != "verdict"]
+        folded = f'<details markdown="1"><summary>{len(rows)} not run</summary>' if verdict == "not run" else ""
+        lines += ["", folded or f"## {verdict.capitalize()}", "", f"| {' | '.join(heads)} |"]
+        lines.append("| --- " * len(heads) + "|")
+        for row in rows:
+            row["sweep"] = ", ".join(sweep.format(name) for name in row["sweep"].split(", ") if name != "–") or "–"
+            row |= {"claim": f"`{row['claim']}`", "test": test.format(row["test"]) if row["test"] != "–" else "–"}
+            lines.append(f"| {' | '.join(row[name].replace('|', chr(92) + '|') for name in heads)} |")
+        lines += ["", "</details>"] * bool(folded)
     return "\n".join(lines) + "\n"

@@ -52,27 +52,23 @@ def over_training(run: Run) -> float | None:
     return shows.curve_factor * float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
 
 
-def alignment(run: Run, first: int = 1, last: int = PARTS, layers: slice = slice(None)) -> float | None:
-    """Return the mean cosine with the true gradient, over layers and time.
+def alignment(run: Run, part: int | None = None, layers: slice = slice(None)) -> float | None:
+    """Return the mean cosine with the true gradient, over time, or a third of it from 1 on, and over layers.
 
-    Args:
-        run: run that has logged alignment.
-        first: first third of the run that counts, from 1.
-        last: last one.
-        layers: which of the layers with delayed credit count, input side first.
+    Layers are some of those with delayed credit, input side first.
     """
     found = []
     for layer in _delayed_layers(run)[layers]:
         steps, values = logged(run.columns, MetricsTable.STEP, f"{ALIGNMENT}{layer}")
         third = np.ceil(steps * PARTS / max(run.columns[MetricsTable.STEP][-1], 1)).clip(1, PARTS)
-        inside = values[(third >= first) & (third <= last)]
+        inside = values if part is None else values[third == part]
         found += [float(inside.mean())] if len(inside) else []
     return sum(found) / len(found) if found else None
 
 
 def alignment_gain(run: Run) -> float | None:
     """Return `alignment` in the last third of the run minus that in the first."""
-    return _difference(alignment(run, first=PARTS), alignment(run, last=1))
+    return _difference(alignment(run, PARTS), alignment(run, 1))
 
 
 def depth_loss(run: Run) -> float | None:
