@@ -190,9 +190,8 @@ def _examine(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
 def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[ReadRun]) -> Finding:
     """Evaluate the checks of a claim on the runs of one setting for each task."""
     found = {name: _choose(each, claim, runs) for name, each in filters.items()}
-    needs = [
-        f"needs one setting of {name}, found several with as many seeds" for name in found if found[name] is None
-    ]
+    several = [name for name, arm in found.items() if arm is None]
+    needs = [f"needs one setting of {name}, found several with as many seeds" for name in several]
     enough = {name: arm for name, arm in found.items() if arm is not None and len(arm) >= LEAST_SEEDS}
     too_few = {name: len(arm) for name, arm in found.items() if arm is not None and name not in enough}
     results: list[CheckResult] = []
@@ -205,9 +204,7 @@ def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[R
         lacking = {f"{name} with {shared}": len(of) for name, of in measured.items() if len(of) < LEAST_SEEDS}
         too_few |= lacking
         if not lacking:
-            used |= {
-                (seed, enough[name][seed][1].path.parent.name) for name, of in measured.items() for seed in of
-            }
+            used |= {(seed, enough[arm][seed][1].path.parent.name) for arm, of in measured.items() for seed in of}
             samples = [np.array(list(values.values())) for values in measured.values()]
             results.append(check.evaluate(samples, paired=claim.paired))
     if too_few:
@@ -290,26 +287,15 @@ def rows_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
 
 
 def print_claims(findings: Sequence[Finding], console: Console) -> None:
-    """Print a table of claims, verdicts and numbers."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(show_lines=True)
-    for head in ("claim", "verdict", "numbers"):
-        grid.add_column(head, overflow="fold")
+    """Print verdicts and numbers, of claims without runs only the names."""
     rows = rows_of(findings)
-    missing = [row["claim"] for row in rows if row["verdict"] == "not run"]
     for row in (row for row in rows if row["verdict"] != "not run"):
-        # As plain text: rich would take the square brackets of intervals for markup.
-        said = "{claim} ({place}): {statement}".format(**row), row["verdict"]
-        tested = f"; {row['test']}, seeds {row['seeds']}" if row["seeds"] != "–" else ""
-        grid.add_row(*map(Text, (*said, row["numbers"] + tested)))
-    if len(missing) < len(rows):
-        console.print(grid)
-    if missing:
-        console.print(
-            f"Not run, with what each needs in claims.md (--out DIR): {', '.join(missing)}.", highlight=False
-        )
+        seeds = f"; seeds {row['seeds']}" if row["seeds"] != "–" else ""
+        said = "{verdict}: {claim} ({place}): {statement}\n    {numbers}; {test}".format(**row)
+        console.print(f"{said}{seeds}\n", markup=False, highlight=False)  # square brackets are intervals
+    if missing := [row["claim"] for row in rows if row["verdict"] == "not run"]:
+        said = f"Not run, with what each needs in claims.md (--out DIR): {', '.join(missing)}.\n"
+        console.print(said, markup=False, highlight=False)
     console.print(f"{summary(findings)}. {METHOD}", highlight=False)
 
 

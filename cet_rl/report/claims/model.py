@@ -68,14 +68,15 @@ def alignment(run: Run, part: int | None = None, layers: slice = slice(None)) ->
 
 def alignment_gain(run: Run) -> float | None:
     """Return `alignment` in the last third of the run minus that in the first."""
-    return _difference(alignment(run, PARTS), alignment(run, 1))
+    first, last = alignment(run, 1), alignment(run, PARTS)
+    return None if first is None or last is None else last - first
 
 
 def depth_loss(run: Run) -> float | None:
     """Return by how much the last delayed layer is aligned better than the first; None if there is only one."""
-    if len(_delayed_layers(run)) < 2:
-        return None
-    return _difference(alignment(run, layers=LAST), alignment(run, layers=slice(1)))
+    first, last = (alignment(run, layers=part) for part in (slice(1), LAST))
+    alone = len(_delayed_layers(run)) < 2
+    return None if alone or first is None or last is None else last - first
 
 
 def _delayed_layers(run: Run) -> list[int]:
@@ -83,10 +84,6 @@ def _delayed_layers(run: Run) -> list[int]:
     assert run.config is not None
     delays = run.config.timing.layer_delays
     return [layer for layer, delay in enumerate(delays) if delay and f"{ALIGNMENT}{layer}" in run.columns]
-
-
-def _difference(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else first - second
 
 
 @dataclass(frozen=True)
@@ -235,9 +232,8 @@ class Check:
     def claimed(self) -> str:
         """Return what has to be so: "above 0", "rises in every step"."""
         if not self.weights:
-            return ("rises" if self.above else "falls") + (
-                " in every step" if self.every_step else " on the whole"
-            )
+            where = "in every step" if self.every_step else "on the whole"
+            return f"{'rises' if self.above else 'falls'} {where}"
         shown = number(self.bound, 0) if self.bound == int(self.bound) else f"{self.bound:g}"
         return f"{'above' if self.above else 'below'} {shown}"
 
@@ -278,11 +274,10 @@ class CheckResult:
 
     def __str__(self) -> str:
         """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: p = 0.0021"."""
-        check, size = self.check, f"{self._with_unit(self.effect.centre)} [{self._interval(self.effect)}]"
+        check, show = self.check, self.check.measure.show
+        size = f"{self._with_unit(self.effect.centre)} [{show(self.effect.low)}, {show(self.effect.high)}]"
         if self.steps:
-            size = (
-                f"last - first {size}, steps {', '.join(check.measure.show(step.centre) for step in self.steps)}"
-            )
+            size = f"last minus first {size}, steps {', '.join(show(step.centre) for step in self.steps)}"
         if self.order is not None:
             size += f", {self.order.share:.0%} of pairs rise"
         p_values = f"p = {self.supports:.2g}, against it {self.contradicts:.2g}"
@@ -292,9 +287,6 @@ class CheckResult:
         """Return the mean of each arm, as text, by the arm's name."""
         arms = zip(self.check.filters, self.samples, strict=True)
         return {arm.name: self._with_unit(float(values.mean())) for arm, values in arms}
-
-    def _interval(self, found: Contrast) -> str:
-        return ", ".join(map(self.check.measure.show, (found.low, found.high)))
 
     def _with_unit(self, value: float) -> str:
         measure = self.check.measure
