@@ -198,6 +198,20 @@ def test_the_delay_is_the_trace_s_unless_said_otherwise():
     assert Synapses(2, 3, ET(0.9)).delay_steps == Synapses(2, 3).delay_steps == 0
 
 
+def test_weights_of_sums_are_those_of_the_numbers_that_signals_hold_now():
+    """They are kept from layer to layer, whose signals may lie in memory that is used again."""
+    generator = torch.Generator().manual_seed(0)
+    td_error, start = torch.zeros(9, 2, dtype=torch.float64), torch.zeros(9, 2, dtype=torch.float64)
+    layers = [
+        Synapses(3, 4, gamma_lam=0.9, num_envs=2, dtype=torch.float64, executor=e) for e in ("step", "history")
+    ]
+    for _ in range(3):
+        x, derivative, error, *later = random_signals(generator, 9, 2, (3,), (4,), torch.float64)
+        for memory, new in zip((td_error, start), later, strict=True):
+            memory.copy_(new)
+        assert_same(*[[layer(x, derivative, error, td_error, start)] for layer in layers])
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("executor", ["auto", "step", "chunk", "history", "factored"])
 @settings(max_examples=120)

@@ -253,7 +253,10 @@ class Critic(nn.Sequential):
 def _gradients(layer: nn.Module, x: Tensor, error: Tensor, to_input: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of a layer with input x by x, if wanted, its weight and its bias."""
     if isinstance(layer, nn.Linear):
-        return matmul(error, layer.weight) if to_input else error, matmul(error.T, x), error.sum(0)
+        down = error
+        if to_input:  # an outer product takes a tenth of the time of a product of matrices
+            down = error * layer.weight if layer.out_features == 1 else matmul(error, layer.weight)
+        return down, matmul(error.T, x), error.sum(0)
     assert isinstance(layer, nn.Conv2d)
     where = [layer.out_channels], layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups
     wanted = [to_input, True, True]

@@ -122,9 +122,28 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
     if decay == 0:
         return signals.td_error, None
     td_error, start = signals.modulation()
+    if not td_error.is_cpu:  # where a comparison would wait for the device
+        return _sum_weights(td_error, start, decay)
+    # Layers whose credit is as late have the same η and s, and their weights cost as much as a small layer.
+    global _latest
+    if _latest is None or _latest[0] != decay or not all(map(_same, _latest[1], (td_error, start))):
+        # Copies, as the signals' memory may be used again.
+        _latest = decay, (td_error.clone(), start.clone()), _sum_weights(td_error, start, decay)
+    return _latest[2]
+
+
+_latest: tuple[float, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+"""γλ, η and s of the latest `sum_weights`, and what they were, which nobody writes to."""
+
+
+def _sum_weights(td_error: Tensor, start: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     kept = decay * (1 - start)
     kept[:-1], kept[-1] = kept[1:].clone(), 1
     return lambda_sums(td_error, start, decay), kept.flip(0).cumprod(0).flip(0)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def sum_of_environments(weights: Tensor, each: Tensor) -> Tensor:
