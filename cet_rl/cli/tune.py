@@ -20,7 +20,7 @@ class TuneArguments:
     the search. Writes best.yaml, a configuration file, and trials.csv.
 
     Examples:
-      cet-rl tune search.yaml --trials 40 --workers 4
+      cet-rl tune examples/search.yaml --trials 40 --workers 4
     """
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
