@@ -7,6 +7,9 @@ import io
 import json
 import pickle
 import re
+import subprocess
+import sys
+import textwrap
 import warnings
 import zipfile
 from dataclasses import replace
@@ -25,6 +28,7 @@ from toy_env import Toy
 from cet_rl import CET, FiniteKernel, Optimal
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
+from cet_rl.runs import optimizers
 from cet_rl.traces.registry import TraceConfig
 
 
@@ -392,3 +396,30 @@ def test_schedules_are_saved_as_data(tmp_path, schedule):
     original = schedule if callable(schedule) else ConstantSchedule(schedule)
     for progress in (1.0, 0.8, 0.2):
         assert loaded.lr_schedule(progress) == pytest.approx(original(progress), rel=1e-12)
+
+
+@pytest.mark.parametrize("kinds", [(optimizers.Adam, torch.optim.Adam), (optimizers.AdamW, torch.optim.AdamW)])
+def test_our_optimisers_step_as_torch_s_do(kinds):
+    found = []
+    for kind in kinds:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(30, 7, generator=generator))
+        optimizer = kind([weight], lr=1e-2, fused=True)
+        for _ in range(4):
+            optimizer.zero_grad()
+            weight.grad = torch.randn(30, 7, generator=generator)
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        found.append(weight.detach())
+    assert torch.equal(*found)
+
+
+def test_learning_loads_no_compiler():
+    """`torch._dynamo` would take a second and 70 MB of every run."""
+    code = """
+        import sys
+        from cet_rl.agents import CETActorCritic
+        CETActorCritic("MlpPolicy", "CartPole-v1", delay=1.0, n_steps=16).learn(32)
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -32,6 +32,7 @@ from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
+from cet_rl.runs.optimizers import Adam
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
@@ -200,7 +201,7 @@ class CETActorCritic(StoredAlgorithm):
         self.policy.to(self.device)
         self.learner.to(self.device)
         parameters = list(self.learner.trained_parameters())
-        self.policy.optimizer = torch.optim.Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
+        self.policy.optimizer = Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
         self._rollout: Rollout
         self._recorded = self._told = 0  # steps of the rollout, and those that the traces knew when it began
         self._statistics_every = 1

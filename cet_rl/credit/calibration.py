@@ -61,6 +61,7 @@ def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int
     layers = {form: layers[form] for form in FORMS if costs[form] < HOPELESS * min(costs.values())}
     signals, found = random_signals(shape), dict.fromkeys(layers, float("inf"))
     for repeat, (form, layer) in product(range(repeats + 2), layers.items()):
+        signals[3].neg_()  # or weights of sums over η would be those of the layer before
         began = time.thread_time_ns()
         layer(*signals)
         if repeat > 1:  # compiled, and its tensors allocated

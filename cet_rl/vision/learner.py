@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cet_rl.runs import archive
+from cet_rl.runs.optimizers import AdamW
 from cet_rl.traces.timing import jitter_draws
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
@@ -78,7 +79,7 @@ class ImageLearner:
         self._format = torch.channels_last if config.network == "cnn" else torch.contiguous_format
         self.network = build_network(config, data).to(config.device, memory_format=self._format)  # type: ignore[call-overload]
         self.batches = Batches(data.train, config.batch_size, config.seed, flips=data.flips)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
         )
         if config.streaming:
