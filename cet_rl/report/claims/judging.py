@@ -313,24 +313,21 @@ def write_claims(
 
 
 def as_markdown(findings: Sequence[Finding], runs: str, sweep: str = "`{}`", test: str = "{}") -> str:
-    """Return the page, with a table for each verdict, that of claims without runs folded away.
+    """Return the page, with a list for each verdict, that of claims without runs folded away.
 
     `runs` says which runs the claims are judged by; `sweep` and `test` are formats of the names of sweeps and of
     statistics, which a page may make links.
     """
     lines = ["# Claims", "", f"Judged by the runs in {runs}: {summary(findings)}.", "", METHOD]
-    lines += ["`cet-rl sweep SWEEP` makes the runs that a claim needs; seeds are those of each arm."]
     for verdict in get_args(Verdict):
-        rows = rows_of([finding for finding in findings if finding.verdict == verdict])
-        if not rows:
-            continue
-        heads = [name for name in rows[0] if name != "verdict"]
-        folded = f'<details markdown="1"><summary>{len(rows)} not run</summary>' if verdict == "not run" else ""
-        lines += ["", folded or f"## {verdict.capitalize()}", "", f"| {' | '.join(heads)} |"]
-        lines.append("| --- " * len(heads) + "|")
-        for row in rows:
-            row["sweep"] = ", ".join(sweep.format(name) for name in row["sweep"].split(", ") if name != "–") or "–"
-            row |= {"claim": f"`{row['claim']}`", "test": test.format(row["test"]) if row["test"] != "–" else "–"}
-            lines.append(f"| {' | '.join(row[name].replace('|', chr(92) + '|') for name in heads)} |")
-        lines += ["", "</details>"] * bool(folded)
+        found = [finding for finding in findings if finding.verdict == verdict]
+        folded = f'<details markdown="1"><summary>{len(found)} not run</summary>' if verdict == "not run" else ""
+        lines += ["", folded or f"## {verdict.capitalize()}", ""] if found else []
+        for finding, row in zip(found, rows_of(found), strict=True):
+            made = [f"seeds {row['seeds']}"] * (row["seeds"] != "–")
+            made += [f"sweep {' and '.join(map(sweep.format, finding.claim.sweeps))}"] * bool(finding.claim.sweeps)
+            tested = [test.format(row["test"])] * (row["test"] != "–")
+            lines.append("- `{claim}` ({place}): {statement}".format(**row))
+            lines += [f"    - {line}" for line in (row["numbers"], ", ".join([*tested, *made])) if line]
+        lines += ["", "</details>"] * bool(found and folded)
     return "\n".join(lines) + "\n"
