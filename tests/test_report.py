@@ -38,7 +38,7 @@ from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.report import page, palette, write_report
 from cet_rl.report.drawing import (
     DPI,
-    Sketch,
+    Picture,
     as_files,
     baselines_of,
     drawing,
@@ -542,14 +542,14 @@ def test_a_picture_is_what_was_drawn():
         assert file.startswith(start)
         assert file == render(figure, form)
         assert b"Date" not in file.replace(b"dc:date", b"")
-    shown = as_files(Sketch("a", figure, "", ""), "svg").svg
+    shown = as_files(Picture("a", figure, "", ""), "svg").svg
     assert palette.INK not in shown.partition("</style>")[2]
     assert f"stroke: var(--c{palette.INK[1:]})" in shown
     assert "@media(prefers-color-scheme:dark){:root{" in shown
 
 
 def figures(comparison, *functions):
-    return [sketch.figure for function in functions for sketch in function(comparison)]
+    return [picture.figure for function in functions for picture in function(comparison)]
 
 
 def two_arms(root):
@@ -745,7 +745,7 @@ def test_few_diverging_runs_do_not_set_an_axis(highs, expected):
 def test_a_loss_that_diverges_is_beyond_the_axis_and_no_other_score(tmp_path, make, values):
     comparison = compare(tmp_path, *((make(seed=seed), score) for seed, score in enumerate(values)))
     (points,), (curves,) = scores(comparison), learning_curves(comparison)
-    at_scores, at_curves = (sketch.figure.axes[0] for sketch in (points, curves))
+    at_scores, at_curves = (picture.figure.axes[0] for picture in (points, curves))
     across = [limit / (100 if make is vision else 1) for limit in at_scores.get_xlim()]
     beyond = make is recurrent
     for low, high in (across, at_curves.get_ylim()):
@@ -820,8 +820,8 @@ def test_pairs_of_arms_are_compared_over_the_delays_that_both_have(tmp_path, mak
     assert (found.low, found.high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.04)
     assert (found.decided, single.decided) == (True, False)
     assert (single.delays, single.probability, single.low) == (1, 0.0, None)
-    (sketch,) = improvement_matrix(comparison)
-    written = {text.get_position(): (text.get_text(), text.get_weight()) for text in sketch.figure.axes[0].texts}
+    (picture,) = improvement_matrix(comparison)
+    written = {text.get_position(): (text.get_text(), text.get_weight()) for text in picture.figure.axes[0].texts}
     assert written[1, 0] == (f"{found.probability:.2f}", "bold")
     assert written[0, 1] == (f"{1 - found.probability:.2f}", "bold")
     assert written[0, 2] == ("1.00", "normal")
@@ -867,7 +867,7 @@ def test_tables_are_read_by_latex_and_by_spreadsheets(tmp_path):
 def in_process(comparison):
     figure = Figure()
     figure.text(0, 0, f"process {os.getpid()}")
-    return [Sketch(comparison, figure, "", "")]
+    return [Picture(comparison, figure, "", "")]
 
 
 def killed(comparison):

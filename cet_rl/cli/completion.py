@@ -1,4 +1,12 @@
-"""`cet-rl completion`: a script with which a shell completes commands, options, names and choices."""
+"""usage: cet-rl completion
+
+Print a script for bash and zsh that completes commands, options, tasks, traces and the like with TAB. Once:
+
+  cet-rl completion > ~/.cet-rl-completion
+  echo 'source ~/.cet-rl-completion' >> ~/.bashrc
+
+In zsh the second line is for ~/.zshrc, after: autoload -Uz compinit bashcompinit && compinit && bashcompinit
+"""
 
 from __future__ import annotations
 
@@ -10,15 +18,6 @@ from collections.abc import Iterable, Sequence
 
 from cet_rl.cli import COMMANDS, main
 from cet_rl.cli.listing import SHELVES
-
-USAGE = """usage: cet-rl completion
-
-Print a script for bash and zsh that completes commands, options, tasks, traces and the like with TAB. Once:
-
-  cet-rl completion > ~/.cet-rl-completion
-  echo 'source ~/.cet-rl-completion' >> ~/.bashrc
-
-In zsh the second line is for ~/.zshrc, after: autoload -Uz compinit bashcompinit && compinit && bashcompinit"""
 
 SCRIPT = """_cet_rl() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
@@ -42,7 +41,7 @@ VALUES = {"--trace": "traces", "--rule": "rules", "--agent": "agents", "--config
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     if arguments:
-        print(USAGE)
+        print(__doc__, end="")
         return 0 if set(arguments) <= {"-h", "--help"} else 2
     os.environ["COLUMNS"] = "1000"  # of help: no choices are wrapped
     lists = {name: [entry for entry in shelf() if " " not in entry] for name, shelf in SHELVES.items()}

@@ -47,9 +47,10 @@ def run(arguments: Sequence[str]) -> int:
         titles = listed([each.title for each in comparisons], 4)
         raise ValueError(f"a picture shows runs that can be compared, and these are of {titles}: name some of one")
     with drawing():
-        if not (sketches := learning_curves(comparisons[0])):
+        pictures = learning_curves(comparisons[0])
+        if not pictures or (figure := pictures[0].figure) is None:
             raise ValueError("none of these runs has logged a learning curve yet")
         with replacing(file) as stream:
-            stream.write(render(sketches[0].figure, cast("Format", file.suffix[1:].lower())))
-    print(f"{file}: {sketches[0].caption}" + f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged))
+            stream.write(render(figure, cast("Format", file.suffix[1:].lower())))
+    print(f"{file}: {pictures[0].caption}" + f" {counted(len(damaged), 'damaged run')} left out." * bool(damaged))
     return 0

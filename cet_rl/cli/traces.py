@@ -63,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     if picture is not None:
         check_file("--plot", picture, ".png", ".svg", ".pdf")
     chosen = choose(parsed, delay_steps)
-    rows = [{"trace": name, **measures(trace, delay_steps)} for name, trace in chosen.items()]
+    rows = [{"trace": config.label, **measures(trace, delay_steps)} for config, trace in chosen]
     if parsed.format == "json":
         print(json.dumps(rows, indent=2))
     elif parsed.format == "csv":
@@ -76,13 +76,15 @@ def run(arguments: Sequence[str]) -> int:
         from cet_rl.traces.plot import plot_kernels
 
         with replacing(picture) as stream:
-            plot_kernels(chosen, delay_steps).savefig(stream, format=picture.suffix[1:].lower(), dpi=200)
+            plot_kernels({config.title: trace for config, trace in chosen}, delay_steps).savefig(
+                stream, format=picture.suffix[1:].lower(), dpi=200
+            )
         print(f"drawn: {picture}", file=sys.stderr)
     return 0
 
 
-def choose(parsed: TracesArguments, delay_steps: int) -> dict[str, Trace]:
-    """Return the traces to compare, by label."""
+def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig, Trace]]:
+    """Return the traces to compare, each after its configuration."""
     options = parse_trace_options(parsed.trace_options)
     names = parsed.trace or [name for name, kind in traces().items() if kind.make is not None]
     kinds = {name: find_trace(name) for name in names}
@@ -90,7 +92,7 @@ def choose(parsed: TracesArguments, delay_steps: int) -> dict[str, Trace]:
         if all(name not in kind.options for kind in kinds.values()):
             known = {each for kind in kinds.values() for each in kind.options} - {"order", "normalization"}
             raise unknown("option of these traces", name, sorted(known))
-    chosen: dict[str, Trace] = {}
+    chosen: list[tuple[TraceConfig, Trace]] = []
     for name, kind in kinds.items():
         order = parsed.order if kind.takes_order else None
         own = {each: value for each, value in options.items() if each in kind.options}
@@ -103,7 +105,7 @@ def choose(parsed: TracesArguments, delay_steps: int) -> dict[str, Trace]:
                 continue
             if (trace := config.build(delay_steps)) is None:
                 raise ValueError(f"trace {name!r} remembers nothing: leave it out")
-            chosen[config.label] = trace
+            chosen.append((config, trace))
     return chosen
 
 

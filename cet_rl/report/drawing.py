@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -56,28 +56,19 @@ DOTTED = "Dotted: the best that predictors can do that know only what is written
 
 
 @dataclass(frozen=True)
-class Sketch:
-    """Hold a figure of the report that is not a file yet.
+class Picture:
+    """Hold a figure of the report, first as a drawing, then as files for the page and to stand beside it.
 
     The name is for its file; the caption says what it shows, how many runs it rests on, and what is missing; the
     alternative describes it in a few words to those who cannot see it.
     """
 
     name: str
-    figure: Figure
+    figure: Figure | None
     caption: str
     alternative: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Hold a figure of the report as files: for the page, on a light ground or a dark one, and beside it."""
-
-    name: str
-    svg: str  # for the page
-    file: bytes  # to stand beside it
-    caption: str
-    alternative: str
+    svg: str = ""  # for the page, on a light ground or a dark one
+    file: bytes = b""
 
 
 @contextmanager
@@ -95,12 +86,12 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def as_files(sketch: Sketch, form: Format) -> Picture:
-    """Return a figure as files."""
-    svg = render(sketch.figure, "svg")
-    file = svg if form == "svg" else render(sketch.figure, form)
-    page = follow_the_page(svg.decode())
-    return Picture(sketch.name, page, file, sketch.caption, sketch.alternative)
+def as_files(picture: Picture, form: Format) -> Picture:
+    """Return a drawn figure as files."""
+    assert picture.figure is not None
+    svg = render(picture.figure, "svg")
+    file = svg if form == "svg" else render(picture.figure, form)
+    return replace(picture, figure=None, svg=follow_the_page(svg.decode()), file=file)
 
 
 def render(figure: Figure, form: Format) -> bytes:

@@ -76,7 +76,7 @@ def improvements(comparison: Comparison) -> list[Improvement]:
     return [each for pair in combinations(arms, 2) if (each := improvement(comparison, *pair))]
 
 
-def improvement_matrix(comparison: Comparison) -> list[drawing.Sketch]:
+def improvement_matrix(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the probability that a run of each arm beats one of each other; nothing for fewer than three arms."""
     found = improvements(comparison)
     labels = list(dict.fromkeys(label for each in found for label in (each.first, each.second)))
@@ -104,4 +104,4 @@ def improvement_matrix(comparison: Comparison) -> list[drawing.Sketch]:
     )
     hidden = len(comparison.compared) - count
     caption += f" {counted(hidden, 'arm')} with worse scores, or none, not drawn." * bool(hidden)
-    return [drawing.Sketch("improvement", figure, caption, "Matrix of probabilities of improvement")]
+    return [drawing.Picture("improvement", figure, caption, "Matrix of probabilities of improvement")]

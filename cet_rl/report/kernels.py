@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from cet_rl.report.drawing import MOST_ARMS, Sketch, label_outside, legend, panels, some_delays, styles
+from cet_rl.report.drawing import MOST_ARMS, Picture, label_outside, legend, panels, some_delays, styles
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.names import identity_of
 from cet_rl.report.palette import FAINT, SOFT, looks
@@ -29,7 +29,7 @@ Described = tuple[TraceConfig, int, float]
 """A trace, its delay in steps, and the seconds that a step stands for."""
 
 
-def kernels(comparison: Comparison) -> list[Sketch]:
+def kernels(comparison: Comparison) -> list[Picture]:
     """Draw kernels, computed from configurations: a panel for each delay of a layer; nothing without traces."""
     traces = describe_traces(comparison)
     if not traces:
@@ -59,7 +59,7 @@ def kernels(comparison: Comparison) -> list[Sketch]:
     ]
     caption += sentence("Not drawn", [f"{seconds:g} s" for seconds in traces if seconds not in shown])
     caption += sentence("Too long or too large to draw", refused)
-    return [Sketch("kernels", figure, " ".join(caption), "Kernels of the arms' traces")]
+    return [Picture("kernels", figure, " ".join(caption), "Kernels of the arms' traces")]
 
 
 def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from cet_rl.report.drawing import Format, Picture, Sketch, as_files, drawing
+from cet_rl.report.drawing import Format, Picture, as_files, drawing
 from cet_rl.report.grouping import Arm, Comparison, group_runs
 from cet_rl.report.improvement import Improvement, improvement, improvement_matrix
 from cet_rl.report.kernels import kernels
@@ -38,7 +38,7 @@ from cet_rl.runs.files import replacing, write_text
 from cet_rl.runs.values import unknown
 from cet_rl.sweeps.worker import processors
 
-FIGURES: tuple[Callable[[Comparison], list[Sketch]], ...] = (
+FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (
     heatmap,
     scores,
     improvement_matrix,
@@ -173,7 +173,7 @@ def draw_all(comparisons: Sequence[Comparison], form: Format = "png") -> list[li
 def draw(comparison: Comparison, form: Format) -> list[Picture]:
     """Return the pictures of one comparison."""
     with drawing():
-        return [as_files(sketch, form) for figure in FIGURES for sketch in figure(comparison)]
+        return [as_files(picture, form) for figure in FIGURES for picture in figure(comparison)]
 
 
 # -------------------- text

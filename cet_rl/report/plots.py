@@ -129,7 +129,7 @@ def draw_alignment_over(
 # -------------------- learning curves
 
 
-def learning_curves(comparison: Comparison) -> list[drawing.Sketch]:
+def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
@@ -165,7 +165,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Sketch]:
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.decays
     title = f"Curves of {shows.curve_title}"
-    return [drawing.Sketch("curves", figure, " ".join(caption), title)]
+    return [drawing.Picture("curves", figure, " ".join(caption), title)]
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
@@ -244,7 +244,7 @@ def _limit(
 # -------------------- alignment
 
 
-def alignment(comparison: Comparison) -> list[drawing.Sketch]:
+def alignment(comparison: Comparison) -> list[drawing.Picture]:
     """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
 
     There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
@@ -264,7 +264,7 @@ def alignment(comparison: Comparison) -> list[drawing.Sketch]:
     what = f"Cosine between each layer's update and the true gradient of the same data, {delays}"
     rest = sentence("Also logged, not drawn", [in_seconds(delay) for delay in logged if delay not in shown])
     shows, styles, band = comparison.presentation, drawing.styles(comparison), _band(comparison)
-    sketches = []
+    pictures = []
     for over in dict.fromkeys((None, shows.over_score)):
         count = len(shown) * len(layers)
         figure, grid = drawing.panels(count, 2.9 if count > 1 else 6.0, 2.4, across, sharey=True)
@@ -290,8 +290,8 @@ def alignment(comparison: Comparison) -> list[drawing.Sketch]:
         if over is None:
             caption = f"{what}, over training; layer 0 is next to the input. {_meaning(comparison, band)}"
         described = f"Alignment of each layer {title}"
-        sketches.append(drawing.Sketch(name, figure, " ".join([caption, *rest]), described))
-    return sketches
+        pictures.append(drawing.Picture(name, figure, " ".join([caption, *rest]), described))
+    return pictures
 
 
 def _layers(comparison: Comparison, delay: float) -> list[str]:

@@ -24,7 +24,7 @@ MOST_POINTS = 40  # arms that are drawn as points
 # -------------------- heatmap
 
 
-def heatmap(comparison: Comparison) -> list[drawing.Sketch]:
+def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
 
     An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
@@ -59,7 +59,7 @@ def heatmap(comparison: Comparison) -> list[drawing.Sketch]:
     axes.set_xlabel("credit delay")
     axes.set_title(f"{comparison.title}: {score.heading}", fontsize=9)
     caption = _heatmap_caption(comparison, counts, len(rows), delays)
-    return [drawing.Sketch("heatmap", figure, caption, f"Heatmap of {score.title}")]
+    return [drawing.Picture("heatmap", figure, caption, f"Heatmap of {score.title}")]
 
 
 def _subject(comparison: Comparison) -> str:
@@ -91,7 +91,7 @@ Mark = tuple[int, Estimate, FloatArray]
 """An arm in a panel: its row, the average over its seeds, and each seed's score."""
 
 
-def scores(comparison: Comparison) -> list[drawing.Sketch]:
+def scores(comparison: Comparison) -> list[drawing.Picture]:
     """Draw a panel for each delay, and one for all delays together; nothing without any result.
 
     Arms without delay, where others have one, are drawn in each panel with hollow points.
@@ -135,7 +135,7 @@ def scores(comparison: Comparison) -> list[drawing.Sketch]:
     figure.suptitle(comparison.title, fontsize=10)
     caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))
     caption += " Some losses lie beyond the axis; see the table." * cut
-    return [drawing.Sketch("scores", figure, caption, f"{comparison.presentation.score.title} of each arm")]
+    return [drawing.Picture("scores", figure, caption, f"{comparison.presentation.score.title} of each arm")]
 
 
 def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Mark]:
