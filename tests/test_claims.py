@@ -155,7 +155,7 @@ def test_folders_of_runs_decide_a_claim_if_there_are_enough(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", BY_RUNS)
-def test_every_check_of_a_claim_can_support_and_refute_it(name):
+def test_every_check_of_a_claim_can_support_and_refute_it_and_swapped_data_turn_it(name):
     claim = BY_NAME[name]
     (found,) = examine(made_up_runs(claim), [claim])
     assert found.verdict == "supported", found.numbers
@@ -163,13 +163,7 @@ def test_every_check_of_a_claim_can_support_and_refute_it(name):
     for number in range(len(claim.checks)):
         (found,) = examine(made_up_runs(claim, (number,)), [claim])
         assert found.verdict == "contradicted", found.numbers
-
-
-@pytest.mark.parametrize("name", BY_RUNS)
-def test_swapped_data_turn_a_verdict(name):
-    claim = BY_NAME[name]
-    pairs = [check.filters for check in claim.checks if check.weights in ((), (1, -1))]
-    for arms in pairs[:1]:
+    for arms in [check.filters for check in claim.checks if check.weights in ((), (1, -1))][:1]:
         (found,) = examine(made_up_runs(claim, swapped=(arms[0].name, arms[-1].name)), [claim])
         assert found.verdict != "supported", found.numbers
 
@@ -468,8 +462,8 @@ def test_what_was_not_logged_is_none():
 
 def test_the_command_prints_every_claim_and_writes_them(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setitem(exact.EXACT, "failing", lambda **_: (False, "so"))  # the audit takes seconds
-    monkeypatch.setitem(exact.EXACT, "memory", lambda **_: (True, "so"))
+    for name in ("failing", "memory"):  # the audit takes seconds
+        monkeypatch.setitem(exact.EXACT, name, lambda **_: (False, "so"))
     for number, run in enumerate(made_up_runs(BY_NAME["late-add-orders"])):
         write(tmp_path / "runs" / str(number), run)
 

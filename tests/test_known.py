@@ -14,7 +14,7 @@ from cet_rl.report.reading import read_runs
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.known import KnownRun, KnownRuns
+from cet_rl.sweeps.known import KnownRun, KnownRuns, commit
 from cet_rl.sweeps.scheduler import run_sweep
 
 STUDY = "task: digits\ndelay: 1\nhidden: [8]\ntotal_steps: 20\nseeds: 0-1\ngrid: {order: [2, 3]}\n"
@@ -34,12 +34,9 @@ def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(
     rows = rows_of(known)
     assert list(rows[0])[:6] == ["task", "agent", "arm", "seed", "budget", "steps"]
     assert list(rows[0])[6:] == ["test_loss", "threads", "seconds", "commit", "options"]
-    assert [(row["seed"], row["budget"], row["test_loss"]) for row in rows] == [
-        ("0", "100", "0.0"),
-        ("1", "100", "1.0"),
-    ]
+    assert [(row["seed"], row["budget"], row["test_loss"]) for row in rows] == [(s, "100", f"{s}.0") for s in "01"]
     assert json.loads(rows[1]["options"]) == {"task": "fake", "total_steps": 100, "seed": 1}
-    assert [bool(row["commit"]) for row in rows] == [False, Path(__file__).parents[1].joinpath(".git").exists()]
+    assert [row["commit"] for row in rows] == ["", commit()]
 
     assert run_sweep(fake(0, 1, 2), SweepFolder(second, known), launcher_of(second), quiet=True) == 0
     assert ran(second) == {2: 1}
