@@ -29,68 +29,62 @@ from cet_rl.sweeps import worker
 from cet_rl.sweeps.folder import Job, SweepFolder
 
 SMALL = {"task": "CartPole-v1", "hidden": (8, 8), "num_envs": 2, "n_steps": 16, "eval_episodes": 2, "threads": 1}
-POLE = RLConfig(**SMALL, delay=1.0, total_steps=640)
+POLE = RLConfig(**SMALL, delay=1.0, total_steps=320)
 RUNS = [
     POLE,
     replace(POLE, trace="legendre", order=3, delay=2.0, seed=1, lam=0.9, lr=1e-3),
-    replace(POLE, trace="perfect", order=None, seed=2, random_lam=(0.2, 0.9), feedback="dfa"),
-    replace(POLE, trace="none", order=None, delay=0.0, total_steps=320, entropy_coef=0.1),
+    replace(POLE, trace="perfect", order=None, seed=2, random_lam=(0.2, 0.9), feedback="dfa", total_steps=160),
 ]
 
 
-def play(step, actions):
-    """Return everything that agents get to see, times apart, given a function that steps their environments."""
-    seen = []
-    for action in actions:
-        for observations, rewards, dones, infos in step(action):
-            ends = [(i["terminal_observation"].tolist(), i["episode"]["r"]) for i in infos if "episode" in i]
-            cut = [info["TimeLimit.truncated"] for info in infos]
-            seen.append((observations.tolist(), observations.dtype, rewards.tolist(), dones.tolist(), ends, cut))
-    return seen
+def shown(returned):
+    """Return everything that one agent gets to see of a step, times apart."""
+    observations, rewards, dones, infos = returned
+    ends = [(i["terminal_observation"].tolist(), i["episode"]["r"]) for i in infos if "episode" in i]
+    cut = [info["TimeLimit.truncated"] for info in infos]
+    return observations.tolist(), observations.dtype, rewards.tolist(), dones.tolist(), ends, cut
 
 
 def gymnasiums():
     return gym.wrappers.TimeLimit(classic_control.CartPoleEnv(), 12)
 
 
-@settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 2**31), lean=st.floats(0.2, 0.8), leaves=st.integers(1, 60))
+@settings(deadline=None, max_examples=12)
+@given(seed=st.integers(0, 2**31), lean=st.floats(0.2, 0.8), leaves=st.integers(0, 50))
 def test_cartpoles_in_one_call_are_gymnasiums_bit_for_bit(seed, lean, leaves):
     """Poles fall, and episodes are cut; one agent leaves on the way."""
-    draw, going = np.random.default_rng(seed), [True] * 3
-    actions = [(draw.random((3, 2)) < lean).astype(int) for _ in range(60)]
-    vectors = [make_vec_env("CartPole-v1", 2, seed + n, delay=1.0, max_episode_steps=12) for n in range(3)]
-    whole = [make_vec_env("CartPole-v1", 2, seed + n, delay=1.0, max_episode_steps=12) for n in range(3)]
+    draw = np.random.default_rng(seed)
+    here, whole = (
+        [make_vec_env("CartPole-v1", 2, seed + n, delay=1.0, max_episode_steps=12) for n in range(3)]
+        for _ in range(2)
+    )
     theirs = [make_vec_env(gymnasiums, 2, seed + n) for n in range(3)]
-    for env in (*vectors, *whole, *theirs):
+    for env in (*here, *whole, *theirs):
         env.reset()
-    joint = JointVecEnv(vectors)
+    joint = JointVecEnv(here)
     assert joint._poles is not None
-    here = play(lambda action: joint.step(action.flatten(), going), actions[:leaves])
-    going[1] = False
-    here += play(lambda action: joint.step(action.flatten(), going)[::2], actions[leaves:])
+    for step in range(60):
+        going = [True, step < leaves, True]
+        actions = (draw.random((3, 2)) < lean).astype(int)
+        found = joint.step(actions.flatten(), going)
+        for number in np.flatnonzero(going):
+            whole[number].step(actions[number])
+            assert shown(found[number]) == shown(theirs[number].step(actions[number]))
     joint.write_back()
-    there = play(lambda action: [env.step(a) for env, a in zip(theirs, action, strict=True)], actions[:leaves])
-    there += play(lambda action: [theirs[n].step(action[n]) for n in (0, 2)], actions[leaves:])
-    assert here == there
-    for number, (env, alone) in enumerate(zip(vectors, whole, strict=True)):
-        for action in actions[: leaves if number == 1 else None]:
-            alone.step(action[number])
+    for env, alone in zip(here, whole, strict=True):
         assert str(capture(env)) == str(capture(alone))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"max_episode_steps": None, "wrappers": [lambda env: gym.wrappers.TransformReward(env, abs)]}, {}],
-    ids=["a wrapper", "other physics"],
-)
-def test_cartpoles_of_another_kind_step_by_themselves(options):
-    vectors = [make_vec_env("CartPole-v1", 1, n, **options) for n in range(2)]
-    for env in vectors:
-        env.reset()
-    if not options:
-        vectors[1].envs[0].unwrapped.length = 0.7
-    assert JointVecEnv(vectors)._poles is None
+def test_cartpoles_of_another_kind_step_by_themselves():
+    def reversed_reward(env):
+        return gym.wrappers.TransformReward(env, lambda reward: -reward)
+
+    for wrappers, length in (([reversed_reward], 0.5), ([], 0.7)):
+        vectors = [make_vec_env("CartPole-v1", 1, n, wrappers=wrappers) for n in range(2)]
+        for env in vectors:
+            env.reset()
+        vectors[1].envs[0].unwrapped.length = length
+        assert JointVecEnv(vectors)._poles is None
 
 
 @pytest.mark.parametrize("channels", [(), (4,)], ids=["dense", "convolutions"])
@@ -138,21 +132,18 @@ def test_every_run_ends_where_it_would_have_ended_alone(alone, tmp_path, capsys)
         assert summary(path)["steps_per_second"] > 0
         assert f"{path}: evaluation: " in capsys.readouterr().err or path != paths[0]
     assert "credit/alignment/0" in rows(paths[0])[-1]
-    before = [(path / "summary.json").stat().st_mtime_ns for path in paths]
-    assert train_batch(RUNS, paths, quiet=True) == paths
-    assert before == [(path / "summary.json").stat().st_mtime_ns for path in paths]
 
 
 @pytest.mark.parametrize(
     "values",
     [
         {"task": "Pendulum-v1", "num_envs": 1},
-        {"task": "MinAtar/Breakout-v1", "actor": "conv", "n_steps": 8, "total_steps": 160, "eval_max_steps": 20},
+        {"task": "MinAtar/Breakout-v1", "actor": "conv", "n_steps": 8, "total_steps": 64, "eval_max_steps": 20},
     ],
     ids=["real actions", "convolutions"],
 )
 def test_other_environments_are_stepped_one_by_one(values, tmp_path):
-    runs = [RLConfig(**{**SMALL, "delay": 0.4, "total_steps": 320, **values}, seed=seed) for seed in (0, 1)]
+    runs = [RLConfig(**{**SMALL, "delay": 0.4, "total_steps": 160, **values}, seed=seed) for seed in (0, 1)]
     paths = train_batch(runs, [tmp_path / "0", tmp_path / "1"], quiet=True)
     assert train(runs[1], tmp_path / "alone", quiet=True) == "finished"
     assert_same(paths[1], tmp_path / "alone")
@@ -172,17 +163,17 @@ def interrupted_at(monkeypatch, seed, samples):
 
 def test_interrupted_runs_go_on_together_or_alone_wherever_they_are(alone, tmp_path, monkeypatch):
     paths = [tmp_path / str(number) for number in range(3)]
-    for runs, seed, samples in (([0, 1], 1, 96), ([0, 2], 2, 224)):
+    for runs, seed, samples in (([0, 1], 1, 96), ([0, 2], 2, 96)):
         with monkeypatch.context() as patch:
             interrupted_at(patch, seed, samples)
             with pytest.raises(KeyboardInterrupt):
                 train_batch([RUNS[n] for n in runs], [paths[n] for n in runs], quiet=True)
         assert [summary(paths[n])["status"] for n in runs] == ["interrupted"] * 2
         assert not any((path / "lock").exists() for path in paths)
-    assert [summary(path)["steps"] for path in paths] == [320, 96, 224]
+    assert [summary(path)["steps"] for path in paths] == [192, 96, 96]
     assert train(RUNS[2], paths[2], resume=True, quiet=True) == "finished"
-    train_batch(RUNS[:3], paths, quiet=True)
-    for path, other in zip(paths, alone, strict=False):
+    train_batch(RUNS, paths, quiet=True)
+    for path, other in zip(paths, alone, strict=True):
         assert_same(path, other)
 
 

@@ -59,7 +59,7 @@ def _step(env: VecEnv, actions: Array) -> VecEnvStepReturn | Exception:
 
 
 class _CartPoles:
-    """Step CartPoles by one call for all; a step that ends an episode is taken by the environment itself.
+    """Step CartPoles by one call for all; the environments themselves end their episodes and start the next.
 
     Shapes: N environments, those of the first agent first; state variables are rows, (4, N).
     """
@@ -108,15 +108,26 @@ class _CartPoles:
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in self._own]
         for index in map(int, np.flatnonzero(ended)):
             if self._here[index // count]:
-                self._left[index] += 1
-                self._write([index])
+                infos[index] = self._end(index, observations[index].copy(), bool(fallen[index]))
                 env, own = self._own[index]
-                observations[index], rewards[index], _, infos[index] = env.step_one(own, actions[index])
+                observations[index], env.reset_infos[own] = self._monitors[index].reset()
                 self._read(index, state)
         self._state = state
         shape = len(going), count
         parts = observations.reshape(*shape, 4), rewards.reshape(shape), ended.reshape(shape)
         return [(*each, infos[n * count : (n + 1) * count]) for n, each in enumerate(zip(*parts, strict=True))]
+
+    def _end(self, index: int, observation: Array, fallen: bool) -> dict[str, Any]:
+        """Let the monitor take the last step of an episode, and return the information about it."""
+        monitor, cut = self._monitors[index], bool(self._left[index] <= 0)
+        self._left[index] += 1
+        self._write([index])
+        inner, monitor.env = monitor.env, _Taken((observation, 1.0, fallen, cut, {}))
+        try:
+            info: dict[str, Any] = monitor.step(None)[4]
+        finally:
+            monitor.env = inner
+        return {**info, "TimeLimit.truncated": cut and not fallen, "terminal_observation": observation}
 
     def write_back(self) -> None:
         """See `JointVecEnv.write_back`."""
@@ -137,3 +148,14 @@ class _CartPoles:
         state[:, index] = self._poles[index].state
         left = [limit._max_episode_steps - limit._elapsed_steps for limit in self._limits[index]]
         self._left[index] = self._known[index] = min(left, default=2**62)
+
+
+class _Taken:
+    """Stand in for an environment whose step has been taken."""
+
+    def __init__(self, returned: Any) -> None:
+        self._returned = returned
+
+    def step(self, action: object) -> Any:
+        """Return what the step has returned."""
+        return self._returned

@@ -192,22 +192,17 @@ class DummyVecEnv(vec_env.DummyVecEnv):
         observations: npt.NDArray[Any] = np.empty((self.num_envs, *space.shape), space.dtype)  # type: ignore[misc]
         rewards, dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         infos: list[dict[str, Any]] = []
-        for index, action in enumerate(self.actions):
-            observations[index], rewards[index], dones[index], info = self.step_one(index, action)
+        for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
+            observation, rewards[index], terminated, truncated, said = env.step(action)
+            info = copy.deepcopy(said) if said else {}
+            info["TimeLimit.truncated"] = truncated and not terminated
+            if terminated or truncated:
+                dones[index] = True
+                info["terminal_observation"] = copy.deepcopy(observation)
+                observation, self.reset_infos[index] = env.reset()
+            observations[index] = observation
             infos.append(info)
         return observations, rewards, dones, infos
-
-    def step_one(self, index: int, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
-        """Step one of the environments, and reset it if its episode ends."""
-        env = self.envs[index]
-        observation, reward, terminated, truncated, said = env.step(action)
-        info = copy.deepcopy(said) if said else {}
-        info["TimeLimit.truncated"] = truncated and not terminated
-        done = terminated or truncated
-        if done:
-            info["terminal_observation"] = copy.deepcopy(observation)
-            observation, self.reset_infos[index] = env.reset()
-        return observation, reward, done, info  # type: ignore[return-value]
 
 
 register_snapshot(DummyVecEnv, like=vec_env.DummyVecEnv)
