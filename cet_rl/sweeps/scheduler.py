@@ -218,7 +218,8 @@ class SweepDisplay:
     def stopping(self, running: int) -> None:
         """Say that workers have been asked to stop."""
         if running:
-            self._say(f"stopping: waiting for {running} jobs to save their checkpoints; Ctrl-C again kills them")
+            jobs = f"{running} job{'s' * (running > 1)}"
+            self._say(f"stopping: waiting for {jobs} to save a checkpoint; Ctrl-C again kills what is left")
 
     def close(self, states: Mapping[str, JobState]) -> None:
         """Leave the last table in the terminal, without bar and counts."""
