@@ -856,8 +856,8 @@ def test_tables_are_read_by_latex_and_by_spreadsheets(tmp_path):
         ("CET 2", "8", "3"),
     ]
     assert list(rows[1].values())[3:8] == ["21", "20", "22", "20", "22"]
-    assert escape("a_b & 50 % $x$ {~^\\} <λ>") == (
-        r"a\_b \& 50 \% \$x\$ \{\textasciitilde{}\textasciicircum{}\textbackslash{}\} $<$$\lambda$$>$"
+    assert escape("a_b & 50 % $x$ {~^\\} <λ>[1]") == (
+        r"a\_b \& 50 \% \$x\$ \{\textasciitilde{}\textasciicircum{}\textbackslash{}\} $<$$\lambda$$>${[}1{]}"
     )
 
 

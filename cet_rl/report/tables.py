@@ -16,6 +16,7 @@ ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$"},
     **{"×": r"$\times$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "−": "$-$"},
+    **{"[": "{[}", "]": "{]}"},  # a bracket at the start of a row would belong to the end of the one before
 }
 """What LaTeX takes for something else than it is, or may lack in a font."""
 
