@@ -31,6 +31,7 @@ from cet_rl.agents.rollouts import collect
 from cet_rl.credit import Synapses
 from cet_rl.envs import make_vec_env
 from cet_rl.envs.vector import DummyVecEnv
+from cet_rl.runs.optimizers import Adam
 from cet_rl.runs.process import set_threads
 
 NUM_ENVS, N_STEPS = 4, 128
@@ -83,7 +84,7 @@ def parts(model: BaseAlgorithm, samples: int) -> dict[str, float]:
         "environment": (DummyVecEnv, "step_wait"),
         "credit": (Synapses, "__call__"),
         "learning": (ActorCriticLearner, "accumulate"),
-        "optimiser": (torch.optim.Adam, "step"),
+        "optimiser": (Adam, "step"),
     }
     originals = {name: getattr(*place) for name, place in places.items()}
 
