@@ -115,6 +115,17 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_w
 
 
 @pytest.mark.slow
+def test_seeds_of_an_agent_are_trained_together(tmp_path, capsys):
+    options = "--delay 1 --total-steps 640 --hidden 4 --eval-episodes 2 --launcher batch --quiet"
+    command = ["train", "CartPole-v1", *options.split()]
+    assert main(command) == 2
+    assert "--launcher batch goes with --seeds" in capsys.readouterr().err
+    folder = SweepFolder(tmp_path / "seeds")
+    assert main([*command, "--seeds", "0-1", "--run-dir", str(folder.path)]) == 0
+    assert statuses(folder) == ["finished"] * 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
     file, folder = study(tmp_path, seeds="0-2", total_steps=400)
