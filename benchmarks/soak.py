@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from cet_rl import CET, Legendre, SharpCET
+from cet_rl import CET, Legendre, Optimal, SharpCET
 from cet_rl.credit import Synapses
 from cet_rl.traces.base import Trace
 
@@ -78,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{arguments.samples:,} samples, {arguments.delay_steps} steps\n")
     print("| trace | largest of each state | error of an update |\n|---|---|---|")
-    for kind in (CET, SharpCET, Legendre):
+    for kind in (CET, SharpCET, Legendre, Optimal):
         trace = kind(arguments.order, arguments.delay_steps, "peak")
         largest, error = soak(trace, arguments.samples, arguments.delay_steps)
         shown = ", ".join(f"{value:.2g}" for value in largest)
