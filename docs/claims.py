@@ -48,9 +48,7 @@ SWEEPS = {
 }
 """Sweep and table of final numbers of each study; Add at 100,000 steps is left out for the paper's million."""
 
-WHERE = (
-    "[data](data), which `python docs/claims.py` reads to write this page; [results](results.md) has the tables"
-)
+WHERE = "[data](data), by `python docs/claims.py`, which writes this page ([results](results.md) has the tables)"
 
 Key = tuple[str, str, str]
 """Arm, delay and seed, as the tables have them."""

@@ -533,6 +533,10 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
         ("report runs --format ", "png svg pdf"),
         ("sweep qu", "quick"),
         ("report run", ""),  # names of files are the shell's
+        ("train CartPole-v1 --run-dir ", ""),  # so are those of an option
+        ("report --k", ""),  # an option of cet-rl sweep, which the help of report mentions
+        ("list --h", "--help"),
+        ("train add -c qui", "quick"),
     ],
 )
 def test_bash_completes(completion, words, expected):

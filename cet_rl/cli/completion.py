@@ -34,7 +34,7 @@ SCRIPT = """_cet_rl() {{
 complete -o default -o bashdefault -F _cet_rl cet-rl"""
 
 NAMES = {"train": ("envs", "datasets", "tasks"), "sweep": ("configs",), "rules": ("rules",)}
-VALUES = {"--trace": "traces", "--rule": "rules", "--agent": "agents", "--config": "configs"}
+VALUES = {"--trace": "traces", "--rule": "rules", "--agent": "agents", "--config": "configs", "-c": "configs"}
 """Lists of `cet-rl list` whose entries complete a command's first word, and an option's value."""
 
 
@@ -50,10 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         found, choices = set[str](), dict[str, Iterable[str]]()
         for task in ("CartPole-v1", "digits", "add") if command == "train" else ("",):
             text = _help([command, *filter(None, [task])])
-            found |= set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
-            for name, each in re.findall(r"(--[\w-]+) \{([\w,-]+)\}", text):
-                choices[name] = dict.fromkeys([*choices.get(name, ()), *each.split(",")])
-        choices |= {name: lists[shelf] for name, shelf in VALUES.items() if name in found}
+            for usage in re.findall(r"^[ │|]+(-.+?)  ", text, re.MULTILINE) or ["--help"]:  # prose names others, too
+                names = re.findall(r"(?<!\S)--?[a-z][\w-]*", usage)
+                found |= {name for name in names if name.startswith("--")}
+                if takes := re.search(r" (?:\{(.+)\}|[A-Z]+)", usage):
+                    each = takes[1].split(",") if takes[1] else ()  # none: any text, or a file
+                    choices |= {name: dict.fromkeys([*choices.get(name, ()), *each]) for name in names}
+        choices |= {name: lists[shelf] for name, shelf in VALUES.items() if name in choices}
         options.append(f'      *" {command} -"*) words="{" ".join(sorted(found))}" ;;')
         values += [f'    "{command} {name}") words="{" ".join(each)}" ;;' for name, each in choices.items()]
     named = {name: [entry for shelf in shelves for entry in lists[shelf]] for name, shelves in NAMES.items()}

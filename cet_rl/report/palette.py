@@ -51,7 +51,7 @@ class Identity(NamedTuple):
 def looks(arms: Mapping[str, Identity]) -> dict[str, dict[str, Any]]:
     """Return keyword arguments of `Axes.plot` for each arm: the look of its identity, or the nearest that is free.
 
-    Seventy arms and more get a look of their own.
+    Up to 56 arms get a look of their own.
     """
     found: dict[str, dict[str, Any]] = {}
     taken: set[tuple[str, int]] = set()
