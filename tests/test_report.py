@@ -665,6 +665,9 @@ def test_arms_can_be_told_apart_in_print_and_whoever_looks():
     found = palette.looks({f"{kind} {order}": Identity(kind, order) for kind in "abcdefgh" for order in range(9)})
     assert len({(each["color"], str(each["linestyle"])) for each in found.values()}) == 56  # all there are
     assert len({each["marker"] for each in found.values()}) == len(palette.COLORS)
+    crowd = palette.looks({f"CET {order}": Identity("cet", order) for order in range(2, 22)})
+    assert [*crowd][8] == "CET 10"
+    assert palette.looks({"CET 10": Identity("cet", 10)}) == {"CET 10": crowd["CET 10"]}
     for kinds, orders in ((("cet", "et", "legendre", "optimal", "sharp"), [10]), (("cet",), [2, 5, 10, 20])):
         several = palette.looks({f"{kind}{order}": Identity(kind, order) for kind in kinds for order in orders})
         assert len({(look["marker"], str(look["linestyle"])) for look in several.values()}) == len(several)

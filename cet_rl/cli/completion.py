@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         found, choices = set[str](), dict[str, Iterable[str]]()
         for task in ("CartPole-v1", "digits", "add") if command == "train" else ("",):
             text = _help([command, *filter(None, [task])])
-            for usage in re.findall(r"^[ │|]+(-.+?)  ", text, re.MULTILINE) or ["--help"]:  # prose names others, too
+            for usage in re.findall(r"^[ │|]+(-.+?)  ", text, re.MULTILINE) or ["--help"]:  # prose names others
                 names = re.findall(r"(?<!\S)--?[a-z][\w-]*", usage)
                 found |= {name for name in names if name.startswith("--")}
                 if takes := re.search(r" (?:\{(.+)\}|[A-Z]+)", usage):

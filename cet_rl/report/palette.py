@@ -55,7 +55,8 @@ def looks(arms: Mapping[str, Identity]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     taken: set[tuple[str, int]] = set()
-    for label, (kind, order) in arms.items():
+    known = (None, *ORDERS)  # these choose first, so that a neighbour does not take what is theirs
+    for label, (kind, order) in sorted(arms.items(), key=lambda arm: arm[1].order not in known):
         stable = zlib.crc32(kind.encode()) % len(COLORS)
         place, dash = KINDS.get(kind, (stable, 0))
         dash += 0 if order is None else ORDERS.index(order) if order in ORDERS else order
@@ -68,7 +69,7 @@ def looks(arms: Mapping[str, Identity]) -> dict[str, dict[str, Any]]:
         taken.add((color, dash))
         marker = MARKERS[[*COLORS].index(color)] if color in COLORS else ""
         found[label] = {"color": color, "linestyle": DASHES[dash], "marker": marker, "linewidth": 1.4}
-    return found
+    return {label: found[label] for label in arms}
 
 
 def follow_the_page(svg: str) -> str:

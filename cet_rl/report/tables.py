@@ -70,7 +70,9 @@ def results_tex(comparison: Comparison) -> str:
 
     counts = [each.count for arm, at in comparison.all_runs if (each := comparison.estimate(arm, at.delay))]
     interval = f", {LEVEL:.0%} bootstrap interval where n >= {LEAST_SEEDS}" if max(counts) >= LEAST_SEEDS else ""
-    said = f"{comparison.title}: {score.heading}, {shows.statistic_title} over the seeds (n = {span(counts)}){interval}"
+    said = (
+        f"{comparison.title}: {score.heading}, {shows.statistic_title} over seeds (n = {span(counts)}){interval}"
+    )
     rows = [["", *(escape(in_seconds(delay)) for delay in delays)]]
     rows += [[escape(arm.label), *cells(arm)] for arm in (*comparison.references, *comparison.compared)]
     head, *body = [rf"{' & '.join(row)} \\" for row in rows]
