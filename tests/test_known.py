@@ -14,7 +14,7 @@ from cet_rl.report.reading import read_runs
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.known import KnownRun, KnownRuns, commit
+from cet_rl.sweeps.known import KnownRun, KnownRuns, commit, fingerprint
 from cet_rl.sweeps.scheduler import run_sweep
 
 STUDY = "task: digits\ndelay: 1\nhidden: [8]\ntotal_steps: 20\nseeds: 0-1\ngrid: {order: [2, 3]}\n"
@@ -48,7 +48,9 @@ def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(
 
 
 def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
-    known = KnownRuns(tmp_path / "known.csv")
+    known, reader = (KnownRuns(tmp_path / "known.csv") for _ in range(2))
+    last = fingerprint(known_run({}, 7).options)
+    assert not reader.summary(last)
 
     def add(seed):
         known.add([known_run({f"metric{seed % 2}": 0.1 * seed}, seed)])
@@ -59,6 +61,7 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
     for seed, run in runs.items():
         assert run.summary["metrics"] == {f"metric{seed % 2}": 0.1 * seed}
     assert len(rows_of(known.file)) == 8
+    assert reader.summary(last)["seed"] == 7
     assert [path.name for path in tmp_path.iterdir()] == ["known.csv"]
 
 

@@ -18,7 +18,7 @@ from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, batch_launcher, work
+from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNRECORDED, batch_launcher, work
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
@@ -62,14 +62,21 @@ def test_shapes_that_differ_are_trained_apart(tmp_path):
 
 
 def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
-    file, folder = study(tmp_path, grid={"lr": [1e-3, 1e30]})
+    file, folder = study(tmp_path, grid={"lr": [1e-3, 1e30, 2e-3]})
     assert sweep(file, folder) == 1
     assert "the loss is not finite" in capsys.readouterr().err
-    assert statuses(folder) == ["finished", "failed"]
-    summary = folder.run_path(rows_of(folder.results_file)[0]["job"]) / "summary.json"
-    before = summary.stat().st_mtime_ns
+    assert statuses(folder) == ["finished", "failed", "finished"]
+    summaries = [folder.run_path(row["job"]) / "summary.json" for row in rows_of(folder.results_file)]
+    before = summaries[0].stat().st_mtime_ns
     assert sweep(file, folder, "--retry") == 1
-    assert summary.stat().st_mtime_ns == before
+    assert summaries[0].stat().st_mtime_ns == before
+    for summary in summaries[::2]:  # as if both had been killed, and the disk had damaged one
+        summary.unlink()
+    for checkpoint in summaries[0].parent.glob("checkpoint/*.zip"):
+        checkpoint.write_text("")
+    assert sweep(file, folder) == 1
+    assert statuses(folder) == ["failed", "failed", "finished"]
+    assert "network.zip is damaged" in folder.failure_file(summaries[0].parent.name).read_text()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +98,9 @@ def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsy
     assert not (tmp_path / "study").exists()
 
 
-def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_written_down_for_each(tmp_path):
+def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_written_down_for_each(
+    tmp_path, capsys
+):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path)
     folder.open_for(sweep)
     names = [job.name for job in sweep.jobs]
@@ -110,8 +119,13 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_w
     ] * 2
     assert not any(folder.locks.glob("*.[0-9]*"))
     assert work(folder, names[1:], fail) == EXIT_FAILED  # they are not trained again
-    for result, status in (("interrupted", EXIT_INTERRUPTED), ("finished", EXIT_FINISHED)):
+    for result, status in (("interrupted", EXIT_INTERRUPTED), ("finished", EXIT_FAILED)):  # without a summary
         assert work(folder, names, lambda folder, jobs, r=result: r, retry=True) == status
+    assert folder.failure_file(names[0]).read_text() == "its summary cannot be written\n"
+    folder.failures.rename(tmp_path / "earlier")
+    folder.failures.touch()  # it cannot hold a file any more
+    assert work(folder, names, fail) == EXIT_UNRECORDED  # or the sweep would run them again and again
+    assert f"{names[2]} has failed: RuntimeError: 3 jobs are too large" in capsys.readouterr().err
 
 
 @pytest.mark.slow

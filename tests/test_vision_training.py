@@ -22,6 +22,7 @@ from torch.nn import functional
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
 from cet_rl.runs import archive, log, session
+from cet_rl.runs.folder import RunFolder
 from cet_rl.traces.registry import TRACES
 from cet_rl.vision import credit
 from cet_rl.vision import learner as learner_module
@@ -479,6 +480,8 @@ def test_a_run_that_is_killed_resumes_from_its_last_checkpoint(tmp_path, interru
     assert (summary(cut)["status"], summary(cut)["steps"]) == ("interrupted", saved_at)
     assert any((cut / "checkpoint").iterdir()) == bool(saved_at)
     assert "\nexecutors:\n- history\n- history\n" in (cut / "config.yaml").read_text()
+    other = VisionConfig("digits")
+    assert RunFolder(cut).as_begun(other) == other  # choices of another configuration are none of its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(credit, "_SMALL_PAST", 0)  # and a new run would keep states
         assert main(["train", "--run-dir", str(cut), "--resume"]) == 0

@@ -126,10 +126,12 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
         return _sum_weights(td_error, start, decay)
     # Layers whose credit is as late have the same η and s, and their weights cost as much as a small layer.
     global _latest
-    if _latest is None or _latest[0] != decay or not all(map(_same, _latest[1], (td_error, start))):
+    latest = _latest  # which another thread may replace at any time
+    if latest is None or latest[0] != decay or not all(map(_same, latest[1], (td_error, start))):
         # Copies, as the signals' memory may be used again.
-        _latest = decay, (td_error.clone(), start.clone()), _sum_weights(td_error, start, decay)
-    return _latest[2]
+        latest = decay, (td_error.clone(), start.clone()), _sum_weights(td_error, start, decay)
+        _latest = latest
+    return latest[2]
 
 
 _latest: tuple[float, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None

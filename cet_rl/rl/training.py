@@ -182,8 +182,7 @@ def learn_together(trainings: Sequence[Training]) -> Status:
         training.attempt(training.start)
     while going := [training for training in trainings if training.is_learning]:
         agents = [training.agent for training in going]
-        callbacks = [training.callback for training in going]
-        outcomes = collect(agents, [agent.env for agent in agents], callbacks, agents[0].n_steps)
+        outcomes = collect(agents, [agent.env for agent in agents], going, agents[0].n_steps)
         for training, outcome in zip(going, outcomes, strict=True):
             training.attempt(partial(training.go_on, outcome))
     return "interrupted" if any(one.session.status == "interrupted" for one in trainings) else "finished"
@@ -203,8 +202,10 @@ class Stopwatch:
     def stopped(self) -> Iterator[None]:
         """Stop while the block runs."""
         began = time.monotonic()
-        yield
-        self._stopped += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self._stopped += time.monotonic() - began
 
 
 class Training(BaseCallback):
@@ -213,9 +214,6 @@ class Training(BaseCallback):
     A checkpoint is saved before a rollout begins, when nothing is half done; there an interruption stops the run.
     Runs in lock step share a clock.
     """
-
-    callback: BaseCallback
-    """This one, as Stable-Baselines3 has made it ready."""
 
     def __init__(self, session: Session, clock: Stopwatch) -> None:
         super().__init__()
@@ -291,7 +289,7 @@ class Training(BaseCallback):
         """Begin to learn in lock step with others."""
         self.is_learning = True
         if left := self._left():
-            self.callback = self.agent.start_learning(left, self, **self._options())
+            self.agent.start_learning(left, self, **self._options())
         else:
             self._end()
 
@@ -302,7 +300,7 @@ class Training(BaseCallback):
         if outcome:
             self.agent.learn_from_rollout()
         if self.stopped or self.agent.num_timesteps >= self.config.total_steps:
-            self.callback.on_training_end()
+            self.on_training_end()
             self._end()
 
     def _end(self) -> None:

@@ -123,9 +123,9 @@ class RunFolder:
             fresh.unlink(missing_ok=True)
 
     def as_begun(self, config: C) -> C:
-        """Return a configuration whose open choices are those that the folder's run has made, if there is one."""
+        """Return a configuration whose open choices are those that its run in this folder has made, if any."""
         saved = self._saved_config()
-        made = {} if saved is None else {**UNRECORDED, **saved}
+        made = {} if saved is None or differing(saved, config.as_data()) else {**UNRECORDED, **saved}
         open_ = [name for name in marked(type(config), Mark.CHOSEN) if getattr(config, name) in OPEN]
         return replace(config, **{name: made[name] for name in open_ if name in made})
 

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ class KnownRuns:
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
         self.file = check_file("--known", Path(os.path.abspath(file)), ".csv")
+        self._summaries: dict[str, Mapping[str, Any]] = {}
+        self._version: tuple[int, ...] = ()  # of the file that they were read from
 
     def read(self) -> list[KnownRun]:
         """Return all runs, none if there is no file yet; ValueError, saying where and why, if it is damaged."""
@@ -110,8 +112,16 @@ class KnownRuns:
             raise ValueError(f"{self.file} is damaged{where}: {why}") from None
         return rows
 
-    @cached_property
-    def _summaries(self) -> dict[str, Mapping[str, Any]]:
+    def summary(self, digest: str) -> Mapping[str, Any]:
+        """Return the summary of the run with this fingerprint; empty if the file has none now."""
+        with suppress(OSError):  # there is no file yet
+            found = os.stat(self.file)
+            version = found.st_ino, found.st_mtime_ns, found.st_size
+            if version != self._version:
+                self._summaries, self._version = self._by_fingerprint(), version
+        return self._summaries.get(digest, {})
+
+    def _by_fingerprint(self) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for run in self.read():
             kind = task_kind_of(run.options["task"]).config()
@@ -119,10 +129,6 @@ class KnownRuns:
             for values in (run.options, {**defaults, **run.options}):
                 found.setdefault(fingerprint(values), run.summary)
         return found
-
-    def summary(self, digest: str) -> Mapping[str, Any]:
-        """Return the summary of the run with this fingerprint, as first read; empty if there is none."""
-        return self._summaries.get(digest, {})
 
     def add(self, runs: Iterable[KnownRun]) -> None:
         """Add rows for those runs that have none, in one step that nobody sees half of; OSError if that fails."""

@@ -8,8 +8,8 @@ holds its jobs' locks for as long as it lives, goes on from their checkpoints, a
 --retry  trains jobs that have failed, too
 --wait   waits for another process that runs a job, until it would be found dead
 
-It stops when stdin ends. Its exit status: 0 all jobs have finished, 3 some have failed, 75 another process runs
-them, 130 interrupted.
+It stops when stdin ends. Its exit status: 0 all jobs have finished, 3 some have failed, 1 some have and their
+folders cannot take it down, 75 another process runs them, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
 from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.folder import Job, SweepFolder
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 3, 130
+EXIT_FINISHED, EXIT_UNRECORDED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a worker that was asked to stop
 
@@ -54,8 +55,17 @@ def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
 def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     """Train jobs together; each leaves a run folder as if it had been alone, also if it fails."""
     task_kind, _ = configuration(jobs[0])
-    paths = [folder.run_path(job.name) for job in jobs]
-    task_kind.training().train_batch([configuration(job)[1] for job in jobs], paths, quiet=True)
+    good = []
+    for job in jobs:
+        run = RunFolder(folder.run_path(job.name), task_kind.checkpoint)
+        try:  # or one folder that cannot be used would end the whole batch
+            run.check_usable(job.values, resume=True)
+            _ = run.checkpoint_file
+            good.append((configuration(job)[1], run.path))
+        except ValueError as error:
+            folder.note_failure(job.name, f"ValueError: {error}")
+    if good:
+        task_kind.training().train_batch(*map(list, zip(*good, strict=True)), quiet=True)
     return "finished"
 
 
@@ -86,15 +96,19 @@ def work(
             locks.callback(folder.add_to_known, pending, now=True)
             if pending and train(folder, pending) != "finished":
                 return EXIT_INTERRUPTED
+            reason = "its summary cannot be written"
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
         except Exception as error:  # whatever it is, it is these jobs', and written down
             traceback.print_exc()
-            for job in pending:
-                if folder.state(job.name).state not in ("finished", "failed"):
-                    folder.note_failure(job.name, f"{type(error).__name__}: {error}")
-            return EXIT_FAILED
-        return EXIT_FAILED if any(folder.state(name).state == "failed" for name in held) else EXIT_FINISHED
+            reason = f"{type(error).__name__}: {error}"
+        for job in pending:
+            if folder.state(job.name).state not in ("finished", "failed"):
+                folder.note_failure(job.name, reason)
+        states = {folder.state(name).state for name in held}
+        if not states <= {"finished", "failed"}:
+            return EXIT_UNRECORDED
+        return EXIT_FAILED if "failed" in states else EXIT_FINISHED
 
 
 def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
