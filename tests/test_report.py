@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from matplotlib.cm import viridis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from mutations import changes, damage
 from PIL import Image
 
@@ -42,6 +43,7 @@ from cet_rl.report.drawing import (
     as_files,
     baselines_of,
     drawing,
+    legend,
     loss_limit,
     render,
     some_delays,
@@ -686,6 +688,13 @@ def test_an_arm_whose_name_begins_with_an_underscore_is_in_every_legend(tmp_path
     drawn = figures(one_comparison(tmp_path), learning_curves, alignment, kernels)
     assert len(drawn) == 4
     assert all([text.get_text() for text in figure.legends[0].get_texts()] == ["_x"] for figure in drawn)
+
+
+def test_a_legend_cuts_no_name_down_to_that_of_another():
+    alike = [f"optimal 10 (tolerance {tolerance}, delay ×1.05)" for tolerance in (0.05, 0.1)]
+    figure = Figure()
+    legend(figure, {name: Line2D([], []) for name in (*alike, "a" * 40)})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*alike, f"{'a' * 14}…{'a' * 14}"]
 
 
 @pytest.mark.parametrize("stacked", [False, True])
