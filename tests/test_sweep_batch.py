@@ -98,9 +98,7 @@ def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsy
     assert not (tmp_path / "study").exists()
 
 
-def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_of_all_is_written_down_for_each(
-    tmp_path, capsys
-):
+def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_is_noted_for_each(tmp_path, capsys):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path)
     folder.open_for(sweep)
     names = [job.name for job in sweep.jobs]

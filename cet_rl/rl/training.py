@@ -18,6 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import StoredAlgorithm
+from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs.vector import choose_vectorization, vectorised_form
 from cet_rl.rl.agent_registry import AgentKind, find_agent
 from cet_rl.rl.config import RLConfig
@@ -220,8 +221,8 @@ class Training(BaseCallback):
         self.session, self.config, self.clock = session, cast(RLConfig, session.config), clock
         self.kind = find_agent(self.config.agent)
         self.agent: Any = self.kind.build(self.config)
-        if learner := getattr(self.agent, "learner", None):
-            session.config = self.config = replace(self.config, executors=learner.executors)
+        if isinstance(self.agent, CETActorCritic):
+            session.config = self.config = replace(self.config, executors=self.agent.learner.executors)
         self.stopped = self.is_learning = False
         self._log_state: dict[str, Any] | None = None
         self._began: float | None = None  # when the last rollout began

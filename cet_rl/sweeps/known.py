@@ -93,7 +93,7 @@ class KnownRuns:
     def _rows(self) -> list[tuple[dict[str, str], KnownRun]]:
         rows, number = [], 0
         try:
-            with open(self.file, newline="", encoding="utf-8") as stream:
+            with open(self.file, newline="", encoding="utf-8-sig") as stream:  # spreadsheets add a mark
                 reader = csv.DictReader(stream)
                 if missing := {*FIRST, *LAST}.difference(reader.fieldnames or (FIRST + LAST)):
                     raise ValueError(f"it has no column {min(missing)}: name one that --known has written")

@@ -303,7 +303,7 @@ def print_status(sweep: Sweep, folder: SweepFolder) -> None:
     table = jobs_table(sweep.jobs, states, len(sweep.jobs))
     for part in (f"sweep folder {folder.path}", table, describe_counts(states), *_failures(folder, states)):
         console.print(part)
-    if counts(states)["finished"]:
+    if counts(states)["finished"] and folder.path.is_dir():  # all may be known from elsewhere
         try:
             folder.write_results(sweep.jobs, states)
         except OSError as error:  # the folder may be another user's
