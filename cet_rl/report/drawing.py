@@ -168,7 +168,7 @@ def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = (
     labels = [*(label for label in order if label in lines), *(label for label in lines if label not in order)]
     half = LONGEST_ENTRY // 2  # a long label is cut in its middle: its ends say most, unless two become alike
     cut = [label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}" for label in labels]
-    names = [label if cut.count(name) > 1 else name for label, name in zip(labels, cut, strict=True)]
+    names = cut if len({*cut}) == len(labels) else labels
     fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.7))))
     rows = math.ceil(len(names) / fitting)
     figure.set_figheight(figure.get_figheight() + 0.17 * rows + 0.1)
