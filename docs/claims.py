@@ -2,8 +2,9 @@
 
     python docs/claims.py
 
-A table there has a row for each run of a sweep, but only what differs between its runs: the rest is read from the
-sweep's file. Learning curves and alignment are in a second table, where they were kept.
+full.csv there has all options of its runs, as `cet-rl sweep --known` writes them. Any other table has a row for each
+run of a sweep, but only what differs between its runs: the rest is read from the sweep's file. Learning curves and
+alignment are in a second table, where they were kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from cet_rl.report.claims import CLAIMS, examine
 from cet_rl.report.claims.judging import as_markdown
-from cet_rl.report.reading import ALIGNMENT, FloatArray, Run
+from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, read_runs
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.files import write_text
 from cet_rl.runs.folder import MetricsTable
@@ -32,6 +33,7 @@ SWEEPS = {
         name: (f"sweeps/{name}.yaml", f"{name}-summary")
         for name in (
             "cartpole",
+            "cartpole-traces",
             "space-invaders",
             "retrograde",
             "lunar-lander",
@@ -56,7 +58,8 @@ Key = tuple[str, str, str]
 
 def runs() -> list[Run]:
     """Return the runs behind the tables."""
-    return [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)]
+    known, _ = read_runs([DOCS / "data" / "full.csv"])
+    return [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)] + [*known]
 
 
 def _of_study(name: str, sweep: str, table: str) -> Iterator[Run]:

@@ -35,7 +35,7 @@ from cet_rl.traces.registry import TraceConfig
 DOCS = Path(__file__).parent
 TRACES = {
     **{"none": TraceConfig("none"), "et": TraceConfig("et"), "perfect": TraceConfig("perfect")},
-    **{f"cet{order}": TraceConfig("cet", order) for order in (2, 5, 6, 10)},
+    **{f"cet{order}": TraceConfig("cet", order) for order in (2, 5, 6, 8, 10)},
     **{f"{kind}10": TraceConfig(kind, 10) for kind in ("sharp", "legendre", "optimal")},
 }
 TOLERANCES = {
@@ -51,6 +51,7 @@ STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w
 GAMES = {
     "cartpole": "CartPole-v1, 1 M samples",
     "cartpole-traces": "CartPole-v1, credit 128 s late, 0.5 M samples",
+    "cartpole-full": "CartPole-v1, credit 32 s late, 5 M samples",
     "retrograde": "CartPole-v1, 120 s later in each layer, 1.5 M samples",
     "lunar-lander": "LunarLander-v3, 1 M samples",
     "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",

@@ -24,7 +24,7 @@ FIGURES = {
     "fig8-cartpole": 15,
     "fig8-lunarlander": 15,
     "lambda-spaceinvaders": 20,
-    "traces-cartpole": 140,
+    "traces-cartpole": 185,
     "traces-spaceinvaders": 65,
     "traces-mnist": 45,
     "rules-fig1-add": 120,
