@@ -2,8 +2,8 @@
 
     python docs/claims.py
 
-full.csv there has all options of its runs, as `cet-rl sweep --known` writes them. Any other table has a row for each
-run of a sweep, but only what differs between its runs: the rest is read from the sweep's file. Learning curves and
+full.csv there has all options of its runs, as `cet-rl sweep --known` writes them. Any other table has a row for
+each run of a sweep, but only what differs between its runs: the rest is read from the sweep's file. Curves and
 alignment are in a second table, where they were kept.
 """
 
@@ -13,6 +13,7 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,8 +59,14 @@ Key = tuple[str, str, str]
 
 def runs() -> list[Run]:
     """Return the runs behind the tables."""
+    found = [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)]
     known, _ = read_runs([DOCS / "data" / "full.csv"])
-    return [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)] + [*known]
+    for run in known:
+        assert run.config is not None
+        assert run.task_kind is not None
+        curves = _curves(DOCS / "data" / "cartpole-full.csv", run.task_kind)
+        found.append(replace(run, columns=curves.get(_key_of(run.config), {})))
+    return found
 
 
 def _of_study(name: str, sweep: str, table: str) -> Iterator[Run]:
