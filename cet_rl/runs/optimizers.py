@@ -21,11 +21,5 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
-class AdamW(torch.optim.AdamW):
-    """Step as torch's class of this name does, bit for bit."""
-
-    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
-    state_dict = unwrap(torch.optim.AdamW.state_dict)
-    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
-    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
+class AdamW(Adam, torch.optim.AdamW):
+    """Step as torch's class of this name does, bit for bit; torch's, too, takes its methods from Adam."""
