@@ -27,7 +27,7 @@ from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pe
 from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
-from cet_rl.runs.folder import RunFolder, Status, checkpoint_interval, default_path
+from cet_rl.runs.folder import Status, checkpoint_interval
 from cet_rl.runs.process import set_threads
 from cet_rl.runs.session import LOGGED_POINTS, Session, batch_sessions, run_and_summarize
 from cet_rl.runs.task_kinds import RL
@@ -50,9 +50,8 @@ def resolve(config: RLConfig) -> RLConfig:
     return config.resolved() if delays_credit else _without_traces(config)
 
 
-def _chosen(config: RLConfig, folder: RunFolder) -> RLConfig:
-    """Return a resolved configuration with its open choices made, as the folder's run has made them if it did."""
-    config = folder.as_begun(config)
+def _chosen(config: RLConfig) -> RLConfig:
+    """Return a resolved configuration with the choice of vectorisation made, if it is open."""
     if config.vectorization != "auto":
         return config
     wrapped = not find_agent(config.agent).delays_credit
@@ -127,11 +126,12 @@ def train_batch(
 def _session(
     config: RLConfig, run_dir: str | Path | None, *, checkpoint_every: int | None = None, **options: Any
 ) -> Session:
-    """Return the session of a run, with open choices made."""
-    config = _chosen(config, RunFolder(run_dir or default_path(config)))
+    """Return the session of a run, with the choice of vectorisation made."""
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
-    return Session(config, RL, run_dir, config.agent, checkpoint_every=checkpoint_every, **options)
+    session = Session(config, RL, run_dir, config.agent, checkpoint_every=checkpoint_every, **options)
+    session.config = _chosen(cast(RLConfig, session.config))
+    return session
 
 
 def _run(sessions: Sequence[Session]) -> Status:

@@ -58,7 +58,6 @@ class Learner(Protocol):
 
 
 L = TypeVar("L", bound=Learner)
-C = TypeVar("C", bound=RunConfig)
 
 
 class LearnerBatch(Generic[L]):
@@ -112,9 +111,10 @@ class Session:
     `begin` in the locked and opened folder with the learner in place, then learn within `run_and_summarize`.
     A folder that cannot be used is a ValueError, and nothing in it is touched before `begin`.
 
-    The configuration is resolved; `agent` is what learns, for the summary; runs that learn together share an
-    interruption; other arguments are those of `cet_rl.rl.train`. `status` says how the run ended, None before, and
-    `next_save` at which step the next checkpoint is due.
+    The configuration is resolved; its open choices are those of the folder's run, if any. `agent` is what learns,
+    for the summary; runs that learn together share an interruption; other arguments are those of
+    `cet_rl.rl.train`. `status` says how the run ended, None before, and `next_save` at which step the next
+    checkpoint is due.
     """
 
     def __init__(
@@ -130,9 +130,10 @@ class Session:
         track: TrackerName | None = None,
         interruption: Interruption | None = None,
     ) -> None:
-        self.config, self.kind, self.agent, self.quiet, self._track = config, kind, agent, quiet, track
+        self.kind, self.agent, self.quiet, self._track = kind, agent, quiet, track
         check_tracker(track)
         self.folder = RunFolder(run_dir or default_path(config), kind.checkpoint)
+        self.config = config = self.folder.as_begun(config)
         self.resume, self._save_every = resume, checkpoint_interval(config.total_steps, checkpoint_every)
         self.folder.check_usable(config.as_data(), resume=resume)
         self.interruption = interruption or Interruption()
@@ -250,7 +251,7 @@ class Session:
 
 
 def batch_sessions(
-    configs: Sequence[C], folders: Sequence[str | Path] | None, session: Callable[..., Session]
+    configs: Sequence[RunConfig], folders: Sequence[str | Path] | None, session: Callable[..., Session]
 ) -> list[Session]:
     """Return sessions, made by `session`, of runs that learn together: they share an interruption, and resume.
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Unpack
 
-from cet_rl.runs.folder import RunFolder, Status, default_path
+from cet_rl.runs.folder import Status
 from cet_rl.runs.process import set_threads
 from cet_rl.runs.session import Session, SessionOptions, batch_sessions, run
 from cet_rl.runs.task_kinds import VISION
@@ -38,7 +38,6 @@ def train(config: VisionConfig, run_dir: str | Path | None = None, **options: Un
     Arguments, result and errors are those of `cet_rl.rl.train`; steps are updates here.
     """
     config = resolve(config)
-    config = RunFolder(run_dir or default_path(config)).as_begun(config)
     session = Session(config, VISION, run_dir, config.network, **options)
     return run([session], lambda config: ImageLearner(config, load_data(config)))
 
