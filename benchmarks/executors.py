@@ -22,15 +22,15 @@ from cet_rl.credit.geometry import matmul
 from cet_rl.runs.process import set_threads
 
 
-def gigaflops(repeats: int = 40) -> float:
-    """Return the speed of the layer's largest product."""
-    a, b = torch.randn(256, 1700), torch.randn(1700, 256)
+def gigaflops(rows: int, inner: int, columns: int, repeats: int = 60) -> float:
+    """Return the speed of a product of float32 matrices, by the least processor time."""
+    a, b = torch.randn(rows, inner), torch.randn(inner, columns)
     least = float("inf")
     for _ in range(repeats):
         began = time.thread_time()
         matmul(a, b)
         least = min(least, time.thread_time() - began)
-    return 2 * 256 * 1700 * 256 / least / 1e9
+    return 2 * rows * inner * columns / least / 1e9
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
             cells = [" × ".join(map(str, shape)), label, *cells, f"{slower[-1]:.2f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
     print(f"\nchosen / fastest: median {statistics.median(slower):.2f}, largest {max(slower):.2f}")
-    speed = gigaflops()
+    speed = gigaflops(256, 1700, 256)  # the layer's largest product
     layer = measure((256, 256, 4, 128), CET(10, 40), repeats=5 * arguments.repeats)
     each = layer.nanoseconds[layer.choice()] / 512
     print(f"CET 10 at 8 s: {each / 1e3:.2f} µs, {each * speed / 0.71e6:.2f} × 0.71 Mflop at {speed:.0f} GFLOP/s")

@@ -16,18 +16,18 @@ import csv
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from executors import gigaflops
 from rl_speed import microseconds, parts
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.credit import Synapses
-from cet_rl.credit.geometry import Dense, matmul
+from cet_rl.credit.geometry import Dense
 from cet_rl.envs import make_vec_env
 from cet_rl.runs.process import set_threads
 
@@ -89,16 +89,6 @@ class Peer:
         return float(self.process.stdout.readline()) / self.samples * 1e6
 
 
-def gigaflops(repeats: int = 60) -> float:
-    a, b = torch.randn(512, 256), torch.randn(256, 256)
-    least = float("inf")
-    for _ in range(repeats):
-        began = time.thread_time_ns()
-        matmul(a, b)
-        least = min(least, time.thread_time_ns() - began)
-    return 2 * 512 * 256 * 256 / least
-
-
 def megaflops(agent: CETActorCritic) -> dict[str, float]:
     """Return operations a sample of the matrix products that each part cannot do without, in millions."""
     actor = [layer.n_pre * layer.n_post for layer in agent.policy.actor.layers]
@@ -132,7 +122,7 @@ def main() -> None:
         agent.learn(12 * 1024)
     rounds: list[dict[tuple[str, str], float]] = []
     for _ in range(options.rounds):
-        row = {("products", "GFLOP/s"): gigaflops()}
+        row = {("products", "GFLOP/s"): gigaflops(512, 256, 256)}
         for task, peer in peers.items():
             row[task, "JAX"] = peer.microseconds()
             for arm in ARMS[task]:
