@@ -1,4 +1,4 @@
-"""What an agent has learned as a plain torch module, and as a file that needs no cet-rl: torch.export or ONNX."""
+"""Export what an agent has learned as a plain torch module, or as a file without cet-rl: torch.export or ONNX."""
 
 from __future__ import annotations
 

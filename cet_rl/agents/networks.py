@@ -93,7 +93,7 @@ class Actor(nn.Module):
 
     @property
     def acts_by_numpy(self) -> bool:
-        """Whether `numpy_forward` can do without torch: dense layers on a CPU."""
+        """True if `numpy_forward` can do without torch: dense layers on a CPU."""
         return self.weights[0].is_cpu and all(isinstance(layer, Dense) for layer in self.layers)
 
     def numpy_forward(self) -> Callable[[Array], Array]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Outcome = bool | Exception
-"""Whether an agent goes on after a rollout, or why it cannot."""
+"""True if an agent goes on after a rollout, False if its callback asks it to stop, or the error that ended it."""
 
 
 # Numbers that are not finite are refused once the rollout is complete, naming the environment they came from.

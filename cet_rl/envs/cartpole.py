@@ -21,7 +21,7 @@ class CartPoleEnv(classic_control.CartPoleEnv):
 
     @property
     def is_usual(self) -> bool:
-        """Whether nothing but the next state of a running episode is asked for."""
+        """True if nothing but the next state of a running episode is asked for."""
         usual = self.kinematics_integrator == "euler" and not self._sutton_barto_reward and not self.render_mode
         return usual and self.steps_beyond_terminated is None and isinstance(self.state, np.ndarray)
 

@@ -1,4 +1,4 @@
-"""How probable it is that a run of one arm beats a run of another.
+"""Estimate how probably a run of one arm beats a run of another.
 
 The probability of improvement of Agarwal et al. (2021), "Deep reinforcement learning at the edge of the
 statistical precipice", with delays in the place of tasks: P(X > Y), the mean over delays of the share of pairs of

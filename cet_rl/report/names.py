@@ -1,4 +1,4 @@
-"""What arms are called in figures and tables, and what their looks follow from."""
+"""Name arms for figures and tables, and tell what their looks follow from."""
 
 from __future__ import annotations
 

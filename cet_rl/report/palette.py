@@ -30,7 +30,7 @@ ORDERS = (10, 5, 2, 20, 6, 3, 7)
 
 BLUE, ORANGE, PURPLE, GREEN, SKY, YELLOW, INDIGO, BROWN = range(8)
 PLAIN = {"perfect": INK, "none": SOFT, "rtrl": INK, "fixed-w": SOFT}
-"""What other arms are measured by: without a marker, in no colour."""
+"""Arms that others are measured by: without a marker, in no colour."""
 
 KINDS: Mapping[str, tuple[int, int]] = {
     **{"cet": (BLUE, 0), "et": (ORANGE, 0), "legendre": (PURPLE, 0), "optimal": (GREEN, 0), "sharp": (SKY, 0)},

@@ -18,7 +18,7 @@ ESCAPES = {
     **{"×": r"$\times$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "−": "$-$"},
     **{"[": "{[}", "]": "{]}"},  # a bracket at the start of a row would belong to the end of the one before
 }
-"""What LaTeX takes for something else than it is, or may lack in a font."""
+"""LaTeX for characters that it takes for something else, or may lack in a font."""
 
 
 def all_tables(comparison: Comparison) -> dict[str, str]:

@@ -239,5 +239,5 @@ class LayeredConfig(RunConfig):
     error_at: Annotated[Literal["preactivation", "activation"], Mark.TRACED] = "preactivation"
     """The quantity that hidden layers' errors are derivatives with respect to."""
     executors: Annotated[tuple[str, ...] | None, Mark.TRACED, Mark.BATCHABLE, Mark.CHOSEN] = None
-    """How each layer's late credit is computed, input side first, in an agent or a network that streams. Default:
+    """The executor of each layer's late credit, input side first, in an agent or a network that streams. Default:
     chosen by a cost model, see `cet-rl bench`, and written to config.yaml."""

@@ -182,7 +182,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 UNRECORDED = {"vectorization": "each"}
-"""What runs did whose config.yaml is older than the option."""
+"""Choices of runs whose config.yaml is older than the option."""
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -222,9 +222,8 @@ class SweepFolder:
             write_text(self.sweep_file, text)
         if self.known is not None:
             write_text(self.known_file, f"{self.known.file}\n")
-            self.add_to_known(
-                sweep.jobs
-            )  # what was finished before there was such a file, or killed before it was added
+            # What was finished before there was such a file, or killed before it was added.
+            self.add_to_known(sweep.jobs)
         return new
 
     def summary(self, name: str) -> dict[str, Any]:
