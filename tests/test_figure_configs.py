@@ -33,6 +33,7 @@ FIGURES = {
     "beyond-mnist": 18,
     "retrograde-spaceinvaders": 6,
     "wrong-delay": 126,
+    "split-cartpole": 12,
 }
 """Number of jobs of each."""
 

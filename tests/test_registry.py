@@ -74,6 +74,14 @@ def test_each_agent_runs_through_the_same_door(tmp_path, name, algorithm):
         assert agent.timing.layer_delays == (5, 5)
 
 
+@pytest.mark.parametrize(("chosen", "inputs"), [(True, 8), (False, 4)])
+def test_observations_enter_whole_where_that_is_asked_for(chosen, inputs):
+    config = resolve(RLConfig("CartPole-v1", delay=1.0, split_observations=chosen, **QUICK))
+    policy = find_agent("cet").build(config).policy
+    assert policy.splits is chosen
+    assert policy.actor.weights[0].shape[1] == policy.critic[0].in_features == inputs
+
+
 def test_a_foreign_agent_follows_the_configuration():
     options = {"lr": 1e-3, "gamma": 0.9, "lam": 0.8, "activation": "tanh"}
     agent = find_agent("sb3:a2c").build(resolve(RLConfig("CartPole-v1", agent="sb3:a2c", **options, **QUICK)))

@@ -62,6 +62,7 @@ GROUPS = {
         "channels",
         "actor",
         "critic",
+        "split_observations",
         "units",
         "alpha",
         "feedback",

@@ -65,7 +65,8 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
     }
     if issubclass(algorithm, CETActorCritic):
         networks = asdict(config.networks)
-        del networks["split_observations"]  # that follows from the environment
+        if config.split_observations:
+            del networks["split_observations"]  # where that is of use follows from the environment
         return algorithm("MlpPolicy", env, policy_kwargs=networks, **values)
     values |= {
         **{name: getattr(config, field) for name, field in SB3_NAMES.items()},

@@ -47,6 +47,8 @@ class RLConfig(LayeredConfig):
     """Dense (maps are flattened) or with three convolutions first, for maps (MinAtar)."""
     critic: Annotated[CriticKind, Mark.TRACED] = "auto"
     """Dense or convolutional; auto is convolutional for maps (MinAtar)."""
+    split_observations: Annotated[bool, Mark.TRACED] = True
+    """Give observations that can be negative to the networks as positive and negative parts (paper, App. C)."""
     activation: Literal["relu", "identity", "tanh", "sigmoid"] = "relu"
     """Activation of the actor's hidden layers. tanh and sigmoid need --error-at activation."""
     total_steps: Annotated[int, Mark.BATCHABLE] = 1_000_000
@@ -88,7 +90,12 @@ class RLConfig(LayeredConfig):
     def networks(self) -> NetworkConfig:
         """Return the options of the networks, for agents with synaptic traces."""
         return NetworkConfig(
-            self.hidden, self.activation, actor=self.actor, critic=self.critic, feedback=self.feedback
+            self.hidden,
+            self.activation,
+            None if self.split_observations else False,
+            actor=self.actor,
+            critic=self.critic,
+            feedback=self.feedback,
         )
 
     @property
@@ -105,4 +112,5 @@ class RLConfig(LayeredConfig):
             parts.append(self.trace_config.label)
         parts += [self.feedback] * (self.feedback != "backprop")
         parts += ["random-lam"] * (self.random_lam is not None) + ["conv"] * (self.actor == "conv")
+        parts += ["unsplit"] * (not self.split_observations)
         return tuple(parts)

@@ -91,7 +91,7 @@ class Finding:
         means: dict[str, dict[str, str]] = defaultdict(dict)
         for result in shown:
             means[result.check.measure.title].update(result.means())
-        parts = [text for text in (self.computed, self.claim.untested) if text]
+        parts = [self.computed] * bool(self.computed)
         parts += [
             f"{title}: {', '.join(f'{a} {m}' for a, m in of_arms.items())}" for title, of_arms in means.items()
         ]

@@ -304,13 +304,12 @@ class PaperClaim:
     name: str  # short and unique
     place: str  # where it is said: "CET paper, Fig. 3"
     words: str  # what is said, with the margins by which it is judged
-    sweeps: tuple[str, ...] = ()  # those that test it; none for one that needs no runs, or cannot be tested
+    sweeps: tuple[str, ...] = ()  # those that test it; none for one that needs no runs
     checks: tuple[Check, ...] = ()  # all have to be so
     free: tuple[str, ...] = ()
     paired: bool = False  # compare seed by seed, because the seed draws the task as well as the network
     exact: str = ""  # name of the function that decides it from the code alone
     options: Mapping[str, Any] = field(default_factory=dict)  # of that function
-    untested: str = ""  # why no run can decide it
 
 
 def _claims() -> Iterator[PaperClaim]:
@@ -320,7 +319,7 @@ def _claims() -> Iterator[PaperClaim]:
         for name, entry in group["claims"].items():
             place = ", ".join([source, *([entry["place"]] if "place" in entry else [])])
             free, sweeps = tuple(entry.get("free", group.get("free", ()))), tuple(entry.get("sweep", "").split())
-            given = {key: entry[key] for key in ("paired", "exact", "options", "untested") if key in entry}
+            given = {key: entry[key] for key in ("paired", "exact", "options") if key in entry}
             yield PaperClaim(name, place, entry["words"], sweeps, tuple(_checks(entry)), free, **given)
 
 
