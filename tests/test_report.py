@@ -51,7 +51,15 @@ from cet_rl.report.drawing import (
 )
 from cet_rl.report.grouping import group_runs
 from cet_rl.report.improvement import improvement_matrix, improvements, probability
-from cet_rl.report.kernels import describe_traces, kernels, sampled_kernel
+from cet_rl.report.kernels import (
+    describe_traces,
+    filtered,
+    kernels,
+    memory,
+    pulses,
+    sampled_kernel,
+    sampled_states,
+)
 from cet_rl.report.palette import Identity
 from cet_rl.report.plots import RETURN, Curve, alignment, draw_curves, learning_curves
 from cet_rl.report.reading import ALIGNMENT, STATES, RunLocation, find_runs, read_columns, read_run, read_runs
@@ -302,6 +310,10 @@ def test_what_is_missing_stays_missing(tmp_path):
     (picture,) = heatmap(comparison)
     assert "Hatched, without a result: CET 5 at 8 s." in picture.caption
     assert "interquartile mean over the seeds of finished runs, n = 1 to 2, in brackets" in picture.caption
+    cell = comparison.estimate(comparison.compared[1], 2.0)
+    assert cell.deviation == pytest.approx((cell.most - cell.least) / 2**0.5)  # n - 1 in the denominator
+    assert f"(2)\n± {cell.deviation:.1f}" in "".join(text.get_text() for text in picture.figure.axes[0].texts)
+    assert "±: standard deviation over seeds." in picture.caption
     assert comparison.over_delays(comparison.compared[0]).count == 2
     assert comparison.over_delays(comparison.compared[1]) is None
 
@@ -524,8 +536,30 @@ def test_sampled_kernels_are_the_traces_kernels():
 
 def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
     runs = [rl(delay=2.0, order=3), rl(delay=2.0, order=65), rl(delay=2.0, agent="sb3:a2c")]
-    (picture,) = kernels(compare(tmp_path, *runs))
+    (picture,) = kernels(compare(tmp_path / "kernels", *runs))
     assert picture.caption.endswith("Too long or too large to draw: CET 65 at 2 s.")
+    (held,) = memory(compare(tmp_path / "memory", *runs[:2], rl(delay=2.0, trace="perfect")))
+    assert [axes.get_title() for axes in held.figure.axes] == ["states of CET 3", "a signal in each trace"]
+    assert [text.get_text() for text in held.figure.legends[0].get_texts()] == ["CET 3", "perfect memory"]
+
+
+@pytest.mark.parametrize("trace", [CET(4, 30), Legendre(6, 30)])
+def test_what_is_drawn_of_memory_is_what_the_recursion_holds(trace):
+    times, signal = pulses(30)
+    lags, states = sampled_states(trace, 30)
+    event, output = np.zeros(len(signal)), []
+    event[0] = 1
+    transition = trace.transition()
+    for entering, kept in ((signal, output), (event, found := [])):
+        state = np.zeros(len(transition.K))
+        for value in entering:
+            state = transition.M @ state + transition.K * value
+            kept.append(state)
+    np.testing.assert_allclose(filtered(signal, trace), np.array(output) @ transition.C, atol=1e-12)
+    scale = np.abs(found).max()
+    np.testing.assert_allclose(states.T, np.array(found)[lags.astype(int)] / scale, atol=1e-10)
+    assert {*signal} == {0.0, 1.0}
+    assert len(times) == len(signal) == 120
 
 
 def test_a_picture_is_what_was_drawn():
@@ -608,7 +642,9 @@ def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path):
     (axes,) = figures(comparison, heatmap)[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["no delay", "CET 2", "CET 5"]
     written = {text.get_position(): text.get_text() for text in axes.texts}
-    assert written == {(0.5, 0): "11.0", (0, 1): "33.0", (1, 1): "–", (0, 2): "63.0", (1, 2): "69.0"}
+    spread = f"\n± {np.std(np.arange(7) ** 2, ddof=1):.1f}"
+    known = {(0.5, 0): "11.0", (0, 1): "33.0", (0, 2): "63.0", (1, 2): "69.0"}
+    assert written == {(1, 1): "–", **{place: score + spread for place, score in known.items()}}
     (frames,) = axes.collections
     boxes = [tuple(path.get_extents().extents) for path in frames.get_paths()]
     assert boxes[0] == (-0.5, -0.5, 1.5, 0.5)
@@ -924,7 +960,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
     assert (done.stdout.strip(), done.stderr) == ("True", "")
     write_report([tmp_path / "runs"], one)  # torch is here, beside which nothing is forked
     one, two = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in (one, two))
-    assert len(one) == 20
+    assert len(one) == 22
     assert one == two
     assert len(list((tmp_path / "runs").iterdir())) == 5  # as before
 
@@ -967,7 +1003,7 @@ def test_the_report_holds_everything(everything):
     ):
         assert text in page.text
     kinds = {re.sub(r".*-", "", file.stem) for file in report.pictures}
-    assert kinds == {"heatmap", "scores", "curves", "alignment", "return", "accuracy", "kernels"}
+    assert kinds == {"heatmap", "scores", "curves", "alignment", "return", "accuracy", "kernels", "memory"}
     pictures = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(pictures) == len(report.pictures)
     for attributes, file in zip(pictures, report.pictures, strict=True):

@@ -1,4 +1,4 @@
-"""Kernels of the arms' traces (paper, Figs. 1 and 2)."""
+"""Kernels of the arms' traces, their states, and what they hold of a signal (paper, Figs. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from cet_rl.traces.registry import TraceConfig
 MOST_PANELS = 3  # for delays: kernels of one trace look much alike at all of them
 POINTS = 300  # of a kernel, at most
 LENGTH = 3  # of a kernel, in delays
+PULSES = ((0.1, 0.3), (0.7, 1.3), (1.6, 1.7))  # of the signal that shows what traces hold, in delays
+SIGNAL_LENGTH = 4  # in delays
 LONGEST_DELAY = 20_000  # in steps; above it a kernel takes too long to compute
 MOST_STATES = 64  # of a trace that is drawn
 
@@ -91,19 +93,104 @@ def _draw(
     axes: Axes, described: TraceConfig, delay: int, duration: float, look: Mapping[str, Any]
 ) -> Line2D | None:
     """Draw one kernel; return its line, None if it cannot be drawn."""
+    trace = _build(described, delay)
+    if trace is None:
+        return None
+    lags, values = sampled_kernel(trace, delay)
+    peak = int(values.argmax())
+    (line,) = axes.plot(lags * duration, values / values[peak], markersize=3.5, markevery=[peak], **look)
+    return line
+
+
+def _build(described: TraceConfig, delay: int) -> Trace | None:
+    """Return the trace; None if it cannot be drawn."""
     if delay > LONGEST_DELAY or described.states > MOST_STATES:
         return None
     trace = described.build(delay)
     assert trace is not None
     try:
-        lags, values = sampled_kernel(trace, delay)
+        _, values = sampled_kernel(trace, delay)
     except (ValueError, ArithmeticError):  # such as one that never forgets
         return None
-    peak = int(values.argmax())
-    if not (np.isfinite(values).all() and values[peak] > 0):
-        return None
-    (line,) = axes.plot(lags * duration, values / values[peak], markersize=3.5, markevery=[peak], **look)
-    return line
+    return trace if np.isfinite(values).all() and values.max() > 0 else None
+
+
+def memory(comparison: Comparison) -> list[Picture]:
+    """Draw what a trace's states hold of one event, and what each trace makes of a signal; nothing without traces.
+
+    As Figs. 1B and 2 of the paper, for the longest delay at which there is a trace that can be drawn. The states
+    are those of the cascade with the most of them; without a cascade, of any trace.
+    """
+    traces = describe_traces(comparison)
+    drawable = (
+        (seconds, {label: trace for label, (kind, delay, _) in of_delay.items() if (trace := _build(kind, delay))})
+        for seconds, of_delay in reversed(traces.items())
+    )
+    seconds, built = next((found for found in drawable if found[1]), (0.0, {}))
+    if not built:
+        return []
+    described = traces[seconds]
+    looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
+    labels = [label for label in looks_of if label in built]
+    ranked = sorted(built, key=lambda label: (described[label][0].kind == "cet", described[label][0].states))
+    shown = next((label for label in reversed(ranked) if built[label].transition() is not None), None)
+    figure, grid = panels(1 if shown is None else 2, 3.6, 2.6)
+    delay, duration = described[labels[0]][1:]
+    lines: dict[str, Line2D] = {}
+    caption = [
+        f"At {seconds:g} s: a signal (grey), the same that much later (dashed), and what the arms' traces hold of "
+        "it, computed from their configurations and scaled to a largest value of one."
+    ]
+    if shown is not None:
+        lags, states = sampled_states(built[shown], delay)
+        for alpha, values in zip(np.linspace(0.25, 1, len(states)), states, strict=True):
+            grid[0].plot(lags * duration, values, color=looks_of[shown]["color"], alpha=alpha, linewidth=1.0)
+        grid[0].axvline(seconds, color=SOFT, linestyle="--", linewidth=0.8, zorder=0)
+        grid[0].set_title(f"states of {shown}", fontsize=9)
+        grid[0].set(xlabel="seconds after an event", ylabel="state")
+        caption.append("Left: what each state of a trace holds of one event, the first state palest.")
+    times, signal = pulses(delay)
+    grid[-1].fill_between(times * duration, signal, color=FAINT, linewidth=0)
+    late = np.interp(times - delay, times, signal)
+    grid[-1].plot(times * duration, late, color=SOFT, linestyle="--", linewidth=0.8)
+    for label in labels:
+        held = filtered(signal, built[label])
+        look = {"label": label, "markevery": [int(held.argmax())], "markersize": 3.5, **looks_of[label]}
+        (lines[label],) = grid[-1].plot(times * duration, held / held.max(), **look)
+    grid[-1].set_title("a signal in each trace", fontsize=9)
+    grid[-1].set(xlabel="seconds", ylabel="what the trace holds")
+    legend(figure, lines, labels)
+    return [Picture("memory", figure, " ".join(caption), "What the arms' traces hold of a signal")]
+
+
+def sampled_states(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
+    """Return evenly spaced lags in steps up to `LENGTH` delays, (L,), and each state after an event, (n, L).
+
+    The largest value of all states is one. The trace must have a transition.
+    """
+    transition = trace.transition()
+    assert transition is not None
+    length = max(LENGTH * delay_steps, 10)
+    stride = max(1, length // POINTS)
+    jump = np.linalg.matrix_power(transition.M, stride)
+    states = [transition.K]
+    while len(states) <= length // stride:
+        states.append(jump @ states[-1])
+    found = np.array(states).T
+    return np.arange(0.0, length + 1, stride), found / np.abs(found).max()
+
+
+def pulses(delay_steps: int) -> tuple[FloatArray, FloatArray]:
+    """Return the steps of `SIGNAL_LENGTH` delays, (T,), and a signal of the pulses `PULSES`, (T,)."""
+    times = np.arange(float(max(SIGNAL_LENGTH * delay_steps, 10)))
+    on = [(first * delay_steps <= times) & (times <= last * delay_steps) for first, last in PULSES]
+    return times, np.any(on, axis=0).astype(float)
+
+
+def filtered(signal: FloatArray, trace: Trace) -> FloatArray:
+    """Return what the trace holds at each step of a signal, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, shape (T,)."""
+    size, kernel = 2 * len(signal), trace.kernel(len(signal)).numpy()
+    return np.fft.irfft(np.fft.rfft(signal, size) * np.fft.rfft(kernel, size), size)[: len(signal)]
 
 
 def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:

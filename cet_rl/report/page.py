@@ -27,7 +27,7 @@ import jinja2
 from cet_rl.report.drawing import Format, Picture, as_files, drawing
 from cet_rl.report.grouping import Arm, Comparison, group_runs
 from cet_rl.report.improvement import Improvement, improvement, improvement_matrix
-from cet_rl.report.kernels import kernels
+from cet_rl.report.kernels import kernels, memory
 from cet_rl.report.plots import alignment, learning_curves
 from cet_rl.report.reading import STATES, Run, read_runs
 from cet_rl.report.scores import heatmap, scores
@@ -45,6 +45,7 @@ FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (
     learning_curves,
     alignment,
     kernels,
+    memory,
 )
 """Figures in the order of the page; each returns no picture where there is nothing to draw."""
 

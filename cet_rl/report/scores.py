@@ -1,4 +1,4 @@
-"""Scores of arms at delays: as numbers in coloured cells (paper, Figs. 3 and 4), and as points with intervals."""
+"""Scores of arms at delays: as numbers in coloured cells (paper, Figs. 3, 4, 13), and as points with intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.palette import FAINT, PAPER
 from cet_rl.report.reading import FloatArray
-from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate
+from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate, Measure
 from cet_rl.report.text import in_seconds, listed, sentence, span
 
 MOST_ROWS = 60  # arms of a heatmap; the table has them all
@@ -28,7 +28,7 @@ def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
 
     An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
-    hatched.
+    hatched. Below its score a cell has the standard deviation over its seeds, if there are several.
     """
     delays, score = drawing.some_delays(comparison.delays, MOST_COLUMNS), comparison.presentation.score
     rows = (*comparison.references, *comparison.best(comparison.compared, MOST_ROWS))
@@ -44,13 +44,11 @@ def heatmap(comparison: Comparison) -> list[drawing.Picture]:
         return []
     counts = {each.count for row in found for each in row if each}
     low, high = float(known.min()), float(known.max())
-    size = (1.4 + 0.085 * max(len(arm.label) for arm in rows) + 0.72 * len(delays), 1.0 + 0.3 * len(rows))
+    tall = 0.4 if max(counts) > 1 else 0.3
+    size = (1.4 + 0.085 * max(len(arm.label) for arm in rows) + 0.72 * len(delays), 1.0 + tall * len(rows))
     figure = Figure(figsize=(max(size[0], 5.0), max(size[1], 2.2)), layout="constrained")
     axes = figure.subplots()
-    texts = [
-        [score.show(each.centre) + f"  ({each.count})" * (len(counts) > 1) if each else "–" for each in row]
-        for row in found
-    ]
+    texts = [[_cell(each, score, counted=len(counts) > 1) for each in row] for row in found]
     colors = "viridis" if score.higher_is_better else "viridis_r"
     wide = [row for row, arm in enumerate(rows) if arm in comparison.references]
     drawing.draw_cells(axes, values, texts, colors, (low, high if high > low else low + 1 + abs(low)), wide)
@@ -60,6 +58,13 @@ def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     axes.set_title(f"{comparison.title}: {score.heading}", fontsize=9)
     caption = _heatmap_caption(comparison, counts, len(rows), delays)
     return [drawing.Picture("heatmap", figure, caption, f"Heatmap of {score.title}")]
+
+
+def _cell(found: Estimate | None, score: Measure, *, counted: bool) -> str:
+    if found is None:
+        return "–"
+    spread = "" if found.deviation is None else f"\n± {score.show(found.deviation)}"
+    return score.show(found.centre) + f"  ({found.count})" * counted + spread
 
 
 def _subject(comparison: Comparison) -> str:
@@ -74,6 +79,7 @@ def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays
     better = "" if presentation.score.higher_is_better else "; lower is better"
     average = f"{presentation.statistic_title} over the seeds of finished runs"
     parts = [f"{_subject(comparison)}: {average}, {seeds}{better}."]
+    parts += ["±: standard deviation over seeds."] * (max(counts) > 1)
     parts += ["Arms without delay are drawn across all columns."] * bool(comparison.references)
     parts += sentence("Hatched, without a result", comparison.missing)
     if rows < len(comparison.arms):

@@ -66,7 +66,10 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold a statistic of some values, its bootstrap interval, None where there are too few, and their range."""
+    """Hold a statistic of some values, its bootstrap interval, their range and their standard deviation.
+
+    Interval and deviation are None where there are too few values.
+    """
 
     centre: float
     low: float | None
@@ -74,6 +77,7 @@ class Estimate:
     count: int
     least: float
     most: float
+    deviation: float | None
 
 
 def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean) -> Estimate:
@@ -88,7 +92,9 @@ def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_
     low = high = None
     if min(map(len, strata)) >= LEAST_SEEDS:
         low, high = bootstrap_interval(strata, lambda drawn: statistic(np.concatenate(drawn, axis=1)))
-    return Estimate(float(statistic(pooled)), low, high, len(pooled), float(pooled.min()), float(pooled.max()))
+    deviation = float(pooled.std(ddof=1)) if len(pooled) > 1 else None
+    least, most = float(pooled.min()), float(pooled.max())
+    return Estimate(float(statistic(pooled)), low, high, len(pooled), least, most, deviation)
 
 
 # -------------------- tests of what is claimed
