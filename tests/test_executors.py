@@ -224,16 +224,18 @@ def test_cuda_equals_cpu(executor, problem):
 
 
 @pytest.mark.parametrize("per_weight", [False, True])
-def test_fused_gives_the_same_numbers_on_any_number_of_threads(per_weight):
+@pytest.mark.parametrize(("n_in", "n_out"), [(5, 7), (70, 60)])
+def test_fused_gives_the_numbers_of_the_definition_on_any_number_of_threads(n_in, n_out, per_weight):
     generator = torch.Generator().manual_seed(0)
-    gamma_lam = torch.rand(7, 5, generator=generator) if per_weight else 0.9
-    signals = random_signals(generator, 11, 3, (5,), (7,), torch.float32)
+    gamma_lam = torch.rand(n_out, n_in, generator=generator, dtype=torch.float64) if per_weight else 0.9
+    signals, options = random_signals(generator, 11, 3, (n_in,), (n_out,)), {"num_envs": 3, "dtype": torch.float64}
     found = []
-    for threads in (1, 2, 3):
+    for threads, executor in ((1, "fused"), (2, "fused"), (3, "fused"), (1, "step")):
         torch.set_num_threads(threads)
-        layer = Synapses(5, 7, CET(4, 6), gamma_lam=gamma_lam, num_envs=3, executor="fused")
+        layer = Synapses(n_in, n_out, CET(4, 6), gamma_lam=gamma_lam, executor=executor, **options)
         gradients = [layer(*signals) for _ in range(2)]
         found.append([*gradients, layer.states, layer.eligibility])
     torch.set_num_threads(1)
+    assert_same(found[0], found.pop())
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))

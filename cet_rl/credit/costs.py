@@ -17,6 +17,8 @@ NANOSECONDS = {"products": 0.032, "states": 0.11, "numbers": 0.12, "calls": 4900
 """Time of a multiply-add of a matrix product, of one of a product over a unit's states, of a number read or
 written in a pass over a tensor, of a call of torch, and of a term of the compiled loop."""
 
+_NARROW = 32  # synapses of a unit below which the compiled loop takes those of an input at once
+
 _SKIPPED_AT_ONCE = 64  # rows in which zeros of a banded product cannot be skipped
 
 
@@ -45,9 +47,11 @@ class Work:
         lines = 4 * samples * (self.n_pre + self.n_post) if self.onset else 0
         signals = samples * (self.n_pre + 4 * sums * self.n_post) + lines
         if form == "fused":
-            rows, vectors = samples * self.n_post, -(-self.n_pre // 16) * 16
-            loop = rows * (vectors * (self.couplings + 4 + self.order) + 48 + 8 * self.order)
-            return {"loop": loop, "numbers": signals + kept * (1 + self.order), "calls": 10}
+            by_input = rows_are_inputs(self.n_pre, self.n_post)
+            rows, length = (self.n_pre, self.n_post) if by_input else (self.n_post, self.n_pre)
+            each = -(-length // 16) * 16 * (self.couplings + 4 + self.order) + 48 + 8 * self.order
+            passes = (1 + self.order) * (3 if by_input else 1)
+            return {"loop": samples * rows * each, "numbers": signals + kept * passes, "calls": 10 + 10 * by_input}
         if form == "chunk":
             credited = sums * self.n_post * (steps + self.order)
             states = kept * self.order
@@ -78,6 +82,11 @@ class Work:
     def nanoseconds(self, form: Form, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
         """Return the cost of a chunk of T steps."""
         return sum(constants[kind] * number for kind, number in self.count(form, steps).items())
+
+
+def rows_are_inputs(n_pre: int, n_post: int) -> bool:
+    """Return whether the compiled loop on a CPU takes the synapses of an input at once, not those of a unit."""
+    return n_pre < min(_NARROW, n_post)
 
 
 def cheapest(

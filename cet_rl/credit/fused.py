@@ -6,8 +6,11 @@ states must be known when it is compiled, so its source is written per trace: th
 `cet_rl.credit.step`, spelled out for n states, zeros of M and C left out. It is the executor for rollouts of a
 few steps and for one γλ per weight, which breaks the collapse of sums that the closed form rests on.
 
-Postsynaptic units have nothing to do with each other, so torch's threads share them; the numbers are the same for
-any number of threads.
+A row holds the synapses of a unit, or where those are too few to fill vector registers, the synapses of an input:
+x and f' then change places, as what is stored is their product, and δ belongs to the synapses of a row.
+
+Rows have nothing to do with each other, so torch's threads share them; the numbers are the same for any number of
+threads.
 """
 
 from __future__ import annotations
@@ -23,35 +26,39 @@ import torch
 from torch import Tensor
 
 from cet_rl.credit.chunk import Pattern, StateConstants
+from cet_rl.credit.costs import rows_are_inputs
 from cet_rl.credit.signals import Decay, Signals, SynapseState
+
+_SMALL = 1 << 12  # weights of a layer below which compiling a loop of its own costs more than a factor of one
 
 _TEMPLATE = """
 def walk(
-    first, last, coefficients, K, states, eligibility, pre, derivative, error, td_error, start, decay, gradient
+    first, last, coefficients, K, states, eligibility, pre, post, errors, scales, td_error, start, decay, gradient
 ):
-    steps, envs, n_in = pre.shape
+    steps, envs, length = pre.shape
+    last_errors, last_scale = len(errors) - 1, len(scales) - 1
     one = eligibility.dtype.type(1)  # a plain 1 would promote float32 to float64
     {coefficients}
     for env in range(envs):
-        for unit in range(first, last):
-            e, row, rates = eligibility[env, unit], gradient[unit], decay[unit]
+        for r in range(first, last):
+            e, row, rates = eligibility[env, r], gradient[r], decay[r]
             {rows}
             for t in range(steps):
-                x, active = pre[t, env], derivative[t, env, unit]
-                keep, delta, eta = one - start[t, env], error[t, env, unit], td_error[t, env]
+                x, active, keep, eta = pre[t, env], post[t, env, r], one - start[t, env], td_error[t, env]
+                delta, scale = errors[min(t, last_errors), env], scales[min(t, last_scale), env, r]
                 {gains}
-                for j in range(n_in):
+                for j in range(length):
                     {before}
                     {after}
                     {store}
                     c = {output}
-                    e_j = keep * rates[j] * e[j] + delta * c
+                    e_j = keep * rates[j] * e[j] + {error} * c
                     e[j] = e_j
                     row[j] += eta * e_j
 """
 
 
-def _source(pattern: Pattern) -> str:
+def _source(pattern: Pattern, error: str) -> str:
     order = len(pattern) - 1
     each = range(order)
 
@@ -60,20 +67,23 @@ def _source(pattern: Pattern) -> str:
 
     lines = {
         "coefficients": [f"m{i} = coefficients[{i}]" for i in range(max(map(max, pattern)) + 1)],
-        "rows": [f"s{k} = states[env, unit, {k}]" for k in each],
+        "rows": [f"s{k} = states[env, r, {k}]" for k in each],
         "gains": [f"k{k} = K[{k}] * active" for k in each],
         "before": [f"old{k} = s{k}[j]" for k in each],
         "after": [f"new{k} = " + " + ".join([f"k{k} * x[j]", *weighted(pattern[k], "old")]) for k in each],
         "store": [f"s{k}[j] = new{k}" for k in each],
         "output": [" + ".join(weighted(pattern[order], "new"))],
     }
-    return _TEMPLATE.format(**{name: "; ".join(statements) for name, statements in lines.items()})
+    return _TEMPLATE.format(error=error, **{name: "; ".join(each) for name, each in lines.items()})
 
 
 @lru_cache(maxsize=64)
-def _compiled(pattern: Pattern) -> Callable[..., None]:
+def _compiled(pattern: Pattern, small: bool) -> Callable[..., None]:
     namespace: dict[str, Any] = {}
-    exec(compile(_source(pattern), f"<fused loop for {len(pattern) - 1} states>", "exec"), namespace)
+    source = _source(
+        pattern, "scale * delta[j]" if small else "scale"
+    )  # of one for the small, whatever their rows
+    exec(compile(source, f"<fused loop for {len(pattern) - 1} states>", "exec"), namespace)
     # Contraction to fused multiply-adds only: NaN must stay NaN and sums keep their order.
     walk: Callable[..., None] = numba.njit(nogil=True, fastmath={"contract"})(namespace["walk"])
     return walk
@@ -84,24 +94,34 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
     assert state.states is not None
     gradient = torch.zeros_like(state.eligibility[0])
     rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
-    inputs = (signals.pre, signals.derivative, signals.error, *signals.modulation())
+    by_weight = [state.states, state.eligibility, rates, gradient]
+    pre, post, one = signals.pre, signals.derivative, signals.error.new_ones(1, *signals.pre.shape[1:])
+    errors = [one, signals.error]  # of each synapse of a row, which only the loop for small layers reads; of a row
+    by_input = rows_are_inputs(*reversed(gradient.shape))
+    small = by_input or gradient.numel() < _SMALL
+    if by_input:
+        by_weight = [x.transpose(-1, -3 if x.ndim == 4 else -2).contiguous() for x in by_weight]
+        pre, post, errors = post, pre, errors[::-1]
+    states, eligibility, rates, total = by_weight
     pattern, values = constants.coefficients
     walk = partial(
         _walk,
-        _compiled(pattern),
-        values.numpy(),
-        *(t.numpy() for t in (constants.K, state.states, state.eligibility)),
-        *(t.contiguous().numpy() for t in inputs),
-        rates.numpy(),
-        gradient.numpy(),
+        _compiled(pattern, small),
+        *(t.numpy() for t in (values, constants.K, states, eligibility)),
+        *(t.contiguous().numpy() for t in (pre, post, *errors, *signals.modulation())),
+        *(t.numpy() for t in (rates, total)),
     )
-    units = gradient.shape[0]
-    workers = min(torch.get_num_threads(), units)
-    bounds = [units * worker // workers for worker in range(workers + 1)]
+    rows = len(total)
+    workers = min(torch.get_num_threads(), rows)
+    bounds = [rows * worker // workers for worker in range(workers + 1)]
     if workers == 1:
-        walk((0, units))
+        walk((0, rows))
     else:  # the loop holds no lock of Python's
         list(_pool(torch.get_num_threads()).map(walk, pairwise(bounds)))
+    if by_input:
+        state.states.copy_(states.transpose(1, 3))
+        state.eligibility.copy_(eligibility.transpose(1, 2))
+        return total.T.contiguous()
     return gradient
 
 
