@@ -48,18 +48,25 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     On a CPU, large float32 matrices go to oneDNN, which generates code for the processor it runs on: with one
     thread on an AMD EPYC it reaches 230 GFLOP/s where `torch.mm`, whose MKL takes that processor for an older one,
-    reaches 105 (`benchmarks/blas.py`). Batches of small matrices go to numpy, which calls BLAS once for each at
-    half of torch's cost.
+    reaches 105 (`benchmarks/blas.py`). It copies a transposed `a`, which numpy's BLAS, as fast otherwise, does
+    not; numpy also calls BLAS for batches of small matrices at half of torch's cost.
     """
-    if a.device.type != "cpu" or a.dtype not in (torch.float32, torch.float64):  # numpy has no bfloat16
+    if not is_for_numpy(a):
         return torch.matmul(a, b)
-    if a.ndim == b.ndim == 2 and a.shape[0] * a.shape[1] * b.shape[1] >= _LEAST_FOR_ONEDNN:
+    large = a.ndim == b.ndim == 2 and a.shape[0] * a.shape[1] * b.shape[1] >= _LEAST_FOR_ONEDNN
+    # Threads of torch and of numpy's BLAS would wait for each other.
+    if large and (a.is_contiguous() or torch.get_num_threads() > 1):
         if _ONEDNN is not None and a.dtype == torch.float32:
             product: Tensor = _ONEDNN(_dense(a), _dense(b).T, None, "none", [], "")
             return product
         return a @ b
     with np.errstate(over="ignore", invalid="ignore"):  # as torch does; the learner checks its gradients
         return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
+
+
+def is_for_numpy(tensor: Tensor) -> bool:
+    """Return whether numpy, which has no bfloat16, can work on a tensor; for small ones its calls are lighter."""
+    return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
 def _dense(matrix: Tensor) -> Tensor:
