@@ -114,6 +114,15 @@ def test_a_bias_apart_is_the_same(executor, problem):
 
 
 @settings(max_examples=120)
+@given(problem=ALL_LAYERS, executor=st.sampled_from(["auto", "step", "history", "factored"]))
+def test_what_counts_at_once_is_added_without_a_delay(problem, executor):
+    plain, more, geometry = problem.layer("step"), problem.layer(executor), problem.geometry
+    for part in problem.signals():
+        immediate = torch.randn_like(part[1])
+        assert_same([more(*part, immediate)], [plain(*part) + geometry.outer_sum(immediate, part[0])])
+
+
+@settings(max_examples=120)
 @given(problem=ALL_LAYERS, executor=st.sampled_from(["auto", "factored"]))
 def test_saved_state_continues_exactly(problem, executor):
     parts = problem.signals(repeats=2)

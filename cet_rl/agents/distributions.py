@@ -64,9 +64,8 @@ class Categorical(Distribution):
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
         """Return onehot(a) - π."""
-        gradient = -torch.softmax(outputs, dim=-1)
-        gradient[torch.arange(len(actions), device=actions.device), actions] += 1
-        return [gradient]
+        gradient = torch.softmax(outputs, dim=-1).neg_()
+        return [gradient.scatter_add_(1, actions[:, None], torch.ones_like(gradient[:, :1]))]
 
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return H = -Σ π log π and ∂H / ∂ logits = -π (log π + H)."""

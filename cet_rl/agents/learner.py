@@ -214,13 +214,15 @@ class ActorCriticLearner(nn.Module):
         signals, true_signals, bonuses, entropies = self._signals(rollout, td_error)
         self._check_finite(value_loss, signals)
         with _uninterrupted():
-            updates = {name: self.synapses[layer](*signals[name]) for layer, name in enumerate(self.names)}
+            updates = {
+                name: self.synapses[layer](*signals[name], bonuses.get(name))
+                for layer, name in enumerate(self.names)
+            }
             for name, probe in self.probes.items():
                 probe.record(*true_signals[name])  # type: ignore[operator]
             self.steps += len(rollout.rewards)
         for name, weight in zip(self.names, self.actor.synaptic_weights, strict=True):
-            gradient = (updates[name] + config.entropy_coef * bonuses[name]) / -samples
-            weight.grad = gradient if weight.requires_grad else None
+            weight.grad = updates[name] / -samples if weight.requires_grad else None
 
         norm = nn.utils.clip_grad_norm_(list(self.trained_parameters()), config.max_grad_norm)
         if not torch.isfinite(norm):
@@ -238,8 +240,11 @@ class ActorCriticLearner(nn.Module):
             found["train/std"] = self.actor.head.std.mean().item()
         for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
+            credit = updates[name]
+            if name in bonuses:
+                credit = credit - probe.geometry.outer_sum(bonuses[name], signals[name][0])
             truth = probe.true_gradient(len(rollout.rewards))
-            found[f"credit/alignment/{name}"] = cosine(updates[name], truth).item()
+            found[f"credit/alignment/{name}"] = cosine(credit, truth).item()
         return found
 
     def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
@@ -252,7 +257,8 @@ class ActorCriticLearner(nn.Module):
         values = values.view(steps, envs)
         ends, _ = self._evaluate(torch.cat([rollout.last_observations, rollout.final_observations]))
         following = torch.cat([values[1:], ends[None, :envs]])
-        following[rollout.truncated.bool()] = ends[envs:]
+        if len(ends) > envs:
+            following[rollout.truncated.bool()] = ends[envs:]
         td_error = rollout.rewards + self.config.gamma * (1 - rollout.terminated) * following - values
         if rollout.valid is not None:
             td_error = td_error * rollout.valid
@@ -276,9 +282,13 @@ class ActorCriticLearner(nn.Module):
 
         Returns:
             By layer name, x, f', δ, η and s as `Synapses` takes them, the same with the true δ, and the gradient
-            of the entropy, uphill and summed over steps and environments; the entropy of each sample, (T · E,).
+            of the entropy bonus at the pre-activation, uphill, if there is one; the entropies, (T · E,).
         """
         actor, shape = self.actor, rollout.rewards.shape
+
+        def by_time(signal: Tensor) -> Tensor:
+            return signal.view(*shape, *signal.shape[1:])
+
         pre, derivative, output = actor.forward_layers(rollout.observations.flatten(0, 1))
         scores = actor.head.scores(output, rollout.actions.flatten(0, 1))
         entropies, entropy_scores = actor.head.entropy(output)
@@ -286,32 +296,31 @@ class ActorCriticLearner(nn.Module):
         if valid is not None:  # a step that is no transition has no credit and leaves no memory
             scores = [score * valid for score in scores]
             entropy_scores = [score * valid for score in entropy_scores]
-        errors = actor.layer_errors(derivative, scores, actor.feedback)
-        entropy_errors = actor.layer_errors(derivative, entropy_scores, actor.feedback)
-        true_errors = errors
+        at, coefficient = self.config.error_at, self.config.entropy_coef
+        errors = true_errors = actor.layer_errors(derivative, scores, actor.feedback, at)
         if self.probes and actor.feedback != "backprop":
-            true_errors = actor.layer_errors(derivative, scores, "backprop")
+            true_errors = actor.layer_errors(derivative, scores, "backprop", at)
+        bonuses = {}
+        if coefficient:
+            entropy_scores = [score * coefficient for score in entropy_scores]
+            found = actor.layer_errors(derivative, entropy_scores, actor.feedback, "preactivation")
+            bonuses = {name: by_time(error) for name, error in zip(self.names, found, strict=True)}
 
-        def by_time(signal: Tensor) -> Tensor:
-            return signal.view(*shape, *signal.shape[1:])
-
-        signals, true_signals, bonuses = {}, {}, {}
-        for layer, (name, geometry) in enumerate(zip(self.names, actor.geometries, strict=True)):
-            x, derivatives = pre[layer], derivative[layer]
-            remembered = derivatives
+        signals, true_signals = {}, {}
+        for layer, name in enumerate(self.names):
+            remembered = derivative[layer]
             if valid is not None:
-                remembered = derivatives * valid.view(-1, *[1] * (derivatives.ndim - 1))
-            factor = derivatives if self.config.error_at == "preactivation" else 1.0
-            seen = [by_time(x), by_time(remembered), by_time(errors[layer] * factor), td_error, rollout.starts]
+                remembered = remembered * valid.view(-1, *[1] * (remembered.ndim - 1))
+            seen = [by_time(pre[layer]), by_time(remembered), by_time(errors[layer]), td_error, rollout.starts]
             signals[name] = true_signals[name] = seen
             if true_errors is not errors:
-                true_signals[name] = [*seen[:2], by_time(true_errors[layer] * factor), *seen[3:]]
-            bonuses[name] = geometry.outer_sum(entropy_errors[layer] * derivatives, x)
+                true_signals[name] = [*seen[:2], by_time(true_errors[layer]), *seen[3:]]
         return signals, true_signals, bonuses, entropies
 
     def _check_finite(self, value_loss: Tensor, signals: dict[str, list[Tensor]]) -> None:
         """Raise FloatingPointError naming layer and step of a signal that is not finite, before it is told."""
-        if torch.isfinite(value_loss + sum(each.sum() for seen in signals.values() for each in seen[:3:2])):
+        sums = [each.sum() for seen in signals.values() for each in seen[:3:2]]
+        if torch.isfinite(torch.stack([value_loss, *sums]).sum()):
             return
         for name, seen in signals.items():
             for what, each in zip(("input", "derivative", "error", "TD error"), seen, strict=False):

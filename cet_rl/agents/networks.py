@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl.agents.config import Feedback
+from cet_rl.agents.config import ErrorAt, Feedback
 from cet_rl.agents.distributions import Array, Distribution
 from cet_rl.credit.activations import ACTIVATIONS, Activation
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, matmul
@@ -140,28 +140,31 @@ class Actor(nn.Module):
         return pre, derivative, z
 
     @torch.no_grad()
-    def layer_errors(self, derivative: list[Tensor], scores: list[Tensor], feedback: Feedback) -> list[Tensor]:
-        """Return the error δ at the output of each of `synaptic_weights`.
+    def layer_errors(
+        self, derivative: list[Tensor], scores: list[Tensor], feedback: Feedback, error_at: ErrorAt
+    ) -> list[Tensor]:
+        """Return the error δ of each of `synaptic_weights`, at its output or at its pre-activation, then times f'.
 
         Args:
             derivative: f' of each layer, from `forward_layers`.
             scores: gradients with respect to the network's output, (N, n_out), and the distribution's own weights.
             feedback: route of credit; "backprop" gives the true derivatives.
+            error_at: where.
 
         Returns:
-            For each, (N, *its post_shape). Multiply by f' for the error at the pre-activation.
+            For each, (N, *its post_shape).
         """
         output, *own = scores
-        errors = [output]
+        inner, errors = output, [output]
         for number in reversed(range(len(self.layers) - 1)):
             layer, above = self.layers[number], self.layers[number + 1]
             backprop = feedback == "backprop"
             route = self.weights[number + 1] if backprop else self.get_buffer(f"feedback_{number}")
-            if feedback == "dfa":
-                error = matmul(output, route)
-            else:
-                error = above.backproject(route.detach(), errors[-1] * derivative[number + 1])
-            errors.append(error.reshape(-1, *layer.post_shape))
+            error = matmul(output, route) if feedback == "dfa" else above.backproject(route.detach(), inner)
+            error = error.reshape(-1, *layer.post_shape)
+            at_output = error_at == "activation"
+            inner = error * derivative[number] if at_output else error.mul_(derivative[number])
+            errors.append(error if at_output else inner)
         return [*errors[::-1], *own]
 
 

@@ -21,6 +21,7 @@ and e itself is never formed: one product with W + T rows in place of two with L
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,13 +96,15 @@ class Correlation:
         self._last = np.where(filled, band.shape[1] - band[:, ::-1].argmax(1), 0)
         self._blocks: dict[tuple[int, int], list[tuple[int, int, int, Tensor]]] = {}
 
-    def __call__(self, errors: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F)."""
+    def __call__(
+        self, errors: Tensor, first: int = 0, last: int | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
+        """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F), also as `out`."""
         last = len(self.matrix) if last is None else min(last, len(self.matrix))
         work = (last - first) * errors.numel()
+        sums = errors.new_empty(last - first, errors.shape[1]) if out is None else out
         if errors.device.type != "cpu" or work < _LEAST_WORK:
-            return self.matrix[first:last] @ errors
-        sums = errors.new_empty(last - first, errors.shape[1])
+            return torch.mm(self.matrix[first:last], errors, out=sums)
         for begin, end, column, block in self._band(first, last):
             if block.numel():
                 torch.mm(block, errors[column : column + block.shape[1]], out=sums[begin - first : end - first])
@@ -170,7 +173,7 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
         gradient = geometry.split(sum_of_environments(kept[0], state.eligibility))
 
     # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
-    at_once, rows_at_once = num_envs, max(total, old)
+    at_once, rows_at_once = num_envs, old + total
     if not isinstance(geometry, Dense):
         limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
         at_once = min(num_envs, max(1, limit // ((old + total) * n_post)))
@@ -184,46 +187,84 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
             for past, new in ((state.past_pre, signals.pre), (state.past_derivative, signals.derivative))
         )
         error = signals.error[:, envs]
-        to_gradient = error if A is None else A[:, envs, None] * error
-        to_eligibility = None if B is None else B[:, envs, None] * error
-        weights = None if state.past_eligibility is None else state.past_eligibility[:, envs]
-        scale = None if kept is None else kept[:, envs, None]
-        new_weights = []
-        if weights is not None and scale is not None:  # of events that get no more credit from the kernel
-            for row in range(0, old, rows_at_once):
-                rows = slice(row, min(row + rows_at_once, old))
-                p, x = geometry.post(scale[0] * weights[rows]), geometry.pre(pre[rows])
-                gradient = _add(gradient, geometry.outer_parts(p, x))
-            new_weights.append(scale[1] * weights[min(steps, old) : old])
-        for row in range(0, total, rows_at_once):
-            rows = slice(row, min(row + rows_at_once, total))
-            x, active = geometry.pre(pre[old + row : old + rows.stop]), derivative[rows]
-            known = None if weights is None else weights[old + row : old + rows.stop]  # none of the chunk itself
-            p = _credited(constants, to_gradient, rows).mul_(active)
-            if known is not None and scale is not None:
-                p[: len(known)].addcmul_(scale[0], known)
-            gradient = _add(gradient, geometry.outer_parts(geometry.post(p), x))
-            if to_eligibility is None or scale is None:
-                continue
-            p = _credited(constants, to_eligibility, rows).mul_(active)
-            if known is None:
-                fade = None if row else scale[1, :, 0]
+        weights = error[:0] if state.past_eligibility is None else state.past_eligibility[:, envs]
+        scales = (weights, weights) if kept is None else kept[:, envs, None].unbind()
+        to_gradient, to_eligibility = (
+            _Events(constants, derivative, _weighted(constants, sums, envs, error), weights, scale)
+            for sums, scale in zip((A, B), scales, strict=True)
+        )
+        for row in range(0, old + total, rows_at_once):
+            p, x = to_gradient[row : row + rows_at_once], geometry.pre(pre[row : row + rows_at_once])
+            if signals.immediate is not None and (now := old + constants.past) < row + len(p):
+                p[max(now - row, 0) :] += signals.immediate[max(row - now, 0) : row + len(p) - now, envs]
+            gradient = add_parts(gradient, geometry.outer_parts(geometry.post(p), x))
+        ends = []
+        if state.past_eligibility is not None:
+            rows = range(steps, old + total, rows_at_once)
+            ends = [_joined([to_eligibility[row : row + rows_at_once] for row in rows], 0)]
+        elif kept is not None:
+            for row in range(0, total, rows_at_once):
+                p, x = to_eligibility[row : row + rows_at_once], geometry.pre(pre[row : row + rows_at_once])
+                fade = None if row else kept[1, envs]
                 geometry.add_outer_sums(state.eligibility[envs], geometry.post(p), x, fade)
-            else:
-                p[: len(known)].addcmul_(scale[1], known)
-                new_weights.append(p)
-        ends = (torch.cat(new_weights)[-len(weights) :],) if weights is not None else ()
         blocks.append((pre[steps:], derivative[steps:], *ends))
     for name, values in zip(
         ("past_pre", "past_derivative", "past_eligibility"), zip(*blocks, strict=True), strict=False
     ):
         if len(getattr(state, name)):  # an empty view would keep the signals in memory
-            setattr(state, name, values[0] if len(values) == 1 else torch.cat(values, 1))
+            setattr(state, name, _joined(values, 1))
     assert gradient is not None
     return gradient
 
 
-def _add(gradient: Parts | None, part: Parts) -> Parts:
+def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+def _weighted(constants: HistoryConstants, sums: Tensor | None, envs: slice, error: Tensor) -> Tensor:
+    """Return A_u δ_u or B_u δ_u, (T, E, n_post), times a kernel of a single lag; δ_u without weights."""
+    weights = None if sums is None else sums[:, envs, None]
+    if not constants.past:
+        weights = constants.kernel if weights is None else constants.kernel * weights
+    return error if weights is None else weights * error
+
+
+@dataclass
+class _Events:
+    """Compute p_s or ε_s of events s = -W … T-1, counted from zero; L is in the place of W if e is dense.
+
+    `derivative` and `weights`, ε, are those of the last L and the first W of them.
+    """
+
+    constants: HistoryConstants
+    derivative: Tensor  # f', (L + T, E, n_post)
+    weighted: Tensor  # from `_weighted`, (T, E, n_post)
+    weights: Tensor  # ε before the chunk, (W, E, n_post), or none
+    scale: Tensor  # γλ (1 - s_0) A_0 or B_0 of each environment, (E, 1); unused where there are no weights
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return some, a new tensor (S, E, n_post)."""
+        events = max(len(self.weights), self.constants.past) + len(self.weighted)
+        first, last = rows.start, min(rows.stop, events)
+        old = events - len(self.derivative)  # those that get no more credit from the kernel
+        p = self.weighted.new_empty(last - first, *self.weighted.shape[1:])
+        known, late = self.weights[first:last], min(max(old - first, 0), len(p))
+        if late:
+            torch.mul(known[:late], self.scale, out=p[:late])
+        if late < len(p):
+            begin, end = first + late - old, last - old
+            if self.constants.past:
+                correlate = self.constants.correlation(len(self.weighted))
+                correlate(self.weighted.flatten(1), begin, end, out=p[late:].flatten(1))
+                p[late:] *= self.derivative[begin:end]
+            else:
+                torch.mul(self.weighted[begin:end], self.derivative[begin:end], out=p[late:])
+            if late < len(known):
+                p[late : len(known)].addcmul_(known[late:], self.scale)
+        return p
+
+
+def add_parts(gradient: Parts | None, part: Parts) -> Parts:
     """Add to a gradient in place, and return it."""
     if gradient is None:
         return part
@@ -231,11 +272,3 @@ def _add(gradient: Parts | None, part: Parts) -> Parts:
         if total is not None and more is not None:
             total += more
     return gradient
-
-
-def _credited(constants: HistoryConstants, weighted: Tensor, rows: slice) -> Tensor:
-    """Return Σ_u g_{u-s} weighted_u for some s in -L … T-1, shape (S, E, n_post), of weighted (T, E, n_post)."""
-    if not constants.past:
-        return constants.kernel * weighted[rows]
-    sums = constants.correlation(len(weighted))(weighted.flatten(1), rows.start, rows.stop)
-    return sums.view(len(sums), *weighted.shape[1:])

@@ -6,9 +6,12 @@ Letters and shapes: `cet_rl.credit`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cet_rl.credit.geometry import is_for_numpy
 
 Decay = float | Tensor
 """γλ: one number, or one per weight, shape (n_out, n_in), a convolution's (C_out, C_in, k, k)."""
@@ -29,6 +32,7 @@ class Signals:
     error: Tensor  # δ, of the same shape
     td_error: Tensor | None = None  # η, shape (T, E)
     start: Tensor | None = None  # s, shape (T, E), as float: 1 where the arriving event opened an episode, else 0
+    immediate: Tensor | None = None  # what counts for x at once, neither late nor remembered, shape as of δ
 
     def __post_init__(self) -> None:
         steps, envs = self.pre.shape[:2]
@@ -36,6 +40,7 @@ class Signals:
         if (self.td_error is None) != (self.start is None):
             raise ValueError("td_error and start come together or not at all")
         expected = {"derivative": post, "error": post, "td_error": (steps, envs), "start": (steps, envs)}
+        expected["immediate"] = post
         for name, shape in expected.items():
             found = getattr(self, name)
             if found is not None and found.shape != shape:
@@ -72,20 +77,20 @@ def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
     With v the TD errors this is the λ-return less the value (generalised advantage estimation). The scan doubles
     its span: log₂ T steps on any device. Values v, starts s and sums A have shape (T, ...); the decay is γλ.
     """
-    sums = values.clone()
-    steps = len(values)
+    found = values.clone()
     if decay == 0:
-        return sums
-    kept = torch.zeros_like(start)
-    kept[:-1] = decay * (1 - start[1:])
+        return found
+    kept: Any = decay * (1 - start[1:])
+    sums: Any = found
+    if is_for_numpy(found):
+        sums, kept = found.numpy(), kept.numpy()
     span = 1
-    while span < steps:
+    while span < len(values):
         # sums[t] covers t … t+span-1 and kept[t] is the product of their decays; the products are new tensors.
-        sums[:-span] += kept[:-span] * sums[span:]
-        kept[:-span] = kept[:-span] * kept[span:]
-        kept[-span:] = 0
+        sums[:-span] += kept * sums[span:]
+        kept = kept[:-span] * kept[span:]
         span *= 2
-    return sums
+    return found
 
 
 class DelayLine(nn.Module):

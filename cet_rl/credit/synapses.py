@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
 from cet_rl.credit.costs import FORMS, Form, Work, cheapest
-from cet_rl.credit.factored import HistoryConstants, eligibility_window, history, visible_support
+from cet_rl.credit.factored import HistoryConstants, add_parts, eligibility_window, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
@@ -244,6 +244,7 @@ class Synapses(nn.Module):
         error: Tensor,
         td_error: Tensor | None = None,
         start: Tensor | None = None,
+        immediate: Tensor | None = None,
     ) -> tuple[Parts, Callable[[], None]]:
         """Return what T steps add, and a function that advances by them.
 
@@ -255,6 +256,7 @@ class Synapses(nn.Module):
             error: δ_t for what happened at t, not yet delayed. Shaped like `derivative`.
             td_error: η_t, shape (T, E), not yet delayed. None for supervised synapses, and only for them.
             start: 1 where step t opens an episode, shape (T, E), not yet delayed. None where `td_error` is.
+            immediate: b_t, shaped like `derivative`, if Σ b_t x_tᵀ is to be added to the update at once.
 
         Returns:
             ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and that of a bias, or
@@ -270,7 +272,7 @@ class Synapses(nn.Module):
                 f"expected pre of shape ({expected[0]}) and error of shape ({expected[1]}), "
                 f"got {tuple(pre.shape)} and {tuple(error.shape)}"
             )
-        signals = Signals(pre, derivative, error, td_error, start)
+        signals = Signals(pre, derivative, error, td_error, start, immediate)
         if (td_error is None) != (self.td_error_line is None):
             kind, takes = ("supervised", "no") if self.td_error_line is None else ("not supervised", "a")
             raise ValueError(f"these synapses are {kind}: they take {takes} td_error and start")
@@ -282,10 +284,16 @@ class Synapses(nn.Module):
         given = (geometry.flatten(pre), geometry.flatten(derivative), geometry.flatten(error), td_error, start)
         lines = (self.pre_line, self.derivative_line, self.error_line, self.td_error_line, self.start_line)
         pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]
-        pre, *late = (line.peek(signal) for line, signal in pairs)
-        signals = Signals(pre if self._factored else cast(Dense, geometry).inputs(pre), *late)
+        now, *late = (line.peek(signal) for line, signal in pairs)
+        signals = Signals(now if self._factored else cast(Dense, geometry).inputs(now), *late)
+        # Into the product that the update is, or one of its own.
+        by_history = self._factored and self.executor != "step" and self.shared_decay is not None
+        if immediate is not None and by_history and not self.work.onset:
+            signals.immediate, immediate = geometry.flatten(immediate), None
         state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
         update = self._execute(state, signals)
+        if immediate is not None:
+            update = add_parts(update, geometry.outer_parts(immediate, pre))
 
         def commit() -> None:
             for line, signal in pairs:
