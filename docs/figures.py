@@ -51,8 +51,8 @@ STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w
 GAMES = {
     "cartpole": "CartPole-v1, 1 M samples",
     "cartpole-traces": "CartPole-v1, credit 128 s late, 0.5 M samples",
-    "cartpole-full": "CartPole-v1, credit 32 s late, 5 M samples",
-    "retrograde": "CartPole-v1, 120 s later in each layer, 1.5 M samples",
+    "cartpole-full": "CartPole-v1, 5 M samples",
+    "retrograde": "CartPole-v1, 1.5 M samples, credit 120 s later in each layer",
     "lunar-lander": "LunarLander-v3, 1 M samples",
     "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",
 }
@@ -116,7 +116,8 @@ def game(name: str, title: str) -> None:
     figure, grid = panels(len(delays), max(6.5, 4.2 * len(delays)), 4)
     for axes, delay in zip(grid, delays, strict=True):
         lines = draw_curves(axes, undelayed + curves[delay], styles=STYLES)
-        axes.set_title(f"credit {delay.removesuffix('s')} s late" if len(delays) > 1 else title)
+        late = f"credit {delay.removesuffix('s')} s late"
+        axes.set_title(late if len(delays) > 1 else title if " late" in title else f"{title}, {late}")
         axes.xaxis.set_major_locator(plt.MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
         if title.startswith("CartPole"):

@@ -165,6 +165,18 @@ def test_sweeps_of_the_documentation_can_be_run(file):
     assert build(read_sweep(str(file))).jobs
 
 
+def test_the_pages_have_the_numbers_of_the_data():
+    """If not, `python docs/tables.py` writes the tables again; sentences are to be mended by hand."""
+    script = runpy.run_path(str(ROOT / "docs/tables.py"))
+    tables = dict(script["pages"]())
+    assert len(tables) == 3
+    assert all(page.read_text(encoding="utf-8") == text for page, text in tables.items())
+    assert sum(text.count("<!-- table: ") for text in tables.values()) == len(script["TABLES"])
+    for page, phrases in script["phrases"]().items():
+        words = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert [phrase for phrase in phrases if phrase not in words] == []
+
+
 @pytest.mark.parametrize(
     "name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist", "wrong-delay"]
 )
