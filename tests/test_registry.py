@@ -97,10 +97,17 @@ def test_a_foreign_agent_follows_the_configuration():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("order", 5), ("trace", "cet"), ("stacked", True), ("random_lam", (0.1, 0.9)), ("feedback", "fa")],
+    [
+        ("order", 5),
+        ("trace", "cet"),
+        ("stacked", True),
+        ("random_lam", (0.1, 0.9)),
+        ("feedback", "fa"),
+        ("alignment", False),
+    ],
 )
 def test_what_does_not_apply_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} has no meaning for agent"):
+    with pytest.raises(ValueError, match=f"--{'no-' * (value is False)}{name.replace('_', '-')} has no meaning"):
         resolve(RLConfig("CartPole-v1", agent="sb3:ppo", delay=2.0, **{name: value}))
 
 

@@ -63,9 +63,10 @@ def _without_traces(config: RLConfig) -> RLConfig:
     tuned = tuned_defaults(config.task, RLConfig)
     defaults: dict[str, Any] = {name: getattr(RLConfig, name, None) for name in marked(RLConfig, Mark.TRACED)}
     for name, default in sorted(defaults.items()):
-        if getattr(config, name) not in (default, tuned.get(name, default)):
+        if (value := getattr(config, name)) not in (default, tuned.get(name, default)):
+            option = flag(name, value)
             raise ValueError(
-                f"{flag(name)} has no meaning for agent {config.agent}, which has no synaptic traces: leave it out"
+                f"{option} has no meaning for agent {config.agent}, which has no synaptic traces: leave it out"
             )
     return replace(config, **defaults)
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 
-def flag(name: str) -> str:
-    """Return a field's name as an option of the command line."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, value: object = None) -> str:
+    """Return a field's name as an option of the command line: --alignment, or --no-alignment for False."""
+    return "--" + "no-" * (value is False) + name.replace("_", "-")
 
 
 def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None = None) -> ValueError:
