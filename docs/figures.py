@@ -252,6 +252,25 @@ def sharpness() -> None:
     save(figure, "traces-mnist")
 
 
+def final_losses() -> None:
+    """Draw the loss of each seed of each rule at the end of Fig. 1a's runs, and the mean of each rule."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for row in numbers("rules-fig1-add"):
+        found[row["arm"]].append(float(row["test_loss"]))
+    rules = sorted(found, key=lambda rule: float(np.mean(found[rule])), reverse=True)
+    figure, (axes,) = panels(1, 6.5, 2.8)
+    for place, rule in enumerate(rules):
+        color = STYLES[rule]["color"]
+        axes.plot(found[rule], [place] * len(found[rule]), "|", color=color, alpha=0.6, markersize=11)
+        axes.plot(np.mean(found[rule]), place, STYLES[rule]["marker"] or "o", color=color, markersize=5)
+    for label, loss in build_task("add", build_config({"task": "add"})).baselines.items():
+        axes.axvline(loss, color=SOFT, linewidth=0.8, linestyle=":")
+        axes.annotate(label, (loss, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7)
+    axes.set_yticks(range(len(rules)), [STYLES[rule]["label"] for rule in rules])
+    axes.set(xlabel="test loss after a million steps", ylim=(len(rules) - 0.5, -0.5))
+    save(figure, "rules-fig1-add")
+
+
 def wrong_delay() -> None:
     """Draw accuracies over the error of the delay that traces are made for, and over the spread of true delays."""
     figure, grid = panels(2, 11, 4)
@@ -384,7 +403,7 @@ def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
     found: dict[str, Callable[[], None]] = {"kernels": kernels}
     found["cascade"] = plt.rc_context({"text.parse_math": True, "font.size": 10})(cascade)
-    found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay}
+    found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay, "rules-fig1-add": final_losses}
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
     return found

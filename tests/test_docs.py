@@ -178,7 +178,17 @@ def test_the_pages_have_the_numbers_of_the_data():
 
 
 @pytest.mark.parametrize(
-    "name", ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist", "wrong-delay"]
+    "name",
+    [
+        "kernels",
+        "cascade",
+        "retrograde",
+        "mnist-retrograde",
+        "late-add",
+        "traces-mnist",
+        "wrong-delay",
+        "rules-fig1-add",
+    ],
 )
 def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
