@@ -28,7 +28,7 @@ _ONEDNN = (
 
 _LEAST_FOR_ONEDNN = 1 << 20  # multiply-adds below which building a oneDNN primitive costs more than it saves
 
-_NARROW = 32  # columns below which a product is up to four times faster as its transpose
+_NARROW = 32  # rows or columns that are few: a product is up to four times faster as its transpose, or by numpy
 
 _LARGEST_UNFOLDED = 64 << 20
 """Bytes of unfolded patches at once: what torch makes of the inputs where neither oneDNN nor cuDNN serves."""
@@ -48,14 +48,14 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
     On a CPU, large float32 matrices go to oneDNN, which generates code for the processor it runs on: with one
     thread on an AMD EPYC it reaches 230 GFLOP/s where `torch.mm`, whose MKL takes that processor for an older one,
-    reaches 105 (`benchmarks/blas.py`). It copies a transposed `a`, which numpy's BLAS, as fast otherwise, does
-    not; numpy also calls BLAS for batches of small matrices at half of torch's cost.
+    reaches 105 (`benchmarks/blas.py`). It copies a transposed `a`, and takes three times as long for one of few
+    rows, where numpy's BLAS does not; numpy also calls that for batches of small matrices at half of torch's cost.
     """
     if not is_for_numpy(a):
         return torch.matmul(a, b)
     large = a.ndim == b.ndim == 2 and a.shape[0] * a.shape[1] * b.shape[1] >= _LEAST_FOR_ONEDNN
-    # Threads of torch and of numpy's BLAS would wait for each other.
-    if large and (a.is_contiguous() or torch.get_num_threads() > 1):
+    suits = a.is_contiguous() and len(a) >= _NARROW
+    if large and (suits or torch.get_num_threads() > 1):  # threads of torch and of numpy would wait for each other
         if _ONEDNN is not None and a.dtype == torch.float32:
             product: Tensor = _ONEDNN(_dense(a), _dense(b).T, None, "none", [], "")
             return product
