@@ -62,7 +62,9 @@ class Work:
                 "calls": 20 + 40 * self.eligible + self.envs * (10 + 0.2 * self.n_post),
             }
         total = self.past + steps
-        band = min(steps * total, steps * (self.past + 1) + _SKIPPED_AT_ONCE * steps) if self.past else 0
+        near = steps * min(steps, (steps + _SKIPPED_AT_ONCE) // 2)
+        far = self.order * total if has_factors(self.order, self.past, steps) else steps * self.past
+        band = min(near + far, steps * (self.past + 1 + _SKIPPED_AT_ONCE)) if self.past else 0
         copied = 2 * (self.past + steps) * self.envs * (self.n_pre + self.n_post) if self.past else 0
         credited = self.envs * self.n_post * (sums * band)
         factors = 2 * sums * self.envs * total * self.n_post
@@ -82,6 +84,11 @@ class Work:
     def nanoseconds(self, form: Form, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
         """Return the cost of a chunk of T steps."""
         return sum(constants[kind] * number for kind, number in self.count(form, steps).items())
+
+
+def has_factors(order: int, past: int, steps: int) -> bool:
+    """Return whether what errors of T steps add to L earlier ones is computed through the n states of a trace."""
+    return 2 * order * (past + steps) < past * steps
 
 
 def rows_are_inputs(n_pre: int, n_post: int) -> bool:

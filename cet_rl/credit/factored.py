@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from cet_rl.credit.chunk import correlation_matrix, forget_oldest, sum_of_environments, sum_weights
-from cet_rl.credit.geometry import Dense, Geometry, Parts
+from cet_rl.credit.costs import has_factors
+from cet_rl.credit.geometry import Dense, Geometry, Parts, matmul
 from cet_rl.credit.signals import Signals, SynapseState
 from cet_rl.traces.base import FloatArray, Trace
 
@@ -86,9 +87,18 @@ class Correlation:
         matrix: g at [event, error], shape (S, U).
         dtype: of the signals.
         device: of the signals.
+        factors: of the first rows of the matrix, (R, n) and (n, U), if those are a product with less to compute.
     """
 
-    def __init__(self, matrix: FloatArray, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        matrix: FloatArray,
+        dtype: torch.dtype,
+        device: torch.device,
+        factors: tuple[FloatArray, FloatArray] | None = None,
+    ) -> None:
+        left, right = factors or (matrix[:0, :0], matrix[:0])
+        self._left, self._right = (torch.from_numpy(x).to(device, dtype) for x in (left, right))
         self.matrix = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, dtype)
         band = matrix != 0
         filled = band.any(1)
@@ -101,16 +111,23 @@ class Correlation:
     ) -> Tensor:
         """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F), also as `out`."""
         last = len(self.matrix) if last is None else min(last, len(self.matrix))
+        out = errors.new_empty(last - first, errors.shape[1]) if out is None else out
+        factored = max(min(last, len(self._left)) - first, 0)
+        if factored:
+            torch.mm(self._left[first : first + factored], matmul(self._right, errors), out=out[:factored])
+        if factored == len(out):
+            return out
+        first, sums = first + factored, out[factored:]
         work = (last - first) * errors.numel()
-        sums = errors.new_empty(last - first, errors.shape[1]) if out is None else out
         if errors.device.type != "cpu" or work < _LEAST_WORK:
-            return torch.mm(self.matrix[first:last], errors, out=sums)
+            torch.mm(self.matrix[first:last], errors, out=sums)
+            return out
         for begin, end, column, block in self._band(first, last):
             if block.numel():
                 torch.mm(block, errors[column : column + block.shape[1]], out=sums[begin - first : end - first])
             else:
                 sums[begin - first : end - first] = 0
-        return sums
+        return out
 
     def _band(self, first: int, last: int) -> list[tuple[int, int, int, Tensor]]:
         """Return blocks (first row, last row, first column, values) that hold all non-zeros of their rows."""
@@ -152,8 +169,25 @@ class HistoryConstants:
         if steps not in self._correlations:
             forget_oldest(self._correlations)
             matrix = correlation_matrix(self._kernel, self.past + steps, steps, self.past)
-            self._correlations[steps] = Correlation(matrix, self.dtype, self.device)
+            self._correlations[steps] = Correlation(matrix, self.dtype, self.device, self._factors(steps))
         return self._correlations[steps]
+
+    def _factors(self, steps: int) -> tuple[FloatArray, FloatArray] | None:
+        """Return the kernel at [s, u], s = -L … -1, u = 0 … steps - 1, as a product, where that is less work.
+
+        g_{u-s} = (C M^{-s}) (M^u K). Of the n vectors an orthonormal basis is taken, so that rounding is that of a
+        product with the kernel itself.
+        """
+        transition, (first, _) = self.trace.transition(), self.support
+        if transition is None or not has_factors(len(transition.K), self.past, steps):
+            return None
+        reads = np.empty((self.past, len(transition.K)))  # C M^{first - s}
+        reads[-1] = transition.C @ np.linalg.matrix_power(transition.M, first + 1)
+        for row in reversed(range(self.past - 1)):
+            reads[row] = reads[row + 1] @ transition.M
+        basis = np.linalg.qr(reads)[0]
+        kernel = self.trace.kernel(first + self.past + steps)[first:].numpy()
+        return basis, basis.T @ correlation_matrix(kernel, self.past, steps, self.past)
 
 
 def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
