@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sweep_fakes import fake, launcher_of, plan, ran, rows_of
 
+import cet_rl
 from cet_rl.cli import main
 from cet_rl.report.reading import read_runs
 from cet_rl.sweeps.build import build
@@ -25,7 +26,7 @@ def known_run(metrics, seed=0):
     return KnownRun("arm", options, {"agent": "a", "steps": 1, "wall_seconds": 1.0, "metrics": metrics})
 
 
-def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(tmp_path):
+def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(tmp_path, monkeypatch):
     known, first, second = tmp_path / "known.csv", tmp_path / "first", tmp_path / "second"
     plan(first, {1: "stop"})
     assert run_sweep(fake(0, 1), SweepFolder(first), launcher_of(first), quiet=True) == 1  # without the file
@@ -37,6 +38,8 @@ def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(
     assert [(row["seed"], row["budget"], row["test_loss"]) for row in rows] == [(s, "100", f"{s}.0") for s in "01"]
     assert json.loads(rows[1]["options"]) == {"task": "fake", "total_steps": 100, "seed": 1}
     assert [row["commit"] for row in rows] == ["", commit()]
+    monkeypatch.setattr(cet_rl, "__file__", str(tmp_path / "__init__.py"))
+    assert commit.__wrapped__() == f"version {cet_rl.__version__}"  # where there is no repository
 
     assert run_sweep(fake(0, 1, 2), SweepFolder(second, known), launcher_of(second), quiet=True) == 0
     assert ran(second) == {2: 1}

@@ -384,8 +384,8 @@ def test_pending_means_are_restored():
 @settings(max_examples=40)
 def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, mutable):
     """Replace any value of the run's JSON part by any other."""
-    folder, content, config = mutable
-    file = folder.path / "checkpoint" / "agent.zip"
+    resumed, content = mutable
+    file = resumed.session.folder.path / "checkpoint" / "agent.zip"
     file.write_bytes(content)
     found = members(file)
     node, key = found["run"][0]["state"], "runtime_state"
@@ -394,9 +394,8 @@ def test_whatever_a_checkpoint_says_of_the_run_is_refused_or_harmless(data, muta
         key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
     node[key] = data.draw(st.sampled_from([None, True, -1, 0, 0.5, 1e308, "", "x", [], {}, [1], {"$dict": []}]))
     write_members(file, found)
-    session = SimpleNamespace(folder=folder, say=lambda text: None)
     with contextlib.suppress(ValueError):
-        training._load(config, session, find_agent("cet"))
+        resumed.load()
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +403,8 @@ def mutable(whole, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("mutable"))
     (folder.path / "checkpoint").mkdir()
     folder.config_file.write_bytes((whole[1] / "config.yaml").read_bytes())
-    return folder, (whole[1] / "checkpoint" / "agent.zip").read_bytes(), training.resolve(whole[0])
+    session = SimpleNamespace(folder=folder, say=lambda text: None, config=training.resolve(whole[0]))
+    return training.Training(session, training.Stopwatch()), (whole[1] / "checkpoint" / "agent.zip").read_bytes()
 
 
 RUNS = {

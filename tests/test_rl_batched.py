@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import gymnasium as gym
@@ -122,7 +123,9 @@ def alone(tmp_path_factory):
 
 def test_every_run_ends_where_it_would_have_ended_alone(alone, tmp_path, capsys):
     paths = [tmp_path / str(number) for number in range(len(RUNS))]
+    began = time.monotonic()
     assert train_batch(RUNS, paths) == paths
+    assert sum(summary(path)["wall_seconds"] for path in paths) <= time.monotonic() - began  # each its own share
     for path, other in zip(paths, alone, strict=True):
         assert_same(path, other)
         assert summary(path)["steps_per_second"] > 0

@@ -14,6 +14,7 @@ import yaml
 from sweep_fakes import fake, rows_of, running, states_of, wait_for
 
 from cet_rl.cli import main
+from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
@@ -79,6 +80,27 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
     assert "network.zip is damaged" in folder.failure_file(summaries[0].parent.name).read_text()
 
 
+@pytest.mark.parametrize("task", ["digits", pytest.param("CartPole-v1", marks=pytest.mark.slow)])
+def test_folders_that_cannot_be_used_fail_alone(tmp_path, capsys, task):
+    own = {"eval_episodes": 1, "total_steps": 600} if task == "CartPole-v1" else {}
+    file, folder = study(tmp_path, task=task, seeds="0-4", **own)
+    study_of = build(read_sweep(file))
+    folder.open_for(study_of)
+    paths = [folder.run_path(job.name) for job in study_of.jobs]
+    paths[0].symlink_to(tmp_path / "gone" / "away")
+    for path, job, name in zip(paths[1:3], study_of.jobs[1:3], ("lock", "checkpoint"), strict=True):
+        path.mkdir()
+        (path / name).touch()
+        (path / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
+    with RunFolder(paths[3]).locked():
+        assert sweep(file, folder) == 1
+    assert statuses(folder) == ["failed"] * 4 + ["finished"]
+    said = capsys.readouterr().err.splitlines()
+    words = ["OSError: cannot write to run folder", "/lock'", "/checkpoint'", "is being run by another process"]
+    for path, line, word in zip(paths[:4], said, words, strict=True):
+        assert all(part in line for part in (path.name, word)), line
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -138,16 +160,20 @@ def test_seeds_of_an_agent_are_trained_together(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_stopped_and_typed_again_it_goes_on(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["sweep", "worker"])
+def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, number):
     file, folder = study(tmp_path, seeds="0-2", total_steps=400)
     command = [sys.executable, "-m", "cet_rl", "sweep", file, "--launcher", "batch", "--run-dir", str(folder.path)]
     with running(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
         wait_for(lambda: len(list(folder.path.glob("*/checkpoint/network.zip"))) == 3, 120)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        assert process.returncode in (130, -signal.SIGKILL)
+        killed = number == signal.SIGKILL
+        os.kill(next(iter(lock_owners(folder.locks).values())).pid if killed else process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == (1 if killed else 130)
+        text = "the process of 3 jobs was killed by SIGKILL (out of memory?): the same command resumes"
+        assert said.count(text) == killed
     wait_for(lambda: lock_owners(folder.locks) == {})
+    assert not folder.failures.exists()
     assert sweep(file, folder) == 0
     other, whole = study(tmp_path / "whole", seeds="0-2", total_steps=400)
     assert sweep(other, whole) == 0

@@ -61,7 +61,7 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
 
 
 class SequenceLearner:
-    """Train a network with its rule on a stream; a `cet_rl.runs.session.Learner`, of a resolved configuration."""
+    """Train a network with its rule on a stream; a `cet_rl.runs.learner.Learner`, of a resolved configuration."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         self.config, self.step = config, 0

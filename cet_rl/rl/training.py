@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,7 +19,7 @@ from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import StoredAlgorithm
 from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs.vector import choose_vectorization, vectorised_form
-from cet_rl.rl.agent_registry import AgentKind, find_agent
+from cet_rl.rl.agent_registry import find_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.evaluation import evaluate, evaluation_options
 from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pending
@@ -29,7 +28,14 @@ from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
 from cet_rl.runs.process import set_threads
-from cet_rl.runs.session import LOGGED_POINTS, Session, batch_sessions, run_and_summarize
+from cet_rl.runs.session import (
+    LOGGED_POINTS,
+    Session,
+    SharedTime,
+    batch_sessions,
+    opened,
+    run_and_summarize,
+)
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag
@@ -137,45 +143,15 @@ def _session(
 
 def _run(sessions: Sequence[Session]) -> Status:
     """Run one session, or many in lock step, each from the beginning or from its last checkpoint."""
-    set_threads(sessions[0].config.threads)
     clock = Stopwatch()
-    trainings = [Training(session, clock) for session in sessions if not session.is_finished()]
-    with ExitStack() as locks:
-        for training in trainings:
-            locks.enter_context(training.session.folder.locked())
-        # Another process may have finished one while this one waited.
-        trainings = [training for training in trainings if not training.session.is_finished()]
-        if not trainings:
+    with opened(sessions, lambda session: Training(session, clock), lambda _, training: training.load()) as runs:
+        if not runs:
             return "finished"
-        for training in trainings:
-            training.open()
+        trainings, shared_time = [training for _, training in runs], SharedTime(len(runs))
         for number, training in enumerate(trainings):
-            training.begin(shown=number == 0, alone=len(sessions) == 1)
+            training.attempt(partial(training.begin, shared_time, shown=number == 0, alone=len(sessions) == 1))
         learn = trainings[0].learn_and_evaluate if len(sessions) == 1 else partial(learn_together, trainings)
         return run_and_summarize([training.session for training in trainings], learn)
-
-
-def _load(config: RLConfig, session: Session, kind: AgentKind) -> tuple[BaseAlgorithm, dict[str, Any] | None]:
-    """Load the agent of the newest good checkpoint, and the pending numbers of its log, None if unknown."""
-    file = session.folder.checkpoint_file
-    agent = kind.load(config, file)
-    state = session.folder.runtime_state(file)
-    session.say(f"resuming at {agent.num_timesteps:,} samples")
-    environments = f"environments of {config.task}"
-    if state is None or kind.restore is None:
-        session.say(f"{environments} are not in the checkpoint: they start fresh episodes")
-        return agent, None
-    try:
-        kind.restore(agent, state["agent"])
-        log_state: dict[str, Any] = state["log"]
-        restore_pending(Logger(None, []), log_state)  # to check it; the agent's logger is made later
-        not_restored = [str(line) for line in state["agent"]["not_restored"]]
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} does not fit this configuration: {reason}") from None
-    for line in not_restored:
-        session.say(f"{environments} {line}" if line.startswith("cannot be captured") else line)
-    return agent, log_state
 
 
 def learn_together(trainings: Sequence[Training]) -> Status:
@@ -186,7 +162,7 @@ def learn_together(trainings: Sequence[Training]) -> Status:
         agents = [training.agent for training in going]
         outcomes = collect(agents, [agent.env for agent in agents], going, agents[0].n_steps)
         for training, outcome in zip(going, outcomes, strict=True):
-            training.attempt(partial(training.go_on, outcome))
+            training.attempt(training.go_on, outcome)
     return "interrupted" if any(one.session.status == "interrupted" for one in trainings) else "finished"
 
 
@@ -228,17 +204,31 @@ class Training(BaseCallback):
         self._log_state: dict[str, Any] | None = None
         self._began: float | None = None  # when the last rollout began
 
-    def open(self) -> None:
-        """Open the locked folder, and load its checkpoint if there is one."""
-        session = self.session
-        self._resumed = session.folder.open_for(self.config.as_data(), resume=session.resume)
-        if self._resumed:
-            self.agent, self._log_state = _load(self.config, session, self.kind)
+    def load(self) -> None:
+        """Load the agent of the newest good checkpoint, and the pending numbers of its log, if they are known."""
+        session, file = self.session, self.session.folder.checkpoint_file
+        self.agent = self.kind.load(self.config, file)
+        state = session.folder.runtime_state(file)
+        session.say(f"resuming at {self.agent.num_timesteps:,} samples")
+        environments = f"environments of {self.config.task}"
+        if state is None or self.kind.restore is None:
+            session.say(f"{environments} are not in the checkpoint: they start fresh episodes")
+            return
+        try:
+            self.kind.restore(self.agent, state["agent"])
+            self._log_state = state["log"]
+            restore_pending(Logger(None, []), self._log_state)  # to check it; the agent's logger is made later
+            not_restored = [str(line) for line in state["agent"]["not_restored"]]
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{file} does not fit this configuration: {reason}") from None
+        for line in not_restored:
+            session.say(f"{environments} {line}" if line.startswith("cannot be captured") else line)
 
-    def begin(self, *, alone: bool, shown: bool) -> None:
+    def begin(self, shared_time: SharedTime, *, alone: bool, shown: bool) -> None:
         """Begin the session of a run that learns alone or with others, of which one is shown."""
         session, config = self.session, self.config
-        session.begin(lambda: self.agent.num_timesteps, resumed=self._resumed)
+        session.begin(lambda: self.agent.num_timesteps, shared_time)
         session.display.quiet |= not shown
         self._name = "" if alone else f"{session.folder.path}: "
         if config.delay and not self.kind.delays_credit:
@@ -309,9 +299,9 @@ class Training(BaseCallback):
         self.is_learning = False
         self._conclude()
 
-    def attempt(self, act: Callable[[], object]) -> None:
-        """Call `act`; an error ends this run alone."""
-        self.session.attempt(act, errors=Exception)
+    def attempt(self, act: Callable[..., object], *given: Any) -> None:
+        """Call `act` with arguments unless the run has ended; see `Session.attempt`."""
+        self.session.attempt(act, *given)
         self.is_learning &= self.session.status is None
 
     def _left(self) -> int:

@@ -11,89 +11,24 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypedDict, TypeVar
-
-from torch import Tensor
+from typing import Any, TypedDict, TypeVar
 
 from cet_rl.runs.config import RunConfig, check_batch
 from cet_rl.runs.folder import EVALUATED, RunFolder, Status, checkpoint_interval, default_path
+from cet_rl.runs.learner import L, LearnerBatch
 from cet_rl.runs.log import Display, RunLog
 from cet_rl.runs.process import Interruption, set_threads
 from cet_rl.runs.task_kinds import TaskKind
-from cet_rl.runs.tracking import TrackerName, check_tracker, start_tracker
+from cet_rl.runs.tracking import Tracker, TrackerName, check_tracker, start_tracker
 
 LOGGED_POINTS = 50  # points logged in a run
 
 
-class Learner(Protocol):
-    """Learn one run; `step` counts what has been done, in the unit of the configuration's `total_steps`."""
-
-    config: Any
-    step: int
-
-    def advance(self, limit: int, *, measure: bool) -> object:
-        """Learn at least one step, not beyond `limit`; with `measure`, prepare `measurements` for that step."""
-
-    @property
-    def loss_sum(self) -> Tensor:
-        """Sum of all losses since the last `take_loss`."""
-
-    def take_loss(self) -> float:
-        """Return the mean loss since the last call."""
-
-    def measurements(self) -> Mapping[str, float]:
-        """Return what else to log, by TensorBoard tag; nan where there is nothing."""
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Return the results by their names in summary.json."""
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that resuming needs, for a checkpoint."""
-
-    def load(self, file: Path) -> None:
-        """Restore the state of a checkpoint."""
-
-
-L = TypeVar("L", bound=Learner)
-
-
-class LearnerBatch(Generic[L]):
-    """Let learners at the same step take their steps one after the other; a subclass may take them all at once.
-
-    What methods return has an element for each of the learners.
-    """
-
-    def __init__(self, learners: Sequence[L]) -> None:
-        self.learners, self.step = list(learners), learners[0].step
-
-    def advance(self, limit: int, *, measure: bool) -> Any:
-        """Let all learn, see `Learner.advance`."""
-        for learner in self.learners:
-            learner.advance(limit, measure=measure)
-        self.step = self.learners[0].step
-
-    def loss_sums(self) -> list[float]:
-        """Return the sums of all losses since the last `take_losses`."""
-        return [float(learner.loss_sum) for learner in self.learners]
-
-    def take_losses(self) -> list[float]:
-        """Return the mean losses since the last call."""
-        return [learner.take_loss() for learner in self.learners]
-
-    def measurements(self) -> Sequence[Mapping[str, float]]:
-        """Return what else to log."""
-        return [learner.measurements() for learner in self.learners]
-
-    def evaluate(self) -> Sequence[Mapping[str, float]]:
-        """Return the results."""
-        return [learner.evaluate() for learner in self.learners]
-
-    def states(self) -> Sequence[dict[str, Any]]:
-        """Return everything that resuming needs."""
-        return [learner.state() for learner in self.learners]
+T = TypeVar("T")
 
 
 class SessionOptions(TypedDict, total=False):
@@ -105,17 +40,33 @@ class SessionOptions(TypedDict, total=False):
     track: TrackerName | None
 
 
+class SharedTime:
+    """Share out the time from now on among runs that learn together."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs, self._each, self._last = runs, 0.0, time.monotonic()
+
+    def leave(self) -> float:
+        """Return the seconds that have been each run's share so far; one of them ends now."""
+        now = time.monotonic()
+        self._each += (now - self._last) / self._runs
+        self._last, self._runs = now, max(self._runs - 1, 1)
+        return self._each
+
+
 class Session:
     """Hold what a run needs besides its learner.
 
-    `begin` in the locked and opened folder with the learner in place, then learn within `run_and_summarize`.
-    A folder that cannot be used is a ValueError, and nothing in it is touched before `begin`.
+    `begin` in a folder that `opened` has opened, then learn within `run_and_summarize`. A folder that cannot be
+    used is a ValueError, and nothing in it is touched before it is opened.
 
     The configuration is resolved; its open choices are those of the folder's run, if any. `agent` is what learns,
-    for the summary; runs that learn together share an interruption; other arguments are those of
-    `cet_rl.rl.train`. `status` says how the run ended, None before, and `next_save` at which step the next
+    for the summary; runs that learn together share an interruption, and are not `alone`; other arguments are those
+    of `cet_rl.rl.train`. `status` says how the run ended, None before, and `next_save` at which step the next
     checkpoint is due.
     """
+
+    resumed = False  # whether there was a checkpoint when the folder was opened
 
     def __init__(
         self,
@@ -129,8 +80,9 @@ class Session:
         quiet: bool = False,
         track: TrackerName | None = None,
         interruption: Interruption | None = None,
+        alone: bool = True,
     ) -> None:
-        self.kind, self.agent, self.quiet, self._track = kind, agent, quiet, track
+        self.kind, self.agent, self.quiet, self._track, self._alone = kind, agent, quiet, track, alone
         check_tracker(track)
         self.folder = RunFolder(run_dir or default_path(config), kind.checkpoint)
         self.config = config = self.folder.as_begun(config)
@@ -139,7 +91,10 @@ class Session:
         self.interruption = interruption or Interruption()
         self.display = Display(config.total_steps, kind, quiet=quiet)
         self.status: Status | None = None
+        self._time, self._closing = SharedTime(1), ExitStack()
+        self.step: Callable[[], int] = lambda: 0
         self._seconds, self._pieces = 0.0, 0
+        self._first = self._counted = self._saved = 0
 
     def is_finished(self) -> bool:
         """Return whether the folder holds the finished run, and say so to the user."""
@@ -147,13 +102,20 @@ class Session:
             self.say(line)
         return bool(line)
 
-    def begin(self, step: Callable[[], int], *, resumed: bool) -> None:
-        """Start clock and log, with a function that returns the learner's step."""
-        self.step, self._first, self._counted = step, step(), step()
-        self._began = time.monotonic()
+    def open(self, load: Callable[[], object]) -> None:
+        """Open the locked folder, and `load` its checkpoint if there is one."""
+        self.resumed = self.folder.open_for(self.config.as_data(), resume=self.resume)
+        if self.resumed:
+            load()
+
+    def begin(self, step: Callable[[], int], shared_time: SharedTime) -> None:
+        """Start the log, with a function that returns the learner's step."""
+        self.step, self._first, self._counted, self._time = step, step(), step(), shared_time
         self._note_saved()
-        tracker = start_tracker(self._track, self.config.as_data(), self.folder.path, resumed=resumed)
-        self.log = RunLog(self.folder, self._first if resumed else None, tracker)
+        tracker = start_tracker(self._track, self.config.as_data(), self.folder.path, resumed=self.resumed)
+        self._closing.callback(self._close_tracker, tracker)
+        self.log = RunLog(self.folder, self._first if self.resumed else None, tracker)
+        self._closing.callback(self.log.close)
         self.say(f"run folder {self.folder.path}")
 
     def save(self, state: dict[str, Any], runtime_state: object = None) -> None:
@@ -219,7 +181,7 @@ class Session:
             seed=self.config.seed,
             status=status,
             steps=self._saved if status == "interrupted" else self.step(),
-            wall_seconds=round(time.monotonic() - self._began, 3),
+            wall_seconds=round(self._time.leave(), 3),
             steps_per_second=speed and round(speed, 1),
             metrics=metrics,
             **more,
@@ -232,22 +194,26 @@ class Session:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def attempt(self, act: Callable[..., object], *given: Any, errors: Any) -> None:
-        """Call `act` unless the run has ended; one of these errors ends it, and is told."""
+    def attempt(self, act: Callable[..., object], *given: Any) -> None:
+        """Call `act` unless the run has ended; an error ends it, and is told, or raised if it learns alone."""
         if self.status is None:
             try:
                 act(*given)
-            except errors as error:
+            except Exception as error:
+                if self._alone:
+                    raise
                 self.failed(error)
                 self.say(f"{self.folder.path} failed: {error}")
 
     def close(self) -> None:
         """Close display, log and tracker."""
         self.display.close()
-        self.log.close()
-        if self.log.tracker is not None:
+        self._closing.close()
+
+    def _close_tracker(self, tracker: Tracker | None) -> None:
+        if tracker is not None:
             with suppress(Exception):  # the run itself has ended well, or its error is what matters
-                self.log.tracker.close(self.status)
+                tracker.close(self.status)
 
 
 def batch_sessions(
@@ -262,8 +228,29 @@ def batch_sessions(
     paths = [Path(folder) for folder in folders or map(default_path, configs)]
     if len(paths) != len(configs) or len(set(paths)) < len(configs):
         raise ValueError("every run of a batch needs a folder of its own")
-    shared: dict[str, Any] = {"resume": True, "interruption": Interruption()}
+    shared: dict[str, Any] = {"resume": True, "interruption": Interruption(), "alone": len(paths) == 1}
     return [session(config, path, **shared) for config, path in zip(configs, paths, strict=True)]
+
+
+@contextmanager
+def opened(
+    sessions: Sequence[Session], build: Callable[[Session], T], load: Callable[[Session, T], object]
+) -> Iterator[list[tuple[Session, T]]]:
+    """Lock and open the folders of runs that are not finished while the block runs; yield the runs and learners.
+
+    `build` makes a learner, at its first step, before anything is touched; `load` brings it to the checkpoint of
+    its run. Of several runs, one that cannot be opened fails alone.
+    """
+    set_threads(sessions[0].config.threads)
+    pairs = [(session, build(session)) for session in sessions if not session.is_finished()]
+    with ExitStack() as locks:
+        for session, _ in pairs:
+            locks.enter_context(session.folder.locked())
+        # Another process may have finished one while this one waited.
+        pairs = [(session, learner) for session, learner in pairs if not session.is_finished()]
+        for session, learner in pairs:
+            session.attempt(session.open, partial(load, session, learner))
+        yield [(session, learner) for session, learner in pairs if session.status is None]
 
 
 def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:
@@ -308,27 +295,24 @@ def run(
         Exception: whatever ended all runs, or the only one, such as FloatingPointError for a number that is not
             finite; the last checkpoint is from before.
     """
-    set_threads(sessions[0].config.threads)
-    sessions = [session for session in sessions if not session.is_finished()]
-    learners = [build(session.config) for session in sessions]
-    groups: dict[int, list[tuple[Session, L, bool]]] = {}
-    with ExitStack() as locks:
-        for session, learner in zip(sessions, learners, strict=True):
-            session.config = learner.config  # with the choices that it has made
-            locks.enter_context(session.folder.locked())
-        for session, learner in zip(sessions, learners, strict=True):
-            if session.folder.status == "finished":  # by another process, while this one waited
-                continue
-            resumed = session.folder.open_for(session.config.as_data(), resume=session.resume)
-            if resumed:
-                learner.load(session.folder.checkpoint_file)
-                session.say(f"resuming at {learner.step:,} {session.kind.unit}")
-            groups.setdefault(learner.step, []).append((session, learner, resumed))
-        for _, group in sorted(groups.items()):
-            batch = join([learner for _, learner, _ in group])
-            for session, _, resumed in group:
-                session.begin(lambda batch=batch: batch.step, resumed=resumed)  # type: ignore[misc]
-            loop = _Loop([session for session, _, _ in group], batch)
+
+    def make(session: Session) -> L:
+        learner = build(session.config)
+        session.config = learner.config  # with the choices that it has made
+        return learner
+
+    def load(session: Session, learner: L) -> None:
+        learner.load(session.folder.checkpoint_file)
+        session.say(f"resuming at {learner.step:,} {session.kind.unit}")
+
+    with opened(sessions, make, load) as runs:
+        for step in sorted({learner.step for _, learner in runs}):
+            group = [(session, learner) for session, learner in runs if learner.step == step]
+            batch = join([learner for _, learner in group])
+            time_shared = SharedTime(len(group))
+            for session, _ in group:
+                session.attempt(session.begin, lambda batch=batch: batch.step, time_shared)
+            loop = _Loop([session for session, _ in group], batch)
             if run_and_summarize(loop.sessions, loop.run) == "interrupted":
                 return "interrupted"
     return "finished"
@@ -361,8 +345,7 @@ class _Loop:
     def _each(self, act: Callable[..., object], *values: Sequence[Any]) -> None:
         """Call `act` with each run that has not ended and its values; an error ends the run it belongs to."""
         for session, *given in zip(self.sessions, *values, strict=True):
-            errors = () if len(self.sessions) == 1 else (OSError, FloatingPointError)
-            session.attempt(act, session, *given, errors=errors)
+            session.attempt(act, session, *given)
 
     def _learn(self) -> bool:
         """Learn to the end, and return False if interrupted before."""

@@ -1,8 +1,8 @@
 """A CSV of finished runs that outlives their folders: sweeps add to it, and skip what it has (`--known FILE.csv`).
 
-A row is one run: task, agent, arm, seed, budget and steps made, its final metrics, the seconds it took, the commit
-of the code where that is known, and all of its options as JSON. A run is recognised by its options, those of the
-machine aside; options that the code has gained since count as having their defaults.
+A row is one run: task, agent, arm, seed, budget and steps made, its final metrics, the seconds it took (in a batch
+its own share), the commit of the code or its version, and all of its options as JSON. A run is recognised by its
+options, those of the machine aside; options that the code has gained since count as having their defaults.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class KnownRun:
     arm: str
     options: Mapping[str, Any]
     summary: Mapping[str, Any]
-    commit: str = ""  # of the code; empty if unknown
+    commit: str = ""  # of the code, or its version; empty if unknown
 
     @property
     def name(self) -> str:
@@ -155,9 +155,8 @@ class KnownRuns:
 
 @cache
 def commit() -> str:
-    """Return the commit of this code, with -dirty if it has been changed; empty where it is in no repository."""
-    home = Path(cet_rl.__file__).parent
-    found = ""
+    """Return the commit of this code, with -dirty if it has been changed; in no repository, its version."""
+    home, found = Path(cet_rl.__file__).parent, ""
     # Installed beside somebody else's repository, the first command fails: the commit would not be ours.
     for words in (
         ("ls-files", "--error-unmatch", "__init__.py"),
@@ -166,5 +165,5 @@ def commit() -> str:
         try:
             found = subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError):
-            return ""
+            return f"version {cet_rl.__version__}"
     return found.strip()

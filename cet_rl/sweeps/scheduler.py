@@ -30,6 +30,7 @@ from cet_rl.sweeps.worker import (
     Launcher,
     Worker,
     failure_reason,
+    killed_by,
 )
 
 TICK = 0.1  # seconds between two looks at the workers
@@ -119,9 +120,13 @@ class _SweepRun:
         status = worker.poll()
         if status is None:
             return False
-        for name in worker.names:
-            if self.folder.state(name).state in ("finished", "failed") or status in STOPPED:
-                continue
+        left = [name for name in worker.names if self.folder.state(name).state not in ("finished", "failed")]
+        if status in STOPPED or not left:
+            return True
+        if len(worker.names) > 1 and status < 0:  # by no fault of one job: they are left for the next go
+            self.display.killed(len(left), status)
+            return True
+        for name in left:
             # Of a batch, those that have neither ended nor failed are run by another process.
             if status == EXIT_BUSY or (len(worker.names) > 1 and status in (EXIT_FINISHED, EXIT_FAILED)):
                 self.started.discard(name)  # should its owner die, this sweep takes it over
@@ -221,6 +226,11 @@ class SweepDisplay:
             jobs = f"{running} job{'s' * (running > 1)}"
             self._say(f"stopping: waiting for {jobs} to save a checkpoint; Ctrl-C again kills what is left")
 
+    def killed(self, jobs: int, status: int) -> None:
+        """Say that a process has been killed that ran so many jobs, with its exit status."""
+        what = f"the process of {jobs} job{'s' * (jobs > 1)} was {killed_by(status)}"
+        self._print(f"{what}: the same command resumes from the last checkpoints")
+
     def close(self, states: Mapping[str, JobState]) -> None:
         """Leave the last table in the terminal, without bar and counts."""
         if self._live is not None:
@@ -255,10 +265,13 @@ class SweepDisplay:
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            if self._live is not None:
-                self._live.console.print(text, markup=False, highlight=False)
-            else:
-                print(text, file=sys.stderr, flush=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _reason(state: JobState) -> str:

@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+from cet_rl.runs.files import make_folder
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
 from cet_rl.sweeps.build import configuration
@@ -60,10 +61,12 @@ def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
         run = RunFolder(folder.run_path(job.name), task_kind.checkpoint)
         try:  # or one folder that cannot be used would end the whole batch
             run.check_usable(job.values, resume=True)
+            make_folder(run.path, "run")
+            run.check_free()
             _ = run.checkpoint_file
             good.append((configuration(job)[1], run.path))
-        except ValueError as error:
-            folder.note_failure(job.name, f"ValueError: {error}")
+        except (ValueError, OSError) as error:
+            folder.note_failure(job.name, f"{type(error).__name__}: {error}")
     if good:
         task_kind.training().train_batch(*map(list, zip(*good, strict=True)), quiet=True)
     return "finished"
@@ -252,14 +255,18 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def killed_by(status: int) -> str:
+    """Return what a negative exit status says: "killed by SIGKILL (out of memory?)"."""
+    return f"killed by {signal.Signals(-status).name}" + " (out of memory?)" * (status == -signal.SIGKILL)
+
+
 def failure_reason(folder: SweepFolder, name: str, status: int) -> str:
     """Return why a job has failed whose worker ended with `status`; write it down if that has not done so."""
     state = folder.state(name)
     if state.state == "failed":
         return state.error
     if status < 0:
-        hint = " (out of memory?)" if status == -signal.SIGKILL else ""
-        reason = f"its process was killed by {signal.Signals(-status).name}{hint}"
+        reason = f"its process was {killed_by(status)}"
     else:
         try:
             lines = folder.log_file(name).read_text(encoding="utf-8", errors="replace").split("\n")

@@ -19,7 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 from cet_rl.runs.config import check_batch
-from cet_rl.runs.session import LearnerBatch
+from cet_rl.runs.learner import LearnerBatch
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_at
 
