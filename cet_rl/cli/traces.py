@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cet_rl.cli import parse
-from cet_rl.runs.files import check_file, replacing
+from cet_rl.runs.files import check_file, csv_text, replacing
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Trace, largest_share
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
@@ -67,9 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.format == "json":
         print(json.dumps(rows, indent=2))
     elif parsed.format == "csv":
-        writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        print(csv_text(rows[0], rows), end="")
     else:
         print_table(rows, f"a delay of {delay_steps} steps ({parsed.delay:g} s)")
     if picture is not None:

@@ -42,46 +42,17 @@ NO_TASK = (
 
 GROUPS = {
     "delay and trace": (
-        *(
-            "delay",
-            "order",
-            "trace",
-            "stacked",
-            "step_ms",
-            "trace_delay",
-            "trace_options",
-            "normalization",
-            "decay",
-        ),
-        *("discretization", "jitter", "soma", "salience", "streaming", "streams"),
+        *("delay", "order", "trace", "stacked", "step_ms", "trace_delay", "trace_options", "normalization"),
+        *("decay", "discretization", "jitter", "soma", "salience", "streaming", "streams"),
     ),
     "network": (
-        "hidden",
-        "activation",
-        "model",
-        "channels",
-        "actor",
-        "critic",
-        "split_observations",
-        "units",
-        "alpha",
-        "feedback",
-        "error_at",
+        *("hidden", "activation", "model", "channels", "actor", "critic", "split_observations", "units"),
+        *("alpha", "feedback", "error_at"),
     ),
     "evaluation": ("eval_episodes", "eval_max_steps", "validation", "alignment"),
     "run": (
-        *("run_dir", "config", "seeds", "launcher", "resume", "checkpoint_every", "track", "quiet"),
-        *(
-            "seed",
-            "device",
-            "threads",
-            "precision",
-            "vectorization",
-            "executors",
-            "executor",
-            "compile",
-            "data_dir",
-        ),
+        *("run_dir", "config", "seeds", "launcher", "resume", "checkpoint_every", "track", "quiet", "seed"),
+        *("device", "threads", "precision", "vectorization", "executors", "executor", "compile", "data_dir"),
     ),
 }
 """Options by the group that `--help` shows them in; others are options of learning."""

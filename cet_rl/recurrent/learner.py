@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from cet_rl.recurrent.delayed import Delayed, Readout, delay_rule
 from cet_rl.recurrent.online import Memory, Online
 from cet_rl.recurrent.rules import build_rule, parse_options
 from cet_rl.recurrent.tasks import SequenceTask, Stream, build_task
-from cet_rl.runs import archive
+from cet_rl.runs.learner import Learner
 
 # Network steps at a time, all sequences counted, and time steps at least; an interruption waits as long.
 CHUNK, SHORTEST_CHUNK = 1000, 50
@@ -60,8 +60,8 @@ def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
     )
 
 
-class SequenceLearner:
-    """Train a network with its rule on a stream; a `cet_rl.runs.learner.Learner`, of a resolved configuration."""
+class SequenceLearner(Learner):
+    """Train a network with its rule on a stream, as a resolved configuration says."""
 
     def __init__(self, config: RecurrentConfig) -> None:
         self.config, self.step = config, 0
@@ -145,12 +145,6 @@ class SequenceLearner:
         found = {"credit/alignment/0": recurrent, "credit/alignment/1": output}
         return found if self.config.delay else {"credit/alignment/0": recurrent}
 
-    def take_loss(self) -> float:
-        """Return the mean loss of a step since this was last asked for; nan if nothing."""
-        mean = float(self.loss_sum) / self.losses if self.losses else math.nan
-        self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
-        return mean
-
     def measurements(self) -> dict[str, float]:
         """Return the loss on the test stream with frozen weights, and the alignment that was measured last."""
         return {"test/loss": self.test(CURVE_STEPS), **self._alignment}
@@ -168,32 +162,19 @@ class SequenceLearner:
         losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
         return float(losses.view(steps, -1).mean(1).double().sum()) / steps
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that resuming needs, for `archive.write`."""
-        return {
-            "step": self.step,
-            "loss_sum": self.loss_sum,
-            "losses": self.losses,
-            "memory": self.memory.named(),
-            "stream": self.stream.state_dict(),
-            "noise": self._noise.get_state(),
-        }
+    def contents(self) -> dict[str, Any]:
+        """Return the state of the network and the rule, of the stream, and of the random numbers."""
+        noise = self._noise.get_state()
+        return {"memory": self.memory.named(), "stream": self.stream.state_dict(), "noise": noise}
 
-    def load(self, file: Path) -> None:
-        """Restore what `state` returned from a file; ValueError or OSError where that fails."""
-        saved = archive.read(file, what="network")
-        try:
-            mine, found = self.memory.named(), saved["memory"]
-            if [tuple(found[name].shape) for name in mine] != [tuple(tensor.shape) for tensor in mine.values()]:
-                raise TypeError("it holds tensors of other shapes")
-            self.memory = Memory.from_named({name: found[name].to(tensor) for name, tensor in mine.items()})
-            self.stream.load_state_dict(saved["stream"])
-            self._noise.set_state(saved["noise"])
-            self.loss_sum = saved["loss_sum"].to(self.loss_sum)
-            self.step, self.losses = int(saved["step"]), int(saved["losses"])
-        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{file} does not fit this configuration: {reason}") from None
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `contents` has returned."""
+        mine, found = self.memory.named(), saved["memory"]
+        if [tuple(found[name].shape) for name in mine] != [tuple(tensor.shape) for tensor in mine.values()]:
+            raise TypeError("it holds tensors of other shapes")
+        self.memory = Memory.from_named({name: found[name].to(tensor) for name, tensor in mine.items()})
+        self.stream.load_state_dict(saved["stream"])
+        self._noise.set_state(saved["noise"])
 
 
 def measure_alignment(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cet_rl.runs.plugins import import_named, load_plugins
+from cet_rl.runs.plugins import import_attribute, load_plugins
 from cet_rl.runs.values import unknown
 
 if TYPE_CHECKING:
@@ -75,10 +75,7 @@ def find_agent(name: str) -> AgentKind:
     prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
     if name not in known and (":" not in name or name.split(":")[0] in prefixes):
         raise unknown("agent", name, [*known, "package.module:Class"])
-    module, _, attribute = _AGENTS.get(name, ("", name))[1].rpartition(":")
-    found: Any = getattr(import_named(module, f"agent {name!r}"), attribute, None)
-    if found is None:
-        raise ValueError(f"agent {name!r}: module {module} has no attribute {attribute!r}")
+    found = import_attribute(_AGENTS.get(name, ("", name))[1], f"agent {name!r}")
     if isinstance(found, AgentKind):
         return found
     from cet_rl.rl.agent_kinds import kind_of

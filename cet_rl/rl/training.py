@@ -38,7 +38,7 @@ from cet_rl.runs.session import (
 )
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.tracking import TrackerName
-from cet_rl.runs.values import flag
+from cet_rl.runs.values import flag, in_a_line
 
 LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
 CHECKPOINT_EVERY = 100_000  # samples between two checkpoints at most by default
@@ -220,8 +220,7 @@ class Training(BaseCallback):
             restore_pending(Logger(None, []), self._log_state)  # to check it; the agent's logger is made later
             not_restored = [str(line) for line in state["agent"]["not_restored"]]
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{file} does not fit this configuration: {reason}") from None
+            raise ValueError(f"{file} does not fit this configuration: {in_a_line(error)}") from None
         for line in not_restored:
             session.say(f"{environments} {line}" if line.startswith("cannot be captured") else line)
 

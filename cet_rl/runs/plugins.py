@@ -50,6 +50,20 @@ def import_named(name: str, wanted_by: str) -> ModuleType:
         raise ValueError(f"{wanted_by}: cannot import {name!r} ({type(error).__name__}: {error})") from error
 
 
+def import_attribute(place: str, wanted_by: str) -> Any:
+    """Return what a user has named as module:Name; raise ValueError if there is no such thing."""
+    module, _, name = place.rpartition(":")
+    found = getattr(import_named(module, wanted_by), name, None)
+    if found is None:
+        raise ValueError(f"{wanted_by}: {module} has nothing named {name!r}")
+    return found
+
+
+def first_sentence(thing: Any) -> str:
+    """Return the first sentence of a docstring, without its full stop, or the thing's name where it has none."""
+    return " ".join((thing.__doc__ or getattr(thing, "__qualname__", str(thing))).split(".")[0].split())
+
+
 def import_on_use(
     package: str, names: Sequence[str], modules: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cet_rl.runs.files import write_text
-from cet_rl.runs.values import unknown
+from cet_rl.runs.values import in_a_line, unknown
 
 TrackerName = Literal["wandb", "mlflow"]
 
@@ -77,6 +77,6 @@ def start_tracker(name: str | None, config: Mapping[str, Any], folder: Path, *, 
     try:
         tracker = TRACKERS[name](config, folder.name, known.get(name))
     except Exception as error:  # without an account, a network, a store: each has errors of its own
-        raise ValueError(f"--track {name}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"--track {name}: {in_a_line(error)}") from error
     write_text(file, json.dumps({**known, name: tracker.id}) + "\n")
     return tracker

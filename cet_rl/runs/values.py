@@ -29,6 +29,24 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
     return ValueError(f"{kind if 'unknown' in kind else f'unknown {kind}'} {name!r}; {hint}")
 
 
+def in_a_line(error: Exception) -> str:
+    """Return an error's message as one line of readable length."""
+    return " ".join(str(error).split())[:200]
+
+
+def named_values(words: Iterable[str], option: str) -> dict[str, str]:
+    """Return words such as ratio=3 by their names; ValueError for one without =, or a name that is given twice."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not (sign and name):
+            raise ValueError(f"{option} takes name=value, got {word!r}")
+        if name in found:
+            raise ValueError(f"{option} gives {name} twice")
+        found[name] = text
+    return found
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the (first) known name that is most like this one, in lower case, or None if none is alike enough."""
     alike = {each: SequenceMatcher(None, each.lower(), name.lower()).ratio() for each in known}

@@ -12,7 +12,6 @@ known.txt       the CSV that finished jobs are added to, if there is one
 from __future__ import annotations
 
 import csv
-import io
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from cet_rl.runs.config_files import dump_yaml, load_yaml
-from cet_rl.runs.files import holds, make_folder, write_text
+from cet_rl.runs.files import csv_text, holds, make_folder, write_text
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
@@ -300,12 +299,8 @@ class SweepFolder:
             row |= {"job": job.name, "arm": job.arm, "task": job.values["task"], "seed": job.values["seed"]}
             row["agent"] = summary.get("agent") or job.values.get("agent", "")
             rows.append({**row, "status": states[job.name].state, "steps": summary.get("steps"), **found})
-        text = io.StringIO(newline="")
         columns = dict.fromkeys([*LEADING, *varied, "status", "steps", *metrics])
-        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.results_file, text.getvalue())
+        write_text(self.results_file, csv_text(columns, rows))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cet_rl
-from cet_rl.runs.files import check_file, write_text
+from cet_rl.runs.files import check_file, csv_text, write_text
 from cet_rl.runs.lock import Lock
 from cet_rl.runs.task_kinds import identity, task_kind_of
 
@@ -142,11 +141,7 @@ class KnownRuns:
             if new:
                 rows = [*(row for row, _ in there), *new.values()]
                 metrics = dict.fromkeys(name for row in rows for name in row if name not in (*FIRST, *LAST))
-                text = io.StringIO(newline="")
-                writer = csv.DictWriter(text, [*FIRST, *metrics, *LAST], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-                write_text(self.file, text.getvalue())
+                write_text(self.file, csv_text((*FIRST, *metrics, *LAST), rows))
         finally:
             lock.release()
             with suppress(OSError):

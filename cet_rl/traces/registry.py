@@ -8,12 +8,13 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from cet_rl.runs.plugins import import_named, load_plugins
-from cet_rl.runs.values import unknown
+from cet_rl.runs.plugins import first_sentence, import_attribute, load_plugins
+from cet_rl.runs.values import named_values, unknown
 from cet_rl.traces.base import Normalization, Trace, check_whole
 from cet_rl.traces.cascade import CET, Discretization, check_discretization
 from cet_rl.traces.exponential import ET, LTPLTD
@@ -130,7 +131,7 @@ def _entry(make: Any, summary: str = "") -> TraceKind:
     if missing := sorted(getattr(make, "__abstractmethods__", ())):
         raise ValueError(f"{_name(make)} does not define {', '.join(missing)}")
     _options(make)
-    return TraceKind(make, summary or " ".join((make.__doc__ or _name(make)).split(".")[0].split()))
+    return TraceKind(make, summary or first_sentence(make))
 
 
 def traces() -> dict[str, TraceKind]:
@@ -146,12 +147,8 @@ def find_trace(name: str) -> TraceKind:
     """
     if name in _GIVEN:
         return _GIVEN[name]
-    module, colon, attribute = name.partition(":")
-    if colon:
-        found = getattr(import_named(module, f"trace {name}"), attribute, None)
-        if found is None:
-            raise ValueError(f"trace {name}: {module} has nothing named {attribute!r}")
-        return _entry(found)
+    if ":" in name:
+        return _entry(import_attribute(name, f"trace {name}"))
     kind = TRACES.get(name) or traces().get(name)
     if kind is None:
         raise unknown("trace", name, traces())
@@ -168,17 +165,10 @@ def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
 
     Raises ValueError for a word without =, or an option given twice.
     """
-    found: dict[str, Any] = {}
-    for word in words:
-        name, sign, text = word.partition("=")
-        if not (sign and name):
-            raise ValueError(f"--trace-options takes name=value, got {word!r}")
-        if name in found:
-            raise ValueError(f"--trace-options gives {name} twice")
-        try:
+    found: dict[str, Any] = dict(named_values(words, "--trace-options"))
+    for name, text in found.items():
+        with suppress(ValueError):
             found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
     return found
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cet_rl.runs import archive
+from cet_rl.runs.learner import Learner
 from cet_rl.runs.optimizers import AdamW
+from cet_rl.runs.values import in_a_line
 from cet_rl.traces.timing import jitter_draws
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
@@ -63,11 +64,11 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # of the compiler, the linker or torch itself
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = in_a_line(error) or type(error).__name__
         raise ValueError(f"--compile does not work here ({reason}): leave it out") from error
 
 
-class ImageLearner:
+class ImageLearner(Learner):
     """Hold a network, its optimiser and its stream of batches, and learn step by step.
 
     The configuration is resolved, and the data are on its device.
@@ -139,12 +140,6 @@ class ImageLearner:
         self.losses += 1
         return loss.detach()
 
-    def take_loss(self) -> float:
-        """Return the mean of the losses since the last call; nan if there are none."""
-        mean = float(self.loss_sum) / self.losses if self.losses else math.nan
-        self.loss_sum, self.losses = torch.zeros_like(self.loss_sum), 0
-        return mean
-
     @torch.no_grad()
     def _salient(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the positions in the batch of the images with the largest losses, increasing."""
@@ -187,31 +182,17 @@ class ImageLearner:
             self.network.train()
         return right / len(self.data.test), loss / len(self.data.test)
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that resuming needs, for `archive.write`."""
-        return {
-            "step": self.step,
-            "loss_sum": self.loss_sum,
-            "losses": self.losses,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state_dict(),
-        }
+    def contents(self) -> dict[str, Any]:
+        """Return the state of network, optimiser and stream of batches."""
+        parts = {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
+        return {name: part.state_dict() for name, part in parts.items()}
 
-    def load(self, file: Path) -> None:
-        """Restore a file's state; raise ValueError or OSError if it cannot be read, or is of another network."""
-        saved = archive.read(file, what="network")
-        try:
-            self.network.load_state_dict(saved["network"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            for parameter, state in self.optimizer.state.items():
-                # As the parameter lies in memory: the fused optimiser takes both as rows of numbers.
-                for key in ("exp_avg", "exp_avg_sq"):
-                    state[key] = torch.empty_like(parameter).copy_(state[key])
-            self.batches.load_state_dict(saved["batches"])
-            self.loss_sum = saved["loss_sum"].to(self.loss_sum)
-            self.step, self.losses = int(saved["step"]), int(saved["losses"])
-        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{file} does not fit this configuration: {' '.join(str(error).split())[:200]}"
-            ) from None
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Restore what `contents` has returned."""
+        self.network.load_state_dict(saved["network"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for parameter, state in self.optimizer.state.items():
+            # As the parameter lies in memory: the fused optimiser takes both as rows of numbers.
+            for key in ("exp_avg", "exp_avg_sq"):
+                state[key] = torch.empty_like(parameter).copy_(state[key])
+        self.batches.load_state_dict(saved["batches"])

@@ -16,7 +16,6 @@ number that all entries of a matrix go into. What is not judged stands in `LEGEN
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from rich.table import Table
 
 from cet_rl.recurrent.audit.probes import Order, Subject, find_axes, jumps, memory_order, observe, time_order
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule
+from cet_rl.runs.files import csv_text
 
 CRITERIA = {
     "i": "vectors are rates, voltages or other variables of a cell",
@@ -214,16 +214,8 @@ TABLES: dict[str, dict[str, str]] = {
 """Columns of each table and what heads them, by title."""
 
 COLUMNS = (
-    "rule",
-    "equations",
-    "tensors",
-    "memory",
-    "time",
-    *OPERATIONS,
-    *CRITERIA,
-    "plausible",
-    "claims",
-    "reasons",
+    *("rule", "equations", "tensors", "memory", "time", *OPERATIONS, *CRITERIA),
+    *("plausible", "claims", "reasons"),
 )
 """Columns of the CSV: all tables side by side, operations as numbers a step."""
 
@@ -298,12 +290,10 @@ def as_markdown(audits: Sequence[Audit]) -> str:
 
 def as_csv(audits: Sequence[Audit]) -> str:
     """Return a row for each rule."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in map(_row, audits):
-        writer.writerow({name: text.lower() if text == "NO" else text for name, text in row.items()})
-    return stream.getvalue()
+    rows = ({name: row[name] for name in COLUMNS} for row in map(_row, audits))
+    return csv_text(
+        COLUMNS, ({name: "no" if text == "NO" else text for name, text in row.items()} for row in rows)
+    )
 
 
 def as_text(audits: Sequence[Audit], form: Format) -> str:

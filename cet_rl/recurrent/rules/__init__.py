@@ -10,8 +10,8 @@ from typing import Any
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules import built_in
 from cet_rl.recurrent.rules.base import Rule
-from cet_rl.runs.plugins import import_named, load_plugins
-from cet_rl.runs.values import unknown
+from cet_rl.runs.plugins import first_sentence, import_attribute, load_plugins
+from cet_rl.runs.values import named_values, unknown
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,10 @@ def rules() -> dict[str, RuleEntry]:
 def find_rule(name: str) -> RuleEntry:
     """Return the entry of a name, or of a class that is written as module:Class; ValueError if it is no rule."""
     known = rules()
-    module, colon, attribute = name.partition(":")
-    if colon:
-        kind = getattr(import_named(module, f"rule {name}"), attribute, None)
-        if kind is None:
-            raise ValueError(f"rule {name}: {module} has nothing named {attribute!r}")
+    if ":" in name:
+        kind = import_attribute(name, f"rule {name}")
         _check(kind)
-        return RuleEntry(kind, " ".join((kind.__doc__ or attribute).split(".")[0].split()))
+        return RuleEntry(kind, first_sentence(kind))
     if name not in known:
         raise unknown("rule", name, known)
     return known[name]
@@ -119,13 +116,9 @@ def find_rule(name: str) -> RuleEntry:
 def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
     """Return a rule's options, written `window=10`, as its constructor takes them; ValueError for others."""
     entry, found = find_rule(name), dict[str, float]()
-    for word in words:
-        option, sign, text = word.partition("=")
-        if not sign:
-            raise ValueError(f"--rule-options takes name=value, got {word!r}")
-        entry.check_options([option])
-        if option in found:
-            raise ValueError(f"--rule-options gives {option} twice")
+    given = named_values(words, "--rule-options")
+    entry.check_options(given)
+    for option, text in given.items():
         kind = entry.options()[option]
         try:
             found[option] = kind(text)

@@ -163,15 +163,8 @@ def learned_jacobian(units: int, steps: int) -> Answer:
 EXACT: dict[str, Callable[..., Answer]] = {
     function.__name__: function
     for function in (
-        narrowing,
-        recent_weight,
-        bounded,
-        ranked,
-        forgiving,
-        failing,
-        memory,
-        unbiased,
-        learned_jacobian,
+        *(narrowing, recent_weight, bounded, ranked, forgiving),
+        *(failing, memory, unbiased, learned_jacobian),
     )
 }
 """The functions by the name that claims.yaml has for them."""
