@@ -85,9 +85,9 @@ def learning(cell: RNNCell, batch: int, name: str, delay: int, executor: str) ->
 
 
 def seconds(arm: Callable[[int], None], steps: int) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     arm(steps)
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def enough_steps(arm: Callable[[int], None]) -> int:

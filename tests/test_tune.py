@@ -255,7 +255,7 @@ def test_a_folder_is_for_one_search_and_one_storage(tmp_path, monkeypatch):
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="not empty and no search folder"):
         open_study(file, SearchFolder(tmp_path / "other"))
-    monkeypatch.setattr("cet_rl.tuning.study.PATIENCE", 0.3)
+    monkeypatch.setattr("cet_rl.tuning.study.TAKEOVER", 0.3)
     lock = Lock(moved.locks, "study")
     assert lock.acquire()
     with pytest.raises(OSError, match="another search has been creating the study"):

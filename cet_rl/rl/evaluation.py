@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from cet_rl.envs import ActionsFromZero, find_task, make_vec_env
 from cet_rl.rl.config import RLConfig
+from cet_rl.rl.video import watch
 from cet_rl.runs.process import Interruption
 
 SEED_OFFSET = 1_000_003  # from a run's seed to that of its evaluation, so that no episode was learned from
@@ -20,12 +22,15 @@ def evaluate(
     config: RLConfig,
     episodes: int | None = None,
     seed: int | None = None,
+    *,
     stop: Interruption | None = None,
+    shown: bool = False,
+    video: Path | None = None,
 ) -> tuple[float, float]:
     """Return mean and standard deviation of the return over deterministic episodes on separate environments.
 
-    The run's `config` says how many episodes, and the seed, where these are None. If an interruption, `stop`, is
-    wanted, raise KeyboardInterrupt.
+    The run's `config` says how many episodes, and the seed, where these are None. They can be `shown`, in a film
+    or a window, see `watch`. If an interruption, `stop`, is wanted, raise KeyboardInterrupt.
     """
 
     def check(*_: object) -> None:
@@ -33,20 +38,19 @@ def evaluate(
             raise KeyboardInterrupt
 
     episodes = episodes or config.eval_episodes
-    seed, options = evaluation_options(agent, config, seed)
-    env = make_vec_env(num_envs=min(episodes, 20), seed=seed, **options)
-    returns, _ = evaluate_policy(
-        agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
-    )
-    env.close()
-    return float(np.mean(returns)), float(np.std(returns))
-
-
-def evaluation_options(agent: BaseAlgorithm, config: RLConfig, seed: int | None) -> tuple[int, dict[str, Any]]:
-    """Return the seed, and the keywords of `make_env`, of environments to evaluate on."""
     seed = (config.seed + SEED_OFFSET) % 2**32 if seed is None else seed
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
     # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
-    wrappers: list[Any] = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
-    clock = {"task": config.task, "step_duration": config.step_duration}
-    return seed, {**clock, "max_episode_steps": cap, "wrappers": wrappers}
+    wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
+    options: dict[str, Any] = {"task": config.task, "step_duration": config.step_duration}
+    options |= {"max_episode_steps": cap, "wrappers": wrappers}
+    returns: Any
+    if shown:
+        returns = watch(agent, options, episodes, seed, video)
+    else:
+        env = make_vec_env(num_envs=min(episodes, 20), seed=seed, **options)
+        returns, _ = evaluate_policy(
+            agent, env, episodes, deterministic=True, callback=check, return_episode_rewards=True
+        )
+        env.close()
+    return float(np.mean(returns)), float(np.std(returns))

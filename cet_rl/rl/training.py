@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -21,9 +20,8 @@ from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs.vector import choose_vectorization, vectorised_form
 from cet_rl.rl.agent_registry import find_agent
 from cet_rl.rl.config import RLConfig
-from cet_rl.rl.evaluation import evaluate, evaluation_options
+from cet_rl.rl.evaluation import evaluate
 from cet_rl.rl.log import LogWriter, log_every, pending, recent_mean, restore_pending
-from cet_rl.rl.video import watch
 from cet_rl.runs.config import Mark, marked
 from cet_rl.runs.config_files import tuned_defaults
 from cet_rl.runs.folder import Status, checkpoint_interval
@@ -375,11 +373,7 @@ def evaluate_run(
     config = resolve(RLConfig(**{**values, "device": "auto"}))
     set_threads(config.threads)
     restored = find_agent(config.agent).load(config, checkpoint)
-    if shown:
-        seed, options = evaluation_options(restored, config, seed)
-        returns = watch(restored, options, episodes, seed, Path(video) if video else None)
-        mean, deviation = float(np.mean(returns)), float(np.std(returns))
-    else:
-        mean, deviation = evaluate(restored, config, episodes, seed)
+    film = Path(video) if video else None
+    mean, deviation = evaluate(restored, config, episodes, seed, shown=shown, video=film)
     played = f"{episodes} episode{'s' * (episodes > 1)}" + f"; film: {video}" * bool(video)
     return f"{config.task}: return {mean:.1f} ± {deviation:.1f} over {played}"

@@ -27,6 +27,7 @@ from pathlib import Path
 
 HEARTBEAT = 30.0  # seconds between two signs of life of an owner
 LEASE = 300.0  # seconds without one after which an owner on another machine counts as dead
+TAKEOVER = LEASE + HEARTBEAT  # seconds after which the lock of a dead owner has been free for others to take
 POLL = 0.3  # seconds between two attempts to take a lock that is waited for, at most
 EXIT_BUSY = 75  # exit status of a process whose lock another has
 

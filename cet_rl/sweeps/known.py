@@ -21,14 +21,12 @@ from typing import Any
 
 import cet_rl
 from cet_rl.runs.files import check_file, csv_text, write_text
-from cet_rl.runs.lock import Lock
+from cet_rl.runs.lock import TAKEOVER, Lock
 from cet_rl.runs.task_kinds import identity, task_kind_of
 
 FIRST = ("task", "agent", "arm", "seed", "budget", "steps")
 LAST = ("seconds", "commit", "options")
 """Columns before and after those of the metrics."""
-
-WAIT = 60.0  # seconds that another process may take to add its rows
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -132,7 +130,7 @@ class KnownRuns:
     def add(self, runs: Iterable[KnownRun]) -> None:
         """Add rows for those runs that have none, in one step that nobody sees half of; OSError if that fails."""
         lock = Lock(self.file.parent / f".{self.file.name}.lock", "rows")
-        if not lock.acquire(WAIT):
+        if not lock.acquire(TAKEOVER):
             raise OSError(f"{self.file} is locked by another process ({lock.owner}): rows were not added")
         try:
             there = self._rows()

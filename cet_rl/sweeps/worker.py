@@ -27,7 +27,7 @@ from types import FrameType
 
 from cet_rl.runs.files import make_folder
 from cet_rl.runs.folder import RunFolder
-from cet_rl.runs.lock import EXIT_BUSY, HEARTBEAT, LEASE, Lock
+from cet_rl.runs.lock import EXIT_BUSY, TAKEOVER, Lock
 from cet_rl.sweeps.build import configuration
 from cet_rl.sweeps.folder import Job, SweepFolder
 
@@ -120,7 +120,7 @@ def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
     names = [word for word in words if not word.startswith("--")]
     signal.signal(signal.SIGTERM, _interrupt)  # until the run handles it itself
     threading.Thread(target=_stop_with_stdin, daemon=True).start()
-    wait = LEASE + HEARTBEAT if "--wait" in words else 0.0
+    wait = TAKEOVER if "--wait" in words else 0.0
     train = train or (train_together if "--batch" in words else train_job)
     try:
         return work(SweepFolder(folder), names, train, retry="--retry" in words, wait=wait)

@@ -23,7 +23,7 @@ from rich.table import Table
 from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import holds, make_folder, write_text
-from cet_rl.runs.lock import Lock
+from cet_rl.runs.lock import TAKEOVER, Lock
 from cet_rl.runs.task_kinds import differing, options_marked
 from cet_rl.tuning.file import SearchFile, plain
 
@@ -37,7 +37,6 @@ POINTS = 20  # at which the runs of one seed are compared with those of other tr
 WARM_UP = 5  # of these points, in the first seed, at which nothing is pruned yet
 START_UP = 5  # trials that run until they have finished before any is pruned
 BUSY = 100.0  # seconds to wait for an SQLite file that another process writes to
-PATIENCE = 60.0  # seconds to wait for another process that creates the study of the same folder
 SHOWN = 20  # trials in a printed table
 ENOUGH = 10  # finished trials that it takes to tell which options matter
 WIDTH = 140  # of a table that is not printed to a terminal
@@ -115,7 +114,7 @@ def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = N
     holds(folder.path, folder.file.name, "search")
     make_folder(folder.path, "search")
     lock = Lock(folder.locks, "study")
-    if not lock.acquire(wait=PATIENCE):
+    if not lock.acquire(wait=TAKEOVER):
         raise OSError(f"another search has been creating the study of {folder.path} for long; try again")
     try:
         database: Any = storage
