@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import quote
@@ -159,22 +160,26 @@ def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
 
 def draw_all(comparisons: Sequence[Comparison], form: Format = "png") -> list[list[Picture]]:
     """Return the pictures of each comparison, the same ones however many processes draw."""
-    processes = min(len(comparisons), processors(), MOST_PROCESSES)
+    tasks = list(product(comparisons, FIGURES))
+    processes = min(len(tasks), processors(), MOST_PROCESSES)
+    drawn = None
     # Forking is quick, but unsafe beside threads, such as those of torch.
     may_fork = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
     if processes > 1 and may_fork and not multiprocessing.current_process().daemon:
         try:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-                return list(pool.map(partial(draw, form=form), comparisons))
+                drawn = list(pool.map(partial(draw, form=form), *zip(*tasks, strict=True)))
         except BrokenProcessPool:  # one was killed, for its memory perhaps
             pass
-    return [draw(comparison, form) for comparison in comparisons]
+    drawn = drawn or [draw(*task, form) for task in tasks]
+    of_each = zip(*[iter(drawn)] * len(FIGURES), strict=True)
+    return [list(chain.from_iterable(pictures)) for pictures in of_each]
 
 
-def draw(comparison: Comparison, form: Format) -> list[Picture]:
-    """Return the pictures of one comparison."""
+def draw(comparison: Comparison, figure: Callable[[Comparison], list[Picture]], form: Format) -> list[Picture]:
+    """Return the pictures of one figure of a comparison."""
     with drawing():
-        return [as_files(picture, form) for figure in FIGURES for picture in figure(comparison)]
+        return [as_files(picture, form) for picture in figure(comparison)]
 
 
 # -------------------- text
