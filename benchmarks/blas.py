@@ -1,6 +1,6 @@
 """Speed of float32 matrix products by library, one thread: the measurement behind `cet_rl.credit.geometry.matmul`.
 
-    python benchmarks/blas.py       # by processor time: other work on the machine matters less to it
+python benchmarks/blas.py       # by processor time: other work on the machine matters less to it
 """
 
 from __future__ import annotations

@@ -6,18 +6,8 @@ The traces themselves are here; `cet_rl.credit` computes with them at synapses, 
 
 from importlib.metadata import PackageNotFoundError, version
 
-from cet_rl.traces import (
-    CET,
-    ET,
-    LTPLTD,
-    FiniteKernel,
-    Legendre,
-    Optimal,
-    PerfectMemory,
-    SharpCET,
-    Trace,
-    Transition,
-)
+from cet_rl.traces import CET, ET, LTPLTD, FiniteKernel, Legendre, Optimal, PerfectMemory, SharpCET
+from cet_rl.traces.base import Trace, Transition
 from cet_rl.traces.registry import register_trace
 from cet_rl.traces.timing import CreditTiming
 
@@ -26,18 +16,5 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = [
-    "CET",
-    "ET",
-    "LTPLTD",
-    "CreditTiming",
-    "FiniteKernel",
-    "Legendre",
-    "Optimal",
-    "PerfectMemory",
-    "SharpCET",
-    "Trace",
-    "Transition",
-    "__version__",
-    "register_trace",
-]
+__all__ = ["CET", "ET", "LTPLTD", "CreditTiming", "FiniteKernel", "Legendre", "Optimal", "PerfectMemory"]
+__all__ += ["SharpCET", "Trace", "Transition", "__version__", "register_trace"]

@@ -24,19 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 COMMANDS = {
-    "train": "cet_rl.cli.train",
-    "sweep": "cet_rl.cli.sweep",
-    "tune": "cet_rl.cli.tune",
-    "eval": "cet_rl.cli.evaluate",
-    "plot": "cet_rl.cli.plot",
-    "export": "cet_rl.cli.export",
-    "report": "cet_rl.cli.report",
-    "list": "cet_rl.cli.listing",
-    "traces": "cet_rl.cli.traces",
-    "rules": "cet_rl.cli.rules",
-    "bench": "cet_rl.cli.bench",
-    "completion": "cet_rl.cli.completion",
+    **{name: name for name in ("train", "sweep", "tune", "plot", "export", "report", "traces", "rules", "bench")},
+    **{"eval": "evaluate", "list": "listing", "completion": "completion"},
 }
+"""The commands, and the modules that run them."""
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -60,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return refuse(str(unknown("command", command, COMMANDS)))
     try:
-        status: int = importlib.import_module(COMMANDS[command]).run(arguments[1:])
+        status: int = importlib.import_module(f"cet_rl.cli.{COMMANDS[command]}").run(arguments[1:])
         return status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from cet_rl.credit.alignment import cosine
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import run as run_compiled
 from cet_rl.recurrent.compiled import supports
@@ -189,8 +189,8 @@ def measure_alignment(
     x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + PROBED))
     used = _used_gradients(online, memory, x, label, generator)
     true = _true_gradients(online.cell, memory, x, label)
-    first, second = (_cosine(mine, wanted) for mine, wanted in zip(used, true, strict=True))
-    return first, second
+    first, second = (cosine(mine.double(), wanted.double()) for mine, wanted in zip(used, true, strict=True))
+    return float(first), float(second)
 
 
 @torch.no_grad()
@@ -220,9 +220,3 @@ def _true_gradients(cell: RNNCell, memory: Memory, x: Tensor, label: Tensor) -> 
         # The sum whose derivative by the readout is the error that rules descend.
         objective = losses.sum() * (cell.outputs if cell.output == "linear" else 1) / x.shape[1]
     return torch.autograd.grad(objective, (weight, weight_out))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    if not (a.any() and b.any()):
-        return float("nan")
-    return float(functional.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))

@@ -114,7 +114,7 @@ def train_batch(
     resumed. A run that fails leaves a summary that says so; the others go on.
 
     Args:
-        configs: of the agent cet; see `cet_rl.runs.config.check_batch`.
+        configs: of the agent cet, alike but for what `cet_rl.runs.config.check_batch` lets differ.
         folders: of the runs; None for those of `default_path`.
 
     Raises:

@@ -281,19 +281,12 @@ def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) 
 def run(
     sessions: Sequence[Session], build: Callable[[Any], L], join: type[LearnerBatch[L]] = LearnerBatch
 ) -> Status:
-    """Run learners in their folders, each from the beginning or from its last checkpoint.
+    """Run learners in their folders, each from the beginning or from its last checkpoint; see `opened`.
 
-    One of several that fails does not end the others, and finished runs are left alone. Those whose checkpoints
-    are at different steps run one group after the other.
-
-    The sessions share an interruption; `build` makes the learner of a configuration, at its first step, and `join`
-    lets those at the same step take their steps together. Returns "interrupted", or "finished" when all runs have
-    ended; each session's status says how.
-
-    Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        Exception: whatever ended all runs, or the only one, such as FloatingPointError for a number that is not
-            finite; the last checkpoint is from before.
+    `build` makes the learner of a configuration, at its first step, and `join` lets those at the same step take
+    their steps together; those at other steps come one group after the other. Returns "interrupted", or "finished"
+    when all runs have ended; each session's status says how. Raises whatever ended all runs, or the only one, such
+    as FloatingPointError for a number that is not finite; the last checkpoint is from before.
     """
 
     def make(session: Session) -> L:

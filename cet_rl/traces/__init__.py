@@ -9,17 +9,5 @@ from cet_rl.traces.optimal import Optimal
 from cet_rl.traces.plot import plot_kernels
 from cet_rl.traces.sharp import SharpCET
 
-__all__ = [
-    "CET",
-    "ET",
-    "LTPLTD",
-    "FiniteKernel",
-    "Legendre",
-    "Normalization",
-    "Optimal",
-    "PerfectMemory",
-    "SharpCET",
-    "Trace",
-    "Transition",
-    "plot_kernels",
-]
+__all__ = ["CET", "ET", "LTPLTD", "FiniteKernel", "Legendre", "Normalization", "Optimal", "PerfectMemory"]
+__all__ += ["SharpCET", "Trace", "Transition", "plot_kernels"]

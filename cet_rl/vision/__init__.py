@@ -12,17 +12,7 @@ if TYPE_CHECKING:
     from cet_rl.vision.layers import TracedConv2d, TracedLinear, measured, seen_at, traced_layers
     from cet_rl.vision.training import train, train_batch
 
-__all__ = [
-    "TracedConv2d",
-    "TracedLinear",
-    "VisionConfig",
-    "convert",
-    "measured",
-    "prepare",
-    "seen_at",
-    "traced_layers",
-    "train",
-    "train_batch",
-]
+__all__ = ["TracedConv2d", "TracedLinear", "VisionConfig", "convert", "measured", "prepare", "seen_at"]
+__all__ += ["traced_layers", "train", "train_batch"]
 
 __getattr__, __dir__ = import_on_use(__name__, __all__, ("config", "layers", "conversion", "training"))

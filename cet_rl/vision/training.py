@@ -47,17 +47,7 @@ def train_batch(
 ) -> list[Path]:
     """Train many runs at once, and return their folders, which they leave as if each had been alone.
 
-    Two things differ: alignment is not logged, and speeds are those of the batch. Finished runs are left alone,
-    interrupted ones are resumed. A run that fails, say because its loss is not finite, leaves a summary that says
-    so; the others go on.
-
-    Args:
-        configs: see `cet_rl.runs.config.check_batch`.
-        folders: of the runs; None for those of `default_path`.
-
-    Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        KeyboardInterrupt: when interrupted, after all checkpoints have been written.
+    Alignment is not logged. All else, arguments and errors too, is as of `cet_rl.rl.train_batch`.
     """
     configs = [resolve(config) for config in configs]
 
