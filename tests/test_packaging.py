@@ -81,16 +81,8 @@ def test_what_is_in_them(distributions):
 @pytest.mark.parametrize("kind", [".whl", ".gz"])
 def test_they_train_and_find_their_configurations(distributions, kind, tmp_path):
     site = tmp_path / "site"
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-    ]
+    options = "--quiet --no-deps --no-build-isolation --no-index"
+    install = [sys.executable, "-m", "pip", "install", *options.split()]
     subprocess.run([*install, "--target", str(site), str(distributions[kind])], check=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(site), "OPENBLAS_NUM_THREADS": "1"}
     where = [sys.executable, "-c", "import cet_rl; print(cet_rl.__file__)"]

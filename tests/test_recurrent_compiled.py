@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -13,35 +14,16 @@ from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import loops, network
 from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter, delay_rule
 from cet_rl.recurrent.online import Memory, Online
-from cet_rl.recurrent.rules.built_in import (
-    BPTT,
-    DNI,
-    KFRTRL,
-    RFLO,
-    RKF,
-    RTRL,
-    UORO,
-    DNIb,
-    FixedW,
-    FutureBPTT,
-    KeRNL,
-)
+from cet_rl.recurrent.rules import _BUILT_IN
+from cet_rl.recurrent.rules.built_in import RFLO
 from cet_rl.traces import CET, ET, Legendre, PerfectMemory, SharpCET
 
 STEPS = 60
-RULES = {
-    "fixed-w": FixedW,
-    "bptt": lambda cell: BPTT(cell, window=7),
-    "future-bptt": lambda cell: FutureBPTT(cell, window=7),
-    "rtrl": RTRL,
-    "uoro": UORO,
-    "kf-rtrl": KFRTRL,
-    "r-kf": RKF,
-    "kernl": lambda cell: KeRNL(cell, rate=0.02),
-    "rflo": RFLO,
-    "dni": lambda cell: DNI(cell, rate=0.05, renewal=4),
-    "dni-b": lambda cell: DNIb(cell, rate=0.05, jacobian_rate=0.02),
+OPTIONS = {
+    **{"bptt": {"window": 7}, "future-bptt": {"window": 7}, "kernl": {"rate": 0.02}},
+    **{"dni": {"rate": 0.05, "renewal": 4}, "dni-b": {"rate": 0.05, "jacobian_rate": 0.02}},
 }
+RULES = {kind.name: partial(kind, **OPTIONS.get(kind.name, {})) for kind in _BUILT_IN}
 LATE = ["fixed-w", "rflo", "kernl", "dni", "dni-b"]
 TRACES = {
     "cet": (CET(5, 6), 6),
