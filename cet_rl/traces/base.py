@@ -144,11 +144,15 @@ class Trace(ABC):
 
         Raises ValueError if length is below one; also see `transition`.
         """
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
         import torch  # a second to load, and configurations are read without it
 
-        return torch.from_numpy(self.unscaled_kernel(length) / self.scale)
+        return torch.from_numpy(self.kernel_array(length))
+
+    def kernel_array(self, length: int) -> FloatArray:
+        """Return what `kernel` returns as an array of numpy, without loading torch."""
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        return self.unscaled_kernel(length) / self.scale
 
     @property
     def scale(self) -> float:

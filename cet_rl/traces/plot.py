@@ -65,7 +65,7 @@ def _figure(
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     for trace, length, look in lines:
-        lags, kernel = [lag * step for lag in range(length)], trace.kernel(length)
+        lags, kernel = [lag * step for lag in range(length)], trace.kernel_array(length)
         axes.step(lags, kernel.tolist(), where="mid", markevery=[int(kernel.argmax())], markersize=4, **look)
     for lag, color in marks:
         axes.axvline(lag * step, color=color, linestyle="--", linewidth=1)

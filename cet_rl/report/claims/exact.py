@@ -37,7 +37,7 @@ def _listed(values: Mapping[str, float], digits: int = 3) -> str:
 
 def narrowing(delay: int, orders: Sequence[int]) -> Answer:
     """Tell whether cascades of more and more states peak at the delay, each narrower than the one before."""
-    kernels = {f"{order} states": CET(order, delay).kernel(10 * delay).numpy() for order in orders}
+    kernels = {f"{order} states": CET(order, delay).kernel_array(10 * delay) for order in orders}
     widths = {name: float((kernel >= kernel.max() / 2).sum()) for name, kernel in kernels.items()}
     peaks = {int(kernel.argmax()) for kernel in kernels.values()}
     holds = peaks == {delay} and all(first > second for first, second in pairwise(widths.values()))
@@ -47,7 +47,7 @@ def narrowing(delay: int, orders: Sequence[int]) -> Answer:
 def recent_weight(delay: int, order: int) -> Answer:
     """Tell whether, half the delay ago, LTP - LTD keeps over half of its peak at the delay, and a cascade less."""
     traces = {"ET": ET.from_delay(delay), "LTP - LTD": LTPLTD(delay), f"CET {order}": CET(order, delay)}
-    kernels = {name: trace.kernel(10 * delay).numpy() for name, trace in traces.items()}
+    kernels = {name: trace.kernel_array(10 * delay) for name, trace in traces.items()}
     recent = {name: float(kernel[delay // 2] / kernel.max()) for name, kernel in kernels.items()}
     peaks = {name: int(kernel.argmax()) for name, kernel in kernels.items()}
     _, both, cascade = recent.values()
