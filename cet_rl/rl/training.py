@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -29,13 +29,13 @@ from cet_rl.runs.process import set_threads
 from cet_rl.runs.session import (
     LOGGED_POINTS,
     Session,
+    SessionOptions,
     SharedTime,
     batch_sessions,
     opened,
     run_and_summarize,
 )
 from cet_rl.runs.task_kinds import RL
-from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag, in_a_line
 
 LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
@@ -75,32 +75,23 @@ def _without_traces(config: RLConfig) -> RLConfig:
     return replace(config, **defaults)
 
 
-def train(
-    config: RLConfig,
-    run_dir: str | Path | None = None,
-    *,
-    resume: bool = False,
-    checkpoint_every: int | None = None,
-    quiet: bool = False,
-    track: TrackerName | None = None,
-) -> Status:
+def train(config: RLConfig, run_dir: str | Path | None = None, **options: Unpack[SessionOptions]) -> Status:
     """Run a configuration in a run folder: learn, evaluate, summarise.
 
     Args:
         config: what to run.
         run_dir: the run folder itself; None for that of `default_path`.
-        resume: resume from the checkpoint of an interrupted run, if there is one, with the same result as if there
-            had been no interruption (what cannot be restored is named).
-        checkpoint_every: samples from one checkpoint to the next; None for a tenth of the run, at most 100,000.
-        quiet: print nothing.
-        track: tracker that configuration and numbers also go to, "wandb" or "mlflow"; needs its package.
+        **options: `resume=True` resumes from the checkpoint of an interrupted run, if there is one, with the same
+            result as if there had been no interruption (what cannot be restored is named). `checkpoint_every` is
+            how many samples there are from one checkpoint to the next, by default a tenth of the run, at most
+            100,000. `quiet=True` prints nothing. `track="wandb"` or `"mlflow"` also sends configuration and
+            numbers to a tracker, which needs its package.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before any work is lost.
         FloatingPointError, OSError: if an environment gives a number that is not finite, or a file cannot be
             written any more; the summary says "failed".
     """
-    options: Any = {"resume": resume, "checkpoint_every": checkpoint_every, "quiet": quiet, "track": track}
     return _run([_session(resolve(config), run_dir, **options)])
 
 
