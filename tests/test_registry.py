@@ -142,7 +142,7 @@ def test_labels_name_the_agent():
         ("cat", r"unknown agent 'cat'; did you mean cet"),
         ("json:loads", "no Stable-Baselines3 algorithm"),
         ("no_such_module:Agent", "No module named 'no_such_module'"),
-        ("a_module:Nothing", "no attribute 'Nothing'"),
+        ("a_module:Nothing", "a_module has nothing named 'Nothing'"),
         ("a_broken_module:Agent", r"cannot import 'a_broken_module' \(ZeroDivisionError: division by zero\)"),
         (":A", "cannot import ''"),
     ],

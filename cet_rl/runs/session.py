@@ -248,6 +248,8 @@ def opened(
             locks.enter_context(session.folder.locked())
         # Another process may have finished one while this one waited.
         pairs = [(session, learner) for session, learner in pairs if not session.is_finished()]
+        for session, _ in pairs:  # no summary may be written to another run's folder
+            session.folder.check_usable(session.config.as_data(), resume=session.resume)
         for session, learner in pairs:
             session.attempt(session.open, partial(load, session, learner))
         yield [(session, learner) for session, learner in pairs if session.status is None]
