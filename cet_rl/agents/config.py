@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.base import Trace
@@ -43,7 +43,7 @@ class NetworkConfig:
             raise ValueError(f"net_arch must list the widths of the hidden layers, got {widths!r}")
         object.__setattr__(self, "net_arch", tuple(widths))
         for name, choices in (("actor", ActorKind), ("critic", CriticKind), ("feedback", Feedback)):
-            check_choice(name, getattr(self, name), choices)
+            checked(getattr(self, name), choices, name)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class LearnerConfig:
             object.__setattr__(self, "random_lam", (low, high))
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
-        check_choice("error_at", self.error_at, ErrorAt)
+        checked(self.error_at, ErrorAt, "error_at")
         if self.executors is not None:
             object.__setattr__(self, "executors", checked(self.executors, tuple[str, ...], "executors"))
 
@@ -178,9 +178,3 @@ def network_keywords(policy_kwargs: Mapping[str, Any] | None, known: Collection[
             raise ValueError(f"net_arch is one list here, for actor and critic alike, got {dict(widths)}")
         keywords["net_arch"] = list(widths["pi"])
     return our_keywords(keywords, known)
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise ValueError unless `value` is one of the strings of the Literal `choices`."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import check_whole
 
 Activation = Literal["tanh", "identity"]
@@ -50,10 +51,7 @@ class RNNCell:
         if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha:g}")
         for name, choices in {"activation": Activation, "output": Output}.items():
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}"
-                )
+            checked(getattr(self, name), choices, name)
 
     @property
     def columns(self) -> int:
@@ -67,7 +65,6 @@ class RNNCell:
 
         W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0. What is drawn does not depend on
         the type; without a generator it is torch's own that draws.
-
         """
         n, drawn = self.units, partial(torch.randn, generator=generator, dtype=torch.float64)
         factor, triangle = torch.linalg.qr(drawn(n, n))

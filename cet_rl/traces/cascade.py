@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import FloatArray, Normalization, OrderedTrace, Trace, Transition
 from cet_rl.traces.exponential import ET
 
 Discretization = Literal["exact", "official", "official-images"]
-
-
-def check_discretization(name: str) -> None:
-    """Raise ValueError unless `name` is a `Discretization`."""
-    if name not in get_args(Discretization):
-        raise ValueError(f"discretization must be one of {', '.join(get_args(Discretization))}, got {name!r}")
 
 
 def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]:
@@ -67,7 +62,7 @@ class CET(OrderedTrace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_discretization(self.discretization)
+        checked(self.discretization, Discretization, "discretization")
 
     @classmethod
     def from_delay(

@@ -14,9 +14,9 @@ from functools import cache
 from typing import Any
 
 from cet_rl.runs.plugins import first_sentence, import_attribute, load_plugins
-from cet_rl.runs.values import named_values, unknown
+from cet_rl.runs.values import checked, named_values, unknown
 from cet_rl.traces.base import Normalization, Trace, check_whole
-from cet_rl.traces.cascade import CET, Discretization, check_discretization
+from cet_rl.traces.cascade import CET, Discretization
 from cet_rl.traces.exponential import ET, LTPLTD
 from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.legendre import Legendre
@@ -245,7 +245,7 @@ class TraceConfig:
             ValueError: also for options that have no meaning without a delay, for "none" with one, and for a trace
                 of a class that cannot be built from a delay and its fields.
         """
-        check_discretization(discretization)
+        checked(discretization, Discretization, "discretization")
         kind = trace.kind if isinstance(trace, TraceConfig) else trace
         if not delay:
             if kind not in (None, "none"):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from cet_rl.credit.factored import Correlation, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry
 from cet_rl.credit.signals import DelayLine
 from cet_rl.credit.synapses import Synapses
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.timing import check_jitter, jittered_steps, longest_steps
@@ -69,14 +70,9 @@ class CreditRule:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {
-            "activation": tuple(ACTIVATIONS),
-            "error_at": get_args(ErrorAt),
-            "derivative_memory": get_args(DerivativeMemory),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        checked(self.activation, Literal[tuple(ACTIVATIONS)], "activation")
+        checked(self.error_at, ErrorAt, "error_at")
+        checked(self.derivative_memory, DerivativeMemory, "derivative_memory")
         check_whole(self.delay_steps, "delay_steps", at_least=0)
         check_whole(self.streams, "streams", at_least=1)
         if self.is_late and self.error_at == "preactivation" and not self.f.binary:

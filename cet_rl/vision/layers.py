@@ -278,9 +278,7 @@ class TracedLinear(TracedLayer, nn.Linear):
     """Compute y = f(W x + b) like `torch.nn.Linear` and an activation, with synapses that remember.
 
     Args:
-        in_features: inputs.
-        out_features: outputs.
-        bias: whether there is one: a synapse with x = 1.
+        in_features, out_features, bias: as of `torch.nn.Linear`; a bias is a synapse with x = 1.
         trace: the synaptic trace that bridges the delay; None (the default) for none.
         delay_steps: D, images between an image and the arrival of its error; None for the trace's own delay.
         activation: f, "identity" unless given, a name in `cet_rl.credit.activations`; part of the layer, as
@@ -316,12 +314,8 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
     `channels_last` format.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: along both sides.
-        stride: between positions, along both sides.
-        padding: zeros on every side.
-        bias: whether there is one.
+        in_channels, out_channels, kernel_size, stride, padding, bias: as of `torch.nn.Conv2d`, whole numbers that
+            hold along both sides.
         **options: `trace` and the others of `TracedLinear`; streaming keeps the maps of the kernel's support.
 
     Shapes: x (T · E, in_channels, H, W) to y (T · E, out_channels, H', W').
