@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -138,7 +138,8 @@ def _run(sessions: Sequence[Session]) -> Status:
             return "finished"
         trainings, shared_time = [training for _, training in runs], SharedTime(len(runs))
         for number, training in enumerate(trainings):
-            training.attempt(partial(training.begin, shared_time, shown=number == 0, alone=len(sessions) == 1))
+            begin = partial(training.begin, shared_time, shown=number == 0, alone=len(sessions) == 1)
+            training.session.attempt(begin)
         learn = trainings[0].learn_and_evaluate if len(sessions) == 1 else partial(learn_together, trainings)
         return run_and_summarize([training.session for training in trainings], learn)
 
@@ -146,12 +147,12 @@ def _run(sessions: Sequence[Session]) -> Status:
 def learn_together(trainings: Sequence[Training]) -> Status:
     """Learn runs in lock step, rollout by rollout; each ends, or fails, by itself."""
     for training in trainings:
-        training.attempt(training.start)
-    while going := [training for training in trainings if training.is_learning]:
+        training.session.attempt(training.start)
+    while going := [training for training in trainings if training.session.status is None]:
         agents = [training.agent for training in going]
         outcomes = collect(agents, [agent.env for agent in agents], going, agents[0].n_steps)
         for training, outcome in zip(going, outcomes, strict=True):
-            training.attempt(training.go_on, outcome)
+            training.session.attempt(training.go_on, outcome)
     return "interrupted" if any(one.session.status == "interrupted" for one in trainings) else "finished"
 
 
@@ -189,7 +190,7 @@ class Training(BaseCallback):
         self.agent: Any = self.kind.build(self.config)
         if isinstance(self.agent, CETActorCritic):
             session.config = self.config = replace(self.config, executors=self.agent.learner.executors)
-        self.stopped = self.is_learning = False
+        self.stopped = False
         self._log_state: dict[str, Any] | None = None
         self._began: float | None = None  # when the last rollout began
 
@@ -267,11 +268,10 @@ class Training(BaseCallback):
 
     def start(self) -> None:
         """Begin to learn in lock step with others."""
-        self.is_learning = True
         if left := self._left():
             self.agent.start_learning(left, self, **self._options())
         else:
-            self._end()
+            self._conclude()
 
     def go_on(self, outcome: bool | Exception) -> None:
         """Learn from a rollout that has been collected; summarise the run if it was the last."""
@@ -281,16 +281,7 @@ class Training(BaseCallback):
             self.agent.learn_from_rollout()
         if self.stopped or self.agent.num_timesteps >= self.config.total_steps:
             self.on_training_end()
-            self._end()
-
-    def _end(self) -> None:
-        self.is_learning = False
-        self._conclude()
-
-    def attempt(self, act: Callable[..., object], *given: Any) -> None:
-        """Call `act` with arguments unless the run has ended; see `Session.attempt`."""
-        self.session.attempt(act, *given)
-        self.is_learning &= self.session.status is None
+            self._conclude()
 
     def _left(self) -> int:
         """Return the samples that are left to learn from, once hyper-parameters are logged."""
