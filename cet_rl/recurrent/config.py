@@ -79,8 +79,6 @@ class RecurrentConfig(RunConfig):
     """J: an error arrives after D (1 + J u) steps, u drawn from [-1, 1] for each step; the trace is for D."""
     normalization: Normalization = "area"
     """Scale of the trace's kernel: area one, or largest value one."""
-    step_ms: float = 200.0
-    """Milliseconds that one time step stands for."""
     lr: float = 1e-3
     """Learning rate of plain gradient descent."""
     total_steps: int = 100_000

@@ -23,8 +23,6 @@ class RLConfig(LayeredConfig):
     delay: float = 0.0
     """Seconds until credit reaches the actor's synapses; for agents without synaptic traces, until the environment
     delivers rewards. 0: no delay."""
-    step_ms: float = 200.0
-    """Milliseconds that one environment step stands for."""
     lam: Annotated[float, Mark.BATCHABLE] = 0.95
     """Lambda of the RL eligibility trace and of the critic's returns."""
     random_lam: Annotated[tuple[float, float] | None, Mark.TRACED, Mark.BATCHABLE] = None
@@ -60,8 +58,6 @@ class RLConfig(LayeredConfig):
     more CartPoles of the agent cet."""
     n_steps: int = 128
     """Steps of each environment between updates; 1 updates after every step."""
-    seed: int = 0
-    """Seed of networks, actions and environments."""
     eval_episodes: Annotated[int, Mark.NEUTRAL, Mark.BATCHABLE] = 100
     """Deterministic episodes at the end of the run."""
     eval_max_steps: Annotated[int, Mark.NEUTRAL, Mark.BATCHABLE] = 10_000
