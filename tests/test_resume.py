@@ -97,17 +97,24 @@ def killed_and_resumed(config, folder, monkeypatch, *moments):
     assert train(config, folder, resume=True, quiet=True) == "finished"
 
 
-def test_vectorization_is_chosen_once(tmp_path, monkeypatch):
-    config = RLConfig(**{**SMALL, "num_envs": NUMPY_FROM, "total_steps": 1280})
+def test_vectorization_is_chosen_once_and_runs_from_before_it_resume_as_they_began(tmp_path, monkeypatch):
+    config, file = (
+        RLConfig(**{**SMALL, "num_envs": NUMPY_FROM, "total_steps": 1280}),
+        RunFolder(tmp_path).config_file,
+    )
     train_until_killed(config, tmp_path, monkeypatch, 300)
-    assert "vectorization: numpy\n" in RunFolder(tmp_path).config_file.read_text()
+    assert "vectorization: numpy\n" in file.read_text()
     with pytest.raises(ValueError, match="vectorization 'numpy' there, 'each' here"):
         train(replace(config, vectorization="each"), tmp_path, resume=True, quiet=True)
-    each = replace(config, vectorization="each")
-    train(each, tmp_path / "whole", quiet=True)
-    train_until_killed(each, tmp_path / "each", monkeypatch, 300)
-    assert train(config, tmp_path / "each", resume=True, quiet=True) == "finished"
-    assert_same_end(tmp_path / "whole", tmp_path / "each")
+    old = replace(config, vectorization="each")
+    train(old, tmp_path / "whole", quiet=True)
+    train_until_killed(old, tmp_path / "old", monkeypatch, 300)
+    file = RunFolder(tmp_path / "old").config_file
+    file.write_text(file.read_text().replace("vectorization: each\n", ""))
+    with pytest.raises(ValueError, match="vectorization 'each' there, 'numpy' here"):
+        train(replace(config, vectorization="numpy"), tmp_path / "old", resume=True, quiet=True)
+    assert train(config, tmp_path / "old", resume=True, quiet=True) == "finished"
+    assert_same_end(tmp_path / "whole", tmp_path / "old")
 
 
 def logged(folder):

@@ -32,7 +32,7 @@ from cet_rl.runs.config import OPEN, Mark, RunConfig, marked
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
 from cet_rl.runs.files import holds, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock, Owner
-from cet_rl.runs.task_kinds import TaskKind, differing, identity, task_kind_of
+from cet_rl.runs.task_kinds import UNRECORDED, TaskKind, differing, identity, task_kind_of
 
 Status = Literal["finished", "interrupted", "failed"]
 C = TypeVar("C", bound=RunConfig)
@@ -125,7 +125,7 @@ class RunFolder:
     def as_begun(self, config: C) -> C:
         """Return a configuration whose open choices are those that its run in this folder has made, if any."""
         saved = self._saved_config()
-        made = {} if saved is None or differing(saved, config.as_data()) else saved
+        made = {} if saved is None or differing(saved, config.as_data()) else {**UNRECORDED, **saved}
         open_ = [name for name in marked(type(config), Mark.CHOSEN) if getattr(config, name) in OPEN]
         return replace(config, **{name: made[name] for name in open_ if name in made})
 

@@ -181,9 +181,14 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+UNRECORDED = {"vectorization": "each"}
+"""Choices of runs whose config.yaml is older than the option."""
+
+
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Return the values in which two configurations differ, each in words: "lr 0.001 there, 0.01 here"."""
-    either, chosen = identity({**there, **here}), options_marked(Mark.CHOSEN)
+    there, here = ({**UNRECORDED, **values} for values in (there, here))
+    either, chosen = identity(there | here), options_marked(Mark.CHOSEN)
     pairs = [(key, there.get(key), here.get(key)) for key in either]
     return [
         f"{key} {theirs!r} there, {ours!r} here"
