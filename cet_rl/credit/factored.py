@@ -21,8 +21,8 @@ and e itself is never formed: one product with W + T rows in place of two with L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -98,12 +98,9 @@ class Correlation:
         factors: tuple[FloatArray, FloatArray] | None = None,
     ) -> None:
         left, right = factors or (matrix[:0, :0], matrix[:0])
-        self._left, self._right = (torch.from_numpy(x).to(device, dtype) for x in (left, right))
-        self.matrix = torch.from_numpy(np.ascontiguousarray(matrix)).to(device, dtype)
-        band = matrix != 0
-        filled = band.any(1)
-        self._first = np.where(filled, band.argmax(1), band.shape[1])
-        self._last = np.where(filled, band.shape[1] - band[:, ::-1].argmax(1), 0)
+        self.matrix, self._left, self._right = (
+            torch.from_numpy(np.ascontiguousarray(x)).to(device, dtype) for x in (matrix, left, right)
+        )
         self._blocks: dict[tuple[int, int], list[tuple[int, int, int, Tensor]]] = {}
 
     def __call__(
@@ -111,33 +108,26 @@ class Correlation:
     ) -> Tensor:
         """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F), also as `out`."""
         last = len(self.matrix) if last is None else min(last, len(self.matrix))
-        out = errors.new_empty(last - first, errors.shape[1]) if out is None else out
-        factored = max(min(last, len(self._left)) - first, 0)
-        if factored:
-            torch.mm(self._left[first : first + factored], matmul(self._right, errors), out=out[:factored])
-        if factored == len(out):
-            return out
-        first, sums = first + factored, out[factored:]
-        work = (last - first) * errors.numel()
-        if errors.device.type != "cpu" or work < _LEAST_WORK:
-            torch.mm(self.matrix[first:last], errors, out=sums)
-            return out
-        for begin, end, column, block in self._band(first, last):
-            if block.numel():
-                torch.mm(block, errors[column : column + block.shape[1]], out=sums[begin - first : end - first])
-            else:
-                sums[begin - first : end - first] = 0
-        return out
+        sums = errors.new_empty(last - first, errors.shape[1]) if out is None else out
+        near = min(max(first, len(self._left)), last)
+        if first < near:
+            torch.mm(self._left[first:near], matmul(self._right, errors), out=sums[: near - first])
+        if errors.device.type != "cpu" or (last - near) * errors.numel() < _LEAST_WORK:
+            torch.mm(self.matrix[near:last], errors, out=sums[near - first :])
+            return sums
+        for begin, end, column, block in self._band(near, last):
+            torch.mm(block, errors[column : column + block.shape[1]], out=sums[begin - first : end - first])
+        return sums
 
     def _band(self, first: int, last: int) -> list[tuple[int, int, int, Tensor]]:
         """Return blocks (first row, last row, first column, values) that hold all non-zeros of their rows."""
         if (first, last) not in self._blocks:
-            blocks = []
+            blocks = self._blocks[first, last] = []
             for begin in range(first, last, _ROWS):
-                end = min(begin + _ROWS, last)
-                left, right = int(self._first[begin:end].min()), int(self._last[begin:end].max())
-                blocks.append((begin, end, left, self.matrix[begin:end, left : max(left, right)].contiguous()))
-            self._blocks[first, last] = blocks
+                rows = self.matrix[begin : min(begin + _ROWS, last)]
+                columns = [*rows.any(0).nonzero().flatten().tolist(), 0]  # some, even where all is zero
+                block = rows[:, columns[0] : max(columns) + 1].contiguous()
+                blocks.append((begin, begin + len(rows), columns[0], block))
         return self._blocks[first, last]
 
 
@@ -175,19 +165,16 @@ class HistoryConstants:
     def _factors(self, steps: int) -> tuple[FloatArray, FloatArray] | None:
         """Return the kernel at [s, u], s = -L … -1, u = 0 … steps - 1, as a product, where that is less work.
 
-        g_{u-s} = (C M^{-s}) (M^u K). Of the n vectors an orthonormal basis is taken, so that rounding is that of a
-        product with the kernel itself.
+        It has rank n, as g_{u-s} = (C M^{-s}) (M^u K), and random sums of its columns span the same space.
         """
-        transition, (first, _) = self.trace.transition(), self.support
+        transition, first = self.trace.transition(), self.support[0]
         if transition is None or not has_factors(len(transition.K), self.past, steps):
             return None
-        reads = np.empty((self.past, len(transition.K)))  # C M^{first - s}
-        reads[-1] = transition.C @ np.linalg.matrix_power(transition.M, first + 1)
-        for row in reversed(range(self.past - 1)):
-            reads[row] = reads[row + 1] @ transition.M
-        basis = np.linalg.qr(reads)[0]
         kernel = self.trace.kernel(first + self.past + steps)[first:].numpy()
-        return basis, basis.T @ correlation_matrix(kernel, self.past, steps, self.past)
+        matrix = correlation_matrix(kernel, self.past, steps, self.past)
+        sums = matrix @ np.random.default_rng(0).standard_normal((steps, len(transition.K)))
+        basis = np.linalg.qr(sums)[0]
+        return basis, basis.T @ matrix
 
 
 def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
@@ -205,6 +192,9 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
     kept = None if A is None or B is None else decay * (1 - signals.modulation()[1][0]) * torch.stack([A[0], B[0]])
     if kept is not None and state.past_eligibility is None:
         gradient = geometry.split(sum_of_environments(kept[0], state.eligibility))
+    if not constants.past:  # a single lag
+        A = constants.kernel.expand(steps, num_envs) if A is None else constants.kernel * A
+        B = None if B is None else constants.kernel * B
 
     # Maps are many times larger than a dense layer's units: environments and steps are taken in blocks.
     at_once, rows_at_once = num_envs, old + total
@@ -212,7 +202,7 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
         limit = _BLOCK if signals.error.device.type == "cpu" else _BLOCK_ON_DEVICE
         at_once = min(num_envs, max(1, limit // ((old + total) * n_post)))
         rows_at_once = max(1, limit // (at_once * n_post))
-    blocks: list[tuple[Tensor, ...]] = []
+    blocks: list[list[Tensor]] = []
     for first in range(0, num_envs, at_once):
         envs = slice(first, first + at_once)
         # Allocated each time: alignment in memory changes how products round, and resumed runs must be equal.
@@ -223,79 +213,58 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
         error = signals.error[:, envs]
         weights = error[:0] if state.past_eligibility is None else state.past_eligibility[:, envs]
         scales = (weights, weights) if kept is None else kept[:, envs, None].unbind()
-        to_gradient, to_eligibility = (
-            _Events(constants, derivative, _weighted(constants, sums, envs, error), weights, scale)
-            for sums, scale in zip((A, B), scales, strict=True)
+        credited, eligible = (
+            partial(
+                _events, constants, derivative, error if w is None else w[:, envs, None] * error, weights, scale
+            )
+            for w, scale in zip((A, B), scales, strict=True)
         )
         for row in range(0, old + total, rows_at_once):
-            p, x = to_gradient[row : row + rows_at_once], geometry.pre(pre[row : row + rows_at_once])
-            if signals.immediate is not None and (now := old + constants.past) < row + len(p):
-                p[max(now - row, 0) :] += signals.immediate[max(row - now, 0) : row + len(p) - now, envs]
+            rows = slice(row, min(row + rows_at_once, old + total))
+            p, x = credited(rows), geometry.pre(pre[rows])
+            if signals.immediate is not None and (now := old + constants.past) < rows.stop:
+                p[max(now - row, 0) :] += signals.immediate[max(row - now, 0) : rows.stop - now, envs]
             gradient = add_parts(gradient, geometry.outer_parts(geometry.post(p), x))
-        ends = []
-        if state.past_eligibility is not None:
-            rows = range(steps, old + total, rows_at_once)
-            ends = [_joined([to_eligibility[row : row + rows_at_once] for row in rows], 0)]
-        elif kept is not None:
-            for row in range(0, total, rows_at_once):
-                p, x = to_eligibility[row : row + rows_at_once], geometry.pre(pre[row : row + rows_at_once])
+            if kept is not None and state.past_eligibility is None:
                 fade = None if row else kept[1, envs]
-                geometry.add_outer_sums(state.eligibility[envs], geometry.post(p), x, fade)
-        blocks.append((pre[steps:], derivative[steps:], *ends))
+                geometry.add_outer_sums(state.eligibility[envs], geometry.post(eligible(rows)), x, fade)
+        blocks.append([pre[steps:], derivative[steps:]])
+        if state.past_eligibility is not None:
+            blocks[-1].append(eligible(slice(steps, old + total)))
     for name, values in zip(
         ("past_pre", "past_derivative", "past_eligibility"), zip(*blocks, strict=True), strict=False
     ):
         if len(getattr(state, name)):  # an empty view would keep the signals in memory
-            setattr(state, name, _joined(values, 1))
+            setattr(state, name, values[0] if len(values) == 1 else torch.cat(values, 1))
     assert gradient is not None
     return gradient
 
 
-def _joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+def _events(
+    constants: HistoryConstants, derivative: Tensor, weighted: Tensor, weights: Tensor, scale: Tensor, rows: slice
+) -> Tensor:
+    """Return p_s or ε_s of some events, a new tensor (S, E, n_post).
 
-
-def _weighted(constants: HistoryConstants, sums: Tensor | None, envs: slice, error: Tensor) -> Tensor:
-    """Return A_u δ_u or B_u δ_u, (T, E, n_post), times a kernel of a single lag; δ_u without weights."""
-    weights = None if sums is None else sums[:, envs, None]
-    if not constants.past:
-        weights = constants.kernel if weights is None else constants.kernel * weights
-    return error if weights is None else weights * error
-
-
-@dataclass
-class _Events:
-    """Compute p_s or ε_s of events s = -W … T-1, counted from zero; L is in the place of W if e is dense.
-
-    `derivative` and `weights`, ε, are those of the last L and the first W of them.
+    Args:
+        constants: of the layer.
+        derivative: f' of the last L + T events.
+        weighted: A_u δ_u or B_u δ_u, (T, E, n_post).
+        weights: ε before the chunk, of the first W events, if there are any.
+        scale: γλ (1 - s_0) A_0 or B_0, (E, 1).
+        rows: which of the W + T events, with L in the place of W where there are no weights.
     """
-
-    constants: HistoryConstants
-    derivative: Tensor  # f', (L + T, E, n_post)
-    weighted: Tensor  # from `_weighted`, (T, E, n_post)
-    weights: Tensor  # ε before the chunk, (W, E, n_post), or none
-    scale: Tensor  # γλ (1 - s_0) A_0 or B_0 of each environment, (E, 1); unused where there are no weights
-
-    def __getitem__(self, rows: slice) -> Tensor:
-        """Return some, a new tensor (S, E, n_post)."""
-        events = max(len(self.weights), self.constants.past) + len(self.weighted)
-        first, last = rows.start, min(rows.stop, events)
-        old = events - len(self.derivative)  # those that get no more credit from the kernel
-        p = self.weighted.new_empty(last - first, *self.weighted.shape[1:])
-        known, late = self.weights[first:last], min(max(old - first, 0), len(p))
-        if late:
-            torch.mul(known[:late], self.scale, out=p[:late])
-        if late < len(p):
-            begin, end = first + late - old, last - old
-            if self.constants.past:
-                correlate = self.constants.correlation(len(self.weighted))
-                correlate(self.weighted.flatten(1), begin, end, out=p[late:].flatten(1))
-                p[late:] *= self.derivative[begin:end]
-            else:
-                torch.mul(self.weighted[begin:end], self.derivative[begin:end], out=p[late:])
-            if late < len(known):
-                p[late : len(known)].addcmul_(known[late:], self.scale)
-        return p
+    steps, old = len(weighted), max(len(weights) - constants.past, 0)  # so many get no more credit from the kernel
+    p = weighted.new_empty(rows.stop - rows.start, *weighted.shape[1:])
+    known, late = weights[rows], min(max(old - rows.start, 0), len(p))
+    torch.mul(known[:late], scale, out=p[:late])
+    some, credited = p[late:], slice(max(rows.start - old, 0), max(rows.stop - old, 0))
+    if constants.past:
+        constants.correlation(steps)(weighted.flatten(1), credited.start, credited.stop, out=some.flatten(1))
+        some *= derivative[credited]
+    else:
+        torch.mul(weighted[credited], derivative[credited], out=some)
+    some[: len(known) - late].addcmul_(known[late:], scale)
+    return p
 
 
 def add_parts(gradient: Parts | None, part: Parts) -> Parts:
