@@ -214,10 +214,8 @@ class ActorCriticLearner(nn.Module):
         signals, true_signals, bonuses, entropies = self._signals(rollout, td_error)
         self._check_finite(value_loss, signals)
         with _uninterrupted():
-            updates = {
-                name: self.synapses[layer](*signals[name], bonuses.get(name))
-                for layer, name in enumerate(self.names)
-            }
+            layers = zip(self.names, self.synapses, strict=True)
+            updates = {name: each(*signals[name], bonuses.get(name)) for name, each in layers}
             for name, probe in self.probes.items():
                 probe.record(*true_signals[name])  # type: ignore[operator]
             self.steps += len(rollout.rewards)
@@ -240,11 +238,9 @@ class ActorCriticLearner(nn.Module):
             found["train/std"] = self.actor.head.std.mean().item()
         for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
-            credit = updates[name]
-            if name in bonuses:
-                credit = credit - probe.geometry.outer_sum(bonuses[name], signals[name][0])
+            bonus = probe.geometry.outer_sum(bonuses[name], signals[name][0]) if bonuses else 0.0
             truth = probe.true_gradient(len(rollout.rewards))
-            found[f"credit/alignment/{name}"] = cosine(credit, truth).item()
+            found[f"credit/alignment/{name}"] = cosine(updates[name] - bonus, truth).item()
         return found
 
     def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:

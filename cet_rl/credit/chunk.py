@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cet_rl.credit.geometry import matmul
+from cet_rl.credit.geometry import is_for_numpy, matmul
 from cet_rl.credit.signals import Signals, SynapseState, lambda_sums
 from cet_rl.traces.base import FloatArray, Transition
 
@@ -122,30 +122,25 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
     if decay == 0:
         return signals.td_error, None
     td_error, start = signals.modulation()
-    if not td_error.is_cpu:  # where a comparison would wait for the device
+    if not is_for_numpy(td_error):  # where a comparison would wait for the device
         return _sum_weights(td_error, start, decay)
     # Layers whose credit is as late have the same η and s, and their weights cost as much as a small layer.
     global _latest
+    given = decay, td_error.dtype, td_error.shape, td_error.numpy().tobytes(), start.numpy().tobytes()
     latest = _latest  # which another thread may replace at any time
-    if latest is None or latest[0] != decay or not all(map(_same, latest[1], (td_error, start))):
-        # Copies, as the signals' memory may be used again.
-        latest = decay, (td_error.clone(), start.clone()), _sum_weights(td_error, start, decay)
-        _latest = latest
-    return latest[2]
+    if latest[0] != given:
+        _latest = latest = given, _sum_weights(td_error, start, decay)
+    return latest[1]
 
 
-_latest: tuple[float, tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-"""γλ, η and s of the latest `sum_weights`, and what they were, which nobody writes to."""
+_latest: tuple[Any, tuple[Tensor | None, Tensor | None]] = None, (None, None)
+"""What the latest `sum_weights` were of, and what they are, which nobody writes to."""
 
 
 def _sum_weights(td_error: Tensor, start: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     kept = decay * (1 - start)
     kept[:-1], kept[-1] = kept[1:].clone(), 1
     return lambda_sums(td_error, start, decay), kept.flip(0).cumprod(0).flip(0)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def sum_of_environments(weights: Tensor, each: Tensor) -> Tensor:

@@ -17,8 +17,6 @@ NANOSECONDS = {"products": 0.032, "states": 0.11, "numbers": 0.12, "calls": 4900
 """Time of a multiply-add of a matrix product, of one of a product over a unit's states, of a number read or
 written in a pass over a tensor, of a call of torch, and of a term of the compiled loop."""
 
-_NARROW = 32  # synapses of a unit below which the compiled loop takes those of an input at once
-
 _SKIPPED_AT_ONCE = 64  # rows in which zeros of a banded product cannot be skipped
 
 
@@ -93,7 +91,7 @@ def has_factors(order: int, past: int, steps: int) -> bool:
 
 def rows_are_inputs(n_pre: int, n_post: int) -> bool:
     """Return whether the compiled loop on a CPU takes the synapses of an input at once, not those of a unit."""
-    return n_pre < min(_NARROW, n_post)
+    return n_pre < min(32, n_post)
 
 
 def cheapest(

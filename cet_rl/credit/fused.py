@@ -29,18 +29,18 @@ from cet_rl.credit.chunk import Pattern, StateConstants
 from cet_rl.credit.costs import rows_are_inputs
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
-_SMALL = 1 << 12  # weights of a layer below which compiling a loop of its own costs more than a factor of one
+_SMALL = 1 << 12  # weights below which a factor of one costs less than compiling another loop, for other rows
 
 _TEMPLATE = """
 def walk(
-    first, last, coefficients, K, states, eligibility, pre, post, errors, scales, td_error, start, decay, gradient
+    coefficients, K, states, eligibility, pre, post, errors, scales, td_error, start, decay, gradient, bounds
 ):
     steps, envs, length = pre.shape
     last_errors, last_scale = len(errors) - 1, len(scales) - 1
     one = eligibility.dtype.type(1)  # a plain 1 would promote float32 to float64
     {coefficients}
     for env in range(envs):
-        for r in range(first, last):
+        for r in range(bounds[0], bounds[1]):
             e, row, rates = eligibility[env, r], gradient[r], decay[r]
             {rows}
             for t in range(steps):
@@ -80,9 +80,7 @@ def _source(pattern: Pattern, error: str) -> str:
 @lru_cache(maxsize=64)
 def _compiled(pattern: Pattern, small: bool) -> Callable[..., None]:
     namespace: dict[str, Any] = {}
-    source = _source(
-        pattern, "scale * delta[j]" if small else "scale"
-    )  # of one for the small, whatever their rows
+    source = _source(pattern, "scale * delta[j]" if small else "scale")
     exec(compile(source, f"<fused loop for {len(pattern) - 1} states>", "exec"), namespace)
     # Contraction to fused multiply-adds only: NaN must stay NaN and sums keep their order.
     walk: Callable[..., None] = numba.njit(nogil=True, fastmath={"contract"})(namespace["walk"])
@@ -98,15 +96,13 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
     pre, post, one = signals.pre, signals.derivative, signals.error.new_ones(1, *signals.pre.shape[1:])
     errors = [one, signals.error]  # of each synapse of a row, which only the loop for small layers reads; of a row
     by_input = rows_are_inputs(*reversed(gradient.shape))
-    small = by_input or gradient.numel() < _SMALL
     if by_input:
         by_weight = [x.transpose(-1, -3 if x.ndim == 4 else -2).contiguous() for x in by_weight]
         pre, post, errors = post, pre, errors[::-1]
     states, eligibility, rates, total = by_weight
     pattern, values = constants.coefficients
     walk = partial(
-        _walk,
-        _compiled(pattern, small),
+        _compiled(pattern, by_input or gradient.numel() < _SMALL),
         *(t.numpy() for t in (values, constants.K, states, eligibility)),
         *(t.contiguous().numpy() for t in (pre, post, *errors, *signals.modulation())),
         *(t.numpy() for t in (rates, total)),
@@ -123,11 +119,6 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
         state.eligibility.copy_(eligibility.transpose(1, 2))
         return total.T.contiguous()
     return gradient
-
-
-def _walk(loop: Callable[..., None], *arrays: Any) -> None:
-    *others, (first, last) = arrays
-    loop(first, last, *others)
 
 
 @lru_cache(maxsize=1)

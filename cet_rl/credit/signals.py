@@ -39,8 +39,8 @@ class Signals:
         post = (steps, envs, *self.derivative.shape[2:])
         if (self.td_error is None) != (self.start is None):
             raise ValueError("td_error and start come together or not at all")
-        expected = {"derivative": post, "error": post, "td_error": (steps, envs), "start": (steps, envs)}
-        expected["immediate"] = post
+        expected = {"td_error": (steps, envs), "start": (steps, envs)}
+        expected |= dict.fromkeys(("derivative", "error", "immediate"), post)
         for name, shape in expected.items():
             found = getattr(self, name)
             if found is not None and found.shape != shape:
@@ -80,10 +80,8 @@ def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
     found = values.clone()
     if decay == 0:
         return found
-    kept: Any = decay * (1 - start[1:])
-    sums: Any = found
-    if is_for_numpy(found):
-        sums, kept = found.numpy(), kept.numpy()
+    both: Any = found, decay * (1 - start[1:])
+    sums, kept = (x.numpy() for x in both) if is_for_numpy(found) else both
     span = 1
     while span < len(values):
         # sums[t] covers t … t+span-1 and kept[t] is the product of their decays; the products are new tensors.
@@ -132,16 +130,13 @@ class DelayLine(nn.Module):
         """Push T steps, as `forward` does, and drop what comes out."""
         if self.steps == 0:
             return
-        if len(signal) >= self.steps:
-            self.line.copy_(signal[len(signal) - self.steps :])
-            if self._position:  # setting an attribute of a module is slow
-                self._position = 0
-            return
-        end = min(self._position + len(signal), self.steps)
-        first = end - self._position
-        self.line[self._position : end] = signal[:first]
-        self.line[: len(signal) - first] = signal[first:]
-        self._position = (self._position + len(signal)) % self.steps
+        signal, position = signal[max(len(signal) - self.steps, 0) :], self._position
+        first = min(len(signal), self.steps - position)
+        self.line[position : position + first] = signal[:first]
+        if first < len(signal):
+            self.line[: len(signal) - first] = signal[first:]
+        if (end := (position + len(signal)) % self.steps) != position:  # setting an attribute of a module is slow
+            self._position = end
 
     def contents(self) -> Tensor:
         """Return the signals on their way, oldest first, (D, *shape), valid until the next push; read only."""

@@ -276,7 +276,7 @@ class Synapses(nn.Module):
         if (td_error is None) != (self.td_error_line is None):
             kind, takes = ("supervised", "no") if self.td_error_line is None else ("not supervised", "a")
             raise ValueError(f"these synapses are {kind}: they take {takes} td_error and start")
-        types = {t.dtype for t in (pre, derivative, error, td_error, start) if t is not None}
+        types = {t.dtype for t in (pre, derivative, error, td_error, start, immediate) if t is not None}
         if types != {self.eligibility.dtype}:
             raise ValueError(
                 f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
