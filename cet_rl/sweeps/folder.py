@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from cet_rl.report.text import listed
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import csv_text, holds, make_folder, write_text
 from cet_rl.runs.folder import RunFolder
@@ -163,7 +164,9 @@ class SweepFolder:
         except _DAMAGE:
             raise ValueError(f"{self.sweep_file} is damaged: choose another --run-dir") from None
         if edited:
-            raise ValueError(f"{self.sweep_file} has been edited ({_listed(edited)}): choose another --run-dir")
+            raise ValueError(
+                f"{self.sweep_file} has been edited ({listed(edited, SHOWN)}): choose another --run-dir"
+            )
         return sweep
 
     def check(self, sweep: Sweep) -> int:
@@ -181,7 +184,7 @@ class SweepFolder:
             self._check_runs(sweep.jobs)
             return len(added)
         if not added:
-            names = _listed([job.readable for job in missing])
+            names = listed([job.readable for job in missing], SHOWN)
             text = f"holds more jobs than asked for ({names}): put them back, or"
         else:
             changes = min((differing(missing[0].values, job.values) for job in added), key=len)
@@ -301,11 +304,6 @@ class SweepFolder:
             rows.append({**row, "status": states[job.name].state, "steps": summary.get("steps"), **found})
         columns = dict.fromkeys([*LEADING, *varied, "status", "steps", *metrics])
         write_text(self.results_file, csv_text(columns, rows))
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _progress(file: Path) -> tuple[int | None, str, float | None]:
