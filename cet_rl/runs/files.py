@@ -36,9 +36,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Return the text of a CSV with these columns; rows need not have all of them."""
+    """Return the text of a CSV with these columns; rows need not have all of them, and may have others."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

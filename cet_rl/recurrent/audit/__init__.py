@@ -290,10 +290,8 @@ def as_markdown(audits: Sequence[Audit]) -> str:
 
 def as_csv(audits: Sequence[Audit]) -> str:
     """Return a row for each rule."""
-    rows = ({name: row[name] for name in COLUMNS} for row in map(_row, audits))
-    return csv_text(
-        COLUMNS, ({name: "no" if text == "NO" else text for name, text in row.items()} for row in rows)
-    )
+    rows = map(_row, audits)
+    return csv_text(COLUMNS, ({name: "no" if text == "NO" else text for name, text in r.items()} for r in rows))
 
 
 def as_text(audits: Sequence[Audit], form: Format) -> str:
