@@ -76,13 +76,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert found["steps_per_second"] > 100
     assert CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps == 30208
     for piece in (
-        "run folder",
-        "samples/s",
-        "return",
-        ":00 left",
-        "evaluation:",
-        "tensorboard --logdir",
-        "cet-rl report",
+        *("run folder", "samples/s", "return", ":00 left", "evaluation:", "tensorboard --logdir", "cet-rl report"),
     ):
         assert piece in result.stderr
 

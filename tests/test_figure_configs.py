@@ -14,26 +14,11 @@ from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_sweep
 
 FIGURES = {
-    "fig3-mnist": 129,
-    "fig3-cifar10": 129,
-    "fig4-cartpole": 93,
-    "fig4-lunarlander": 93,
-    "fig4-spaceinvaders": 75,
-    "fig7-mnist": 12,
-    "fig7-cifar10": 12,
-    "fig8-cartpole": 15,
-    "fig8-lunarlander": 15,
-    "lambda-spaceinvaders": 20,
-    "traces-cartpole": 185,
-    "traces-spaceinvaders": 65,
-    "traces-mnist": 45,
-    "rules-fig1-add": 120,
-    "rules-fig1-mimic": 120,
-    "late-add": 70,
-    "beyond-mnist": 18,
-    "retrograde-spaceinvaders": 6,
-    "wrong-delay": 126,
-    "split-cartpole": 12,
+    **{"fig3-mnist": 129, "fig3-cifar10": 129, "fig4-cartpole": 93, "fig4-lunarlander": 93},
+    **{"fig4-spaceinvaders": 75, "fig7-mnist": 12, "fig7-cifar10": 12, "fig8-cartpole": 15},
+    **{"fig8-lunarlander": 15, "lambda-spaceinvaders": 20, "traces-cartpole": 185, "traces-spaceinvaders": 65},
+    **{"traces-mnist": 45, "rules-fig1-add": 120, "rules-fig1-mimic": 120, "late-add": 70, "beyond-mnist": 18},
+    **{"retrograde-spaceinvaders": 6, "wrong-delay": 126, "split-cartpole": 12},
 }
 """Number of jobs of each."""
 

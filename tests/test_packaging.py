@@ -64,14 +64,8 @@ def distributions(tmp_path_factory):
 def test_what_is_in_them(distributions):
     with zipfile.ZipFile(distributions[".whl"]) as wheel:
         names = wheel.namelist()
-    for wanted in (
-        "cet_rl/py.typed",
-        "cet_rl/configs/cartpole-8s.yaml",
-        "cet_rl/vision/datasets.yaml",
-        "cet_rl/envs/tasks.yaml",
-        "cet_rl/cli/usage.txt",
-    ):
-        assert wanted in names
+    files = "py.typed configs/cartpole-8s.yaml vision/datasets.yaml envs/tasks.yaml cli/usage.txt"
+    assert {f"cet_rl/{file}" for file in files.split()} <= {*names}
     assert {name.split("/")[0].split("-")[0] for name in names} == {"cet_rl"}
     with tarfile.open(distributions[".gz"]) as sdist:
         packed = {name.split("/", 1)[-1] for name in sdist.getnames()}
