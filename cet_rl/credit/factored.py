@@ -68,7 +68,7 @@ def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
     half of the support in float64, and so half of the cost of a factored past.
     """
     first, last = trace.support
-    magnitude = trace.kernel(last).abs().numpy()
+    magnitude = np.abs(trace.kernel_array(last))
     roundings = 1.0 if dtype.itemsize < torch.float32.itemsize else np.sqrt(len(magnitude))
     outside = roundings * torch.finfo(dtype).eps * magnitude.sum()
     begin = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
@@ -108,6 +108,9 @@ class Correlation:
     ) -> Tensor:
         """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F), also as `out`."""
         last = len(self.matrix) if last is None else min(last, len(self.matrix))
+        small = errors.device.type != "cpu" or (last - first) * errors.numel() < _LEAST_WORK
+        if small and out is None and not len(self._left):  # also where autograd has no products with `out`
+            return self.matrix[first:last] @ errors
         sums = errors.new_empty(last - first, errors.shape[1]) if out is None else out
         near = min(max(first, len(self._left)), last)
         if first < near:
@@ -151,7 +154,7 @@ class HistoryConstants:
     def __post_init__(self) -> None:
         first, last = self.support
         self.past = last - first - 1
-        self._kernel = self.trace.kernel(last)[first:].numpy()
+        self._kernel = self.trace.kernel_array(last)[first:]
         self.kernel = torch.from_numpy(self._kernel).to(self.device, self.dtype)
 
     def correlation(self, steps: int) -> Correlation:
@@ -170,7 +173,7 @@ class HistoryConstants:
         transition, first = self.trace.transition(), self.support[0]
         if transition is None or not has_factors(len(transition.K), self.past, steps):
             return None
-        kernel = self.trace.kernel(first + self.past + steps)[first:].numpy()
+        kernel = self.trace.kernel_array(first + self.past + steps)[first:]
         matrix = correlation_matrix(kernel, self.past, steps, self.past)
         sums = matrix @ np.random.default_rng(0).standard_normal((steps, len(transition.K)))
         basis = np.linalg.qr(sums)[0]

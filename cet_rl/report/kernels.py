@@ -189,7 +189,7 @@ def pulses(delay_steps: int) -> tuple[FloatArray, FloatArray]:
 
 def filtered(signal: FloatArray, trace: Trace) -> FloatArray:
     """Return what the trace holds at each step of a signal, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, shape (T,)."""
-    size, kernel = 2 * len(signal), trace.kernel(len(signal)).numpy()
+    size, kernel = 2 * len(signal), trace.kernel_array(len(signal))
     return np.fft.irfft(np.fft.rfft(signal, size) * np.fft.rfft(kernel, size), size)[: len(signal)]
 
 
@@ -203,4 +203,4 @@ def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArr
         return np.full(2, float(first)), np.array([0.0, 1.0])
     length = max(LENGTH * delay_steps, 10)
     stride = max(1, length // POINTS)
-    return np.arange(0.0, length + 1, stride), trace.kernel(length + 1).numpy()[::stride]
+    return np.arange(0.0, length + 1, stride), trace.kernel_array(length + 1)[::stride]
