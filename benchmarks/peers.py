@@ -93,8 +93,8 @@ def megaflops(agent: CETActorCritic) -> dict[str, float]:
     """Return operations a sample of the matrix products that each part cannot do without, in millions."""
     actor = [layer.n_pre * layer.n_post for layer in agent.policy.actor.layers]
     critic = [layer.weight.numel() for layer in agent.policy.critic if isinstance(layer, torch.nn.Linear)]
-    # Forward; errors of scores, of the entropy and of the critic; gradients of the entropy and of the critic.
-    networks = 2 * sum(actor) + 2 * sum(actor[1:]) + 2 * sum(critic) + sum(critic[1:])
+    # Forward; errors of scores, of the entropy and of the critic; gradients of the critic.
+    networks = sum(actor) + 2 * sum(actor[1:]) + 2 * sum(critic) + sum(critic[1:])
     credit = 0.0
     for each in agent.synapses:
         layer = {"geometry": Dense(each.geometry.n_pre, each.geometry.n_post), "trace": each.trace}

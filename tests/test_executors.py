@@ -116,10 +116,10 @@ def test_a_bias_apart_is_the_same(executor, problem):
 @settings(max_examples=120)
 @given(problem=ALL_LAYERS, executor=st.sampled_from(["auto", "step", "history", "factored"]))
 def test_what_counts_at_once_is_added_without_a_delay(problem, executor):
-    plain, more, geometry = problem.layer("step"), problem.layer(executor), problem.geometry
+    plain, more = problem.layer("step"), problem.layer(executor)
     for part in problem.signals():
-        immediate = torch.randn_like(part[1])
-        assert_same([more(*part, immediate)], [plain(*part) + geometry.outer_sum(immediate, part[0])])
+        now = torch.randn_like(part[1])
+        assert_same([more(*part, now)], [plain(*part) + problem.geometry.outer_sum(now, part[0])])
 
 
 @settings(max_examples=120)
@@ -242,9 +242,7 @@ def test_fused_gives_the_numbers_of_the_definition_on_any_number_of_threads(n_in
     for threads, executor in ((1, "fused"), (2, "fused"), (3, "fused"), (1, "step")):
         torch.set_num_threads(threads)
         layer = Synapses(n_in, n_out, CET(4, 6), gamma_lam=gamma_lam, executor=executor, **options)
-        gradients = [layer(*signals) for _ in range(2)]
-        found.append([*gradients, layer.states, layer.eligibility])
+        found.append([*(layer(*signals) for _ in range(2)), layer.states, layer.eligibility])
     torch.set_num_threads(1)
     assert_same(found[0], found.pop())
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
