@@ -76,7 +76,7 @@ class Work:
         return {
             "products": credited + self.envs * (self.window + steps) * outer,
             "numbers": signals + copied + factors + older * (2 * self.n_pre + 6 * self.n_post) + 6 * self.weights,
-            "calls": 90,
+            "calls": 60,
         }
 
     def nanoseconds(self, form: Form, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
