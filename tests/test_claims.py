@@ -484,6 +484,17 @@ def test_the_command_prints_every_claim_and_writes_them(tmp_path, capsys, monkey
     assert not (tmp_path / "new" / "out" / "report.html").exists()
 
 
+def test_of_runs_that_are_alike_the_one_that_has_logged_most_counts():
+    claim = BY_NAME["own-alignment"]
+    runs = made_up_runs(claim)
+    bare = [
+        dataclasses.replace(run, columns={name: values * np.nan for name, values in run.columns.items()})
+        for run in runs
+    ]
+    for given in ([*bare, *runs], [*runs, *bare]):
+        assert examine(given, [claim])[0].verdict == "supported"
+
+
 def test_a_title_of_claims_is_one_clear_error(capsys):
     assert main(["report", "--claims", ".", "--title", "T"]) == 2
     (error,) = capsys.readouterr().err.splitlines()

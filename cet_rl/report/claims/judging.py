@@ -229,7 +229,7 @@ def _measure(check: Check, chosen: Chosen, *, paired: bool) -> dict[str, dict[in
 
 
 def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mapping[int, ReadRun] | None:
-    """Choose an arm's runs, one for each seed, by seed.
+    """Choose an arm's runs, one for each seed, by seed: of runs that are alike the one that has logged most.
 
     Of several values of free options those of the paper's tables are taken, if they have enough seeds, or else
     those with the most seeds; None if that leaves several.
@@ -237,8 +237,9 @@ def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mappi
     variants: dict[tuple[Any, ...], dict[int, ReadRun]] = defaultdict(dict)
     for config, run in runs:
         if arm.selects(config):
-            rates = _values(config, lambda name: name in claim.free and name not in arm.where)
-            variants[rates].setdefault(config.seed, (config, run))
+            alike = variants[_values(config, lambda name: name in claim.free and name not in arm.where)]
+            if config.seed not in alike or _logged(run) > _logged(alike[config.seed][1]):
+                alike[config.seed] = config, run
 
     def rank(variant: Mapping[int, ReadRun]) -> tuple[bool, int]:
         config, _ = next(iter(variant.values()))
@@ -248,6 +249,11 @@ def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mappi
     if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
         return None
     return ranked[0] if ranked else {}
+
+
+def _logged(run: Run) -> int:
+    """Return how many columns have values."""
+    return sum(bool(np.isfinite(values).any()) for values in run.columns.values())
 
 
 def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
