@@ -47,6 +47,7 @@ SWEEPS = {
     "traces-mnist-long": ("sweeps/traces-mnist-long.yaml", "traces-mnist"),
     "mnist": ("fig3-mnist", "mnist-summary"),
     "wrong-delay": ("wrong-delay", "wrong-delay"),
+    "split-cartpole": ("split-cartpole", "split-cartpole-summary"),
     "rules-fig1-add": ("rules-fig1-add", "rules-fig1-add"),
 }
 """Sweep and table of final numbers of each study; Add at 100,000 steps is left out for the paper's million."""

@@ -8,10 +8,12 @@ The runs behind the numbers are made by the sweeps that the pages name, and `cet
 from __future__ import annotations
 
 import csv
+import runpy
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,15 @@ STYLES = {arm: {"label": (TRACES | TOLERANCES)[arm].title, **look} for arm, look
     rule: {"label": rule_name(rule), **look} for rule, look in looks({r: Identity(r) for r in RULES}).items()
 }
 STYLES |= {f"{rule}-{trace}": STYLES[trace] for rule in ("rflo", "dni", "fixed-w") for trace in TRACES}
+STYLES |= {
+    f"{arm}-unsplit": {**STYLES[arm], "label": f"{STYLES[arm]['label']}, not split", "linestyle": ":"}
+    for arm in ("et", "cet10")
+}
 GAMES = {
     "cartpole": "CartPole-v1, 1 M samples",
     "cartpole-traces": "CartPole-v1, credit 128 s late, 0.5 M samples",
     "cartpole-full": "CartPole-v1, 5 M samples",
+    "split-cartpole": "CartPole-v1, observations split by sign and as they are, 1 M samples",
     "retrograde": "CartPole-v1, 1.5 M samples, credit 120 s later in each layer",
     "lunar-lander": "LunarLander-v3, 1 M samples",
     "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",
@@ -114,8 +121,9 @@ def game(name: str, title: str) -> None:
     curves = curves_of(name)
     undelayed, delays = curves.pop("", []), list(curves)
     figure, grid = panels(len(delays), max(6.5, 4.2 * len(delays)), 4)
+    lines: dict[str, Line2D] = {}
     for axes, delay in zip(grid, delays, strict=True):
-        lines = draw_curves(axes, undelayed + curves[delay], styles=STYLES)
+        lines |= draw_curves(axes, undelayed + curves[delay], styles=STYLES)
         late = f"credit {delay.removesuffix('s')} s late"
         axes.set_title(late if len(delays) > 1 else title if " late" in title else f"{title}, {late}")
         axes.xaxis.set_major_locator(plt.MaxNLocator(5))
@@ -125,7 +133,7 @@ def game(name: str, title: str) -> None:
     for axes in grid[1:]:
         axes.set_ylabel("")
     figure.suptitle(title if len(delays) > 1 else None)
-    legend(figure, lines)
+    legend(figure, lines, list(dict.fromkeys(look["label"] for look in STYLES.values())))
     save(figure, name)
     save(alignment_figure(curves[delays[-1]], STYLES), f"{name}-alignment")
     if len(delays) > 1:
@@ -371,16 +379,20 @@ def cascade() -> None:
 
 def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
     """Draw a study's final scores as numbers in coloured cells; the arm without delay counts at every delay."""
-    scores: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in numbers(f"{name}-summary"):
-        scores[row["arm"], row["delay"]].append(factor * float(row[metric]))
-    arms = sorted({arm for arm, _ in scores}, key=list(STYLES).index)
-    delays = sorted({delay for _, delay in scores if delay}, key=lambda delay: float(delay.removesuffix("s")))
-    values = np.array([[np.mean(scores.get((arm, delay)) or scores[arm, ""]) for delay in delays] for arm in arms])
+    tables = runpy.run_path(str(DOCS / "tables.py"))
+    found = (
+        tables["known"]("CartPole-v1", "5000000", metric)
+        if name == "cartpole-full"
+        else tables["scores"](f"{name}-summary", metric)
+    )
+    arms = sorted(found, key=list(STYLES).index)
+    delays = sorted({*chain(*found.values())} - {""}, key=lambda delay: float(delay.removesuffix("s")))
+    cells = [[found[arm].get(delay) or found[arm].get("", [np.nan]) for delay in delays] for arm in arms]
+    values = factor * np.array([[np.mean(cell) for cell in row] for row in cells])
     figure, (axes,) = panels(1, 2.2 + 1.0 * len(delays), 0.36 * len(arms) + 0.9)
-    low = values.min() if least is None else least
-    texts = [[format(value, form) for value in row] for row in values]
-    draw_cells(axes, values, texts, "viridis", (low, values.max()))
+    low = np.nanmin(values) if least is None else least
+    texts = [[format(value, form) if np.isfinite(value) else "–" for value in row] for row in values]
+    draw_cells(axes, values, texts, "viridis", (low, np.nanmax(values)))
     axes.set_xticks(range(len(delays)), [f"{delay.removesuffix('s')} s" for delay in delays])
     axes.set_yticks(range(len(arms)), [STYLES[arm]["label"] for arm in arms])
     axes.set_title(title, fontsize=9)
