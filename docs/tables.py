@@ -335,7 +335,7 @@ def phrases() -> dict[str, list[str]]:
         factor = 100 if score == "test_accuracy" else 1
         return f"{factor * np.mean(scores(f'{table}-summary', score)[arm][delay]):.{digits}f}"
 
-    poles = {arm: at("cartpole", arm, "32s") for arm in ("et", "cet2", "cet5", "cet10")}
+    poles = {arm: at("cartpole", arm, "32s") for arm in ("et", "cet2", "cet5", "cet10", "optimal10")}
     late = {arm: at("cartpole-traces", arm, "128s") for arm in ("cet10", "legendre10", "optimal10")}
     game = {arm: at("space-invaders", arm, "2s") for arm in ("cet10", "legendre10", "perfect")}
     full = known("CartPole-v1", "5000000", "train_return_mean")
@@ -361,9 +361,7 @@ def phrases() -> dict[str, list[str]]:
             "ET ends at {et}, CET 2 at {cet2}".format(**poles),
             "{}, {}, {}, {}, {}".format(*orders)
             + f", and ten states do as well as learning without delay ({prompt})",
-            "Legendre and SharpCET end at {} to {} at 32 s, CET 10 at {cet10}".format(
-                at("cartpole", "sharp10", "32s"), at("cartpole", "legendre10", "32s"), **poles
-            ),
+            "SharpCET, Legendre and the optimal trace end at {optimal10} at 32 s".format(**poles),
             "({cet10} against {perfect})".format(**game),
             f"({game['legendre10']}, {game['perfect']}, {undelayed}; the ranges overlap)",
             "{}, {}, {}, {} with one, two, five and ten states".format(*back),
