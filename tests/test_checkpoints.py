@@ -259,3 +259,10 @@ def test_what_a_resumed_run_logs_again_is_shown_once(tmp_path, monkeypatch, last
     assert lines[0] == "time/total_timesteps,a,eval/b"
     assert [float(line.split(",")[1]) for line in lines[1:]] == ([1, 2, 7, 8] if last_step == 2 else [1, 2, 3, 4])
     assert [line.split(",")[2] for line in lines[1:]] == ["", "", "", "9.0"]
+
+
+def test_a_run_killed_before_its_configuration_is_written_begins_again(tmp_path):
+    folder, config = RunFolder(tmp_path / "run", "network.zip"), {"task": "digits"}
+    with patch("cet_rl.runs.folder.write_text", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        folder.open_for(config, resume=False)
+    assert not folder.open_for(config, resume=True)

@@ -215,7 +215,7 @@ class RunFolder:
         """
         self.check_usable(config, resume=resume)
         checkpoint = self.checkpoint_file  # raises if none is good, before anything is touched
-        self.newest.parent.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
         resumed = checkpoint.exists()
@@ -223,6 +223,7 @@ class RunFolder:
             for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
                 leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
         write_text(self.config_file, dump_yaml(dict(config)))  # a resumed run may be on another machine now
+        self.newest.parent.mkdir(exist_ok=True)  # not before config.yaml, by which the folder is known again
         return resumed
 
     def write_summary(self, *, metrics: Mapping[str, float | int | None], **more: Any) -> None:
