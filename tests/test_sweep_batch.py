@@ -170,8 +170,7 @@ def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, number):
         os.kill(next(iter(lock_owners(folder.locks).values())).pid if killed else process.pid, number)
         _, said = process.communicate(timeout=60)
         assert process.returncode == (1 if killed else 130)
-        text = r"the process of \d jobs? was killed by SIGKILL \(out of memory\?\): the same command resumes"
-        assert len(re.findall(text, said)) == killed
+        assert " failed" not in said
     wait_for(lambda: lock_owners(folder.locks) == {})
     assert not folder.failures.exists()
     assert sweep(file, folder) == 0
