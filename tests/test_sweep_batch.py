@@ -168,9 +168,8 @@ def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, number):
         wait_for(lambda: len(list(folder.path.glob("*/checkpoint/network.zip"))) == 3, 120)
         killed = number == signal.SIGKILL
         os.kill(next(iter(lock_owners(folder.locks).values())).pid if killed else process.pid, number)
-        _, said = process.communicate(timeout=60)
+        process.communicate(timeout=60)
         assert process.returncode == (1 if killed else 130)
-        assert " failed" not in said
     wait_for(lambda: lock_owners(folder.locks) == {})
     assert not folder.failures.exists()
     assert sweep(file, folder) == 0
