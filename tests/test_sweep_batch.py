@@ -57,7 +57,7 @@ def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
 def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
     launcher = batch_launcher(build(read_sweep(file)).jobs)
-    assert len({*launcher._batches.values()}) == 2
+    assert len({*launcher.batches.values()}) == 2
     assert sweep(file, folder, "--workers", "2") == 0
     assert statuses(folder) == ["finished"] * 3
 
@@ -159,28 +159,43 @@ def test_seeds_of_an_agent_are_trained_together(tmp_path, capsys):
     assert statuses(folder) == ["finished"] * 2
 
 
-KILLED = pytest.mark.xfail(reason="now and then the jobs of a killed batch still count as failed", strict=False)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=KILLED)])
-def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, number):
-    file, folder = study(tmp_path, seeds="0-2", total_steps=1000)
+@pytest.mark.parametrize(
+    ("killed", "number", "seeds"),
+    [
+        ("sweep", signal.SIGTERM, 3),
+        ("sweep", signal.SIGKILL, 3),
+        ("worker", signal.SIGKILL, 3),
+        ("worker", signal.SIGKILL, 1),
+    ],
+)
+def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, killed, number, seeds):
+    settings = {"seeds": list(range(seeds)), "total_steps": 1000}
+    file, folder = study(tmp_path, **settings)
     command = [sys.executable, "-m", "cet_rl", "sweep", file, "--launcher", "batch", "--run-dir", str(folder.path)]
-    with running(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: len(list(folder.path.glob("*/checkpoint/network.zip"))) == 3, 120)
-        killed = number == signal.SIGKILL
-        os.kill(next(iter(lock_owners(folder.locks).values())).pid if killed else process.pid, number)
-        process.communicate(timeout=60)
-        assert process.returncode == (1 if killed else 130)
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE}
+    with running(command, **options, preexec_fn=on_one_processor) as process:  # where all are one batch
+        wait_for(lambda: len(list(folder.path.glob("*/checkpoint/network.zip"))) == seeds, 120)
+        worker = next(iter(lock_owners(folder.locks).values())).pid
+        os.kill(worker if killed == "worker" else process.pid, number)
+        _, said = process.communicate(timeout=60)
+        status = 1 if killed == "worker" else 130 if number == signal.SIGTERM else -signal.SIGKILL
+        assert process.returncode == status
+        jobs = f"{seeds} job{'s' * (seeds > 1)}"
+        text = f"the process of {jobs} was killed by SIGKILL (out of memory?): the same command resumes"
+        assert said.count(text) == (killed == "worker")
     wait_for(lambda: lock_owners(folder.locks) == {})
     assert not folder.failures.exists()
     assert sweep(file, folder) == 0
-    other, whole = study(tmp_path / "whole", seeds="0-2", total_steps=1000)
+    other, whole = study(tmp_path / "whole", **settings)
     assert sweep(other, whole) == 0
     for row, expected in zip(rows_of(folder.results_file), rows_of(whole.results_file), strict=True):
         assert (row["job"], row["steps"]) == (expected["job"], "1000")
         assert float(row["test_loss"]) == pytest.approx(float(expected["test_loss"]), rel=1e-5)
+
+
+def on_one_processor():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 @pytest.mark.parametrize("launcher", ["local", "batch"])

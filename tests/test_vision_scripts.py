@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from functools import partial
 
@@ -138,7 +137,6 @@ def rank(number, file, streaming):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="a fork of a process with threads may hang")
 @pytest.mark.parametrize("streaming", [True, False])
 def test_two_processes(streaming, tmp_path):
     """The gradient is the mean of those of both, each with traces of its own."""

@@ -119,12 +119,12 @@ class _SweepRun:
         left = [name for name in worker.names if self.folder.state(name).state not in ("finished", "failed")]
         if status in STOPPED or not left:
             return True
-        if len(worker.names) > 1 and status < 0:  # by no fault of one job: they are left for the next go
+        if self.launcher.batches and status < 0:  # by no fault of one job: they are left for the next go
             self.display.killed(len(left), status)
             return True
         for name in left:
             # Of a batch, those that have neither ended nor failed are run by another process.
-            if status == EXIT_BUSY or (len(worker.names) > 1 and status in (EXIT_FINISHED, EXIT_FAILED)):
+            if status == EXIT_BUSY or (self.launcher.batches and status in (EXIT_FINISHED, EXIT_FAILED)):
                 self.started.discard(name)  # should its owner die, this sweep takes it over
             elif status != EXIT_FINISHED:
                 failure_reason(self.folder, name, status)

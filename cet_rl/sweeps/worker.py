@@ -201,15 +201,15 @@ class Launcher:
     ) -> None:
         check_workers(capacity)
         self.capacity = capacity or processors()
-        self._command, self._options, self._batches = command, options, batches or {}
-        self._processes = processes
+        self._command, self._options, self._processes = command, options, processes
+        self.batches = batches or {}
         self._workers: list[Worker] = []
 
     def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
         """Start workers for jobs, also for those that have failed if told to retry; OSError if that fails."""
         together: dict[Hashable, list[str]] = {}
         for name in names:
-            together.setdefault(self._batches.get(name, name), []).append(name)
+            together.setdefault(self.batches.get(name, name), []).append(name)
         batches = list(together.values())
         self._workers = [worker for worker in self._workers if worker.poll() is None]
         while len(batches) + len(self._workers) < self._processes and len(longest := max(batches, key=len)) > 1:
