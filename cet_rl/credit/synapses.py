@@ -286,13 +286,11 @@ class Synapses(nn.Module):
         pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]
         now, *late = (line.peek(signal) for line, signal in pairs)
         signals = Signals(now if self._factored else cast(Dense, geometry).inputs(now), *late)
-        # Into the product that the update is, or one of its own.
-        by_history = self._factored and self.executor != "step" and self.shared_decay is not None
-        if immediate is not None and by_history and not self.work.onset:
+        if immediate is not None and self._by_history and not self.work.onset:  # into the product of the update
             signals.immediate, immediate = geometry.flatten(immediate), None
         state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
         update = self._execute(state, signals)
-        if immediate is not None:
+        if immediate is not None:  # a product of its own
             update = add_parts(update, geometry.outer_parts(immediate, pre))
 
         def commit() -> None:
@@ -304,16 +302,22 @@ class Synapses(nn.Module):
 
         return update, commit
 
+    @property
+    def _by_history(self) -> bool:
+        """True if the closed form over a factored past computes the update."""
+        return self._factored and self.executor != "step" and self.shared_decay is not None
+
     def _execute(self, state: SynapseState, signals: Signals) -> Parts:
         """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None
         constants, geometry = self.constants, self.geometry
-        if self.executor == "step" or (isinstance(decay, Tensor) and isinstance(constants, HistoryConstants)):
-            return geometry.split(step(constants, state, signals, decay))
-        if isinstance(constants, HistoryConstants):
+        if self._by_history:
+            assert isinstance(constants, HistoryConstants)
             assert not isinstance(decay, Tensor)
             return history(constants, state, signals, decay)
+        if self.executor == "step" or isinstance(constants, HistoryConstants):
+            return geometry.split(step(constants, state, signals, decay))
         form = self.executor
         if form == "auto":  # for the steps at hand; compiled loops were compared with products on a CPU only
             ways: list[tuple[Form, Work]] = [("chunk", self.work), ("fused", self.work)]
