@@ -93,26 +93,26 @@ def _draw(
     axes: Axes, described: TraceConfig, delay: int, duration: float, look: Mapping[str, Any]
 ) -> Line2D | None:
     """Draw one kernel; return its line, None if it cannot be drawn."""
-    trace = _build(described, delay)
-    if trace is None:
+    found = _build(described, delay)
+    if found is None:
         return None
-    lags, values = sampled_kernel(trace, delay)
+    _, lags, values = found
     peak = int(values.argmax())
     (line,) = axes.plot(lags * duration, values / values[peak], markersize=3.5, markevery=[peak], **look)
     return line
 
 
-def _build(described: TraceConfig, delay: int) -> Trace | None:
-    """Return the trace; None if it cannot be drawn."""
+def _build(described: TraceConfig, delay: int) -> tuple[Trace, FloatArray, FloatArray] | None:
+    """Return the trace, and its kernel as `sampled_kernel` does; None if it cannot be drawn."""
     if delay > LONGEST_DELAY or described.states > MOST_STATES:
         return None
     trace = described.build(delay)
     assert trace is not None
     try:
-        _, values = sampled_kernel(trace, delay)
+        lags, values = sampled_kernel(trace, delay)
     except (ValueError, ArithmeticError):  # such as one that never forgets
         return None
-    return trace if np.isfinite(values).all() and values.max() > 0 else None
+    return (trace, lags, values) if np.isfinite(values).all() and values.max() > 0 else None
 
 
 def memory(comparison: Comparison) -> list[Picture]:
@@ -123,7 +123,10 @@ def memory(comparison: Comparison) -> list[Picture]:
     """
     traces = describe_traces(comparison)
     drawable = (
-        (seconds, {label: trace for label, (kind, delay, _) in of_delay.items() if (trace := _build(kind, delay))})
+        (
+            seconds,
+            {label: found[0] for label, (kind, delay, _) in of_delay.items() if (found := _build(kind, delay))},
+        )
         for seconds, of_delay in reversed(traces.items())
     )
     seconds, built = next((found for found in drawable if found[1]), (0.0, {}))
