@@ -281,15 +281,8 @@ def draw_cells(
             look: Any = {"fill": False, "hatch": "////", "edgecolor": FAINT, "linewidth": 0}
             axes.add_patch(Rectangle((left, top), width, 1, **look))
         weight = "bold" if (row, column) in bold else "normal"
-        look = {
-            "ha": "center",
-            "va": "center",
-            "fontsize": 8,
-            "linespacing": 1.1,
-            "color": color,
-            "weight": weight,
-        }
-        written = axes.text(left + width / 2, row, texts[row][column], **look)
+        look = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
+        written = axes.text(left + width / 2, row, texts[row][column], linespacing=1.1, **look)
         written.set_in_layout(column in (0, columns - 1))  # others do not reach beyond the axes
     # All at once: a hundred patches take their time.
     edges: Any = {"facecolors": fills, "edgecolors": PAPER, "linewidths": 1.5, "joinstyle": "miter"}

@@ -36,7 +36,11 @@ from cet_rl.sweeps.worker import (
 TICK = 0.1  # seconds between two looks at the workers
 GLANCE = 1.0  # seconds between two looks at the folder
 STYLES: dict[State, str] = {
-    **{"failed": "red", "running": "bold", "partial": "yellow", "waiting": "dim", "finished": "green"}
+    "failed": "red",
+    "running": "bold",
+    "partial": "yellow",
+    "waiting": "dim",
+    "finished": "green",
 }
 """Colours of states, in the order in which a terminal shows their jobs when it is too small for all."""
 
