@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -44,7 +45,7 @@ def start_owner(folder):
     return process
 
 
-def test_one_of_two_has_the_lock(tmp_path):
+def test_one_of_two_has_the_lock(tmp_path, monkeypatch):
     first, second = Lock(tmp_path / "locks", "job"), Lock(tmp_path / "locks", "job")
     assert first.acquire()
     assert not second.acquire()
@@ -55,6 +56,8 @@ def test_one_of_two_has_the_lock(tmp_path):
     assert second.acquire(wait=20)
     second.release()
     assert lock_owners(tmp_path / "locks").keys() == {"job.1"}
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as after a fork
+    assert locks._this_process().pid == 1
 
 
 def test_a_killed_owners_lock_is_free_at_once(tmp_path):
@@ -106,24 +109,27 @@ def test_a_lock_that_cannot_be_read_counts_by_its_age(tmp_path, text):
 
 
 def test_of_many_who_find_a_dead_owners_lock_one_takes_it(tmp_path):
-    dead = a_dead_process()
-    for number in range(20):
-        folder = tmp_path / str(number)
-        leave_lock(folder, pid=dead)
-        contenders = [Lock(folder, "job") for _ in range(8)]
-        start, won = threading.Barrier(8), []
+    dead, start = a_dead_process(), threading.Barrier(8)
 
-        def contend(lock, start=start, won=won):
-            start.wait()
-            won.append(lock.acquire())
+    def contend(lock):
+        start.wait()
+        return lock.acquire()
 
-        threads = [threading.Thread(target=contend, args=(lock,)) for lock in contenders]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sum(won) == 1
-        assert len(list(folder.glob("job.*"))) == 1
+    with ThreadPoolExecutor(8) as pool:
+        for folder in [tmp_path / str(number) for number in range(20)]:
+            leave_lock(folder, pid=dead)
+            assert sum(pool.map(contend, [Lock(folder, "job") for _ in range(8)])) == 1
+            assert len(list(folder.glob("job.*"))) == 1
+
+
+def test_a_lock_whose_folder_is_removed_meanwhile_is_taken_all_the_same(tmp_path, monkeypatch):
+    def after_the_last_owner_has_left(folder, listdir=os.listdir):
+        monkeypatch.undo()
+        os.rmdir(folder)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", after_the_last_owner_has_left)
+    assert Lock(tmp_path / "lock", "run").acquire(wait=20)
 
 
 def test_one_who_looked_too_long_ago_steps_back(tmp_path, monkeypatch):

@@ -117,13 +117,10 @@ def test_errors_that_come_early_or_late_reach_both_layers_at_once(trace):
 
 @every_trace
 def test_the_output_layer_waits_as_well(trace):
-    generator = torch.Generator().manual_seed(0)
-    rates = torch.randn(20, 3, 4, generator=generator, dtype=DOUBLE)
-    errors = torch.randn(20, 3, 2, generator=generator, dtype=DOUBLE)
-    layer = Readout(trace, 6)
+    rates, errors = torch.rand(20, 3, 4, dtype=DOUBLE), torch.rand(20, 3, 2, dtype=DOUBLE)
+    layer, kernel = Readout(trace, 6), trace.kernel(26)
     state = layer.init_state(rates[0], 2)
     known = torch.cat([rates, torch.ones_like(rates[..., :1])], dim=2)
-    kernel = trace.kernel(26)
     total = torch.zeros(2, 5, dtype=DOUBLE)
     for t in range(26):
         recalled = sum(kernel[t - before] * known[before] for before in range(min(t + 1, 20)))

@@ -293,13 +293,15 @@ def test_tasks_of_the_catalogue_are_built_from_a_configuration():
 
 @patch.dict(TASKS)
 def test_a_task_of_a_third_party():
-    register_task("slow_add-2", "Add, far back", lambda settings: Add((9, settings.lags[1]), settings.alpha))
-    assert build_task("slow_add-2", SETTINGS) == Add((9, 4), 0.25)
-    assert summaries()["slow_add-2"] == "Add, far back"
+    register_task("slow_add-variant", "Add, far back", lambda own: Add((9, own.lags[1]), own.alpha))
+    assert build_task("slow_add-variant", SETTINGS) == Add((9, 4), 0.25)
+    assert summaries()["slow_add-variant"] == "Add, far back"
     with pytest.raises(ValueError, match="unknown task 'mimik'; did you mean mimic"):
         build_task("mimik", SETTINGS)
     with pytest.raises(ValueError, match="there is a task 'add' already"):
         register_task("add", "another", Add)
+    with pytest.raises(ValueError, match="there is a task 'mnist' already"):
+        register_task("mnist", "a data set", Add)
     for name in ("Add-v0", "a/b", "", "two words"):
         with pytest.raises(ValueError, match="letters, digits, - and _, and no Gymnasium id"):
             register_task(name, "an environment", Add)

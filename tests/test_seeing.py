@@ -305,11 +305,16 @@ def test_a_tracker_gets_the_configuration_and_what_tensorboard_gets(task, tracke
     assert calls["start"][-1][1]["id" if name == "wandb" else "run_id"] is None
 
 
-def test_a_tracker_that_breaks_does_not_end_the_run(tracker, tmp_path, capsys):
-    name, module = tracker[0], sys.modules[tracker[0]]
+def test_a_tracker_that_breaks_does_not_end_the_run(tracker, tmp_path, capsys, monkeypatch):
+    (name, calls), module = tracker, sys.modules[tracker[0]]
+    with monkeypatch.context() as patch:
+        patch.setattr("cet_rl.runs.session.RunLog", Mock(side_effect=OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            train(RLConfig("CartPole-v1", **TINY), tmp_path, track=name)
+    assert len(calls["end"]) == 1
     target = module.init() if name == "wandb" else module
     setattr(target, "log" if name == "wandb" else "log_metrics", Mock(side_effect=OSError("no network")))
-    assert train(RLConfig("CartPole-v1", **TINY), tmp_path, track=name) == "finished"
+    assert train(RLConfig("CartPole-v1", **TINY), tmp_path, track=name, resume=True) == "finished"
     assert capsys.readouterr().err.count("no network") == 1
 
 

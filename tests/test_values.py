@@ -18,21 +18,13 @@ from cet_rl.runs.task_kinds import TASK_KINDS, options_marked
 from cet_rl.runs.values import checked, nearest, unknown
 
 NAMES = ["delay", "decay", "order", "seed", "seeds", "lr"]
+MEANT = {"dealy": "delay", "decya": "decay", "ordr": "order", "Seed": "seed", "seedss": "seeds", "xyz": None}
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("dealy", "delay"),
-        ("decya", "decay"),
-        ("ordr", "order"),
-        ("Seed", "seed"),
-        ("seedss", "seeds"),
-        ("xyz", None),
-    ],
-)
-def test_the_nearest_name_by_edits_is_suggested(name, meant):
-    assert nearest(name, NAMES) == meant
+@pytest.mark.parametrize("name", MEANT)
+def test_the_nearest_name_by_edits_is_suggested(name):
+    meant = nearest(name, NAMES)
+    assert meant == MEANT[name]
     hint = f"did you mean {meant}?" if meant else "choose from delay, decay, order, seed, seeds, lr"
     assert str(unknown("option", name, NAMES)) == f"unknown option {name!r}; {hint}"
 

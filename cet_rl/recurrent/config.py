@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from cet_rl.runs.config import Mark, RunConfig
 from cet_rl.runs.plugins import load_plugins
+from cet_rl.runs.task_kinds import check_new_task
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.timing import check_jitter
@@ -16,10 +17,11 @@ from cet_rl.traces.timing import check_jitter
 
 @dataclass(frozen=True)
 class Task:
-    """Describe an entry of the catalogue."""
+    """Describe a sequence task that can be learned."""
 
-    summary: str  # a line about it
-    build: Callable[[Any], Any]  # of a configuration a `cet_rl.recurrent.tasks.SequenceTask`, or ValueError
+    summary: str  # one line for `cet-rl list`
+    build: Callable[[Any], Any]
+    """Returns the `cet_rl.recurrent.tasks.SequenceTask` of a configuration; raises ValueError if there is none."""
 
 
 def _add(config: Any) -> Any:
@@ -39,30 +41,27 @@ TASKS: dict[str, Task] = {
     "late-add": Task("Add whose error comes late", _add),
     "mimic": Task("the outputs of a fixed random recurrent network, from its inputs", _mimic),
 }
-"""By name."""
+"""The sequence tasks by name."""
 
 
 def register_task(name: str, summary: str, build: Callable[[Any], Any]) -> None:
-    """Add a task to those that `cet-rl train` knows; its arguments are its name and those of `Task`.
+    """Add a sequence task to those that `cet-rl train` knows, under a name; see `Task` for the other arguments.
 
-    A package registers its own in the function that its entry point names (`cet_rl.plugins`). ValueError if the
-    name is taken, or could be a Gymnasium id.
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`). Raises
+    ValueError if the name is that of another task, or could be a Gymnasium id.
     """
-    if name in TASKS:
-        raise ValueError(f"there is a task {name!r} already")
-    if not name.replace("-", "").replace("_", "").isalnum() or "-v" in name:
-        raise ValueError(f"a task's name is letters, digits, - and _, and no Gymnasium id, got {name!r}")
+    check_new_task("task", name)
     TASKS[name] = Task(summary, build)
 
 
 def summaries() -> dict[str, str]:
-    """Return a line about each by name, third parties' included."""
+    """Return a line about each task by name, those of plugins included."""
     load_plugins()
     return {name: task.summary for name, task in TASKS.items()}
 
 
 GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
-"""Options of rules that a task is learned better with than with the rule's own defaults."""
+"""Options of rules with which a task is learned better than with the rule's own defaults."""
 
 LAGS = (3, 5)  # lags of Add, as in Fig. 1 of the paper
 
@@ -118,7 +117,7 @@ class RecurrentConfig(RunConfig):
         if self.jitter and not self.delay:
             raise ValueError("--jitter needs a delay")
         if self.lags != LAGS and self.task == "mimic":
-            raise ValueError("--lags belongs to Add; mimic has none: leave it out")
+            raise ValueError("--lags is an option of add, not of mimic: leave it out")
         if min(self.lags) < 0:
             raise ValueError(f"--lags must not be negative, got {self.lags[0]} {self.lags[1]}")
         if not self.last_update:
@@ -139,19 +138,19 @@ class RecurrentConfig(RunConfig):
 
     @property
     def layers(self) -> int:
-        """Recurrent and output."""
+        """Return 2: the recurrent layer and the output layer."""
         return 2
 
     @property
     def options(self) -> tuple[str, ...]:
-        """Return the rule's options, those that suit the task filled in where none of the same name is given."""
+        """Return the rule's options: those that are given, and those of `GENTLE` for the others."""
         given = {word.partition("=")[0] for word in self.rule_options}
         usual = GENTLE.get(self.task, {}).get(self.rule, ())
         return (*(word for word in usual if word.partition("=")[0] not in given), *self.rule_options)
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """Return what learns, in words for `label`: rflo, or rflo and cet10."""
+        """Return the words of `label` that name what learns: rflo, or rflo and cet10."""
         parts = [self.rule.replace(":", "-")]
         if self.delay:
             parts.append(self.trace_config.label)

@@ -68,13 +68,17 @@ def _read(file: str) -> str:
         return ""
 
 
-@cache
 def _this_process() -> Owner:
+    return _process(os.getpid())  # by its number, as a forked process is another owner
+
+
+@cache
+def _process(pid: int) -> Owner:
     machine, boot = _read("/etc/machine-id"), _read("/proc/sys/kernel/random/boot_id")
     namespace = 0
     with suppress(OSError):
         namespace = os.stat("/proc/self/ns/pid").st_ino
-    return Owner(platform.node(), machine, boot, namespace, os.getpid(), _started(os.getpid()))
+    return Owner(platform.node(), machine, boot, namespace, pid, _started(pid))
 
 
 def _started(pid: int) -> int | None:
@@ -128,11 +132,13 @@ class Lock:
     def acquire(self, wait: float = 0.0) -> bool:
         """Take the lock; return False if another process has it for longer than `wait` seconds."""
         deadline = time.monotonic() + wait
-        while not self._try():
+        while True:
+            with suppress(FileNotFoundError, FileExistsError):  # the last owner has just removed the empty folder
+                if self._try():
+                    return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(random.uniform(POLL / 3, POLL))  # so that two do not step back for each other for ever
-        return True
 
     def release(self) -> None:
         """Release the lock; do nothing if it is not held."""
@@ -164,19 +170,20 @@ class Lock:
         for entry in others:
             (self.folder / entry).unlink(missing_ok=True)
         self._file = file
-        self._released.clear()
-        threading.Thread(target=self._beat, args=(file,), daemon=True).start()
+        self._released = threading.Event()
+        threading.Thread(target=self._beat, args=(file, self._released), daemon=True).start()
         return True
 
     def _entries(self) -> set[str]:
         return {entry for entry in os.listdir(self.folder) if _name(entry) == self.name}
 
-    def _beat(self, file: Path) -> None:
-        while not self._released.wait(HEARTBEAT):
+    def _beat(self, file: Path, released: threading.Event) -> None:
+        """Give signs of life until released; end the process if another one has removed the file."""
+        while not released.wait(HEARTBEAT):
             try:
                 os.utime(file)
             except FileNotFoundError:
-                if not self._released.is_set():
+                if not released.is_set():
                     print(
                         f"another process has taken the lock of {self.name}: stopping", file=sys.stderr, flush=True
                     )

@@ -84,9 +84,9 @@ class RunLog:
         self._folder, self.resumed, self.tracker = folder.path, last_step is not None, tracker
         for file in folder.path.glob(f"events.out.tfevents.*{self._EVALUATION}"):
             file.unlink()
+        self.table = MetricsTable(folder.metrics_file, last_step or 0)
         with naming(folder.path):
             self.writer = SummaryWriter(str(folder.path), purge_step=None if last_step is None else last_step + 1)
-        self.table = MetricsTable(folder.metrics_file, last_step or 0)
 
     def describe(self, config: RunConfig, scores: Sequence[str], *, kernels: bool) -> None:
         """Write hyper-parameters, with the tags of scores, and kernels for TensorBoard, if the run is new."""

@@ -112,10 +112,12 @@ class Session:
         """Start the log, with a function that returns the learner's step."""
         self.step, self._first, self._counted, self._time = step, step(), step(), shared_time
         self._note_saved()
-        tracker = start_tracker(self._track, self.config.as_data(), self.folder.path, resumed=self.resumed)
-        self._closing.callback(self._close_tracker, tracker)
-        self.log = RunLog(self.folder, self._first if self.resumed else None, tracker)
-        self._closing.callback(self.log.close)
+        with ExitStack() as started:  # should the log not start, the tracker's run ends
+            tracker = start_tracker(self._track, self.config.as_data(), self.folder.path, resumed=self.resumed)
+            started.callback(self._close_tracker, tracker)
+            self.log = RunLog(self.folder, self._first if self.resumed else None, tracker)
+            started.callback(self.log.close)
+            self._closing = started.pop_all()
         self.say(f"run folder {self.folder.path}")
 
     def save(self, state: dict[str, Any], runtime_state: object = None) -> None:
@@ -275,9 +277,9 @@ def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) 
                 session.failed(error)
         raise
     finally:
-        for session in sessions:
-            with suppress(OSError) if sys.exc_info()[0] else nullcontext():
-                session.close()
+        with suppress(OSError) if sys.exc_info()[0] else nullcontext(), ExitStack() as closing:
+            for session in sessions:
+                closing.callback(session.close)  # all of them, though closing one may fail
 
 
 def run(

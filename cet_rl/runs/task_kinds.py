@@ -1,6 +1,6 @@
-"""Know the kinds of tasks: the options and scores of each, and the functions that train and evaluate it.
+"""Describe the kinds of tasks: the options and scores of each, and the functions that train and evaluate it.
 
-Nothing of a kind of task is imported before it is needed.
+The modules of a kind of task are imported on first use.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from cet_rl.runs.values import nearest
 
 @dataclass(frozen=True)
 class Score:
-    """Describe a number that says how good a run is; {held_out} stands for the images tested on."""
+    """Describe a number that tells how good a run is.
+
+    In key and title, {held_out} stands for the name of the images that are tested on, test or validation.
+    """
 
     key: str  # of a summary's metrics, or a column of metrics.csv
     title: str
-    word: str  # for tables and progress
+    word: str  # short form of the title, for tables and the progress bar
     digits: int  # decimals of the number as it is stored
     higher_is_better: bool = True
     percent: bool = False
@@ -50,16 +53,16 @@ class TaskKind:
         evaluate_run(values, checkpoint, **options) -> str              a line with the result, for `cet-rl eval`
         check_data(*values)                 raises ValueError or OSError if data cannot be loaded
 
-    Its `catalogue` is the module whose `summaries` returns its tasks and a line about each; None if its tasks are
-    all that no other kind of task knows.
+    The function `summaries` of its module `catalogue` returns its tasks with a line about each. Reinforcement
+    learning has no catalogue: every task that no other kind of task has is one of its environments.
     """
 
     name: str
-    title: str  # what its tasks are about, for people
-    class_name: str
+    title: str  # what its tasks are about, in words
+    class_name: str  # of its configurations
     scores: tuple[Score, ...]  # of a summary; arms are compared on the first
-    curve: Score  # column of metrics.csv that shows how learning goes
-    progress: Score  # column of metrics.csv that a run under way shows
+    curve: Score  # column of metrics.csv that learning curves show
+    progress: Score  # column of metrics.csv that is shown while a run goes on
     unit: str  # name of its steps
     catalogue: str | None = None
     checkpoint: str = "agent.zip"  # the file that holds what has been learned
@@ -132,6 +135,8 @@ RECURRENT = TaskKind(
 )
 TASK_KINDS = (RL, VISION, RECURRENT)
 
+_GYMNASIUM_ID = re.compile(r"[:/]|-v\d+$")  # such as CartPole-v1, MinAtar/Breakout-v1 or package:Env-v0
+
 
 def task_kind_of(task: str | None) -> TaskKind:
     """Return the kind of a task: reinforcement learning for every name that is in no catalogue."""
@@ -143,23 +148,40 @@ def named_tasks() -> list[str]:
     return [task for task_kind in TASK_KINDS for task in task_kind.tasks()]
 
 
+def check_new_task(kind: str, name: str) -> None:
+    """Raise ValueError unless a data set or a sequence task, as `kind` says, can be registered under a name.
+
+    The name must not be that of another task, and not look like a Gymnasium id.
+    """
+    if not re.fullmatch(r"\w[\w-]*", name) or _GYMNASIUM_ID.search(name):
+        raise ValueError(f"a {kind}'s name is letters, digits, - and _, and no Gymnasium id, got {name!r}")
+    if name in named_tasks():
+        raise ValueError(f"there is a task {name!r} already")
+
+
 def check_spelling(task: str) -> None:
     """Raise ValueError for a name that is close to one in a catalogue and does not look like a Gymnasium id."""
     known = named_tasks()
-    near = None if task in known or re.search(r"[:/]|-v\d+$", task) else nearest(task, known)
+    near = None if task in known or _GYMNASIUM_ID.search(task) else nearest(task, known)
     if near:
         raise ValueError(f"unknown task {task!r}; did you mean {near}?")
 
 
 def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return a configuration of values over `base` and its class' defaults, or over the task's tuned defaults."""
+    """Return the configuration with these values; `base` and the class's defaults supply the others.
+
+    Without `base` the others are the tuned defaults of the task.
+    """
     kind = task_kind_of(values["task"]).config()
     plain = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
     return kind(**{**({} if base is None else {**plain, **base}), **values})
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
-    """Raise ValueError for an option, as it was shown, that only other kinds of tasks have, and say which."""
+    """Raise ValueError if an option is none of a task's `own` but one of another kind of task; say which kind.
+
+    In the message `shown` is the option as the user wrote it, and `subject` what it was given for.
+    """
     if name in own:
         return
     for other in TASK_KINDS:
@@ -174,7 +196,7 @@ def options_marked(mark: Mark) -> frozenset[str]:
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that make a configuration the one it is: all but those of the machine and open choices."""
+    """Return the values by which runs are told apart: all but those of the machine and choices left open."""
     machine, chosen = options_marked(Mark.MACHINE), options_marked(Mark.CHOSEN)
     return {
         key: value for key, value in values.items() if key not in machine and not (key in chosen and value in OPEN)
@@ -186,7 +208,7 @@ UNRECORDED = {"vectorization": "each"}
 
 
 def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return the values in which two configurations differ, each in words: "lr 0.001 there, 0.01 here"."""
+    """Return a phrase for each option in which two configurations differ, such as "lr 0.001 there, 0.01 here"."""
     there, here = ({**UNRECORDED, **values} for values in (there, here))
     either, chosen = identity(there | here), options_marked(Mark.CHOSEN)
     pairs = [(key, there.get(key), here.get(key)) for key in either]

@@ -41,23 +41,23 @@ def whole_steps(delay: float, step_duration: float) -> int:
 
 
 def check_jitter(name: str, jitter: float) -> None:
-    """Raise ValueError unless a jitter lies in [0, 1], for which `name` stands."""
+    """Raise ValueError unless the jitter, called `name` in the message, lies in [0, 1]."""
     if not 0 <= jitter <= 1:
         raise ValueError(f"{name} must lie in [0, 1], as errors follow their cause, got {jitter:g}")
 
 
 def jitter_draws(seed: int, step: int, count: int) -> npt.NDArray[np.float64]:
-    """Return u of each of the events of a step, in [-1, 1]: the same numbers whenever the step is taken."""
+    """Return u ~ U[-1, 1] for each of `count` events of a step; equal seeds and steps give equal numbers."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).uniform(-1, 1, count)
 
 
 def jittered_steps(delay_steps: int, jitter: float, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return the steps after which errors arrive, D (1 + J u) to the nearest, for draws u of any shape."""
+    """Return the steps after which errors arrive, D (1 + J u) rounded, for draws u of any shape."""
     return np.rint(delay_steps * (1 + jitter * draws)).astype(np.int64)
 
 
 def longest_steps(delay_steps: int, jitter: float) -> int:
-    """Return the most steps that an error can take, `jittered_steps` at u = 1."""
+    """Return the largest of all `jittered_steps`, which is that at u = 1."""
     return round(delay_steps * (1 + jitter))
 
 
@@ -69,7 +69,7 @@ class CreditTiming:
     Stacked (retrograde signalling): each layer passes it on after another `delay`, so that the output layer
     waits 0, the layer before it `delay`, the one before that twice `delay` (section 4.2, Fig. 6).
 
-    Raises ValueError as `whole_steps` does, and if `layers` is not at least 1.
+    Raises ValueError as `whole_steps` does, and for fewer layers than one.
     """
 
     delay: float = 0.0  # T, in seconds
@@ -89,22 +89,23 @@ class CreditTiming:
 
     @property
     def layer_delays(self) -> tuple[int, ...]:
-        """Delay of each layer in steps, the layer next to the input first."""
+        """Return the delay of each layer in steps, input side first."""
         steps = self.delay_steps
         if self.stacked:
             return tuple(steps * (self.layers - 1 - layer) for layer in range(self.layers))
         return (steps,) * self.layers
 
     def check_run(self, samples: int, num_envs: int, jitter: float = 0.0) -> None:
-        """Raise ValueError if a run of `samples`, all environments counted, ends before all layers have credit."""
+        """Raise ValueError if a run of `samples` in all environments ends before credit reaches all layers."""
         longest = longest_steps(self.longest_delay, jitter)
         if longest >= samples / num_envs:
+            each = f" in each of {num_envs} environments" * (num_envs > 1)
             raise ValueError(
-                f"the longest delay is {longest} steps, but each of {num_envs} environments makes only "
-                f"{samples // num_envs} in this run: learn for longer (--total-steps) or use a shorter delay"
+                f"the longest delay is {longest} steps, but this run makes only {samples // num_envs}{each}: "
+                "learn for longer (--total-steps) or use a shorter delay"
             )
 
     @property
     def longest_delay(self) -> int:
-        """Return the steps until the last layer to hear of an event has heard of it."""
+        """Return the steps until an event's credit has reached all layers."""
         return max(self.layer_delays)

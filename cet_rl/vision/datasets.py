@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.plugins import load_plugins
+from cet_rl.runs.task_kinds import check_new_task
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,10 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """Hold a data set to learn, and to test on, with labels 0 … classes - 1; its name is its key in `DATASETS`.
+    """Hold the images to learn from and to test on, with labels 0 … classes - 1.
 
-    `test` is the test set, or with `validation` a part of the training set left out of `train`. `flips` tells
-    whether to flip training images left to right at random.
+    The name is the key in `DATASETS`. `test` is the test set, or with `validation` the part of the training set
+    that is left out of `train`. `flips` tells whether training images are flipped left to right at random.
     """
 
     name: str
@@ -53,7 +54,7 @@ class ImageData:
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
-        """Shape of one image: channels, height, width."""
+        """Return the shape of one image: channels, height, width."""
         _, channels, height, width = self.train.images.shape
         return channels, height, width
 
@@ -67,11 +68,11 @@ Loader = Callable[[str, str | None, bool], ImageData]
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """Describe a data set in Parquet files, as the Hugging Face hub has them in this repository; see `ImageData`.
+    """Describe a data set in Parquet files, those of a repository on the Hugging Face hub; see `ImageData`.
 
-    The shape of an image is channels (1 for grey, 3 for RGB), height and width. Mean and deviation are those of
-    each channel after standardisation, or a single number for all. `label` is the column with the labels; images
-    are in `image` or `img`.
+    `shape` is that of an image: channels (1 for grey, 3 for RGB), height and width. Standardisation gives each
+    channel the mean and the deviation named here, one number for each or one for all. Labels are read from the
+    column `label`, and images from `image` or `img`.
     """
 
     repository: str
@@ -87,8 +88,9 @@ class ParquetImages:
 class Dataset:
     """Hold an entry of the registry.
 
-    The loader describes Parquet files; or it is a function of the name, `data_dir` and `validation` that returns
-    `ImageData` on the CPU, and raises ValueError or OSError with one clear line; or its "module:function".
+    The loader describes Parquet files, or is a function, given as such or as "module:function". The function takes
+    the name, `data_dir` and `validation`, returns `ImageData` on the CPU, and raises ValueError or OSError with a
+    message of one line.
     """
 
     summary: str
@@ -116,14 +118,10 @@ def register_dataset(
 ) -> None:
     """Add a data set to those that `cet-rl train` and `VisionConfig` know; the arguments are those of `Dataset`.
 
-    A package registers its own in the function that its entry point names (`cet_rl.plugins`).
-
-    Raises ValueError if the name is taken, or could be a Gymnasium id.
+    A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`). Raises
+    ValueError if the name is that of another task, or could be a Gymnasium id.
     """
-    if name in DATASETS:
-        raise ValueError(f"there is a data set {name!r} already")
-    if not name.replace("-", "").replace("_", "").isalnum() or "-v" in name:
-        raise ValueError(f"a data set's name is letters, digits, - and _, and no Gymnasium id, got {name!r}")
+    check_new_task("data set", name)
     DATASETS[name] = Dataset(summary, network, loader)
 
 
