@@ -56,10 +56,8 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, expected):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("=x", "KEY=VALUE"),
-        ("partition=", "KEY=VALUE"),
-        ("array=0-3", "--workers"),
-        ("array_parallelism=3", "--workers"),
+        *[(words, "KEY=VALUE") for words in ("=x", "partition=")],
+        *[(words, "--workers") for words in ("array=0-3", "array_parallelism=3")],
         ("time=1h", "time must be"),
         ("signal-delay=soon", "whole number of seconds"),
         ("mem=1G mem=2G", "given twice"),
@@ -76,12 +74,8 @@ def programs(tmp_path, monkeypatch):
     """Stand-ins for SLURM's programs: sbatch keeps what it is given, squeue prints the file `queue`."""
     home = tmp_path / "programs"
     home.mkdir()
-    scripts = {
-        "sbatch": f'cp "$1" {home}/submitted; cat {home}/answer',
-        "squeue": f"cat {home}/queue",
-        "srun": "exit 1",
-        "scontrol": "exit 1",
-    }
+    scripts = {"sbatch": f'cp "$1" {home}/submitted; cat {home}/answer', "squeue": f"cat {home}/queue"}
+    scripts |= dict.fromkeys(("srun", "scontrol"), "exit 1")
     for name, text in scripts.items():
         (home / name).write_text(f"#!/bin/sh\n{text}\n")
         (home / name).chmod(0o755)
@@ -90,7 +84,7 @@ def programs(tmp_path, monkeypatch):
     return home
 
 
-def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
+def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys, monkeypatch):
     sweep, folder = fake(0, 1, 2), SweepFolder(tmp_path / "sweep")
     options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
     submit_sweep(sweep, folder, options, 2)
@@ -110,6 +104,10 @@ def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys):
     submit_sweep(sweep, folder, options, 2)
     assert "nothing to submit" in capsys.readouterr().err
     assert not (programs / "submitted").exists()
+    (programs / "squeue").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr("cet_rl.sweeps.slurm.ANSWER", 0.1)
+    with pytest.raises(ValueError, match="squeue does not answer: nothing came back"):
+        queued_jobs(folder)
 
 
 def test_jobs_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, programs, capsys):
@@ -155,8 +153,7 @@ def test_a_slurm_job_runs_its_job_and_fails_with_it(tmp_path):
 
 
 def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
-    sweep = fake(0)
-    job = job_of(tmp_path, sweep)
+    job = job_of(tmp_path, fake(0))
     plan(tmp_path, {0: "wait"})
 
     def terminate():

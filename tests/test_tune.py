@@ -118,20 +118,23 @@ def test_a_trial_that_is_worse_than_most_is_stopped_and_its_run_kept(tmp_path):
 
 def test_trials_that_diverge_are_pruned_those_that_crash_fail_and_a_full_disk_leaves_them_open(tmp_path, capfd):
     search = search_of(tmp_path, trials=1, workers=1)
-    plan(search.folder.path, {"trial-0000": "diverge", "trial-0002": "crash", "trial-0003": "full disk"})
+    plan(search.folder.path, {"trial-0000": "diverge", "trial-0002": "crash"})
     assert search.run() == 1  # no trial has finished
     assert not search.folder.best_file.exists()
-    search.trials = 4
+    search.trials = 3
+    assert search.run() == 0
+    plan(search.folder.path, {"trial-0003": "full disk", "trial-0004": 0.1})
+    search = search_of(tmp_path, trials=5)
     with pytest.raises(OSError, match=r"trial 3 cannot go on: .*No space left on device.*takes it up again"):
         search.run()
-    assert states(search) == ["PRUNED", "COMPLETE", "FAIL", "RUNNING"]
+    assert states(search) == ["PRUNED", "COMPLETE", "FAIL", "RUNNING", "RUNNING"]
     printed = capfd.readouterr().err
     assert "the loss is not finite" in printed
     assert "was killed by SIGKILL" in printed
     plan(search.folder.path, {})
-    again = search_of(tmp_path)
+    again = search_of(tmp_path, trials=5)
     assert again.run() == 0
-    assert states(again) == ["PRUNED", "COMPLETE", "FAIL", "COMPLETE"]
+    assert states(again) == ["PRUNED", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_parameters_drawn_again_are_not_run_again(tmp_path):

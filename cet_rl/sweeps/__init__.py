@@ -1,11 +1,12 @@
-"""Sweeps: many runs from one file, side by side, as often interrupted as need be.
+"""Sweeps: many runs from one file, side by side, which can be interrupted and resumed at any time.
 
 file.py         what a sweep's file asks for
 build.py        its jobs, built and checked before any of them starts
-folder.py       the jobs, their states and results, the folder that keeps them, and what may not be mixed
+folder.py       the folder of a sweep: its jobs, their states and results
+known.py        a CSV of finished runs that outlives their folders
 worker.py       the process that runs jobs, alone or as one batched model, and what starts it on this machine
-scheduler.py    which job comes next, until none is left; and the table of jobs
+scheduler.py    starts jobs until none is left, and shows how far they are
 slurm.py        jobs on a SLURM cluster
 
-What a worker imports before it has its job's lock is kept light: no torch, no scipy.
+Before it has its job's lock a worker imports neither torch nor scipy, so that it starts quickly.
 """

@@ -31,10 +31,10 @@ from cet_rl.sweeps.known import fingerprint
 
 
 def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:
-    """Return a sweep with all of its jobs, read from its folder if they would come out the same.
+    """Return the sweep of a file, read from its folder if that has been built from the same file and defaults.
 
-    Building them takes seconds, as what trains has to be loaded. Raises ValueError as `build` does, and if the
-    folder holds something else or its sweep.yaml is damaged.
+    Building a sweep takes seconds, since it imports the modules that train. Raises ValueError as `build` does, and
+    if the folder holds something else or its sweep.yaml is damaged.
     """
     if holds(folder.path, folder.sweep_file.name, "sweep"):
         earlier = folder.read()
@@ -44,7 +44,7 @@ def build_or_read(file: SweepFile, folder: SweepFolder) -> Sweep:
 
 
 def digest(file: SweepFile) -> str:
-    """Return the SHA-256 of all that a sweep's jobs follow from: its file, and this version's defaults."""
+    """Return the SHA-256 of all that determines a sweep's jobs: its file, and the defaults of this version."""
     defaults = [str(inspect.signature(task_kind.config())) for task_kind in TASK_KINDS]
     home = resources.files("cet_rl") / "configs"
     added = sorted(entry.read_text("utf-8") for name in ("tuned", "paper") for entry in (home / name).iterdir())
@@ -74,7 +74,7 @@ def build(file: SweepFile) -> Sweep:
 
 
 def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None) -> list[Job]:
-    """Return a job for each seed of one configuration; its arm has a name, or the configuration's label.
+    """Return a job for each seed of one configuration, in an arm called `name`, by default the label.
 
     Raises ValueError for an agent, an environment or a device that does not exist here.
     """
@@ -87,14 +87,17 @@ def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None)
 
 
 def configuration(job: Job) -> tuple[TaskKind, RunConfig]:
-    """Return a job's kind of task and its configuration for one thread; ValueError if of another version."""
+    """Return a job's kind of task and its configuration for one thread.
+
+    Raises ValueError for options that this version does not have.
+    """
     task_kind = task_kind_of(job.values["task"])
     values = check_values({**job.values, "threads": 1}, f"sweep.yaml, {job.name}", task_kind.config())
     return task_kind, task_kind.config()(**values)
 
 
 def check_data(jobs: Iterable[Job], folder: SweepFolder) -> None:
-    """Raise ValueError or OSError if data of jobs that are not finished cannot be had, before each job fails."""
+    """Raise ValueError or OSError unless the data of all jobs that are not finished can be loaded."""
     data: dict[tuple[TaskKind, tuple[Any, ...]], None] = {}
     for job in jobs:
         task_kind = task_kind_of(job.values["task"])
@@ -106,7 +109,7 @@ def check_data(jobs: Iterable[Job], folder: SweepFolder) -> None:
 
 
 def _resolve(config: RunConfig) -> RunConfig:
-    """Return the configuration as its run's config.yaml will have it, without the machine's device and threads."""
+    """Return the configuration with its defaults filled in, except for device and threads."""
     task_kind = task_kind_of(config.task)
     if task_kind is RL:
         from cet_rl.envs import find_task

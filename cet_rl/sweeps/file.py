@@ -1,4 +1,4 @@
-"""Read the file of a sweep: what it asks for, before any of its values is checked.
+"""Read the file of a sweep; the values of options are checked later, by `cet_rl.sweeps.build`.
 
 A file is a YAML mapping. It holds options of `cet-rl train` with underscores, which hold for all jobs, and
 
@@ -55,13 +55,13 @@ class Combination:
     paper: bool = False  # whether it starts from the paper's tables
 
     def __str__(self) -> str:
-        """Return what tells it from the others: "delay 8, order 5"."""
+        """Return the settings that tell it from the others: "delay 8, order 5"."""
         return ", ".join(f"{key} {self.settings[key]}" for key in self.varied)
 
 
 @dataclass(frozen=True)
 class SweepFile:
-    """Hold what the file of a sweep asks for: combinations of settings, arm by arm, and seeds for each of them."""
+    """Hold the contents of a sweep's file: combinations of settings, arm by arm, and seeds for each of them."""
 
     source: str
     title: str
@@ -71,7 +71,7 @@ class SweepFile:
 
 @dataclass(frozen=True)
 class Arm:
-    """Hold an arm of a sweep's file, or what the file says of all of its jobs; `paper` is None where not set."""
+    """Hold an arm of a sweep's file, or the settings of all of its jobs; `paper` is None where it is not set."""
 
     settings: Mapping[str, Any]
     grid: Mapping[str, Sequence[Any]]
@@ -82,8 +82,8 @@ class Arm:
 def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFile:
     """Read the file of a sweep, by its path or by the name of one that comes with the package.
 
-    With `quick` its quick settings replace the others; `settings` are those of all jobs, whatever the file says.
-    What a sweep cannot have is a ValueError that names file and key.
+    With `quick` the file's quick settings replace the others; `settings` replace those of all jobs. Raises
+    ValueError, naming file and key, for anything that a sweep cannot have.
     """
     data = dict(read_mapping(source))
     check_keys(data, source, KEYS)

@@ -1,12 +1,12 @@
-"""The jobs of a sweep, what has become of them, and the folder that keeps them.
+"""Keep the folder of a sweep: its jobs, their states and their results.
 
-sweep.yaml      its jobs: the settings they share, and those of each
+sweep.yaml      the jobs: the settings that all share, and those of each
 results.csv     a row for each job
 NAME/           the run folder of a job
-logs/NAME.log   what a job's process has printed, if anything
+logs/NAME.log   the output of a job's process, if it has any
 failures/NAME   why a job has failed
 locks/          which process runs which job
-known.txt       the CSV that finished jobs are added to, if there is one
+known.txt       path of the CSV that finished jobs are added to, if there is one
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class JobState:
-    """Say what has become of one job: one is partial that has begun and that nobody runs."""
+    """Describe the state of one job; it is "partial" if it has begun, but is neither finished nor running."""
 
     state: State
-    step: int | None = None  # how far it has come, None if unknown
+    step: int | None = None  # steps done, None if unknown
     score: str = ""  # in words: "return 203.4"
     speed: float | None = None  # steps a second
     error: str = ""  # why it has failed
@@ -105,9 +105,10 @@ def describe_counts(states: Mapping[str, JobState]) -> str:
 
 
 class SweepFolder:
-    """Keep the folder of one sweep, whose jobs count as finished, too, if `known`, a CSV, has their results.
+    """Read and write the folder of one sweep.
 
-    Opened once with such a file, the folder remembers it.
+    Jobs whose results are in `known`, a CSV file, count as finished, too. A folder that has been opened with such
+    a file remembers it.
     """
 
     def __init__(self, path: str | os.PathLike[str], known: str | os.PathLike[str] | None = None) -> None:
@@ -121,7 +122,7 @@ class SweepFolder:
 
     @cached_property
     def known(self) -> KnownRuns | None:
-        """The CSV of finished runs that jobs are looked up in and added to; ValueError if it cannot be there."""
+        """Return the CSV of finished runs, None without one; raise ValueError for an impossible path."""
         if self._known is None and self.known_file.is_file():
             return KnownRuns(self.known_file.read_text(encoding="utf-8").strip())
         return self._known
@@ -129,7 +130,7 @@ class SweepFolder:
     def add_to_known(self, jobs: Iterable[Job], *, now: bool = False) -> None:
         """Add the jobs whose run folders are finished to the CSV, if there is one; OSError if that fails.
 
-        `now` says that this code has just run them: its commit goes with them.
+        With `now` the commit of this code is noted, as it has just run them.
         """
         if self.known is not None:
             found = ((job, RunFolder(self.run_path(job.name)).summary) for job in jobs)
@@ -236,7 +237,7 @@ class SweepFolder:
         return dict(self.known.summary(name.rpartition("-")[2])) or own
 
     def state(self, name: str, owners: Mapping[str, object] | None = None) -> JobState:
-        """Return what has become of one job; `owners` are the processes that run jobs, by these jobs' names."""
+        """Return the state of one job; `owners` are the processes that run jobs, by the names of the jobs."""
         summary = self.summary(name)
         status = summary.get("status")
         if status == "finished":
@@ -258,7 +259,7 @@ class SweepFolder:
         return JobState("waiting")
 
     def states(self, jobs: Iterable[Job], known: Mapping[str, JobState] | None = None) -> dict[str, JobState]:
-        """Return what has become of all jobs, by name; those known to have finished are not looked at again."""
+        """Return the states of all jobs by name; jobs that are finished in `known` are not looked at again."""
         owners = lock_owners(self.locks)
         begun = {*owners, *(path.name for folder in (self.path, self.failures) for path in folder.glob("*"))}
         states = {name: state for name, state in (known or {}).items() if state.state == "finished"}
@@ -269,7 +270,7 @@ class SweepFolder:
         return {job.name: states[job.name] for job in jobs}
 
     def note_failure(self, name: str, reason: str) -> None:
-        """Write down why a job has failed; print it if it cannot be written."""
+        """Write down why a job has failed; print the reason if the file cannot be written."""
         file = self.failure_file(name)
         try:
             file.parent.mkdir(exist_ok=True)
@@ -279,13 +280,13 @@ class SweepFolder:
             print(text, file=sys.stderr, flush=True)
 
     def forget_failure(self, name: str) -> None:
-        """Remove what says that a job has failed."""
+        """Remove the files that say that a job has failed."""
         self.failure_file(name).unlink(missing_ok=True)
         if self.summary(name).get("status") == "failed":
             (self.run_path(name) / "summary.json").unlink(missing_ok=True)
 
     def write_results(self, jobs: Sequence[Job], states: Mapping[str, JobState]) -> None:
-        """Write results.csv: a row for each job, in the order of the sweep's file, without times.
+        """Write results.csv: a row for each job, in the order of the sweep's file, without anything timed.
 
         Columns are job, arm, task, agent, seed, the settings that not all jobs share, status, steps and the
         metrics of the summaries. Jobs that are not finished have neither steps nor metrics.

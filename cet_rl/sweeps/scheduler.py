@@ -1,7 +1,7 @@
-"""Run the jobs of a sweep until none is left, and show how far they are: in a terminal, a live table.
+"""Run the jobs of a sweep until none is left, and show how far they are: in a terminal, as a live table.
 
-Every job is started at most once in a go. Several schedulers, on one machine or more, may share a folder: locks
-share the jobs out among them, and each waits for what the others run, to take it over should they die.
+A scheduler starts every job at most once. Several schedulers, on one machine or more, may share a folder: locks
+give each job to one of them, and each waits for the jobs of the others, to take them over should those die.
 """
 
 from __future__ import annotations
@@ -116,14 +116,14 @@ class _SweepRun:
             time.sleep(TICK)
 
     def _has_ended(self, worker: Worker) -> bool:
-        """Return whether a worker has ended; note what has become of its jobs if it has not done so."""
+        """Return whether a worker has ended; write down why jobs have failed if it has not done so itself."""
         status = worker.poll()
         if status is None:
             return False
         left = [name for name in worker.names if self.folder.state(name).state not in ("finished", "failed")]
         if status in STOPPED or not left:
             return True
-        if self.launcher.batches and status < 0:  # by no fault of one job: they are left for the next go
+        if self.launcher.batches and status < 0:  # by no fault of one job: the next scheduler resumes them
             self.display.killed(len(left), status)
             return True
         for name in left:
@@ -143,7 +143,7 @@ class _SweepRun:
             self.started.update(names)
 
     def _starting(self) -> dict[str, JobState]:
-        """Return the states of jobs whose workers have started and do not have their locks yet: they run."""
+        """Return, as running, the states of jobs whose workers have been started but have no lock yet."""
         own = [(name, self.states[name]) for worker in self.workers for name in worker.names]
         return {
             name: replace(state, state="running") for name, state in own if state.state in ("waiting", "partial")
@@ -174,7 +174,7 @@ class _SweepRun:
 
 
 class SweepDisplay:
-    """Show how far a sweep has come that runs so many jobs at a time; print nothing but errors if quiet."""
+    """Show how far a sweep is that runs `workers` jobs at a time; print nothing but errors if quiet."""
 
     def __init__(self, jobs: Sequence[Job], folder: SweepFolder, workers: int, *, quiet: bool) -> None:
         self.jobs, self.folder, self.workers, self.quiet = jobs, folder, workers, quiet
@@ -182,7 +182,7 @@ class SweepDisplay:
         self._live: Live | None = None
 
     def start(self, states: Mapping[str, JobState]) -> None:
-        """Begin with what is there already."""
+        """Show the states that the jobs have before any is started."""
         self._before, self._began, self._share = states, time.monotonic(), self._progress(states)
         number = counts(states)
         self._say(f"sweep folder {self.folder.path}")
@@ -197,7 +197,7 @@ class SweepDisplay:
             self.update(states)
 
     def update(self, states: Mapping[str, JobState]) -> None:
-        """Show what has become of the jobs since."""
+        """Show the present states of the jobs."""
         share = self._progress(states)
         done, made = f"{share:.0%} done", share - self._share
         if made > 0:
@@ -227,19 +227,19 @@ class SweepDisplay:
             self._say(f"stopping: waiting for {jobs} to save a checkpoint; Ctrl-C again kills what is left")
 
     def killed(self, jobs: int, status: int) -> None:
-        """Say that a process has been killed that ran so many jobs, with its exit status."""
+        """Say that a process that ran `jobs` jobs has been killed, by its exit status."""
         what = f"the process of {jobs} job{'s' * (jobs > 1)} was {killed_by(status)}"
         self._print(f"{what}: the same command resumes from the last checkpoints")
 
     def close(self, states: Mapping[str, JobState]) -> None:
-        """Leave the last table in the terminal, without bar and counts."""
+        """Show the table a last time, without bar and counts, and stop updating it."""
         if self._live is not None:
             self._live.update(self._fitting(states), refresh=True)
             self._live.stop()
             self._live = None
 
     def conclude(self, states: Mapping[str, JobState]) -> None:
-        """Say what came out, and what to do next."""
+        """Print failures, counts and the commands for what comes next."""
         for line in _failures(self.folder, states):
             print(line, file=sys.stderr, flush=True)
         number = counts(states)
@@ -309,7 +309,7 @@ def jobs_table(jobs: Sequence[Job], states: Mapping[str, JobState], rows: int) -
 
 
 def print_status(sweep: Sweep, folder: SweepFolder) -> None:
-    """Print what has become of a sweep's jobs, and write results.csv; errors as of `SweepFolder.check`."""
+    """Print the states of a sweep's jobs, and write results.csv; raise ValueError as `SweepFolder.check` does."""
     folder.check(sweep)
     states = folder.states(sweep.jobs)
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)

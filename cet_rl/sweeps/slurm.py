@@ -1,8 +1,8 @@
-"""Jobs of a sweep as job arrays on a SLURM cluster, over the same folders; through submitit.
+"""Submit the jobs of a sweep as job arrays to a SLURM cluster, with submitit; folders are as on one machine.
 
 A SLURM job is a small process that starts the same worker as a sweep on one machine. Near the end of its time, or
-when it is pre-empted, SLURM sends it SIGUSR2: it has the worker save its checkpoint, and is queued again. A node
-that fails, or a partition that requeues by itself, needs nothing: a job goes on from its last checkpoint.
+when it is pre-empted, SLURM sends it SIGUSR2: it has the worker save its checkpoint, and is queued again. When a
+node fails, or a partition requeues by itself, a job resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ DEFAULT_MINUTES = 60  # of a SLURM job's time, unless told otherwise: short, as 
 REQUEUES = 1000  # times that a job may run out of time
 MOST_JOBS = 1000  # in one array: what SLURM takes unless it is configured otherwise
 TICK = 0.5  # seconds between two looks at the worker
-LINGER = 120.0  # seconds that a SLURM job whose worker was ended by SLURM waits for what SLURM does next
+ANSWER = 120.0  # longest wait for squeue, in seconds
+LINGER = 120.0  # seconds that a SLURM job waits for its end, or for SIGUSR2, after its worker got a SIGTERM
 
 _OURS = {
     "workers": "--workers is an option of its own",
@@ -232,27 +233,32 @@ def _submit(folder: SweepFolder, jobs: Sequence[SlurmJob], options: Options, wor
 
 
 def queued_jobs(folder: SweepFolder) -> dict[str, str]:
-    """Return the jobs of a sweep that SLURM has, with their numbers; ValueError if SLURM is there and silent."""
+    """Return the numbers in SLURM of the jobs that wait or run there, by name; none where there is no SLURM.
+
+    Raises ValueError if squeue fails, or does not answer within `ANSWER` seconds.
+    """
     known = _numbers(folder)
     if not known or shutil.which("squeue") is None:
         return {}
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if asked.returncode:
-        raise ValueError(f"squeue does not answer: {' '.join(asked.stderr.split())}")
-    there = asked.stdout.split()
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER)
+    except subprocess.SubprocessError as error:
+        reason = getattr(error, "stderr", None) or f"nothing came back for {ANSWER:g} seconds"
+        raise ValueError(f"squeue does not answer: {' '.join(reason.split())}") from None
+    there = set(asked.stdout.split())
     return {name: number for name, number in known.items() if number in there}
 
 
 def describe_queue(folder: SweepFolder) -> str:
     """Return a line about the jobs of a sweep that SLURM has; empty if it has none."""
     queued = queued_jobs(folder)
-    return f"SLURM has {len(queued)} of the jobs, waiting or running: job {_arrays(queued.values())}" * bool(
-        queued
-    )
+    numbers = _arrays(queued.values())
+    return f"SLURM has {len(queued)} of the jobs, waiting or running: job {numbers}" if queued else ""
 
 
 def _arrays(numbers: Iterable[str]) -> str:
+    """Return the numbers of the arrays that jobs belong to: "7, 8" for 7_0, 7_1 and 8_0."""
     return ", ".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
 
 

@@ -2,14 +2,15 @@
 
     python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait]
 
-holds its jobs' locks for as long as it lives, goes on from their checkpoints, and writes down why jobs fail.
+holds the locks of its jobs for as long as it lives, resumes them from their checkpoints, and writes down why jobs
+fail.
 
 --batch  trains all jobs as one batch (`train_batch` of `cet_rl.vision` and of `cet_rl.rl`)
---retry  trains jobs that have failed, too
---wait   waits for another process that runs a job, until it would be found dead
+--retry  also trains jobs that have failed
+--wait   waits for a job that another process runs, for as long as it takes to find that process dead
 
-It stops when stdin ends. Its exit status: 0 all jobs have finished, 3 some have failed, 1 some have and their
-folders cannot take it down, 75 another process runs them, 130 interrupted.
+It stops when its stdin is closed. Its exit status is 0 if all jobs are finished, 3 if some have failed, 1 if a
+failure could not be written down, 75 if another process runs the jobs, 130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -35,7 +36,7 @@ EXIT_FINISHED, EXIT_UNRECORDED, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 STOPPED = (EXIT_INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)  # exit statuses of a worker that was asked to stop
 
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # keep a process to one thread
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # set to 1 for a worker
 JOBS_ON_GPU, JOBS_ON_CORE = 64, 16  # at most in one batch, unless told otherwise
 
 Trainer = Callable[[SweepFolder, Sequence[Job]], str]
@@ -75,10 +76,10 @@ def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:
 def work(
     folder: SweepFolder, names: Sequence[str], train: Trainer, *, retry: bool = False, wait: float = 0
 ) -> int:
-    """Train those jobs that are neither finished nor another process's, and return the exit status.
+    """Train those of the jobs that are not finished and that no other process runs; return the exit status.
 
-    Jobs that have failed are trained if told to retry; one that another process runs is waited for `wait` seconds.
-    Raises OSError if the folder cannot be written.
+    With `retry` jobs that have failed are trained, too. A job that another process runs is waited for `wait`
+    seconds. Raises OSError if the folder cannot be written.
     """
     jobs = {job.name: job for job in folder.read().jobs}
     held: list[str] = []
@@ -102,7 +103,7 @@ def work(
             reason = "its summary cannot be written"
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
-        except Exception as error:  # whatever it is, it is these jobs', and written down
+        except Exception as error:  # whatever it is, these jobs have failed with it
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
         for job in pending:
@@ -168,8 +169,9 @@ class Worker:
         if status is not None:
             if self._process.stdin is not None:
                 self._process.stdin.close()
-            if self._log.is_file() and not self._log.stat().st_size:
-                self._log.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process that has run the job may have removed it
+                if not self._log.stat().st_size:
+                    self._log.unlink()
         return status
 
     def stop(self) -> None:
@@ -185,10 +187,9 @@ class Worker:
 class Launcher:
     """Start workers on this machine, one thread each.
 
-    `capacity` is how many jobs run at a time, at least one, and None as many as there are processors for this
-    process. `options` are those of a worker's command, beside --retry. `batches` says what the jobs of one worker
-    have in common, by their names, and jobs are shared out to as many as `processes` workers; without it there is
-    a worker for each job.
+    `capacity` is the number of jobs that run at a time, None for the number of processors. `options` are added to
+    the command line that `command` returns. `batches` has a key for each job, by name: jobs with equal keys are
+    distributed to up to `processes` workers. Without it each job has a worker of its own.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class Launcher:
 
 
 def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher:
-    """Return a launcher that trains jobs that are alike as one batch, on a CPU as one for each processor.
+    """Return a launcher that trains jobs that are alike as one batch, or on a CPU as one batch a processor.
 
     Raises ValueError for a job that cannot be part of a batch.
     """
@@ -245,7 +246,7 @@ def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher
 
 
 def check_workers(workers: int | None) -> None:
-    """Raise ValueError unless it is at least one, or left to the launcher."""
+    """Raise ValueError for a number of workers below one; None leaves it to the launcher."""
     if workers is not None and workers < 1:
         raise ValueError(f"--workers must be at least 1, got {workers}")
 
@@ -256,12 +257,12 @@ def processors() -> int:
 
 
 def killed_by(status: int) -> str:
-    """Return what a negative exit status says: "killed by SIGKILL (out of memory?)"."""
+    """Return a negative exit status in words: "killed by SIGKILL (out of memory?)"."""
     return f"killed by {signal.Signals(-status).name}" + " (out of memory?)" * (status == -signal.SIGKILL)
 
 
 def failure_reason(folder: SweepFolder, name: str, status: int) -> str:
-    """Return why a job has failed whose worker ended with `status`; write it down if that has not done so."""
+    """Return why a job has failed whose worker ended with `status`; write it down if the worker has not."""
     state = folder.state(name)
     if state.state == "failed":
         return state.error

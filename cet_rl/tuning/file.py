@@ -4,11 +4,12 @@ A file is a YAML mapping. It holds options of `cet-rl train` with underscores, w
 
 space    a mapping from options to {low, high}, with `log: true` or `step`, or to {choices: [...]}
 seeds    0-2, or a list; a trial's score is the mean over them. Default 0
-metric   of summary.json, that the search optimises. Default: return of the last training episodes, accuracy on
-         images held out of the training set, or test loss
-pruner   median (default): a trial stops that is worse than half of the earlier ones; hyperband; none
+metric   the metric of summary.json that the search optimises. Default: return of the last training episodes,
+         accuracy on images held out of the training set, or test loss
+pruner   median (default) stops a trial that is worse than half of the earlier ones; hyperband; none
 sampler  tpe (default), or random
-trials   how many. Default 50
+trials   the number of trials. Default 50
+title    what the search is about, for the reader
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Sampler = Literal["tpe", "random"]
 KEYS = ("title", "space", "seeds", "metric", "pruner", "sampler", "trials")
 """Keys of a search's file that are no options of `cet-rl train`."""
 TRIALS = 50
-MOST_COMBINATIONS = 64  # of extreme values tried before a search starts; in larger spaces, one option at a time
+MOST_COMBINATIONS = 64  # of extreme values that are all checked beforehand; of more, one option's at a time
 
 _FIXED = {
     "task": "a search is for one task",
@@ -54,10 +55,11 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class SearchFile:
-    """Hold what a search's file asks for.
+    """Hold the contents of a search's file.
 
-    `space` has the options that are searched, and how Optuna draws them; a choice that is a list is JSON. Trials
-    are compared by `metric`, a number of summary.json, and on the way by `curve`, a column of metrics.csv.
+    `space` maps the options that are searched to Optuna's distributions, in which a choice that is a list is JSON.
+    Finished trials are compared by `metric`, a number of summary.json, and trials under way by `curve`, a column
+    of metrics.csv.
     """
 
     source: str
@@ -71,12 +73,12 @@ class SearchFile:
     trials: int
 
     def sweep(self, params: Mapping[str, Any]) -> Sweep:
-        """Return the runs of a trial with these values, as Optuna has them; ValueError if they cannot be run."""
+        """Return the runs of a trial with these values, as Optuna has them; raise ValueError for wrong ones."""
         settings = {**self.fixed, **{name: plain(value) for name, value in params.items()}}
         return build(SweepFile(self.source, "a trial", (Combination(settings, tuple(params)),), self.seeds))
 
     def identity(self) -> dict[str, Any]:
-        """Return what has to stay as it is for a search to go on."""
+        """Return the settings that must be the same for a search to be resumed."""
         from optuna.distributions import distribution_to_json
 
         space = {f"space {name}": json.loads(distribution_to_json(found)) for name, found in self.space.items()}
@@ -84,12 +86,12 @@ class SearchFile:
 
 
 def plain(value: Any) -> Any:
-    """Return the option's value for what Optuna has stored, which knows no lists."""
+    """Return an option's value from the one that Optuna has stored, in which lists are JSON."""
     return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
 
 
 def read_search(source: str) -> SearchFile:
-    """Read the file of a search; ValueError, naming file and key, if there is none or it cannot be searched."""
+    """Return the contents of a search's file; raise ValueError, naming file and key, for anything impossible."""
     data = dict(read_mapping(source))
     swept = [key for key in ("grid", "arms") if key in data]
     if swept and "space" not in data:
@@ -101,7 +103,7 @@ def read_search(source: str) -> SearchFile:
     check_spelling(data["task"])
     task_kind = task_kind_of(data["task"])
     if task_kind is VISION:
-        # Hyper-parameters are not chosen by the images that results are reported on.
+        # Results are reported on the test images, so hyper-parameters must not be chosen by them.
         data.setdefault("validation", True)
     held_out = "validation" if data.get("validation") else "test"
     metrics = {score.key: score for score in (score.on(held_out) for score in task_kind.scores)}
@@ -126,7 +128,7 @@ def read_search(source: str) -> SearchFile:
 
 
 def _extreme_params(space: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return combinations of extreme values: all of them, or each option's with all others at their first."""
+    """Return combinations of extreme values: all, or where those are too many, one option's at a time."""
     ends = {name: getattr(one, "choices", ()) or (one.low, one.high) for name, one in space.items()}
     if math.prod(map(len, ends.values())) <= MOST_COMBINATIONS:
         return [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]

@@ -1,8 +1,8 @@
 """Run trials side by side until there are enough: a run for each seed, compared with earlier trials on the way.
 
-A trial belongs to the process that has its lock. One that a search left behind, as it was stopped or killed or the
-disk was full, is taken up again, its run at its checkpoint, before any new one is drawn. Several searches, on
-machines that share the folder and a storage made for that, share the trials.
+A trial belongs to the process that has its lock. A trial that an earlier search has left open, because it was
+stopped or killed or the disk was full, is resumed from its run's checkpoint before any new one is drawn. Several
+searches, on machines that share the folder and a storage made for that, share the trials.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -38,22 +39,22 @@ _DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Say what has become of a trial.
+    """Describe how a trial ended.
 
-    It is PRUNED if it was worse than others or its numbers grew beyond bounds, RUNNING if to be taken up again.
+    It is PRUNED if it was worse than others or diverged, and RUNNING if a later search is to resume it.
     """
 
     state: Literal["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
     score: float | None = None  # mean over seeds, None unless complete
-    reason: str = ""  # why it failed, was pruned or must wait
+    reason: str = ""  # why it has failed, was pruned or cannot go on now
 
 
 @dataclass(eq=False)
 class TrialRun:
     """Run one trial: a run for each seed, one after the other.
 
-    Its lock is held; whoever polls this releases it when the trial ends. If an earlier search has begun the trial,
-    runs that failed are tried again. Raises ValueError if its parameters cannot be run.
+    The caller holds `lock`, and releases it when `poll` has returned a result. If the trial is resumed, runs that
+    failed are tried again. Raises ValueError if its parameters cannot be run.
     """
 
     search: SearchFile
@@ -72,13 +73,13 @@ class TrialRun:
         self.folder.open_for(self._sweep)
 
     def stop(self) -> None:
-        """Have its run save its checkpoint and end; the trial stays open."""
+        """Ask its run to save its checkpoint and end; the trial stays open."""
         self._stopping = True
         if self._worker is not None:
             self._worker.stop()
 
     def poll(self) -> TrialResult | None:
-        """Look at the run and start the next one; return the trial's result, None while it goes on."""
+        """Start the next run if none is under way; return the trial's result once there is one, else None."""
         if self._worker is None:
             if self._stopping:
                 return TrialResult("RUNNING")
@@ -101,7 +102,7 @@ class TrialRun:
         return self._sweep.jobs[len(self._curves)].name
 
     def _next(self) -> TrialResult | None:
-        """Return what follows from a run that has finished."""
+        """Return the trial's result after a run has finished, None if another run comes next."""
         compared = self._compare(ended=True)
         self._curves.append(self._curve(self._name))
         if len(self._curves) < len(self._sweep.jobs):
@@ -122,7 +123,7 @@ class TrialRun:
         reason = failure_reason(self.folder, self._name, status)
         if any(text in reason for text in _DISK_FULL):
             return TrialResult("RUNNING", reason=reason)
-        # A search should learn to keep away from where numbers grow beyond bounds.
+        # Pruned, not failed: the sampler learns to keep away from parameters with which runs diverge.
         return TrialResult("PRUNED" if reason.startswith("FloatingPointError") else "FAIL", reason=reason)
 
     def _curve(self, name: str) -> tuple[FloatArray, FloatArray]:
@@ -137,10 +138,9 @@ class TrialRun:
         return steps[both], values[both]
 
     def _compare(self, *, ended: bool = False) -> bool:
-        """Report to Optuna how the run has done since; return whether there was anything to report.
+        """Report the new points of the run's curve to Optuna; return whether there were any.
 
-        At a point of the k-th seed that is the mean over the first k seeds: other trials have come to it in the
-        same way.
+        A point of the k-th seed is the mean over the first k seeds, as in the trials that it is compared with.
         """
         steps, values = self._curve(self._name)
         if not len(steps):
@@ -162,25 +162,28 @@ class TrialRun:
 
 @dataclass(eq=False)
 class Search:
-    """Run one go at a search."""
+    """Run one session of a search: until there are `trials` trials, or until it is interrupted."""
 
     search: SearchFile
     folder: SearchFolder
     study: Study
-    launcher: Launcher  # whose capacity is how many trials run at a time
-    trials: int  # how many there are to be in all, those of earlier goes included
+    launcher: Launcher  # its capacity is the number of trials that run at a time
+    trials: int  # those of earlier sessions included
     quiet: bool = False
 
     def __post_init__(self) -> None:
         self.interruption = Interruption()
         self._running: list[TrialRun] = []
-        self._seen: set[int] = set()  # taken up in this go
-        self._ended, self._since = 0, time.monotonic()  # how many have ended in it, and since when it runs
+        self._seen: set[int] = set()  # trials begun or resumed in this session
+        self._ended, self._since = (
+            0,
+            time.monotonic(),
+        )  # number of trials that have ended, and start of the session
 
     def run(self) -> int:
         """Run until there are enough trials; return 0, 1 if no trial has finished, or 130 if interrupted.
 
-        Raises OSError if the disk is full; trials under way are taken up again by the next search.
+        Raises OSError if the disk is full; the next search resumes the trials that were under way.
         """
         done = self._begun()
         left = f"; going on to {self.trials}" if done < self.trials else ""
@@ -193,7 +196,7 @@ class Search:
                 for run in self._running:
                     run.stop()
                 while self._running:
-                    self._running = [run for run in self._running if run.poll() is None]
+                    list(self._results())
                     time.sleep(TICK)
         write_outcome(self.folder, self.search, self.study)
         if self.interruption.wanted:
@@ -208,18 +211,23 @@ class Search:
                 stopping = True
                 for run in self._running:
                     run.stop()
-            for run in list(self._running):
-                result = run.poll()
-                if result is not None:
-                    self._running.remove(run)
-                    run.lock.release()
-                    self._conclude(run.trial, result)
-                    more = True
+            for trial, result in self._results():
+                self._conclude(trial, result)
+                more = True
             while more and not stopping and len(self._running) < self.launcher.capacity:
                 more = self._start_one()
             if not self._running and (stopping or not more):
                 return
             time.sleep(TICK)
+
+    def _results(self) -> Iterator[tuple[Trial, TrialResult]]:
+        """Yield the trials that have ended and their results; their locks are released."""
+        for run in list(self._running):
+            result = run.poll()
+            if result is not None:
+                self._running.remove(run)
+                run.lock.release()
+                yield run.trial, result
 
     def _all(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -229,7 +237,7 @@ class Search:
         return sum(trial.state.name != "WAITING" for trial in self._all())
 
     def _start_one(self) -> bool:
-        """Take up a trial that nobody runs, or begin one; return False if there is none to begin."""
+        """Resume a trial that no process runs, or begin a new one; return False if there are enough."""
         from optuna import Trial
 
         owners = lock_owners(self.folder.locks)

@@ -1,9 +1,7 @@
-"""Optuna's side of a search: its folder, storage, sampler and pruner; and the outcome, as files and as a table."""
+"""Keep the folder and Optuna's study of a search, and write its outcome as files and as a table."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import shlex
@@ -22,7 +20,7 @@ from rich.table import Table
 
 from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml, load_yaml
-from cet_rl.runs.files import holds, make_folder, write_text
+from cet_rl.runs.files import csv_text, holds, make_folder, write_text
 from cet_rl.runs.lock import TAKEOVER, Lock
 from cet_rl.runs.task_kinds import differing, options_marked
 from cet_rl.tuning.file import SearchFile, plain
@@ -36,9 +34,9 @@ if TYPE_CHECKING:
 POINTS = 20  # at which the runs of one seed are compared with those of other trials: every twentieth of a run
 WARM_UP = 5  # of these points, in the first seed, at which nothing is pruned yet
 START_UP = 5  # trials that run until they have finished before any is pruned
-BUSY = 100.0  # seconds to wait for an SQLite file that another process writes to
+BUSY = 100.0  # longest wait, in seconds, for an SQLite file that another process writes to
 SHOWN = 20  # trials in a printed table
-ENOUGH = 10  # finished trials that it takes to tell which options matter
+ENOUGH = 10  # finished trials from which on importances are computed
 WIDTH = 140  # of a table that is not printed to a terminal
 
 STATES = {"COMPLETE": "complete", "RUNNING": "open", "PRUNED": "pruned", "FAIL": "failed", "WAITING": "open"}
@@ -72,7 +70,7 @@ class SearchFolder:
         return Lock(self.locks, f"trial-{number:04d}")
 
     def study_name(self, search: SearchFile) -> str:
-        """Return the name of the search's study, noting it and the search's settings in a new folder.
+        """Return the name of the search's study; in a new folder, write search.yaml with a new name first.
 
         Raises ValueError if the folder is that of a search with other settings, saying which.
         """
@@ -105,9 +103,9 @@ def require_optuna() -> None:
 def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = None) -> Study:
     """Return the study of a search, with the trials it has; the folder is created if need be.
 
-    `storage` is the URL of a database, as Optuna takes it; None stands for a file in the folder. Raises ValueError
-    if the folder holds something else, a search with other settings, or trials that this storage does not have,
-    and OSError if the storage cannot be opened, or the folder cannot be written.
+    `storage` is the URL of a database, as Optuna takes it; None for a file in the folder. Raises ValueError if the
+    folder holds something else, a search with other settings, or trials that this storage does not have, and
+    OSError if the storage cannot be opened, or the folder cannot be written.
     """
     import optuna
 
@@ -138,7 +136,7 @@ def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = N
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what Optuna raises for a database that cannot be used into an OSError of one line."""
+    """Turn the errors that Optuna raises for a database that cannot be used into an OSError of one line."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -163,9 +161,9 @@ def _pruner(search: SearchFile) -> BasePruner:
 def trial_sampler(kind: str) -> BaseSampler:
     """Return a sampler, tpe or random, whose draws depend on the trial, not on the process that asks for it.
 
-    Processes that share a study would draw the same from streams that begin alike, and a search that goes on would
-    draw other values than one that was never interrupted. So each draw has a stream of its own, seeded with the
-    number of the trial, which is unique in its study, and the option's name.
+    With one stream of random numbers a process, processes that share a study would draw the same values, and a
+    resumed search would draw others than one that was never interrupted. So each draw has a stream of its own,
+    seeded with the number of the trial, which is unique in its study, and the option's name.
     """
     from optuna.samplers import RandomSampler, TPESampler
 
@@ -174,7 +172,7 @@ def trial_sampler(kind: str) -> BaseSampler:
 
         def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
             seed = int(np.random.SeedSequence([trial.number, *param_name.encode()]).generate_state(1)[0])
-            # Trials that are under way count as bad ones, so that those side by side do not crowd together.
+            # Trials under way count as bad ones, so that trials side by side are not drawn close together.
             sampler = RandomSampler(seed) if kind == "random" else TPESampler(seed=seed, constant_liar=True)
             return sampler.sample_independent(study, trial, param_name, param_distribution)
 
@@ -210,14 +208,12 @@ def write_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> Non
     best.yaml is a configuration file: all settings of the best trial, without seed and machine.
     """
     trials, best = study.get_trials(deepcopy=False), best_trial(study)
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["trial", "state", search.metric.key, *search.space, "reason"])
-    writer.writerows([*_row(search, trial, repr), trial.user_attrs.get("reason", "")] for trial in trials)
-    write_text(folder.table_file, table.getvalue())
+    columns = ["trial", "state", search.metric.key, *search.space, "reason"]
+    rows = ([*_row(search, trial, repr), trial.user_attrs.get("reason", "")] for trial in trials)
+    write_text(folder.table_file, csv_text(columns, (dict(zip(columns, row, strict=True)) for row in rows)))
     if best is None:
         return
-    # What chooses hyper-parameters tests on images held out; who trains with them tests on the test set.
+    # A search tests on images held out of the training set; a run with its best values tests on the test set.
     left_out = {"seed", "validation", *options_marked(Mark.MACHINE) - search.fixed.keys()}
     values = search.sweep(best.params).jobs[0].values
     ordered = {key: values[key] for key in ("task", *best.params)}
@@ -236,9 +232,9 @@ def _row(search: SearchFile, trial: FrozenTrial, number: Callable[[float], str])
 
 
 def importances(study: Study) -> dict[str, float]:
-    """Return how much of the difference between good and other trials each option explains, largest first.
+    """Return the share of the difference between good and other trials that each option explains, largest first.
 
-    The shares sum to one. Empty with less than two options or too few trials to tell.
+    The shares sum to one. Empty for fewer than two options or too few trials.
     """
     if sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False)) < ENOUGH:
         return {}
