@@ -16,14 +16,14 @@ import csv
 import os
 import statistics
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from executors import gigaflops
-from rl_speed import microseconds, parts
-from stable_baselines3.common.base_class import BaseAlgorithm
+from rl_speed import learn_together, microseconds, parts
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.credit import Synapses
@@ -34,6 +34,10 @@ from cet_rl.runs.process import set_threads
 PART = ("environment", "acting", "networks", "credit", "optimiser", "rest")
 PEERS = {  # arguments of the peer, and samples that it trains for in a turn
     "CartPole, 4 × 128": (("CartPole-v1", "--envs", "4", "--steps", "128", "--updates", "200"), 200 * 512),
+    "CartPole, 4 × 128, eight runs": (
+        ("CartPole-v1", "--envs", "4", "--steps", "128", "--updates", "25", "--runs", "8"),
+        8 * 25 * 512,
+    ),
     "SpaceInvaders, 32 × 32": (
         ("SpaceInvaders-MinAtar", "--envs", "32", "--steps", "32", "--updates", "30"),
         30 * 1024,
@@ -42,11 +46,11 @@ PEERS = {  # arguments of the peer, and samples that it trains for in a turn
 XLA = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
-def ours(task: str, num_envs: int, n_steps: int, **options: Any) -> CETActorCritic:
-    env = make_vec_env(task, num_envs, 0)
+def ours(task: str, num_envs: int, n_steps: int, seed: int = 0, **options: Any) -> CETActorCritic:
+    env = make_vec_env(task, num_envs, seed)
     networks = {"critic": "mlp"}
     return CETActorCritic(
-        "MlpPolicy", env, n_steps=n_steps, seed=0, device="cpu", policy_kwargs=networks, **options
+        "MlpPolicy", env, n_steps=n_steps, seed=seed, device="cpu", policy_kwargs=networks, **options
     )
 
 
@@ -58,11 +62,17 @@ def invaders(**options: Any) -> CETActorCritic:
     return ours("MinAtar/SpaceInvaders-v1", 32, 32, **options)
 
 
-ARMS: dict[str, dict[str, Callable[[], CETActorCritic]]] = {
+Agents = CETActorCritic | list[CETActorCritic]
+"""One that learns alone, or several that learn as one batch."""
+
+ARMS: dict[str, dict[str, Callable[[], Agents]]] = {
     "CartPole, 4 × 128": {
         "no trace": cartpole,
         "CET 5, 8 s": lambda: cartpole(delay=8.0, order=5),
         "CET 10, 8 s": lambda: cartpole(delay=8.0, order=10),
+    },
+    "CartPole, 4 × 128, eight runs": {
+        "CET 5, 8 s": lambda: [cartpole(delay=8.0, order=5, seed=seed) for seed in range(8)],
     },
     "SpaceInvaders, 32 × 32": {
         "no trace": invaders,
@@ -87,6 +97,15 @@ class Peer:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline()) / self.samples * 1e6
+
+
+def turn(agents: Agents, samples: int) -> float:
+    """Train an agent, or a batch of them, for so many samples in all; return the processor time of one."""
+    if not isinstance(agents, list):
+        return microseconds(agents, samples)
+    began = time.process_time()
+    learn_together(agents, samples // len(agents))
+    return (time.process_time() - began) / samples * 1e6
 
 
 def megaflops(agent: CETActorCritic) -> dict[str, float]:
@@ -114,19 +133,19 @@ def main() -> None:
     parser.add_argument("--csv", help="also write every round here: microseconds per sample, and GFLOP/s")
     options = parser.parse_args()
     set_threads(1)
-    agents: dict[tuple[str, str], BaseAlgorithm] = {
+    agents: dict[tuple[str, str], Agents] = {
         (task, arm): build() for task, arms in ARMS.items() for arm, build in arms.items()
     }
     peers = {task: Peer(options.peer, *each) for task, each in PEERS.items()}
     for agent in agents.values():
-        agent.learn(12 * 1024)
+        turn(agent, 12 * 1024 * (len(agent) if isinstance(agent, list) else 1))
     rounds: list[dict[tuple[str, str], float]] = []
     for _ in range(options.rounds):
         row = {("products", "GFLOP/s"): gigaflops(512, 256, 256)}
         for task, peer in peers.items():
             row[task, "JAX"] = peer.microseconds()
             for arm in ARMS[task]:
-                row[task, arm] = microseconds(agents[task, arm], options.samples)
+                row[task, arm] = turn(agents[task, arm], options.samples)
         rounds.append(row)
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as stream:
@@ -148,6 +167,8 @@ def main() -> None:
             print(f"| {task}, {arm} | {1e6 / each:,.0f} | {each:.1f} | {ends} | {ratio:.2f} |")
     print("\n| µs (bound) | " + " | ".join(PART) + " |\n|---|" + "---|" * len(PART))
     for (task, arm), agent in agents.items():
+        if isinstance(agent, list):
+            continue
         # Taken apart three times, as single passes are noisy.
         passes = [parts(agent, options.samples) for _ in range(3)]
         bounds = {name: work / speed * 1e3 for name, work in megaflops(agent).items()}
