@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory, SharpCET
 from cet_rl.credit import Convolution, Synapses
+from cet_rl.credit.fused import _compiled
 
 DENSE_LAYERS = problems(DENSE)
 ALL_LAYERS = problems(DENSE | CONVOLUTIONS, 12, decays=(0.0, 0.5, 0.94))
@@ -239,10 +240,12 @@ def test_fused_gives_the_numbers_of_the_definition_on_any_number_of_threads(n_in
     gamma_lam = torch.rand(n_out, n_in, generator=generator, dtype=torch.float64) if per_weight else 0.9
     signals, options = random_signals(generator, 11, 3, (n_in,), (n_out,)), {"num_envs": 3, "dtype": torch.float64}
     found = []
-    for threads, executor in ((1, "fused"), (2, "fused"), (3, "fused"), (1, "step")):
+    for threads, executor in ((1, "step"), (1, "fused"), (2, "fused"), (3, "fused")):
         torch.set_num_threads(threads)
+        _compiled.cache_clear()
         layer = Synapses(n_in, n_out, CET(4, 6), gamma_lam=gamma_lam, executor=executor, **options)
         found.append([*(layer(*signals) for _ in range(2)), layer.states, layer.eligibility])
     torch.set_num_threads(1)
-    assert_same(found[0], found.pop())
+    assert _compiled(layer.constants.coefficients[0], n_in == 5).stats.cache_hits  # its machine code is kept
+    assert_same(found[1], found.pop(0))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))

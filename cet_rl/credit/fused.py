@@ -15,24 +15,25 @@ threads.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
-import numba
 import torch
 from torch import Tensor
 
 from cet_rl.credit.chunk import Pattern, StateConstants
+from cet_rl.credit.compiling import compile_loop
 from cet_rl.credit.costs import rows_are_inputs
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 _SMALL = 1 << 12  # weights below which a factor of one costs less than compiling another loop, for other rows
 
 _TEMPLATE = """
-def walk(
+def {name}(
     coefficients, K, states, eligibility, pre, post, errors, scales, td_error, start, decay, gradient, bounds
 ):
     steps, envs, length = pre.shape
@@ -58,7 +59,7 @@ def walk(
 """
 
 
-def _source(pattern: Pattern, error: str) -> str:
+def _source(name: str, pattern: Pattern, error: str) -> str:
     order = len(pattern) - 1
     each = range(order)
 
@@ -74,16 +75,18 @@ def _source(pattern: Pattern, error: str) -> str:
         "store": [f"s{k}[j] = new{k}" for k in each],
         "output": [" + ".join(weighted(pattern[order], "new"))],
     }
-    return _TEMPLATE.format(error=error, **{name: "; ".join(each) for name, each in lines.items()})
+    return _TEMPLATE.format(name=name, error=error, **{key: "; ".join(each) for key, each in lines.items()})
 
 
 @lru_cache(maxsize=64)
 def _compiled(pattern: Pattern, small: bool) -> Callable[..., None]:
-    namespace: dict[str, Any] = {}
-    source = _source(pattern, "scale * delta[j]" if small else "scale")
-    exec(compile(source, f"<fused loop for {len(pattern) - 1} states>", "exec"), namespace)
+    # Loops of this file are told apart by name where machine code is kept.
+    name = f"walk_{hashlib.sha256(repr((pattern, small)).encode()).hexdigest()[:16]}"
+    source = _source(name, pattern, "scale * delta[j]" if small else "scale")
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, __file__, "exec"), namespace)
     # Contraction to fused multiply-adds only: NaN must stay NaN and sums keep their order.
-    walk: Callable[..., None] = numba.njit(nogil=True, fastmath={"contract"})(namespace["walk"])
+    walk: Callable[..., None] = compile_loop(namespace[name], nogil=True, fastmath={"contract"})
     return walk
 
 

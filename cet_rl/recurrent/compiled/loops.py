@@ -38,7 +38,7 @@ from cet_rl.recurrent.compiled.network import (
 State = tuple[Array, ...]
 Trace = Bridge | None
 
-NETWORK_DIGEST = "f0af71ed4e9bbbfd"
+NETWORK_DIGEST = "207d9032820ead92"
 """First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -16,10 +16,11 @@ import numpy.typing as npt
 from numba import types
 from numba.extending import overload
 
+from cet_rl.credit.compiling import Function, compile_loop
+
 _njit: Any = numba.njit  # its own annotations leave out the wrappers
 
 Array = npt.NDArray[Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Sums may be reordered, which vector registers need; NaN and infinity keep their meaning, since they are how a
 # divergence is noticed.
@@ -38,12 +39,8 @@ part: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, inline="al
 
 
 def loop(function: Function) -> Function:
-    """Compile a loop on its first call for a type of numbers, and keep the machine code for later processes."""
-    try:
-        compiled: Function = _njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder that could be written to
-        compiled = _njit(**OPTIONS)(function)
-    return compiled
+    """Compile a loop; its machine code is kept for later processes."""
+    return compile_loop(function, **OPTIONS)
 
 
 class Network(NamedTuple):
