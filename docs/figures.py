@@ -223,7 +223,7 @@ def kernels() -> None:
         share = (kernel[delay] ** 2 / (kernel**2).sum()).item()
         shares.append(f"{STYLES[arm]['label']} {share:.1%}")
         lines[arm] = peaked(right, kernel[: 3 * delay], STYLES[arm])
-    right.set_title(f"Ten states each, unit area; energy at the delay:\n{', '.join(shares)}", fontsize=9)
+    right.set_title(f"Ten states each, unit area; energy at the delay:\n{', '.join(shares)}", fontsize=8)
     for axes in (left, right):
         axes.axvline(delay * step, color=SOFT, linestyle="--", linewidth=1)
         axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
