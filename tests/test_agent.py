@@ -335,11 +335,11 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
     ("options", "message"),
     [
         ({"delay": 1.1}, "nearest valid delays are 1 s and 1.2 s"),
-        ({"trace": "fancy"}, "unknown trace"),
+        ({"trace": CET}, "trace must be one of"),
         ({"trace": TraceConfig("cet", 3)}, "trace is a TraceConfig: set order there"),
         ({"trace": "none", "order": None}, "without delay"),
         ({"delay": 0.0}, "belong to a delay"),
-        ({"n_steps": 0}, "n_steps"),
+        ({"n_steps": 2.5}, "n_steps must be a whole number"),
         ({"max_grad_norm": float("inf")}, "max_grad_norm"),
         ({"order": 2.5}, "whole number"),
         ({"learning_rate": 0.0}, "learning rate must be positive"),

@@ -101,7 +101,7 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
     ("old", "new", "words"),
     [
         ("options", "choices", "it has no column options: name one that --known has written"),
-        ("fake,", "fake,,", "line 2: mend the row or remove it: it has more cells than there are columns"),
+        ("fake,", "fake,,", "line 2: mend the row or remove it: it has more cells than columns"),
         ("0.25", "good", "could not convert string to float: 'good'"),
         ('""seed"":0', '""seed"":1', "its seed is 0, that of its options 1"),
         ('""seed"":0', "seed", "line 2: "),

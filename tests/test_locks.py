@@ -160,4 +160,4 @@ def test_an_owner_gives_signs_of_life_and_ends_when_its_lock_is_gone(tmp_path):
     file.unlink()
     _, err = owner.communicate(timeout=20)
     assert owner.returncode == EXIT_BUSY
-    assert "another process has taken the lock of job: stopping" in err
+    assert "another process took the lock of job: stopping" in err

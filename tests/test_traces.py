@@ -564,7 +564,7 @@ def test_the_command_compares_traces(capsys, tmp_path):
         ("--delay 8 --trace-options tol=1", "choose from decay, discretization, ratio, tolerance"),
         ("--delay 8 --trace-options tolerance=1", "must lie in [0, 1)"),
         ("--delay 8 --plot a.gif", "--plot takes a file named .png, .svg or .pdf"),
-        ("--delay 8 --plot nowhere/a.png", "there is no folder nowhere"),
+        ("--delay 8 --plot /proc/a.png", "cannot write to the folder /proc"),
     ],
 )
 def test_comparisons_that_cannot_be_made(capsys, line, words):

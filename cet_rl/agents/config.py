@@ -77,9 +77,7 @@ class LearnerConfig:
         if self.random_lam is not None:
             low, high = checked(self.random_lam, tuple[float, float], "random_lam")
             if not 0 <= low <= high <= 1:
-                raise ValueError(
-                    f"random_lam must be two numbers with 0 <= low <= high <= 1, got {self.random_lam!r}"
-                )
+                raise ValueError(f"random_lam must be two numbers, 0 <= low <= high <= 1, got {self.random_lam!r}")
             object.__setattr__(self, "random_lam", (low, high))
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")

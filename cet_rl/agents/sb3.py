@@ -7,6 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any, ClassVar, Self
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -33,7 +34,7 @@ from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_t
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.optimizers import Adam
-from cet_rl.traces.base import Trace
+from cet_rl.traces.base import Trace, check_whole
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
@@ -133,9 +134,9 @@ class CETActorCritic(StoredAlgorithm):
                 f"policy must be 'MlpPolicy', or a class derived from CETPolicy, got {policy!r}; maps can have "
                 "policy_kwargs={'actor': 'conv'}, a Dict gymnasium.wrappers.FlattenObservation"
             )
-        n_steps = int(n_steps)
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        check_whole(n_steps, "n_steps", at_least=1)
+        if env is None and _init_setup_model:
+            raise ValueError("env is missing: give an environment, its id, or a VecEnv")
         learning_rate = schedule_from_data(schedule_to_data(learning_rate))
         super().__init__(
             # The zeros are options of learning, which `learner_config` will hold.
@@ -170,6 +171,11 @@ class CETActorCritic(StoredAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if not isinstance(env, gym.Env | VecEnv):
+            raise ValueError(
+                f"env must be an environment or a VecEnv, got {env!r}; in cet_rl.envs, make_vec_env makes one of "
+                "an id or a function, GymnasiumVecEnv of a VectorEnv"
+            )
         wrapped = StoredAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_spaces(wrapped.observation_space, wrapped.action_space)
         return wrapped
@@ -248,6 +254,8 @@ class CETActorCritic(StoredAlgorithm):
         """
         if (self.policy.actor, self.policy.critic) != (self.learner.actor, self.learner.critic):
             raise ValueError("traces belong to the policy that was replaced: use policy.load_state_dict instead")
+        if self.env is None:
+            raise ValueError("there is no environment to learn in: use set_env, or load(path, env)")
         total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
         self.timing.check_run(total, self.n_envs)
         self._statistics_every = log_interval or sys.maxsize

@@ -26,7 +26,7 @@ from cet_rl.agents.config import LEARNING_OPTIONS, learner_config, our_keywords
 from cet_rl.agents.distributions import Array
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy
-from cet_rl.traces.base import Trace
+from cet_rl.traces.base import Trace, check_whole
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
@@ -140,8 +140,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         **learning: Any,
     ) -> None:
         super().__init__(policy=policy)
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+        check_whole(n_steps, "n_steps", at_least=1)
+        check_whole(num_envs, "num_envs", at_least=1)
         networks = policy.networks
         self.num_envs, self.n_steps = num_envs, n_steps
         delay = delay or implied_delay(trace, step_duration)

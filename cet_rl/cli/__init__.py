@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cet_rl import __version__
-from cet_rl.runs.values import flag, unknown
+from cet_rl.runs.values import flag, in_words, unknown
 
 if TYPE_CHECKING:
     from cet_rl.cli.options import Option
@@ -28,6 +28,9 @@ COMMANDS = {
     **{"eval": "evaluate", "list": "listing", "completion": "completion"},
 }
 """The commands, and the modules that run them."""
+
+_NO_VALUE = r"""(?:-\w/)?(--[\w-]+): .*?(['"].*['"]).*|invalid choice ('.*') for argument '(--[\w-]+)'.*"""
+"""What tyro says of a value that an option cannot have."""
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -55,10 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
-        if os.environ.get("CET_RL_TRACEBACK"):
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
+        too_large = isinstance(error, MemoryError) or all(word in str(error) for word in ("memory", "alloc"))
+        if os.environ.get("CET_RL_TRACEBACK") or (isinstance(error, RuntimeError) and not too_large):
             raise
-        return refuse(" ".join(str(error).split()))
+        file = error.filename if isinstance(error, OSError) else None
+        reason = f"{file}: {error.strerror}" if file else " ".join(str(error).split())  # type: ignore[union-attr]
+        return refuse("this takes more memory than there is: " * too_large + reason)
 
 
 class _Output(io.FileIO):
@@ -129,6 +135,10 @@ def parse_into(
             print("\n\n".join([shown.read().replace("DESCRIPTION", wrapped, 1).rstrip(), *examples]))
             raise
         reason = _one_line(printed.getvalue()) or "these arguments do not fit"
+        if found := re.fullmatch(_NO_VALUE, reason):
+            hints = {flag(name): option.hint for options in groups.values() for name, option in options.items()}
+            option, value = found[1] or found[4], found[2] or found[3]
+            reason = f"{option} must be {in_words(hints[option]).removesuffix(' or none')}, got {value}"
         stray = re.fullmatch(r"Unrecognized options: (.*)", reason)
         raise ValueError(f"unexpected {stray[1]}: usage is {prog} [OPTIONS]" if stray else reason) from None
 

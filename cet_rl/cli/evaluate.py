@@ -41,7 +41,6 @@ class EvalArguments:
     """FILE.gif or FILE.mp4: a film of the episodes. MP4 needs the extra video, cet-rl[video]."""
     render: bool = False
     """Show the episodes in a window."""
-
     data_dir: str | None = None
     """For image classification: folder with the data on this machine, in place of the run's."""
 

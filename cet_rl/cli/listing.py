@@ -54,9 +54,7 @@ SHELVES: dict[str, Callable[[], Mapping[str, str]]] = {
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(
-            f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nList what is available; everything without an argument."
-        )
+        print(f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nList what is available; without an argument, all.")
         return 0
     if strange := [name for name in arguments if name not in SHELVES]:
         raise unknown("list", strange[0], SHELVES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from cet_rl.cli import parse
-from cet_rl.runs.files import write_text
+from cet_rl.runs.files import check_file, write_text
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.audit import Format
@@ -38,9 +38,7 @@ class RulesArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     parsed = parse(RulesArguments, arguments, "cet-rl rules")
-    output = None if parsed.output is None else Path(parsed.output)
-    if output is not None and not output.parent.is_dir():
-        raise ValueError(f"--output: there is no folder {output.parent}")
+    output = None if parsed.output is None else check_file("--output", Path(parsed.output))
 
     from rich.console import Console
 

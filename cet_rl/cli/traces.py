@@ -58,9 +58,8 @@ def run(arguments: Sequence[str]) -> int:
     delay_steps = whole_steps(parsed.delay, parsed.step_ms / 1000)
     if not delay_steps:
         raise ValueError("--delay must be at least one step: without a delay there is nothing to remember")
-    picture = None if parsed.plot is None else Path(parsed.plot)
-    if picture is not None:
-        check_file("--plot", picture, ".png", ".svg", ".pdf")
+    suffixes = ".png", ".svg", ".pdf"
+    picture = None if parsed.plot is None else check_file("--plot", Path(parsed.plot), *suffixes)
     chosen = choose(parsed, delay_steps)
     rows = [{"trace": config.label, **measures(trace, delay_steps)} for config, trace in chosen]
     if parsed.format == "json":

@@ -115,9 +115,7 @@ def run(arguments: Sequence[str]) -> int:
         if not options.quiet:
             print(line, file=sys.stderr)
         return 0
-    more: dict[str, Any] = {
-        name: getattr(options, name) for name in ("resume", "checkpoint_every", "quiet", "track")
-    }
+    more: dict[str, Any] = {key: getattr(options, key) for key in ("resume", "checkpoint_every", "quiet", "track")}
     status = kind.training().train(config, options.run_dir, **more)
     return 0 if status == "finished" else EXIT_INTERRUPTED
 
@@ -132,7 +130,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     }.items():
         if option in parsed.given:
             raise ValueError(f"{flag(option)} does not go with --seeds, as it {why}: leave out one of the two")
-    from cet_rl.sweeps.build import over_seeds
+    from cet_rl.sweeps.build import check_data, over_seeds
     from cet_rl.sweeps.file import parse_seeds
     from cet_rl.sweeps.folder import Sweep, SweepFolder
     from cet_rl.sweeps.scheduler import run_sweep
@@ -143,6 +141,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
     holds(folder.path, folder.sweep_file.name, "sweep")  # building its jobs takes seconds
     jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
+    check_data(jobs, folder)
     launcher = batch_launcher(jobs) if options.launcher == "batch" else Launcher()
     return run_sweep(Sweep(arm, tuple(jobs)), folder, launcher, retry=options.resume, quiet=options.quiet)
 
@@ -230,13 +229,13 @@ def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Ma
     if source is None and seen.run_dir and seen.resume:
         saved = RunFolder(seen.run_dir).config_file
         if not saved.is_file() and task is None:
-            raise ValueError(
-                f"{seen.run_dir} holds no run to resume, as it has no config.yaml: name a new run's task"
-            )
+            raise ValueError(f"{seen.run_dir} holds no run to resume, no config.yaml: name a new run's task")
         source = str(saved) if saved.is_file() else None
     if source is None or (source == PAPER and not Path(PAPER).is_file()):
         return source or "", {}
     file = read_mapping(source)
+    if seen.config is None and "task" not in file:
+        raise ValueError(f"{source} is damaged: it names no task")
     if not file.keys().isdisjoint(KEYS):
         raise ValueError(f"{source} asks for more than one run: cet-rl sweep {source}")
     return source, file

@@ -119,6 +119,8 @@ class Synapses(nn.Module):
         for name, count in {"num_envs": num_envs, "rollout": rollout}.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
+        if not isinstance(trace, Trace | None):
+            raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None:
             delay_steps = int(getattr(trace, "delay_steps", None) or 0)
         if delay_steps < 0:
@@ -278,9 +280,7 @@ class Synapses(nn.Module):
             raise ValueError(f"these synapses are {kind}: they take {takes} td_error and start")
         types = {t.dtype for t in (pre, derivative, error, td_error, start, immediate) if t is not None}
         if types != {self.eligibility.dtype}:
-            raise ValueError(
-                f"this layer computes in {self.eligibility.dtype}, got {types}: convert, or set dtype"
-            )
+            raise ValueError(f"this layer computes in {self.eligibility.dtype}, got {types}: convert or set dtype")
         given = (geometry.flatten(pre), geometry.flatten(derivative), geometry.flatten(error), td_error, start)
         lines = (self.pre_line, self.derivative_line, self.error_line, self.td_error_line, self.start_line)
         pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]

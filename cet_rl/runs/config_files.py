@@ -7,7 +7,7 @@ so is 010, which YAML 1.1 takes for eight.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -18,6 +18,7 @@ import yaml
 
 from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.values import checked, unknown
+from cet_rl.traces.registry import traces
 
 _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """The exceptions that PyYAML raises for text that is no YAML, and for tags whose values do not fit."""
@@ -37,9 +38,17 @@ _NOTATION = {
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Load plain data only, several times as fast where libyaml is, with the notation above."""
+    """Load plain data only, several times as fast where libyaml is, with the notation above, and no key twice."""
 
     yaml_implicit_resolvers: ClassVar[Any] = {}
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.value != "<<":
+                raise yaml.MarkedYAMLError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -85,7 +94,8 @@ def read_mapping(source: str) -> Mapping[str, Any]:
     if not path.is_file():
         known = package_configs()
         if source not in known:
-            raise unknown("configuration file", source, sorted(known))
+            hint = "there is no such file, and `cet-rl list configs` shows those that come with the package"
+            raise unknown("configuration file", source, known, hint)
         path = known[source]
     mapping = _parse_mapping(path.read_bytes(), source)
     if "task" in mapping:
@@ -103,9 +113,16 @@ def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig])
     types, values = types_of(kind), {}
     for key, value in mapping.items():
         if key not in types:
-            raise unknown(f"{source}: unknown key", key, types)
+            raise unknown_key(source, key, types)
         values[key] = checked(value, types[key], f"{source}: {key}")
     return values
+
+
+def unknown_key(source: str, key: str, known: Iterable[str]) -> ValueError:
+    """Return the error for a key that a file may not have: an option of traces, or a name that does not exist."""
+    if any(key in kind.options for kind in traces().values()):
+        return ValueError(f"{source}: {key} is an option of traces: write trace_options: [{key}=VALUE]")
+    return unknown(f"{source}: unknown key", key, known)
 
 
 def _parse_mapping(text: str | bytes, source: str) -> Mapping[str, Any]:
@@ -115,7 +132,7 @@ def _parse_mapping(text: str | bytes, source: str) -> Mapping[str, Any]:
         raise ValueError(f"{source} is no UTF-8 text") from None
     except _NO_YAML as error:
         place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1}" if place else ""
+        where = f" at line {place.line + 1}: {getattr(error, 'problem', None)}" if place else ""
         raise ValueError(f"{source} is no valid YAML{where}") from None
     if data is None:
         return {}

@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path), open(temporary, "wb") as stream:
+        with naming(path, temporary), open(temporary, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -45,12 +45,12 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> st
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn a system error that names no file, such as that of a full disk, into one that names `path`."""
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn a system error that names no file (a full disk), or a temporary one, into one that names `path`."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.filename not in (None, str(temporary)) or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -89,11 +89,15 @@ def make_folder(path: Path, kind: str) -> None:
         raise OSError(f"cannot write to {kind} folder {path}: {error.strerror}") from None
 
 
-def check_file(option: str, file: Path, *suffixes: str) -> Path:
-    """Return a file to write; raise ValueError naming the option for another suffix, or a missing folder."""
-    if file.suffix.lower() not in suffixes:
+def check_file(option: str, file: Path, *suffixes: str, read: bool = False) -> Path:
+    """Return a file to write, or to `read` first; raise ValueError or OSError if that cannot be, or its suffix."""
+    if suffixes and file.suffix.lower() not in suffixes:
         named = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
         raise ValueError(f"{option} takes a file named {named}, got {file}")
     if not file.parent.is_dir():
         raise ValueError(f"{option}: there is no folder {file.parent}")
+    if file.is_dir():
+        raise ValueError(f"{option}: {file} is a folder")
+    if not read:
+        make_folder(file.parent, "the")
     return file

@@ -92,7 +92,7 @@ class RunFolder:
             self._bad.update(reasons)
             return path
         if reasons:
-            raise ValueError("; ".join(reasons.values()))
+            raise ValueError(f"{'; '.join(reasons.values())}; move them away to begin again")
         return self.newest
 
     def save_checkpoint(self, state: dict[str, Any], runtime_state: object = None) -> None:

@@ -184,9 +184,7 @@ class Lock:
                 os.utime(file)
             except FileNotFoundError:
                 if not released.is_set():
-                    print(
-                        f"another process has taken the lock of {self.name}: stopping", file=sys.stderr, flush=True
-                    )
+                    print(f"another process took the lock of {self.name}: stopping", file=sys.stderr, flush=True)
                     os._exit(EXIT_BUSY)
                 return
             except OSError:  # a file server that does not answer for a moment

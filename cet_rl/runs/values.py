@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -95,6 +95,8 @@ def _convert(value: Any, hint: Any) -> Any:
 def in_words(hint: Any) -> str:
     """Return a field's type in words, such as "a whole number or none"."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return in_words(arguments[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from cet_rl.runs.config import check_seed
-from cet_rl.runs.config_files import read_mapping
+from cet_rl.runs.config_files import read_mapping, unknown_key
 from cet_rl.runs.paper import PAPER
 from cet_rl.runs.task_kinds import TASK_KINDS
-from cet_rl.runs.values import checked, unknown
-from cet_rl.traces.registry import traces
+from cet_rl.runs.values import checked
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
 """Keys of a sweep's file that are no options of `cet-rl train`."""
@@ -141,21 +140,16 @@ def check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> No
     """Raise ValueError for a key that is neither one of the file's own nor an option of any kind of task."""
     options = {item.name for task_kind in TASK_KINDS for item in fields(task_kind.config())}
     known = {*own, *options} - _ELSEWHERE.keys()
-    of_traces = {name for kind in traces().values() for name in kind.options} - known
     for key in mapping:
-        if key in of_traces:
-            raise ValueError(f"{where}: {key} is an option of traces: write trace_options: [{key}=VALUE]")
         if key in _ELSEWHERE:
             raise ValueError(f"{where}: {key} has no place here: {_ELSEWHERE[key]}")
         if key not in known:
-            raise unknown(f"{where}: unknown key", key, sorted(known))
+            raise unknown_key(where, key, sorted(known))
 
 
 def _combinations(shared: Arm, arm: Arm, override: Mapping[str, Any]) -> Iterator[Combination]:
     # What an arm sets itself replaces the grid's values, and is not crossed with them.
-    grid = {option: values for option, values in shared.grid.items() if option not in arm.settings} | dict(
-        arm.grid
-    )
+    grid = {name: values for name, values in shared.grid.items() if name not in arm.settings} | dict(arm.grid)
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         settings = {**shared.settings, **point, **arm.settings, **override}
@@ -171,9 +165,7 @@ def _arm(value: object, where: str) -> Arm:
         config = settings.pop("config")
         paper = config == PAPER
         if config not in (PAPER, None):
-            raise ValueError(
-                f"{where}: config must be {PAPER}, got {config!r}: write a file's settings out instead"
-            )
+            raise ValueError(f"{where}: config must be {PAPER}, got {config!r}: write its settings out")
     name = checked(settings.pop("name", None), str | None, f"{where}: name")
     grid = _grid(settings.pop("grid", {}), f"{where}, grid")
     for option in grid:

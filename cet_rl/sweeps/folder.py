@@ -39,9 +39,7 @@ MOST_CHANGES = 5  # settings that may have been edited before a sweep counts as 
 LEADING = ("job", "arm", "task", "agent", "seed")
 """Columns that every results.csv has first; then come the other settings that not all jobs share."""
 
-RESULTS = tuple(
-    score.on(held_out) for kind in TASK_KINDS for score in kind.scores for held_out in ("test", "validation")
-)
+RESULTS = tuple(score.on(part) for kind in TASK_KINDS for score in kind.scores for part in ("test", "validation"))
 """Scores of finished runs, by metrics of their summaries; the first that a run has is shown."""
 
 PROGRESS = tuple(kind.progress for kind in TASK_KINDS)
@@ -165,9 +163,7 @@ class SweepFolder:
         except _DAMAGE:
             raise ValueError(f"{self.sweep_file} is damaged: choose another --run-dir") from None
         if edited:
-            raise ValueError(
-                f"{self.sweep_file} has been edited ({listed(edited, SHOWN)}): choose another --run-dir"
-            )
+            raise ValueError(f"{self.sweep_file} was edited ({listed(edited, SHOWN)}): choose another --run-dir")
         return sweep
 
     def check(self, sweep: Sweep) -> int:

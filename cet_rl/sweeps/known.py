@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import cet_rl
-from cet_rl.runs.files import check_file, csv_text, write_text
+from cet_rl.runs.files import check_file, csv_text, make_folder, write_text
 from cet_rl.runs.lock import TAKEOVER, Lock
 from cet_rl.runs.task_kinds import identity, task_kind_of
 
@@ -79,7 +79,7 @@ class KnownRuns:
     """Read and extend a CSV of finished runs; several processes may do so at once."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        self.file = check_file("--known", Path(os.path.abspath(file)), ".csv")
+        self.file = check_file("--known", Path(os.path.abspath(file)), ".csv", read=True)
         self._summaries: dict[str, Mapping[str, Any]] = {}
         self._version: tuple[int, ...] = ()  # of the file that they were read from
 
@@ -97,9 +97,7 @@ class KnownRuns:
                 for row in reader:
                     number = reader.line_num
                     if None in row or None in row.values():
-                        raise ValueError(
-                            f"it has {'more' if None in row else 'fewer'} cells than there are columns"
-                        )
+                        raise ValueError(f"it has {'more' if None in row else 'fewer'} cells than columns")
                     rows.append((row, KnownRun.of_row(row)))
         except FileNotFoundError:
             pass
@@ -129,6 +127,7 @@ class KnownRuns:
 
     def add(self, runs: Iterable[KnownRun]) -> None:
         """Add rows for those runs that have none, in one step that nobody sees half of; OSError if that fails."""
+        make_folder(self.file.parent, "the")
         lock = Lock(self.file.parent / f".{self.file.name}.lock", "rows")
         if not lock.acquire(TAKEOVER):
             raise OSError(f"{self.file} is locked by another process ({lock.owner}): rows were not added")

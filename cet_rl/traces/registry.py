@@ -246,20 +246,18 @@ class TraceConfig:
                 of a class that cannot be built from a delay and its fields.
         """
         checked(discretization, Discretization, "discretization")
+        if not isinstance(trace, str | Trace | TraceConfig | None):
+            raise ValueError(f"trace must be one of `cet-rl list traces`, a trace or a TraceConfig, got {trace!r}")
         kind = trace.kind if isinstance(trace, TraceConfig) else trace
         if not delay:
             if kind not in (None, "none"):
-                raise ValueError(
-                    f"trace {kind!r} bridges a delay, and there is none: give a delay, or leave it out"
-                )
+                raise ValueError(f"trace {kind!r} bridges a delay, and there is none: give one, or leave it out")
             if order is not None or decay is not None or stacked or trace_delay is not None:
                 raise ValueError(
                     "order, decay, stacked and trace_delay belong to a delay, and there is none: give a delay"
                 )
         elif kind == "none":
-            raise ValueError(
-                "trace 'none' is backpropagation without delay: leave the delay out, or choose a trace"
-            )
+            raise ValueError("trace 'none' is backpropagation without delay: leave delay out, or choose a trace")
         if isinstance(kind, Trace):
             return cls._of(kind, whole_steps(delay, step_duration), stacked=stacked)
         if isinstance(trace, TraceConfig):

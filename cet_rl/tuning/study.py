@@ -84,9 +84,7 @@ class SearchFolder:
         except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
             raise ValueError(f"{self.file} is damaged: choose another --run-dir") from None
         if changes:
-            raise ValueError(
-                f"{self.path} holds a search with other settings ({changes}): choose another --run-dir"
-            )
+            raise ValueError(f"{self.path} holds a search of other settings ({changes}): choose another --run-dir")
         return name
 
 

@@ -99,9 +99,7 @@ class VisionConfig(LayeredConfig):
         if self.salience is not None and round(self.salience * self.batch_size) < 1:
             raise ValueError(f"--salience {self.salience:g} leaves no image of a batch of {self.batch_size}")
         if through_trace and self.streaming:
-            raise ValueError(
-                "--soma trace needs images shown after the batch, which --streaming does not wait for"
-            )
+            raise ValueError("--soma trace needs images after the batch, which --streaming does not wait for")
         if self.compile and (self.streaming or self.salience is not None or through_trace or self.jitter):
             raise ValueError(
                 "--compile gains nothing with --streaming, --salience, --jitter and --soma trace, whose memories "

@@ -59,8 +59,6 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
-    if not isinstance(trace, str | Trace | TraceConfig | None):
-        raise ValueError(f"trace must be a name of `cet-rl list traces`, a trace or a TraceConfig, got {trace!r}")
     model = deepcopy(model)
     found = list(model.named_modules(remove_duplicate=False))
     for name, layer in found:

@@ -111,9 +111,7 @@ class CreditRule:
         if not self.jitter:
             return None
         if draws is None or len(draws) != images:
-            raise ValueError(
-                f"with jitter each of the {images} images needs a draw: `with jittered(model, draws)`"
-            )
+            raise ValueError(f"with jitter each of {images} images needs a draw: `with jittered(model, draws)`")
         return jittered_steps(self.delay_steps, self.jitter, draws)
 
     @property

@@ -105,9 +105,7 @@ def _standardise(name: str, train: _Raw, test: _Raw | None, validation: bool, so
         pixels, labels = train
         held = round(HELD_OUT * len(labels))
         if not held:
-            raise ValueError(
-                f"{name}: {len(labels)} training images are too few to hold out a tenth for validation"
-            )
+            raise ValueError(f"{name}: {len(labels)} training images are too few to hold out a tenth")
         order = torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(labels)))
         # In the order of the files, so that gathering them is quick.
         kept, held_out = order[held:].sort().values, order[:held].sort().values
@@ -189,9 +187,7 @@ def _find_files(name: str, data_dir: Path, splits: Sequence[str]) -> dict[str, l
     """Return the Parquet files of each split, all from the first folder that has any."""
     if not data_dir.is_dir():
         problem = "is no folder" if data_dir.exists() else "does not exist"
-        raise OSError(
-            f"the data folder {data_dir} {problem}; it should hold {name}/train.parquet and test.parquet"
-        )
+        raise OSError(f"the data folder {data_dir} {problem}; it must hold {name}/train.parquet and test.parquet")
     # A hub snapshot keeps its files one folder further down, named after its configuration.
     inner = ("", "plain_text", name, "data")
     for folder in [base / each for base in (data_dir / name, data_dir) for each in inner]:
@@ -236,9 +232,7 @@ def _read(paths: Sequence[Path], split: str, source: ParquetImages) -> _Raw:
                 columns = ["img" if "img" in names else "image", source.label]
                 if not set(columns) <= set(names):
                     found = ", ".join(names) or "none"
-                    raise ValueError(
-                        f"{path} has the columns {found}; needed are image (or img) and {source.label}"
-                    )
+                    raise ValueError(f"{path} has columns {found}; needed are image (or img) and {source.label}")
                 tables.append(file.read(columns=columns).select(columns).rename_columns(["image", "label"]))
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(

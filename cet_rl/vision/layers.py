@@ -102,12 +102,10 @@ class TracedLayer(nn.Module):
         """Compute with the kernel's whole matrix from now on, for batches of one size.
 
         Slower than the layer's own way on a CPU, but for GPUs, `torch.compile` and `torch.func.vmap`: made of
-        torch's operations alone. Not for layers that stream, or have jitter or `derivative_memory="trace"`.
+        torch's operations alone. Not for layers that stream or have jitter or `derivative_memory="trace"`.
         """
         if self.rule.streaming or self.rule.derivative_memory != "exact" or self.rule.jitter:
-            raise ValueError(
-                "one matrix serves no layers that stream, or have jitter or derivative_memory='trace'"
-            )
+            raise ValueError("one matrix serves no layers that stream or have jitter or derivative_memory='trace'")
         self.matrix = self.batch.matrix(self.batch.steps(batch), self.weight.dtype, self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
