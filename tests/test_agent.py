@@ -358,7 +358,8 @@ def test_bad_options_are_named(options, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("gae_lamda", "did you mean gae_lambda"), ("buffer_size", "shows all")]
+    ("name", "hint"),
+    [("gae_lamda", "did you mean gae_lambda"), ("tolerance", "use trace_options={'tolerance': 1}")],
 )
 def test_unknown_arguments_are_named(name, hint):
     with pytest.raises(ValueError, match="policy must be 'MlpPolicy', or a class"):

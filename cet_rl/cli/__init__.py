@@ -117,9 +117,7 @@ def parse_into(
     for name in options_among(arguments):
         if name not in known and name.removeprefix("no_") not in known:
             prefix = "no_" * name.startswith("no_")
-            raise unknown(
-                "option", flag(name), [flag(prefix + each) for each in sorted(known)], f"see {prog} --help"
-            )
+            raise unknown("option", flag(name), [flag(prefix + n) for n in sorted(known)], f"see {prog} --help")
     # The help is wrapped here, and has colours and boxes where the terminal can show them.
     shown, printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace"), io.StringIO()
     shown.isatty = sys.stdout.isatty  # type: ignore[method-assign]

@@ -266,6 +266,8 @@ class TraceConfig:
         ratio = 1.0 if trace_delay is None else trace_delay / delay
         if not 0 < ratio < math.inf:
             raise ValueError(f"trace_delay must be a positive number of seconds, got {trace_delay}")
+        if not isinstance(options, Mapping | None):
+            raise ValueError(f"options of a trace must be a dict of values by name, got {options!r}")
         kind = kind or ("cet" if delay else "none")
         return cls(kind, order, normalization, named | dict(options or {}), ratio)
 

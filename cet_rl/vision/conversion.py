@@ -144,9 +144,7 @@ def _check_replaceable(name: str, layer: nn.Module) -> None:
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         return
     plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    own = [
-        name for name in (*layer._parameters, *layer._buffers, *layer._modules) if name not in ("weight", "bias")
-    ]
+    own = [key for key in (*layer._parameters, *layer._buffers, *layer._modules) if key not in ("weight", "bias")]
     problems = {
         "has a parametrised weight, whose gradient is not the synapses': not supported": is_parametrized(layer),
         "has no shape yet: show the model a batch first": any(map(is_lazy, layer.parameters())),
