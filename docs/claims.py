@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import re
+import runpy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,7 +25,7 @@ from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, read_runs
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.files import write_text
 from cet_rl.runs.folder import MetricsTable
-from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.runs.task_kinds import RL, TaskKind
 from cet_rl.sweeps.build import build, configuration
 from cet_rl.sweeps.file import read_sweep
 
@@ -62,11 +63,11 @@ def runs() -> list[Run]:
     """Return the runs behind the tables."""
     found = [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)]
     known, _ = read_runs([DOCS / "data" / "full.csv"])
+    full = runpy.run_path(str(DOCS / "tables.py"))["FULL"]
+    curves = {task: _curves(DOCS / "data" / f"{name}.csv", RL) for name, task in full.items()}
     for run in known:
         assert run.config is not None
-        assert run.task_kind is not None
-        curves = _curves(DOCS / "data" / "cartpole-full.csv", run.task_kind)
-        found.append(replace(run, columns=curves.get(_key_of(run.config), {})))
+        found.append(replace(run, columns=curves[run.config.task].get(_key_of(run.config), {})))
     return found
 
 

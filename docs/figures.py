@@ -380,11 +380,8 @@ def cascade() -> None:
 def heatmap(name: str, metric: str, title: str, least: float | None, factor: float = 1, form: str = ".0f") -> None:
     """Draw a study's final scores as numbers in coloured cells; the arm without delay counts at every delay."""
     tables = runpy.run_path(str(DOCS / "tables.py"))
-    found = (
-        tables["known"]("CartPole-v1", "5000000", metric)
-        if name == "cartpole-full"
-        else tables["scores"](f"{name}-summary", metric)
-    )
+    full = name in tables["FULL"]
+    found = tables["known"](name, metric) if full else tables["scores"](f"{name}-summary", metric)
     arms = sorted(found, key=list(STYLES).index)
     delays = sorted({*chain(*found.values())} - {""}, key=lambda delay: float(delay.removesuffix("s")))
     cells = [[found[arm].get(delay) or found[arm].get("", [np.nan]) for delay in delays] for arm in arms]

@@ -21,6 +21,7 @@ from cet_rl.runs.files import write_text
 
 DOCS = Path(__file__).parent
 LABELS = {"none": "no delay", "perfect": "perfect memory", "et": "ET"}
+TEN = ("cet10", "legendre10", "optimal10")
 KINDS = ("none", "perfect", "et", "cet", "sharp", "legendre", "optimal")
 """The order of rows."""
 KIND_LABELS = {"cet": "CET", "sharp": "SharpCET", "legendre": "Legendre", "optimal": "optimal"}
@@ -55,6 +56,9 @@ AUTHORS = {
 }
 """What the authors' code ends at, one seed or two, as run once by us; not among our data."""
 
+FULL = {"cartpole-full": "CartPole-v1"}
+"""Studies at the papers' budgets and their tasks: full.csv has the final numbers of their runs."""
+
 Scores = dict[str, dict[str, list[float]]]
 """A score of each seed, by arm and by what else the table has columns for, such as the delay."""
 
@@ -69,16 +73,26 @@ def scores(table: str, score: str, column: str = "delay", **where: str) -> Score
     return found
 
 
-def known(task: str, budget: str, score: str) -> Scores:
-    """Return a score of the runs of full.csv by arm and delay."""
+def known(name: str, score: str) -> Scores:
+    """Return a score of those runs of full.csv that belong to a study of `FULL`, by arm and delay."""
     found: Scores = defaultdict(lambda: defaultdict(list))
     with open(DOCS / "data" / "full.csv", newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            if (row["task"], row["budget"]) == (task, budget):
+            if row["task"] == FULL[name]:
                 options = json.loads(row["options"])
                 late = f"{options['delay']:g}s" if options["delay"] else ""
                 found[re.sub(r"-.*|(?<=^et)0.*", "", row["arm"])][late].append(float(row[score]))
     return found
+
+
+def samples_to(name: str, arm: str, delay: str, score: float) -> list[int]:
+    """Return for each seed of a study's curves how many samples an arm took to its first return of a score."""
+    found: dict[str, int] = {}
+    with open(DOCS / "data" / f"{name}.csv", newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if (row["arm"], row["delay"]) == (arm, delay) and float(row["return"]) >= score:
+                found.setdefault(row["seed"], int(row["samples"]))
+    return list(found.values())
 
 
 def _parts(arm: str) -> tuple[str, int, str]:
@@ -303,8 +317,8 @@ def _games(name: str) -> tuple[Scores, Scores]:
     return training, evaluation
 
 
-def _full() -> str:
-    training, evaluation = (known("CartPole-v1", "5000000", f"{kind}_return_mean") for kind in ("train", "eval"))
+def _full(name: str) -> str:
+    training, evaluation = (known(name, f"{kind}_return_mean") for kind in ("train", "eval"))
     return two_scores(training, evaluation, "5 M")
 
 
@@ -314,7 +328,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for name in ("cartpole", "space-invaders", "retrograde", "lunar-lander")
     },
     "cartpole-traces": lambda: two_scores(*_games("cartpole-traces"), "0.5 M"),
-    "cartpole-full": _full,
+    **{name: lambda name=name: _full(name) for name in FULL},
     "split-cartpole": lambda: two_scores(*_games("split-cartpole"), "1 M"),
     **{name: lambda name=name: accuracies(f"{name}-summary") for name in ("mnist", "mnist-retrograde", "cifar10")},
     "traces-mnist": sharpness,
@@ -338,9 +352,10 @@ def phrases() -> dict[str, list[str]]:
     poles = {arm: at("cartpole", arm, "32s") for arm in ("et", "cet2", "cet5", "cet10", "optimal10")}
     late = {arm: at("cartpole-traces", arm, "128s") for arm in ("cet10", "legendre10", "optimal10")}
     game = {arm: at("space-invaders", arm, "2s") for arm in ("cet10", "legendre10", "perfect")}
-    full = known("CartPole-v1", "5000000", "train_return_mean")
+    full = known("cartpole-full", "train_return_mean")
     orders = [f"{np.mean(full[arm]['128s']):.0f}" for arm in ("et", "cet2", "cet5", "cet8", "cet10")]
     prompt = f"{np.mean(full['none']['']):.0f}"
+    soon = {arm: f"{np.mean(samples_to('cartpole-full', arm, '128s', 400)) / 1e6:.2f}" for arm in TEN}
     undelayed = at("space-invaders", "none", "")
     back = [at("retrograde", arm, "120s") for arm in ("et", "cet2", "cet5", "cet10")]
     ours = ("cet10", "sharp10", "legendre10", "optimal10", "perfect")
@@ -350,6 +365,8 @@ def phrases() -> dict[str, list[str]]:
         "README.md": [
             "CET is at {cet10}, Legendre at {legendre10} and **the optimal trace at {optimal10}**".format(**late),
             "end at {}, {}, {}, {} and {} there".format(*orders) + f", and learning without delay at {prompt}",
+            "is at a return of 400 after {optimal10} million samples".format(**soon),
+            "Legendre after {legendre10}, CET after {cet10}** (means".format(**soon),
             "({cet10} against {perfect}; one seed does better)".format(**game),
             f"Legendre trace reaches {game['legendre10']}, about what perfect memory reaches, and the agent whose "
             f"credit is not late at all ({undelayed})",
