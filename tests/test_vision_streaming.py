@@ -118,7 +118,7 @@ def test_salient_images_whose_errors_come_early_or_late(case, seed):
 def test_draws_that_do_not_fit():
     layer = replace(STATES, delay_steps=2).layer(jitter=0.5)
     x, error = STATES.batch(6)
-    for draws, message in ((None, "each of the 6 images needs a draw"), ([0.1] * 5, "each of the 6 images")):
+    for draws, message in ((None, "each of 6 images needs a draw"), ([0.1] * 5, "each of 6 images")):
         with pytest.raises(ValueError, match=message), jittered(layer, draws) if draws else nullcontext():
             use(layer, x, error)
     with pytest.raises(ValueError, match=r"within \[-1, 1\]"), jittered(layer, [2.0]):

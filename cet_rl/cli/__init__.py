@@ -83,6 +83,9 @@ def prepare_output() -> None:
     """Let a command go on when the reader of its output has gone, and print ? for what a terminal cannot show."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if stream is None:  # its file descriptor is closed
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+            continue
         with contextlib.suppress(AttributeError, OSError, ValueError):  # without a file descriptor
             buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             lines = name == "stderr" or stream.line_buffering

@@ -176,7 +176,7 @@ class Synapses(nn.Module):
         """
         geometry, decay, executor = self.geometry, self.shared_decay, self.executor
         transition, (first, last) = self.trace.transition(), visible_support(self.trace, dtype)
-        kernel = self.trace.kernel(last).numpy()
+        kernel = self.trace.kernel_array(last)
         forms = FORMS if decay else FORMS[:3]
         if executor not in ("auto", "step"):
             forms = (cast(Form, executor),)
@@ -223,7 +223,7 @@ class Synapses(nn.Module):
                 first, last = self._support
                 transition = self.trace.transition()
                 if transition is None:  # one state for each lag; the inputs are delayed by the first beforehand
-                    kernel = self.trace.kernel(last)[first:].numpy()
+                    kernel = self.trace.kernel_array(last)[first:]
                     transition = Transition(*shift_register(last - first), kernel)
                 self._constants = StateConstants(transition, dtype, device)
         return self._constants

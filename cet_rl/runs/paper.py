@@ -92,9 +92,7 @@ def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the row of the paper's tables for the values of a configuration that are given; see `paper_row`."""
     if values.get("agent", "cet") != "cet":
         raise ValueError(f"config paper is for the paper's agent, not for {values['agent']}: leave out one")
-    return paper_row(
-        **{key: values[key] for key in ("task", "delay", "order", "stacked", "trace") if key in values}
-    )
+    return paper_row(**{k: values[k] for k in ("task", "delay", "order", "stacked", "trace") if k in values})
 
 
 def paper_row(

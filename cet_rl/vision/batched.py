@@ -57,9 +57,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     def _stack_adam(self, name: str) -> tuple[Tensor, Tensor]:
         zero = torch.zeros_like(self.parameters[name][0])
-        states = [
-            learner.optimizer.state.get(learner.network.get_parameter(name), {}) for learner in self.learners
-        ]
+        states = [each.optimizer.state.get(each.network.get_parameter(name), {}) for each in self.learners]
         mean, square = (torch.stack([s.get(key, zero) for s in states]) for key in ("exp_avg", "exp_avg_sq"))
         return mean, square
 

@@ -172,7 +172,7 @@ class CreditRule:
         # A memory that returned f' larger than it was would be wrong whatever the synapses do.
         trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
         first, last = visible_support(trace, dtype)
-        kernel = trace.kernel(last).numpy().copy()
+        kernel = trace.kernel_array(last)
         kernel[:first] = 0.0
         return kernel
 
