@@ -1,4 +1,4 @@
-"""The agent's options, each in the dataclass that owns it. Needs neither torch nor Stable-Baselines3."""
+"""The agent's options, in the dataclasses that own them. Needs neither torch nor Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cet_rl.traces.registry import TraceConfig, traces
 from cet_rl.traces.timing import CreditTiming
 
 Feedback = Literal["backprop", "fa", "dfa"]
-"""The route of credit to a hidden layer: "backprop" through the transposed forward weights (weight transport),
-"fa" through fixed random matrices from layer to layer (feedback alignment, Lillicrap et al. 2016), "dfa" through
-fixed random matrices straight from the output (direct feedback alignment, Nøkland 2016)."""
+"""The route of credit to a hidden layer: "backprop" uses the transposed forward weights (weight transport), "fa"
+fixed random matrices from layer to layer (feedback alignment, Lillicrap et al. 2016), "dfa" fixed random matrices
+from the output to each layer (direct feedback alignment, Nøkland 2016)."""
 ErrorAt = Literal["preactivation", "activation"]
 ActorKind = Literal["mlp", "conv"]
 CriticKind = Literal["auto", "mlp", "conv"]
@@ -25,15 +25,14 @@ CriticKind = Literal["auto", "mlp", "conv"]
 class NetworkConfig:
     """Configure the networks of actor and critic.
 
-    Observations may enter as positive and negative parts (paper, App. C). A convolutional actor or critic is for
-    maps, with three convolutions before the dense layers.
+    A convolutional actor or critic has three convolutions before its dense layers, and takes maps only.
     """
 
     net_arch: tuple[int, ...] = (256, 256)  # widths of the dense hidden layers of actor and critic
     activation: str = "relu"  # of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`
-    split_observations: bool | None = None  # into two parts; None: only if they can be negative
-    actor: ActorKind = "mlp"  # dense, where maps are flattened, or "conv"
-    critic: CriticKind = "auto"  # "mlp", "conv", or "auto": convolutional for maps
+    split_observations: bool | None = None  # by sign (paper, App. C); None: only if they can be negative
+    actor: ActorKind = "mlp"  # "mlp" (maps are flattened), or "conv"
+    critic: CriticKind = "auto"  # "mlp", "conv", or "auto": "conv" for maps
     feedback: Feedback = "backprop"  # route of credit to the actor's hidden layers, see `Feedback`
     log_std: float = 0.0  # initial log σ of the Gaussian policy for continuous actions
 
@@ -48,20 +47,20 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Configure learning. Defaults: paper, Table 5.
+    """Configure learning. The defaults are those of the paper (Table 5).
 
-    δ of a hidden layer is a derivative with respect to its "preactivation", which contains f' already and needs an
-    activation whose f' is 0 or 1, or its "activation": Eq. 1 as printed.
+    `error_at` says what δ of a hidden layer is a derivative by: its "activation", as Eq. 1 is printed, or its
+    "preactivation", which includes the factor f' and needs an activation whose f' is 0 or 1.
     """
 
     trace: TraceConfig = field(default_factory=TraceConfig)  # the synaptic trace that bridges the delay
     gamma: float = 0.99  # γ, the discount, in [0, 1]
     lam: float = 0.95  # λ of the RL eligibility trace and of the critic's returns, in [0, 1]; γλ < 1
-    random_lam: tuple[float, float] | None = None  # one λ per weight of the actor, drawn uniformly once
+    random_lam: tuple[float, float] | None = None  # bounds of one λ per weight of the actor, drawn uniformly once
     entropy_coef: float = 0.01  # weight of the policy's entropy
     value_coef: float = 0.25  # weight of the critic's loss
-    max_grad_norm: float = 0.5  # global norm that actor's and critic's gradients are clipped to together
-    error_at: ErrorAt = "preactivation"  # what δ of a hidden layer is taken with respect to
+    max_grad_norm: float = 0.5  # largest global norm of actor's and critic's gradients together
+    error_at: ErrorAt = "preactivation"  # see above
     alignment: bool = True  # measure each layer's alignment: the cosine between its update and the true gradient
     executors: tuple[str, ...] | None = None  # `Synapses.choice` of each layer, input side first; None to choose
 
@@ -80,19 +79,19 @@ class LearnerConfig:
                 raise ValueError(f"random_lam must be two numbers, 0 <= low <= high <= 1, got {self.random_lam!r}")
             object.__setattr__(self, "random_lam", (low, high))
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
-            raise ValueError("gamma times lam must stay below 1: nothing would ever be forgotten")
+            raise ValueError("gamma times lam must be below 1: eligibility would never decay")
         checked(self.error_at, ErrorAt, "error_at")
         if self.executors is not None:
             object.__setattr__(self, "executors", checked(self.executors, tuple[str, ...], "executors"))
 
     @property
     def largest_lam(self) -> float:
-        """Largest λ that a weight of the actor can have."""
+        """The largest λ that a weight of the actor can have."""
         return self.lam if self.random_lam is None else self.random_lam[1]
 
 
 SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef", "gae_lambda": "lam"}
-"""Fields of `LearnerConfig` by the names of Stable-Baselines3 and Tianshou."""
+"""Names of Stable-Baselines3 and Tianshou for fields of `LearnerConfig`."""
 _OUR_NAMES = {**SB3_NAMES, "log_std_init": "log_std", "hidden_sizes": "net_arch"}
 ABSENT = {
     name: reason
@@ -107,7 +106,7 @@ ABSENT = {
     }.items()
     for name in names.split()
 }
-"""Options that Stable-Baselines3 and Tianshou have and we do not, and why."""
+"""Options of Stable-Baselines3 and Tianshou that our agent lacks, each with the reason."""
 
 _TRACE_DEFAULTS: dict[str, Any] = dict.fromkeys(("order", "decay", "trace_options", "trace_delay"))
 _TRACE_DEFAULTS |= {"normalization": "peak", "discretization": "exact"}
@@ -116,13 +115,13 @@ LEARNING_OPTIONS = {*_TRACE_DEFAULTS, *SB3_NAMES, *(item.name for item in fields
 
 
 def refuse_absent(name: str, value: object) -> None:
-    """Raise ValueError if an option of `ABSENT` is set to anything that would have an effect."""
+    """Raise ValueError if an option in `ABSENT` has a value that would have an effect."""
     if value not in (None, False, -1, {}):
         raise ValueError(f"{name} must be left out: {ABSENT[name]}")
 
 
 def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str | None = None) -> dict[str, Any]:
-    """Return keywords by our names, without those in `ABSENT`; raise TypeError for one that is not `known`."""
+    """Return the keywords under our names, without those in `ABSENT`; raise TypeError if one is not `known`."""
     keywords: dict[str, Any] = {}
     for name, value in given.items():
         ours = _OUR_NAMES.get(name, name)
@@ -133,7 +132,7 @@ def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str
                 raise TypeError(f"{name} is an option of traces: use trace_options={{{name!r}: {value!r}}}")
             raise TypeError(str(unknown("argument", name, known, see)))
         elif ours in keywords:
-            raise TypeError(f"{ours} is given twice, once by another name")
+            raise TypeError(f"{ours} is given twice, once under another name")
         else:
             keywords[ours] = value
     return keywords
@@ -142,17 +141,17 @@ def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str
 def learner_config(
     timing: CreditTiming, trace: str | Trace | TraceConfig | None = None, **keywords: Any
 ) -> LearnerConfig:
-    """Return the options of learning as agents take them by keyword.
+    """Return the options of learning, from the keywords that agents take.
 
     Args:
         timing: When credit arrives.
         trace: Name of the trace that bridges the delay, a trace, or its configuration; None for the default.
-        **keywords: Fields of `LearnerConfig`, also by Stable-Baselines3's names `ent_coef`, `vf_coef` and
-            `gae_lambda`. And of a trace given by name: `order`, the number of its states (cet, sharp, legendre,
-            optimal; 5 by default, 1 is the classical trace); `normalization` of its kernel, "peak" or "area";
-            `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a cascade,
-            "exact" or "official"; `trace_delay`, the seconds it is made for where the delay is not known exactly;
-            `trace_options`, others by their names, such as {"ratio": 3} of "ltp-ltd".
+        **keywords: Fields of `LearnerConfig`, also under Stable-Baselines3's names `ent_coef`, `vf_coef` and
+            `gae_lambda`. With a trace given by name also its options: `order`, the number of states (cet, sharp,
+            legendre, optimal; 5 by default, 1 is the classical trace); `normalization` of its kernel, "peak" or
+            "area"; `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a
+            cascade, "exact" or "official"; `trace_delay`, the delay in seconds that the trace is made for, if
+            that is not the true one; `trace_options`, further options by name, as {"ratio": 3} for "ltp-ltd".
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
     changed = [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]
@@ -165,9 +164,9 @@ def learner_config(
 
 
 def network_keywords(policy_kwargs: Mapping[str, Any] | None, known: Collection[str] = ()) -> dict[str, Any]:
-    """Return fields of `NetworkConfig` from Stable-Baselines3's `policy_kwargs`; errors as of `our_keywords`.
+    """Return fields of `NetworkConfig` from Stable-Baselines3's `policy_kwargs`; raise as `our_keywords` does.
 
-    There, an activation may be a class, `activation_fn`, and `net_arch` a dict(pi=, vf=).
+    `activation_fn` may be a class of torch, and `net_arch` a dict(pi=, vf=) of equal lists, as there.
     """
     keywords = dict(policy_kwargs or {})
     if "activation_fn" in keywords:

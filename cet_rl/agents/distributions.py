@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class Distribution(nn.Module, ABC):
-    """Define a distribution over actions, π(a | s), with A outputs, and shape and type of one action."""
+    """Define a distribution over actions, π(a | s), whose A = `num_outputs` parameters the actor computes."""
 
     num_outputs: int
     action_shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class Distribution(nn.Module, ABC):
 
     @property
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """Parameters independent of the state, by name: synapses from a constant input of one, (A, 1)."""
+        """Parameters that do not depend on the state, by name, (A, 1): weights of an input that is always one."""
         return {}
 
     @abstractmethod
@@ -49,11 +49,11 @@ class Distribution(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, outputs: Array, noise: Array) -> Array:
-        """Turn outputs and noise into actions: (N, A) and (N, A) to (N, *action_shape). Needs no parameters."""
+        """Compute actions, (N, *action_shape), from outputs, (N, A), and noise, (N, A), without parameters."""
 
 
 class Categorical(Distribution):
-    """Choose one of A actions, counted from zero; the outputs are logits."""
+    """Define a categorical distribution over A actions, counted from zero; the outputs are logits."""
 
     action_shape = ()
     action_dtype = np.int64
@@ -75,7 +75,7 @@ class Categorical(Distribution):
         return each, [-probabilities * (log_probabilities + each[:, None])]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """Draw Gumbel noise: `argmax(logits + noise)` is a sample."""
+        """Draw Gumbel noise; `argmax(logits + noise)` is then a sample."""
         noise = -torch.empty((*shape, self.num_outputs)).exponential_(generator=generator).log_()
         return noise.numpy()
 
@@ -86,9 +86,9 @@ class Categorical(Distribution):
 
 
 class DiagonalGaussian(Distribution):
-    """Draw A real numbers; the outputs are their means, and log σ is a parameter independent of the state.
+    """Define a Gaussian distribution over A independent real numbers; the outputs are their means.
 
-    log σ learns like a bias: a synapse whose input is always one.
+    log σ is a parameter that does not depend on the state. It learns like a bias: a weight whose input is one.
     """
 
     action_dtype = np.float32
@@ -110,16 +110,16 @@ class DiagonalGaussian(Distribution):
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
         """Return (a - μ) / σ², and for log σ, ((a - μ) / σ)² - 1."""
-        away = (actions - outputs) / self.std
-        return [away / self.std, away**2 - 1]
+        deviation = (actions - outputs) / self.std
+        return [deviation / self.std, deviation**2 - 1]
 
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return H = Σ log σ + A/2 · log 2πe, independent of the means, and its derivatives."""
+        """Return H = Σ log σ + A/2 · log 2πe and its derivatives, zero by the means and one by log σ."""
         each = self.log_std.detach().sum() + self.num_outputs / 2 * math.log(2 * math.pi * math.e)
         return each.expand(len(outputs)), [torch.zeros_like(outputs), torch.ones_like(outputs)]
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Array:
-        """Draw normal noise of standard deviation σ."""
+        """Draw normal noise with standard deviation σ."""
         drawn = torch.randn((*shape, self.num_outputs), generator=generator).numpy()
         noise: Array = self.std.cpu().numpy() * drawn
         return noise

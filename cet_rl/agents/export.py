@@ -1,4 +1,4 @@
-"""Export what an agent has learned as a plain torch module, or as a file without cet-rl: torch.export or ONNX."""
+"""Export an agent's policy as a plain torch module, or as a file that needs no cet-rl: torch.export or ONNX."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cet_rl.agents.policy import CETPolicy
 from cet_rl.credit.geometry import Convolution
 
 ACTIVATIONS = {kind.__name__.lower(): kind for kind in (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid)}
-"""Activations of `cet_rl.credit.activations` as torch's modules."""
+"""Torch's module of each activation in `cet_rl.credit.activations`, by name."""
 
 
 class TorchPolicy(nn.Module):
     """Map observations to deterministic actions by torch's own layers, with copies of an actor's weights.
 
-    Observations are what the environment gives, or `VecNormalize` where the agent was trained with it: the module
-    scales images and splits signs as the policy does. Actions are the environment's, and those of
+    Observations are those of the environment, or of `VecNormalize` if the agent was trained with it: the module
+    scales images and splits signs as the policy does. Actions equal those of
     `model.predict(observation, deterministic=True)`.
 
     Attributes:
-        network: layers without biases, from `inputs` features to the logits.
+        network: layers without biases, from features of shape `inputs` to the logits.
     """
 
     low: Tensor
@@ -54,10 +54,10 @@ class TorchPolicy(nn.Module):
             self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float32))
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions and logits of observations (N, *shape).
+        """Return actions and logits for observations (N, *shape).
 
-        Of A discrete actions, those are (N,) and (N, A); of A real ones, the means (N, A) cut to the action space,
-        and the means.
+        With A discrete actions their shapes are (N,) and (N, A). With A real ones, (N, A) both, the actions are
+        the means clipped to the action space, and the logits are the means.
         """
         flat = observation.to(torch.float32).flatten(1) * self.scale
         features = split_signs(flat) if self.splits else flat
@@ -68,9 +68,9 @@ class TorchPolicy(nn.Module):
 
 
 def write_policy(module: TorchPolicy, space: spaces.Space[Any], file: IO[bytes], form: str) -> None:
-    """Write a policy for any number of observations of a space: torch.export's archive ("torch") or "onnx".
+    """Write a policy to a file of the form "torch", an archive of torch.export, or "onnx".
 
-    The graph takes `observation` and returns `action` and `logits`. Read an archive by
+    The graph takes `observation`, (N, *shape) with any N, and returns `action` and `logits`. Read an archive by
     `torch.export.load(file).module()`; ONNX needs the extra `onnx`.
     """
     assert isinstance(space, spaces.Box)
@@ -80,10 +80,10 @@ def write_policy(module: TorchPolicy, space: spaces.Space[Any], file: IO[bytes],
         torch.export.save(torch.export.export(module.eval(), example, dynamic_shapes=shapes), file)
         return
     names: Any = {"input_names": ["observation"], "output_names": ["action", "logits"]}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it says that torchvision is missing
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        warnings.simplefilter("ignore", FutureWarning)  # raised within torch
         shapes = {"observation": {0: "N"}}
-        found = torch.onnx.export(module.eval(), example, dynamic_shapes=shapes, verbose=False, **names)
-    assert found is not None
-    file.write(found.model_proto.SerializeToString())
+        program = torch.onnx.export(module.eval(), example, dynamic_shapes=shapes, verbose=False, **names)
+    assert program is not None
+    file.write(program.model_proto.SerializeToString())

@@ -40,23 +40,23 @@ from cet_rl.traces.timing import CreditTiming
 
 @dataclass
 class Rollout:
-    """Hold T steps of E environments, as they happened."""
+    """Hold T steps of E environments."""
 
     observations: Tensor  # s_t as the networks see them, (T, E, n)
-    actions: Tensor  # a_t, (T, E, *action_shape), as the distribution counts them: int64 from zero, or reals
+    actions: Tensor  # a_t, (T, E, *action_shape): int64 counted from zero, or reals that are not clipped
     rewards: Tensor  # r_t, (T, E)
     starts: Tensor  # 1 where s_t is the first observation of an episode, (T, E)
     terminated: Tensor  # 1 where the episode terminated at t, (T, E)
     truncated: Tensor  # 1 where the episode was truncated at t, (T, E)
     last_observations: Tensor  # s_T, which follows the last step, (E, n)
     final_observations: Tensor  # of truncated episodes, in the order of `truncated.nonzero()`, (k, n)
-    valid: Tensor | None = None  # 0 where a step is no transition (a reset), (T, E); None if all are
+    valid: Tensor | None = None  # 0 where a step is no transition (a reset), (T, E); None if all are transitions
 
     @classmethod
     def empty(cls, steps: int, envs: int, n: int, head: Distribution) -> Rollout:
-        """Allocate a rollout on the CPU, to be filled through `arrays`: no episode ends, every step valid."""
+        """Allocate a rollout of zeros on the CPU, to be filled through `arrays`; every step is valid."""
 
-        def zeros(*shape: int, dtype: Any = np.float32) -> Tensor:  # numpy's are made faster than torch's
+        def zeros(*shape: int, dtype: Any = np.float32) -> Tensor:  # NumPy allocates them faster than torch
             return torch.from_numpy(np.zeros(shape, dtype))
 
         return cls(
@@ -68,12 +68,12 @@ class Rollout:
         )
 
     def first(self, steps: int) -> Rollout:
-        """Return the first steps; `last_observations` must follow them."""
+        """Return the first `steps` steps; `last_observations` must be those that follow them."""
         kept = {"last_observations": None, "final_observations": int(self.truncated[:steps].sum())}
         return self._map(lambda name, tensor: tensor[: kept.get(name, steps)])
 
     def of_envs(self, envs: slice) -> Rollout:
-        """Return the part of some environments, which shares memory, without final observations."""
+        """Return the rollout of some environments, without final observations; it shares this one's memory."""
         by_env = {"last_observations": lambda x: x[envs], "final_observations": lambda x: x[:0]}
         return self._map(lambda name, tensor: by_env.get(name, lambda x: x[:, envs])(tensor))
 
@@ -93,7 +93,7 @@ class Rollout:
 
         `first_step` is the number of steps that each environment had made before this rollout.
         """
-        # A sum is finite only if all its terms are, and costs a single pass.
+        # A sum is finite only if all its terms are, and takes one pass over the data.
         floats = (self.observations, self.last_observations, self.rewards, self.final_observations)
         if math.isfinite(sum(x.sum().item() for x in floats)):
             return
@@ -119,15 +119,15 @@ class ActorCriticLearner(nn.Module):
         actor: Its weights are updated through the synapses.
         critic: Trained by backpropagation; maps observations (N, n) to values (N,).
         timing: When credit reaches each of the actor's layers.
-        config: The options.
-        num_envs, rollout: E, and T of a usual rollout.
-        generator: Draws the λ of each weight if there is one per weight.
+        config: The options of learning.
+        num_envs, rollout: E, and the usual T; other rollouts may have other lengths.
+        generator: Draws the λ of each weight, if `config.random_lam` is set.
 
     Attributes:
         synapses: One `Synapses` for each layer of the actor and each parameter of its distribution.
         probes: `AlignmentProbe` by layer name, for the layers whose alignment is measured.
         names: Layer names: "0", "1", …, then the distribution's own parameters, such as "log_std".
-        steps: Steps of each environment that the synapses have been told of since this object was made.
+        steps: Steps of each environment that the synapses have processed since this object was made.
     """
 
     def __init__(
@@ -166,16 +166,16 @@ class ActorCriticLearner(nn.Module):
             shared: dict[str, Any] = {"geometry": geometry, "delay_steps": delay, "gamma_lam": config.gamma * lam}
             shared |= {"num_envs": num_envs, "rollout": rollout}
             synapses = Synapses(trace=config.trace.build(delay), choice=choice, **shared)
-            synapses.settled = True  # as it will be for who resumes
+            synapses.settled = True  # a resumed run then has the same executor
             self.synapses.append(synapses)
-            # Without a delay, an update by true derivatives is the true gradient: there is nothing to measure.
+            # Without a delay, backpropagation gives the true gradient: there is nothing to measure.
             by_feedback = actor.feedback != "backprop" and len(self.synapses) < timing.layers
             if config.alignment and (delay or by_feedback):
                 self.probes[name] = AlignmentProbe(slowest=config.gamma * config.largest_lam, **shared)
 
     @property
     def executors(self) -> tuple[str, ...]:
-        """Executors of the layers, as `LearnerConfig` names them."""
+        """Return the executor of each layer, as `LearnerConfig.executors` names it."""
         return tuple(str(each.choice) for each in self.synapses)
 
     def trained_parameters(self) -> Iterator[nn.Parameter]:
@@ -185,20 +185,21 @@ class ActorCriticLearner(nn.Module):
 
     @torch.no_grad()
     def accumulate(self, rollout: Rollout, *, statistics: bool = False) -> dict[str, float]:
-        """Advance the synapses by one rollout and set `.grad` of every parameter that requires one, clipped.
+        """Advance the synapses by one rollout, and set and clip `.grad` of every parameter that requires one.
 
-        The synapses of all layers advance or none: Ctrl-C waits for the last of them.
+        The synapses of all layers advance, or none: Ctrl-C waits until the last one is done.
 
         Args:
             rollout: T steps; T may differ from the usual one (if longer, alignment sees less of the past).
-            statistics: Whether to compute the numbers worth logging.
+            statistics: Whether to compute the numbers that are logged.
 
         Returns:
-            The statistics: losses, entropy, norms, alignment of each delayed layer. Empty unless asked for.
+            The statistics by their tags: loss, entropy, gradient norm, alignment of each delayed layer. Empty
+            unless `statistics` is set.
 
         Raises:
-            FloatingPointError: if a signal or a gradient is not finite: learning has diverged. The weights are
-                untouched, and so are the traces where it is a signal.
+            FloatingPointError: if a signal or a gradient is not finite: learning has diverged. The weights do not
+                change; neither do the traces if a signal is not finite.
         """
         config, samples = self.config, rollout.rewards.numel()
 
@@ -213,7 +214,7 @@ class ActorCriticLearner(nn.Module):
         # The synapses' accumulated updates, Σ η e (lines 6 and 8), and the entropy bonus, which is not delayed.
         signals, true_signals, bonuses, entropies = self._signals(rollout, td_error)
         self._check_finite(value_loss, signals)
-        with _uninterrupted():
+        with _interrupt_deferred():
             layers = zip(self.names, self.synapses, strict=True)
             updates = {name: each(*signals[name], bonuses.get(name)) for name, each in layers}
             for name, probe in self.probes.items():
@@ -228,25 +229,25 @@ class ActorCriticLearner(nn.Module):
         if not statistics:
             return {}
         returns = values + advantages
-        found = {
+        numbers = {
             "train/value_loss": value_loss.item(),
             "train/entropy_loss": -entropies.mean().item(),
             "train/gradient_norm": norm.item(),
             "train/explained_variance": _explained_variance(values, returns),
         }
         if isinstance(self.actor.head, DiagonalGaussian):
-            found["train/std"] = self.actor.head.std.mean().item()
+            numbers["train/std"] = self.actor.head.std.mean().item()
         for name, probe in self.probes.items():
             assert isinstance(probe, AlignmentProbe)
             bonus = probe.geometry.outer_sum(bonuses[name], signals[name][0]) if bonuses else 0.0
             truth = probe.true_gradient(len(rollout.rewards))
-            found[f"credit/alignment/{name}"] = cosine(updates[name] - bonus, truth).item()
-        return found
+            numbers[f"credit/alignment/{name}"] = cosine(updates[name] - bonus, truth).item()
+        return numbers
 
     def _td_errors(self, rollout: Rollout) -> tuple[Tensor, Tensor, Callable[[Tensor], None]]:
-        """Return V(s_t) and η_t, each (T, E), and a function that takes ∂ loss / ∂ V, (T · E,), to the critic.
+        """Return V(s_t) and η_t, each (T, E), and the function that backpropagates ∂ loss / ∂ V, (T · E,).
 
-        η = 0 where a step is no transition.
+        η is zero where a step is no transition.
         """
         steps, envs = rollout.rewards.shape
         values, backward = self._evaluate(rollout.observations.flatten(0, 1))
@@ -261,7 +262,7 @@ class ActorCriticLearner(nn.Module):
         return values, td_error, backward
 
     def _evaluate(self, observations: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
-        """Return V(s), (N,), and a function that takes its gradient back: by hand for our own critic."""
+        """Return V(s), (N,), and the function that backpropagates its gradient; `Critic` needs no autograd."""
         critic = self.critic
         if type(critic) is Critic:
             values, inputs = critic.forward_layers(observations)
@@ -274,11 +275,12 @@ class ActorCriticLearner(nn.Module):
     def _signals(
         self, rollout: Rollout, td_error: Tensor
     ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]], dict[str, Tensor], Tensor]:
-        """Return what is to be told to the synapses, and what they need not wait for.
+        """Compute the signals of every layer.
 
         Returns:
-            By layer name, x, f', δ, η and s as `Synapses` takes them, the same with the true δ, and the gradient
-            of the entropy bonus at the pre-activation, uphill, if there is one; the entropies, (T · E,).
+            By layer name: x, f', δ, η and s as `Synapses` takes them; the same with the true δ; the gradient of
+            the entropy bonus by the pre-activation, which is not delayed, empty without a bonus. And the
+            entropies, (T · E,).
         """
         actor, shape = self.actor, rollout.rewards.shape
 
@@ -304,22 +306,22 @@ class ActorCriticLearner(nn.Module):
 
         signals, true_signals = {}, {}
         for layer, name in enumerate(self.names):
-            remembered = derivative[layer]
+            slope = derivative[layer]
             if valid is not None:
-                remembered = remembered * valid.view(-1, *[1] * (remembered.ndim - 1))
-            seen = [by_time(pre[layer]), by_time(remembered), by_time(errors[layer]), td_error, rollout.starts]
-            signals[name] = true_signals[name] = seen
+                slope = slope * valid.view(-1, *[1] * (slope.ndim - 1))
+            own = [by_time(pre[layer]), by_time(slope), by_time(errors[layer]), td_error, rollout.starts]
+            signals[name] = true_signals[name] = own
             if true_errors is not errors:
-                true_signals[name] = [*seen[:2], by_time(true_errors[layer]), *seen[3:]]
+                true_signals[name] = [*own[:2], by_time(true_errors[layer]), *own[3:]]
         return signals, true_signals, bonuses, entropies
 
     def _check_finite(self, value_loss: Tensor, signals: dict[str, list[Tensor]]) -> None:
-        """Raise FloatingPointError naming layer and step of a signal that is not finite, before it is told."""
-        sums = [each.sum() for seen in signals.values() for each in seen[:3:2]]
+        """Raise FloatingPointError naming layer and step of a signal that is not finite."""
+        sums = [each.sum() for own in signals.values() for each in own[:3:2]]
         if torch.isfinite(torch.stack([value_loss, *sums]).sum()):
             return
-        for name, seen in signals.items():
-            for what, each in zip(("input", "derivative", "error", "TD error"), seen, strict=False):
+        for name, own in signals.items():
+            for what, each in zip(("input", "derivative", "error", "TD error"), own, strict=False):
                 for step, env, *_ in (~torch.isfinite(each)).nonzero().tolist():
                     raise FloatingPointError(
                         f"learning has diverged: the {what} of layer {name} is not finite at step {step} of the "
@@ -332,20 +334,20 @@ class ActorCriticLearner(nn.Module):
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, which cannot be undone."""
-    held: list[Any] = []
+def _interrupt_deferred() -> Iterator[None]:
+    """Defer Ctrl-C to the end of a block, which would leave layers at different steps if it were interrupted."""
+    received: list[Any] = []
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGINT, lambda *given: held.append(given))
+    signal.signal(signal.SIGINT, lambda *given: received.append(given))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if held:
-            handler(*held[0])
+        if received:
+            handler(*received[0])
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:

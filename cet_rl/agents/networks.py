@@ -1,4 +1,4 @@
-"""The actor, which gives its synapses the signals of every layer, and the critic."""
+"""The networks of actor and critic. The actor also computes the signals that the synapses of each layer need."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def split_signs(observation: Tensor) -> Tensor:
 
 
 class Actor(nn.Module):
-    """Compute the parameters of a policy by layers without biases and a linear output.
+    """Map observations to the parameters of the policy's distribution, by layers without biases.
 
-    Weights start orthogonal with gain √2 (paper, App. C).
+    The output layer is linear. Weights start orthogonal with gain √2 (paper, App. C).
 
     Args:
         shape: Shape of one observation as the network sees it: (n,), or (channels, height, width).
@@ -67,7 +67,7 @@ class Actor(nn.Module):
 
     @property
     def activation(self) -> Activation:
-        """Activation of the hidden layers. (Kept by name: a network must be picklable.)"""
+        """Activation of the hidden layers. (Only its name is stored, so that the network can be pickled.)"""
         return ACTIVATIONS[self.activation_name]
 
     @property
@@ -93,13 +93,13 @@ class Actor(nn.Module):
 
     @property
     def acts_by_numpy(self) -> bool:
-        """True if `numpy_forward` can do without torch: dense layers on a CPU."""
+        """True if `numpy_forward` needs no torch: all layers are dense and on a CPU."""
         return self.weights[0].is_cpu and all(isinstance(layer, Dense) for layer in self.layers)
 
     def numpy_forward(self) -> Callable[[Array], Array]:
-        """Return the network as a function of arrays that shares its weights, for acting: (N, n) to (N, n_out).
+        """Return the forward pass as a function of arrays, (N, n) to (N, n_out), that shares the weights.
 
-        Dense layers on a CPU take a third of torch's time for a handful of rows.
+        It is used for acting: with dense layers on a CPU and few rows it takes a third of torch's time.
         """
         weights, function = [weight.detach() for weight in self.weights], self.activation.numpy_function
         if not self.acts_by_numpy:
@@ -108,7 +108,7 @@ class Actor(nn.Module):
         *hidden, last = [weight.numpy() for weight in weights]
 
         def forward(x: Array) -> Array:
-            x = x.T  # samples as columns: a product with the weights as they lie in memory is up to a third faster
+            x = x.T  # samples as columns: the weights need no transposition, which is up to a third faster
             for weight in hidden:
                 x = function(weight.dot(x))
             outputs: Array = last.dot(x).T
@@ -118,13 +118,13 @@ class Actor(nn.Module):
 
     @torch.no_grad()
     def forward_layers(self, observation: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Compute the outputs of observations (N, n), and what the synapses of each layer need, without a graph.
+        """Compute inputs and derivatives of each layer, and the outputs, of observations (N, n), without a graph.
 
-        The distribution's own parameters follow as layers whose input is constantly one.
+        The distribution's own parameters count as further layers, whose input is always one.
 
         Returns:
-            For each of `synaptic_weights` its input x, (N, *pre_shape), and f'(W x), (N, *post_shape), one at the
-            output; and the outputs, (N, n_out).
+            For each of `synaptic_weights` its input x, (N, *pre_shape); for each its f'(W x), (N, *post_shape),
+            which is one at the output; and the outputs, (N, n_out).
         """
         activation, pre, derivative = self.activation, [], []
         x = observation
@@ -143,16 +143,13 @@ class Actor(nn.Module):
     def layer_errors(
         self, derivative: list[Tensor], scores: list[Tensor], feedback: Feedback, error_at: ErrorAt
     ) -> list[Tensor]:
-        """Return the error δ of each of `synaptic_weights`, at its output or at its pre-activation, then times f'.
+        """Return the error δ of each of `synaptic_weights`, (N, *post_shape).
 
         Args:
             derivative: f' of each layer, from `forward_layers`.
             scores: gradients with respect to the network's output, (N, n_out), and the distribution's own weights.
             feedback: route of credit; "backprop" gives the true derivatives.
-            error_at: where.
-
-        Returns:
-            For each, (N, *its post_shape).
+            error_at: "activation" for δ with respect to a layer's output, "preactivation" for that times f'.
         """
         output, *own = scores
         inner, errors = output, [output]
@@ -169,9 +166,9 @@ class Actor(nn.Module):
 
 
 def joint_forward(actors: Sequence[Actor]) -> Callable[[Array], Array]:
-    """Return networks that are alike as one function for acting: (C · N, n) to (C · N, n_out), network by network.
+    """Return one forward pass of C actors of equal shape, (C · N, n) to (C · N, n_out), actor after actor.
 
-    Dense layers on a CPU are stacked as they are now; others share their weights, as in `numpy_forward`.
+    Dense weights on a CPU are copied, so that later updates do not show; others are shared, as in `numpy_forward`.
     """
     first, count = actors[0], len(actors)
     if count == 1:
@@ -198,7 +195,7 @@ def _orthogonal(shape: Sequence[int]) -> Tensor:
 
 
 class Critic(nn.Sequential):
-    """Estimate state values by layers with biases and ReLU; torch's default initialisation.
+    """Estimate state values by layers with biases and ReLU, initialised as torch does by default.
 
     Args:
         shape, hidden, channels: See `Actor`.
@@ -219,13 +216,13 @@ class Critic(nn.Sequential):
         self.shape = tuple(shape) if channels else (flat,)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Compute V(s): (..., n), maps flattened, to (...)."""
+        """Compute V(s), shape (...), of observations (..., n), in which maps are flattened."""
         values: Tensor = super().forward(observation.reshape(-1, *self.shape))  # type: ignore[no-untyped-call]
         return values.view(observation.shape[:-1])
 
     @torch.no_grad()
     def forward_layers(self, observation: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Compute V(s), (N, n) to (N), without a graph, and what `backward` needs: the input of each layer.
+        """Compute V(s), (N,), of observations (N, n), and the input of each layer for `backward`, without a graph.
 
         Dense products go to the fastest library (`cet_rl.credit.geometry.matmul`). A ReLU overwrites its input.
         """
@@ -240,7 +237,7 @@ class Critic(nn.Sequential):
 
     @torch.no_grad()
     def backward(self, inputs: list[Tensor], gradient: Tensor) -> None:
-        """Set `.grad` of each parameter that requires one, given ∂ loss / ∂ V, (N), and `inputs`."""
+        """Set `.grad` of each parameter that requires one, from ∂ loss / ∂ V, (N,), and the layers' `inputs`."""
         error = gradient[:, None]
         for number, (layer, x) in reversed(list(enumerate(zip(self, inputs, strict=True)))):
             if isinstance(layer, nn.ReLU):
@@ -249,15 +246,15 @@ class Critic(nn.Sequential):
                 error = error.view(x.shape)
             else:
                 error, *gradients = _gradients(layer, x, error, number > 0)
-                for parameter, found in zip((layer.weight, layer.bias), gradients, strict=True):
-                    parameter.grad = found if parameter.requires_grad else None
+                for parameter, gradient in zip((layer.weight, layer.bias), gradients, strict=True):
+                    parameter.grad = gradient if parameter.requires_grad else None
 
 
 def _gradients(layer: nn.Module, x: Tensor, error: Tensor, to_input: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a layer with input x by x, if wanted, its weight and its bias."""
+    """Return the gradients by a layer's input x (anything unless `to_input`), its weight and its bias."""
     if isinstance(layer, nn.Linear):
         down = error
-        if to_input:  # an outer product takes a tenth of the time of a product of matrices
+        if to_input:  # for one output, an outer product takes a tenth of the time of a matrix product
             down = error * layer.weight if layer.out_features == 1 else matmul(error, layer.weight)
         return down, matmul(error.T, x), error.sum(0)
     assert isinstance(layer, nn.Conv2d)

@@ -22,7 +22,7 @@ from cet_rl.agents.networks import CHANNELS, Actor, Critic, split_signs
 
 
 class CETPolicy(BasePolicy):
-    """Hold an actor without biases and a critic, on observations split by sign.
+    """Hold the actor and the critic, and turn observations into the features that both see.
 
     Args:
         observation_space: A `Box` of vectors, or of maps with the channels first; uint8 is scaled to 0 … 1.
@@ -32,7 +32,7 @@ class CETPolicy(BasePolicy):
         **networks: Fields of `cet_rl.agents.NetworkConfig`, such as `net_arch`.
 
     Raises:
-        ValueError: for other spaces, or a space without finite bounds where an action needs them.
+        ValueError: for other spaces, or networks that do not fit them.
     """
 
     critic: nn.Module
@@ -63,7 +63,7 @@ class CETPolicy(BasePolicy):
         self.config = replace(config, split_observations=self.splits)
         self.scale = 1 / 255 if is_image_space(box) else 1.0
         first, *rest = box.shape
-        shape = (first * (2 if self.splits else 1), *rest)  # the parts of a map are further channels
+        shape = (first * (2 if self.splits else 1), *rest)  # splitting doubles the channels of a map
         self.num_features = int(np.prod(shape))
         head, channels = make_head(action_space, config.log_std), CHANNELS if config.actor == "conv" else ()
         self.actor = Actor(shape, head, config.net_arch, config.activation, config.feedback, channels)
@@ -74,15 +74,15 @@ class CETPolicy(BasePolicy):
         return {**spaces_, "lr_schedule": None, **asdict(self.config)}
 
     def features(self, observation: Tensor) -> Tensor:
-        """Return what both networks see: float32, flat, split by sign if the policy splits."""
+        """Return the networks' input, (N, num_features): flat float32, split by sign if `splits`."""
         flat = observation.to(torch.float32).flatten(1) * self.scale
         return split_signs(flat) if self.splits else flat
 
     def write_features(self, observation: Array, out: npt.NDArray[np.float32]) -> None:
-        """Compute `features` on arrays: (N, *shape) into `out`, (N, num_features)."""
+        """Write the `features` of an array of observations, (N, *shape), into `out`, (N, num_features)."""
         n = self.num_features // (1 + self.splits)
         positive = out[:, :n]
-        positive[:] = observation.reshape(len(out), n)  # to float32 first: an unsigned integer has no negative
+        positive[:] = observation.reshape(len(out), n)  # float32 before negation: unsigned integers would wrap
         if self.scale != 1:
             positive *= self.scale
         if self.splits:
@@ -90,7 +90,7 @@ class CETPolicy(BasePolicy):
             np.maximum(out, 0, out=out)
 
     def to_environment(self, actions: Array) -> Array:
-        """Turn actions as the learner counts them, (N, *action_shape), into the environment's."""
+        """Return the environment's actions for the learner's, which are counted from zero, or not clipped."""
         if isinstance(self.action_space, spaces.Discrete):
             return np.add(actions, self.action_space.start) if self.action_space.start else actions
         assert isinstance(self.action_space, spaces.Box)
@@ -108,7 +108,7 @@ class CETPolicy(BasePolicy):
         return actions + self._first_action
 
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return values (N, 1), and log-probabilities of given actions and the policy's entropy, each (N,)."""
+        """Return values, (N, 1), log-probabilities of the given actions, (N,), and the policy's entropy, (N,)."""
         features = self.features(obs)
         distribution = self._distribution(features)
         if isinstance(self.action_space, spaces.Discrete):
@@ -121,7 +121,7 @@ class CETPolicy(BasePolicy):
         return values[:, None]
 
     def get_distribution(self, obs: Tensor) -> CategoricalDistribution | DiagGaussianDistribution:
-        """Return π(· | s), over actions as the learner counts them."""
+        """Return π(· | s) over the learner's actions: counted from zero, or reals that are not clipped."""
         return self._distribution(self.features(obs))
 
     @property
@@ -136,7 +136,7 @@ class CETPolicy(BasePolicy):
 
 
 def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribution:
-    """Return the distribution over the actions of a space; raise ValueError for one that it cannot take."""
+    """Return the distribution for an action space; raise ValueError for a space that the actor cannot take."""
     if isinstance(action_space, spaces.Discrete):
         return Categorical(int(action_space.n))
     real = isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
@@ -159,7 +159,7 @@ def check_observations(space: spaces.Space[Any]) -> spaces.Box:
 
 
 def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
-    """Raise ValueError for spaces that our agent cannot take, or that Stable-Baselines3 cannot."""
+    """Raise ValueError for spaces that our agent or Stable-Baselines3 cannot take."""
     check_observations(observations)
     make_head(actions)
     if isinstance(actions, spaces.Box) and not actions.is_bounded():
@@ -170,7 +170,7 @@ def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) ->
 
 
 def _check_channels_first(space: spaces.Box) -> None:
-    """Raise ValueError for maps whose channels are last; Stable-Baselines3 transposes uint8 images, not reals."""
+    """Raise ValueError for maps with the channels last; Stable-Baselines3 transposes only uint8 images itself."""
     first, second, last = space.shape
     if last < min(first, second):
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Rollouts: what agents do between two updates, one alone or many side by side.
+"""Collect rollouts, the steps between two updates, of one agent alone or of many agents side by side.
 
-Agents side by side are alike but for what they have learned: the same spaces and actors, as many environments and
-steps. One array holds what all their environments show, agent by agent, so that all act and step at once. Each has
-environments, random numbers and a callback of its own, and records what it would record alone.
+Agents side by side differ only in their weights: spaces, shapes of actors, numbers of environments and numbers of
+steps are equal. The observations of all of them lie in one array, agent after agent, so that all act and step at
+once. Each has its own environments, random numbers and callback, and records the same rollout as it would alone.
 """
 
 from __future__ import annotations
@@ -26,79 +26,77 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Outcome = bool | Exception
-"""True if an agent goes on after a rollout, False if its callback asks it to stop, or the error that ended it."""
+"""True if an agent's rollout is complete, False if its callback asked to stop, or the exception that ended it."""
 
 
-# Numbers that are not finite are refused once the rollout is complete, naming the environment they came from.
+# No warnings of numbers that are not finite: `Rollout.check_finite` raises, and names the environment.
 @np.errstate(invalid="ignore", over="ignore")
 def collect(
     agents: Sequence[CETActorCritic], envs: Sequence[VecEnv], callbacks: Sequence[BaseCallback], steps: int
 ) -> list[Outcome]:
-    """Let agents act for so many steps, and return what has become of each.
+    """Let each agent act for `steps` steps in each of its environments, and return the outcome of each agent.
 
-    Every agent keeps its rollout for `train`. One that fails, or whose callback asks it to stop, does not end the
-    rollout of the others; what the environment of a single agent raises is raised.
+    Each agent keeps its rollout for `train`. If an agent fails, or its callback asks to stop, the others continue.
+    With one agent only, an exception of its environment is raised and not returned.
     """
     policy, head, count = agents[0].policy, agents[0].policy.actor.head, len(agents)
     rollout = Rollout.empty(steps, count * agents[0].n_envs, policy.num_features, head)
-    arrays, whole = rollout.arrays(), zip(agents, envs, callbacks, strict=True)
-    parts = [_Part(*each, rollout, number) for number, each in enumerate(whole)]
+    arrays, members = rollout.arrays(), zip(agents, envs, callbacks, strict=True)
+    parts = [_AgentRollout(*member, rollout, index) for index, member in enumerate(members)]
     joint = JointVecEnv(envs) if count > 1 else None
     forward = joint_forward([agent.policy.actor for agent in agents])
-    # Not before: what is saved when a rollout starts has not drawn yet what it will draw again.
-    noise = _joined([a.policy.actor.head.noise((steps, a.n_envs), a.generator) for a in agents], 1)
-    going, stepping = [part.outcome is None for part in parts], False
+    # Drawn after `on_rollout_start`, which may save a checkpoint: a run that resumes from it draws them again.
+    noise = _concatenated([a.policy.actor.head.noise((steps, a.n_envs), a.generator) for a in agents], 1)
+    active, stepping = [part.outcome is None for part in parts], False
     try:
         for step in range(steps):
-            if not any(going):
+            if not any(active):
                 break
             features = arrays["observations"][step]
-            policy.write_features(_joined([agent._last_obs for agent in agents]), features)
-            arrays["starts"][step] = _joined([agent._last_episode_starts for agent in agents])
+            policy.write_features(_concatenated([agent._last_obs for agent in agents]), features)
+            arrays["starts"][step] = _concatenated([agent._last_episode_starts for agent in agents])
             actions = arrays["actions"][step] = head.sample(forward(features), noise[step])
             clipped = policy.to_environment(actions)
             stepping = True
-            seen = [envs[0].step(clipped)] if joint is None else joint.step(clipped, going)
+            results = [envs[0].step(clipped)] if joint is None else joint.step(clipped, active)
             stepping = False
-            for number, given in enumerate(
-                zip(_shares(actions, count), _shares(clipped, count), seen, strict=True)
-            ):
-                if going[number]:
-                    going[number] = parts[number].note(step, *given)
+            for index, own in enumerate(zip(_split(actions, count), _split(clipped, count), results, strict=True)):
+                if active[index]:
+                    active[index] = parts[index].record(step, *own)
         for part in parts:
-            part.check()
+            part.complete()
     finally:
         if joint is not None:
             joint.write_back()
         for part in parts:
-            part.leave(lost=stepping)
+            part.close(interrupted=stepping)
     return [part.finish() for part in parts]
 
 
-def _joined(arrays: list[Any], axis: int = 0) -> Array:
-    joined: Array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
-    return joined
+def _concatenated(arrays: list[Any], axis: int = 0) -> Array:
+    whole: Array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis)
+    return whole
 
 
-def _shares(rows: Array, count: int) -> Sequence[Array]:
+def _split(rows: Array, count: int) -> Sequence[Array]:
     return [rows] if count == 1 else rows.reshape(count, -1, *rows.shape[1:])  # type: ignore[return-value]
 
 
-class _Part:
-    """Take one agent's part in a rollout, whose environments are the `number`-th share of a joint one.
+class _AgentRollout:
+    """Record the rollout of one agent in its part of a joint rollout, which is the `index`-th.
 
-    `outcome` is None while the agent goes on.
+    `outcome` is None while the agent acts.
     """
 
     def __init__(
-        self, agent: CETActorCritic, env: VecEnv, callback: BaseCallback, joint: Rollout, number: int
+        self, agent: CETActorCritic, env: VecEnv, callback: BaseCallback, joint: Rollout, index: int
     ) -> None:
-        agent.leave_rollout()  # one whose update was left before it began
+        agent.flush_rollout()  # the last one, if an interruption came before its update
         self.agent, self.callback, self.steps = agent, callback, len(joint.rewards)
         agent.policy.set_training_mode(False)
-        agent._recorded, agent._told = 0, agent.learner.steps
-        agent._rollout = joint.of_envs(slice(number * agent.n_envs, (number + 1) * agent.n_envs))
-        self._arrays, self._lost = agent._rollout.arrays(), False
+        agent._recorded, agent._steps_before = 0, agent.learner.steps
+        agent._rollout = joint.of_envs(slice(index * agent.n_envs, (index + 1) * agent.n_envs))
+        self._arrays, self._env_failed = agent._rollout.arrays(), False
         self._locals: dict[str, Any] = {"self": agent, "env": env, "callback": callback}
         self._locals |= {"rollout_buffer": agent.rollout_buffer, "n_rollout_steps": self.steps}
         self.outcome: Outcome | None = None
@@ -107,22 +105,22 @@ class _Part:
         except Exception as error:
             self.outcome = error
 
-    def note(self, step: int, actions: Array, clipped: Array, seen: VecEnvStepReturn | Exception) -> bool:
-        """Take down what a step has brought, ask the callback, and return whether the agent goes on."""
+    def record(self, step: int, actions: Array, clipped: Array, result: VecEnvStepReturn | Exception) -> bool:
+        """Record the result of one step, call the callback, and return whether the agent acts on."""
         agent = self.agent
-        if isinstance(seen, Exception):
-            self.outcome, self._lost = seen, True
+        if isinstance(result, Exception):
+            self.outcome, self._env_failed = result, True
             return False
-        new_obs, rewards, dones, infos = seen
+        new_obs, rewards, dones, infos = result
         agent.num_timesteps += len(dones)
         self._arrays["rewards"][step] = rewards
-        if np.count_nonzero(dones):  # a quarter of `any`'s time
+        if np.count_nonzero(dones):  # takes a quarter of the time of `any`
             self._record_ends(step, dones, infos)
         agent._recorded = step + 1
         try:
             self._locals |= {"n_steps": step, "actions": actions, "clipped_actions": clipped, "new_obs": new_obs}
             self._locals |= {"rewards": rewards, "dones": dones, "infos": infos}
-            self.callback.update_locals(self._locals)  # named as callbacks know them from A2C
+            self.callback.update_locals(self._locals)  # the names that callbacks know from A2C
             if not self.callback.on_step():
                 self.outcome = False
         except Exception as error:
@@ -144,8 +142,8 @@ class _Part:
             policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
             rollout.final_observations = torch.cat([rollout.final_observations, final])
 
-    def check(self) -> None:
-        """Complete the rollout of an agent that has taken all steps."""
+    def complete(self) -> None:
+        """Complete and check the rollout, if the agent has taken all steps."""
         if self.outcome is None:
             self._write_last()
             try:
@@ -154,19 +152,22 @@ class _Part:
             except FloatingPointError as error:
                 self.outcome = error
 
-    def leave(self, *, lost: bool) -> None:
-        """Let the traces know of a rollout that is not complete; lost: nobody knows where the environments are."""
+    def close(self, *, interrupted: bool) -> None:
+        """Advance the traces by the steps of a rollout that is not complete.
+
+        `interrupted` means that a step of the environments has begun and not ended: their state is unknown.
+        """
         if self.outcome is not True:
             self._write_last()
-            self.agent.leave_rollout()
-            if self._lost or (lost and self.outcome is None):
-                self.agent._last_obs = None  # `learn` will reset them
+            self.agent.flush_rollout()
+            if self._env_failed or (interrupted and self.outcome is None):
+                self.agent._last_obs = None  # makes `learn` reset the environments
 
     def _write_last(self) -> None:
         self.agent.policy.write_features(self.agent._last_obs, self._arrays["last_observations"])  # type: ignore[arg-type]
 
     def finish(self) -> Outcome:
-        """Return the outcome, once the callback knows that the rollout has ended."""
+        """Tell the callback that the rollout has ended, if it is complete, and return the outcome."""
         assert self.outcome is not None
         if self.outcome is True:
             try:

@@ -1,4 +1,4 @@
-"""Saving and loading an on-policy agent as JSON and tensors (`cet_rl.runs.archive`), never as a pickle."""
+"""Save and load an on-policy agent as JSON and tensors (`cet_rl.runs.archive`), never as a pickle."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _CHANGEABLE = (
     *("entropy_coef", "learning_rate", "max_grad_norm", "n_steps", "seed", "stats_window_size", "tensorboard_log"),
     *("value_coef", "verbose"),
 )
-"""Arguments that may be changed on loading: nothing remembered depends on them."""
+"""Arguments that may be changed on loading, as no saved tensor depends on them."""
 
 
 class StoredAlgorithm(OnPolicyAlgorithm):
-    """Save and load an algorithm as data, with the interface of Stable-Baselines3."""
+    """Save and load an algorithm as data, through the interface of Stable-Baselines3."""
 
     generator: torch.Generator
     """The agent's own stream of random numbers."""
@@ -47,20 +47,21 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 
     @abstractmethod
     def check_environment(self) -> None:
-        """Raise ValueError if the agent cannot go on in `self.env`, whose spaces have been compared."""
+        """Raise ValueError if the agent cannot learn in `self.env`, whose spaces are known to fit."""
 
     def save(self, path: archive.File, exclude: Any = None, include: Any = None) -> None:  # type: ignore[override]
-        """Save everything needed to go on: networks, traces, delay lines, optimiser, random state, counters.
+        """Save all that learning needs to continue: networks, traces, optimiser, random state and counters.
 
-        `path` is a file, ".zip" added if missing, or a binary file object. (Stable-Baselines3's `exclude` and
-        `include` must be left out.)
+        Args:
+            path: a file, to which ".zip" is added if missing, or a binary file object.
+            exclude, include: part of Stable-Baselines3's interface; they must be left out.
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")
         archive.write(path, self.state(), what="agent")
 
     def state(self) -> dict[str, Any]:
-        """Return what `save` writes, as `archive.write` takes it."""
+        """Return what `save` writes, in the form that `archive.write` takes."""
         return {
             "cet_rl": __version__,
             "algorithm": type(self).__name__,
@@ -91,27 +92,28 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 
         Args:
             path, device, print_system_info: as in Stable-Baselines3.
-            env: to go on learning in, from a reset; not needed to predict.
-            custom_objects, **kwargs: constructor arguments, as they were or, to change, `learning_rate`,
-                `n_steps`, `ent_coef`, `vf_coef`, `max_grad_norm`, `seed`, `stats_window_size`, `tensorboard_log`,
-                `verbose`.
+            env: environment to continue learning in, from a reset; not needed to predict.
+            custom_objects, **kwargs: constructor arguments. New values are allowed for `learning_rate`, `n_steps`,
+                `ent_coef`, `vf_coef`, `max_grad_norm`, `seed`, `stats_window_size`, `tensorboard_log` and
+                `verbose`; others must be as they were.
             policy: the policy's class, if the agent was made with a custom one.
 
         Raises:
-            ValueError: if the file is damaged or holds another agent, or the environment's spaces differ.
+            ValueError: if the file is damaged or holds another agent, the environment's spaces differ, or an
+                argument cannot be changed.
         """
         if print_system_info:
             utils.get_system_info()
         kwargs = our_keywords({**(custom_objects or {}), **kwargs})
         data = archive.read(path, what="agent")
-        kept = {name: kwargs.pop(name) for name in kwargs.keys() - set(_CHANGEABLE)}
+        fixed = {name: kwargs.pop(name) for name in kwargs.keys() - set(_CHANGEABLE)}
         n_steps = kwargs.pop("n_steps", None)
         try:
             if data["algorithm"] != cls.__name__:
                 raise ValueError(f"{path} holds a {data['algorithm']}, not a {cls.__name__}")
             saved = data["arguments"]
-            if fixed := ", ".join(sorted(name for name in kept if not _is_saved(kept[name], saved.get(name)))):
-                raise ValueError(f"{fixed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
+            if changed := ", ".join(sorted(n for n, value in fixed.items() if not _is_saved(value, saved.get(n)))):
+                raise ValueError(f"{changed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
             rate = schedule_from_data(saved["learning_rate"])
             arguments = {**saved, "learning_rate": rate, **kwargs}
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
@@ -132,7 +134,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             model.set_random_seed(kwargs.get("seed"))
         except ValueError:
             raise
-        except Exception as error:  # whatever the file's data may be, it can only be wrong
+        except Exception as error:  # wrong data in the file can raise anything
             if kwargs:
                 raise ValueError(f"{', '.join(kwargs)} cannot be changed for {path}: {error}") from None
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -146,7 +148,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 stacklevel=3,
             )
             current = self.get_parameters()
-            for part in ("synapses", "probes"):  # they remember what happened in the environments
+            for part in ("synapses", "probes"):  # traces and delay lines hold values of each environment
                 kept = {name: value for name, value in saved[part].items() if name.endswith("_per_weight")}
                 saved[part] = {**current[part], **kept}
         self.generator.set_state(data["generator"])
@@ -170,7 +172,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
 
 
 def _is_saved(given: Any, saved: Any) -> bool:
-    """Return whether an argument is what it was when the agent was saved."""
+    """Return whether an argument has the value that it had when the agent was saved."""
     if isinstance(given, dict) and isinstance(saved, dict):
         return all(_is_saved(value, saved.get(name)) for name, value in network_keywords(given).items())
     if isinstance(given, list | tuple) and isinstance(saved, list | tuple):
@@ -179,9 +181,9 @@ def _is_saved(given: Any, saved: Any) -> bool:
 
 
 def schedule_to_data(schedule: object) -> float | dict[str, float]:
-    """Return a learning rate, or the start, end and end_fraction of its linear schedule, as numbers.
+    """Return a constant learning rate, or start, end and end_fraction of a linear schedule.
 
-    Raises ValueError for another function of the remaining progress, and for a rate that is not positive.
+    Raises ValueError for a schedule that is not linear, and for a rate that is not positive.
     """
     if isinstance(schedule, FloatSchedule):
         schedule = schedule.value_schedule
@@ -210,7 +212,7 @@ def schedule_from_data(data: float | dict[str, float]) -> float | LinearSchedule
 
 
 def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str, float]]:
-    """Return the return "r" and length "l" of recent episodes, without the time they took."""
+    """Return the return "r" and length "l" of each episode, without the time "t" that it took."""
     return [{key: float(episode[key]) for key in ("r", "l")} for episode in episodes or ()]
 
 

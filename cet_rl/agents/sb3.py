@@ -40,7 +40,7 @@ from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 
 class _Option:
-    """Expose a field of the agent's `LearnerConfig`; set, it takes effect with the next update, or is refused."""
+    """Expose a field of the agent's `LearnerConfig`; a new value applies from the next update, unless `fixed`."""
 
     def __init__(self, field: str, *, fixed: bool = False) -> None:
         self._field, self._fixed = field, fixed
@@ -54,7 +54,7 @@ class _Option:
 
     def __set__(self, agent: CETActorCritic, value: float) -> None:
         config = getattr(agent, "learner_config", None)
-        if config is None:  # the base class's constructor sets what ours is about to
+        if config is None:  # the base class's constructor assigns it before ours has made the configuration
             return
         if self._fixed and value != getattr(config, self._field):
             raise AttributeError(f"{self._name} is built into the agent's traces: make a new agent to change it")
@@ -69,13 +69,13 @@ class CETActorCritic(StoredAlgorithm):
     Args:
         policy: "MlpPolicy", or a subclass of `CETPolicy`.
         env: A Gymnasium environment, its id, or a Stable-Baselines3 `VecEnv`, with spaces that `CETPolicy` takes.
-        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None: as the
-            environment says (`cet_rl.envs.DelayedCredit`), or no delay.
+        delay: T, in seconds, after which the credit for an action reaches the actor's synapses; None for that of
+            the environment (`cet_rl.envs.DelayedCredit`), or no delay if it has none.
         trace: A name that `cet-rl list traces` shows; None for "cet", or for "none" without a delay. Or a trace
             such as `CET(5, 40)`, whose delay in steps is then the default of `delay`; or a `TraceConfig`.
-        stacked: Whether delays add up from the output layer down (retrograde signalling); None: as the environment
-            says, or not.
-        step_duration: Seconds one environment step stands for; None for the environment's own clock
+        stacked: Whether delays add up from the output layer down (retrograde signalling); None for that of the
+            environment, or False.
+        step_duration: Seconds that one environment step stands for; None for the environment's own clock
             (`cet_rl.envs.StepClock`), or 0.2 if it has none.
         learning_rate: Learning rate of Adam, for actor and critic: a number, `LinearSchedule`, or any function of
             the remaining progress that is a straight line. The default falls from 5e-4 to zero over the run.
@@ -93,7 +93,8 @@ class CETActorCritic(StoredAlgorithm):
         learner: The `ActorCriticLearner`, with its `synapses` and `probes`.
 
     Raises:
-        ValueError: for spaces, options or a delay that cannot be; TypeError for an argument that is unknown.
+        ValueError: for spaces, options or a delay that the agent cannot take.
+        TypeError: for an unknown argument.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": CETPolicy}
@@ -139,7 +140,7 @@ class CETActorCritic(StoredAlgorithm):
             raise ValueError("env is missing: give an environment, its id, or a VecEnv")
         learning_rate = schedule_from_data(schedule_to_data(learning_rate))
         super().__init__(
-            # The zeros are options of learning, which `learner_config` will hold.
+            # The zeros stand for options of learning, which `learner_config` holds.
             *(policy, env, learning_rate, n_steps, 0, 0, 0, 0, 0),  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
@@ -151,21 +152,21 @@ class CETActorCritic(StoredAlgorithm):
             device=device,
             _init_setup_model=False,
         )
-        self._usual_steps = n_steps  # what the traces are laid out for; `n_steps` may be changed
-        clock, told = None, CreditTiming()
+        self._usual_steps = n_steps  # the traces are made for it; `n_steps` may be changed later
+        clock, env_timing = None, CreditTiming()
         if self.env is not None:
             clock = shared_attribute(self.env, "step_duration")
-            told = shared_attribute(self.env, "credit_timing") or told
+            env_timing = shared_attribute(self.env, "credit_timing") or env_timing
         seconds = float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration)
         self.timing = CreditTiming(
-            delay=float((told.delay or implied_delay(trace, seconds)) if delay is None else delay),
+            delay=float((env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay),
             step_duration=seconds,
-            stacked=bool(told.stacked if stacked is None else stacked),
+            stacked=bool(env_timing.stacked if stacked is None else stacked),
         )
         self.learner_config = learner_config(self.timing, trace, order=order, **learning)
         if self.env is not None:
             self.check_environment()
-        archive.encode(self.constructor_arguments(), {})  # refuse what cannot be saved before learning
+        archive.encode(self.constructor_arguments(), {})  # raises now, not after hours of learning
         if _init_setup_model:
             self._setup_model()
 
@@ -182,10 +183,10 @@ class CETActorCritic(StoredAlgorithm):
 
     def _setup_model(self) -> None:
         if self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs:
-            # Normalised observations can be negative, whatever the space says.
+            # Normalised observations can be negative, even where the bounds of the space are not.
             self.policy_kwargs = {"split_observations": True, **self.policy_kwargs}
         self._setup_lr_schedule()
-        # The agent's own stream, so that nothing else that draws numbers can change its actions.
+        # A generator of its own: other code that draws random numbers cannot change the agent's actions.
         self.generator = torch.Generator()
         self.generator.seed()
         self.set_random_seed(self.seed)
@@ -195,7 +196,7 @@ class CETActorCritic(StoredAlgorithm):
             )
         except TypeError as error:
             raise ValueError(f"policy_kwargs do not fit the policy: {error}") from None
-        self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # as they came out
+        self.policy_kwargs = {**self.policy_kwargs, "split_observations": self.policy.splits}  # None is resolved
         self.timing = replace(self.timing, layers=len(self.policy.actor.weights))
         self.learner = ActorCriticLearner(
             *(self.policy.actor, self.policy.critic, self.timing, self.learner_config),
@@ -209,7 +210,7 @@ class CETActorCritic(StoredAlgorithm):
         parameters = list(self.learner.trained_parameters())
         self.policy.optimizer = Adam(parameters, lr=self.lr_schedule(1), eps=1e-5, fused=True)
         self._rollout: Rollout
-        self._recorded = self._told = 0  # steps of the rollout, and those that the traces knew when it began
+        self._recorded = self._steps_before = 0  # steps in `_rollout`, and `learner.steps` when it began
         self._statistics_every = 1
         self._updates_at_start = self._n_updates
 
@@ -225,7 +226,7 @@ class CETActorCritic(StoredAlgorithm):
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
         Raises:
-            ValueError: if the run is over before any credit has arrived.
+            ValueError: if the run would end before any credit arrives.
             FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
         """
         callback = self.start_learning(
@@ -248,9 +249,9 @@ class CETActorCritic(StoredAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> BaseCallback:
-        """Do what `learn` does before its first rollout, and return the callback.
+        """Prepare a run as `learn` does before its first rollout, and return the callback.
 
-        After each rollout that `collect_rollouts` has completed comes `learn_from_rollout`.
+        For callers with a loop of their own: call `collect_rollouts` and `learn_from_rollout` in turn.
         """
         if (self.policy.actor, self.policy.critic) != (self.learner.actor, self.learner.critic):
             raise ValueError("traces belong to the policy that was replaced: use policy.load_state_dict instead")
@@ -268,7 +269,7 @@ class CETActorCritic(StoredAlgorithm):
         return callback
 
     def dump_logs(self, iteration: int = 0) -> None:
-        """Write what has been recorded, if it is time to; called after each rollout, before its update."""
+        """Write the log after every `log_interval`-th rollout; called after each rollout, before its update."""
         iteration = self._n_updates - self._updates_at_start + 1
         if iteration % self._statistics_every == 0:
             super().dump_logs(iteration)
@@ -282,15 +283,15 @@ class CETActorCritic(StoredAlgorithm):
             raise outcome
         return outcome
 
-    def leave_rollout(self) -> None:
-        """Advance the traces by what has been recorded and not been told. The weights do not change."""
-        if not self._recorded or self.learner.steps > self._told:
+    def flush_rollout(self) -> None:
+        """Advance the traces by the recorded steps, if no update has processed them. The weights do not change."""
+        if not self._recorded or self.learner.steps > self._steps_before:
             return
         rollout = self._rollout.first(self._recorded)
         try:
             rollout.check_finite(0)
             self.learner.accumulate(rollout.to(self.device))
-        except FloatingPointError:  # nothing can be made of it: end the episodes, and their eligibility with them
+        except FloatingPointError:  # these steps cannot be processed: new episodes begin, with empty eligibility
             self._last_episode_starts, self._recorded = np.ones(self.n_envs, bool), 0
         self.policy.optimizer.zero_grad()
 
@@ -303,40 +304,40 @@ class CETActorCritic(StoredAlgorithm):
     def train(self) -> None:
         """Update the networks from the rollout just collected."""
         self._update_learning_rate(self.policy.optimizer)
-        # Statistics are written out after the next rollout: only the update before that needs to compute them.
+        # The log is written after the next rollout: only the last update before it computes statistics.
         updates = self._n_updates - self._updates_at_start
         wanted = (updates + 2) % self._statistics_every == 0 or self._statistics_every == 1
-        found = self.learner.accumulate(self._rollout.to(self.device), statistics=wanted)
+        statistics = self.learner.accumulate(self._rollout.to(self.device), statistics=wanted)
         self.policy.optimizer.step()
         self._n_updates += 1
         if wanted:
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-            for name, value in found.items():
+            for name, value in statistics.items():
                 self.logger.record(name, value)
 
     def check_environment(self) -> None:
         """Raise ValueError if the environment's clock or delay differs from the agent's."""
         assert self.env is not None
         ours, clock = self.timing, shared_attribute(self.env, "step_duration")
-        told = shared_attribute(self.env, "credit_timing")
+        theirs = shared_attribute(self.env, "credit_timing")
         if clock is not None and clock != ours.step_duration:
             raise ValueError(
                 f"the agent counts its delays in steps of {ours.step_duration:g} s, the environment's clock says "
                 f"{clock:g} s"
             )
-        if told is not None and told.step_duration != ours.step_duration:
+        if theirs is not None and theirs.step_duration != ours.step_duration:
             raise ValueError(
-                f"the environment counts its delay in steps of {told.step_duration:g} s, but its outermost clock "
-                f"says {ours.step_duration:g} s: give it one clock (step_duration)"
+                f"the environment counts its delay in steps of {theirs.step_duration:g} s, but its outermost "
+                f"clock says {ours.step_duration:g} s: give it one clock (step_duration)"
             )
-        if told is not None and (told.delay, told.stacked) != (ours.delay, ours.stacked):
+        if theirs is not None and (theirs.delay, theirs.stacked) != (ours.delay, ours.stacked):
             raise ValueError(
-                f"the agent's credit is {describe_delay(ours)} late, the environment says {describe_delay(told)}: "
-                "leave the agent's delay out to take the environment's"
+                f"the agent's credit is {describe_delay(ours)} late, the environment says "
+                f"{describe_delay(theirs)}: leave the agent's delay out to take the environment's"
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Continue to learn in another environment with the same spaces, clock and number; traces carry over."""
+        """Set another environment with the same spaces, clock and `num_envs`; the traces keep their contents."""
         before = self.env, self._vec_normalize_env
         super().set_env(env, force_reset)
         try:
@@ -344,7 +345,7 @@ class CETActorCritic(StoredAlgorithm):
             normalized = self._vec_normalize_env
             if normalized and normalized.norm_obs and before[1] is None and not self.policy.splits:
                 raise ValueError(
-                    "VecNormalize makes observations negative, and this agent was made for some that cannot be: "
+                    "VecNormalize makes observations negative, but this agent was made for non-negative ones: "
                     "make it with VecNormalize, or with policy_kwargs={'split_observations': True}"
                 )
         except ValueError:
@@ -352,7 +353,7 @@ class CETActorCritic(StoredAlgorithm):
             raise
 
     def __repr__(self) -> str:
-        """Return trace, delay, layers from input to output, and how much has been learned."""
+        """Return trace, delay, layer sizes from input to output, and the number of samples so far."""
         timing, trace, actor = self.timing, self.learner_config.trace, self.policy.actor
         layers = " → ".join(str(size) for size in (actor.layers[0].n_pre, *(each.n_post for each in actor.layers)))
         return (
@@ -362,7 +363,7 @@ class CETActorCritic(StoredAlgorithm):
         )
 
     def to_torch(self) -> TorchPolicy:
-        """Return what has been learned as a plain module on the CPU, for use without this library."""
+        """Return the deterministic policy as a plain torch module on the CPU, which does not need this library."""
         return TorchPolicy(self.policy)
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -372,12 +373,12 @@ class CETActorCritic(StoredAlgorithm):
             self.generator.manual_seed(seed)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move networks, traces, lines and optimiser to another device."""
+        """Move networks, traces, delay lines and optimiser to another device."""
         self.device = torch.device(device)
         self.policy.to(self.device)
         self.learner.to(self.device)
         optimizer = self.policy.optimizer
-        optimizer.load_state_dict(optimizer.state_dict())  # which moves it to where the parameters are
+        optimizer.load_state_dict(optimizer.state_dict())  # moves its state to the parameters' device
         return self
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -398,6 +399,6 @@ class CETActorCritic(StoredAlgorithm):
         }
 
 
-for _absent in ABSENT:  # on the agent too, where Stable-Baselines3's A2C and PPO have most of them
+for _absent in ABSENT:  # also as attributes, which Stable-Baselines3's A2C and PPO mostly have
     _refuse = property(lambda _: None, lambda _, value, name=_absent: refuse_absent(name, value))  # type: ignore[misc]
     setattr(CETActorCritic, _absent, _refuse)

@@ -34,11 +34,11 @@ from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 class CETTianshouPolicy(Policy):
     """Act for `CETTianshou`, with the networks of a `CETPolicy`.
 
-    Tianshou's buffers hold actions as the learner counts them: from zero, or reals not yet clipped. `map_action`
+    Tianshou's buffers hold the learner's actions: counted from zero, or reals that are not clipped. `map_action`
     turns them into the environment's.
 
     Args:
-        observation_space, action_space, **networks: Of the `CETPolicy`, the attribute `networks`.
+        observation_space, action_space, **networks: Arguments of the `CETPolicy` in `networks`.
         deterministic_eval: Whether to take the most probable action outside of training, as elsewhere in Tianshou.
     """
 
@@ -61,7 +61,7 @@ class CETTianshouPolicy(Policy):
         state: dict[str, Any] | BatchProtocol | Array | None = None,
         **kwargs: Any,
     ) -> DistBatchProtocol:
-        """Return a batch with `act`, (N, *action_shape), `dist`, π(· | obs), and `state` as it was."""
+        """Return a batch with `act`, (N, *action_shape), `dist`, π(· | obs), and an unchanged `state`."""
         observations = torch.as_tensor(batch.obs, device=self.networks.device)
         distribution = self.networks.get_distribution(observations)
         deterministic = self.deterministic_eval and not self.is_within_training_step
@@ -69,11 +69,11 @@ class CETTianshouPolicy(Policy):
         return cast(DistBatchProtocol, Batch(act=actions, dist=distribution.distribution, state=state))
 
     def map_action(self, act: TArr) -> Array:
-        """Turn the learner's actions into the environment's: counted from its first, or clipped to its box."""
+        """Return the environment's actions for the learner's."""
         return self.networks.to_environment(self._action_to_numpy(act))
 
     def map_action_inverse(self, act: TArr) -> Array:
-        """Turn the environment's actions into the learner's."""
+        """Return the learner's actions for the environment's."""
         actions = self._action_to_numpy(act)
         return actions - self.action_space.start if isinstance(self.action_space, spaces.Discrete) else actions
 
@@ -86,41 +86,41 @@ class CETTrainingStats(TrainingStats):
     credit: dict[str, float] = field(default_factory=dict)
 
     def get_loss_stats_dict(self) -> dict[str, float]:
-        """Return all numbers by path, for Tianshou's averages."""
+        """Return all numbers by path; Tianshou averages them over updates."""
         return {f"{part}/{name}": v for part in ("train", "credit") for name, v in getattr(self, part).items()}
 
 
 class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
-    An update uses a whole collection, `n_steps` steps of each of `num_envs` environments, exactly once:
+    An update uses a whole collection, `n_steps` steps in each of `num_envs` environments, exactly once:
 
         OnPolicyTrainerParams(collection_step_num_env_steps=n_steps * num_envs, batch_size=None, …)
 
     Args:
         policy: Acts, and holds actor and critic.
-        num_envs: Environments that the collector steps side by side.
-        n_steps: Steps of each of them in a collection.
-        optim: Makes the optimiser of both networks, and the schedule of its rate; None for Adam with a constant
-            rate of 5e-4 and ε = 1e-5.
+        num_envs: Number of environments that the collector steps side by side.
+        n_steps: Steps in each environment of a collection.
+        optim: Factory of the optimiser of both networks and of its learning-rate schedule; None for Adam with a
+            constant rate of 5e-4 and ε = 1e-5.
         delay, stacked, step_duration, trace, **learning: See `CETActorCritic`.
 
     Attributes:
-        learner: The actor's synapses and everything they remember, part of `state_dict`.
+        learner: The `ActorCriticLearner`; `state_dict` includes its traces and delay lines.
     """
 
     last_features: torch.Tensor
     last_done: torch.Tensor
 
     class Optimizer(Algorithm.Optimizer):
-        """Apply gradients that have been computed already."""
+        """Apply gradients that the learner has computed and clipped."""
 
         def apply(self) -> None:
-            """Take one step. The learner has set the gradients and clipped them."""
+            """Take one step."""
             self._optim.step()
 
         def state_dict(self) -> dict[str, Any]:
-            """Return tensors and plain numbers; Tianshou's schedules leave numpy's, which `torch.load` refuses."""
+            """Return tensors and Python numbers; `torch.load` refuses the NumPy ones of Tianshou's schedules."""
             state = super().state_dict()
             for group in state["param_groups"]:
                 group.update({key: v.item() for key, v in group.items() if isinstance(v, np.generic)})
@@ -154,12 +154,12 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         factory = optim or AdamOptimizerFactory(lr=5e-4, eps=1e-5)
         self.optim = self._create_optimizer(ActorCritic(networks.actor, networks.critic), factory)
         self._rollout = Rollout.empty(n_steps, num_envs, networks.num_features, networks.actor.head)
-        # The end of the last collection: the next one continues it, or starts episodes.
+        # The end of the last collection shows whether the next one continues its episodes or starts others.
         self.register_buffer("last_features", torch.zeros(num_envs, networks.num_features))
         self.register_buffer("last_done", torch.ones(num_envs, dtype=torch.bool))
 
     def create_trainer(self, params: OnPolicyTrainerParams) -> OnPolicyTrainer:
-        """Return Tianshou's trainer; raise ValueError if the parameters do not fit, or the delay the run."""
+        """Return Tianshou's trainer; raise ValueError if the parameters do not fit, or the run is too short."""
         _check_update(params.batch_size, params.update_step_num_repetitions)
         collected, wanted = params.collection_step_num_env_steps, self.n_steps * self.num_envs
         if collected != wanted:
@@ -177,8 +177,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         if buffer.options["ignore_obs_next"] or buffer.options["stack_num"] != 1:
             raise ValueError("the buffer must keep obs and obs_next as they are: no ignore_obs_next, no stack_num")
         edges = buffer.subbuffer_edges
-        whole = edges[: self.num_envs, None] + np.arange(self.n_steps)
-        if not np.array_equal(indices, whole.ravel()):
+        expected = edges[: self.num_envs, None] + np.arange(self.n_steps)
+        if not np.array_equal(indices, expected.ravel()):
             counts = np.bincount(np.searchsorted(edges, indices, side="right") - 1)
             raise ValueError(
                 f"a collection must be n_steps={self.n_steps} steps of each of num_envs={self.num_envs} "
@@ -192,27 +192,27 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
     ) -> CETTrainingStats:
         """Advance the synapses by the collection, and take one step with the resulting gradient."""
         _check_update(batch_size, repeat)
-        last_done, told = self._record(batch), self.learner.steps
+        last_done, steps_before = self._record(batch), self.learner.steps
         try:
-            found = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)
+            statistics = self.learner.accumulate(self._rollout.to(self.policy.networks.device), statistics=True)
         finally:
-            if self.learner.steps > told:  # else the next collection goes on from nothing that is known
+            if self.learner.steps > steps_before:  # else the traces have not seen the end of this collection
                 self.last_features.copy_(self._rollout.last_observations)
                 self.last_done.copy_(last_done)
         assert isinstance(self.optim, CETTianshou.Optimizer)
         self.optim.apply()
 
         def under(part: str) -> dict[str, float]:
-            # Tianshou averages over updates: a nan, such as the cosine with a zero update, would spoil many.
-            values = {path.removeprefix(part): v for path, v in found.items() if path.startswith(part)}
+            # Tianshou averages over updates: one nan, such as the cosine with a zero update, would make all nan.
+            values = {path.removeprefix(part): v for path, v in statistics.items() if path.startswith(part)}
             return {name: value for name, value in values.items() if math.isfinite(value)}
 
         return CETTrainingStats(train=under("train/"), credit=under("credit/"))
 
-    # Numbers that are not finite are refused naming the environment they came from.
+    # NumPy need not warn of numbers that are not finite: `Rollout.check_finite` raises, and names the environment.
     @np.errstate(invalid="ignore", over="ignore")
     def _record(self, batch: RolloutBatchProtocol) -> torch.Tensor:
-        """Write the collection into the rollout, as T steps of E environments; return what episodes it ends, (E,).
+        """Write the collection into the rollout; return whether each environment's episode has ended, (E,).
 
         Tianshou's collector resets an environment in the step that ends its episode, and `obs_next` is from before
         the reset: every step is a transition, and truncations bootstrap from `obs_next`.
@@ -237,8 +237,8 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         rollout.check_finite(self.learner.steps)
         done = terminated | truncated
         # A reset of the collector ends an episode that no step has ended.
-        elsewhere = (arrays["observations"][0] != self.last_features.cpu().numpy()).any(-1)
-        arrays["starts"][0] = self.last_done.cpu().numpy() | elsewhere
+        was_reset = (arrays["observations"][0] != self.last_features.cpu().numpy()).any(-1)
+        arrays["starts"][0] = self.last_done.cpu().numpy() | was_reset
         arrays["starts"][1:] = done[:-1]
         return torch.from_numpy(done[-1])
 
