@@ -327,7 +327,7 @@ def test_feedback_reaches_convolutions(feedback):
     ("options", "message"),
     [
         ({"gamma": 1.5}, "gamma"),
-        ({"gamma": 1.0, "lam": 1.0}, "forgotten"),
+        ({"gamma": 1.0, "lam": 1.0}, "would never decay"),
         *[({"random_lam": given}, "random_lam must be") for given in ((0.9, 0.1), 0.5, (0.1, 0.2, 0.3))],
         ({"random_lam": ("a", "b")}, "random_lam must be"),
         ({"entropy_coef": -1.0}, "entropy_coef must be finite and not negative"),

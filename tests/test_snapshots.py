@@ -176,7 +176,7 @@ def test_third_parties_take_part_by_two_methods_or_by_registering(monkeypatch):
     [
         (lambda: make_env("LunarLander-v3"), "LunarLander has no get_state and set_state"),
         (lambda: make_env(walk(get_state=None)), "Changed has no"),
-        (lambda: make_env(walk(get_state=lambda env: env.place)), "get_state of Changed returns no dictionary"),
+        (lambda: make_env(walk(get_state=lambda env: env.place)), "get_state of Changed must return a dict"),
         (lambda: DummyVecEnv([walk(get_state=fails)]), "get_state of Changed fails: KeyError: 'where"),
         (lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), "VecNormalize has no"),
     ],

@@ -1,4 +1,4 @@
-"""Environments: wrappers (clock, delays, split by sign), MinAtar, vector environments and snapshots."""
+"""Environments: wrappers (clock, delays, sign split), MinAtar, vector environments and snapshots."""
 
 from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
 from cet_rl.envs.tasks import ready, register_env

@@ -1,4 +1,4 @@
-"""Gymnasium's CartPole, with the same numbers in less time, and its vectorised form with resets within a step."""
+"""CartPole with the same numbers as Gymnasium's in less time, and its vectorised form with same-step autoreset."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cet_rl.envs.snapshot import register_snapshot
 
 
 class CartPoleEnv(classic_control.CartPoleEnv):
-    """Step as Gymnasium's class of this name does, bit for bit, by Python's floats in the place of numpy's.
+    """Step as Gymnasium's class of this name does, bit for bit, but with Python's floats, which are faster.
 
-    Gymnasium's own arithmetic takes over wherever more is asked for than the next state of a running episode.
+    Gymnasium's own `step` is called where it does more than compute the next state of a running episode.
     """
 
     @property
     def is_usual(self) -> bool:
-        """True if nothing but the next state of a running episode is asked for."""
+        """True if a step computes only the next state of a running episode."""
         usual = self.kinematics_integrator == "euler" and not self._sutton_barto_reward and not self.render_mode
         return usual and self.steps_beyond_terminated is None and isinstance(self.state, np.ndarray)
 
     @property
     def physics(self) -> tuple[float, ...]:
-        """The constants that the next state, and when the pole has fallen, depend on."""
+        """The constants on which the next state and the end of an episode depend."""
         constants = self.gravity, self.masspole, self.total_mass, self.length, self.polemass_length, self.force_mag
         return *constants, self.tau, self.x_threshold, self.theta_threshold_radians
 
@@ -37,7 +37,7 @@ class CartPoleEnv(classic_control.CartPoleEnv):
             return super().step(action)  # type: ignore[no-any-return, no-untyped-call]
         before: list[float] = self.state.tolist()  # type: ignore[union-attr]
         force = self.force_mag if action == 1 else -self.force_mag
-        # Of numpy, whose last bit may differ from that of `math`.
+        # NumPy's cosine and sine, as Gymnasium's: the last bit of those of `math` may differ.
         state = next_state(self, before, force, np.cos(before[2]).item(), np.sin(before[2]).item())
         self.state = np.array(state)
         fallen = abs(state[0]) > self.x_threshold or abs(state[2]) > self.theta_threshold_radians
@@ -47,7 +47,7 @@ class CartPoleEnv(classic_control.CartPoleEnv):
 
 
 def next_state(pole: CartPoleEnv, state: Any, force: Any, cosine: Any, sine: Any) -> tuple[Any, Any, Any, Any]:
-    """Return x, its velocity, the angle and its velocity after a step, of floats or of arrays for many CartPoles.
+    """Return x, its velocity, the angle and its velocity after a step, as floats, or as arrays for many CartPoles.
 
     `cosine` and `sine` are those of the angle. Operations and their order are Gymnasium's.
     """
@@ -63,9 +63,9 @@ def next_state(pole: CartPoleEnv, state: Any, force: Any, cosine: Any, sine: Any
 
 
 class VectorCartPole(CartPoleVectorEnv):
-    """Reset each episode within the step that ends it; Gymnasium's own form resets in a step between two episodes.
+    """Reset each environment in the step that ends its episode; Gymnasium's own form resets in a step of its own.
 
-    Such a step would be a transition to every wrapper and agent that does not know of it.
+    Wrappers and agents would take such a reset step for a transition.
     """
 
     metadata = CartPoleVectorEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -86,4 +86,4 @@ class VectorCartPole(CartPoleVectorEnv):
 register_snapshot(CartPoleEnv, like=classic_control.CartPoleEnv)
 register_snapshot(VectorCartPole, ["state", "steps", "prev_done", "low", "high"])
 OURS = {f"{k.__module__}:{k.__name__}": ours for ours in (CartPoleEnv, VectorCartPole) for k in ours.__bases__}
-"""What takes the place of Gymnasium's own classes, by their entry points."""
+"""Our classes by the entry points of Gymnasium's classes that they replace."""

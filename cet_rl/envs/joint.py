@@ -1,4 +1,4 @@
-"""Vector environments of many agents side by side, each stepped by itself, or all CartPoles in one call."""
+"""Step the vector environments of many agents side by side: one after another, or all CartPoles in one call."""
 
 from __future__ import annotations
 
@@ -20,33 +20,31 @@ from cet_rl.envs.wrappers import DelayedCredit, StepClock
 Array = npt.NDArray[Any]
 
 _KNOWN = (DelayedCredit, StepClock, gym.wrappers.OrderEnforcing, gym.wrappers.TimeLimit)
-"""Wrappers that leave the steps within an episode as they are."""
+"""Wrappers that change no observation, action or reward within an episode."""
 
 
 class JointVecEnv:
-    """Step the vector environments of many agents, each of which sees what it would see alone.
+    """Step the vector environments of many agents, with the same results for each as if it stepped alone.
 
-    Where all are our CartPole within wrappers that are known, their states are arrays here until `write_back`.
+    If all environments are our CartPole in `_KNOWN` wrappers, arrays here hold their states until `write_back`.
     """
 
     def __init__(self, envs: Sequence[VecEnv]) -> None:
         self.envs = envs
-        self._poles = _CartPoles(envs) if _CartPoles.take(envs) else None
+        self._poles = _CartPoles(envs) if _CartPoles.can_step(envs) else None
 
-    def step(self, actions: Array, going: Sequence[bool]) -> list[Any]:
-        """Step the environments of the agents that go on, whose actions follow one another.
+    def step(self, actions: Array, active: Sequence[bool]) -> list[Any]:
+        """Step the environments of the active agents; `actions` holds those of all agents, agent after agent.
 
-        Returns for each what its `VecEnv.step` would return, or the exception that it raised.
+        Returns for each active agent what its `VecEnv.step` would return, or the exception that it raised.
         """
         if self._poles is not None:
-            return self._poles.step(actions, going)
-        shares = np.split(actions, len(self.envs))
-        return [
-            _step(env, share) if goes else None for env, share, goes in zip(self.envs, shares, going, strict=True)
-        ]
+            return self._poles.step(actions, active)
+        own = np.split(actions, len(self.envs))
+        return [_step(env, its) if acts else None for env, its, acts in zip(self.envs, own, active, strict=True)]
 
     def write_back(self) -> None:
-        """Bring the environments themselves to the state that they have reached."""
+        """Write the states from the arrays into the environments."""
         if self._poles is not None:
             self._poles.write_back()
 
@@ -59,27 +57,27 @@ def _step(env: VecEnv, actions: Array) -> VecEnvStepReturn | Exception:
 
 
 class _CartPoles:
-    """Step CartPoles by one call for all; the environments themselves end their episodes and start the next.
+    """Step CartPoles in one call for all; each environment's own monitor ends its episode and starts the next.
 
-    Shapes: N environments, those of the first agent first; state variables are rows, (4, N).
+    Shapes: N environments, agent after agent; states are (4, N), a row for each variable.
     """
 
     def __init__(self, envs: Sequence[VecEnv]) -> None:
-        self._own: list[tuple[Any, int]] = [(env, index) for env in envs for index in range(env.num_envs)]
-        stacks = [layers(env.envs[index]) for env, index in self._own]
+        self._places: list[tuple[Any, int]] = [(env, index) for env in envs for index in range(env.num_envs)]
+        stacks = [layers(env.envs[index]) for env, index in self._places]
         self._monitors, self._poles = [stack[0] for stack in stacks], [stack[-1] for stack in stacks]
         self._limits: list[list[Any]] = [
             [one for one in stack if isinstance(one, gym.wrappers.TimeLimit)] for stack in stacks
         ]
         self._state = np.empty((4, len(stacks)))
-        self._left, self._known = np.empty((2, len(stacks)), np.int64)  # steps to the time limit, here and there
+        self._left, self._known = np.empty((2, len(stacks)), np.int64)  # steps to the limit, here and in the env
         for index in range(len(stacks)):
             self._read(index, self._state)
-        self._here = [True] * len(envs)  # by agent: whether the environments' states are arrays here
+        self._active = [True] * len(envs)  # by agent: whether the arrays here hold its environments' states
 
     @staticmethod
-    def take(envs: Sequence[VecEnv]) -> bool:
-        """Return whether all are CartPoles of the same physics, within an episode and known wrappers."""
+    def can_step(envs: Sequence[VecEnv]) -> bool:
+        """Return whether all are CartPoles of equal physics, in a running episode, within known wrappers."""
         stacks = [layers(one) for env in envs if type(env) is DummyVecEnv for one in env.envs]
         if len(stacks) < sum(env.num_envs for env in envs):
             return False
@@ -92,37 +90,37 @@ class _CartPoles:
                 return False
         return True
 
-    def step(self, actions: Array, going: Sequence[bool]) -> list[Any]:
+    def step(self, actions: Array, active: Sequence[bool]) -> list[Any]:
         """See `JointVecEnv.step`."""
-        count, pole = len(self._own) // len(going), self._poles[0]
-        for number in range(len(going)) if going != self._here else ():
-            if self._here[number] and not going[number]:
-                self._write(range(number * count, (number + 1) * count))
-        self._here = list(going)
+        count, pole = len(self._places) // len(active), self._poles[0]
+        for agent in range(len(active)) if active != self._active else ():
+            if self._active[agent] and not active[agent]:
+                self._write(range(agent * count, (agent + 1) * count))
+        self._active = list(active)
         force = np.where(actions == 1, pole.force_mag, -pole.force_mag)
         state = np.array(next_state(pole, self._state, force, np.cos(self._state[2]), np.sin(self._state[2])))
         self._left -= 1
         fallen = (abs(state[0]) > pole.x_threshold) | (abs(state[2]) > pole.theta_threshold_radians)
         ended = fallen | (self._left <= 0)
         observations, rewards = state.T.astype(np.float32, order="C"), np.ones(len(ended), np.float32)
-        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in self._own]
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in self._places]
         for index in map(int, np.flatnonzero(ended)):
-            if self._here[index // count]:
+            if self._active[index // count]:
                 infos[index] = self._end(index, observations[index].copy(), bool(fallen[index]))
-                env, own = self._own[index]
-                observations[index], env.reset_infos[own] = self._monitors[index].reset()
+                env, place = self._places[index]
+                observations[index], env.reset_infos[place] = self._monitors[index].reset()
                 self._read(index, state)
         self._state = state
-        shape = len(going), count
+        shape = len(active), count
         parts = observations.reshape(*shape, 4), rewards.reshape(shape), ended.reshape(shape)
         return [(*each, infos[n * count : (n + 1) * count]) for n, each in enumerate(zip(*parts, strict=True))]
 
     def _end(self, index: int, observation: Array, fallen: bool) -> dict[str, Any]:
-        """Let the monitor take the last step of an episode, and return the information about it."""
+        """Let the monitor record the last step of an episode, and return that step's `info`."""
         monitor, cut = self._monitors[index], bool(self._left[index] <= 0)
         self._left[index] += 1
         self._write([index])
-        inner, monitor.env = monitor.env, _Taken((observation, 1.0, fallen, cut, {}))
+        inner, monitor.env = monitor.env, _Replay((observation, 1.0, fallen, cut, {}))
         try:
             info: dict[str, Any] = monitor.step(None)[4]
         finally:
@@ -131,8 +129,8 @@ class _CartPoles:
 
     def write_back(self) -> None:
         """See `JointVecEnv.write_back`."""
-        count = len(self._own) // len(self._here)
-        self._write(index for index in range(len(self._own)) if self._here[index // count])
+        count = len(self._places) // len(self._active)
+        self._write(index for index in range(len(self._places)) if self._active[index // count])
 
     def _write(self, indices: Iterable[int]) -> None:
         for index in indices:
@@ -150,12 +148,12 @@ class _CartPoles:
         self._left[index] = self._known[index] = min(left, default=2**62)
 
 
-class _Taken:
-    """Stand in for an environment whose step has been taken."""
+class _Replay:
+    """Stand in for an environment that has made its step already."""
 
-    def __init__(self, returned: Any) -> None:
-        self._returned = returned
+    def __init__(self, result: Any) -> None:
+        self._result = result
 
     def step(self, action: object) -> Any:
-        """Return what the step has returned."""
-        return self._returned
+        """Return the result of that step."""
+        return self._result

@@ -1,4 +1,4 @@
-"""The five MinAtar games (Young & Tian 2019) with observations that networks and environment checkers accept."""
+"""The five MinAtar games (Young & Tian 2019), with observations that networks and environment checkers accept."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from minatar.gym import BaseEnv
 from cet_rl.runs.process import generator_state
 
 _CONSTANT = ("channels", "action_map", "ramping", "random")
-"""Attributes of a game that no step changes, and its generator."""
+"""Attributes of a game that no step changes; its generator is saved by itself."""
 
-CELL = 32  # pixels of a picture across each of the ten by ten cells
+CELL = 32  # width and height of a cell of the rendered picture, in pixels
 
 _BACKGROUND, _GRID = (24, 24, 32), (44, 44, 56)
 _COLOURS = np.array(
@@ -41,9 +41,9 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     Args:
         game: asterix, breakout, freeway, seaquest or space_invaders.
         use_minimal_action_set: only the actions that do something in this game ("-v1"), or all six ("-v0").
-        render_mode: None, "rgb_array" for pictures in colour, `CELL` pixels a cell, or "array" for MinAtar's own
-            bool arrays. (`gymnasium.make` also takes "human", and shows the pictures in a window.)
-        **kwargs: for `minatar.Environment`: `sticky_action_prob` (0.1 there), `difficulty_ramping` (True there).
+        render_mode: None, "rgb_array" for pictures in colour, or "array" for MinAtar's own bool arrays.
+            (`gymnasium.make` also takes "human", and shows the pictures in a window.)
+        **kwargs: for `minatar.Environment`: `sticky_action_prob` (default 0.1), `difficulty_ramping` (True).
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "array"], "render_fps": 15}
@@ -53,7 +53,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     ) -> None:
         super().__init__(game, render_mode, use_minimal_action_set=use_minimal_action_set, **kwargs)
         self.game.env = _rules(game).Env(ramping=kwargs.get("difficulty_ramping", True))
-        self.game.env.random = self.game.random  # one generator, also where none is ever seeded
+        self.game.env.random = self.game.random  # both use one generator, even before the first seed
         height, width, channels = self.game.state_shape()
         self.observation_space = spaces.Box(0.0, 1.0, (channels, height, width), np.float32)
 
@@ -62,7 +62,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start an episode; the observation has shape (channels, 10, 10)."""
         gym.Env.reset(self, seed=seed)
-        self.game.last_action = 0  # MinAtar would let a sticky action stick across episodes
+        self.game.last_action = 0  # in MinAtar a sticky action can repeat one of the last episode
         observation, info = super().reset(seed, options)
         return _maps(observation), info
 
@@ -72,7 +72,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         return _maps(observation), float(reward), bool(terminated), truncated, info
 
     def render(self) -> Any:
-        """Return a picture, uint8 of shape (height, width, 3): a cell has the colour of its highest channel."""
+        """Return a picture, uint8 (height, width, 3), in which a cell has the colour of its highest channel."""
         if self.render_mode != "rgb_array":
             return super().render()
         cells = self.game.state()
@@ -82,7 +82,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
         return picture
 
     def get_state(self) -> dict[str, Any]:
-        """Return the game and its generators as plain data (`cet_rl.envs.snapshot`)."""
+        """Return the state of the game and of its generator as plain data (`cet_rl.envs.snapshot`)."""
         return {
             "game": {name: value for name, value in vars(self.game.env).items() if name not in _CONSTANT},
             "last_action": self.game.last_action,
@@ -103,7 +103,7 @@ class MinAtarEnv(BaseEnv):  # type: ignore[misc]  # minatar has no types
 
 @cache
 def _rules(game: str) -> Any:
-    """Return a module of MinAtar's, loaded once more to roll its maps by `_roll`: else half of a step's time."""
+    """Return a copy of a game's module that uses `_roll`, as `np.roll` takes half of a step's time."""
     spec: Any = util.find_spec(f"minatar.environments.{game}")
     module: Any = util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -112,7 +112,7 @@ def _rules(game: str) -> Any:
 
 
 def _roll(cells: npt.NDArray[Any], shift: int, axis: int) -> npt.NDArray[Any]:
-    """Return `np.roll` of a map along one of its two axes, in a fifth of the time."""
+    """Return `np.roll` of a two-dimensional map along one axis, in a fifth of the time."""
     parts = (cells[:, -shift:], cells[:, :-shift]) if axis else (cells[-shift:], cells[:-shift])
     return np.concatenate(parts, axis)
 

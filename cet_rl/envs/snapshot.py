@@ -1,18 +1,18 @@
-"""Environments in the middle of an episode as plain data, to resume them in another process.
+"""Capture environments in the middle of an episode as plain data, and restore them in another process.
 
     state = capture(env)      # numbers, strings, arrays, lists and dicts
-    restore(other, state)     # an environment built alike: it now does what env would have done
+    restore(other, state)     # other, built like env, now continues as env would
 
-An environment, a wrapper or a vector environment takes part in one of two ways:
+An environment, a wrapper or a vector environment can be captured in one of two ways:
 
 - It has the methods `get_state()`, which returns a dictionary of plain data (what `cet_rl.runs.archive` can
-  encode), and `set_state(state)`, which restores it. Wrapped environments and Gymnasium's generator `np_random`
-  are taken care of; all else that changes from step to step or from episode to episode belongs in the dictionary.
-- `register_snapshot` names the attributes for a class that cannot be changed.
+  encode), and `set_state(state)`, which restores it. The dictionary holds all that changes from step to step or
+  from episode to episode, except wrapped environments and Gymnasium's generator `np_random`, which are added here.
+- `register_snapshot` names the attributes that change, for a class whose code is not yours.
 
 Gymnasium's classic control, its time limit and its stateless wrappers, Stable-Baselines3's `Monitor`, `VecMonitor`
-and `DummyVecEnv`, MinAtar and everything in `cet_rl.envs` take part. Box2D's environments do not: the state of its
-solver is out of reach.
+and `DummyVecEnv`, MinAtar and everything in `cet_rl.envs` can be captured. Box2D's environments cannot: Python
+cannot read the state of its solver.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ State = dict[str, Any]
 
 
 class CannotCaptureError(ValueError):
-    """Report a layer of an environment whose state cannot be captured."""
+    """Report an environment or wrapper whose state cannot be captured."""
 
 
 _ACCESS: dict[type, tuple[Callable[[Any], State], Callable[[Any, State], None]]] = {}
-"""Functions that return and that restore the state of an instance, by class."""
+"""By class: the function that returns the state of an instance, and the one that restores it."""
 
 
 def register_snapshot(kind: type, attributes: Sequence[str] = (), *, like: type | None = None) -> None:
-    """Register a class of environments or wrappers, its subclasses not included, by the attributes that change.
+    """Register the attributes that change for a class of environments or wrappers, but not for its subclasses.
 
-    They must be plain data. A stateless class has none; one with the state of a registered class is `like` that.
+    They must hold plain data; a stateless class has none. `like` is a registered class with the same attributes.
     """
     if like is not None:
         _ACCESS[kind] = _ACCESS[like]
@@ -61,12 +61,12 @@ def register_snapshot(kind: type, attributes: Sequence[str] = (), *, like: type 
 
 
 def capture(env: Any) -> State:
-    """Return the state of an environment with all of its wrappers; raise CannotCaptureError naming one without."""
+    """Return the state of an environment and its wrappers; raise CannotCaptureError naming one that has none."""
     return {"layers": [{"type": type(one).__name__, **_capture_layer(one)} for one in layers(env)]}
 
 
 def restore(env: Any, state: State) -> None:
-    """Put an environment, built alike, into a state from `capture`. It need not have been reset."""
+    """Set an environment, which need not be reset, to a captured state; raise ValueError if its layers differ."""
     own, saved = layers(env), copy.deepcopy(state["layers"])
     here, there = [type(one).__name__ for one in own], [str(one["type"]) for one in saved]
     if here != there:
@@ -76,7 +76,7 @@ def restore(env: Any, state: State) -> None:
 
 
 def layers(env: Any) -> list[Any]:
-    """Return the layers, from the outermost wrapper to the environment itself."""
+    """Return the wrappers, outermost first, and then the environment itself."""
     found = [env]
     while isinstance(env, (gym.Wrapper, VecEnvWrapper)):
         env = env.env if isinstance(env, gym.Wrapper) else env.venv
@@ -94,16 +94,16 @@ def _access(layer: Any) -> tuple[Callable[[Any], State], Callable[[Any, State], 
 
 
 def _capture_layer(layer: Any) -> State:
-    """Return the state of one layer, and the generators of an environment at the bottom."""
+    """Return the state of one layer and, for the environment itself, of its random generators."""
     (get, _), name = _access(layer), type(layer).__name__
     try:
         state = copy.deepcopy(get(layer))
     except CannotCaptureError:
         raise
-    except Exception as error:  # whatever a third party's method may raise
+    except Exception as error:  # a third party's method may raise anything
         raise CannotCaptureError(f"get_state of {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(state, dict):
-        raise CannotCaptureError(f"get_state of {name} returns no dictionary")
+        raise CannotCaptureError(f"get_state of {name} must return a dictionary, not {type(state).__name__}")
     random = {
         whose: generator_state(owner._np_random)
         for whose, owner in _random_owners(layer).items()
@@ -127,7 +127,7 @@ def _restore_layer(layer: Any, part: State) -> None:
 
 
 def _random_owners(layer: Any) -> dict[str, Any]:
-    """Return the owners of a Gymnasium `np_random`: an environment that is no wrapper, and its spaces."""
+    """Return the objects with a Gymnasium `np_random`: the environment itself (not a wrapper), and its spaces."""
     if isinstance(layer, gym.Wrapper) or not isinstance(layer, (gym.Env, VectorEnv)):
         return {}
     owners = {"own": layer, "action_space": layer.action_space, "observation_space": layer.observation_space}
@@ -139,7 +139,7 @@ def _restore_each(env: DummyVecEnv, state: State) -> None:
         raise ValueError(f"there are {len(env.envs)} environments here, {len(state['envs'])} in the state")
     for one, saved in zip(env.envs, state["envs"], strict=True):
         restore(one, saved)
-    env._reset_seeds()  # they are for the first reset, which is long past
+    env._reset_seeds()  # seeds and options would apply to the next reset; the first one has used them
     env._reset_options()
 
 
@@ -162,5 +162,5 @@ for _name in (
     *("FilterObservation", "FlattenObservation", "GrayscaleObservation", "PassiveEnvChecker", "RescaleAction"),
     *("RescaleObservation", "ReshapeObservation", "ResizeObservation"),
 ):
-    if hasattr(gym.wrappers, _name):  # some are younger than the oldest Gymnasium we run with
+    if hasattr(gym.wrappers, _name):  # the oldest Gymnasium that we support lacks some
         register_snapshot(getattr(gym.wrappers, _name))

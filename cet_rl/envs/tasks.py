@@ -1,4 +1,4 @@
-"""The environments that are ready to use: `cet-rl list envs`."""
+"""The environments that `cet-rl list envs` shows, and the registration of our MinAtar games with Gymnasium."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
     Args:
         task: Gymnasium id; ValueError if it is in the list already.
         summary: one line for the list.
-        entry_point: "module:Class", or a function that returns one; None if the id is registered with Gymnasium.
+        entry_point: "module:Class", or a function that returns an environment; None if Gymnasium knows the id.
         **options: for `gymnasium.register`, such as `max_episode_steps` and `kwargs`.
     """
     if task in _READY:
@@ -33,20 +33,20 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
 
 
 def ready() -> dict[str, str]:
-    """Return Gymnasium ids and a summary of each, plugins' included. Others work as well: see `make_env`."""
+    """Return the summary of each listed environment, plugins' included, by its Gymnasium id."""
     load_plugins()
     return dict(_READY)
 
 
 def register_minatar() -> None:
-    """Register our form of the MinAtar games under their ids, replacing MinAtar's own if those came first."""
+    """Register our MinAtar games under MinAtar's own ids, also if MinAtar has registered its own before."""
     for name in _GAMES:
         game = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()  # MinAtar's own name: space_invaders
         for version, minimal in (("v0", False), ("v1", True)):
             task = f"MinAtar/{name}-{version}"
             known = gym.registry.get(task)
             if known is None or known.entry_point != _MINATAR:
-                gym.registry.pop(task, None)  # without Gymnasium's warning
+                gym.registry.pop(task, None)  # else Gymnasium warns that the id is taken
                 gym.register(task, _MINATAR, kwargs={"game": game, "use_minimal_action_set": minimal})
 
 

@@ -35,12 +35,12 @@ _SB3_NAMES = {
     "monitor_dir": "VecMonitor around it to write a file",
     "start_index": "seed=, which the environments count on from",
 }
-"""Arguments of Stable-Baselines3's `make_vec_env`, and what to use here."""
+"""Arguments of Stable-Baselines3's `make_vec_env`, each with what replaces it here."""
 
 Vectorization = Literal["auto", "each", "numpy"]
 
 NUMPY_FROM = 16
-"""CartPoles from which on one call for all is faster: 3.8 µs a step of one in the place of 4.9, 2.1 for 32."""
+"""Least number of CartPoles for which one call for all is faster: 16 take 3.8 µs a step and pole, not 4.9."""
 
 
 def make_env(
@@ -53,20 +53,20 @@ def make_env(
     wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> Monitor:
-    """Make one environment with a clock that records the returns and lengths of its episodes.
+    """Make one environment with a clock and a `Monitor`, which records the returns and lengths of episodes.
 
     Args:
         task: a Gymnasium id, or a function that returns a new environment.
-        step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
-        delay: seconds until credit reaches an agent that asks (`DelayedCredit`); None to leave it to the agent.
+        step_duration: seconds that a step stands for; None for the environment's own clock, or 0.2.
+        delay: seconds until credit reaches the agent (`DelayedCredit`); None to leave it to the agent.
         stacked: whether that delay adds up from the output layer down.
         max_episode_steps: steps after which an episode is truncated; None for the environment's own limit.
         wrappers: further wrappers, innermost first.
         **kwargs: for the environment.
 
     Raises:
-        ValueError: for an unknown id, naming the nearest; a package that is missing; or a delay that is no whole
-            number of steps.
+        ValueError: for an unknown id, with the nearest known one; a missing package; or a delay that is not a
+            whole number of steps.
     """
     if callable(task):
         env = task(**kwargs)
@@ -81,7 +81,7 @@ def make_env(
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
     if step_duration is not None or not env.has_wrapper_attr("step_duration"):
         env = StepClock(env, BEHAVIOURAL_STEP if step_duration is None else step_duration)
-    for wrapper in wrappers:  # outside the clock, which they may ask
+    for wrapper in wrappers:  # around the clock, so that they can read it
         env = wrapper(env)
     return Monitor(env if delay is None else DelayedCredit(env, delay, stacked=stacked))
 
@@ -99,18 +99,18 @@ def make_vec_env(
     wrappers: Sequence[Callable[[Env], Env]] = (),
     **kwargs: Any,
 ) -> VecEnv:
-    """Make several environments side by side, each of which starts its next episode within the step that ends one.
+    """Make several environments side by side, each of which is reset in the step that ends its episode.
 
     Args:
-        num_envs: number of environments.
-        seed: of the first environment; the others count on from it.
         task, step_duration, delay, stacked, max_episode_steps, wrappers, **kwargs: as in `make_env`.
-        vectorization: "each" steps one environment after the other and works for all; "numpy" uses the
-            environment's own vectorised form (CartPole has one), with one generator for all of them, faster from
-            sixteen environments on; "auto" takes the faster of the two that works.
+        num_envs: number of environments.
+        seed: seed of the first environment; the others have the numbers after it.
+        vectorization: "each" steps one environment after the other, and works for all; "numpy" uses the
+            environment's own vectorised form (CartPole has one), which has one generator for all and is faster
+            from sixteen environments on; "auto" takes "numpy" where it is possible and faster.
 
     Raises:
-        ValueError: as `make_env`, and where there is no vectorised form or wrappers would be lost in it.
+        ValueError: as `make_env`; or if "numpy" is not possible: no vectorised form, or there are wrappers.
     """
     for name in kwargs.keys() & _SB3_NAMES.keys():
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
@@ -129,7 +129,7 @@ def make_vec_env(
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         vector = gym.make_vec(spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
-        for space in (vector.action_space, vector.observation_space):  # their generators are part of its state
+        for space in (vector.action_space, vector.observation_space):  # snapshots include their generators
             space.seed(seed)
         step_duration = BEHAVIOURAL_STEP if step_duration is None else step_duration
         joint = GymnasiumVecEnv(vector, step_duration)
@@ -145,14 +145,14 @@ def make_vec_env(
 def choose_vectorization(
     task: str | Callable[..., Env], num_envs: int, *, wrapped: bool
 ) -> Literal["each", "numpy"]:
-    """Return "numpy" where a vectorised form, whose state can be saved, is faster, and no wrapper needs "each"."""
+    """Return "numpy" if our vectorised form exists and is faster, and there are no wrappers, else "each"."""
     if wrapped or callable(task) or num_envs < NUMPY_FROM:
         return "each"
     return "numpy" if str(find_task(task).vector_entry_point) in OURS else "each"
 
 
 def vectorised_form(task: str | Callable[..., Env], *, wrapped: bool) -> EnvSpec:
-    """Return the specification of a task with a vectorised form; ValueError if it has none or is wrapped."""
+    """Return the Gymnasium spec of a task; raise ValueError if it has no vectorised form, or is wrapped."""
     if callable(task) or (spec := find_task(task)).vector_entry_point is None:
         raise ValueError(f"{task} has no vectorised form of its own: use vectorization 'each'")
     if wrapped:
@@ -161,9 +161,9 @@ def vectorised_form(task: str | Callable[..., Env], *, wrapped: bool) -> EnvSpec
 
 
 def find_task(task: str) -> EnvSpec:
-    """Return the specification of a Gymnasium id; raise ValueError naming the nearest if there is none.
+    """Return the spec of a Gymnasium id; raise ValueError with the nearest known id if there is none.
 
-    "module:Id-v0" imports the module first.
+    For "module:Id-v0" the module is imported first.
     """
     module, colon, name = task.rpartition(":")
     load_plugins()
@@ -174,27 +174,27 @@ def find_task(task: str) -> EnvSpec:
         return gym.spec(name)
     except gym.error.Error:
         otherwise = "`cet-rl list` shows environments, data sets and other tasks; module:Id-v0 imports one"
-        # Reversed, so that of two versions that are as near the later is suggested.
+        # Reversed, so that of two equally near versions the later is suggested.
         raise unknown("environment", name, reversed(gym.registry), otherwise) from None
 
 
 class DummyVecEnv(vec_env.DummyVecEnv):
-    """Step environments one after the other, as Stable-Baselines3's class of this name does, in half the time.
+    """Step environments one after the other as Stable-Baselines3's class of this name does, in half the time.
 
-    It copies only what an environment may change later: observations, and what it says in `info`.
+    It copies only what an environment may change later: its observation and its `info`.
     """
 
     def step_wait(self) -> VecEnvStepReturn:
         """Step each environment, and reset those whose episode ends."""
-        if self.keys != [None]:  # observations of several parts
+        if self.keys != [None]:  # Dict or Tuple observations
             return super().step_wait()
         space = self.observation_space
         observations: npt.NDArray[Any] = np.empty((self.num_envs, *space.shape), space.dtype)  # type: ignore[misc]
         rewards, dones = np.zeros(self.num_envs, np.float32), np.zeros(self.num_envs, bool)
         infos: list[dict[str, Any]] = []
         for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
-            observation, rewards[index], terminated, truncated, said = env.step(action)
-            info = copy.deepcopy(said) if said else {}
+            observation, rewards[index], terminated, truncated, original = env.step(action)
+            info = copy.deepcopy(original) if original else {}
             info["TimeLimit.truncated"] = truncated and not terminated
             if terminated or truncated:
                 dones[index] = True
@@ -209,10 +209,10 @@ register_snapshot(DummyVecEnv, like=vec_env.DummyVecEnv)
 
 
 class VecMonitor(vec_env.VecMonitor):
-    """Record returns and lengths of episodes as Stable-Baselines3's class does, as numbers that can be saved."""
+    """Record returns and lengths of episodes as Stable-Baselines3's class does, but as Python numbers."""
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step the environments; a single-precision return would be another number once it has been saved."""
+        """Step the environments; returns become Python floats, as they are after a checkpoint is loaded."""
         observations, rewards, dones, infos = super().step_wait()
         for index in np.flatnonzero(dones):
             episode = infos[index]["episode"]
@@ -227,8 +227,8 @@ class GymnasiumVecEnv(VecEnv):
     """Present a Gymnasium vector environment as a Stable-Baselines3 one; `VecMonitor` around it records episodes.
 
     Args:
-        env: a `gymnasium.vector.VectorEnv` that resets each episode within the step that ends it, else ValueError.
-        step_duration: seconds a step stands for.
+        env: a `gymnasium.vector.VectorEnv` with same-step autoreset; ValueError for another mode.
+        step_duration: seconds that a step stands for.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], step_duration: float = BEHAVIOURAL_STEP) -> None:
@@ -244,13 +244,13 @@ class GymnasiumVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
-        # One seed for all: a vectorised environment has one generator, a list of them numbers its own on.
+        # One seed is enough: a vectorised environment has one generator; others derive the seeds that follow.
         observations, _ = self.env.reset(seed=self._seeds[0])
         self._reset_seeds()
         return np.array(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
-        """Remember the actions."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -266,13 +266,13 @@ class GymnasiumVecEnv(VecEnv):
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
 
     def get_state(self) -> dict[str, Any]:
-        """Return the environments as plain data (`cet_rl.envs.snapshot`)."""
+        """Return the state of the environments as plain data (`cet_rl.envs.snapshot`)."""
         return {"env": capture(self.env)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_state` returned."""
         restore(self.env, state["env"])
-        self._reset_seeds()  # they are for the first reset, which is long past
+        self._reset_seeds()  # the first reset has used them; the next one must not
 
     def close(self) -> None:
         """Close the environments."""
@@ -299,8 +299,8 @@ class GymnasiumVecEnv(VecEnv):
 
 
 def shared_attribute(env: VecEnv, name: str) -> Any:
-    """Return the environments' "step_duration" or "credit_timing", None if none has one; they must agree."""
-    if not env.has_attr(name):  # not all of them have one
+    """Return the environments' "step_duration" or "credit_timing", or None; raise ValueError if they differ."""
+    if not env.has_attr(name):  # at least one of them lacks it
         with suppress(AttributeError, NotImplementedError):
             if any(env.env_method("has_wrapper_attr", name)):
                 raise ValueError(f"some of the environments have a {name}, others have none: they must agree")
@@ -315,5 +315,5 @@ def shared_attribute(env: VecEnv, name: str) -> Any:
 
 
 def describe_delay(timing: CreditTiming) -> str:
-    """Return "8 s" or "8 s, stacked"."""
+    """Format a delay: "8 s", or "8 s, stacked"."""
     return f"{timing.delay:g} s{', stacked' * timing.stacked}"

@@ -1,4 +1,4 @@
-"""Wrappers of single environments: the clock, delays of credit or reward, the split by sign, actions from zero."""
+"""Wrappers of single environments: clock, delayed credit, delayed reward, sign split, actions from zero."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: any environment.
-        step_duration: Δt in seconds; 0.2 at behavioural time scales, 0.3 for retrograde signals (paper, sec. 4).
+        step_duration: Δt in seconds; in the paper 0.2, and 0.3 for retrograde signals (sec. 4).
     """
 
     def __init__(self, env: Env, step_duration: float = BEHAVIOURAL_STEP) -> None:
@@ -42,13 +42,13 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def clock_of(env: Env) -> float:
-    """Return the seconds a step of the environment stands for: as its own clock says, or 0.2."""
+    """Return the seconds that a step of the environment stands for: those of its own clock, or 0.2."""
     known = env.has_wrapper_attr("step_duration")
     return float(env.get_wrapper_attr("step_duration")) if known else BEHAVIOURAL_STEP
 
 
 class DelayedCredit(StepClock):
-    """Define when credit for what happens in this environment reaches an agent's layers.
+    """Define when credit for a step of this environment reaches an agent's layers.
 
     The environment itself is unchanged. `CETActorCritic` takes its delays from here unless it is given others:
 
@@ -62,12 +62,12 @@ class DelayedCredit(StepClock):
         stacked: whether delays add up from the output layer down (retrograde signalling).
 
     Raises:
-        ValueError: for a delay that is negative, or no whole number of steps.
+        ValueError: for a delay that is negative, or not a whole number of steps.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
         step_duration = clock_of(env) if step_duration is None else step_duration
-        # First: the arguments recorded first are those that a spec is rebuilt with.
+        # Called before StepClock's: only the first call records arguments, with which a spec is rebuilt.
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
         super().__init__(env, step_duration)
         self.credit_timing = CreditTiming(float(delay), self.step_duration, bool(stacked))
@@ -83,7 +83,7 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     Args:
         env: any environment; a time limit belongs inside.
         delay: in seconds.
-        step_duration: seconds a step stands for; None for the environment's own clock, or 0.2.
+        step_duration: seconds that a step stands for; None for the environment's own clock, or 0.2.
 
     Raises:
         ValueError: as `DelayedCredit`.
@@ -104,7 +104,7 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take one step, and return the reward of `delay_steps` steps before."""
+        """Take one step, and return the reward of `delay_steps` steps ago."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._pending.append(float(reward))
         delayed = self._pending.popleft()
@@ -115,10 +115,10 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Split an observation into its positive and its negative part, both non-negative (paper, App. C).
+    """Split an observation into its positive part and its negated negative part (paper, App. C).
 
     Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels. `CETActorCritic` splits its
-    inputs itself, and leaves non-negative ones as they are; this is for other agents.
+    inputs itself where they can be negative; this wrapper is for other agents.
     """
 
     def __init__(self, env: Env) -> None:
