@@ -306,7 +306,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_loses_nothing(tmp_path, monkeypa
             "sb3:a2c",
             "environments of LunarLander-v3 cannot be captured (LunarLander has no get_state",
         ),
-        ("CartPole-v1", "stable_baselines3:DQN", "the replay buffer of DQN is not kept: it fills anew"),
+        ("CartPole-v1", "stable_baselines3:DQN", "the replay buffer of DQN is not saved: it starts empty"),
     ],
 )
 def test_what_cannot_be_restored_is_named(tmp_path, monkeypatch, capsys, task, agent, words):

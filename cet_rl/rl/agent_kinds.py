@@ -1,4 +1,4 @@
-"""Making, saving and restoring each kind of agent for a run: ours and Stable-Baselines3's."""
+"""Make, save and restore the agents of runs: ours and those of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cet_rl.runs.process import process_state, restore_process_state
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:
-    """Return the agent kind of an algorithm: a class derived from `CETActorCritic` bridges the delay itself."""
+    """Return the agent kind of a class of algorithms; those derived from `CETActorCritic` bridge the delay."""
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
     return AgentKind(
@@ -44,17 +44,17 @@ def kind_of(algorithm: object, name: str) -> AgentKind:
 
 def _environments(algorithm: type[BaseAlgorithm], config: RLConfig) -> VecEnv:
     """Make the training environments, which delay credit for our agent and rewards for others."""
-    start = config.task, config.num_envs, config.seed, config.step_duration
-    make = partial(make_vec_env, *start, vectorization=config.vectorization)
+    common = config.task, config.num_envs, config.seed, config.step_duration
+    make = partial(make_vec_env, *common, vectorization=config.vectorization)
     if issubclass(algorithm, CETActorCritic):
         return make(delay=config.delay, stacked=config.stacked)
-    # The delay is in steps of the clock that `make_env` puts inside.
-    late = [partial(DelayedReward, delay=config.delay)] if config.delay else []
-    return make(wrappers=[ActionsFromZero, *late])
+    # `DelayedReward` counts its delay in steps of the clock that `make_env` puts inside it.
+    delayed = [partial(DelayedReward, delay=config.delay)] if config.delay else []
+    return make(wrappers=[ActionsFromZero, *delayed])
 
 
 def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
-    """Make an agent; an algorithm without a delay of its own gets the options that it knows."""
+    """Make an agent; an algorithm of Stable-Baselines3 gets those options that its constructor takes."""
     env = _environments(algorithm, config)
     values: dict[str, Any] = {
         **vars(config.learner),
@@ -66,29 +66,29 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
     if issubclass(algorithm, CETActorCritic):
         networks = asdict(config.networks)
         if config.split_observations:
-            del networks["split_observations"]  # where that is of use follows from the environment
+            del networks["split_observations"]  # the agent splits if the environment's observations need it
         return algorithm("MlpPolicy", env, policy_kwargs=networks, **values)
     values |= {
         **{name: getattr(config, field) for name, field in SB3_NAMES.items()},
         "policy_kwargs": {"net_arch": list(config.hidden), "activation_fn": ACTIVATIONS[config.activation]},
         "batch_size": min(128, config.n_steps * config.num_envs),
     }
-    if not issubclass(algorithm, OnPolicyAlgorithm):  # there they mean n-step returns and a temperature
+    if not issubclass(algorithm, OnPolicyAlgorithm):  # off-policy, they mean n-step returns and a temperature
         del values["n_steps"], values["ent_coef"]
     if issubclass(algorithm, A2C):
-        values["use_rms_prop"] = False  # Adam, as ours
+        values["use_rms_prop"] = False  # Adam, as our agent
     cannot = f"{config.agent} cannot be made for {config.task}"
     if isinstance(env.observation_space, spaces.Dict):
         raise ValueError(f"{cannot}: gymnasium.wrappers.FlattenObservation makes vectors of a Dict")
-    takes = inspect.signature(algorithm.__init__).parameters
+    known = inspect.signature(algorithm.__init__).parameters
     try:
-        return algorithm("MlpPolicy", env, **{name: value for name, value in values.items() if name in takes})
+        return algorithm("MlpPolicy", env, **{name: value for name, value in values.items() if name in known})
     except (AssertionError, NotImplementedError, TypeError) as error:
         raise ValueError(f"{cannot}: {error}") from error
 
 
 def _state(agent: BaseAlgorithm) -> dict[str, Any]:
-    """Return what an agent's file holds: networks, optimisers, progress. (Others' own `save` pickles.)"""
+    """Return what an agent's file holds. (Stable-Baselines3's own `save` would pickle.)"""
     if isinstance(agent, CETActorCritic):
         return agent.state()
     return {
@@ -100,7 +100,7 @@ def _state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 
 def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
-    """Make an agent with the state of a file."""
+    """Make an agent and load its state from a file."""
     if issubclass(algorithm, CETActorCritic):
         return algorithm.load(file, _environments(algorithm, config), device=config.device)
     data, agent = archive.read(file, what="agent"), _build(algorithm, config)
@@ -110,7 +110,7 @@ def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseA
         agent.set_parameters(data["parameters"])
         agent.num_timesteps = int(data["num_timesteps"])
         agent.ep_info_buffer = deque(data["episodes"], maxlen=100)
-        agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 makes both or neither
+        agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 creates both, or neither
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     return agent
@@ -118,14 +118,14 @@ def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseA
 
 _COUNTERS = ("_n_updates", "_episode_num", "_current_progress_remaining", "_total_timesteps")
 _LAST_SEEN = ("_last_obs", "_last_episode_starts", "_last_original_obs")
-"""The agent's last observations; of use only together with the environments they came from."""
+"""The agent's last observations; saved only with the environments that they came from."""
 
 
 def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
-    """Return the state, between two rollouts, that an agent's file does not hold: see `AgentKind`.
+    """Return the state between two rollouts that an agent's file does not hold; see `AgentKind`.
 
-    Random numbers, the environments in the middle of their episodes, and counters: with these and what its log has
-    recorded, an on-policy agent resumes as if it had never stopped.
+    It is that of the random generators, of the environments in the middle of their episodes, and of counters. With
+    it and the pending numbers of its log, an on-policy agent resumes as if it had not been interrupted.
     """
     not_restored, environments = [], None
     try:
@@ -135,7 +135,7 @@ def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
         environments = None
         not_restored.append(f"cannot be captured ({error}): they start fresh episodes")
     if isinstance(agent, OffPolicyAlgorithm):
-        not_restored.append(f"the replay buffer of {type(agent).__name__} is not kept: it fills anew")
+        not_restored.append(f"the replay buffer of {type(agent).__name__} is not saved: it starts empty")
     return {
         "not_restored": not_restored,
         "random": process_state(agent.device.type),
@@ -147,7 +147,7 @@ def runtime_state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 
 def restore(agent: BaseAlgorithm, state: dict[str, Any]) -> None:
-    """Put an agent, built alike and with its file loaded, into the state that `runtime_state` returned."""
+    """Set an agent, built alike and loaded from its file, to the state that `runtime_state` returned."""
     for name in _COUNTERS:
         setattr(agent, name, type(getattr(agent, name))(state["counters"][name]))
     agent.ep_success_buffer = deque(state["successes"], maxlen=agent._stats_window_size)

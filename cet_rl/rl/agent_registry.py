@@ -1,4 +1,4 @@
-"""The agents by name, and how a run makes, saves and restores each: `cet-rl list agents`, `--agent NAME`."""
+"""The agents by name, as `--agent` takes and `cet-rl list agents` shows them, each with its `AgentKind`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class AgentKind:
     """Make, save and restore one kind of agent.
 
-    What is made has the interface of a Stable-Baselines3 algorithm as far as a run uses it: `learn`, `predict`,
-    `num_timesteps`, `ep_info_buffer`, `logger`, `set_logger`. Configurations are resolved, and agents are made and
-    loaded with their training environments.
+    `build` and `load` take a resolved configuration and return an agent with its training environments. The agent
+    has those parts of a Stable-Baselines3 algorithm that a run uses: `learn`, `predict`, `num_timesteps`,
+    `ep_info_buffer`, `logger`, `set_logger`.
 
-    `state` returns what an agent's file holds, as `cet_rl.runs.archive.write` takes it; `runtime_state` whatever
-    else a resumed run needs: environments, random numbers, counters, and under "not_restored" a list of lines on
-    what cannot be saved. It is None if nothing: such a run resumes in fresh episodes. `restore` puts an agent into
-    that state, once it is loaded.
+    `state` returns what an agent's file holds, in the form that `cet_rl.runs.archive.write` takes.
+    `runtime_state` returns what else a resumed run needs: environments, random numbers, counters and, under
+    "not_restored", a list of lines on what cannot be saved. `restore` sets a loaded agent to that state. Where
+    both are None, a resumed run starts fresh episodes.
     """
 
     build: Callable[[RLConfig], BaseAlgorithm]
@@ -47,7 +47,7 @@ _AGENTS = {
     "sb3:a2c": ("Stable-Baselines3's A2C with Adam; rewards arrive late", "stable_baselines3:A2C"),
     "sb3:ppo": ("Stable-Baselines3's PPO; rewards arrive late", "stable_baselines3:PPO"),
 }
-"""Summary and place of each agent by name."""
+"""By name: a summary of each agent, and where to import it from."""
 
 
 def register_agent(name: str, summary: str, place: str) -> None:
@@ -56,7 +56,8 @@ def register_agent(name: str, summary: str, place: str) -> None:
     Args:
         name: such as mine:a2c.
         summary: one line for `cet-rl list agents`.
-        place: module:Class, a Stable-Baselines3 algorithm; or where an `AgentKind` is. Imported on first use.
+        place: "module:Class" of a Stable-Baselines3 algorithm, or "module:name" of an `AgentKind`; imported on
+            first use.
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")
@@ -64,15 +65,15 @@ def register_agent(name: str, summary: str, place: str) -> None:
 
 
 def agents() -> dict[str, str]:
-    """Return the names and a summary of each, plugins' own included."""
+    """Return the summary of each agent, plugins' included, by name."""
     load_plugins()
     return {name: summary for name, (summary, _) in _AGENTS.items()}
 
 
 def find_agent(name: str) -> AgentKind:
-    """Return the agent of a registered name, or of "package.module:Class"; raise ValueError if it is not there."""
+    """Return the kind of a registered agent, or of "package.module:Class"; raise ValueError if there is none."""
     known = agents()
-    prefixes = {each.split(":")[0] for each in known}  # sb3:… and the like are no modules
+    prefixes = {each.split(":")[0] for each in known}  # sb3 in sb3:ppo is a prefix, not a module
     if name not in known and (":" not in name or name.split(":")[0] in prefixes):
         raise unknown("agent", name, [*known, "package.module:Class"])
     found = import_attribute(_AGENTS.get(name, ("", name))[1], f"agent {name!r}")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cet_rl.agents.config import ActorKind, CriticKind, Feedback, LearnerConfig, NetworkConfig
 from cet_rl.runs.config import LayeredConfig, Mark
 
-CONVOLUTIONS = 3  # layers of a convolutional actor; `cet_rl.agents.networks.CHANNELS` would need torch
+CONVOLUTIONS = 3  # of a convolutional actor: the length of `cet_rl.agents.networks.CHANNELS`, which imports torch
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,19 @@ class RLConfig(LayeredConfig):
         self.timing.check_run(self.total_steps, self.num_envs)
 
     def check_batchable(self) -> None:
-        """Raise ValueError unless the run can learn in one batch with others that are alike."""
+        """Raise ValueError if the run cannot learn in one batch with others."""
         if self.agent != "cet":
             raise ValueError(f"--launcher batch is for the agent cet, not for {self.agent}: leave it out")
 
     @property
     def learner(self) -> LearnerConfig:
-        """Return the options of learning, for agents with synaptic traces."""
+        """Return the options of learning for agents with synaptic traces."""
         values = {item.name: getattr(self, item.name) for item in fields(LearnerConfig) if item.name != "trace"}
         return LearnerConfig(trace=self.trace_config, **values)
 
     @property
     def networks(self) -> NetworkConfig:
-        """Return the options of the networks, for agents with synaptic traces."""
+        """Return the options of the networks for agents with synaptic traces."""
         return NetworkConfig(
             self.hidden,
             self.activation,
@@ -101,7 +101,7 @@ class RLConfig(LayeredConfig):
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """Words for `label` that name what learns: cet5, dfa; sb3-a2c."""
+        """The words of `label` that name agent, trace and other choices: ("cet5", "dfa") or ("sb3-a2c",)."""
         ours = self.agent == "cet"
         parts = [] if ours else [re.sub(r"\W+", "-", self.agent)]
         if ours or self.trace is not None:

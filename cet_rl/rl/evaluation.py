@@ -1,4 +1,4 @@
-"""Evaluate agents on environments of their own, without exploring."""
+"""Evaluate agents with deterministic actions, on environments that they were not trained in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cet_rl.rl.config import RLConfig
 from cet_rl.rl.video import watch
 from cet_rl.runs.process import Interruption
 
-SEED_OFFSET = 1_000_003  # from a run's seed to that of its evaluation, so that no episode was learned from
+SEED_OFFSET = 1_000_003  # added to a run's seed for its evaluation, so that no training episode is repeated
 
 
 def evaluate(
@@ -27,10 +27,13 @@ def evaluate(
     shown: bool = False,
     video: Path | None = None,
 ) -> tuple[float, float]:
-    """Return mean and standard deviation of the return over deterministic episodes on separate environments.
+    """Return mean and standard deviation of the return over deterministic episodes.
 
-    The run's `config` says how many episodes, and the seed, where these are None. They can be `shown`, in a film
-    or a window, see `watch`. If an interruption, `stop`, is wanted, raise KeyboardInterrupt.
+    Args:
+        episodes: number of episodes; None for that of `config`, the configuration of the agent's run.
+        seed: seed of the first environment; None for one that follows from the run's seed.
+        stop: an interruption; KeyboardInterrupt is raised once it is wanted.
+        shown, video: whether to show the episodes, in the file `video` or else in a window; see `watch`.
     """
 
     def check(*_: object) -> None:
@@ -40,7 +43,7 @@ def evaluate(
     episodes = episodes or config.eval_episodes
     seed = (config.seed + SEED_OFFSET) % 2**32 if seed is None else seed
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
-    # The actions of our agent start where the environment's do; those of others, like their training's, from zero.
+    # Our agent's actions start where the environment's do; other agents were trained in `ActionsFromZero`.
     wrappers = [] if getattr(agent.action_space, "start", 0) else [ActionsFromZero]
     options: dict[str, Any] = {"task": config.task, "step_duration": config.step_duration}
     options |= {"max_episode_steps": cap, "wrappers": wrappers}

@@ -1,4 +1,4 @@
-"""The log of a reinforcement-learning run: when it is written, and the numbers it still holds."""
+"""Write Stable-Baselines3's log to the log of a run, and save the numbers that it has not written yet."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class LogWriter(TensorBoardOutputFormat):
             self._log.tabulate(row, step)
 
     def close(self) -> None:
-        """Leave the files open for the session."""
+        """Leave the files open: the session closes them."""
 
 
 def recent_mean(model: Any, key: str = "r") -> float | None:
-    """Return the mean return ("r") or length ("l") of the last 100 training episodes, None without any."""
+    """Return the mean return ("r") or length ("l") of the last 100 training episodes; None before the first."""
     episodes = model.ep_info_buffer
     return float(np.mean([episode[key] for episode in episodes])) if episodes else None
 
@@ -43,7 +43,7 @@ def recent_mean(model: Any, key: str = "r") -> float | None:
 def log_every(agent: OnPolicyAlgorithm, interval: int) -> None:
     """Make an algorithm of Stable-Baselines3 log after every `interval` rollouts, counted from the run's first.
 
-    Its own `log_interval` counts from the call of `learn`, which a resumed run repeats, and must be one.
+    Its own `log_interval` counts from the call of `learn`, which a resumed run repeats; it must be one.
     """
     write, per_rollout = agent.dump_logs, agent.n_steps * agent.n_envs
 

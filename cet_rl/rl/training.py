@@ -1,4 +1,4 @@
-"""Run reinforcement learning: from configuration to summary."""
+"""Train and evaluate agents in run folders, one run alone or many in lockstep."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ from cet_rl.runs.session import (
 from cet_rl.runs.task_kinds import RL
 from cet_rl.runs.values import flag, in_a_line
 
-LOG_EVERY = 10_000  # samples between two logged points at most; a short run has `LOGGED_POINTS`
-CHECKPOINT_EVERY = 100_000  # samples between two checkpoints at most by default
-EVALUATION_EPISODES = 100  # that `cet-rl eval` plays by default
+LOG_EVERY = 10_000  # most samples between two logged points; a short run has `LOGGED_POINTS` points
+CHECKPOINT_EVERY = 100_000  # most samples between two checkpoints by default
+EVALUATION_EPISODES = 100  # default number of episodes of `cet-rl eval`
 
 MEAN_RETURN, MEAN_LENGTH = "rollout/ep_rew_mean", "rollout/ep_len_mean"
-"""Stable-Baselines3's tags of the mean return and length of the last 100 training episodes."""
+"""Stable-Baselines3's tags for the mean return and length of the last 100 training episodes."""
 
 
 def resolve(config: RLConfig) -> RLConfig:
     """Return the configuration with trace, order, device and threads filled in."""
     config, delays_credit = config.on_this_machine(), find_agent(config.agent).delays_credit
     if config.vectorization == "numpy":
-        vectorised_form(config.task, wrapped=not delays_credit)  # or one line that says why not
+        vectorised_form(config.task, wrapped=not delays_credit)  # raises ValueError if there is none
     return config.resolved() if delays_credit else _without_traces(config)
 
 
-def _chosen(config: RLConfig) -> RLConfig:
-    """Return a resolved configuration with the choice of vectorisation made, if it is open."""
+def _with_vectorization(config: RLConfig) -> RLConfig:
+    """Return a resolved configuration in which vectorization "auto" is replaced by the choice."""
     if config.vectorization != "auto":
         return config
     wrapped = not find_agent(config.agent).delays_credit
@@ -63,7 +63,7 @@ def _chosen(config: RLConfig) -> RLConfig:
 
 
 def _without_traces(config: RLConfig) -> RLConfig:
-    """Return the configuration for an agent without them; raise ValueError if a trace option was asked for."""
+    """Return the configuration of an agent without traces; raise ValueError if it sets an option of traces."""
     tuned = tuned_defaults(config.task, RLConfig)
     defaults: dict[str, Any] = {name: getattr(RLConfig, name, None) for name in marked(RLConfig, Mark.TRACED)}
     for name, default in sorted(defaults.items()):
@@ -76,21 +76,21 @@ def _without_traces(config: RLConfig) -> RLConfig:
 
 
 def train(config: RLConfig, run_dir: str | Path | None = None, **options: Unpack[SessionOptions]) -> Status:
-    """Run a configuration in a run folder: learn, evaluate, summarise.
+    """Run a configuration in a run folder: learn, evaluate, write the summary.
 
     Args:
-        config: what to run.
+        config: the configuration of the run.
         run_dir: the run folder itself; None for that of `default_path`.
         **options: `resume=True` resumes from the checkpoint of an interrupted run, if there is one, with the same
-            result as if there had been no interruption (what cannot be restored is named). `checkpoint_every` is
-            how many samples there are from one checkpoint to the next, by default a tenth of the run, at most
-            100,000. `quiet=True` prints nothing. `track="wandb"` or `"mlflow"` also sends configuration and
-            numbers to a tracker, which needs its package.
+            result as without an interruption (a message names what cannot be restored). `checkpoint_every` is the
+            number of samples between checkpoints, by default a tenth of the run, at most 100,000. `quiet=True`
+            prints nothing. `track="wandb"` or `"mlflow"` also sends configuration and numbers to a tracker, which
+            needs its package.
 
     Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        FloatingPointError, OSError: if an environment gives a number that is not finite, or a file cannot be
-            written any more; the summary says "failed".
+        ValueError, OSError: for input that cannot be used, before learning begins.
+        FloatingPointError, OSError: if an environment gives a number that is not finite, or a file can no longer
+            be written; the summary then says "failed".
     """
     return _run([_session(resolve(config), run_dir, **options)])
 
@@ -98,19 +98,20 @@ def train(config: RLConfig, run_dir: str | Path | None = None, **options: Unpack
 def train_batch(
     configs: Sequence[RLConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
 ) -> list[Path]:
-    """Train many runs in lock step, and return their folders, which they leave as if each had been alone.
+    """Train many runs in lockstep, and return their folders, with the same results as if each had run alone.
 
-    All act and step in one call, and each learns by itself from what it has seen. They need not be at the same
-    step, or be equally long. Speeds are a run's own share. Finished runs are left alone, interrupted ones are
-    resumed. A run that fails leaves a summary that says so; the others go on.
+    All agents act and step in one call; each learns from its own rollout. Runs may be at different steps, and have
+    different lengths. Finished runs are skipped, interrupted ones resumed. A run that fails gets a summary that
+    says so, and the others continue. The speed in a summary is the run's share of that of the batch.
 
     Args:
-        configs: of the agent cet, alike but for what `cet_rl.runs.config.check_batch` lets differ.
-        folders: of the runs; None for those of `default_path`.
+        configs: configurations of the agent cet, equal but for what `cet_rl.runs.config.check_batch` lets differ.
+        folders: a run folder for each; None for those of `default_path`.
+        quiet: whether to print nothing.
 
     Raises:
-        ValueError, OSError: for input that cannot be used, before any work is lost.
-        KeyboardInterrupt: when interrupted, after all checkpoints have been written.
+        ValueError, OSError: for input that cannot be used, before learning begins.
+        KeyboardInterrupt: after an interruption, once all checkpoints are written.
     """
     configs = [resolve(config) for config in configs]
     sessions = batch_sessions(configs, folders, partial(_session, quiet=quiet))
@@ -122,16 +123,16 @@ def train_batch(
 def _session(
     config: RLConfig, run_dir: str | Path | None, *, checkpoint_every: int | None = None, **options: Any
 ) -> Session:
-    """Return the session of a run, with the choice of vectorisation made."""
+    """Return the session of a run, with its vectorisation chosen."""
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
     session = Session(config, RL, run_dir, config.agent, checkpoint_every=checkpoint_every, **options)
-    session.config = _chosen(cast(RLConfig, session.config))
+    session.config = _with_vectorization(cast(RLConfig, session.config))
     return session
 
 
 def _run(sessions: Sequence[Session]) -> Status:
-    """Run one session, or many in lock step, each from the beginning or from its last checkpoint."""
+    """Run one session, or many in lockstep, each from its beginning or its last checkpoint."""
     clock = Stopwatch()
     with opened(sessions, lambda session: Training(session, clock), lambda _, training: training.load()) as runs:
         if not runs:
@@ -145,30 +146,30 @@ def _run(sessions: Sequence[Session]) -> Status:
 
 
 def learn_together(trainings: Sequence[Training]) -> Status:
-    """Learn runs in lock step, rollout by rollout; each ends, or fails, by itself."""
+    """Train runs in lockstep, rollout by rollout, until each has ended or failed."""
     for training in trainings:
         training.session.attempt(training.start)
-    while going := [training for training in trainings if training.session.status is None]:
-        agents = [training.agent for training in going]
-        outcomes = collect(agents, [agent.env for agent in agents], going, agents[0].n_steps)
-        for training, outcome in zip(going, outcomes, strict=True):
-            training.session.attempt(training.go_on, outcome)
+    while active := [training for training in trainings if training.session.status is None]:
+        agents = [training.agent for training in active]
+        outcomes = collect(agents, [agent.env for agent in agents], active, agents[0].n_steps)
+        for training, outcome in zip(active, outcomes, strict=True):
+            training.session.attempt(training.update, outcome)
     return "interrupted" if any(one.session.status == "interrupted" for one in trainings) else "finished"
 
 
 class Stopwatch:
-    """Measure the time that runs take to learn, without that of their checkpoints."""
+    """Measure the time that learning takes, without checkpoints and evaluation."""
 
     def __init__(self) -> None:
         self._stopped = 0.0
 
     def seconds(self) -> float:
-        """Return the seconds since some moment that have not been spent within `stopped`."""
+        """Return seconds since an arbitrary moment, without those spent in `stopped`."""
         return time.monotonic() - self._stopped
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Stop while the block runs."""
+        """Stop the clock while the block runs."""
         began = time.monotonic()
         try:
             yield
@@ -177,10 +178,10 @@ class Stopwatch:
 
 
 class Training(BaseCallback):
-    """Drive a session with Stable-Baselines3's training loop, or in lock step with others by `learn_together`.
+    """Drive a session from Stable-Baselines3's training loop, or from `learn_together` in lockstep with others.
 
-    A checkpoint is saved before a rollout begins, when nothing is half done; there an interruption stops the run.
-    Runs in lock step share a clock.
+    Checkpoints are saved, and interruptions stop the run, before a rollout begins: no update is pending there.
+    Runs in lockstep share a clock.
     """
 
     def __init__(self, session: Session, clock: Stopwatch) -> None:
@@ -195,7 +196,7 @@ class Training(BaseCallback):
         self._began: float | None = None  # when the last rollout began
 
     def load(self) -> None:
-        """Load the agent of the newest good checkpoint, and the pending numbers of its log, if they are known."""
+        """Load the agent, its runtime state and the pending numbers of its log from the last good checkpoint."""
         session, file = self.session, self.session.folder.checkpoint_file
         self.agent = self.kind.load(self.config, file)
         state = session.folder.runtime_state(file)
@@ -207,7 +208,7 @@ class Training(BaseCallback):
         try:
             self.kind.restore(self.agent, state["agent"])
             self._log_state = state["log"]
-            restore_pending(Logger(None, []), self._log_state)  # to check it; the agent's logger is made later
+            restore_pending(Logger(None, []), self._log_state)  # only a check: the agent's logger is made later
             not_restored = [str(line) for line in state["agent"]["not_restored"]]
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"{file} does not fit this configuration: {in_a_line(error)}") from None
@@ -215,7 +216,7 @@ class Training(BaseCallback):
             session.say(f"{environments} {line}" if line.startswith("cannot be captured") else line)
 
     def begin(self, shared_time: SharedTime, *, alone: bool, shown: bool) -> None:
-        """Begin the session of a run that learns alone or with others, of which one is shown."""
+        """Begin the session of a run: `alone` or in a batch, in which one run is `shown` by the display."""
         session, config = self.session, self.config
         session.begin(lambda: self.agent.num_timesteps, shared_time)
         session.display.quiet |= not shown
@@ -247,13 +248,13 @@ class Training(BaseCallback):
         self.session.display.close()
 
     def _count(self) -> None:
-        """Count the rollout that has been made and learned from, if there is one."""
+        """Add the last rollout and its update, if there was one, to the session's time, and show the progress."""
         if self._began is not None:
             self.session.count(self.clock.seconds() - self._began)
             self.session.show(recent_mean(self.agent))
 
     def _save(self) -> None:
-        """Save a checkpoint: the agent's contents and its runtime state."""
+        """Save a checkpoint: the agent's state and its runtime state."""
         state = None
         if self.kind.runtime_state is not None:
             state = {"agent": self.kind.runtime_state(self.agent), "log": pending(self.agent.logger)}
@@ -261,20 +262,20 @@ class Training(BaseCallback):
             self.session.save(self.kind.state(self.agent), state)
 
     def learn_and_evaluate(self) -> Status:
-        """Learn until the end or an interruption, and write the summary of either."""
+        """Learn until the end or an interruption, then evaluate and write the summary."""
         if left := self._left():
             self.agent.learn(left, self, **self._options())
         return self._conclude()
 
     def start(self) -> None:
-        """Begin to learn in lock step with others."""
+        """Begin to learn in lockstep with others; conclude at once if all steps are made."""
         if left := self._left():
             self.agent.start_learning(left, self, **self._options())
         else:
             self._conclude()
 
-    def go_on(self, outcome: bool | Exception) -> None:
-        """Learn from a rollout that has been collected; summarise the run if it was the last."""
+    def update(self, outcome: bool | Exception) -> None:
+        """Learn from a collected rollout, and conclude the run if it was the last one; raise a failed outcome."""
         if isinstance(outcome, Exception):
             raise outcome
         if outcome:
@@ -284,12 +285,12 @@ class Training(BaseCallback):
             self._conclude()
 
     def _left(self) -> int:
-        """Return the samples that are left to learn from, once hyper-parameters are logged."""
+        """Log the hyper-parameters, and return the number of samples that are left to learn from."""
         self.session.log.describe(self.config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
         return max(self.config.total_steps - int(self.agent.num_timesteps), 0)
 
     def _options(self) -> dict[str, Any]:
-        """Return the options of `learn`."""
+        """Return keyword arguments of the agent's `learn`."""
         return {"log_interval": self._log_interval(), "reset_num_timesteps": not self.session.log.resumed}
 
     def _conclude(self) -> Status:
@@ -299,22 +300,22 @@ class Training(BaseCallback):
         if self.stopped:
             return session.interrupted({"train_return_mean": recent})
         self._log_last()
-        self._save()  # before the evaluation, which takes long
+        self._save()  # the evaluation takes long, and may be interrupted
         try:
             with self.clock.stopped():
                 mean, deviation = evaluate(agent, config, stop=session.interruption)
         except KeyboardInterrupt:
             return session.interrupted({"train_return_mean": recent})
         session.log.add_evaluation({"mean_reward": mean}, agent.num_timesteps)
-        found = {"eval_return_mean": mean, "eval_return_std": deviation, "eval_episodes": config.eval_episodes}
+        evaluated = {"eval_return_mean": mean, "eval_return_std": deviation, "eval_episodes": config.eval_episodes}
         return session.finished(
-            {**found, "train_return_mean": recent},
+            {**evaluated, "train_return_mean": recent},
             f"{self._name}evaluation: {mean:.1f} ± {deviation:.1f} over {config.eval_episodes} episodes"
             + (f"; last 100 training episodes: {recent:.1f}" if recent is not None else ""),
         )
 
     def _log_last(self) -> None:
-        """Log what the last update recorded, and the returns of the summary if they have not been logged."""
+        """Log the numbers of the last update, and the training return if it is not logged for this step yet."""
         agent = self.agent
         if not self.session.log.table.has(MEAN_RETURN, agent.num_timesteps):
             for name, key in ((MEAN_RETURN, "r"), (MEAN_LENGTH, "l")):
@@ -324,11 +325,11 @@ class Training(BaseCallback):
         agent.logger.dump(agent.num_timesteps)
 
     def _log_interval(self) -> int:
-        """Return the `log_interval` of `learn`: rollouts from one log to the next."""
+        """Return the `log_interval` of `learn`, in rollouts."""
         per_update = self.config.n_steps * self.config.num_envs
         interval = max(1, round(min(LOG_EVERY, self.config.total_steps / LOGGED_POINTS) / per_update))
         if isinstance(self.agent, OnPolicyAlgorithm) and not isinstance(self.agent, StoredAlgorithm):
-            log_every(self.agent, interval)  # ours counts from the run's first rollout by itself
+            log_every(self.agent, interval)  # our agent counts from the run's first rollout without it
             return 1
         return interval
 
@@ -343,10 +344,12 @@ def evaluate_run(
     video: str | None = None,
     render: bool = False,
 ) -> str:
-    """Play the policy of a run's checkpoint without exploring, for `cet-rl eval`, and return the result in a line.
+    """Evaluate the deterministic policy of a checkpoint for `cet-rl eval`, and return a line with the result.
 
-    `values` are the run's configuration, which names the agent where `agent` is None. The episodes are shown in
-    the file `video`, or in a window if `render`.
+    Args:
+        values: the run's configuration; `agent` replaces its agent's name if that has changed.
+        episodes, seed: as in `evaluate`; the default is 100 episodes, or 1 if they are shown.
+        video, render: a file to show the episodes in, or whether to open a window.
     """
     shown = bool(video or render)
     episodes = episodes or (1 if shown else EVALUATION_EPISODES)

@@ -1,4 +1,4 @@
-"""Play an agent for people to watch: as a film, or in a window."""
+"""Show episodes of an agent, as a film or in a window."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from cet_rl.envs import make_env
 from cet_rl.runs.files import replacing
 
-DEFAULT_FPS = 30  # where an environment does not say
+DEFAULT_FPS = 30  # for environments without render_fps
 
 Frame = npt.NDArray[np.uint8]
 """A picture, (height, width, 3)."""
@@ -29,9 +29,9 @@ Frame = npt.NDArray[np.uint8]
 def watch(
     agent: BaseAlgorithm, options: Mapping[str, Any], episodes: int, seed: int, video: Path | None = None
 ) -> list[float]:
-    """Play deterministic episodes in a film, or in a window where `video` is None; return the return of each.
+    """Show deterministic episodes in the file `video`, or in a window if it is None; return their returns.
 
-    The environment is that of `make_env(**options)`. Raises ValueError if it cannot be shown.
+    The environment is `make_env(**options)`. Raises ValueError if it cannot be rendered.
     """
     task, wrappers = options["task"], [*options["wrappers"]]
     modes = make_env(**options).metadata.get("render_modes") or ()
@@ -44,7 +44,7 @@ def watch(
     try:
         env = make_env(**{**options, "wrappers": wrappers}, render_mode=mode)
         frames = play(agent, env, episodes, seed, returns)
-        first = next(frames)  # most of what can go wrong does so here
+        first = next(frames)  # the first picture raises most errors of rendering
         pygame: Any = sys.modules.get("pygame")
         opened = video is None and pygame is not None and pygame.display.get_init()
         if opened and pygame.display.get_driver() == "offscreen" and "SDL_VIDEODRIVER" not in os.environ:
@@ -62,15 +62,15 @@ def watch(
 def play(
     agent: BaseAlgorithm, env: gym.Env[Any, Any], episodes: int, seed: int, returns: list[float]
 ) -> Iterator[Any]:
-    """Play deterministic episodes, and yield what `env.render()` returns for each observation, the last included.
+    """Play deterministic episodes, and yield `env.render()` after each reset and each step.
 
-    The first episode has the seed; the return of each that has ended is appended to `returns`.
+    The seed is that of the first episode. The return of each episode is appended to `returns` at its end.
     """
     for episode in range(episodes):
         observation, _ = env.reset(seed=None if episode else seed)
         yield env.render()
         ended, total, state = False, 0.0, None
-        start = np.ones(1, bool)  # for agents with a memory
+        start = np.ones(1, bool)  # for recurrent policies
         while not ended:
             action, state = agent.predict(observation, state, start, deterministic=True)
             observation, reward, terminated, truncated, _ = env.step(action)
@@ -80,15 +80,15 @@ def play(
 
 
 def write_film(file: Path, frames: Iterator[Frame], fps: float) -> None:
-    """Write frames as an animated GIF, or as MP4 (H.264) by imageio-ffmpeg, as the file's name says.
+    """Write frames to a file: an animated GIF if its name ends in .gif, or MP4 (H.264) by imageio-ffmpeg.
 
-    The file is there once it is whole. A GIF is held in memory until then, one byte a pixel; its frames last a
-    whole number of hundredths of a second, two at least, as browsers slow others down.
+    The file appears when it is complete. A GIF is kept in memory until then, one byte a pixel. Its frames last a
+    whole number of hundredths of a second, at least two: browsers show shorter ones more slowly.
     """
     if file.suffix.lower() == ".gif":
         images = (Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames)
         with replacing(file) as stream:
-            # Pillow writes what differs from the frame before.
+            # Pillow writes only what differs from the previous frame.
             each: Any = {"save_all": True, "append_images": images, "loop": 0, "optimize": False}
             next(images).save(stream, "GIF", duration=10 * max(2, round(100 / fps)), **each)
         return

@@ -31,11 +31,11 @@ COMMANDS = ("train", "enjoy")
 
 
 class CETActorCritic(agents.CETActorCritic):
-    """Adapt the agent to the zoo. Files are those of `cet_rl.agents.CETActorCritic` and load as either class."""
+    """Adapt the agent to the zoo. Either class, this one and `cet_rl.agents.CETActorCritic`, loads its files."""
 
     @classmethod
     def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load an agent without the zoo's `custom_objects`, which are for pickles."""
+        """Load an agent, ignoring the zoo's `custom_objects`, which replace unpickled objects."""
         kwargs.pop("custom_objects", None)
         return super().load(path, *args, **kwargs)
 
@@ -43,9 +43,9 @@ class CETActorCritic(agents.CETActorCritic):
 def sample_hyperparameters(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Draw the arguments of `CETActorCritic` that the zoo's `-optimize` tries; only `trial` is used.
+    """Sample arguments of `CETActorCritic` for the zoo's `-optimize`; only `trial` is used.
 
-    Delay, trace and order are not among them: they define the study. The learning rate is held constant.
+    Delay, trace and order are not sampled: they define the study. The learning rate is constant over a run.
     """
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True),
@@ -57,22 +57,22 @@ def sample_hyperparameters(
 
 
 def register() -> None:
-    """Make "cet" one of the zoo's algorithms, and our environments known to it, in this process."""
+    """Register the algorithm "cet" with the zoo, and our environments with Gymnasium, in this process."""
     try:
         from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
         from rl_zoo3.utils import ALGOS
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "rl_zoo3":  # it is there, but something it needs is not
+        if (error.name or "").partition(".")[0] != "rl_zoo3":  # a package that the zoo needs is missing
             raise
         raise ImportError('RL Baselines3 Zoo is not installed: pip install "cet-rl[zoo]"') from None
     importlib.import_module("cet_rl.envs")  # registers MinAtar
     ALGOS[NAME] = CETActorCritic
     HYPERPARAMS_SAMPLER[NAME] = sample_hyperparameters
-    HYPERPARAMS_CONVERTER[NAME] = lambda sampled_params: sampled_params  # they are the constructor's own arguments
+    HYPERPARAMS_CONVERTER[NAME] = lambda sampled_params: sampled_params  # they need no conversion
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the zoo's `train` or `enjoy` with the agent registered, and return the exit status, 2 for bad input."""
+    """Register the agent, run the zoo's `train` or `enjoy`, and return the exit status: 2 for bad input."""
     if arguments is None:
         arguments = sys.argv[1:]
         prepare_output()
@@ -97,12 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def defaults(command: str, options: Sequence[str]) -> list[str]:
-    """Return options to put before those given, which win over them."""
+    """Return default options to put before the given ones, which override them."""
     parser = argparse.ArgumentParser(prog=f"python -m cet_rl.rl.zoo {command}", add_help=False)
     parser.add_argument("--algo", default=NAME)
     if parser.parse_known_args(options)[0].algo != NAME:
         return []
-    if "OMP_NUM_THREADS" not in os.environ:  # as `cet-rl train`: on networks this small one thread is best
+    if "OMP_NUM_THREADS" not in os.environ:  # as in `cet-rl train`: one thread is fastest for such small networks
         set_threads(1)
     file = Path(__file__).parents[1] / "configs" / "zoo" / "cet.yaml"
     return ["--algo", NAME, *(["--conf-file", str(file)] if command == "train" else [])]
