@@ -27,7 +27,7 @@ COMMANDS = {
     **{name: name for name in ("train", "sweep", "tune", "plot", "export", "report", "traces", "rules", "bench")},
     **{"eval": "evaluate", "list": "listing", "completion": "completion"},
 }
-"""The commands, and the modules that run them."""
+"""The commands, each with the module that runs it."""
 
 _NO_VALUE = r"""(?:-\w/)?(--[\w-]+): .*?(['"].*['"]).*|invalid choice ('.*') for argument '(--[\w-]+)'.*"""
 """What tyro says of a value that an option cannot have."""
@@ -37,7 +37,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, by default that of the process, and return the exit status.
+    """Run one command, by default that of `sys.argv`, and return the exit status.
 
     It is 1 if jobs of a sweep have failed, 2 for bad input (with one line on stderr), 130 after Ctrl-C, else 0.
     """
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Output(io.FileIO):
-    """Write to a file descriptor, and into nothing once its reader has gone."""
+    """Write to a file descriptor, and discard the output once its reader has closed the pipe."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -80,13 +80,13 @@ class _Output(io.FileIO):
 
 
 def prepare_output() -> None:
-    """Let a command go on when the reader of its output has gone, and print ? for what a terminal cannot show."""
+    """Let a command continue when the reader of its output has closed the pipe; print ? for unknown characters."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # its file descriptor is closed
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
             continue
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # without a file descriptor
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # streams without a file descriptor
             buffer = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
             lines = name == "stderr" or stream.line_buffering
             text = io.TextIOWrapper(buffer, stream.encoding, "replace", None, lines, stream.write_through)
@@ -94,14 +94,14 @@ def prepare_output() -> None:
 
 
 def refuse(reason: str) -> int:
-    """Print one line on stderr, and return the exit status for bad input."""
+    """Print an error as one line on stderr, and return the exit status for bad input."""
     print(f"cet-rl: error: {reason}", file=sys.stderr)
     return EXIT_BAD_INPUT
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str) -> T:
     """Parse a command's arguments into a dataclass, whose docstring heads its `--help`; see `parse_into`."""
-    from cet_rl.cli.options import long_names, options_of  # a tenth of a second that `cet-rl --help` need not take
+    from cet_rl.cli.options import long_names, options_of  # 0.1 s, not needed for `cet-rl --help`
 
     return kind(**parse_into({"": options_of(kind)}, long_names(arguments), prog, str(kind.__doc__)))
 
@@ -109,10 +109,10 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str) -> T:
 def parse_into(
     groups: Mapping[str, Mapping[str, Option]], arguments: Sequence[str], prog: str, description: str
 ) -> dict[str, Any]:
-    """Return the values of a command's options by name, or raise ValueError with one line.
+    """Return the values of a command's options by name; raise ValueError with one line for bad arguments.
 
-    `--help` prints and exits: the command as it is typed, `prog`, the description, the options in their groups,
-    and the examples, which follow a line "Examples:" in the description.
+    `--help` prints the help and exits. It shows `prog`, the command as it is typed; the description; the options
+    in their groups; and the examples, which follow a line "Examples:" in the description.
     """
     from cet_rl.cli.options import parse_groups
 
@@ -121,7 +121,7 @@ def parse_into(
         if name not in known and name.removeprefix("no_") not in known:
             prefix = "no_" * name.startswith("no_")
             raise unknown("option", flag(name), [flag(prefix + n) for n in sorted(known)], f"see {prog} --help")
-    # The help is wrapped here, and has colours and boxes where the terminal can show them.
+    # tyro prints the help into `shown`, with colours if the terminal has them; the description is wrapped here.
     shown, printed = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding, "replace"), io.StringIO()
     shown.isatty = sys.stdout.isatty  # type: ignore[method-assign]
     try:
@@ -145,15 +145,17 @@ def parse_into(
 
 
 def options_among(arguments: Sequence[str]) -> list[str]:
-    """Return the options that are given, as names of fields, or with no_ before them."""
+    """Return the names of the options in the arguments, as names of fields; for a --no- option with no_ before."""
     return [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
 
 
 def _one_line(box: str) -> str:
-    # tyro draws a box with a title, what is wrong, a rule, and hints; where there is no Unicode, with dashes and a
-    # rule under the title. Only what is wrong is of interest.
+    """Return the error in a box of tyro's, which has a title, the error, a rule and hints.
+
+    Without Unicode the box is drawn with dashes, and there is a rule below the title as well.
+    """
     texts = [line.strip("│╰╯╭╮ \t") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     _title, *rest = [text for text in texts if text] or [""]
     blocks = re.split(r"(?m)^[─-]+$|^Got errors.*$", "\n".join(rest))
-    wrong = next((block.split() for block in blocks if block.strip()), [])
-    return re.sub(r"^Error parsing (?:[A-Za-z]+: )?", "", " ".join(wrong))
+    words = next((block.split() for block in blocks if block.strip()), [])
+    return re.sub(r"^Error parsing (?:[A-Za-z]+: )?", "", " ".join(words))

@@ -1,4 +1,4 @@
-"""`cet-rl bench`: measure executors of late credit here, and compare with the constants that choose among them."""
+"""`cet-rl bench`: time the executors of late credit, and compare with the constants of the cost model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class BenchArguments:
-    """Measure what an update costs by executor on this machine, on one thread; takes a minute.
+    """Measure how long an update takes with each executor on this machine, on one thread; takes a minute.
 
-    Prints the constants of the cost model that chooses the executor of each layer beside those that fit here, and
-    the layers for which the choice would differ. Nothing is saved: every run chooses by the shipped constants.
+    A cost model chooses the executor of each layer. Prints its constants as shipped and as fitted here, and the
+    layers for which the choice would differ. Nothing is saved: every run uses the shipped constants.
     """
 
     repeats: int = 7
-    """The least time of so many counts."""
+    """Repeats of each measurement; the least time counts."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -42,8 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"time of the choice / of the fastest, {name}: median {statistics.median(slower):.2f}, ", end="")
         print(f"largest {max(slower):.2f} ({len(found)} layers)")
     for each in found:
-        if (there := each.choice(here)) != each.choice():
+        if (fitted := each.choice(here)) != each.choice():
             shape = " × ".join(map(str, each.shape))
-            times = (f"{form} {each.nanoseconds[form] / 1e3:.0f} µs" for form in (each.choice(), there))
+            times = (f"{form} {each.nanoseconds[form] / 1e3:.0f} µs" for form in (each.choice(), fitted))
             print(f"{shape}, {each.trace}: {', here '.join(times)}")
     return 0

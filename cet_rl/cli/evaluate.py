@@ -1,4 +1,4 @@
-"""`cet-rl eval`: evaluate what a run has learned."""
+"""`cet-rl eval`: evaluate the last checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cet_rl.runs.files import check_file
 from cet_rl.runs.folder import read_run
 from cet_rl.runs.values import flag
 
-DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")  # one of them is set where Linux can open a window
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")  # Linux can open a window if one of them is set
 
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Evaluate a run's last checkpoint: a policy plays without exploring, a network is tested on unseen data.
+    """Evaluate a run's last checkpoint: a policy with deterministic actions, a network on unseen data.
 
     Examples:
       cet-rl eval runs/CartPole-v1-cet5-8s-0 --episodes 20
@@ -32,9 +32,9 @@ class EvalArguments:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run folder, as `cet-rl train` leaves it."""
     episodes: int | None = None
-    """Deterministic episodes. Default 100; one with --video or --render."""
+    """Number of deterministic episodes. Default: 100, or 1 with --video or --render."""
     agent: str | None = None
-    """The agent, if it has another name now than in the run's configuration; as for `cet-rl train`."""
+    """The agent, as for `cet-rl train`, if it now has another name than in the run's configuration."""
     seed: int | None = None
     """Seed of the environments. Default: derived from that of the run."""
     video: str | None = None
@@ -55,7 +55,7 @@ class EvalArguments:
             raise ValueError("--render needs a display, and there is none here: --video FILE.gif makes a film")
 
     def _check_video(self, file: Path) -> None:
-        """Raise ValueError if a film cannot be written there."""
+        """Raise ValueError if a film cannot be written to the file."""
         if self.render:
             raise ValueError("--video and --render do not go together: leave out one of the two")
         check_file("--video", file, ".gif", ".mp4")
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
             f"{flag(name)} does not apply to a run of {values['task']} ({task_kind.title}): leave it out"
         )
     if parsed.video:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame would complain where there is no display
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame fails where there is no display
     checkpoint = folder.checkpoint_to("evaluate")
     print(task_kind.training().evaluate_run(values, checkpoint, **options))
     return 0

@@ -1,4 +1,4 @@
-"""`cet-rl export`: what a run has learned as a file that needs no cet-rl."""
+"""`cet-rl export`: write the policy of a run to a file that needs no cet-rl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ExportArguments:
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder of reinforcement learning with our agent, as `cet-rl train` leaves it."""
+    """Run folder of the agent cet, as `cet-rl train` leaves it."""
     format: Literal["torch", "onnx"]
     """torch: for torch.export.load, without cet-rl; onnx: for other software, needs the extra onnx."""
     out: str

@@ -15,7 +15,7 @@ from cet_rl.runs.task_kinds import RECURRENT, VISION
 from cet_rl.runs.values import unknown
 from cet_rl.traces.registry import traces
 
-SHARED = ("order", "normalization")  # options of traces that `cet-rl train` has options of its own for
+SHARED = ("order", "normalization")  # options of traces that are options of `cet-rl train` by themselves
 
 
 def _rules() -> dict[str, str]:
@@ -40,7 +40,7 @@ def _configs() -> dict[str, str]:
     return {**first_lines, PAPER: "the row of the paper's tables for the task, delay and order that are given"}
 
 
-SHELVES: dict[str, Callable[[], Mapping[str, str]]] = {
+LISTS: dict[str, Callable[[], Mapping[str, str]]] = {
     "agents": agents,
     "envs": lambda: importlib.import_module("cet_rl.envs.tasks").ready(),  # imports Gymnasium
     "datasets": VISION.tasks,
@@ -54,14 +54,14 @@ SHELVES: dict[str, Callable[[], Mapping[str, str]]] = {
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"usage: cet-rl list [{'|'.join(SHELVES)}]\n\nList what is available; without an argument, all.")
+        print(f"usage: cet-rl list [{'|'.join(LISTS)}]\n\nList what is available; without an argument, all.")
         return 0
-    if strange := [name for name in arguments if name not in SHELVES]:
-        raise unknown("list", strange[0], SHELVES)
+    if strange := [name for name in arguments if name not in LISTS]:
+        raise unknown("list", strange[0], LISTS)
     console = Console()
-    for name in arguments or SHELVES:
+    for name in arguments or LISTS:
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
-        for entry, summary in SHELVES[name]().items():
+        for entry, summary in LISTS[name]().items():
             table.add_row(f"[bold]{entry}[/bold]", summary)
         console.print(table)
         if name == "envs":

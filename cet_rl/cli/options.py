@@ -1,4 +1,4 @@
-"""The options of a command: read from a dataclass, shown in groups by `--help`, parsed by tyro."""
+"""Read a command's options from a dataclass, and let tyro show them in groups and parse them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tyro
 from cet_rl.runs.values import flag
 
 SHORT = {"-c": "--config", "-q": "--quiet", "-s": "--seed"}
-"""Short names of options that many commands and tools have."""
+"""Short names of common options."""
 
 _WORDS = {int: "INT", float: "FLOAT", str: "TEXT"}
 """Names of the types in `--help`."""
@@ -27,7 +27,7 @@ _UNPREFIXED: Any = tyro.conf.OmitArgPrefixes
 
 @dataclass(frozen=True)
 class Option:
-    """Describe an option: its type, annotations for tyro included, its default or `MISSING`, and its help."""
+    """Describe an option: its type with tyro's annotations, its default or `MISSING`, and its help."""
 
     hint: Any
     default: Any
@@ -35,18 +35,18 @@ class Option:
 
     @property
     def is_positional(self) -> bool:
-        """Return whether it is given without a name."""
+        """Return whether the option is positional: given without its name."""
         return _POSITIONAL.__metadata__[0] in getattr(self.hint, "__metadata__", ())
 
     @property
     def word(self) -> str | None:
-        """Return how its values are named: its own word, or that of its type if there is one."""
+        """Return the word for its values in `--help`: its own metavar, or else that of its type, if any."""
         own = [getattr(each, "metavar", None) for each in getattr(self.hint, "__metadata__", ())]
         return next(filter(None, own), _word(self.hint))
 
     @property
     def shown_default(self) -> str:
-        """Return the default in words; empty for none, which the help describes."""
+        """Return the default as text; empty for None, whose meaning the help describes."""
         if self.default in (None, MISSING, ()):
             return "(required)" if self.default is MISSING else ""
         if isinstance(self.default, bool):
@@ -57,12 +57,12 @@ class Option:
 
 
 def long_names(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the long names of options in place of those of `SHORT`."""
+    """Return the arguments with the short names of options replaced by the long ones."""
     return [SHORT.get(word, word) for word in arguments]
 
 
 def options_of(kind: type, defaults: Mapping[str, Any] | None = None) -> dict[str, Option]:
-    """Return a dataclass' fields as options by name; `defaults` are other values than its own."""
+    """Return the fields of a dataclass as options by name; `defaults` override its own defaults."""
     hints, docs = typing.get_type_hints(kind, include_extras=True), _field_docs(kind)
     own = {item.name: item.default for item in fields(kind)} | dict(defaults or {})
     return {item.name: Option(hints[item.name], own[item.name], docs[item.name]) for item in fields(kind)}
@@ -71,9 +71,9 @@ def options_of(kind: type, defaults: Mapping[str, Any] | None = None) -> dict[st
 def parse_groups(
     groups: Mapping[str, Mapping[str, Option]], arguments: Sequence[str], prog: str, description: str
 ) -> dict[str, Any]:
-    """Return the values of all options by name, or exit as tyro does; `--help` shows a box for each group.
+    """Return the values of all options by name, or exit as tyro does.
 
-    Options of the group "" stand on top; so do those without a name.
+    `--help` shows a box for each group; above them are positional options and those of the group "".
     """
     parts: list[tuple[str, Any, Any]] = []
     for title, options in groups.items():
@@ -90,7 +90,7 @@ def parse_groups(
 
 
 def _field(name: str, option: Option) -> tuple[str, Any, Any]:
-    """Return a field for tyro, which would show None among the values and as a default."""
+    """Return a field for tyro whose help is ours: tyro's would show None among the values and as a default."""
     short = tuple(key for key, long in SHORT.items() if long == flag(name))
     shown = tyro.conf.arg(
         metavar=option.word, help=option.help, help_behavior_hint=option.shown_default, aliases=short
@@ -100,7 +100,7 @@ def _field(name: str, option: Option) -> tuple[str, Any, Any]:
 
 
 def _word(hint: Any) -> str | None:
-    """Return how values of a type are named, with or without None; None where tyro's name does."""
+    """Return the word for values of a type, which may be optional; None if tyro's own word is good."""
     if typing.get_origin(hint) is Annotated:
         hint = hint.__origin__
     kinds = [each for each in typing.get_args(hint) if each is not type(None)]
@@ -114,7 +114,7 @@ def _word(hint: Any) -> str | None:
 
 
 def _field_docs(kind: type) -> dict[str, str]:
-    """Return the string below each field of a dataclass, those of base classes included."""
+    """Return the docstring below each field of a dataclass, base classes included, by the field's name."""
     found: dict[str, str] = {}
     for part in filter(is_dataclass, reversed(kind.__mro__)):
         body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""`cet-rl plot`: the learning curves of runs as one picture."""
+"""`cet-rl plot`: draw the learning curves of runs as one picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cet_rl.runs.files import check_file, replacing
 
 @dataclass(frozen=True)
 class PlotArguments:
-    """Draw the learning curves of runs of one task: each arm's mean over its seeds, in a band for their spread."""
+    """Draw the learning curves of runs of one task: for each arm the mean over seeds, with a band of spread."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     if parsed.out is None:
         raise ValueError("name the picture: cet-rl plot RUNS --out FILE.svg (or .png, .pdf)")
     file = check_file("--out", Path(parsed.out), ".svg", ".png", ".pdf")
-    # Matplotlib: a misspelt option should not wait for it.
+    # Imported late: matplotlib is slow, and bad options should be refused at once.
     from cet_rl.report.drawing import Format, drawing, render
     from cet_rl.report.grouping import group_runs
     from cet_rl.report.plots import learning_curves

@@ -1,4 +1,4 @@
-"""`cet-rl report`: a folder of runs as one page of figures and tables."""
+"""`cet-rl report`: turn folders of runs into one page of figures and tables, or judge claims by them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Turn runs into report.html, one file to read anywhere, and its figures and tables as files for a paper.
+    """Turn runs into report.html, which needs no other file, and its figures and tables as files for a paper.
 
     They show scores by arm and delay, how probably an arm beats another, learning curves, alignment, kernels, and
     all runs. Tables are CSV files and, for LaTeX with booktabs, .tex files.
@@ -26,14 +26,14 @@ class ReportArguments:
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
-    """Run folders, or folders that hold run folders at any depth, such as that of a sweep, or a CSV that
-    `cet-rl sweep --known` has written."""
+    """Run folders, folders that hold run folders at any depth, such as that of a sweep, or CSV files written by
+    `cet-rl sweep --known`."""
     out: str | None = None
     """Folder to write to. Default: the first of RUNS."""
     format: Literal["png", "svg", "pdf"] = "png"
     """Format of the figures beside the page: png for slides, pdf or svg for LaTeX. Those on the page are SVG."""
     claims: bool = False
-    """Judge the papers' claims, and ours, by the runs instead; with --out, also write claims.md."""
+    """Instead of a report, judge the papers' claims and ours by the runs; with --out, also write claims.md."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError("name run folders, or folders that hold some: cet-rl report runs")
     if parsed.claims:
         return _claims(parsed)
-    # Matplotlib: a misspelt option should not wait for it.
+    # Imported late: matplotlib is slow, and bad options should be refused at once.
     from cet_rl.report import write_report
     from cet_rl.report.text import counted, listed
 

@@ -1,4 +1,4 @@
-"""`cet-rl rules`: audit learning rules of recurrent networks: cost, and biological plausibility."""
+"""`cet-rl rules`: audit the cost and biological plausibility of learning rules of recurrent networks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class RulesArguments:
     """Audit learning rules of recurrent networks.
 
-    Runs each in small networks, shows its tensors, memory, time and operations, and judges them by the criteria of
-    Marschall, Cho and Savin (2019).
+    Runs each rule in small networks, shows its tensors, memory, time and operations, and judges it by the criteria
+    of Marschall, Cho and Savin (2019).
 
     Examples:
       cet-rl rules rflo my_module:MyRule --format markdown
@@ -30,7 +30,7 @@ class RulesArguments:
     rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()
     """Names, or classes of your own as module:Class. Default: all that `cet-rl list rules` shows."""
     format: Literal["table", "markdown", "csv"] | None = None
-    """Default: what the name of --output ends in (.md, .csv), and a table otherwise."""
+    """Form of the output. Default: that of the suffix of --output (.md, .csv), else a table."""
     output: str | None = None
     """File to write to. Default: the terminal."""
 
@@ -46,8 +46,8 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.recurrent.rules import find_rule, rules
 
     audits = [audit_rule(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
-    told: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
-    form = parsed.format or ("table" if output is None else told.get(output.suffix.lower(), "table"))
+    by_suffix: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
+    form = parsed.format or ("table" if output is None else by_suffix.get(output.suffix.lower(), "table"))
     if output is not None:
         write_text(output, as_text(audits, form))
     elif form == "table":

@@ -1,4 +1,4 @@
-"""`cet-rl sweep`: make many runs from one file."""
+"""`cet-rl sweep`: run many configurations from one file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cet_rl.cli import parse
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """Make all runs of a sweep: fixed settings, a grid, arms and seeds, from a YAML file.
+    """Make all runs of a sweep, whose YAML file gives fixed settings, a grid, arms and seeds.
 
-    The same command resumes it: finished runs are skipped, partial ones go on. Several at once on one folder share
-    the work.
+    The same command resumes the sweep: finished runs are skipped, partial ones continue. Several commands on one
+    folder at the same time share the work.
 
     Examples:
       cet-rl sweep quick
@@ -28,9 +28,9 @@ class SweepArguments:
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """A sweep's YAML file, or the name of one that comes with the package (`cet-rl list configs`)."""
     run_dir: str | None = None
-    """The sweep's folder. Default runs/NAME, NAME that of the file, or runs/NAME-quick."""
+    """The sweep's folder. Default: runs/NAME, or runs/NAME-quick, with the name of the file."""
     workers: int | None = None
-    """Runs at a time, one thread each. Default: as many as there are processors, or as many as SLURM can place."""
+    """Runs at a time, one thread each. Default: the number of processors, or as many as SLURM can place."""
     data_dir: str | None = None
     """For image classification: folder with the data on this machine, in place of the file's."""
     quick: bool = False
@@ -38,18 +38,19 @@ class SweepArguments:
     retry: bool = False
     """Repeat runs that have failed."""
     status: bool = False
-    """Print the state of all runs and stop; write results.csv of those that are finished."""
+    """Print the state of all runs, write results.csv with the finished ones, and run nothing."""
     known: str | None = None
-    """A CSV of results that outlives the folder: each run that finishes adds a row at once, and runs that have one
-    are skipped. Made if need be; the folder remembers it."""
+    """A CSV file of results that outlives the folder: each run adds a row when it finishes, and runs with a row
+    are skipped. It is created if missing; later commands on the folder use it without being told."""
     launcher: Literal["local", "batch", "slurm"] = "local"
-    """Where to run: local, as processes here until all are done; batch, image classification or
-    the agent cet, as runs that learn together: those that are alike, on a CPU in one process for each processor
-    (--workers runs at a time, by default 16 a processor, 64 on a GPU); slurm, as job arrays, which the
-    command submits and does not wait for. The folder must then lie where all nodes find it."""
+    """local: a process for each run, on this machine. batch, for image classification or the agent cet: similar
+    runs learn together, on a CPU in one process for each processor (--workers runs at a time, by default 16 a
+    processor, 64 on a GPU). slurm: job arrays, which the command submits without waiting for them; all nodes must
+    be able to reach the folder."""
     slurm: tuple[str, ...] = ()
     """KEY=VALUE ...: options of sbatch, such as partition=long time=4:00:00 mem=8G. time, by default one hour,
-    need not suffice: a run saves its checkpoint signal-delay seconds before (default 90) and is queued again."""
+    may be too short: signal-delay seconds before its end (default 90) a run saves a checkpoint and is queued
+    again."""
     quiet: bool = False
     """Print nothing but errors."""
 

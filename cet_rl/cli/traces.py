@@ -1,4 +1,4 @@
-"""`cet-rl traces`: compare how sharply traces remember a delay, and what happens when it is another one."""
+"""`cet-rl traces`: compare how sharply traces remember a delay, also if the true delay is another one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cet_rl.traces.base import Trace, largest_share
 from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
 from cet_rl.traces.timing import whole_steps
 
-OFFSETS = (-20, -10, -5, 5, 10, 20)  # per cent that the true delay is off the one a trace is made for
+OFFSETS = (-20, -10, -5, 5, 10, 20)  # per cent from the delay that a trace is made for to the true one
 
 
 @dataclass(frozen=True)
 class TracesArguments:
     """Compare how sharply traces remember a delay.
 
-    Prints, for each trace, its states, the share of its kernel's energy at the delay D, the bound that no memory
-    of as many states exceeds, the share if the delay is 5, 10 or 20 % off (negative where the kernel is), the last
-    lag that its kernel reaches back to, and the error of a float32 recursion relative to the output's root mean
+    Prints for each trace: its states; the share of its kernel's energy at the delay D; the bound on that share
+    for any memory with as many states; the share if the true delay is 5, 10 or 20 % off (negative where the kernel
+    is); the last lag of its kernel; and the error of a float32 recursion, relative to the output's root mean
     square.
 
     Examples:
@@ -38,18 +38,17 @@ class TracesArguments:
     delay: float
     """Seconds until credit reaches the synapses."""
     order: int = DEFAULT_ORDER
-    """States of the traces that have a choice; where no traces are named, those that cannot have as many are left
-    out."""
+    """States of the traces that have a choice. Without --trace, those that cannot have as many are left out."""
     step_ms: float = 200.0
     """Milliseconds that one step stands for."""
     trace: tuple[str, ...] = ()
     """Names, or module:Name of your own. Default: all that `cet-rl list traces` shows."""
     trace_options: tuple[str, ...] = ()
-    """NAME=VALUE ...: options for the traces that have them; a trace with one stands beside the one without."""
+    """NAME=VALUE ...: options of traces. Traces that have one of them are shown with and without it."""
     format: Literal["table", "csv", "json"] = "table"
-    """Form of what is printed."""
+    """Form of the output."""
     plot: str | None = None
-    """File to draw the kernels to: .png, .svg or .pdf."""
+    """File for a plot of the kernels: .png, .svg or .pdf."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -80,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig, Trace]]:
-    """Return the traces to compare, each after its configuration."""
+    """Return the traces to compare, as pairs of configuration and trace."""
     options = parse_trace_options(parsed.trace_options)
     names = parsed.trace or [name for name, kind in traces().items() if kind.make is not None]
     kinds = {name: find_trace(name) for name in names}
@@ -106,9 +105,9 @@ def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig,
 
 
 def measures(trace: Trace, delay_steps: int) -> dict[str, Any]:
-    """Return how sharp a trace is at a delay and beside it, how far it reaches back, and how exact float32 is.
+    """Return the columns of the comparison for one trace.
 
-    `share_+5` and its like are shares of energy at a delay that is as many per cent off, with a minus where the
+    `share_+5` is the share of energy at a delay that is 5 % longer, and so on; it has a minus sign where the
     kernel is negative, so that credit has the wrong sign. `bound` and `float32_error` are None without states.
     """
     bound = largest_share(trace.states, delay_steps)
@@ -143,7 +142,7 @@ def float32_error(trace: Trace, steps: int = 4000) -> float | None:
 
 
 def print_table(rows: Sequence[dict[str, Any]], delay: str) -> None:
-    """Print a table for people, in per cent."""
+    """Print the comparison as a table, with shares in per cent."""
     from rich.console import Console
     from rich.table import Table
 

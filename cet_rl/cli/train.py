@@ -1,4 +1,4 @@
-"""`cet-rl train`: run one configuration in a folder, or one for each seed."""
+"""`cet-rl train`: run one configuration in a folder, or once for each of several seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ defaults shown are those of the task, if one is given.{other}
 
 Examples:
   cet-rl train CartPole-v1 --delay 8 --order 5              # five states a synapse
-  cet-rl train CartPole-v1 --delay 8 --order 5 --resume     # go on with that run
+  cet-rl train CartPole-v1 --delay 8 --order 5 --resume     # continue that run
   cet-rl train CartPole-v1 --delay 8 --trace et -q --seeds 0-4
   cet-rl train digits --delay 6 --trace optimal --order 6   # images
   cet-rl train late-add --rule rflo --trace legendre        # a recurrent network"""
@@ -55,28 +55,28 @@ GROUPS = {
         *("device", "threads", "precision", "vectorization", "executors", "executor", "compile", "data_dir"),
     ),
 }
-"""Options by the group that `--help` shows them in; others are options of learning."""
+"""Options by the group in which `--help` shows them; all others are in the group "learning"."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Choose where the run lives, and how much it prints."""
+    """Choose the configuration file and the folder of a run, and how it is run and logged."""
 
     config: str | None = None
     """Configuration file, the name of one that comes with the package (`cet-rl list configs`), or paper: the
     paper's hyper-parameters for this task, delay and order."""
     run_dir: str | None = None
-    """The run folder itself. Default runs/TASK-LABEL-SEED."""
+    """The run folder itself. Default: runs/TASK-LABEL-SEED."""
     seeds: str | None = None
-    """0-4 or 0,2,5: a run for each seed, side by side, as a sweep in runs/TASK-LABEL-seeds. The same command goes
-    on with it; with --resume it also retries runs that have failed."""
+    """0-4 or 0,2,5: a run for each seed, side by side, as a sweep in runs/TASK-LABEL-seeds. The same command
+    continues it; with --resume it also retries runs that have failed."""
     launcher: Literal["local", "batch"] = "local"
-    """With --seeds: local, a process for each run, or batch, which runs those on a processor together."""
+    """With --seeds. local: a process for each run; batch: the runs on a processor learn together."""
     resume: bool = False
-    """Go on from the folder's checkpoint, with its configuration; start afresh if there is none."""
+    """Continue from the folder's checkpoint, with its configuration; start afresh if there is none."""
     checkpoint_every: int | None = None
-    """Steps from one checkpoint to the next. Default: ten in a run, more in a long one of reinforcement learning;
-    one is always taken on Ctrl-C. The results do not depend on it."""
+    """Steps between checkpoints. Default: a tenth of the run, at most 100,000 in reinforcement learning; Ctrl-C
+    always saves one. The results do not depend on it."""
     quiet: bool = False
     """Print nothing but errors."""
     track: TrackerName | None = None
@@ -86,7 +86,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Hold the configuration to run, where it lives, the options given, and a line on where values come from."""
+    """Hold the configuration, the options of the run, the names of the options given, and a note to print."""
 
     config: RunConfig
     run: RunOptions
@@ -104,10 +104,10 @@ def run(arguments: Sequence[str]) -> int:
         return _run_seeds(parsed, options.seeds)
     if options.launcher != "local":
         raise ValueError(f"--launcher {options.launcher} goes with --seeds: add it, or leave out --launcher")
-    # Training is imported as late as can be: it takes seconds, which a folder that cannot be used should not.
+    # Training is imported last, as that takes seconds: a folder that cannot be used should be refused at once.
     config, kind = parsed.config, task_kind_of(parsed.config.task)
     folder = RunFolder(options.run_dir or default_path(config), kind.checkpoint)
-    # What other agents make of the options of traces, they say themselves.
+    # Other agents resolve the options of traces themselves.
     ours = getattr(config, "agent", "cet") == "cet"
     folder.check_usable(config.resolved().as_data() if ours else None, resume=options.resume)
     folder.check_free()
@@ -139,7 +139,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
     config, options = parsed.config, parsed.run
     arm = default_path(config).name.removesuffix(f"-{config.seed}")
     folder = SweepFolder(options.run_dir or Path("runs") / f"{arm}-seeds")
-    holds(folder.path, folder.sweep_file.name, "sweep")  # building its jobs takes seconds
+    holds(folder.path, folder.sweep_file.name, "sweep")  # checked first: building the jobs takes seconds
     jobs = over_seeds(config, parse_seeds(seeds, "--seeds"))
     check_data(jobs, folder)
     launcher = batch_launcher(jobs) if options.launcher == "batch" else Launcher()
@@ -147,7 +147,7 @@ def _run_seeds(parsed: TrainArguments, seeds: str) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
-    """Return what is asked for: defaults < tuned defaults or the paper's row < configuration file < options."""
+    """Return what to run, from defaults < tuned defaults or the paper's < configuration file < options."""
     arguments = with_trace_options(long_names(arguments))
     given = options_among(arguments)
     if given.count("config") > 1:
@@ -168,7 +168,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
-    # Values may not fit together before those of the paper are under them: `build_config` checks them.
+    # Only `build_config` checks values against each other, once those of the paper are under them.
     options |= options_of(kind, {**(tuned_defaults(task, kind) if task else {}), **values})
     del options["task"]
     found = parse_into(
@@ -185,7 +185,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
 
 
 def _groups(options: Mapping[str, Option]) -> dict[str, dict[str, Option]]:
-    """Return the options by the group that `--help` shows them in."""
+    """Return the options by the group in which `--help` shows them."""
     others = [name for name in options if not any(name in names for names in GROUPS.values())]
     groups = {"learning": others, **GROUPS}
     return {
@@ -195,7 +195,7 @@ def _groups(options: Mapping[str, Option]) -> dict[str, dict[str, Option]]:
 
 
 def with_trace_options(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with the traces' own options, as in --tolerance 0.1, moved into --trace-options."""
+    """Return the arguments with the traces' own options, such as --tolerance 0.1, moved into --trace-options."""
     text = " ".join(arguments)
     kinds = list(traces().values()) + [find_trace(name) for name in re.findall(r"--trace[= ]([\w.]+:\w+)", text)]
     known = {name for kind in kinds for name in kind.options} - {item.name for item in fields(RunConfig)}
@@ -219,7 +219,7 @@ def with_trace_options(arguments: Sequence[str]) -> list[str]:
 
 
 def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Mapping[str, Any]]:
-    """Return the name of the configuration file and what it holds; empty for none, and for the paper's tables."""
+    """Return name and content of the configuration file; no content without one or for the paper's tables."""
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--config", nargs="?")
     look.add_argument("--run-dir", "--run_dir", nargs="?")
@@ -242,6 +242,6 @@ def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Ma
 
 
 def _other_options() -> str:
-    """Return where the options of tasks are that are known by name."""
+    """Return sentences on where to find the options of other kinds of tasks."""
     named = [task_kind for task_kind in TASK_KINDS if task_kind.tasks()]
     return "".join(f" Options of {f.describe()}: cet-rl train {next(iter(f.tasks()))} --help." for f in named)

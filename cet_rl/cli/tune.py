@@ -16,8 +16,8 @@ from cet_rl.cli import parse
 class TuneArguments:
     """Search for hyper-parameters with Optuna.
 
-    A trial is a run for each seed; one that does worse than others on the way is stopped. The same command resumes
-    the search. Writes best.yaml, a configuration file, and trials.csv.
+    A trial is a run for each seed; a trial that is worse than others at the same step is stopped. The same command
+    resumes the search. Writes best.yaml, a configuration file, and trials.csv.
 
     Examples:
       cet-rl tune examples/search.yaml --trials 40 --workers 4
@@ -26,14 +26,14 @@ class TuneArguments:
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
     """YAML file of a search: settings, and under space the options to search."""
     trials: int | None = None
-    """Number of trials in all, those of earlier commands included. Default: the file's trials, else 50."""
+    """Number of trials in all, including those of earlier commands. Default: the file's trials, else 50."""
     workers: int | None = None
-    """Trials at a time, one thread each. Default: as many as there are processors."""
+    """Trials at a time, one thread each. Default: the number of processors."""
     storage: str | None = None
     """URL of Optuna's storage, such as postgresql://user@host/name. Default: an SQLite file in the search's
     folder, which is for one machine; several need a server, and a folder that they share."""
     run_dir: str | None = None
-    """The search's folder. Default runs/NAME, NAME that of the file."""
+    """The search's folder. Default: runs/NAME, with the name of the file."""
     quiet: bool = False
     """Print nothing but errors."""
 
