@@ -407,7 +407,7 @@ DAMAGE = {
     "a summary of another task": ("summary.json", {"task": "digits"}, "its task is 'digits'"),
     "an unknown state": ("summary.json", {"status": "done"}, "its status is 'done'"),
     "a score in words": ("summary.json", {"metrics": {"train_return_mean": "high"}}, "'high' is no number"),
-    "an endless score": ("summary.json", {"metrics": {"train_return_mean": float("inf")}}, "no finite number"),
+    "an endless score": ("summary.json", {"metrics": {"train_return_mean": float("inf")}}, "is not finite"),
     "a huge number": ("summary.json", {"steps": 10**400}, "summary.json"),
     "deep": ("summary.json", "[" * 100_000, "summary.json"),
 }
@@ -810,7 +810,7 @@ def test_baselines_are_those_of_the_task(tmp_path):
     assert found["no history"] == pytest.approx(0.6616, abs=1e-4)
     assert found["both"] == pytest.approx(0.4545, abs=1e-4)
     (picture,) = scores(comparison)
-    assert "Lower is better. Dotted: the best that predictors can do" in picture.caption
+    assert "Lower is better. Dotted: the losses of the best predictors" in picture.caption
     write_run(tmp_path / "c", recurrent(rule="bptt", lags=(2, 4)), 0.5)
     assert baselines_of(one_comparison(tmp_path)) == found  # other lags, the same sums
     write_run(tmp_path / "d", recurrent(rule="bptt", lags=(2, 2)), 0.5)
@@ -996,7 +996,7 @@ def test_the_report_holds_everything(everything):
         "Not among the results: 1 interrupted, 1 failed, 1 unfinished.",
         "Test accuracy (%). Points: mean over the seeds of finished runs (n = 1)",
         "training return (last 100 episodes), interquartile mean over 1 to 3 seeds: at 2 s CET 2 is best with",
-        "Dotted: the best that predictors can do",
+        "Dotted: the losses of the best predictors",
         "87.50",
         "n too small",
         f"cet-rl train --config '{root / 'rl-2-2-1' / 'config.yaml'}'",

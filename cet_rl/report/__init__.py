@@ -1,12 +1,11 @@
 """Reports: a folder of runs as one page of figures and tables.
 
-reading.py      finds run folders and reads them
+reading.py      finds and reads run folders
 grouping.py     groups runs by task, arm, delay and seed
-statistics.py   what runs are compared on, averages over seeds, bootstrap intervals
-plots.py        learning curves and alignment, of reports and for a user's own figures
-drawing.py      what all figures of a report share; the others are in scores.py and kernels.py
-page.py         writes the page, whose text and looks are in template.html.j2
-claims/         what the papers claim, and whether runs support it
+statistics.py   the measures that runs are compared on, averages over seeds, bootstrap intervals, tests
+drawing.py      parts that all figures share; the figures are in scores.py, improvement.py, plots.py and kernels.py
+page.py         writes the page by template.html.j2; tables.py writes its tables as files
+claims/         the papers' claims, and verdicts on them by runs
 
 `cet_rl.report.write_report(["runs/fig4"])` writes runs/fig4/report.html, and its figures beside it.
 """

@@ -1,4 +1,4 @@
-"""Parts that all figures of a report share: looks, panels, legends, axes, and how a figure becomes a file."""
+"""Parts that all figures of a report share: styles, panels, legends, axes, baselines, and writing to files."""
 
 from __future__ import annotations
 
@@ -38,47 +38,43 @@ if TYPE_CHECKING:
     from cet_rl.recurrent.config import RecurrentConfig
 
 Format = Literal["png", "svg", "pdf"]
-"""Forms of the figures beside the page; on the page they are always SVG."""
+"""Format of the figures beside the page; on the page they are always SVG."""
 
 DPI = 200  # of PNG files: sharp on a screen of high density, and in print
-ACROSS = 3  # panels side by side
-MOST_ARMS = 20  # that are drawn as curves; more cannot be told apart
+ACROSS = 3  # most panels side by side
+MOST_ARMS = 20  # drawn as curves; more cannot be distinguished
 LONGEST_ENTRY = 28  # characters of a legend's entry
-MOST_PANELS = 6  # for delays: of more delays the shortest, the longest and some between are drawn
-MARGIN = 0.04  # share of an axis that is added on each side of what is shown
-FENCE = 5.0  # interquartile ranges above the upper quartile beyond which a loss does not set an axis
-LEAST_LOSSES = 4  # below which all of them are shown
-LEAST_ALPHA = 0.01  # below it a symbol is held for so long that estimating baselines takes too much memory
+MOST_PANELS = 6  # for delays; of more, the shortest, the longest and some between are drawn
+MARGIN = 0.04  # added on each side of an axis, as a share of the values shown
+FENCE = 5.0  # a loss that is more interquartile ranges above the upper quartile does not set an axis
+LEAST_LOSSES = 4  # with fewer losses the axis shows all of them
+LEAST_ALPHA = 0.01  # with a smaller one each symbol lasts so long that baselines need too much memory
 MOST_SEEDS = 5  # whose baselines are averaged: in some tasks each seed makes a task of its own
 
-DOTTED = "Dotted: the best that predictors can do that know only what is written there."
+DOTTED = "Dotted: the losses of the best predictors that know only what the label says."
 """Sentence of a caption on baselines."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Hold a figure of the report, first as a drawing, then as files for the page and to stand beside it.
+    """Hold a figure of the report: first as a matplotlib figure, then as SVG for the page and as a file."""
 
-    The name is for its file; the caption says what it shows, how many runs it rests on, and what is missing; the
-    alternative describes it in a few words to those who cannot see it.
-    """
-
-    name: str
+    name: str  # part of the file's name
     figure: Figure | None
-    caption: str
-    alternative: str
-    svg: str = ""  # for the page, on a light ground or a dark one
+    caption: str  # what it shows, how many runs it rests on, and what is missing
+    alternative: str  # a few words for readers who cannot see it
+    svg: str = ""  # for the page, with colours for a light and a dark background
     file: bytes = b""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Make figures look the same whatever the user's settings, and take no text for mathematics."""
+    """Draw with fixed settings of matplotlib, whatever the user's are, and do not read text as mathematics."""
     colored = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
     ours: Any = {
         **{"text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False},
         **dict.fromkeys(colored, INK),
-        "axes.titley": 1.0,  # nothing is above the axes: need not be looked for
+        "axes.titley": 1.0,  # saves matplotlib's search for what is above the axes
         "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's usual fonts
     }
     with style.context("default"), mpl.rc_context(ours), warnings.catch_warnings():
@@ -87,7 +83,7 @@ def drawing() -> Iterator[None]:
 
 
 def as_files(picture: Picture, form: Format) -> Picture:
-    """Return a drawn figure as files."""
+    """Return the picture with its figure rendered to files."""
     assert picture.figure is not None
     svg = render(picture.figure, "svg")
     file = svg if form == "svg" else render(picture.figure, form)
@@ -95,14 +91,14 @@ def as_files(picture: Picture, form: Format) -> Picture:
 
 
 def render(figure: Figure, form: Format) -> bytes:
-    """Return a figure as a file that depends on nothing but what is drawn."""
+    """Return a figure as the bytes of a file, which are the same at any time and on any machine."""
     stream = io.BytesIO()
     canvas: Any
-    if engine := figure.get_layout_engine():  # once, not for each form; `savefig` would draw everything twice
+    if engine := figure.get_layout_engine():  # once, not for each format; `savefig` would draw everything twice
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):
                 if not axis.get_label_text():
-                    axis.set_label_coords(0.5, 0.0)  # else a place below all ticks is searched for, each time
+                    axis.set_label_coords(0.5, 0.0)  # saves a search for a place below all ticks
         FigureCanvasAgg(figure)
         engine.execute(figure)
         figure.set_layout_engine("none")
@@ -125,7 +121,7 @@ def render(figure: Figure, form: Format) -> bytes:
 
 @contextmanager
 def scaled_at_the_end(axes: Axes) -> Iterator[None]:
-    """Compute limits once at the end, because every band drawn would have them computed anew for all panels."""
+    """Compute an axis' limits once at the end: else every band that is drawn computes them for all panels."""
     axes.set_autoscale_on(False)
     yield
     axes.autoscale()
@@ -134,9 +130,9 @@ def scaled_at_the_end(axes: Axes) -> Iterator[None]:
 def panels(
     count: int, width: float = 3.0, height: float = 2.5, most_across: int = ACROSS, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` panels, each so many inches wide and high, and the panels row by row.
+    """Return a figure with `count` panels, and the panels row by row.
 
-    At most `most_across` are side by side; `options` are those of `Figure.subplots`.
+    Each is `width` by `height` inches; at most `most_across` are side by side. `options` go to `Figure.subplots`.
     """
     across = min(count, most_across)
     down = math.ceil(count / across)
@@ -145,12 +141,12 @@ def panels(
     for axes in grid[count:]:
         axes.set_visible(False)
     for axes in grid[max(0, count - across) : count]:
-        axes.xaxis.set_tick_params(labelbottom=True)  # also above an empty place
+        axes.xaxis.set_tick_params(labelbottom=True)  # also where the place below is empty
     return figure, grid[:count]
 
 
 def label_outside(grid: Sequence[Axes], x: str, y: str, most_across: int = ACROSS) -> None:
-    """Name the axes once for each column and row of the panels that `panels` has made."""
+    """Label the x axis of each column and the y axis of each row of panels that `panels` returned."""
     across = min(len(grid), most_across)
     for place, axes in enumerate(grid):
         axes.set_xlabel(x if place >= len(grid) - across else "")
@@ -158,15 +154,15 @@ def label_outside(grid: Sequence[Axes], x: str, y: str, most_across: int = ACROS
 
 
 def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = ()) -> None:
-    """Add one legend for all panels below them, and make the figure higher by it.
+    """Add one legend below all panels, and increase the figure's height for it.
 
-    There is an entry for each of `lines`, those in `order` first; matplotlib's own search would miss labels that
-    begin with "_".
+    There is an entry for each of `lines`, by label, those in `order` first. (Matplotlib's own search for labels
+    skips those that begin with "_".)
     """
     if not lines:
         return
     labels = [*(label for label in order if label in lines), *(label for label in lines if label not in order)]
-    half = LONGEST_ENTRY // 2  # a long label is cut in its middle: its ends say most, unless two become alike
+    half = LONGEST_ENTRY // 2  # a long label loses its middle, which says least, unless two would become equal
     cut = [label if len(label) <= LONGEST_ENTRY else f"{label[:half]}…{label[-half:]}" for label in labels]
     names = cut if len({*cut}) == len(labels) else labels
     fitting = max(1, min(7, int(figure.get_figwidth() / (0.075 * max(map(len, names)) + 0.7))))
@@ -179,28 +175,28 @@ def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = (
 
 
 def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
-    """Return how the line of each arm is drawn in all figures of a comparison."""
+    """Return the keyword arguments of `Axes.plot` for each arm, equal in all figures of a comparison."""
     return looks({arm.label: identity(arm.config) for arm in (*comparison.compared, *comparison.references)})
 
 
 def format_steps(axes: Axes) -> None:
-    """Set ticks of an axis of steps: 20 k, 1.5 M."""
+    """Format the ticks of an x axis of steps: 20 k, 1.5 M."""
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
 
 
 def some_delays(delays: Sequence[float], most: int = MOST_PANELS) -> list[float]:
-    """Choose delays for which there is room: all, or the shortest, the longest and some evenly chosen between."""
+    """Return all delays or, if there are more than `most`, so many at even distances, both ends included."""
     if len(delays) <= most:
         return list(delays)
     return [delays[round(place * (len(delays) - 1) / (most - 1))] for place in range(most)]
 
 
 def loss_limit(losses: Sequence[float]) -> float | None:
-    """Return the largest loss an axis shows, so that a few diverging runs do not set it; None if it shows all.
+    """Return the largest loss that an axis shows, without those of a few diverging runs; None if it shows all.
 
-    Losses that lie more than `FENCE` interquartile ranges above the upper quartile are left out. Returns and
-    accuracies are always shown: one that is far from all others is a result.
+    Losses more than `FENCE` interquartile ranges above the upper quartile are left out. There is no such limit for
+    returns and accuracies: a value that is far from all others is a result.
     """
     if len(losses) < LEAST_LOSSES:
         return None
@@ -210,9 +206,9 @@ def loss_limit(losses: Sequence[float]) -> float | None:
 
 
 def baselines_of(comparison: Comparison) -> Mapping[str, float]:
-    """Return the losses that limited predictors cannot get below, by what these know, averaged over seeds.
+    """Return the least losses of predictors with limited knowledge, by that knowledge, averaged over seeds.
 
-    The result is empty if the task has none, or if the arms have different ones.
+    The result is empty if the task has no baselines, or if they differ between arms.
     """
     tasks: dict[int, set[tuple[str, tuple[int, int], float]]] = defaultdict(set)
     if comparison.task_kind.name == RECURRENT.name:
@@ -236,12 +232,12 @@ def _baselines(task: str, lags: tuple[int, int], alpha: float, seed: int) -> tup
         return ()
     try:
         return tuple(build_task(task, SimpleNamespace(lags=lags, alpha=alpha, seed=seed)).baselines.items())
-    except Exception:  # a third party's task may raise anything; a report can do without baselines
+    except Exception:  # a third party's task may raise anything; the report then has no baselines
         return ()
 
 
 def draw_baselines(axes: Axes, lines: Mapping[str, float], *, vertical: bool, named: bool = True) -> None:
-    """Draw dotted lines at values: with their names outside the axes if `named`, `vertical` if scores go right."""
+    """Draw dotted lines at baselines: `vertical` where the x axis is the score, `named` outside the axes."""
     for name, value in lines.items():
         draw = axes.axvline if vertical else axes.axhline
         draw(value, color=SOFT, linestyle=":", linewidth=1, zorder=0)
@@ -261,9 +257,10 @@ def draw_cells(
     wide: Collection[int] = (),
     bold: Collection[tuple[int, int]] = (),
 ) -> None:
-    """Draw values of shape (rows, columns) as coloured cells with texts in them.
+    """Draw values, of shape (rows, columns), as coloured cells with texts.
 
-    Cells without a value are hatched, those without a text left out. Each of the `wide` rows is one cell.
+    Cells that are nan are hatched, cells with an empty text left out. Each row in `wide` is a single cell; the
+    texts of the (row, column) in `bold` are bold.
     """
     shades = mpl.colormaps[colormap](mpl.colors.Normalize(*limits)(np.ma.masked_invalid(values)))
     bright = shades[..., :3] @ [0.3, 0.59, 0.11] > 0.5
@@ -276,15 +273,17 @@ def draw_cells(
             continue
         frames.append([(left, top), (left + width, top), (left + width, top + 1), (left, top + 1)])
         fills.append(mpl.colors.to_hex(shades[row, column]) if known else "none")
-        color = SOFT if not known else "#000000" if bright[row, column] else "#fefefe"  # the same on any ground
+        color = (
+            SOFT if not known else "#000000" if bright[row, column] else "#fefefe"
+        )  # in print and on any background
         if not known:
             look: Any = {"fill": False, "hatch": "////", "edgecolor": FAINT, "linewidth": 0}
             axes.add_patch(Rectangle((left, top), width, 1, **look))
         weight = "bold" if (row, column) in bold else "normal"
         look = {"ha": "center", "va": "center", "fontsize": 8, "color": color, "weight": weight}
         written = axes.text(left + width / 2, row, texts[row][column], linespacing=1.1, **look)
-        written.set_in_layout(column in (0, columns - 1))  # others do not reach beyond the axes
-    # All at once: a hundred patches take their time.
+        written.set_in_layout(column in (0, columns - 1))  # inner texts stay within the axes
+    # One collection for all cells: a hundred single patches are slow.
     edges: Any = {"facecolors": fills, "edgecolors": PAPER, "linewidths": 1.5, "joinstyle": "miter"}
     axes.add_collection(PolyCollection(frames, **edges), autolim=False)
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))

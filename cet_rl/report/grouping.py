@@ -1,9 +1,9 @@
-"""Groups runs: by task into comparisons, and within each by arm, delay and seed.
+"""Group runs by task into comparisons, and within each by arm, delay and seed.
 
-An arm is a configuration without its delay and its seed, named by the run's label or by its sweep. Options that
-differ between runs of one label and one delay split an arm, and join its name. Options that change only along with
-the delay, as the rates of the paper's tables do, do not split it; nor does the decay of a classical trace, though
-it is in a run's label.
+An arm is a configuration without its delay and seed; its name is the run's label, or that of its sweep. If other
+options differ between runs with the same label and delay, they make several arms, and are part of their names.
+Options that differ only between delays, as the learning rates of the paper's tables do, do not split an arm; nor
+does the decay of a classical trace, though it is in a run's label.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from cet_rl.runs.task_kinds import TaskKind
 from cet_rl.traces.registry import TRACES
 
 NEVER_SPLITS = {"task", "seed", "delay", "alignment"}
-"""Options that never split an arm, beside those of the machine: how often it ran, and what was logged."""
+"""Options that never split an arm, beside those of the machine."""
 
-NO_DELAY = "no delay"  # in the name of an arm, where others have one
-LONGEST_LABEL = 44  # characters of an arm's name; longer ones are numbered, and their options are in the table
+NO_DELAY = "no delay"  # added to the name of an arm without delay, if other arms have one
+LONGEST_LABEL = 44  # characters of an arm's name; longer names are numbered, and their options are in the table
 
 
 @dataclass(frozen=True, eq=False)
 class ArmAtDelay:
-    """Hold the runs of an arm at one delay in seconds: one for each seed, and repeats, which do not count."""
+    """Hold the runs of an arm at one delay, in seconds: one for each seed, and repeats, which do not count."""
 
     delay: float
     runs: tuple[Run, ...]
@@ -55,7 +55,7 @@ class ArmAtDelay:
 
     @property
     def drawn(self) -> tuple[Run, ...]:
-        """Return the runs whose curves are shown: finished ones or, if there are none, all."""
+        """Return the runs whose curves are drawn: those that are finished or, if none is, all."""
         return tuple(run for run in self.finished or self.runs if run.columns)
 
     @property
@@ -65,18 +65,18 @@ class ArmAtDelay:
         return speeds[len(speeds) // 2] if speeds else None
 
     def scores(self, measure: Measure) -> FloatArray:
-        """Return the measure of each finished run that has one."""
+        """Return the value of a measure for each finished run that has one, of shape (runs,)."""
         values = [measure.value(run) for run in self.finished]
         return np.array([value for value in values if value is not None])
 
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Hold an arm of a comparison: its unique name, its runs by delay, and the options that follow the delay."""
+    """Hold an arm of a comparison."""
 
-    label: str
-    at: Mapping[float, ArmAtDelay]
-    following: tuple[str, ...] = ()
+    label: str  # unique within the comparison
+    at: Mapping[float, ArmAtDelay]  # its runs by delay
+    following: tuple[str, ...] = ()  # options that differ between its delays
 
     @property
     def undelayed(self) -> bool:
@@ -85,12 +85,12 @@ class Arm:
 
     @property
     def is_bound(self) -> bool:
-        """True if its synapses forget nothing: what other traces are measured by."""
+        """True if its trace is perfect memory, the upper bound for other traces."""
         return self.config.trace == "perfect"
 
     @property
     def config(self) -> RunConfig:
-        """Return the configuration at its shortest delay."""
+        """Return the configuration at the shortest delay."""
         return next(iter(self.at.values())).config
 
 
@@ -99,74 +99,76 @@ class Comparison:
     """Hold the runs of one task that can be compared with each other."""
 
     task: str
-    tested_on: str  # data that images are tested on, test or validation; "" for other tasks
+    tested_on: str  # data that images are tested on, "test" or "validation"; "" for other tasks
     stacked: bool  # whether delays add up from the output layer down
     task_kind: TaskKind
     arms: tuple[Arm, ...]  # in the order in which they are shown
-    differing: Mapping[tuple[str, float], str]  # by label and delay: options that no name shows, as text
+    differing: Mapping[
+        tuple[str, float], str
+    ]  # by label and delay: options that differ and no name shows, as text
 
     @property
     def title(self) -> str:
-        """Return the task, and what is unusual about all of its runs here."""
+        """The task, and whether runs were tested on a validation set or have stacked delays."""
         tested = ["tested on a validation set"] * (self.tested_on == "validation")
         return ", ".join([clean(self.task, 80), *tested, *["stacked delays"] * self.stacked])
 
     @property
     def presentation(self) -> Presentation:
-        """Figures, measures and words for its kind of task."""
+        """Measures and words for the task's kind."""
         return presentation(self.task_kind, self.tested_on)
 
     @cached_property
     def delays(self) -> tuple[float, ...]:
-        """Delays in seconds at which arms are compared; arms without delay join the comparison at each of them."""
+        """Delays, in seconds, at which arms are compared; arms without delay are compared at each of them."""
         delayed = [arm for arm in self.arms if not arm.undelayed]
         return tuple(sorted({delay for arm in delayed or self.arms for delay in arm.at}))
 
     @cached_property
     def references(self) -> tuple[Arm, ...]:
-        """Arms without delay, if others have one."""
+        """Arms without delay, if other arms have one."""
         return tuple(arm for arm in self.arms if arm.undelayed) if any(self.delays) else ()
 
     @cached_property
     def compared(self) -> tuple[Arm, ...]:
-        """Return all other arms."""
+        """All arms but the references."""
         return tuple(arm for arm in self.arms if arm not in self.references)
 
     @cached_property
     def all_runs(self) -> tuple[tuple[Arm, ArmAtDelay], ...]:
-        """Return each arm at each of its delays, arm by arm."""
+        """Each arm at each of its delays, arm by arm."""
         return tuple((arm, at_delay) for arm in self.arms for at_delay in arm.at.values())
 
     @property
     def counted_runs(self) -> list[Run]:
-        """Return all runs but repeats, arm by arm."""
+        """All runs but repeats, arm by arm."""
         return [run for _, at_delay in self.all_runs for run in at_delay.runs]
 
     @cached_property
     def decays(self) -> tuple[str, ...]:
-        """Return a sentence about each arm whose decay varies: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
-        found = []
+        """A sentence on each arm whose decay differs between delays: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
+        sentences = []
         for arm in (arm for arm in self.arms if "decay" in arm.following):
             delays: dict[str, list[str]] = defaultdict(list)
             for delay, at_delay in arm.at.items():
                 decay = at_delay.config.trace_config.options.get("decay")
                 delays["its default" if decay is None else f"{decay:g}"].append(f"{delay:g}")
             each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
-            found.append(f"{arm.label}: decay {'; '.join(each)}.")
-        return tuple(found)
+            sentences.append(f"{arm.label}: decay {'; '.join(each)}.")
+        return tuple(sentences)
 
     @cached_property
     def missing(self) -> list[str]:
-        """Names of arms and delays without any result, though the comparison has both: "cet5 at 8 s"."""
+        """Pairs of an arm and a delay without any result, as text: "cet5 at 8 s"."""
         wanted = [(arm, delay) for arm in self.compared for delay in self.delays]
         wanted += [(arm, delay) for arm in self.references for delay in arm.at]
         lacking = [(arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None]
         return [f"{arm.label} at {in_seconds(delay)}" for arm, delay in lacking]
 
     def estimate(self, arm: Arm, delay: float, measure: Measure | None = None) -> Estimate | None:
-        """Return the average over the seeds of an arm at a delay; None where there is no result.
+        """Return the average of a measure, by default the score, over the seeds of an arm at a delay in seconds.
 
-        The delay is in seconds; without a measure it is the score that is averaged.
+        It is None where there is no result.
         """
         measure = measure or self.presentation.score
         key = (arm.label, delay, measure.title)
@@ -177,14 +179,14 @@ class Comparison:
 
     @cached_property
     def pooled(self) -> dict[str, Estimate]:
-        """Return the averages over all delays of the arms that have one, by label; see `over_delays`."""
+        """Averages over all delays, by label, of the arms that have one; see `over_delays`."""
         return {arm.label: found for arm in self.compared if (found := self.over_delays(arm))}
 
     def over_delays(self, arm: Arm) -> Estimate | None:
-        """Return the average over the seeds of all delays, resampled within each.
+        """Return the average over all seeds at all delays; its interval is a bootstrap within each delay.
 
-        It is None unless the arm has results at every delay of the comparison, at least two, and of equally many
-        seeds at each, so that no delay weighs more than another.
+        It is None unless the comparison has at least two delays, and the arm has results of equally many seeds at
+        each of them, so that no delay has more weight than another.
         """
         if len(self.delays) < 2 or arm in self.references:
             return None
@@ -195,9 +197,9 @@ class Comparison:
         return estimate(strata, self.presentation.statistic)
 
     def best(self, arms: Sequence[Arm], most: int, delay: float | None = None) -> tuple[Arm, ...]:
-        """Return at most so many arms, those with the best scores, in the order they are given.
+        """Return the `most` arms with the best scores, in the given order.
 
-        They are compared at a delay in seconds, or by the mean over their delays.
+        Their scores are those at a delay in seconds, or the mean over their delays if it is None.
         """
         chosen = sorted(arms, key=lambda arm: self._rank(arm, delay))[:most]
         return tuple(arm for arm in arms if arm in chosen)
@@ -208,8 +210,8 @@ class Comparison:
         return sorted(arms, key=lambda arm: self._rank(arm, delay))
 
     def _rank(self, arm: Arm, delay: float | None) -> float:
-        found = [self.estimate(arm, each) for each in arm.at if delay in (None, each)]
-        centres = [each.centre for each in found if each]
+        estimates = [self.estimate(arm, each) for each in arm.at if delay in (None, each)]
+        centres = [each.centre for each in estimates if each]
         sign = -1 if self.presentation.score.higher_is_better else 1
         return sign * sum(centres) / len(centres) if centres else float("inf")
 
@@ -225,9 +227,9 @@ Values = tuple[Any, ...]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Comparison]:
-    """Group runs by task, in the order of the tasks' names; damaged runs are left out.
+    """Group runs into comparisons, sorted by task; damaged runs are left out.
 
-    Runs tested on other data, and runs with stacked delays, make comparisons of their own.
+    Runs of one comparison have the same task, are tested on the same data, and all or none have stacked delays.
     """
     groups: dict[tuple[str, str, bool], list[Run]] = defaultdict(list)
     for run in runs:
@@ -277,9 +279,9 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
 
 
 def _by_label(configurations: Mapping[Values, list[Run]]) -> dict[tuple[str, bool], dict[Values, list[Run]]]:
-    """Group configurations by their arm's label and by whether they have a delay.
+    """Group configurations by the label of their arm and by whether they have a delay.
 
-    Labels that differ only in a trace's decay become one, without the decay, where each delay has one decay only.
+    Labels that differ only in a trace's decay become one, without the decay, if there is one decay for each delay.
     """
     alike: dict[tuple[str, bool], list[tuple[str, Values]]] = defaultdict(list)
     for values, runs in configurations.items():
@@ -296,9 +298,9 @@ def _by_label(configurations: Mapping[Values, list[Run]]) -> dict[tuple[str, boo
 
 
 def _label(runs: list[Run], *, decay: bool = True) -> str:
-    """Return the name that a sweep gives to any of a configuration's runs, or else the usual one.
+    """Return the name that a sweep gives to one of a configuration's runs, or else the usual name.
 
-    `decay` tells whether that shows a trace's decay.
+    `decay` is whether the usual name includes the decay of a trace.
     """
     config = runs[0].config
     assert config is not None
@@ -306,7 +308,7 @@ def _label(runs: list[Run], *, decay: bool = True) -> str:
 
 
 def _unique_label(label: str, options: list[str], taken: Collection[str]) -> str:
-    """Add to a label the options that split its arm, or a number where that is too long or taken."""
+    """Return a label with the options that split its arm, or with a number if that is too long or taken."""
     unique = f"{label} ({', '.join(options)})" if options else label
     number = 1
     while len(unique) > LONGEST_LABEL or unique in taken:
@@ -316,7 +318,7 @@ def _unique_label(label: str, options: list[str], taken: Collection[str]) -> str
 
 
 def _splitting(configurations: list[Values]) -> list[int]:
-    """Return the places of as few options as it takes to tell configurations of the same delay apart."""
+    """Return the places of the first options that together tell all configurations of the same delay apart."""
     chosen: list[int] = []
     kinds = len({values[:1] for values in configurations})
     for place in range(1, len(configurations[0])):
@@ -328,7 +330,7 @@ def _splitting(configurations: list[Values]) -> list[int]:
 
 
 def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
-    """Choose one run for each seed: a finished one before others, then the first by path."""
+    """Choose one run for each seed: the first by path of those that are finished, or else of all."""
     ordered = sorted(runs, key=lambda run: (run.status != "finished", run.path))
     chosen: dict[int, Run] = {}
     for run in ordered:
@@ -339,15 +341,15 @@ def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
 
 
 def _order(config: RunConfig) -> Values:
-    """Return a sort key for arms: without delay first, then by what learns, then by trace and order."""
+    """Return a sort key for arms: those without delay first, then by agent or rule, then by trace and order."""
     trace = config.trace_config
     others = tuple(part for part in config.arm if part != trace.label)
-    kinds = [*TRACES, trace.kind]  # one of module:Class comes last
+    kinds = [*TRACES, trace.kind]  # a trace given as module:Class comes last
     return bool(config.delay), [_sortable(part) for part in others], kinds.index(trace.kind), trace.states
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Return a sort key for values of any type: None, numbers, then text, with numbers in it as numbers."""
+    """Return a sort key for values of any type: None, then numbers, then text, whose digits count as numbers."""
     if value is None:
         return 0, 0
     if isinstance(value, (bool, int, float)):

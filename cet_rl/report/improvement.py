@@ -1,8 +1,8 @@
-"""Estimate how probably a run of one arm beats a run of another.
+"""Estimate the probability that a run of one arm beats a run of another.
 
-The probability of improvement of Agarwal et al. (2021), "Deep reinforcement learning at the edge of the
-statistical precipice", with delays in the place of tasks: P(X > Y), the mean over delays of the share of pairs of
-runs, one of each arm at that delay, in which the first has the better score; a tie counts half.
+This is the probability of improvement P(X > Y) of Agarwal et al. (2021), "Deep reinforcement learning at the
+edge of the statistical precipice", with delays in place of tasks. At each delay it is the share of pairs of runs,
+one of arm X and one of arm Y, in which X has the better score; a tie counts half. P is the mean over delays.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, bootstrap_interval
 from cet_rl.report.text import counted
 
-MOST_ARMS = 12  # that are compared in pairs, the best ones
+MOST_ARMS = 12  # compared in pairs: the best ones
 
 
 @dataclass(frozen=True)
 class Improvement:
-    """Hold P(X > Y) of two arms by name, its interval, None with too few seeds, and over how many delays."""
+    """Hold P(X > Y) of two arms and its bootstrap interval."""
 
-    first: str
-    second: str
+    first: str  # label of X
+    second: str  # label of Y
     probability: float
-    low: float | None
+    low: float | None  # None with too few seeds
     high: float | None
-    delays: int
+    delays: int  # number of delays that it is the mean over
 
     @property
     def decided(self) -> bool:
@@ -41,19 +41,19 @@ class Improvement:
 
 
 def probability(first: Sequence[FloatArray], second: Sequence[FloatArray]) -> FloatArray:
-    """Return P(X > Y) from the scores of two arms at each of their delays, of shape (..., n), as shape (...)."""
+    """Return P(X > Y), of shape (...), from two arms' scores at each delay, of shape (..., runs)."""
     wins = []
     for x, y in zip(first, second, strict=True):
         beaten = [np.sign(x - y[..., place, None]).mean(-1) for place in range(y.shape[-1])]
         wins.append(0.5 + 0.5 * np.mean(beaten, axis=0))
-    found: FloatArray = np.mean(wins, axis=0)
-    return found
+    average: FloatArray = np.mean(wins, axis=0)
+    return average
 
 
 def improvement(comparison: Comparison, first: Arm, second: Arm, delay: float | None = None) -> Improvement | None:
-    """Return how probably the first arm is better, at one delay or over all that both have; None without a result.
+    """Return P(first > second) at one delay, or over all that both arms have; None without a result.
 
-    The interval is a stratified bootstrap: runs are drawn anew within each arm and delay.
+    The interval is that of a stratified bootstrap: runs are resampled within each arm and delay.
     """
     score = comparison.presentation.score
     shared = [each for each in first.at if each in second.at and delay in (None, each)]
@@ -77,7 +77,7 @@ def improvements(comparison: Comparison) -> list[Improvement]:
 
 
 def improvement_matrix(comparison: Comparison) -> list[drawing.Picture]:
-    """Draw the probability that a run of each arm beats one of each other; nothing for fewer than three arms."""
+    """Draw P(X > Y) for each pair of arms; no picture with fewer than three arms."""
     found = improvements(comparison)
     labels = list(dict.fromkeys(label for each in found for label in (each.first, each.second)))
     if (count := len(labels)) < 3:
@@ -97,10 +97,10 @@ def improvement_matrix(comparison: Comparison) -> list[drawing.Picture]:
     axes.set_xlabel("arm Y")
     axes.set_title(f"{comparison.title}: probability that X beats Y", fontsize=9)
     caption = (
-        f"Probability of improvement (Agarwal et al. 2021) in {comparison.presentation.score.title}: how probably "
-        "a run of the row's arm is better than one of the column's, mean over the delays that both have. Bold: "
-        "the whole 95 % interval, a bootstrap within each arm and delay, lies on one side of one half; none with "
-        f"fewer than {LEAST_SEEDS} seeds, and with few it is narrow."
+        f"Probability of improvement (Agarwal et al. 2021) in {comparison.presentation.score.title}: the "
+        "probability that a run of the row's arm is better than one of the column's, mean over the delays that "
+        "both have. Bold: the whole 95 % interval, of a bootstrap within each arm and delay, lies on one side of "
+        f"one half. There is no interval with fewer than {LEAST_SEEDS} seeds; with few seeds it is too narrow."
     )
     hidden = len(comparison.compared) - count
     caption += f" {counted(hidden, 'arm')} with worse scores, or none, not drawn." * bool(hidden)

@@ -1,4 +1,4 @@
-"""Kernels of the arms' traces, their states, and what they hold of a signal (paper, Figs. 1 and 2)."""
+"""Figures of the arms' traces: kernels, states, and responses to a signal (paper, Figs. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig
 
 MOST_PANELS = 3  # for delays: kernels of one trace look much alike at all of them
-POINTS = 300  # of a kernel, at most
+POINTS = 300  # most points of a kernel's line
 LENGTH = 3  # of a kernel, in delays
-PULSES = ((0.1, 0.3), (0.7, 1.3), (1.6, 1.7))  # of the signal that shows what traces hold, in delays
+PULSES = ((0.1, 0.3), (0.7, 1.3), (1.6, 1.7))  # beginning and end of each pulse of the signal, in delays
 SIGNAL_LENGTH = 4  # in delays
-LONGEST_DELAY = 20_000  # in steps; above it a kernel takes too long to compute
-MOST_STATES = 64  # of a trace that is drawn
+LONGEST_DELAY = 20_000  # in steps; a longer kernel takes too long to compute
+MOST_STATES = 64  # traces with more are not drawn
 
 Described = tuple[TraceConfig, int, float]
 """A trace, its delay in steps, and the seconds that a step stands for."""
 
 
 def kernels(comparison: Comparison) -> list[Picture]:
-    """Draw kernels, computed from configurations: a panel for each delay of a layer; nothing without traces."""
+    """Draw kernels, computed from configurations, a panel for each delay of a layer; no picture without traces."""
     traces = describe_traces(comparison)
     if not traces:
         return []
@@ -56,8 +56,8 @@ def kernels(comparison: Comparison) -> list[Picture]:
     label_outside(grid, "seconds before the credit arrives", "weight in the trace")
     legend(figure, lines, labels)
     caption = [
-        "Kernels of the arms' traces, computed from their configurations: how much each moment before the credit "
-        "arrives counts. Each is scaled to a largest value of one. Markers: peaks; dashed: the delay."
+        "Kernels of the arms' traces, computed from their configurations: the weight in the trace of each moment "
+        "before the credit arrives. Each is scaled to a maximum of one. Markers: peaks; dashed: the delay."
     ]
     caption += sentence("Not drawn", [f"{seconds:g} s" for seconds in traces if seconds not in shown])
     caption += sentence("Too long or too large to draw", refused)
@@ -65,9 +65,9 @@ def kernels(comparison: Comparison) -> list[Picture]:
 
 
 def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]:
-    """Return the traces of the arms by the delay of a layer, in seconds, and by name.
+    """Return the arms' traces by the delay of a layer, in seconds, and by name.
 
-    A trace has the name of the arm that uses it, or its own name where several arms do.
+    The name is that of the arm that uses the trace, or the trace's own if several arms use it.
     """
     traced = [
         (arm.label, at_delay.config)
@@ -92,7 +92,7 @@ def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]
 def _draw(
     axes: Axes, described: TraceConfig, delay: int, duration: float, look: Mapping[str, Any]
 ) -> Line2D | None:
-    """Draw one kernel; return its line, None if it cannot be drawn."""
+    """Draw one kernel and return its line, or None if it cannot be drawn."""
     found = _build(described, delay)
     if found is None:
         return None
@@ -103,23 +103,23 @@ def _draw(
 
 
 def _build(described: TraceConfig, delay: int) -> tuple[Trace, FloatArray, FloatArray] | None:
-    """Return the trace, and its kernel as `sampled_kernel` does; None if it cannot be drawn."""
+    """Return the trace, and lags and values of its kernel (`sampled_kernel`); None if it cannot be drawn."""
     if delay > LONGEST_DELAY or described.states > MOST_STATES:
         return None
     trace = described.build(delay)
     assert trace is not None
     try:
         lags, values = sampled_kernel(trace, delay)
-    except (ValueError, ArithmeticError):  # such as one that never forgets
+    except (ValueError, ArithmeticError):  # such as a kernel that never decays
         return None
     return (trace, lags, values) if np.isfinite(values).all() and values.max() > 0 else None
 
 
 def memory(comparison: Comparison) -> list[Picture]:
-    """Draw what a trace's states hold of one event, and what each trace makes of a signal; nothing without traces.
+    """Draw the states of a trace after one event, and the response of each trace to a signal (Figs. 1B and 2).
 
-    As Figs. 1B and 2 of the paper, for the longest delay at which there is a trace that can be drawn. The states
-    are those of the cascade with the most of them; without a cascade, of any trace.
+    The delay is the longest at which a trace can be drawn. The states are those of the cascade with most states,
+    or of another trace if there is no cascade. There is no picture without traces.
     """
     traces = describe_traces(comparison)
     drawable = (
@@ -141,8 +141,8 @@ def memory(comparison: Comparison) -> list[Picture]:
     delay, duration = described[labels[0]][1:]
     lines: dict[str, Line2D] = {}
     caption = [
-        f"At {seconds:g} s: a signal (grey), the same that much later (dashed), and what the arms' traces hold of "
-        "it, computed from their configurations and scaled to a largest value of one."
+        f"At {seconds:g} s: a signal (grey), the same signal that much later (dashed), and the response of each "
+        "arm's trace to it, computed from the configurations and scaled to a maximum of one."
     ]
     if shown is not None:
         lags, states = sampled_states(built[shown], delay)
@@ -151,25 +151,25 @@ def memory(comparison: Comparison) -> list[Picture]:
         grid[0].axvline(seconds, color=SOFT, linestyle="--", linewidth=0.8, zorder=0)
         grid[0].set_title(f"states of {shown}", fontsize=9)
         grid[0].set(xlabel="seconds after an event", ylabel="state")
-        caption.append("Left: what each state of a trace holds of one event, the first state palest.")
+        caption.append("Left: the states of a trace after one event, the first state palest.")
     times, signal = pulses(delay)
     grid[-1].fill_between(times * duration, signal, color=FAINT, linewidth=0)
     late = np.interp(times - delay, times, signal)
     grid[-1].plot(times * duration, late, color=SOFT, linestyle="--", linewidth=0.8)
     for label in labels:
-        held = filtered(signal, built[label])
-        look = {"label": label, "markevery": [int(held.argmax())], "markersize": 3.5, **looks_of[label]}
-        (lines[label],) = grid[-1].plot(times * duration, held / held.max(), **look)
-    grid[-1].set_title("a signal in each trace", fontsize=9)
-    grid[-1].set(xlabel="seconds", ylabel="what the trace holds")
+        response = filtered(signal, built[label])
+        look = {"label": label, "markevery": [int(response.argmax())], "markersize": 3.5, **looks_of[label]}
+        (lines[label],) = grid[-1].plot(times * duration, response / response.max(), **look)
+    grid[-1].set_title("response of each trace to a signal", fontsize=9)
+    grid[-1].set(xlabel="seconds", ylabel="output of the trace")
     legend(figure, lines, labels)
-    return [Picture("memory", figure, " ".join(caption), "What the arms' traces hold of a signal")]
+    return [Picture("memory", figure, " ".join(caption), "Responses of the arms' traces to a signal")]
 
 
 def sampled_states(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
-    """Return evenly spaced lags in steps up to `LENGTH` delays, (L,), and each state after an event, (n, L).
+    """Return evenly spaced lags up to `LENGTH` delays, in steps, (L,), and the n states after an event, (n, L).
 
-    The largest value of all states is one. The trace must have a transition.
+    They are scaled so that the largest value of all is one. The trace must have a transition.
     """
     transition = trace.transition()
     assert transition is not None
@@ -179,27 +179,27 @@ def sampled_states(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArr
     states = [transition.K]
     while len(states) <= length // stride:
         states.append(jump @ states[-1])
-    found = np.array(states).T
-    return np.arange(0.0, length + 1, stride), found / np.abs(found).max()
+    values = np.array(states).T
+    return np.arange(0.0, length + 1, stride), values / np.abs(values).max()
 
 
 def pulses(delay_steps: int) -> tuple[FloatArray, FloatArray]:
-    """Return the steps of `SIGNAL_LENGTH` delays, (T,), and a signal of the pulses `PULSES`, (T,)."""
+    """Return the times of a signal, in steps, (T,), and the signal, (T,): one within `PULSES`, else zero."""
     times = np.arange(float(max(SIGNAL_LENGTH * delay_steps, 10)))
     on = [(first * delay_steps <= times) & (times <= last * delay_steps) for first, last in PULSES]
     return times, np.any(on, axis=0).astype(float)
 
 
 def filtered(signal: FloatArray, trace: Trace) -> FloatArray:
-    """Return what the trace holds at each step of a signal, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, shape (T,)."""
+    """Return the output of the trace at each step of a signal, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, shape (T,)."""
     size, kernel = 2 * len(signal), trace.kernel_array(len(signal))
     return np.fft.irfft(np.fft.rfft(signal, size) * np.fft.rfft(kernel, size), size)[: len(signal)]
 
 
 def sampled_kernel(trace: Trace, delay_steps: int) -> tuple[FloatArray, FloatArray]:
-    """Return evenly spaced lags in steps, from zero to `LENGTH` delays, and the trace's kernel there.
+    """Return evenly spaced lags from zero to `LENGTH` delays, in steps, (L,), and the trace's kernel there, (L,).
 
-    For a trace that recalls a single step these are the two ends of a line at it.
+    For a kernel of a single lag these are the two ends of a vertical line at it.
     """
     first, last = trace.support
     if last == first + 1:

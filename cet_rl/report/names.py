@@ -1,4 +1,4 @@
-"""Name arms for figures and tables, and tell what their looks follow from."""
+"""Name arms for figures and tables, and identify what decides how they are drawn."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from cet_rl.runs.config import RunConfig
 from cet_rl.traces.registry import TraceConfig
 
 RULES = {"fixed-w": "fixed-W", "dni-b": "DNI(b)", "kernl": "KeRNL", "future-bptt": "future-facing BPTT"}
-"""Names of learning rules as people write them; those of other built-in rules are in capitals."""
+"""Usual spelling of learning rules; those of other built-in rules are in capitals."""
 
 WORDS = {
     **{"sb3-a2c": "A2C (SB3)", "sb3-ppo": "PPO (SB3)", "fa": "feedback alignment", "dfa": "direct feedback"},
     **{"random-lam": "random λ", "conv": "convolutional", "salient": "salience", "soma": "soma trace"},
     **{"random-feedback": "random feedback"},
 }
-"""Other parts of `RunConfig.arm`, as people write them."""
+"""Usual spelling of other parts of `RunConfig.arm`."""
 
 
 def arm_name(config: RunConfig, *, decay: bool = True) -> str:
-    """Return a configuration's name without its delay: "CET 10", "RFLO, optimal 10"; with the decay, if asked."""
+    """Return the name of a configuration without its delay, "RFLO, optimal 10", with or without the `decay`."""
     trace, rule = config.trace_config, getattr(config, "rule", "")
     shown = trace if decay else replace(trace, options={**trace.options, "decay": None})
     words = {**WORDS, rule: rule_name(rule), trace.label: shown.title}
@@ -28,12 +28,12 @@ def arm_name(config: RunConfig, *, decay: bool = True) -> str:
 
 
 def rule_name(rule: str) -> str:
-    """Return a learning rule's name as people write it: RFLO, DNI(b)."""
+    """Return the usual spelling of a learning rule: RFLO, DNI(b)."""
     return RULES.get(rule, rule if ":" in rule else rule.upper())
 
 
 def identity(config: RunConfig) -> Identity:
-    """Return what an arm's look follows from: its trace, if credit is delayed at synapses, or what else learns."""
+    """Return what decides the look of an arm: its rule without delay, its agent without traces, or its trace."""
     rule, agent = getattr(config, "rule", ""), getattr(config, "agent", "cet")
     if rule and not config.delay:
         return Identity(rule)
@@ -43,6 +43,6 @@ def identity(config: RunConfig) -> Identity:
 
 
 def identity_of(trace: TraceConfig) -> Identity:
-    """Return what a trace's look follows from."""
+    """Return what decides the look of a trace."""
     kind, built = trace.built
     return Identity(kind, getattr(built, "order", None))

@@ -1,7 +1,4 @@
-"""Writes a report: what stands on the page, and all figures, drawn by several processes where that helps.
-
-The page's tables, text and looks are in template.html.j2.
-"""
+"""Write a report: its page, whose layout is in template.html.j2, and its figures and tables as files."""
 
 from __future__ import annotations
 
@@ -48,15 +45,15 @@ FIGURES: tuple[Callable[[Comparison], list[Picture]], ...] = (
     kernels,
     memory,
 )
-"""Figures in the order of the page; each returns no picture where there is nothing to draw."""
+"""Figures in the order of the page; each returns no picture if there is nothing to draw."""
 
-MOST_PROCESSES = 4  # that draw; each takes some 200 MB
-MOST_FAILED = 8  # runs that are named in a section; the table of runs has them all
+MOST_PROCESSES = 4  # that draw figures; each takes some 200 MB
+MOST_FAILED = 8  # failed runs that are named in a section; the table of runs has all
 
 
 @dataclass(frozen=True)
 class Report:
-    """Hold the paths of the HTML file, of the pictures and tables beside it, and the runs that they are about."""
+    """Hold the paths of the HTML page and of the figures and tables beside it, and the runs that they show."""
 
     page: Path
     pictures: tuple[Path, ...]
@@ -75,13 +72,13 @@ def write_report(
     The same runs give the same files, byte for byte, with the same versions of matplotlib and Pillow.
 
     Args:
-        folders: run folders, or folders that hold some at any depth.
+        folders: run folders, folders that hold some at any depth, or CSV files of `cet-rl sweep --known`.
         out: folder to write to; None for the first of `folders`.
-        title: of the page; None for that of the sweep, or the name of the first folder.
-        figure_format: png, svg or pdf, of the figures beside the page. Tables are CSV and LaTeX files.
+        title: title of the page; None for that of the sweep, or the name of the first folder.
+        figure_format: format of the figures beside the page: png, svg or pdf.
 
     Raises:
-        ValueError: if there is no run folder in one of them, or no such format.
+        ValueError: if one of the folders holds no run, or the format is unknown.
         OSError: if the report cannot be written.
     """
     if not folders:
@@ -132,7 +129,7 @@ def write_report(
 
 
 def render(**content: object) -> str:
-    """Fill in the page's template; all text is escaped."""
+    """Return the page's template filled with the content; all text is escaped."""
     blocks: Any = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, **blocks)
@@ -143,7 +140,7 @@ def render(**content: object) -> str:
 
 
 def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return names for files: letters, digits, dots and dashes, unique whatever their case."""
+    """Return a file name for each comparison, of letters, digits, dots and dashes, unique whatever the case."""
     slugs: list[str] = []
     for comparison in comparisons:
         base = re.sub(r"[^A-Za-z0-9.]+", "-", comparison.title).strip("-.")[:60] or "task"
@@ -159,17 +156,17 @@ def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def draw_all(comparisons: Sequence[Comparison], form: Format = "png") -> list[list[Picture]]:
-    """Return the pictures of each comparison, the same ones however many processes draw."""
+    """Return the pictures of each comparison, drawn by several processes where that is safe and helps."""
     tasks = list(product(comparisons, FIGURES))
     processes = min(len(tasks), processors(), MOST_PROCESSES)
     drawn = None
-    # Forking is quick, but unsafe beside threads, such as those of torch.
+    # Forking is quick, but unsafe in a process with threads, such as those of torch.
     may_fork = sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
     if processes > 1 and may_fork and not multiprocessing.current_process().daemon:
         try:
             with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
                 drawn = list(pool.map(partial(draw, form=form), *zip(*tasks, strict=True)))
-        except BrokenProcessPool:  # one was killed, for its memory perhaps
+        except BrokenProcessPool:  # a process was killed, perhaps for its memory: draw all in this one
             pass
     drawn = drawn or [draw(*task, form) for task in tasks]
     of_each = zip(*[iter(drawn)] * len(FIGURES), strict=True)
@@ -186,7 +183,7 @@ def draw(comparison: Comparison, figure: Callable[[Comparison], list[Picture]], 
 
 
 def summarize(comparison: Comparison) -> list[tuple[float, Arm, Improvement | None]]:
-    """Return the best arm at each delay that has a result, and how probably it beats the next, if there is one."""
+    """Return each delay with a result, its best arm, and the probability that it beats the next, if any."""
     ranked = {delay: comparison.ranked(delay) for delay in comparison.delays}
     return [
         (delay, arms[0], improvement(comparison, arms[0], arms[1], delay) if len(arms) > 1 else None)
@@ -196,15 +193,15 @@ def summarize(comparison: Comparison) -> list[tuple[float, Arm, Improvement | No
 
 
 def _overview(runs: Sequence[Run]) -> str:
-    """Count the runs, by state."""
+    """Return the number of runs in each state as a sentence."""
     states = Counter(run.status for run in runs)
     meanings = {state: f" ({meaning})" * bool(meaning) for state, meaning in STATES.items()}
-    said = [f"{states[state]:,} {state}{meaning}" for state, meaning in meanings.items() if states[state]]
-    return f"{counted(len(runs), 'run')}: {'; '.join(said)}."
+    parts = [f"{states[state]:,} {state}{meaning}" for state, meaning in meanings.items() if states[state]]
+    return f"{counted(len(runs), 'run')}: {'; '.join(parts)}."
 
 
 def _versions(runs: Sequence[Run]) -> str:
-    """Say which versions the runs were made with: "torch 2.13.0, numpy 2.4.6 or 2.4.5"."""
+    """Return the versions that the runs were made with as a sentence: "torch 2.13.0, numpy 2.4.6 or 2.4.5"."""
     found: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for name, version in run.versions.items():
@@ -222,7 +219,7 @@ def _commands(comparison: Comparison) -> list[str]:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """Return sentences on what the comparison consists of, and what it lacks."""
+    """Return sentences on the runs of a comparison, and on what is missing."""
     runs = comparison.counted_runs
     states = Counter(run.status for run in runs)
     delays = ", ".join(f"{delay:g} s" for delay in sorted({each.delay for _, each in comparison.all_runs}))
@@ -255,13 +252,13 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 class ListedRun(NamedTuple):
-    """Hold a row of the table of all runs: a run, what it belongs to, a note, and a link relative to the page."""
+    """Hold a row of the table of all runs."""
 
     run: Run
-    comparison: Comparison | None
+    comparison: Comparison | None  # None for a damaged run
     arm: str
     note: str
-    link: str
+    link: str  # to its folder, relative to the page; "" without a folder
 
 
 def _listed(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path) -> list[ListedRun]:
@@ -277,8 +274,8 @@ def _listed(runs: Sequence[Run], comparisons: Sequence[Comparison], start: Path)
     for run in sorted(runs, key=lambda run: (run.path in repeats, order.get(run.path, 0), run.path)):
         own, of_arm = found.get(run.path, (None, None))
         label = of_arm.label if of_arm else clean(run.config.label, 60) if run.config else "–"
-        said = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
+        notes = ["repeats a run of the same seed; not counted"] * (run.path in repeats)
         link = "./" + quote(os.fsencode(os.path.relpath(run.path.resolve(), start.resolve())))
         link *= run.path.is_dir()
-        rows.append(ListedRun(run, own, label, "; ".join([*said, *filter(None, [run.problem])]), link))
+        rows.append(ListedRun(run, own, label, "; ".join([*notes, *filter(None, [run.problem])]), link))
     return rows

@@ -1,7 +1,4 @@
-"""Curves that runs have logged: drawn for figures of a user's own, and for reports.
-
-Learning curves and alignment over training (paper, Figs. 5 and 7 to 13).
-"""
+"""Draw learning curves and alignment of runs (paper, Figs. 5 and 7 to 13), for reports and your own figures."""
 
 from __future__ import annotations
 
@@ -24,16 +21,16 @@ from cet_rl.report.text import counted, in_seconds, sentence, span
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
 
-RETURN = RL.curve.key  # column of the return
+RETURN = RL.curve.key  # column of metrics.csv with the return
 
 POINTS = 100  # of the common grid on which the seeds of an arm are averaged
-BETWEEN = 15  # points of the grid from one marker of a curve to the next
-BINS = 8  # of the score when alignment is drawn over it
+BETWEEN = 15  # grid points from one marker of a curve to the next
+BINS = 8  # of the score, when alignment is drawn over it
 MOST_SEEDS_OF_A_RANGE = 5  # with more seeds the band is a standard error
-LOGARITHMIC = 30.0  # quotient of an axis' largest and smallest value from which on it is logarithmic
+LOGARITHMIC = 30.0  # least ratio of largest to smallest value for which an axis is logarithmic
 MOST_LAYERS = 9  # whose alignment is drawn
-MOST_DELAYS = 3  # whose alignment is drawn, the longest ones
-MOST_LAYERS_ABREAST = 5  # above which there is only room for one delay
+MOST_DELAYS = 3  # whose alignment is drawn: the longest ones
+MOST_LAYERS_ABREAST = 5  # with more layers there is only room for one delay
 
 Styles = Mapping[str, Mapping[str, Any]]
 """Keyword arguments of `Axes.plot` for each arm, such as label and color."""
@@ -41,19 +38,19 @@ Styles = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Curve:
-    """Hold what one run has logged."""
+    """Hold the logged columns of one run."""
 
-    arm: str  # of which the run is a seed
+    arm: str
     seed: int
-    columns: Mapping[str, FloatArray]  # of metrics.csv by name, all of one length, nan where a row has nothing
+    columns: Mapping[str, FloatArray]  # of metrics.csv by name, of equal length, nan where a row has no value
 
     def over(self, x: str, y: str) -> tuple[FloatArray, FloatArray]:
-        """Return two columns where both have values; empty arrays if either column is missing."""
+        """Return two columns at the rows in which both have values; empty arrays if one column is missing."""
         return logged(self.columns, x, y)
 
 
 def _by_arm(curves: Iterable[Curve], styles: Styles | None) -> Iterator[tuple[dict[str, Any], list[Curve]]]:
-    """Yield the style of each arm, and its curves, in the order in which arms are met."""
+    """Yield the style of each arm and its curves, in the order in which the arms first appear."""
     arms: dict[str, list[Curve]] = {}
     for curve in curves:
         arms.setdefault(curve.arm, []).append(curve)
@@ -70,11 +67,14 @@ def draw_curves(
     *,
     band: Literal["range", "error"] = "range",
 ) -> dict[str, Line2D]:
-    """Draw one line for each arm, the mean over its seeds, in a band; return the line of each arm by its label.
+    """Draw the mean over seeds of each arm as a line with a band, and return the lines by the arms' labels.
 
-    Seeds may have logged at other steps; nothing is drawn where only some of them have values. The column is one
-    of metrics.csv. The band is a "range" from the lowest seed to the highest, or an "error", a standard error of
-    the mean up and down.
+    Args:
+        axes: where to draw.
+        curves: the runs. Seeds may have logged at different steps; a line covers the steps that all of them cover.
+        column: name of a column of metrics.csv.
+        styles: how to draw each arm; by default as reports do.
+        band: "range" from the lowest seed to the highest, or "error", one standard error of the mean each way.
     """
     drawn: dict[str, Line2D] = {}
     for style, seeds in _by_arm(curves, styles):
@@ -106,9 +106,9 @@ def draw_alignment_over(
     *,
     factor: float = 1.0,
 ) -> dict[str, Line2D]:
-    """Draw the alignment of a layer over the score that went with it, as means in bins (paper, Figs. 7C-D, 8C-D).
+    """Draw the alignment of a layer over the score at the same step, as means in bins (paper, Figs. 7C-D, 8C-D).
 
-    The score is a column of metrics.csv, times `factor`; all else is as in `draw_curves`.
+    The score is a column of metrics.csv, times `factor`; other arguments and the result are as in `draw_curves`.
     """
     drawn = {}
     for style, seeds in _by_arm(curves, styles):
@@ -130,7 +130,7 @@ def draw_alignment_over(
 
 
 def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
-    """Draw the score's curve over training, a panel for each delay; nothing if nothing was logged."""
+    """Draw learning curves, a panel for each delay; no picture if no run has logged any."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
     delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
@@ -169,7 +169,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
-    """Return what an arm's runs at a delay have logged, without runs that have no value in these columns."""
+    """Return the curves of an arm's runs at a delay, without runs that have no value in any of the columns."""
     return [
         Curve(arm.label, run.config.seed, run.columns)
         for run in (arm.at[delay].drawn if delay in arm.at else ())
@@ -183,7 +183,7 @@ def _band(comparison: Comparison) -> Literal["range", "error"]:
 
 
 def _meaning(comparison: Comparison, band: str) -> str:
-    """Say what lines and bands are."""
+    """Return a sentence on what lines and bands show."""
     counts = {len(at_delay.drawn) for _, at_delay in comparison.all_runs if at_delay.drawn}
     if counts == {1}:
         return "One seed each."
@@ -196,25 +196,25 @@ def _left_out(
 ) -> list[str]:
     """Return sentences on what is not drawn, and on what has not finished."""
     repeated = any(arm in comparison.references for arm in drawn) and bool(delays)
-    found = ["Arms without delay are the same in each panel."] * repeated
-    found += sentence("Not drawn", [in_seconds(delay) for delay in delays if delay not in shown])
+    sentences = ["Arms without delay are the same in each panel."] * repeated
+    sentences += sentence("Not drawn", [in_seconds(delay) for delay in delays if delay not in shown])
     if hidden := len(comparison.arms) - len(drawn):
-        found.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
+        sentences.append(f"{counted(hidden, 'arm')} with worse scores, or none, not drawn.")
     partial = [
         f"{arm.label} at {in_seconds(at_delay.delay)}"
         for arm, at_delay in comparison.all_runs
         if arm in drawn and at_delay.drawn and not at_delay.finished
     ]
-    return found + sentence("Not finished, drawn as far as they are", partial)
+    return sentences + sentence("Not finished, drawn as far as they are", partial)
 
 
 def _limit(
     axes: Axes, curves: Sequence[Curve], presentation: Presentation, baselines: Sequence[float]
 ) -> tuple[bool, int]:
-    """Fit the axis to the values after the first share of each run, and to baselines, but not to diverging runs.
+    """Fit the y axis to baselines and to the values of each run after its beginning, without diverging runs.
 
     Returns:
-        Whether part of the beginning is left out, and how many runs go beyond the axis later.
+        Whether part of the beginning lies beyond the axis, and how many runs go beyond it later.
     """
     early: list[float] = []
     lows, highs = [], []
@@ -245,10 +245,10 @@ def _limit(
 
 
 def alignment(comparison: Comparison) -> list[drawing.Picture]:
-    """Draw the cosine between each layer's update and the true gradient; nothing if none was logged.
+    """Draw the cosine between each layer's update and the true gradient; no picture if none was logged.
 
-    There is a panel for each layer, and a row of them for each of the longest delays; one picture is over training
-    and, for kinds of tasks where that makes sense, another is over the score.
+    There is a column of panels for each layer, and a row for each of the longest delays. One picture is over
+    training; another is over the score, for kinds of tasks whose score rises.
     """
     logged = [delay for delay in comparison.delays if _layers(comparison, delay)]
     if not logged:

@@ -1,7 +1,7 @@
-"""Finds run folders and reads what is in them, whatever state they are in.
+"""Find run folders, and read runs in any state.
 
-Nothing that a folder names is imported or run. A file that cannot be read, or does not fit the others, makes its
-run a damaged one, with the reason; the other runs are read all the same.
+Nothing that a folder names is imported or executed. If a file cannot be read, or contradicts the others, its run
+is "damaged", with the reason; the other runs are read all the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cet_rl.sweeps.known import KnownRuns
 FloatArray = npt.NDArray[np.float64]
 
 ALIGNMENT = "credit/alignment/"
-"""Beginning of the names of alignment's columns in metrics.csv; a layer's name follows."""
+"""Prefix of the columns with alignment in metrics.csv; a layer's name follows."""
 
 STATES = {
     "finished": "",
@@ -39,60 +39,62 @@ STATES = {
     "waiting": "planned by a sweep, not started",
     "damaged": "a file cannot be read, or does not fit the others",
 }
-"""States of a run, each with its meaning where that is not obvious."""
+"""States of a run, each with its meaning, if that is not obvious."""
 
 MOST_ROWS = 1_000  # of a metrics.csv that are kept: more than a figure can show
-LARGEST_NUMBER = 1e15  # beyond which a score or a logged value counts as missing
+LARGEST_NUMBER = 1e15  # a larger logged value counts as missing, a larger score as damage
 
 
 @dataclass(frozen=True)
 class RunLocation:
-    """Locate a run, or one that a sweep plans."""
+    """Locate a run: in its folder, in the plan of a sweep, or in a CSV file of results."""
 
     path: Path  # run folder
     arm: str = ""  # name that a sweep gives the run in legends; "" for none
-    planned: Mapping[str, Any] | None = None  # configuration of a run that has no folder
-    summary: Mapping[str, Any] | None = None  # of one that a CSV knows instead; None if it has not started
-    sweep: str = ""  # title of the sweep that it belongs to; "" for none
+    planned: Mapping[str, Any] | None = None  # configuration of a run without a folder
+    summary: Mapping[str, Any] | None = None  # summary of a run without a folder; None if it has not started
+    sweep: str = ""  # title of its sweep; "" for none
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Hold what a run folder says; `columns` are of one length, nan where a row has nothing."""
+    """Hold the contents of a run folder."""
 
     path: Path
     status: str  # a key of `STATES`
-    problem: str = ""  # error of a failed run, why a run is damaged, or what is wrong with its metrics
-    task_kind: TaskKind | None = None  # None where the configuration cannot be read
-    config: RunConfig | None = None  # None likewise
+    problem: str = ""  # error of a failed run, why a run is damaged, or what is wrong with its metrics.csv
+    task_kind: TaskKind | None = None  # None if the configuration cannot be read
+    config: RunConfig | None = None  # None if it cannot be read
     arm: str = ""  # name that a sweep gives it, if that is not the usual one; "" for none
-    sweep: str = ""  # title of the sweep that it belongs to; "" for none
-    steps: int | None = None  # steps made; without a summary the last that was logged, None if there is none
+    sweep: str = ""  # title of its sweep; "" for none
+    steps: int | None = None  # steps made; without a summary the last logged step, None if there is none
     speed: float | None = None  # steps per second
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the summary
-    columns: Mapping[str, FloatArray] = field(default_factory=dict)  # steps, learning curve and alignment
-    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages it ran with
+    columns: Mapping[str, FloatArray] = field(
+        default_factory=dict
+    )  # steps, curve, alignment; equally long, nan: none
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that it ran with
 
     @property
     def tested_on(self) -> str:
-        """Return the data a run on images is tested on, test or validation; "" for other runs."""
+        """Data that a run on images is tested on, "test" or "validation"; "" for other runs."""
         return str(getattr(self.config, "held_out", ""))
 
 
 def read_runs(folders: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
-    """Read all runs at or below some folders; results and errors are as of `find_runs`."""
+    """Read all runs in some folders; return them, and a line on each unreadable sweep. Raises as `find_runs`."""
     locations, problems = find_runs(folders)
     return [read_run(location) for location in locations], problems
 
 
 def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation], list[str]]:
-    """Find the run folders at or below some folders, each once, and runs that sweeps there have not started.
+    """Find the run folders in some folders at any depth, each once, and the runs that sweeps have not started.
 
     A run folder has a config.yaml, or a summary.json whose config.yaml is lost. Folders whose names start with a
-    dot are left out; links are followed. In the place of a folder, a CSV of `cet-rl sweep --known` gives its rows.
+    dot are skipped; links are followed. A CSV file of `cet-rl sweep --known` stands for the runs in its rows.
 
-    Returns the runs in the order of their paths, and a line about each sweep that cannot be read. Raises
-    ValueError if one of the folders does not exist, or holds neither a run nor a sweep.
+    Returns the runs sorted by path, and a line about each sweep that cannot be read. Raises ValueError if one of
+    the folders does not exist, or holds neither a run nor a sweep.
     """
     found: dict[str, RunLocation] = {}
     problems: list[str] = []
@@ -106,7 +108,7 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
         for folder in sweeps:
             try:
                 locations = {**_jobs(folder, locations), **locations}
-            except Exception:  # a file that anybody may have edited can raise anything
+            except Exception:  # a damaged file can raise anything
                 why = "its sweep.yaml is damaged, edited, or of another version"
                 problems.append(f"Which runs {clean(folder)} still waits for is not known: {why}.")
         if not locations:
@@ -116,7 +118,7 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
 
 
 def _walk(root: Path) -> tuple[dict[str, RunLocation], list[Path]]:
-    """Return run folders by their real paths, and folders of sweeps."""
+    """Return the run folders below a folder, by their real paths, and the folders of sweeps."""
     seen: set[str] = set()
     locations: dict[str, RunLocation] = {}
     sweeps: list[Path] = []
@@ -135,30 +137,31 @@ def _walk(root: Path) -> tuple[dict[str, RunLocation], list[Path]]:
 
 
 def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocation]:
-    """Set the arms of a sweep's runs in `locations`; return the runs that it has not started."""
-    sweep = SweepFolder(folder)
+    """Add arms and titles to the runs of a sweep in `locations`; return the runs that it has not started."""
+    sweep_folder = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
-    whole = sweep.read()
-    for job in whole.jobs:
-        path = sweep.run_path(job.name)
+    sweep = sweep_folder.read()
+    for job in sweep.jobs:
+        path = sweep_folder.run_path(job.name)
         real = os.path.realpath(path)
         if os.path.dirname(real) != os.path.realpath(folder):
-            raise ValueError(f"{job.name} names no folder in the sweep's own")
+            raise ValueError(f"{job.name} is no folder within that of the sweep")
         if real in locations:
-            locations[real] = RunLocation(locations[real].path, job.arm, sweep=whole.title)
+            locations[real] = RunLocation(locations[real].path, job.arm, sweep=sweep.title)
         else:
-            planned[real] = RunLocation(path, job.arm, job.values, sweep.summary(job.name) or None, whole.title)
+            summary = sweep_folder.summary(job.name) or None
+            planned[real] = RunLocation(path, job.arm, job.values, summary, sweep.title)
     return planned
 
 
 def _rows(file: Path) -> Iterator[RunLocation]:
-    """Return the runs that a CSV of finished ones knows; ValueError if it is damaged."""
+    """Yield the runs in a CSV file of results; raise ValueError if it is damaged."""
     for run in KnownRuns(file).read():
         yield RunLocation(file / run.name, run.arm, run.options, run.summary)
 
 
 def read_run(location: RunLocation) -> Run:
-    """Read a run; one that cannot be read has the status "damaged", and nothing is raised."""
+    """Read a run. If that fails, its status is "damaged", and nothing is raised."""
     folder = RunFolder(location.path)
     source = folder.config_file if location.planned is None else folder.path.parent / "sweep.yaml"
     try:
@@ -171,7 +174,7 @@ def read_run(location: RunLocation) -> Run:
         kind = task_kind.config()
         config = kind(**check_values(values, source.name, kind))
         arm = "" if location.arm == config.label else clean(location.arm)
-    except Exception as error:  # a file that anybody may have edited can raise anything
+    except Exception as error:  # a damaged file can raise anything
         return Run(location.path, "damaged", _reason(source, error))
     run = Run(
         location.path, "unfinished", task_kind=task_kind, config=config, arm=arm, sweep=clean(location.sweep)
@@ -192,13 +195,13 @@ def read_run(location: RunLocation) -> Run:
             if run.steps is None and run.columns:
                 run = replace(run, steps=int(run.columns[MetricsTable.STEP][-1]))
     except Exception as error:
-        # The score is in the summary: such a run is used, without its curve.
+        # The score is in the summary: the run counts, without its curve.
         return replace(run, problem="; ".join(filter(None, [run.problem, _reason(folder.metrics_file, error)])))
     return run
 
 
 def _reason(file: Path, error: Exception) -> str:
-    """Say in one line why a file cannot be read, beginning with its name."""
+    """Return one line on why a file cannot be read, which begins with the file's name."""
     if isinstance(error, FileNotFoundError):
         return f"there is no {file.name}"
     text = str(error.strerror if isinstance(error, OSError) else error) or type(error).__name__
@@ -207,7 +210,7 @@ def _reason(file: Path, error: Exception) -> str:
 
 
 def _with_summary(run: Run, summary: object) -> Run:
-    """Return the run with what its summary says; ValueError if it is no summary, or that of another run."""
+    """Return the run with the contents of its summary; raise ValueError if it is not the summary of this run."""
     if not isinstance(summary, Mapping):
         raise ValueError("it holds no mapping of names to values")
     assert run.config is not None
@@ -237,14 +240,14 @@ def _finite(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{value!r} is no number")
     if not (math.isfinite(value) and abs(value) <= LARGEST_NUMBER):
-        raise ValueError(f"{value!r} is no finite number of a sensible size")
+        raise ValueError(f"{value!r} is not finite, or beyond {LARGEST_NUMBER:g}")
     return float(value)
 
 
 def _columns(file: Path, curve: str) -> dict[str, FloatArray]:
-    """Return the columns of metrics.csv for steps, the learning curve and alignment; {} before the first row.
+    """Return the columns of metrics.csv with steps, learning curve and alignment; {} if there is no row yet.
 
-    ValueError if it is no table, or its steps do not increase.
+    Raises ValueError if the file is no table, or its steps decrease.
     """
     wanted = (MetricsTable.STEP, curve)
     columns = read_columns(file, lambda name: name in wanted or name.startswith(ALIGNMENT), MOST_ROWS)
@@ -260,11 +263,11 @@ def _columns(file: Path, curve: str) -> dict[str, FloatArray]:
 
 
 def logged(columns: Mapping[str, FloatArray], x: str, y: str) -> tuple[FloatArray, FloatArray]:
-    """Return two columns where both have values; empty arrays if either is missing."""
-    nothing = np.empty(0)
-    a, b = columns.get(x, nothing), columns.get(y, nothing)
+    """Return two columns at the rows in which both have values; empty arrays if one column is missing."""
+    empty = np.empty(0)
+    a, b = columns.get(x, empty), columns.get(y, empty)
     if len(a) != len(b):
-        return nothing, nothing
+        return empty, empty
     both = np.isfinite(a) & np.isfinite(b)
     return a[both], b[both]
 
@@ -272,17 +275,17 @@ def logged(columns: Mapping[str, FloatArray], x: str, y: str) -> tuple[FloatArra
 def read_columns(
     file: str | os.PathLike[str], wanted: Callable[[str], bool] | None = None, most: int | None = None
 ) -> dict[str, FloatArray]:
-    """Return the columns of a metrics.csv by name, all of one length, nan where a row has nothing.
+    """Return the columns of a metrics.csv by name, of equal length, nan where a row has no value.
 
-    `wanted` says for a column's name whether it is read, None for all; `most` is how many rows are kept, evenly
-    spaced, None for all. Raises FileNotFoundError if there is no such file, ValueError if it is no table.
+    `wanted` tells from a column's name whether to read it; None reads all. `most` is the number of rows to keep,
+    evenly spaced; None keeps all. Raises FileNotFoundError if there is no such file, ValueError if it is no table.
     """
     try:
         with open(file, newline="", encoding="utf-8") as stream:
             header, *rows = csv.reader(stream.read().split("\n"))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    rows = [row for row in rows if len(row) == len(header)]  # one that is being written may be cut
+    rows = [row for row in rows if len(row) == len(header)]  # a row that is being written may be incomplete
     if most is not None and len(rows) > most:
         rows = [rows[place] for place in np.linspace(0, len(rows) - 1, most).astype(int)]
     if not rows:

@@ -1,4 +1,4 @@
-"""Scores of arms at delays: as numbers in coloured cells (paper, Figs. 3, 4, 13), and as points with intervals."""
+"""Figures of scores by arm and delay: coloured cells (paper, Figs. 3, 4, 13), and points with intervals."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate, Measure
 from cet_rl.report.text import in_seconds, listed, sentence, span
 
-MOST_ROWS = 60  # arms of a heatmap; the table has them all
-MOST_COLUMNS = 24  # delays of a heatmap
-MOST_POINTS = 40  # arms that are drawn as points
+MOST_ROWS = 60  # most arms in a heatmap; the table has all
+MOST_COLUMNS = 24  # most delays in a heatmap
+MOST_POINTS = 40  # most arms that are drawn as points
 
 # -------------------- heatmap
 
 
 def heatmap(comparison: Comparison) -> list[drawing.Picture]:
-    """Draw arms as rows and delays as columns; nothing unless there are two delays and a result.
+    """Draw scores as cells, arms by delays; no picture with fewer than two delays or without a result.
 
-    An arm without delay, where others have one, is a single cell across all columns. A cell without a result is
-    hatched. Below its score a cell has the standard deviation over its seeds, if there are several.
+    If some arms have a delay, those without are a single cell across all columns. A cell without a result is
+    hatched. A cell shows the average score and, with several seeds, the standard deviation over seeds.
     """
     delays, score = drawing.some_delays(comparison.delays, MOST_COLUMNS), comparison.presentation.score
     rows = (*comparison.references, *comparison.best(comparison.compared, MOST_ROWS))
@@ -68,7 +68,7 @@ def _cell(found: Estimate | None, score: Measure, *, counted: bool) -> str:
 
 
 def _subject(comparison: Comparison) -> str:
-    """Return the score's title and unit as a sentence begins: "Test accuracy (%)"."""
+    """Return the score's title and unit as the beginning of a sentence: "Test accuracy (%)"."""
     score = comparison.presentation.score
     return score.title[0].upper() + score.title[1:] + (f" ({score.unit})" if score.unit else "")
 
@@ -98,9 +98,9 @@ Mark = tuple[int, Estimate, FloatArray]
 
 
 def scores(comparison: Comparison) -> list[drawing.Picture]:
-    """Draw a panel for each delay, and one for all delays together; nothing without any result.
+    """Draw scores as points, in a panel for each delay and one for all delays; no picture without a result.
 
-    Arms without delay, where others have one, are drawn in each panel with hollow points.
+    If some arms have a delay, those without are drawn in each panel as hollow points.
     """
     rows = (*comparison.references, *comparison.best(comparison.compared, MOST_POINTS))
     rows = tuple(arm for arm in rows if any(comparison.estimate(arm, delay) for delay in arm.at))
@@ -145,14 +145,14 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
 
 
 def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Mark]:
-    """Return the marks of those arms, by their rows, that have a result at a delay."""
-    found = [(row, arm, comparison.estimate(arm, delay)) for row, arm in rows.items()]
+    """Return the marks of those arms, given by row, that have a result at a delay."""
+    estimates = [(row, arm, comparison.estimate(arm, delay)) for row, arm in rows.items()]
     score = comparison.presentation.score
-    return [(row, each, arm.at[delay].scores(score)) for row, arm, each in found if each]
+    return [(row, each, arm.at[delay].scores(score)) for row, arm, each in estimates if each]
 
 
 def _draw(axes: Axes, marks: Sequence[Mark], styles: Sequence[Mapping[str, Any]], hollow: Collection[int]) -> None:
-    """Draw marks in the looks of their rows, some hollow; as few artists as can be: each takes its time."""
+    """Draw marks in the styles of their rows; points of `hollow` rows are hollow. Few artists: each is slow."""
     for marker in dict.fromkeys(styles[row]["marker"] or "o" for row, _, _ in marks):
         alike = [mark for mark in marks if (styles[mark[0]]["marker"] or "o") == marker]
         colors = [styles[row]["color"] for row, _, _ in alike]
@@ -174,7 +174,7 @@ def _draw(axes: Axes, marks: Sequence[Mark], styles: Sequence[Mapping[str, Any]]
 
 
 def _limit(axes: Axes, marks: Sequence[Mark], lines: Sequence[float]) -> bool:
-    """Limit an axis of losses where a few diverge; return whether any lies beyond it."""
+    """Limit the x axis if a few losses diverge; return whether any lies beyond it."""
     losses = [loss for _, found, values in marks for loss in values.tolist() or [found.least, found.centre]]
     top = drawing.loss_limit(losses)
     if top is None:

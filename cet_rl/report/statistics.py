@@ -1,7 +1,7 @@
-"""The numbers that runs are compared on, their averages over seeds, and how sure one can be of these.
+"""The measures that runs are compared on, averages over seeds, their intervals, and tests of claims.
 
-After Agarwal et al. (2021), "Deep reinforcement learning at the edge of the statistical precipice": the
-interquartile mean, and percentile intervals of a bootstrap that draws within each stratum.
+Averages and intervals are those of Agarwal et al. (2021), "Deep reinforcement learning at the edge of the
+statistical precipice": the interquartile mean, and percentile intervals of a stratified bootstrap.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Statistic = Callable[[FloatArray], FloatArray]
 
 RESAMPLES = 2_000
 LEVEL = 0.95
-DRAWS, BATCH = 20_000, 1_000  # permutations where values are equal, and how many at a time
-LEAST_SEEDS = 3  # values per stratum below which no interval is given
+DRAWS, BATCH = 20_000, 1_000  # random permutations, if there are ties, and how many are drawn at a time
+LEAST_SEEDS = 3  # with fewer values in a stratum there is no interval
 
 # -------------------- averages and intervals
 
 
 def interquartile_mean(values: FloatArray) -> FloatArray:
-    """Return the mean over the last axis without the lowest and the highest quarter of values, rounded down.
+    """Return the mean over the last axis without its ⌊n/4⌋ lowest and highest values.
 
-    Values have shape (..., n), n at least 1; of fewer than four values it is their mean.
+    Values have shape (..., n), n at least 1; with fewer than four it is their mean.
     """
     count = values.shape[-1]
     cut = count // 4
@@ -52,7 +52,7 @@ def mean(values: FloatArray) -> FloatArray:
 def bootstrap_interval(
     samples: Sequence[FloatArray], statistic: Callable[[Sequence[FloatArray]], FloatArray]
 ) -> tuple[float, float]:
-    """Return the ends of a percentile interval from a bootstrap that draws within each sample, always the same.
+    """Return the ends of a percentile interval from a bootstrap within each sample, with fixed random numbers.
 
     Samples are the values of each stratum, of shape (n,); the statistic maps as many arrays of shape
     (resamples, n) to shape (resamples,).
@@ -66,25 +66,22 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class Estimate:
-    """Hold a statistic of some values, its bootstrap interval, their range and their standard deviation.
-
-    Interval and deviation are None where there are too few values.
-    """
+    """Hold a statistic of some values, its bootstrap interval, their range and their standard deviation."""
 
     centre: float
-    low: float | None
+    low: float | None  # None with too few values
     high: float | None
     count: int
     least: float
     most: float
-    deviation: float | None
+    deviation: float | None  # None with a single value
 
 
 def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_mean) -> Estimate:
     """Return a statistic of all values together, with a stratified bootstrap interval.
 
-    Strata, each of shape (n,), are resampled separately, such as the seeds at one delay; ValueError if there is
-    none, or an empty one.
+    Each stratum, of shape (n,), such as the seeds at one delay, is resampled by itself. Raises ValueError if there
+    is none, or an empty one.
     """
     if not strata or not all(len(stratum) for stratum in strata):
         raise ValueError("an estimate needs at least one value in each stratum")
@@ -97,17 +94,17 @@ def estimate(strata: Sequence[FloatArray], statistic: Statistic = interquartile_
     return Estimate(float(statistic(pooled)), low, high, len(pooled), least, most, deviation)
 
 
-# -------------------- tests of what is claimed
+# -------------------- tests of claims
 
 
 class Contrast(NamedTuple):
-    """Hold a weighted sum of means with its interval, and p-values against its being on one side of a bound."""
+    """Hold a weighted sum of means, its interval, and two p-values for its comparison with a bound."""
 
     centre: float
     low: float  # ends of the interval
     high: float
-    above: float  # p-value of the hypothesis that it is at most the bound: small if it is above
-    below: float  # that it is at least the bound
+    above: float  # p-value of the hypothesis that the sum is at most the bound: small if it is above
+    below: float  # p-value of the hypothesis that it is at least the bound
 
 
 def contrast(
@@ -115,11 +112,11 @@ def contrast(
 ) -> Contrast:
     """Compare a weighted sum of the samples' means with a bound by Student's t, with a two-sided interval.
 
-    Variances may differ (Welch), and the degrees of freedom are Satterthwaite's. Where no sample varies there is
-    no t: the p-value is the smallest that a permutation of so many values could have. Samples have shape (n,), n
-    at least 2; if paired, values at the same place belong together, and their weighted sums are tested.
+    Variances may differ (Welch), and the degrees of freedom are Satterthwaite's. If no sample varies, t does not
+    exist: the p-value is then the smallest that a permutation test of so many values can give. Samples have shape
+    (n,), n at least 2. If paired, values with the same index belong together, and their weighted sums are tested.
     """
-    from scipy.special import stdtr, stdtrit  # a tenth of a second, for reports without claims
+    from scipy.special import stdtr, stdtrit  # 0.1 s, not needed for reports without claims
 
     if paired:
         samples, weights = [np.asarray(weights) @ np.stack(list(samples))], [1.0]
@@ -137,23 +134,23 @@ def contrast(
 
 
 class Order(NamedTuple):
-    """Hold how often a value of a later sample exceeds one of an earlier sample, and p-values of its chance."""
+    """Hold the result of a test whether samples rise or fall from the first to the last."""
 
-    share: float  # of all such pairs, ties counted half: 0.5 where nothing is ordered
-    rising: float  # p-value against equal distributions, in favour of rising ones
-    falling: float
+    share: float  # of pairs of values of two samples in which the later sample's is larger; ties count half
+    rising: float  # p-value of equal distributions against rising ones
+    falling: float  # p-value of equal distributions against falling ones
 
 
 def order_test(samples: Sequence[FloatArray]) -> Order:
     """Test by permutations whether samples rise, or fall, from the first to the last (Jonckheere, Terpstra).
 
-    The p-values are exact: over all permutations, or over `DRAWS` of them, always the same, where values are
-    equal. Samples have shape (n,).
+    The p-values are exact, over all permutations. With ties they are those of `DRAWS` random permutations, which
+    are the same in every call. Samples have shape (n,).
     """
     values, arms = np.concatenate(samples), np.repeat(range(len(samples)), list(map(len, samples)))
     first, second = (arms[:, None] < arms).nonzero()
     signs = np.sign(values - values[:, None])
-    excess = float(signs[first, second].sum())  # pairs that rise, less those that fall
+    excess = float(signs[first, second].sum())  # pairs that rise minus pairs that fall
     share = (1 + excess / len(first)) / 2
     if len({*values}) == len(values):
         tails, pairs = _order_tails(tuple(map(len, samples))), round((len(first) + excess) / 2)
@@ -169,12 +166,12 @@ def order_test(samples: Sequence[FloatArray]) -> Order:
 
 @cache
 def _order_tails(counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Return the probability that at least 0, 1, 2, … pairs are in order, if all permutations are as probable.
+    """Return the probabilities that at least 0, 1, 2, … pairs rise if all permutations are equally probable.
 
     The numbers of permutations are the coefficients of the q-multinomial of the counts.
     """
     size = sum(first * second for first, second in combinations(counts, 2)) + 1
-    ways = np.array([1] + [0] * (size - 1), dtype=object)  # whole numbers of any size
+    ways = np.array([1] + [0] * (size - 1), dtype=object)  # Python's integers do not overflow
     before = 0
     for count in counts:
         for place in range(1, count + 1):
@@ -188,7 +185,7 @@ def _order_tails(counts: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values so corrected that any of them is below a level by chance no more often than that (Holm)."""
+    """Return p-values with Holm's correction: the chance that any falls below a level is at most that level."""
     order = np.argsort(p_values, kind="stable")
     scaled = np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
     corrected = np.empty(len(p_values))
@@ -196,21 +193,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-# -------------------- what runs are compared on
+# -------------------- measures
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Reduce a run to one number that says how well, how fast or how truly it has learned."""
+    """Reduce a run to one number, such as its score."""
 
-    title: str  # the number's name
-    value: Callable[[Run], float | None]  # the number in the unit that is shown; None for a run without it
+    title: str
+    value: Callable[[Run], float | None]  # the number in `unit`; None for a run without it
     digits: int = 1  # decimals that are shown
     unit: str = ""
     higher_is_better: bool = True
 
     def among(self, runs: Sequence[Run]) -> Callable[[Run], float | None]:
-        """Return the function that measures one of the runs that are compared."""
+        """Return the function that measures each of the compared runs; here it does not depend on the others."""
         return self.value
 
     def show(self, value: float | None) -> str:
@@ -219,12 +216,12 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Title and unit for a table: "test accuracy, %"."""
+        """Title and unit: "test accuracy, %"."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
 def measure_of(score: Score) -> Measure:
-    """Return the measure that reads a score of a kind of task from a run's summary, shares as percentages."""
+    """Return the measure that reads a score from a run's summary; shares become percentages."""
     factor, unit, digits = (100, "%", score.digits - 2) if score.percent else (1, "", score.digits)
 
     def value(run: Run) -> float | None:
@@ -235,29 +232,29 @@ def measure_of(score: Score) -> Measure:
 
 @dataclass(frozen=True)
 class Presentation:
-    """Say what is drawn and tabulated for a kind of task."""
+    """Define what is drawn and tabulated for a kind of task."""
 
     scores: tuple[Measure, ...]  # of a run; arms are compared on the first
     curve: str  # column of metrics.csv that is drawn over training
     curve_title: str
     curve_factor: float  # from the column's numbers to those shown
-    over_score: str | None  # what the curve shows, in one word, where alignment is drawn over it as well
+    over_score: str | None  # word for the curve's score if alignment is also drawn over it, else None
     steps: str  # name of a run's steps
     statistic: Statistic  # average over seeds
     statistic_title: str
-    settling: float  # share of a run whose values do not decide how much of the curves' axis is shown
+    settling: float  # first share of a run, whose values do not count for the limits of the curves' axis
 
     @property
     def score(self) -> Measure:
-        """Return the measure that arms are compared on."""
+        """The measure that arms are compared on."""
         return self.scores[0]
 
 
 @cache
 def presentation(task_kind: TaskKind, tested_on: str = "") -> Presentation:
-    """Return what is shown of a kind of task whose images, if any, are tested on "test" or "validation" data."""
+    """Return the presentation of a kind of task; `tested_on` is "test" or "validation" for images, else ""."""
     curve = task_kind.curve.on(tested_on)
-    returns = task_kind.name == RL.name  # not the same object where another process draws
+    returns = task_kind.name == RL.name  # in a process that draws, `task_kind` is a copy of `RL`
     return Presentation(
         scores=tuple(measure_of(score.on(tested_on)) for score in task_kind.scores),
         curve=curve.key,
@@ -272,6 +269,6 @@ def presentation(task_kind: TaskKind, tested_on: str = "") -> Presentation:
 
 
 def presentation_of(run: Run) -> Presentation:
-    """Return what is shown of a run's kind of task."""
+    """Return the presentation of a run's kind of task."""
     assert run.task_kind is not None
     return presentation(run.task_kind, run.tested_on)

@@ -1,4 +1,4 @@
-"""Tables of a report as files: the results of each arm and delay, and the pairs of arms, as CSV and as LaTeX."""
+"""Tables of a report as CSV and LaTeX files: results by arm and delay, and comparisons of pairs of arms."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$"},
     **{"×": r"$\times$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "−": "$-$"},
-    **{"[": "{[}", "]": "{]}"},  # a bracket at the start of a row would belong to the end of the one before
+    **{
+        "[": "{[}",
+        "]": "{]}",
+    },  # a bracket at the start of a row would be read as an argument of the last row's end
 }
-"""LaTeX for characters that it takes for something else, or may lack in a font."""
+"""LaTeX for characters that are special there, or that fonts may lack."""
 
 
 def all_tables(comparison: Comparison) -> dict[str, str]:
-    """Return the tables by the ends of their files' names; none without a result, no pairs of a single arm."""
+    """Return the tables by the ends of their file names; none without a result, none of pairs with one arm."""
     if not any(comparison.estimate(arm, at.delay) for arm, at in comparison.all_runs):
         return {}
     found = {"results.csv": results_csv(comparison), "results.tex": results_tex(comparison)}
@@ -31,7 +34,7 @@ def all_tables(comparison: Comparison) -> dict[str, str]:
 
 
 def results_csv(comparison: Comparison) -> str:
-    """Return a row for each arm and delay: count, average, interval, range and other scores, unrounded."""
+    """Return a CSV table with a row for each arm and delay: count, average, interval, range and other scores."""
     score, *others = comparison.presentation.scores
     heads = ["arm", "delay in s", "n", score.heading, "interval from", "interval to", "lowest", "highest"]
     rows = []
@@ -47,16 +50,16 @@ def results_csv(comparison: Comparison) -> str:
 
 
 def improvement_csv(found: Sequence[Improvement]) -> str:
-    """Return a row for each pair of arms: the probability that a run of the first beats one of the second."""
+    """Return a CSV table with P(X > Y) and its interval for each pair of arms."""
     heads = ["arm X", "arm Y", "P(X > Y)", "interval from", "interval to", "delays"]
     return _csv(heads, map(astuple, found))
 
 
 def results_tex(comparison: Comparison) -> str:
-    r"""Return a LaTeX table, arms by delays, to be read by \input; it needs the package booktabs.
+    r"""Return a LaTeX table, arms by delays, for \input; it needs the package booktabs.
 
-    A cell is the average over seeds with its interval in small print. The best of each delay is bold; what is
-    compared with, no delay or perfect memory, is not among those.
+    A cell is the average over seeds with its interval in small print. The best arm at each delay is bold, among
+    those with a delay and without perfect memory.
     """
     shows, score = comparison.presentation, comparison.presentation.score
     delays = comparison.delays
@@ -81,7 +84,7 @@ def results_tex(comparison: Comparison) -> str:
 
 
 def escape(text: str) -> str:
-    """Return a text that LaTeX prints as it is."""
+    """Return a text with LaTeX's special characters escaped."""
     return "".join(ESCAPES.get(character, character) for character in text)
 
 

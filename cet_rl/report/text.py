@@ -1,4 +1,4 @@
-"""Text from run folders, made fit for a page or a figure, and numbers as text."""
+"""Format texts from run folders, numbers and lists for the page and the figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LONGEST = 300  # characters of a text from a run folder that are shown
 
 
 def clean(text: object, longest: int = LONGEST) -> str:
-    """Return one printable line: control characters are replaced, and a long line is cut.
+    """Return a text as one printable line of at most `longest` characters, with control characters replaced.
 
-    Nothing is escaped for HTML; the page's template does that.
+    It is not escaped for HTML: the page's template does that.
     """
     line = " ".join(str(text).split())
     line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
@@ -30,12 +30,12 @@ def number(value: float | None, digits: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: "1 run", "3 runs"."""
+    """Format a count with its noun: "1 run", "3 runs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(items: list[str], most: int = 12) -> str:
-    """Join items with commas; beyond `most` of them, say how many more there are."""
+    """Join items with commas; after `most` of them add how many more there are."""
     shown = ", ".join(items[:most])
     return f"{shown} and {len(items) - most:,} more" if len(items) > most else shown
 
