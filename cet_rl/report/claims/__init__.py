@@ -1,8 +1,9 @@
-"""Claims: what the papers say comes out, and what finished runs say about it.
+"""Claims of the papers and of this project, and verdicts on them by finished runs.
 
-claims.yaml     the claims; a new one is an entry of it
-model.py        a claim, its arms and its checks, and what is measured on each run
-judging.py      from runs to verdicts, and verdicts as text
+claims.yaml     the claims; add an entry for a new one
+model.py        measures, arms, checks and claims
+exact.py        claims that are computed from the code, without runs
+judging.py      verdicts by runs, and verdicts as text
 
     from cet_rl.report.claims import examine_folders
 

@@ -1,6 +1,6 @@
-"""Claims that mathematics or a small network decides, computed from the code whenever they are reported.
+"""Claims that need no runs: mathematics or a small network decides them each time they are reported.
 
-Each function takes the options that claims.yaml gives it, and returns whether what is claimed is so, with numbers.
+Each function takes the options in claims.yaml, and returns whether the claim is true, and numbers as text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Answer = tuple[bool, str]
 TRACES: dict[str, Callable[[int, int], Trace]] = {
     **{"CET": CET, "SharpCET": SharpCET, "Legendre": Legendre, "optimal": Optimal}
 }
-"""Traces of n states for a delay of D steps, by rising share of energy at the delay."""
+"""Traces of n states for a delay of D steps, in the order of their share of energy at the delay."""
 
-ROUNDING = 1e-9  # up to which shares and gradients count as equal
+ROUNDING = 1e-9  # shares and gradients that differ by less count as equal
 
 
 def _listed(values: Mapping[str, float], digits: int = 3) -> str:
@@ -36,7 +36,7 @@ def _listed(values: Mapping[str, float], digits: int = 3) -> str:
 
 
 def narrowing(delay: int, orders: Sequence[int]) -> Answer:
-    """Tell whether cascades of more and more states peak at the delay, each narrower than the one before."""
+    """Tell whether all cascades peak at the delay, and each is narrower than the one before of lower order."""
     kernels = {f"{order} states": CET(order, delay).kernel_array(10 * delay) for order in orders}
     widths = {name: float((kernel >= kernel.max() / 2).sum()) for name, kernel in kernels.items()}
     peaks = {int(kernel.argmax()) for kernel in kernels.values()}
@@ -45,38 +45,38 @@ def narrowing(delay: int, orders: Sequence[int]) -> Answer:
 
 
 def recent_weight(delay: int, order: int) -> Answer:
-    """Tell whether, half the delay ago, LTP - LTD keeps over half of its peak at the delay, and a cascade less."""
+    """Tell whether at half the delay LTP - LTD's kernel is above half its peak, and that of a cascade below."""
     traces = {"ET": ET.from_delay(delay), "LTP - LTD": LTPLTD(delay), f"CET {order}": CET(order, delay)}
     kernels = {name: trace.kernel_array(10 * delay) for name, trace in traces.items()}
     recent = {name: float(kernel[delay // 2] / kernel.max()) for name, kernel in kernels.items()}
     peaks = {name: int(kernel.argmax()) for name, kernel in kernels.items()}
     _, both, cascade = recent.values()
-    said = f"peak at {_listed(peaks, 0)} steps; share of it at {delay // 2}: {_listed(recent)}"
-    return list(peaks.values()) == [0, delay, delay] and both > 0.5 > cascade, said
+    numbers = f"peak at {_listed(peaks, 0)} steps; share of it at {delay // 2}: {_listed(recent)}"
+    return list(peaks.values()) == [0, delay, delay] and both > 0.5 > cascade, numbers
 
 
 def bounded(states: Sequence[int], delays: Sequence[int]) -> Answer:
     """Tell whether no trace of n states has more than n / (D + 1) of its energy at the delay."""
     grid = list(product(states, delays))
-    used = {
+    largest = {
         name: max((kind(*at).sharpness or 0) / (kind(*at).bound or 1) for at in grid)
         for name, kind in TRACES.items()
     }
-    return max(used.values()) <= 1 + ROUNDING, f"largest share of the bound: {_listed(used)}"
+    return max(largest.values()) <= 1 + ROUNDING, f"largest share of the bound: {_listed(largest)}"
 
 
 def ranked(states: Sequence[int], delays: Sequence[int]) -> Answer:
-    """Tell whether the share of energy at the delay never falls along `TRACES`."""
-    holds, said = True, []
+    """Tell whether the share of energy at the delay never falls from trace to trace in `TRACES`."""
+    holds, numbers = True, []
     for n, delay in product(states, delays):
         shares = {name: kind(n, delay).sharpness or 0.0 for name, kind in TRACES.items()}
         holds &= all(first <= second + ROUNDING for first, second in pairwise(shares.values()))
-        said.append(f"{n} states, {delay} steps: {_listed(shares)}")
-    return holds, "; ".join(said)
+        numbers.append(f"{n} states, {delay} steps: {_listed(shares)}")
+    return holds, "; ".join(numbers)
 
 
 def forgiving(states: int, delay: int, tolerance: float) -> Answer:
-    """Tell whether a tolerance helps at the ends of its window, and costs only part of the lead at the delay."""
+    """Tell whether a tolerance raises the share at the ends of its window, and keeps it above Legendre's at D."""
     tolerant = Optimal(states, delay, tolerance=tolerance)
     traces = {"tolerant": tolerant, "optimal": Optimal(states, delay), "Legendre": Legendre(states, delay)}
     early, middle, late = (
@@ -97,24 +97,24 @@ def _audit(rule: str) -> Audit:
 
 
 def failing(**criteria: Sequence[str]) -> Answer:
-    """Tell whether rules fail these criteria of the audit, and none if none is given."""
-    found = {rule: [each.criterion for each in _audit(rule).verdicts if not each.passes] for rule in criteria}
+    """Tell whether rules fail the given criteria of the audit; a rule without criteria must fail none."""
+    failed = {rule: [each.criterion for each in _audit(rule).verdicts if not each.passes] for rule in criteria}
     holds = all(
-        set(wanted) <= set(found[rule]) if wanted else not found[rule] for rule, wanted in criteria.items()
+        set(wanted) <= set(failed[rule]) if wanted else not failed[rule] for rule, wanted in criteria.items()
     )
-    said = [f"{rule} fails {' and '.join(failed) or 'none'}" for rule, failed in found.items()]
-    return holds, "; ".join(said)
+    numbers = [f"{rule} fails {' and '.join(names) or 'none'}" for rule, names in failed.items()]
+    return holds, "; ".join(numbers)
 
 
 def memory(**degrees: int) -> Answer:
-    """Tell whether the numbers that rules keep grow with these powers of the network's size."""
+    """Tell whether the memory of rules grows with the given powers of the number of units."""
     orders = {rule: _audit(rule).memory for rule in degrees}
     holds = all(order is not None and order.degree == degrees[rule] for rule, order in orders.items())
     return holds, ", ".join(f"{rule} {order}" for rule, order in orders.items())
 
 
 def unbiased(rules: Sequence[str], steps: int = 4) -> Answer:
-    """Tell whether the mean of rules' gradients over all random signs is that of RTRL, at each of a few steps."""
+    """Tell whether the mean of a rule's gradients over all random signs equals RTRL's at each of a few steps."""
     cell = RNNCell(2, 1, 2)
     moments = play(cell, find_rule("rtrl").kind(cell), steps)[0]
     signs = torch.tensor([*product((-1.0, 1.0), repeat=2 * steps)], dtype=torch.float64).view(-1, steps, 2)
@@ -139,7 +139,7 @@ def unbiased(rules: Sequence[str], steps: int = 4) -> Answer:
 
 
 def learned_jacobian(units: int, steps: int) -> Answer:
-    """Tell whether the Jacobian of DNI(b) predicts rates better than the leak, and carries credit the true way."""
+    """Tell whether DNI(b)'s Jacobian predicts rates better than the leak, and its credit aligns with the true."""
     cell = RNNCell(units, 2, 2)
     moments, states = play(cell, find_rule("dni-b").kind(cell), steps)
     late = moments[-steps // 3 :]
@@ -156,8 +156,8 @@ def learned_jacobian(units: int, steps: int) -> Answer:
     aligned = {
         name: float(torch.cosine_similarity(credit @ m, credit @ true, dim=2).mean()) for name, m in maps.items()
     }
-    said = f"share of rates not predicted: {_listed(missed)}; cosine of the credit carried: {_listed(aligned)}"
-    return missed["learned"] < missed["leak alone"] and aligned["learned"] > 0, said
+    numbers = f"share of rates not predicted: {_listed(missed)}; cosine of the credit carried: {_listed(aligned)}"
+    return missed["learned"] < missed["leak alone"] and aligned["learned"] > 0, numbers
 
 
 EXACT: dict[str, Callable[..., Answer]] = {
@@ -167,4 +167,4 @@ EXACT: dict[str, Callable[..., Answer]] = {
         *(failing, memory, unbiased, learned_jacobian),
     )
 }
-"""The functions by the name that claims.yaml has for them."""
+"""The functions by their names in claims.yaml."""

@@ -1,9 +1,9 @@
-"""Judges claims by runs, and writes the verdicts.
+"""Judge claims by runs, and write the verdicts.
 
-Only finished runs count. Runs of a task are compared within one setting: the values of all options but those that
-the claim's filters name or that the claim leaves free. So runs of different budgets, step durations or networks
-are never mixed. Where there are several settings, that counts in which most arms have enough seeds, and of several
-of these the one with the largest budget.
+Only finished runs count. Runs of a task are compared only if they have the same setting: the values of all options
+but those that the claim's filters name or that the claim leaves free. So runs of different budgets, step
+durations or networks are never mixed. Of several settings the one in which most arms have enough seeds counts, and
+of several such settings the one with the largest budget.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ReadRun = tuple[RunConfig, Run]
-"""A run, after its configuration."""
+"""A run's configuration, and the run."""
 
 Chosen = Mapping[str, Mapping[int, ReadRun]]
-"""The runs that count for each arm, by its name and the seed."""
+"""The runs that count, by the arm's name and the seed."""
 
 Verdict = Literal["supported", "contradicted", "undecided", "not run"]
 
 NO_SETTING = {"seed", "delay", "trace", "order"}.union(
     *map(options_marked, (Mark.MACHINE, Mark.NEUTRAL, Mark.CHOSEN))
 )
-"""Options that make no setting: seeds, what arms differ in, and what changes no score."""
+"""Options that are no part of a setting: seed, what arms differ in, and what changes no score."""
 
-MOST_CHECKS = 3  # of a claim whose numbers are shown, those with the largest p-values
+MOST_CHECKS = 3  # checks of a claim whose numbers are shown: those with the largest p-values
 
 METHOD = (
     f"Supported: chance alone would bring it about in less than {ALPHA:.1%} of cases; contradicted: the same of "
@@ -60,33 +60,35 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold what runs, or the code alone, say about a claim."""
+    """Hold the verdict on a claim, and the numbers behind it."""
 
     claim: PaperClaim
     verdict: Verdict = "not run"
-    results: tuple[CheckResult, ...] = ()  # of the checks for which there were enough runs
-    lacking: tuple[str, ...] = ()  # what was missing for the others, as text
+    results: tuple[CheckResult, ...] = ()  # of the checks with enough runs
+    lacking: tuple[str, ...] = ()  # what the other checks need, as text
     steps: tuple[int, ...] = ()  # budgets of the runs
     folders: tuple[str, ...] = ()  # names of the folders that hold the runs
-    seeds: tuple[int, ...] = ()  # of the runs that were compared
-    elsewhere: tuple[int, ...] = ()  # budgets of other settings that have runs of the claim
-    failed: int = 0  # runs of the claim's arms that ended with an error, as diverging ones do; they are left out
+    seeds: tuple[int, ...] = ()  # seeds of the compared runs
+    elsewhere: tuple[int, ...] = ()  # budgets of other settings with runs of the claim
+    failed: int = 0  # number of runs of the claim's arms that failed, as by divergence; they are left out
     computed: str = ""  # the numbers of a claim that needs no runs
-    p_value: float | None = None  # corrected, of what the verdict says, or of the claim; None without
+    p_value: float | None = (
+        None  # corrected, for the opposite if contradicted, else for the claim; None if untested
+    )
 
     @property
     def supports(self) -> float:
-        """Return the p-value of the claim, not corrected: that of its weakest check."""
+        """The p-value for the claim, not corrected: that of its weakest check."""
         return max((result.supports for result in self.results), default=1.0)
 
     @property
     def contradicts(self) -> float:
-        """Return the p-value of its opposite, not corrected: that of the check that speaks most against it."""
+        """The p-value for the opposite, not corrected: the smallest of all checks, times their number."""
         return min((len(self.results) * result.contradicts for result in self.results), default=1.0)
 
     @property
     def numbers(self) -> str:
-        """Return the numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
+        """The numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
         shown = sorted(self.results, key=lambda result: result.supports, reverse=True)[:MOST_CHECKS]
         means: dict[str, dict[str, str]] = defaultdict(dict)
         for result in shown:
@@ -112,7 +114,7 @@ class Finding:
 
     @property
     def seeds_shown(self) -> str:
-        """Number of seeds of each arm, and the seeds: "3 (0–2)", "3 to 5 (0, 2, 7)"; "–" if none was compared."""
+        """Number of seeds of each arm, and the seeds: "3 (0–2)", "3 to 5 (0, 2, 7)"; "–" if no check was made."""
         counts = [len(values) for result in self.results for values in result.samples]
         if not counts:
             return "–"
@@ -122,7 +124,7 @@ class Finding:
 
     @property
     def statistic(self) -> str:
-        """Return how it was tested: "Welch's t", "paired t", "Jonckheere-Terpstra", "exact"."""
+        """The tests of the checks: "Welch's t", "paired t", "Jonckheere-Terpstra", "exact"."""
         if self.claim.exact:
             return "exact"
         student = "paired t" if self.claim.paired else "Welch's t"
@@ -138,16 +140,16 @@ class Finding:
 def examine_folders(
     folders: Sequence[str | os.PathLike[str]], claims: Iterable[PaperClaim] = CLAIMS
 ) -> tuple[Finding, ...]:
-    """Judge each claim by the runs in some folders, at any depth, in the claims' order.
+    """Judge each claim, in the given order, by the runs in some folders at any depth.
 
-    ValueError if there is no run folder in one of them.
+    Raises ValueError if there is no run folder in one of them.
     """
     runs, _ = read_runs(folders)
     return examine(runs, claims)
 
 
 def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple[Finding, ...]:
-    """Judge each claim by runs that have been read, in the claims' order, p-values corrected for all of them."""
+    """Judge each claim by runs, in the given order; p-values are corrected for the number of claims tested."""
     read = [(run.config, run) for run in runs if run.config is not None]
     found = [_examine(claim, read) for claim in claims]
     tested = [place for place, each in enumerate(found) if each.results]
@@ -163,7 +165,7 @@ def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple
 
 
 def _examine(claim: PaperClaim, runs: Sequence[ReadRun]) -> Finding:
-    """Evaluate the checks of a claim, for each task in the setting with most of it, or compute an exact one."""
+    """Evaluate the checks of a claim, in the best setting of each task, or compute an exact claim."""
     if claim.exact:
         holds, numbers = EXACT[claim.exact](**claim.options)
         return Finding(claim, "supported" if holds else "contradicted", computed=numbers)
@@ -217,7 +219,7 @@ def _judge(claim: PaperClaim, filters: Mapping[str, RunFilter], runs: Sequence[R
 
 
 def _measure(check: Check, chosen: Chosen, *, paired: bool) -> dict[str, dict[int, float]]:
-    """Return the values of a check's measure, by arm and seed, where runs have one; if paired, of shared seeds."""
+    """Return the values of a check's measure by arm and seed, where runs have one; if paired, of common seeds."""
     arms = {arm.name: chosen[arm.name] for arm in check.filters}
     value = check.measure.among([run for arm in arms.values() for _, run in arm.values()])
     found = {
@@ -229,10 +231,10 @@ def _measure(check: Check, chosen: Chosen, *, paired: bool) -> dict[str, dict[in
 
 
 def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mapping[int, ReadRun] | None:
-    """Choose an arm's runs, one for each seed, by seed: of runs that are alike the one that has logged most.
+    """Choose one run of an arm for each seed, and return them by seed; None if the choice is not unique.
 
-    Of several values of free options those of the paper's tables are taken, if they have enough seeds, or else
-    those with the most seeds; None if that leaves several.
+    If free options have several values, those of the paper's tables count, if they have enough seeds, or else
+    those with most seeds. Of equal runs the one with most logged columns counts.
     """
     variants: dict[tuple[Any, ...], dict[int, ReadRun]] = defaultdict(dict)
     for config, run in runs:
@@ -252,12 +254,12 @@ def _choose(arm: RunFilter, claim: PaperClaim, runs: Iterable[ReadRun]) -> Mappi
 
 
 def _logged(run: Run) -> int:
-    """Return how many columns have values."""
+    """Return the number of columns that have values."""
     return sum(bool(np.isfinite(values).any()) for values in run.columns.values())
 
 
 def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
-    """Return whether some options are as in the paper's tables for the task, delay and order."""
+    """Return whether the named options are as in the paper's tables for the task, delay and order."""
     asked: dict[str, Any] = {name: getattr(config, name) for name in ("delay", "order", "stacked", "trace")}
     try:
         row, _ = paper_row(config.task, **asked)
@@ -267,7 +269,7 @@ def _is_of_the_paper(config: RunConfig, names: Iterable[str]) -> bool:
 
 
 def _values(config: RunConfig, wanted: Callable[[str], bool]) -> tuple[Any, ...]:
-    """Return names and values of some of a configuration's options."""
+    """Return names and values of the wanted options of a configuration."""
     return tuple((item.name, getattr(config, item.name)) for item in fields(config) if wanted(item.name))
 
 
@@ -275,13 +277,13 @@ def _values(config: RunConfig, wanted: Callable[[str], bool]) -> tuple[Any, ...]
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Count the verdicts: "3 supported, 1 contradicted, 2 undecided, 29 not run"."""
+    """Return the numbers of verdicts: "3 supported, 1 contradicted, 2 undecided, 29 not run"."""
     counts = Counter(finding.verdict for finding in findings)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in get_args(Verdict))
 
 
 def rows_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """Return the cells of the table by column, a row for each claim."""
+    """Return a row of texts for each claim, by column."""
     return [
         {
             **{"claim": each.claim.name, "place": each.claim.place, "statement": each.claim.words},
@@ -293,7 +295,7 @@ def rows_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
 
 
 def print_claims(findings: Sequence[Finding], console: Console) -> None:
-    """Print verdicts and numbers, of claims without runs only the names."""
+    """Print verdicts and numbers; of claims that were not run only the names."""
     rows = rows_of(findings)
     for row in (row for row in rows if row["verdict"] != "not run"):
         seeds = f"; seeds {row['seeds']}" if row["seeds"] != "–" else ""
@@ -308,9 +310,9 @@ def print_claims(findings: Sequence[Finding], console: Console) -> None:
 def write_claims(
     findings: Sequence[Finding], folders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> Path:
-    """Write claims.md, a Markdown page that names the folders of the runs, to a folder, and return its path.
+    """Write the Markdown page claims.md, which names the folders of the runs, to `out`, and return its path.
 
-    The folder is made if need be; OSError if that cannot be written.
+    The folder `out` is created if missing. Raises OSError if the file cannot be written.
     """
     file = Path(out) / "claims.md"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -319,10 +321,9 @@ def write_claims(
 
 
 def as_markdown(findings: Sequence[Finding], runs: str, sweep: str = "`{}`", test: str = "{}") -> str:
-    """Return the page, with a list for each verdict, that of claims without runs folded away.
+    """Return the page with a list for each verdict; that of claims that were not run is folded.
 
-    `runs` says which runs the claims are judged by; `sweep` and `test` are formats of the names of sweeps and of
-    statistics, which a page may make links.
+    `runs` names the runs. `sweep` and `test` format the names of sweeps and of tests, for example as links.
     """
     lines = ["# Claims", "", f"Judged by the runs in {runs}: {summary(findings)}.", "", METHOD]
     for verdict in get_args(Verdict):

@@ -1,9 +1,10 @@
-"""Claims, what they measure on each run, the arms they compare, and their checks.
+"""Define claims: the measures on runs, the arms that are compared, and the checks.
 
-A check compares a weighted sum of the arms' means with a bound, by Student's t for means whose variances may
-differ (Welch), or on the differences of each seed where the seed draws the task as well; or it asks whether arms
-are in order: on the whole, by the exact test of Jonckheere and Terpstra, or in every step, by the differences of
-neighbours. Each gives p-values of what is claimed and of its opposite; `judging` corrects them for their number.
+There are two kinds of checks. One compares a weighted sum of the arms' means with a bound by Student's t: with
+variances that may differ (Welch), or paired by seed where the seed also draws the task. The other tests whether
+the arms rise or fall: on the whole, by the exact test of Jonckheere and Terpstra, or in every step, by the
+differences of neighbours. Both give p-values for the claim and its opposite; `judging` corrects them for their
+number.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
 # -------------------- measures
 
-ALPHA = (1 - LEVEL) / 2  # probability of a false verdict, for and against each
+ALPHA = (1 - LEVEL) / 2  # greatest probability of a false "supported", and of a false "contradicted"
 PARTS = 3  # parts of a run: thirds
-LAST = slice(-1, None)  # the layer nearest the output among those with delayed credit
-MOST_LAYERS = 5  # with delayed credit, of the papers' networks
-LEAST_ARMS = 3  # that arms in order have to be
+LAST = slice(-1, None)  # of the layers with delayed credit: the one nearest the output
+MOST_LAYERS = 5  # most layers with delayed credit in the papers' networks
+LEAST_ARMS = 3  # fewest arms in order
 BINS = 10  # of the scores at which alignment is compared
 
 
 def score(run: Run) -> float | None:
-    """Return the number that reports compare arms on, in the unit that they show."""
+    """Return the score that reports compare arms on, in their unit."""
     return presentation_of(run).score.value(run)
 
 
 def over_training(run: Run) -> float | None:
-    """Return the mean of the run's curve over training, in the unit that reports show: high for fast learners."""
+    """Return the mean of the learning curve over training, in the unit of reports: high for fast learners."""
     shows = presentation_of(run)
     steps, values = logged(run.columns, MetricsTable.STEP, shows.curve)
     if len(steps) < 2 or steps[-1] <= steps[0]:
@@ -53,9 +54,10 @@ def over_training(run: Run) -> float | None:
 
 
 def alignment(run: Run, part: int | None = None, layers: slice = slice(None)) -> float | None:
-    """Return the mean cosine with the true gradient, over time, or a third of it from 1 on, and over layers.
+    """Return the mean alignment over steps and layers.
 
-    Layers are some of those with delayed credit, input side first.
+    `part` is the third of the run, 1 to 3, or None for all steps. `layers` selects among the layers with delayed
+    credit, input side first.
     """
     found = []
     for layer in _delayed_layers(run)[layers]:
@@ -73,7 +75,7 @@ def alignment_gain(run: Run) -> float | None:
 
 
 def depth_loss(run: Run) -> float | None:
-    """Return by how much the last delayed layer is aligned better than the first; None if there is only one."""
+    """Return the alignment of the last delayed layer minus that of the first; None with fewer than two."""
     first, last = (alignment(run, layers=part) for part in (slice(1), LAST))
     alone = len(_delayed_layers(run)) < 2
     return None if alone or first is None or last is None else last - first
@@ -88,16 +90,16 @@ def _delayed_layers(run: Run) -> list[int]:
 
 @dataclass(frozen=True)
 class AtEqualScore(Measure):
-    """Measure alignment where all compared runs have the same score, as the paper does (Figs. 5, 7 to 10).
+    """Measure alignment at equal scores of all compared runs, as the paper does (Figs. 5, 7 to 10).
 
-    The scores that every run passes through are cut into `BINS` equal parts. A run's value is the mean, over
-    layers and those parts in which all runs have logged alignment.
+    The range of scores that all runs pass through is cut into `BINS` equal parts. A run's value is the mean of its
+    alignment over layers and over those parts in which all runs have logged alignment.
     """
 
-    layer: int | None = None  # place among those with delayed credit, input side first, -1 the last; None for all
+    layer: int | None = None  # index among those with delayed credit, input side first, -1 the last; None for all
 
     def among(self, runs: Sequence[Run]) -> Callable[[Run], float | None]:
-        """Return the function that measures one of these runs."""
+        """Return the function that measures each of these runs."""
         curves = {id(run): curve for run in runs if (curve := self._curve(run)) is not None}
         low = max((scores.min() for scores, _ in curves.values()), default=math.inf)
         high = min((scores.max() for scores, _ in curves.values()), default=-math.inf)
@@ -114,7 +116,7 @@ class AtEqualScore(Measure):
         return lambda run: means.get(id(run))
 
     def _curve(self, run: Run) -> tuple[FloatArray, FloatArray] | None:
-        """Return the scores and the alignment, mean over layers, where both were logged; None without any."""
+        """Return scores and alignment (mean over layers) at the steps that have both; None without any."""
         layers = _delayed_layers(run)
         layers = layers if self.layer is None else layers[self.layer :][:1]
         if not layers:
@@ -150,20 +152,21 @@ MEASURES = {measure.title: measure for measure in _measures()}
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Select the runs of one arm at one delay by values of their configurations.
+    """Select the runs of one arm at one delay by options of their configurations.
 
     `trace` and `order` are those of the trace that a configuration builds: a cascade of one state is the classical
     trace, and has no order.
     """
 
-    name: str  # for people: "CET 10 at 8 s"
-    where: Mapping[str, Any]  # the values
+    name: str  # shown: "CET 10 at 8 s"
+    where: Mapping[str, Any]  # the options
 
     @classmethod
     def of(cls, **options: Any) -> RunFilter:
-        """Select by options of a configuration, the delay uniform and the trace a cascade unless these say more.
+        """Return the filter for options of a configuration.
 
-        Without `delay` there is none, and no trace; `name` replaces the usual name, and `of_task` adds the task.
+        By default the trace is a cascade, the delay is uniform, and without `delay` there is neither delay nor
+        trace. Two further options: `name` replaces the usual name, and `of_task` adds the task to that.
         """
         where = {"trace": "cet", "delay": 0.0, "stacked": False, **options}
         name, of_task = where.pop("name", None), where.pop("of_task", False)
@@ -182,12 +185,12 @@ class RunFilter:
         return cls(name or usual, {key: tuple(v) if isinstance(v, list) else v for key, v in where.items()})
 
     def selects(self, config: RunConfig) -> bool:
-        """Return whether it selects runs of this configuration."""
+        """Return whether runs of a configuration are selected."""
         return all(_equal(_value(config, name), wanted) for name, wanted in self.where.items())
 
 
 def _value(config: RunConfig, name: str) -> object:
-    """Return an option, or kind and order of the trace that is built."""
+    """Return an option; for "trace" and "order" those of the trace that is built."""
     trace = config.trace_config
     if name == "trace":
         return "et" if trace.kind == "cet" and trace.states == 1 else trace.kind
@@ -207,22 +210,22 @@ class Check:
     """Compare arms by a weighted sum of their means over seeds, or by their order."""
 
     words: str  # what is compared: "CET 10 at 8 s - ET at 8 s"
-    filters: tuple[RunFilter, ...]  # of the arms' runs
+    filters: tuple[RunFilter, ...]  # one for each arm
     measure: Measure
-    weights: tuple[float, ...] = ()  # of the arms' means; none for arms in order
+    weights: tuple[float, ...] = ()  # of the arms' means; none to test the order of the arms
     bound: float = 0.0  # what the sum is compared with
-    above: bool = True  # whether it has to lie above, or arms to rise; else below, or to fall
-    every_step: bool = False  # whether each arm has to differ from the one before
+    above: bool = True  # whether the sum must lie above the bound, or arms must rise; else below, or fall
+    every_step: bool = False  # whether arms must rise or fall in every step, not only on the whole
 
     @property
     def uses_means(self) -> bool:
-        """Tell whether means are compared, not the order of all values."""
+        """True if means are compared, False if the order of all values."""
         return bool(self.weights) or self.every_step
 
     def among(self, there: Collection[str]) -> Check:
-        """Return the check over the arms that have runs, by name, if they do for it, or else the check as it is.
+        """Return the check without the arms that have no runs, if it allows that, or else unchanged.
 
-        Arms that are in order on the whole may be missing, but for the first, the last and one more.
+        Only a check of the order on the whole allows it, if the first, the last and one more arm have runs.
         """
         kept = tuple(arm for arm in self.filters if arm.name in there)
         enough = len(kept) >= LEAST_ARMS and (kept[0], kept[-1]) == (self.filters[0], self.filters[-1])
@@ -230,7 +233,7 @@ class Check:
 
     @property
     def claimed(self) -> str:
-        """Return what has to be so: "above 0", "rises in every step"."""
+        """Return the condition as text: "above 0", "rises in every step"."""
         if not self.weights:
             where = "in every step" if self.every_step else "on the whole"
             return f"{'rises' if self.above else 'falls'} {where}"
@@ -238,10 +241,7 @@ class Check:
         return f"{'above' if self.above else 'below'} {shown}"
 
     def evaluate(self, samples: Sequence[FloatArray], *, paired: bool = False) -> CheckResult:
-        """Evaluate the check on a value for each seed, of shape (seeds,), for each arm.
-
-        If paired, equal places are equal seeds. Arms in order may be some of the check's.
-        """
+        """Evaluate the check on a sample of shape (seeds,) for each arm; if paired, equal indices are one seed."""
         if self.weights:
             found = contrast(samples, self.weights, self.bound, paired=paired)
             return CheckResult(self, tuple(samples), found, *self._sided(found.above, found.below))
@@ -251,7 +251,7 @@ class Check:
         if not self.every_step:
             order = order_test(samples)
             onward, back = self._sided(order.rising, order.falling)
-            # One step that goes the other way is enough against it, and to doubt it even uncorrected.
+            # One opposite step is enough to contradict the order; even if uncorrected, it rules out support.
             supports, contradicts = onward if min(backward) > ALPHA else 1.0, 2 * min(back, contradicts)
         ends = contrast([samples[-1], samples[0]], [1, -1], paired=paired)
         return CheckResult(self, tuple(samples), ends, supports, min(1.0, contradicts), steps, order)
@@ -262,15 +262,15 @@ class Check:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Hold the result of a check: values of each arm, of shape (seeds,), the size of the effect, and p-values."""
+    """Hold the result of a check."""
 
     check: Check
-    samples: tuple[FloatArray, ...]
-    effect: Contrast  # the weighted sum, or how the last arm differs from the first
-    supports: float  # p-value of what is claimed: small if chance alone would hardly bring it about
-    contradicts: float  # of its opposite
-    steps: tuple[Contrast, ...] = ()  # from arm to arm, for arms in order
-    order: Order | None = None
+    samples: tuple[FloatArray, ...]  # values of each arm, of shape (seeds,)
+    effect: Contrast  # the weighted sum, or the last arm minus the first
+    supports: float  # p-value for the claim: small if chance alone would hardly produce what it says
+    contradicts: float  # p-value for its opposite
+    steps: tuple[Contrast, ...] = ()  # from arm to arm, if their order is tested
+    order: Order | None = None  # if it is tested on the whole
 
     def __str__(self) -> str:
         """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: p = 0.0021"."""
@@ -295,25 +295,21 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """Hold a claim: what a paper, or this project, says comes out.
-
-    Runs of different arms may differ in options of the checks' filters and in those that are `free`; in all others
-    they have to agree.
-    """
+    """Hold a claim of a paper or of this project."""
 
     name: str  # short and unique
-    place: str  # where it is said: "CET paper, Fig. 3"
-    words: str  # what is said, with the margins by which it is judged
-    sweeps: tuple[str, ...] = ()  # those that test it; none for one that needs no runs
-    checks: tuple[Check, ...] = ()  # all have to be so
-    free: tuple[str, ...] = ()
+    place: str  # its source: "CET paper, Fig. 3"
+    words: str  # the claim, with the margins by which it is judged
+    sweeps: tuple[str, ...] = ()  # names of the sweeps that test it; none for a claim that needs no runs
+    checks: tuple[Check, ...] = ()  # all must hold
+    free: tuple[str, ...] = ()  # options in which runs may differ, besides those of the checks' filters
     paired: bool = False  # compare seed by seed, because the seed draws the task as well as the network
     exact: str = ""  # name of the function that decides it from the code alone
     options: Mapping[str, Any] = field(default_factory=dict)  # of that function
 
 
 def _claims() -> Iterator[PaperClaim]:
-    """Read claims.yaml, which explains its form."""
+    """Yield the claims in claims.yaml, which explains its own format."""
     text = (resources.files("cet_rl") / "report" / "claims" / "claims.yaml").read_text(encoding="utf-8")
     for source, group in load_yaml(text).items():
         for name, entry in group["claims"].items():
@@ -324,7 +320,7 @@ def _claims() -> Iterator[PaperClaim]:
 
 
 def _checks(entry: Mapping[str, Any]) -> Iterator[Check]:
-    """Return the checks of a claim's entry."""
+    """Yield the checks of a claim's entry in claims.yaml."""
     for form in entry.get("checks", ()):
         each = form.get("each", {})
         for values in product(*each.values()):
@@ -334,7 +330,7 @@ def _checks(entry: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def _check(form: Mapping[str, Any], runs: Mapping[str, Any], measure: Measure) -> Check:
-    """Return one check, of arms that have the options `runs`."""
+    """Return one check, of arms whose common options are `runs`."""
     for direction in ("rises", "falls"):
         if direction in form:
             ((option, values),) = form[direction].items()
@@ -357,4 +353,4 @@ def _check(form: Mapping[str, Any], runs: Mapping[str, Any], measure: Measure) -
 
 
 CLAIMS = tuple(_claims())
-"""All claims, in the order in which they are reported."""
+"""All claims, in the order of reports."""
