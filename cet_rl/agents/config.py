@@ -37,12 +37,14 @@ class NetworkConfig:
     log_std: float = 0.0  # initial log σ of the Gaussian policy for continuous actions
 
     def __post_init__(self) -> None:
-        widths = self.net_arch
-        if not (isinstance(widths, (list, tuple)) and all(isinstance(n, int) and n >= 1 for n in widths)):
-            raise ValueError(f"net_arch must list the widths of the hidden layers, got {widths!r}")
-        object.__setattr__(self, "net_arch", tuple(widths))
-        for name, choices in (("actor", ActorKind), ("critic", CriticKind), ("feedback", Feedback)):
-            checked(getattr(self, name), choices, name)
+        kinds: dict[str, Any] = {"net_arch": tuple[int, ...], "split_observations": bool | None, "log_std": float}
+        kinds |= {"actor": ActorKind, "critic": CriticKind, "feedback": Feedback}
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, checked(getattr(self, name), kind, name))
+        if min(self.net_arch, default=1) < 1:
+            raise ValueError(f"net_arch must list widths of at least 1, got {self.net_arch}")
+        if not math.isfinite(self.log_std):
+            raise ValueError(f"log_std must be finite, got {self.log_std}")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class LearnerConfig:
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must be below 1: eligibility would never decay")
         checked(self.error_at, ErrorAt, "error_at")
+        object.__setattr__(self, "alignment", checked(self.alignment, bool, "alignment"))
         if self.executors is not None:
             object.__setattr__(self, "executors", checked(self.executors, tuple[str, ...], "executors"))
 

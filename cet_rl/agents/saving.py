@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from cet_rl import __version__
 from cet_rl.agents.config import network_keywords, our_keywords
 from cet_rl.runs import archive
+from cet_rl.traces.base import check_whole
 
 _PROGRESS = (
     *("num_timesteps", "n_steps", "_n_updates", "_total_timesteps", "_current_progress_remaining"),
@@ -130,7 +131,9 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 model._vec_normalize_env = unwrap_vec_normalize(model.env)
             model._setup_model()
             model._restore(data)
-            model.n_steps = n_steps or model.n_steps
+            if n_steps is not None:
+                check_whole(n_steps, "n_steps", at_least=1)
+                model.n_steps = int(n_steps)
             model.set_random_seed(kwargs.get("seed"))
         except ValueError:
             raise

@@ -48,9 +48,8 @@ class _Option:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, agent: CETActorCritic, owner: type | None = None) -> float:
-        value: float = getattr(agent.learner_config, self._field)
-        return value
+    def __get__(self, agent: CETActorCritic | None, owner: type | None = None) -> Any:
+        return self if agent is None else getattr(agent.learner_config, self._field)
 
     def __set__(self, agent: CETActorCritic, value: float) -> None:
         config = getattr(agent, "learner_config", None)
