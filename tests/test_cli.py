@@ -310,7 +310,7 @@ def test_options_of_a_trace_are_options_of_the_command(line):
     ("line", "message"),
     [
         ("--trace optimal --tolerance 2", r"tolerance of Optimal must lie in \[0, 1\), got 2"),
-        ("--trace optimal --tolerance", "--tolerance needs a value"),
+        *[(f"--trace optimal --tolerance{rest}", "--tolerance needs a value") for rest in ("", " --order 5")],
         ("--tolerance 0.1", "tolerance 0.1 has no meaning for trace 'cet': only 'optimal' takes one"),
         ("--trace-delay 8.1", "would be 40.5 steps"),
         ("--trace perfect --trace-delay 9", "cannot be made for another delay"),

@@ -49,7 +49,7 @@ from cet_rl.report.drawing import (
     some_delays,
     styles,
 )
-from cet_rl.report.grouping import group_runs
+from cet_rl.report.grouping import ArmAtDelay, group_runs
 from cet_rl.report.improvement import improvement_matrix, improvements, probability
 from cet_rl.report.kernels import (
     describe_traces,
@@ -392,6 +392,7 @@ def test_runs_are_read_in_every_state(tmp_path):
     assert [run.status for run in found] == ["finished", "interrupted", "failed", "unfinished"]
     assert [run.problem for run in found] == ["", "", "FloatingPointError: the loss is not finite", ""]
     assert (found[0].metrics, found[0].speed, found[3].steps) == ({"train_return_mean": 1.0}, 500.0, 10_000)
+    assert ArmAtDelay(0.0, (found[0], replace(found[0], speed=600.0))).speed == 550.0
 
 
 DAMAGE = {

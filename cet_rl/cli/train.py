@@ -207,7 +207,7 @@ def with_trace_options(arguments: Sequence[str]) -> list[str]:
         name = option.removeprefix("--").replace("-", "_")
         if option.startswith("--") and name in known:
             value = value if sign else next(words, "")
-            if not value:
+            if not value or value.startswith("--"):
                 raise ValueError(f"{option} needs a value")
             moved.append(f"{name}={value}")
         else:

@@ -61,8 +61,8 @@ class ArmAtDelay:
     @property
     def speed(self) -> float | None:
         """Return the median of the finished runs' steps per second; None without any."""
-        speeds = sorted(run.speed for run in self.finished if run.speed is not None)
-        return speeds[len(speeds) // 2] if speeds else None
+        speeds = [run.speed for run in self.finished if run.speed is not None]
+        return float(np.median(speeds)) if speeds else None
 
     def scores(self, measure: Measure) -> FloatArray:
         """Return the value of a measure for each finished run that has one, of shape (runs,)."""

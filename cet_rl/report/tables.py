@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
@@ -11,6 +9,7 @@ from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.improvement import Improvement, improvements
 from cet_rl.report.statistics import LEAST_SEEDS, LEVEL, Estimate, Measure
 from cet_rl.report.text import in_seconds, span
+from cet_rl.runs.files import csv_text
 
 ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -97,8 +96,5 @@ def _cell(found: Estimate | None, score: Measure) -> str:
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows([f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
-    return stream.getvalue()
+    cells = ([f"{cell:.10g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    return csv_text(heads, (dict(zip(heads, row, strict=True)) for row in cells))
