@@ -383,13 +383,7 @@ def test_bad_environments_are_named(options, message):
 
 @pytest.mark.parametrize(
     "schedule",
-    [
-        3e-4,
-        ConstantSchedule(3e-4),
-        LinearSchedule(3e-4, 1e-5, 0.5),
-        lambda progress: progress * 3e-4,
-        lambda _: 3e-4,
-    ],
+    [3e-4, ConstantSchedule(3e-4), LinearSchedule(3e-4, 1e-5, 0.5), lambda left: left * 3e-4, lambda _: 3e-4],
     ids=lambda value: type(value).__name__,
 )
 def test_schedules_are_saved_as_data(tmp_path, schedule):

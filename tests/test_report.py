@@ -540,10 +540,7 @@ def test_kernels_that_cannot_be_drawn_are_named(tmp_path):
     (picture,) = kernels(compare(tmp_path / "kernels", *runs))
     assert picture.caption.endswith("Too long or too large to draw: CET 65 at 2 s.")
     (held,) = memory(compare(tmp_path / "memory", *runs[:2], rl(delay=2.0, trace="perfect")))
-    assert [axes.get_title() for axes in held.figure.axes] == [
-        "states of CET 3",
-        "response of each trace to a signal",
-    ]
+    assert [axes.get_title() for axes in held.figure.axes] == ["states of CET 3", "responses to a signal"]
     assert [text.get_text() for text in held.figure.legends[0].get_texts()] == ["CET 3", "perfect memory"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -120,7 +121,9 @@ class _CartPoles:
         monitor, cut = self._monitors[index], bool(self._left[index] <= 0)
         self._left[index] += 1
         self._write([index])
-        inner, monitor.env = monitor.env, _Replay((observation, 1.0, fallen, cut, {}))
+        # The pole has made this step already: the monitor gets its result from a stand-in for the environment.
+        result = observation, 1.0, fallen, cut, {}
+        inner, monitor.env = monitor.env, SimpleNamespace(step=lambda action: result)
         try:
             info: dict[str, Any] = monitor.step(None)[4]
         finally:
@@ -146,14 +149,3 @@ class _CartPoles:
         state[:, index] = self._poles[index].state
         left = [limit._max_episode_steps - limit._elapsed_steps for limit in self._limits[index]]
         self._left[index] = self._known[index] = min(left, default=2**62)
-
-
-class _Replay:
-    """Stand in for an environment that has made its step already."""
-
-    def __init__(self, result: Any) -> None:
-        self._result = result
-
-    def step(self, action: object) -> Any:
-        """Return the result of that step."""
-        return self._result

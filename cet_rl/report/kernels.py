@@ -160,7 +160,7 @@ def memory(comparison: Comparison) -> list[Picture]:
         response = filtered(signal, built[label])
         look = {"label": label, "markevery": [int(response.argmax())], "markersize": 3.5, **looks_of[label]}
         (lines[label],) = grid[-1].plot(times * duration, response / response.max(), **look)
-    grid[-1].set_title("response of each trace to a signal", fontsize=9)
+    grid[-1].set_title("responses to a signal", fontsize=9)
     grid[-1].set(xlabel="seconds", ylabel="output of the trace")
     legend(figure, lines, labels)
     return [Picture("memory", figure, " ".join(caption), "Responses of the arms' traces to a signal")]

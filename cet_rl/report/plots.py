@@ -70,9 +70,8 @@ def draw_curves(
     """Draw the mean over seeds of each arm as a line with a band, and return the lines by the arms' labels.
 
     Args:
-        axes: where to draw.
         curves: the runs. Seeds may have logged at different steps; a line covers the steps that all of them cover.
-        column: name of a column of metrics.csv.
+        column: a column of metrics.csv.
         styles: how to draw each arm; by default as reports do.
         band: "range" from the lowest seed to the highest, or "error", one standard error of the mean each way.
     """
