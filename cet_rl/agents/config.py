@@ -51,7 +51,7 @@ class NetworkConfig:
 class LearnerConfig:
     """Configure learning. The defaults are those of the paper (Table 5).
 
-    `error_at` says what δ of a hidden layer is a derivative by: its "activation", as Eq. 1 is printed, or its
+    δ of a hidden layer is a derivative with respect to `error_at`: its "activation", as Eq. 1 is printed, or its
     "preactivation", which includes the factor f' and needs an activation whose f' is 0 or 1.
     """
 

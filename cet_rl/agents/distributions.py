@@ -32,7 +32,7 @@ class Distribution(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
-        """Return ∂ log π(a) / ∂ outputs, then the derivative by each of `own_weights`; each (N, A).
+        """Return ∂ log π(a) / ∂ outputs, then the same with respect to each of `own_weights`, (N, A).
 
         Args:
             outputs: (N, A).
@@ -105,16 +105,16 @@ class DiagonalGaussian(Distribution):
 
     @property
     def std(self) -> Tensor:
-        """σ, (A,)."""
+        """Standard deviation σ, (A,)."""
         return self.log_std.detach().squeeze(1).exp()
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:
-        """Return (a - μ) / σ², and for log σ, ((a - μ) / σ)² - 1."""
+        """Return (a - μ) / σ² and, with respect to log σ, ((a - μ) / σ)² - 1."""
         deviation = (actions - outputs) / self.std
         return [deviation / self.std, deviation**2 - 1]
 
     def entropy(self, outputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return H = Σ log σ + A/2 · log 2πe and its derivatives, zero by the means and one by log σ."""
+        """Return H = Σ log σ + A/2 · log 2πe, ∂H / ∂ means = 0 and ∂H / ∂ log σ = 1."""
         each = self.log_std.detach().sum() + self.num_outputs / 2 * math.log(2 * math.pi * math.e)
         return each.expand(len(outputs)), [torch.zeros_like(outputs), torch.ones_like(outputs)]
 

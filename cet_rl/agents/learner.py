@@ -278,9 +278,9 @@ class ActorCriticLearner(nn.Module):
         """Compute the signals of every layer.
 
         Returns:
-            By layer name: x, f', δ, η and s as `Synapses` takes them; the same with the true δ; the gradient of
-            the entropy bonus by the pre-activation, which is not delayed, empty without a bonus. And the
-            entropies, (T · E,).
+            By layer name: x, f', δ, η and s as `Synapses` takes them; the same with the true δ; and the gradient
+            of the entropy bonus with respect to the pre-activation, which is not delayed (empty without a bonus).
+            Last, the entropies, (T · E,).
         """
         actor, shape = self.actor, rollout.rewards.shape
 

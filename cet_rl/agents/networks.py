@@ -251,7 +251,7 @@ class Critic(nn.Sequential):
 
 
 def _gradients(layer: nn.Module, x: Tensor, error: Tensor, to_input: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients by a layer's input x (anything unless `to_input`), its weight and its bias."""
+    """Return the gradients of a layer's input x (meaningless unless `to_input`), weight and bias."""
     if isinstance(layer, nn.Linear):
         down = error
         if to_input:  # for one output, an outer product takes a tenth of the time of a matrix product

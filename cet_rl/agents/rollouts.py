@@ -69,7 +69,7 @@ def collect(
         if joint is not None:
             joint.write_back()
         for part in parts:
-            part.close(interrupted=stepping)
+            part.flush(interrupted=stepping)
     return [part.finish() for part in parts]
 
 
@@ -152,7 +152,7 @@ class _AgentRollout:
             except FloatingPointError as error:
                 self.outcome = error
 
-    def close(self, *, interrupted: bool) -> None:
+    def flush(self, *, interrupted: bool) -> None:
         """Advance the traces by the steps of a rollout that is not complete.
 
         `interrupted` means that a step of the environments has begun and not ended: their state is unknown.

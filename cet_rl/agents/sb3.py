@@ -63,7 +63,7 @@ class _Option:
 
 
 class CETActorCritic(StoredAlgorithm):
-    """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
+    """Learn online with an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
     Args:
         policy: "MlpPolicy", or a subclass of `CETPolicy`.

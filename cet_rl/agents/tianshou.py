@@ -91,7 +91,7 @@ class CETTrainingStats(TrainingStats):
 
 
 class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
-    """Learn online by an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
+    """Learn online with an actor-critic whose credit arrives `delay` seconds late (paper, Algorithm 1).
 
     An update uses a whole collection, `n_steps` steps in each of `num_envs` environments, exactly once:
 

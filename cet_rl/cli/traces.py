@@ -27,8 +27,7 @@ class TracesArguments:
 
     Prints for each trace: its states; the share of its kernel's energy at the delay D; the bound on that share
     for any memory with as many states; the share if the true delay is 5, 10 or 20 % off (negative where the kernel
-    is); the last lag of its kernel; and the error of a float32 recursion, relative to the output's root mean
-    square.
+    is); the last lag of its kernel; and the error of a float32 recursion over the root mean square of its output.
 
     Examples:
       cet-rl traces --delay 8 --order 10

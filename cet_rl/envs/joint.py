@@ -122,7 +122,7 @@ class _CartPoles:
         self._left[index] += 1
         self._write([index])
         # The pole has made this step already: the monitor gets its result from a stand-in for the environment.
-        result = observation, 1.0, fallen, cut, {}
+        result: Any = observation, 1.0, fallen, cut, {}
         inner, monitor.env = monitor.env, SimpleNamespace(step=lambda action: result)
         try:
             info: dict[str, Any] = monitor.step(None)[4]

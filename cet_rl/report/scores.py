@@ -93,7 +93,7 @@ def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays
 
 # -------------------- points
 
-Mark = tuple[int, Estimate, FloatArray]
+Point = tuple[int, Estimate, FloatArray]
 """An arm in a panel: its row, the average over its seeds, and each seed's score."""
 
 
@@ -117,16 +117,16 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     labels = max(len(arm.label) for arm in rows)
     width = max(2.0 if count > 1 else 4.5, 6.5 / min(count, 3)) + 0.07 * labels / min(count, 3)
     figure, grid = drawing.panels(count, width, 0.7 + 0.2 * len(rows), sharex=True, sharey=True)
-    styles, marked = drawing.styles(comparison), list[Mark]()
+    styles, drawn = drawing.styles(comparison), list[Point]()
     lines = drawing.baselines_of(comparison)
     for place, axes in enumerate(grid):
         if place < len(delays):
-            hollow = _marks(comparison, references, 0.0)
-            marks = _marks(comparison, others, delays[place])
+            hollow = _points(comparison, references, 0.0)
+            points = _points(comparison, others, delays[place])
         else:
-            hollow, marks = [], [(row, found, np.empty(0)) for row, found in pooled.items()]
-        _draw(axes, [*hollow, *marks], [styles[arm.label] for arm in rows], references)
-        marked += [*hollow, *marks]
+            hollow, points = [], [(row, found, np.empty(0)) for row, found in pooled.items()]
+        _draw(axes, [*hollow, *points], [styles[arm.label] for arm in rows], references)
+        drawn += [*hollow, *points]
         title = in_seconds(delays[place]) if place < len(delays) else "all delays"
         axes.set_title(title, fontsize=9, pad=34 if lines else None)
         axes.set_yticks(range(len(rows)), [arm.label for arm in rows])
@@ -136,7 +136,7 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         drawing.draw_baselines(axes, lines, vertical=True)
     higher = comparison.presentation.score.higher_is_better
-    cut = not higher and _limit(grid[0], marked, list(lines.values()))
+    cut = not higher and _limit(grid[0], drawn, list(lines.values()))
     figure.supxlabel(comparison.presentation.score.heading, fontsize=9)
     figure.suptitle(comparison.title, fontsize=10)
     caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))
@@ -144,17 +144,17 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
     return [drawing.Picture("scores", figure, caption, f"{comparison.presentation.score.title} of each arm")]
 
 
-def _marks(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Mark]:
-    """Return the marks of those arms, given by row, that have a result at a delay."""
+def _points(comparison: Comparison, rows: Mapping[int, Arm], delay: float) -> list[Point]:
+    """Return the points of those arms, given by row, that have a result at a delay."""
     estimates = [(row, arm, comparison.estimate(arm, delay)) for row, arm in rows.items()]
     score = comparison.presentation.score
     return [(row, each, arm.at[delay].scores(score)) for row, arm, each in estimates if each]
 
 
-def _draw(axes: Axes, marks: Sequence[Mark], styles: Sequence[Mapping[str, Any]], hollow: Collection[int]) -> None:
-    """Draw marks in the styles of their rows; points of `hollow` rows are hollow. Few artists: each is slow."""
-    for marker in dict.fromkeys(styles[row]["marker"] or "o" for row, _, _ in marks):
-        alike = [mark for mark in marks if (styles[mark[0]]["marker"] or "o") == marker]
+def _draw(axes: Axes, points: list[Point], styles: Sequence[Mapping[str, Any]], hollow: Collection[int]) -> None:
+    """Draw points in the styles of their rows, those of `hollow` rows hollow. Few artists: each is slow."""
+    for marker in dict.fromkeys(styles[row]["marker"] or "o" for row, _, _ in points):
+        alike = [point for point in points if (styles[point[0]]["marker"] or "o") == marker]
         colors = [styles[row]["color"] for row, _, _ in alike]
         faces = [PAPER if row in hollow else styles[row]["color"] for row, _, _ in alike]
         seeds = [np.repeat(row, len(values)) for row, _, values in alike]
@@ -169,13 +169,13 @@ def _draw(axes: Axes, marks: Sequence[Mark], styles: Sequence[Mapping[str, Any]]
         if ends:
             row, low, high, shown = zip(*ends, strict=True)
             axes.hlines(row, low, high, colors=shown, linewidth=1.6, capstyle="butt")
-        points = [found.centre for _, found, _ in alike], [row for row, _, _ in alike]
-        axes.scatter(*points, s=22, marker=marker, c=faces, edgecolors=colors, zorder=3)
+        centres = [found.centre for _, found, _ in alike], [row for row, _, _ in alike]
+        axes.scatter(*centres, s=22, marker=marker, c=faces, edgecolors=colors, zorder=3)
 
 
-def _limit(axes: Axes, marks: Sequence[Mark], lines: Sequence[float]) -> bool:
+def _limit(axes: Axes, points: Sequence[Point], lines: Sequence[float]) -> bool:
     """Limit the x axis if a few losses diverge; return whether any lies beyond it."""
-    losses = [loss for _, found, values in marks for loss in values.tolist() or [found.least, found.centre]]
+    losses = [loss for _, found, values in points for loss in values.tolist() or [found.least, found.centre]]
     top = drawing.loss_limit(losses)
     if top is None:
         return False

@@ -56,8 +56,7 @@ def register_agent(name: str, summary: str, place: str) -> None:
     Args:
         name: such as mine:a2c.
         summary: one line for `cet-rl list agents`.
-        place: "module:Class" of a Stable-Baselines3 algorithm, or "module:name" of an `AgentKind`; imported on
-            first use.
+        place: "module:Class" of a Stable-Baselines3 algorithm, or "module:name" of an `AgentKind`.
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")

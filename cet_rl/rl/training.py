@@ -263,13 +263,13 @@ class Training(BaseCallback):
 
     def learn_and_evaluate(self) -> Status:
         """Learn until the end or an interruption, then evaluate and write the summary."""
-        if left := self._left():
+        if left := self._samples_left():
             self.agent.learn(left, self, **self._options())
         return self._conclude()
 
     def start(self) -> None:
         """Begin to learn in lockstep with others; conclude at once if all steps are made."""
-        if left := self._left():
+        if left := self._samples_left():
             self.agent.start_learning(left, self, **self._options())
         else:
             self._conclude()
@@ -284,7 +284,7 @@ class Training(BaseCallback):
             self.on_training_end()
             self._conclude()
 
-    def _left(self) -> int:
+    def _samples_left(self) -> int:
         """Log the hyper-parameters, and return the number of samples that are left to learn from."""
         self.session.log.describe(self.config, (MEAN_RETURN, "eval/mean_reward"), kernels=self.kind.delays_credit)
         return max(self.config.total_steps - int(self.agent.num_timesteps), 0)

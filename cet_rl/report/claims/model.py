@@ -3,8 +3,7 @@
 There are two kinds of checks. One compares a weighted sum of the arms' means with a bound by Student's t: with
 variances that may differ (Welch), or paired by seed where the seed also draws the task. The other tests whether
 the arms rise or fall: on the whole, by the exact test of Jonckheere and Terpstra, or in every step, by the
-differences of neighbours. Both give p-values for the claim and its opposite; `judging` corrects them for their
-number.
+differences of neighbours. Both give p-values for the claim and its opposite, which `judging` corrects.
 """
 
 from __future__ import annotations
