@@ -367,6 +367,7 @@ def test_unknown_arguments_are_named(name, hint):
         CETActorCritic("CnnPolicy", "CartPole-v1")
     with pytest.raises(TypeError, match=hint):
         make(**{name: 1})
+    assert hasattr(CETActorCritic, "gae_lambda")  # also on the class, for tools that inspect it
 
 
 @pytest.mark.parametrize(
