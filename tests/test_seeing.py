@@ -248,7 +248,7 @@ def test_export_from_the_shell(runs, tmp_path, capsys, monkeypatch):
     action, _ = torch.export.load(file).module()(torch.from_numpy(observations))
     np.testing.assert_array_equal(action, model.predict(observations, deterministic=True)[0])
     assert "named .onnx, got a.pt2" in refused(capsys, "export", runs, "--format", "onnx", "--out", "a.pt2")
-    assert "--out" in refused(capsys, "export", runs, "--format", "torch")
+    assert "cet-rl export needs --out TEXT; see" in refused(capsys, "export", runs, "--format", "torch")
     assert "tensorflow" in refused(capsys, "export", runs, "--format", "tensorflow", "--out", "a.pt2")
     monkeypatch.setattr("cet_rl.cli.export.find_spec", lambda name: None)
     line = refused(capsys, "export", runs, "--format", "onnx", "--out", tmp_path / "a.onnx")

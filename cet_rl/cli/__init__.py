@@ -136,12 +136,18 @@ def parse_into(
             print("\n\n".join([shown.read().replace("DESCRIPTION", wrapped, 1).rstrip(), *examples]))
             raise
         reason = _one_line(printed.getvalue()) or "these arguments do not fit"
+        flags = {flag(name): option for options in groups.values() for name, option in options.items()}
         if found := re.fullmatch(_NO_VALUE, reason):
-            hints = {flag(name): option.hint for options in groups.values() for name, option in options.items()}
             option, value = found[1] or found[4], found[2] or found[3]
-            reason = f"{option} must be {in_words(hints[option]).removesuffix(' or none')}, got {value}"
-        stray = re.fullmatch(r"Unrecognized options: (.*)", reason)
-        raise ValueError(f"unexpected {stray[1]}: usage is {prog} [OPTIONS]" if stray else reason) from None
+            reason = f"{option} must be {in_words(flags[option].hint).removesuffix(' or none')}, got {value}"
+        elif found := re.fullmatch(r"Unrecognized options: (.*)", reason):
+            reason = f"unexpected {found[1]}: usage is {prog} [OPTIONS]"
+        elif reason.startswith("Missing from"):  # the help of each missing option follows
+            labels = [
+                str(each.word if each.is_positional else f"{name} {each.word}") for name, each in flags.items()
+            ]
+            reason = f"{prog} needs {' and '.join(each for each in labels if each in reason)}; see {prog} --help"
+        raise ValueError(reason) from None
 
 
 def options_among(arguments: Sequence[str]) -> list[str]:
@@ -150,10 +156,7 @@ def options_among(arguments: Sequence[str]) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """Return the error in a box of tyro's, which has a title, the error, a rule and hints.
-
-    Without Unicode the box is drawn with dashes, and there is a rule below the title as well.
-    """
+    """Return the error in tyro's box of title, error, rule and hints; without Unicode a rule follows the title."""
     texts = [line.strip("│╰╯╭╮ \t") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     _title, *rest = [text for text in texts if text] or [""]
     blocks = re.split(r"(?m)^[─-]+$|^Got errors.*$", "\n".join(rest))

@@ -119,10 +119,7 @@ def _field_docs(kind: type) -> dict[str, str]:
     for part in filter(is_dataclass, reversed(kind.__mro__)):
         body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0].body  # type: ignore[attr-defined]
         for item, text in pairwise(body):
-            if (
-                isinstance(item, ast.AnnAssign)
-                and isinstance(text, ast.Expr)
-                and isinstance(text.value, ast.Constant)
-            ):
-                found[item.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
+            match item, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=value)):
+                    found[name] = " ".join(str(value).split())
     return found

@@ -107,7 +107,6 @@ def train_batch(
     Args:
         configs: configurations of the agent cet, equal but for what `cet_rl.runs.config.check_batch` lets differ.
         folders: a run folder for each; None for those of `default_path`.
-        quiet: whether to print nothing.
 
     Raises:
         ValueError, OSError: for input that cannot be used, before learning begins.
