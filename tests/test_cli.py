@@ -312,9 +312,10 @@ def test_options_of_a_trace_are_options_of_the_command(line):
         ("--trace optimal --tolerance 2", r"tolerance of Optimal must lie in \[0, 1\), got 2"),
         *[(f"--trace optimal --tolerance{rest}", "--tolerance needs a value") for rest in ("", " --order 5")],
         ("--tolerance 0.1", "tolerance 0.1 has no meaning for trace 'cet': only 'optimal' takes one"),
+        ("--trace-options order=3", "order has an argument of its own"),
+        ("--trace et --decay 0.9 --trace-options decay=0.8", "decay is given twice"),
         ("--trace-delay 8.1", "would be 40.5 steps"),
-        ("--trace perfect --trace-delay 9", "cannot be made for another delay"),
-        ("--trace et --decay 0.9 --trace-delay 9", "cannot be made for another delay"),
+        *[(f"--trace {t} --trace-delay 9", "made for another delay") for t in ("perfect", "et --decay 0.9")],
         ("--trace-delay 0", "positive number of seconds"),
     ],
 )

@@ -158,7 +158,7 @@ MAPS = {"geometry": Convolution(2, 3, 3, (4, 5))}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (SIZES | {"delay_steps": -1}, "negative"),
+        (SIZES | {"delay_steps": -1}, "must be at least 0"),
         (SIZES | {"gamma_lam": 1.0}, r"\[0, 1\)"),
         (SIZES | {"gamma_lam": float("nan")}, r"\[0, 1\)"),
         (SIZES | {"num_envs": 0}, "num_envs"),

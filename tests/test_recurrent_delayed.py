@@ -144,6 +144,9 @@ def test_every_rule_either_waits_or_refuses():
         else:
             with pytest.raises(ValueError, match=f"rule {name} cannot learn from a late error"):
                 delay_rule(rule, trace, 6)
+    for wrong, message in (((-1,), "delay_steps must be at least 0"), ((6, 2.0), r"jitter must lie in \[0, 1\]")):
+        with pytest.raises(ValueError, match=message):
+            Readout(trace, *wrong)
 
 
 def test_learning_online_is_descent_along_the_rule_s_gradients():

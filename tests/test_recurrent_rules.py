@@ -563,7 +563,7 @@ def test_a_rule_may_be_named_by_its_module(monkeypatch):
     for missing, message in {
         "Hobb": "a_module has nothing named 'Hobb'",
         "RNNCell": "is no subclass of cet_rl.recurrent.Rule",
-        "Rule": "does not say what init_state, step is",
+        "Rule": "does not define init_state, step",
     }.items():
         with pytest.raises(ValueError, match=message):
             find_rule(f"a_module:{missing}")
@@ -583,9 +583,8 @@ class Needy(Hebb):
         (type("Nameless", (Hebb,), {"name": None}), "Nameless needs a name of letters, digits, - and _, got None"),
         (type("Spaced", (Hebb,), {"name": "two words"}), "Spaced needs a name of letters, .*, got 'two words'"),
         (type("Copy", (RTRL,), {}), "there is a rule 'rtrl' already"),
-        (Needy, "Needy has to be built from a cell and numbers that have defaults; gain"),
-        (3, r"is no subclass of cet_rl\.recurrent\.Rule"),
-        (RNNCell, r"is no subclass of cet_rl\.recurrent\.Rule"),
+        (Needy, "Needy takes gain, which is no number with a default"),
+        *[(kind, r"is no subclass of cet_rl\.recurrent\.Rule") for kind in (3, RNNCell)],
     ],
 )
 def test_registrations_that_cannot_be(kind, message):

@@ -298,10 +298,9 @@ def test_a_task_of_a_third_party():
     assert summaries()["slow_add-variant"] == "Add, far back"
     with pytest.raises(ValueError, match="unknown task 'mimik'; did you mean mimic"):
         build_task("mimik", SETTINGS)
-    with pytest.raises(ValueError, match="there is a task 'add' already"):
-        register_task("add", "another", Add)
-    with pytest.raises(ValueError, match="there is a task 'mnist' already"):
-        register_task("mnist", "a data set", Add)
+    for name in ("add", "mnist"):
+        with pytest.raises(ValueError, match=f"there is a task '{name}' already"):
+            register_task(name, "another", Add)
     for name in ("Add-v0", "a/b", "", "two words"):
         with pytest.raises(ValueError, match="letters, digits, - and _, and no Gymnasium id"):
             register_task(name, "an environment", Add)

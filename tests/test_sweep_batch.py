@@ -104,10 +104,10 @@ def test_folders_that_cannot_be_used_fail_alone(tmp_path, capsys, task):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "late-add"}, "for image classification, and .*agent cet, not for late-add: leave it out"),
+        ({"task": "late-add"}, "for images and for the agent cet, not for late-add: leave it out"),
         ({"task": "CartPole-v1", "agent": "sb3:a2c"}, "for the agent cet, not for sb3:a2c: leave it out"),
-        ({**SMALL, "streaming": True}, "streaming, salience, jitter and soma='trace'"),
-        ({**SMALL, "compile": True}, "nor is a batch compiled"),
+        ({**SMALL, "streaming": True}, "streaming, salience, jitter, soma="),
+        ({**SMALL, "compile": True}, "cannot be batched with streaming"),
     ],
 )
 def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):
@@ -205,7 +205,7 @@ def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, ca
     command = ["sweep", file, "--data-dir", missing, "--run-dir", str(folder.path), "--launcher", launcher]
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the data folder {missing} does not exist" in line
+    assert f"data folder {missing} does not exist" in line
     assert not folder.path.exists()
 
 

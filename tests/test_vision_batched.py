@@ -206,7 +206,7 @@ def test_in_which_fields_runs_may_differ(name):
         check_batch([first, other])
         return
     with pytest.raises(
-        ValueError, match=r"runs of one batch must not differ in|nor is a batch compiled"
+        ValueError, match=r"runs of one batch must not differ in|cannot be batched with"
     ) as refusal:
         check_batch([first, other])
     assert "\n" not in str(refusal.value)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cet_rl.cli.train import parse_arguments
-from cet_rl.runs.config_files import parse_config, tuned_defaults
+from cet_rl.runs.config_files import check_values, load_yaml, tuned_defaults
 from cet_rl.runs.folder import default_path
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.datasets import DATASETS
@@ -203,7 +203,7 @@ def test_the_paper_s_row_and_options_that_go_over_it():
 )
 def test_files_with_something_else_in_them(text, words):
     with pytest.raises(ValueError, match=words):
-        parse_config(text, "mine.yaml", VisionConfig)
+        check_values(load_yaml(text), "mine.yaml", VisionConfig)
 
 
 def test_a_file_s_values(tmp_path, monkeypatch):

@@ -445,7 +445,7 @@ class TestBatches:
 
     @pytest.mark.parametrize("size", [0, -1, 18])
     def test_batch_size(self, size):
-        with pytest.raises(ValueError, match=f"from 1 to 17, the size of the training set, got {size}"):
+        with pytest.raises(ValueError, match=f"from 1 to 17, all images, got {size}"):
             Batches(numbered(17), size)
 
     @pytest.mark.cuda

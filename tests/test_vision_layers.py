@@ -271,7 +271,7 @@ def test_second_derivatives_are_refused(case, matrix):
         ({"derivative_memory": "none"}, "derivative_memory must be one of exact, trace, got 'none'"),
         ({"activation": "tanh"}, "tanh needs error_at='activation'"),
         ({"activation": "sigmoid", "trace": None}, "sigmoid needs error_at='activation'"),
-        ({"derivative_memory": "trace", "streaming": True}, "needs images shown after the batch"),
+        ({"derivative_memory": "trace", "streaming": True}, "does not go with streaming"),
         ({"delay_steps": -1}, "delay_steps must be at least 0, got -1"),
         ({"streams": 0}, "streams must be at least 1, got 0"),
     ],
@@ -314,9 +314,9 @@ def test_one_matrix_is_for_batches_of_its_size_only():
     layer = TracedLinear(3, 4, trace=CET(3, 2))
     layer.use_matrix(8)
     for images, context in ((6, nullcontext()), (8, seen_at(layer, range(8), 8))):
-        with context, pytest.raises(ValueError, match="batches of 8 images"):
+        with context, pytest.raises(ValueError, match="batches must have 8 images"):
             layer(torch.randn(images, 3))
-    with pytest.raises(ValueError, match="no layers that stream"):
+    with pytest.raises(ValueError, match="not for layers with streaming"):
         TracedLinear(3, 4, trace=CET(3, 2), streaming=True).use_matrix(8)
 
 

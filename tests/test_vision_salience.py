@@ -153,9 +153,7 @@ def test_the_forward_pass_says_when():
 @pytest.mark.parametrize(
     ("times", "message"),
     [
-        ([0, 2, 2], "must be one increasing row"),
-        ([3, 2, 4], "must be one increasing row"),
-        ([[0, 1, 2]], "must be one increasing row"),
+        *[(times, "must be one increasing row") for times in ([0, 2, 2], [3, 2, 4], [[0, 1, 2]])],
         ([-1, 2, 4], r"must lie in \[0, 9\)"),
         ([0, 2, 9], r"must lie in \[0, 9\)"),
         ([0, 2], "3 images, but times for 2"),

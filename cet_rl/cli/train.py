@@ -16,7 +16,7 @@ from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.files import holds
 from cet_rl.runs.folder import RunFolder, default_path
-from cet_rl.runs.paper import PAPER, paper_values
+from cet_rl.runs.paper import PAPER, paper_row
 from cet_rl.runs.task_kinds import TASK_KINDS, build_config, check_spelling, refuse_foreign, task_kind_of
 from cet_rl.runs.tracking import TrackerName
 from cet_rl.runs.values import flag
@@ -179,7 +179,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     )
     values |= {name: found[name] for name in types_of(kind) if name in names}
     values["task"] = task
-    base, note = paper_values(values) if source == PAPER and not file else (None, "")
+    base, note = paper_row(**values) if source == PAPER and not file else (None, "")
     run = RunOptions(**{item.name: found[item.name] for item in fields(RunOptions)})
     return TrainArguments(build_config(values, base), run, frozenset(names), note)
 

@@ -14,7 +14,7 @@ from cet_rl.credit.synapses import Synapses
 NEGLIGIBLE = 1e-4  # share of an event's eligibility below which the true gradient leaves it out
 
 NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
-"""Same share where every weight has its own γλ: most forget faster, and their replay costs the most."""
+"""The same share where each weight has a γλ of its own: most of them are smaller, and the replay is slow."""
 
 LONGEST_REACH = 1000
 """Steps that are recorded at most on top of the delay and the rollout, however slowly eligibility decays."""
@@ -31,8 +31,9 @@ class AlignmentProbe(nn.Module):
         geometry: of the layer.
         delay_steps: D of the layer.
         gamma_lam: γλ, one number or one per weight.
-        slowest: the largest γλ there can be; events older than ln(1e-4)/ln(slowest), with one γλ per weight
-            ln(1e-2)/ln(slowest), or 1000, steps before the chunk are left out. None for the largest there is.
+        slowest: the largest γλ that can occur, None for the largest of `gamma_lam`. Events older than
+            ln(1e-4)/ln(slowest) steps before the chunk, with one γλ per weight ln(1e-2)/ln(slowest), and in any
+            case 1000, are left out.
         num_envs: environments.
         rollout: T, steps of a chunk.
         dtype: of the signals.
@@ -76,7 +77,7 @@ class AlignmentProbe(nn.Module):
         recorded = [line.contents() for line in self.lines if isinstance(line, DelayLine)]
         pre, derivative, error, td_error, start = (r[: len(r) - self.delay_steps] for r in recorded)
         td_error = td_error.clone()
-        td_error[:-steps] = 0  # earlier updates have made use of these
+        td_error[:-steps] = 0  # those have counted in earlier updates
         if self.shared_decay is not None:  # every event has all its credit at once, and nothing is carried over
             credit = lambda_sums(td_error, start, float(self.shared_decay))
             credit = credit.view(*credit.shape, *[1] * (error.ndim - 2))

@@ -1,4 +1,4 @@
-"""Measure what executors cost on the machine at hand, and fit the constants of `cet_rl.credit.costs` to it."""
+"""Measure the time that executors take on this machine, and fit the constants of `cet_rl.credit.costs` to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, int, int, int]  # inputs, units, environments and steps
 CARTPOLE: list[Shape] = [(8, 256, 4, 128), (256, 256, 4, 128), (256, 2, 4, 128)]
 SHAPES = [*CARTPOLE, (600, 256, 32, 32), (64, 64, 4, 128), (256, 256, 4, 16), (256, 256, 8, 5), (256, 256, 4, 1)]
 TRACES = [PerfectMemory(40), *(CET(n, 40) for n in (2, 5, 10)), CET(10, 10), CET(10, 640), Legendre(10, 40)]
-HOPELESS = 8.0  # times the cost of the cheapest: what is not measured
+HOPELESS = 8.0  # an executor with so many times the modelled cost of the cheapest is not measured
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def event_matrix(kernel: FloatArray, happened: Times, arrives: Times) -> FloatAr
 
 
 def forget_oldest(cache: dict[Any, Any]) -> None:
-    """Make room in a cache: chunks of ever new lengths would collect a T × T matrix for each."""
+    """Make room in a cache, which would otherwise keep a T × T matrix for every length of chunks."""
     if len(cache) >= CHUNK_LENGTHS_KEPT:
         del cache[next(iter(cache))]
 
@@ -87,7 +87,7 @@ class StateConstants:
 
     @cached_property
     def coefficients(self) -> tuple[Pattern, Tensor]:
-        """Distinct nonzero values of [M; C] and their places: a cascade has n among n² entries."""
+        """Return the places and the distinct nonzero values of [M; C]: a cascade has n among n² entries."""
         places = {0.0: -1}  # numbered as they appear, so that traces of one kind and order share a compiled loop
         table = torch.cat([self.M, self.C[None]]).tolist()
         pattern = tuple(tuple(places.setdefault(value, len(places) - 1) for value in row) for row in table)
@@ -134,7 +134,7 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
 
 
 _latest: tuple[Any, tuple[Tensor | None, Tensor | None]] = None, (None, None)
-"""What the latest `sum_weights` were of, and what they are, which nobody writes to."""
+"""The arguments of the latest call of `sum_weights`, and its results, which are never written to."""
 
 
 def _sum_weights(td_error: Tensor, start: Tensor, decay: float) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
             )
             for env in range(envs)
         ]
-        # New states, not the old ones overwritten: whoever looks at them until `Synapses` has advanced sees those.
+        # New tensors: the old states must stay as they are until `Synapses` has advanced.
         state.states = each[0][1][None] if envs == 1 else torch.stack([states for _, states in each])
         return each[0][0] if envs == 1 else torch.stack([part for part, _ in each]).sum(0)
 

@@ -1,4 +1,4 @@
-"""The definition as one compiled loop on a CPU: every synapse passes the chunk with its states at hand.
+"""The definition as one compiled loop on a CPU, which keeps the states of a row of synapses in cache.
 
 The loop takes a row of synapses through all T steps, so that its states stay in cache for the whole chunk, and
 within a step handles one synapse after the other, n states and all, in vector registers. For that the number of
@@ -30,7 +30,7 @@ from cet_rl.credit.compiling import compile_loop
 from cet_rl.credit.costs import rows_are_inputs
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
-_SMALL = 1 << 12  # weights below which a factor of one costs less than compiling another loop, for other rows
+_SMALL = 1 << 12  # weights up to which a product with one costs less than compiling a second loop
 
 _TEMPLATE = """
 def {name}(
@@ -97,7 +97,7 @@ def fused(constants: StateConstants, state: SynapseState, signals: Signals, deca
     rates = decay if isinstance(decay, Tensor) else torch.full_like(gradient, decay)
     by_weight = [state.states, state.eligibility, rates, gradient]
     pre, post, one = signals.pre, signals.derivative, signals.error.new_ones(1, *signals.pre.shape[1:])
-    errors = [one, signals.error]  # of each synapse of a row, which only the loop for small layers reads; of a row
+    errors = [one, signals.error]  # per synapse of a row, read only by the loop for small layers, and per row
     by_input = rows_are_inputs(*reversed(gradient.shape))
     if by_input:
         by_weight = [x.transpose(-1, -3 if x.ndim == 4 else -2).contiguous() for x in by_weight]

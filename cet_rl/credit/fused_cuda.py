@@ -1,4 +1,4 @@
-"""The definition as one Triton kernel on CUDA: every synapse passes the chunk with its states in registers.
+"""The definition as one Triton kernel on CUDA, which keeps the states of synapses in registers.
 
 The counterpart of `cet_rl.credit.fused`, like it compiled for the trace at hand, zeros of M and C left out. A
 program takes one unit and a block of its inputs through all T steps, one environment after the other: states and e
@@ -21,8 +21,8 @@ from cet_rl.credit.chunk import StateConstants
 from cet_rl.credit.signals import Decay, Signals, SynapseState
 
 _WALKS = 1 << 18
-"""Synapses under way at once that keep a large GPU busy. Where a layer has fewer, programs share out its
-environments, and their ΔW are summed afterwards."""
+"""Synapses that keep a large GPU busy. The environments of a layer with fewer are divided among programs, whose
+ΔW are summed afterwards."""
 
 _LARGEST_BLOCK = 128
 """Synapses of a program. Wider blocks would leave more threads idle at the end of a row of inputs."""

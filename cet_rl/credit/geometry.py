@@ -95,12 +95,12 @@ class Geometry(ABC):
 
     @property
     def n_pre(self) -> int:
-        """Presynaptic units, not counting the constant input of a bias."""
+        """Return the number of presynaptic units, without the constant input of a bias."""
         return prod(self.pre_shape)
 
     @property
     def n_post(self) -> int:
-        """Postsynaptic units, positions counted."""
+        """Return the number of postsynaptic units, at all positions."""
         return prod(self.post_shape)
 
     @abstractmethod

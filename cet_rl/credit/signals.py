@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.geometry import is_for_numpy
+from cet_rl.traces.base import check_whole
 
 Decay = float | Tensor
 """γλ: one number, or one per weight, shape (n_out, n_in), a convolution's (C_out, C_in, k, k)."""
@@ -19,7 +20,7 @@ Decay = float | Tensor
 
 @dataclass
 class Signals:
-    """Hold T steps of signals. δ, η and s are those that arrive now, so already delayed; x and f' are of now.
+    """Hold T steps of signals: x and f' of these steps, and δ, η and s that arrive in them, already delayed.
 
     A step that is no transition (a vector environment resetting itself) has f' = δ = η = 0. Supervised signals
     have neither η nor s, which stands for η = 1 and s = 0. Units may have several axes until they are flattened.
@@ -32,7 +33,7 @@ class Signals:
     error: Tensor  # δ, of the same shape
     td_error: Tensor | None = None  # η, shape (T, E)
     start: Tensor | None = None  # s, shape (T, E), as float: 1 where the arriving event opened an episode, else 0
-    immediate: Tensor | None = None  # what counts for x at once, neither late nor remembered, shape as of δ
+    immediate: Tensor | None = None  # b, shaped like δ: Σ b xᵀ is added to the update, without delay and trace
 
     def __post_init__(self) -> None:
         steps, envs = self.pre.shape[:2]
@@ -61,7 +62,8 @@ class SynapseState:
     """Hold what a layer's synapses carry from chunk to chunk, zero at first. Executors replace or overwrite it.
 
     A layer has either `states`, or `past_pre` and `past_derivative`, the factors of its Hebbian term for as long
-    as the kernel reaches back, flattened by its geometry. With `past_eligibility` it has no e, and x as far back.
+    as the kernel reaches back, flattened by its geometry. With `past_eligibility` it has no e, and `past_pre`
+    reaches back for W steps, too.
     """
 
     eligibility: Tensor  # e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0
@@ -107,6 +109,7 @@ class DelayLine(nn.Module):
 
     def __init__(self, steps: int, shape: tuple[int, ...], *, fill: float = 0.0, dtype: torch.dtype) -> None:
         super().__init__()
+        check_whole(steps, "steps", at_least=0)
         self.steps = steps
         self._position = 0
         self.register_buffer("line", torch.full((steps, *shape), fill, dtype=dtype))

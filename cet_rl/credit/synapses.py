@@ -1,4 +1,4 @@
-"""The synapses of one layer: they delay the credit, keep the traces, and choose who computes the update."""
+"""The synapses of one layer: they delay the credit, keep the traces, and choose the executor of the update."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from cet_rl.credit.factored import HistoryConstants, add_parts, eligibility_wind
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
-from cet_rl.traces.base import Trace, Transition
+from cet_rl.traces.base import Trace, Transition, check_whole
 from cet_rl.traces.finite import PerfectMemory
 from cet_rl.traces.sharp import shift_register
 
 Executor = Literal["auto", "step", "chunk", "fused", "history", "factored"]
-"""How an update is computed: "step" is the definition, the others give its numbers faster, "auto" chooses
-by `cet_rl.credit.costs`."""
+"""How an update is computed: "step" is the definition, the others compute the same numbers faster, and "auto"
+chooses one by `cet_rl.credit.costs`."""
 
 _CARRIED = tuple(item.name for item in fields(SynapseState))
 
 Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
 
 LONGEST_REGISTER = 64
-"""Lags of a kernel without states that synapses keep as states where one γλ per weight needs them."""
+"""Longest kernel, in lags, of a trace without states that gets one state a lag where an executor needs states."""
 
 
 class Synapses(nn.Module):
     """Assign late credit to the weights of one layer, y = f(W x), dense or a convolution.
 
-    Feed it what happens as it happens; it delays the credit signals, keeps the traces, and returns the update
-    that the credit arriving in this chunk causes. Everything it carries is in `state_dict`.
+    Signals are given for the steps in which they occur. The layer delays the credit signals, keeps the traces, and
+    returns the update from the credit that arrives in these steps. All of its state is in `state_dict`.
 
-    **When time advances**: the rule for all that learns here, agents, traced layers and recurrent networks.
+    **When time advances**: the rule for everything that learns here, agents, traced layers and recurrent networks.
 
-    - Every step of learning is told once: a forward pass in training whose backward pass arrives and completes,
-      whether weights are frozen or not, whether the optimiser then steps or not. Nothing else is: no pass in
-      `eval()` or under `no_grad`, no gradient of inputs, no pass that raised, forwards or backwards.
-    - x or f' that is not finite is refused by layer and step before anything changes. For δ the gradients are not
-      finite either, so that a loss scaler skips them, and the state takes δ = 0 for that batch; agents, which have
-      no scaler, refuse it as they do x. Errors are kept without the scaler's scale, which may change.
-    - A rollout that is left, by a callback, an error or Ctrl-C, is told as far as it got, without an update. If it
-      cannot be, the next step opens an episode, and an environment that was left within a step is reset.
+    - Every step of learning counts once: a forward pass in training whose backward pass arrives and completes,
+      whether weights are frozen or not, whether the optimiser then steps or not. Nothing else counts: no pass in
+      `eval()` or under `no_grad`, no gradient of inputs, no forward or backward pass that raised an error.
+    - x or f' that is not finite is refused, by layer and step, before anything changes. Where δ is not finite,
+      gradients are not finite either, so that a loss scaler skips them, and the traces take δ = 0 for that batch;
+      agents, which have no scaler, refuse it like x. Errors are kept without the scaler's scale.
+    - A rollout that a callback, an error or Ctrl-C ends early counts as far as it got, without an update. If that
+      is impossible, the next step opens an episode, and an environment that was left within a step is reset.
 
     A dense layer is given by `n_in` and `n_out`, any layer by `geometry`:
     `Synapses(geometry=Convolution(6, 16, 3, in_size=(10, 10)), trace=CET(5, 10))`. The signals of a convolution
@@ -73,13 +73,13 @@ class Synapses(nn.Module):
             factored as well).
         dtype: of states and signals.
         geometry: of the layer, in the place of `n_in` and `n_out`.
-        supervised: whether errors count as they are and nothing ends, η = 1 and s = 0; `forward` takes neither.
-        choice: what the attribute of this name was of such a layer, to take the same path; None to choose anew.
+        supervised: whether η = 1 and s = 0 at all steps; `forward` then takes neither.
+        choice: the attribute `choice` of an equal layer, to compute as that one does; None to choose anew.
 
     Attributes:
         form: the executor that was chosen; unless `settled`, a layer that keeps states chooses between "chunk" and
             "fused" for the length of every chunk.
-        choice: the same in words that also tell how many steps inputs wait beforehand, as in "history+40".
+        choice: the same with the number of steps by which inputs are delayed beforehand, as in "history+40".
         settled: whether the choice holds for chunks of every length (on a CPU).
 
     Raises:
@@ -116,15 +116,13 @@ class Synapses(nn.Module):
         elif geometry is None or n_in is not None or n_out is not None:
             raise ValueError("a layer needs either n_in and n_out, or geometry, and not both")
         self.geometry = geometry
-        for name, count in {"num_envs": num_envs, "rollout": rollout}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
         if not isinstance(trace, Trace | None):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None:
             delay_steps = int(getattr(trace, "delay_steps", None) or 0)
-        if delay_steps < 0:
-            raise ValueError(f"delay_steps must not be negative, got {delay_steps}")
+        check_whole(num_envs, "num_envs", at_least=1)
+        check_whole(rollout, "rollout", at_least=1)
+        check_whole(delay_steps, "delay_steps", at_least=0)
         _check_decay(gamma_lam, geometry)
         _check_executor(executor, geometry, per_weight=isinstance(gamma_lam, Tensor))
 
@@ -168,11 +166,11 @@ class Synapses(nn.Module):
         return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={executor}"
 
     def _ways(self, num_envs: int, dtype: torch.dtype) -> Iterator[tuple[Form, Work]]:
-        """Yield the forms that can do what is asked for, and what each has to do.
+        """Yield the executors that can do what is asked for, and the work of each.
 
         A convolution would have states for every position of its output, so it keeps its past. So does a trace
         without states if its kernel is long, as one state for each lag would be too many to compile a loop for.
-        Where a kernel is silent at first, as that of a delay line is, the layer's inputs may be delayed instead.
+        Where the first lags of a kernel are zero, as in a delay line, the layer's inputs may be delayed instead.
         """
         geometry, decay, executor = self.geometry, self.shared_decay, self.executor
         transition, (first, last) = self.trace.transition(), visible_support(self.trace, dtype)
@@ -304,7 +302,7 @@ class Synapses(nn.Module):
 
     @property
     def _by_history(self) -> bool:
-        """True if the closed form over a factored past computes the update."""
+        """Tell whether the closed form over a factored past computes the update."""
         return self._factored and self.executor != "step" and self.shared_decay is not None
 
     def _execute(self, state: SynapseState, signals: Signals) -> Parts:
@@ -335,7 +333,7 @@ class Synapses(nn.Module):
 
 
 def _in_words(way: tuple[Form, Work]) -> str:
-    """Return an executor and the steps that inputs wait beforehand, if any: "fused", "history+40"."""
+    """Return an executor and the steps by which inputs are delayed beforehand: "fused", "history+40"."""
     form, work = way
     return f"{form}+{work.onset}" if work.onset else form
 

@@ -33,7 +33,7 @@ class Advance(NamedTuple):
 
 @dataclass(frozen=True)
 class RNNCell:
-    """Hold sizes and constants of a network; its weights are arguments (Marschall et al. 2019).
+    """Hold sizes and constants of a network, to whose methods the weights are given (Marschall et al. 2019).
 
     Raises ValueError for counts below one, an α outside (0, 1], or an unknown activation or output.
     """
@@ -63,8 +63,8 @@ class RNNCell:
     ) -> tuple[Tensor, Tensor]:
         """Return W of shape (n, m) and W_out of shape (n_out, n + 1) as in the paper's experiments, on the CPU.
 
-        W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0. What is drawn does not depend on
-        the type; without a generator it is torch's own that draws.
+        W_rec is orthogonal, W_in ~ N(0, 1/n_in), W_out ~ N(0, 1/n), biases are 0. Values are the same for all
+        types, up to rounding. Without a generator torch's global one draws them.
         """
         n, drawn = self.units, partial(torch.randn, generator=generator, dtype=torch.float64)
         factor, triangle = torch.linalg.qr(drawn(n, n))
@@ -112,9 +112,9 @@ class RNNCell:
         return 0.5 * (readout - label).square().mean(1)
 
     def error(self, readout: Tensor, label: Tensor) -> Tensor:
-        """Return ŷ - y*, what learning descends: the derivative of the loss with respect to z, shape (B, n_out).
+        """Return ŷ - y*, shape (B, n_out): the derivative with respect to z of the loss that learning descends.
 
-        Of squared error it is that of the sum over outputs, not of the mean, as in the authors' code.
+        With a linear output this is half the sum of squared errors, not the mean, as in the authors' code.
         """
         return (torch.softmax(readout, 1) if self.output == "softmax" else readout) - label
 
@@ -129,7 +129,7 @@ class RNNCell:
         return (1 - self.alpha) * vector + slope.view(slope.shape[0], *between, -1) * driven
 
     def backproject(self, weight: Tensor, slope: Tensor, vector: Tensor) -> Tensor:
-        """Return v J, in the last axis: how credit goes back over one step; (B, n) to (B, n)."""
+        """Return v J, in the last axis, which carries credit back over one step: (B, n) to (B, n)."""
         return (1 - self.alpha) * vector + (slope * vector) @ self.recurrent(weight)
 
 

@@ -117,7 +117,7 @@ class RecurrentConfig(RunConfig):
         if self.jitter and not self.delay:
             raise ValueError("--jitter needs a delay")
         if self.lags != LAGS and self.task == "mimic":
-            raise ValueError("--lags is an option of add, not of mimic: leave it out")
+            raise ValueError("--lags belongs to Add; mimic has none: leave it out")
         if min(self.lags) < 0:
             raise ValueError(f"--lags must not be negative, got {self.lags[0]} {self.lags[1]}")
         if not self.last_update:

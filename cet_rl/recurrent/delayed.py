@@ -1,13 +1,13 @@
-"""Errors that come late: each synapse keeps its eligibility in a trace until the signal for it arrives.
+"""Delayed errors: each synapse keeps its eligibility in a trace until the signal for it arrives.
 
     G_t = s_{t-D} ⊙ (g * E)_t
 
-s is the rule's signal of each unit, held back by D steps, E its eligibility, g the kernel of the trace. With a
-perfect memory g is one at D and nothing elsewhere, and the gradients are those of the rule without delay, D steps
-later. A stage that the rule itself has, such as RFLO's leak, stays in front of the trace.
+s is the rule's signal of each unit, delayed by D steps, E its eligibility, g the kernel of the trace. With a
+perfect memory g is one at D and zero elsewhere, and the gradients are those of the rule without delay, D steps
+later. The trace filters the eligibility of the rule, which may be a filtered one itself, as in RFLO.
 
 With jitter J the signal of step s arrives after D_s = D (1 + J u_s) steps, rounded, u_s drawn from [-1, 1], and
-signals that meet add up: G_t = Σ_{s + D_s = t} s_s ⊙ (g * E)_t. The trace stays that of D.
+signals that arrive together add up: G_t = Σ_{s + D_s = t} s_s ⊙ (g * E)_t. The trace stays that of D.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 
 from cet_rl.recurrent.rules.base import Rule, SeparableRule, State, StepInputs, combine
 from cet_rl.recurrent.rules.built_in import FixedW
-from cet_rl.traces.base import Trace
-from cet_rl.traces.timing import jitter_draws, jittered_steps, longest_steps
+from cet_rl.traces.base import Trace, check_whole
+from cet_rl.traces.timing import check_jitter, jitter_draws, jittered_steps, longest_steps
 
 
 class TraceFilter:
     """Filter B sequences of tensors, c_t = Σ_ℓ g_ℓ h_{t-ℓ}, one pure step at a time.
 
-    It keeps the trace's states, or of a delay line, which has none, the inputs of its past.
+    Its state is that of the trace; for a trace without states, such as a delay line, it is the past inputs.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.transition = trace.transition()
-        # A delay line recalls one step: the products with all the zeros around it are left out.
+        # Zeros are left out: the kernel of a delay line has one value.
         kernel = trace.kernel(trace.support[1]).tolist() if self.transition is None else []
         self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
         self.kept = len(kernel) - 1 if self.transition is None else len(self.transition.K)
@@ -65,9 +65,9 @@ class TraceFilter:
         return self._constants[key]
 
     def spread(self, signals: Tensor, delay_steps: int) -> Tensor:
-        """Return p_u = Σ_t g_{t+D-u} s_t, by which each h_u counts in Σ_t s_t c_{t+D}: (T, …) to (T, …).
+        """Return p_u = Σ_t g_{t+D-u} s_t, the weight of h_u in Σ_t s_t c_{t+D}: (T, …) to (T, …).
 
-        Its cost does not grow with D, other than once, for the kernel.
+        Apart from the kernel, which is computed once, the cost does not depend on D.
         """
         steps = len(signals)
         if self._lags.shape != (steps, steps):
@@ -79,22 +79,27 @@ class TraceFilter:
 
 @dataclass(frozen=True)
 class Arrival:
-    """Tell how many steps late signals arrive: D, or with jitter J after D (1 + J u), u a draw for each event.
+    """Delay signals by D steps, or with jitter J by D (1 + J u), where u is drawn for each event.
 
-    The draws of a step are the same for all layers, and whenever the step is taken.
+    The draws depend on the seed and the step alone, and are the same for all layers. Raises ValueError unless D is
+    a whole number from 0 on, and J lies in [0, 1].
     """
 
     delay_steps: int
     jitter: float = 0.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_whole(self.delay_steps, "delay_steps", at_least=0)
+        check_jitter("jitter", self.jitter)
+
     @property
     def longest(self) -> int:
-        """Return the most steps that a signal can take."""
+        """Return the largest number of steps that a signal can take."""
         return longest_steps(self.delay_steps, self.jitter)
 
     def hold(self, line: Tensor, new: Tensor, clock: int) -> tuple[Tensor, Tensor]:
-        """Return the line after the signals of step `clock`, (B, …), and those that arrive in it, in sum.
+        """Return the line after the signals of step `clock`, (B, …), and the sum of those that arrive in it.
 
         The line, (B, `longest`, …), holds what arrives in the next step, the one after, and so on.
         """
@@ -110,10 +115,10 @@ class Arrival:
 
 
 class Delayed(Rule):
-    """Run a separable rule whose signals come D steps late; ValueError for another.
+    """Run a rule whose signals arrive D steps late; raise ValueError unless it is separable, or as `Arrival`.
 
-    Its state is the rule's own and two tensors more: "trace", shape (B, K, n, m), and "signals", (B, D, n). With
-    jitter D is the longest delay that it allows here, and its draws follow from `seed`.
+    Its state is that of the rule with two more tensors: "trace", shape (B, K, n, m), and "signals", (B, D, n).
+    With jitter D is the longest possible delay here, and the draws follow from `seed`.
     """
 
     def __init__(self, rule: Rule, trace: Trace, delay_steps: int, jitter: float = 0.0, seed: int = 0) -> None:
@@ -128,7 +133,7 @@ class Delayed(Rule):
         self.name, self.shared = rule.name, rule.shared
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return the rule's own state, an empty trace and no signals on their way."""
+        """Return the rule's own state, an empty trace, and no signals on their way."""
         synapses = weight.new_zeros(len(rates), *weight.shape)
         return {
             **self.rule.init_state(weight, rates, generator),
@@ -137,18 +142,16 @@ class Delayed(Rule):
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """See `Rule.draw`."""
         return self.rule.draw(batch, steps, generator)
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
-        """See `Rule.step`."""
         inner, signal, eligibility = self.rule.factors(state, now)
         trace, recalled = self.filter.step(state["trace"], eligibility)
         signals, arrived = self.arrival.hold(state["signals"], signal, now.clock)
         return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """Return the gradient of the signals that are on their way, if nothing happens any more."""
+        """Return the gradient of the signals on their way, for eligibilities of zero from now on."""
         trace, signals, gradient = state["trace"], state["signals"], torch.zeros_like(weight)
         nothing = weight.new_zeros(len(signals), *weight.shape)
         for step in range(self.arrival.longest):
@@ -157,9 +160,10 @@ class Delayed(Rule):
         return gradient
 
     def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
-        """See `Rule.total`. The trace starts empty, and `state` is the rule's own. Two passes do, at any delay.
+        """Return the sum of all gradients, in two passes whatever the delay.
 
-        Jitter is left out: the gradient is that of signals that all come D steps late.
+        The trace starts empty, and `state` is that of the rule alone. All signals arrive D steps late: jitter is
+        left out.
         """
         signals, first = [], state
         for now in moments:
@@ -175,19 +179,19 @@ class Delayed(Rule):
 
 
 def delay_rule(rule: Rule, trace: Trace | None, delay_steps: int, jitter: float = 0.0, seed: int = 0) -> Rule:
-    """Return the rule with its signals D steps late; as it is where there is no delay, or W does not learn."""
+    """Return the rule with signals D steps late; the rule itself if there is no trace, or W does not learn."""
     if trace is None or isinstance(rule, FixedW):
         return rule
     return Delayed(rule, trace, delay_steps, jitter, seed)
 
 
 class Readout:
-    """Learn the output layer, alike beside every rule: G = (ŷ - y*) ⊗ [r; 1], or late.
+    """Compute the gradient of the output layer, the same for all rules: G = (ŷ - y*) ⊗ [r; 1], or with a delay
 
         G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
 
-    Its state is empty without a trace, and else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out), D being
-    the longest delay that `jitter` allows.
+    Without a trace its state is empty, else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out), where D is
+    the longest possible delay.
     """
 
     def __init__(
@@ -218,7 +222,10 @@ class Readout:
         return state, error.mT @ recalled / len(rates)
 
     def total(self, errors: Tensor, rates: Tensor) -> Tensor:
-        """Return the gradient of T steps in sum, D steps late: (T, B, n_out) and (T, B, n) to (n_out, n + 1)."""
+        """Return the sum of the gradients of T steps, whose errors (T, B, n_out) arrive D steps late.
+
+        Rates have shape (T, B, n), and the gradient (n_out, n + 1).
+        """
         if self.filter is not None:
             errors = self.filter.spread(errors, self.arrival.delay_steps)
         return torch.einsum("tbo,tbe->oe", errors, _with_one(rates)) / rates.shape[1]

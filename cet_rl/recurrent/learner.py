@@ -21,7 +21,7 @@ from cet_rl.recurrent.rules import build_rule, parse_options
 from cet_rl.recurrent.tasks import SequenceTask, Stream, build_task
 from cet_rl.runs.learner import Learner
 
-# Network steps at a time, all sequences counted, and time steps at least; an interruption waits as long.
+# Steps of a chunk, summed over its sequences, and least time steps of one; an interruption waits for its end.
 CHUNK, SHORTEST_CHUNK = 1000, 50
 
 # Sequences of the test stream, and the length of each at the end of a run and at a logged point.
@@ -34,7 +34,7 @@ BURN_IN = 50  # steps from silence before anything counts, in tests and probes
 
 
 def seeds(seed: int) -> dict[str, int]:
-    """Return independent seeds that follow from a run's: of weights, rule, and data to learn from and test on."""
+    """Return independent seeds, derived from that of a run, for weights, rule, and training and test data."""
     names = ("weights", "rule", "train", "test", "probe")
     drawn = np.random.SeedSequence(seed).generate_state(len(names), np.uint64)
     return {name: int(value >> np.uint64(1)) for name, value in zip(names, drawn, strict=True)}
@@ -95,8 +95,8 @@ class SequenceLearner(Learner):
         `measure` alignment on reaching the limit, if the configuration asks for it.
 
         Raises:
-            FloatingPointError: if anything is not finite any more; it says what, and since which step. Whatever is
-                raised, the learner is as it was before the chunk.
+            FloatingPointError: if a number is not finite, naming its tensor and the step. Whatever is raised, the
+                learner is as it was before the chunk.
         """
         size = max(CHUNK // self.config.batch_size, SHORTEST_CHUNK)
         steps = min(self.step - self.step % size + size, limit) - self.step
@@ -182,9 +182,9 @@ def measure_alignment(
 ) -> tuple[float, float]:
     """Return the cosines for W and W_out between the gradients that learning would use and the true ones, or nan.
 
-    With weights frozen, the network runs through a burn-in without errors and then some steps with; what counts is
-    all of the gradient that the rule gives for these errors, however late, against backpropagation through all of
-    it. What the rule has learned of its own (`Rule.shared`) is that of `memory`.
+    With weights frozen, the network runs through a burn-in without errors, then through some steps with errors.
+    The whole gradient that the rule gives for these errors, however late, is compared with that of backpropagation
+    through all steps. The tensors that the rule learns (`Rule.shared`) are those of `memory`.
     """
     x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + PROBED))
     used = _used_gradients(online, memory, x, label, generator)

@@ -1,6 +1,6 @@
-"""Learning online: forward, error, rule, output layer, optimiser, step after step. The definition.
+"""The definition of online learning: forward pass, error, rule, output layer and optimiser, step by step.
 
-`cet_rl.recurrent.compiled` runs the same as one compiled loop.
+`cet_rl.recurrent.compiled` computes the same as one compiled loop.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.delayed import Readout
 from cet_rl.recurrent.rules.base import Rule, State, StepInputs
+from cet_rl.traces.base import check_whole
 
 
 class Memory(NamedTuple):
-    """Hold all that changes in learning, as tensors."""
+    """Hold everything that changes as a network learns, as tensors."""
 
     weight: Tensor  # W, shape (n, m)
     weight_out: Tensor  # W_out, shape (n_out, n + 1)
@@ -48,7 +49,8 @@ class Memory(NamedTuple):
 class Online:
     """Describe how a network learns: constants only, see `Memory` for what changes.
 
-    Plain stochastic gradient descent, with the sum of the gradients of `update_every` steps, as in the paper.
+    Learning is plain stochastic gradient descent with the sum of the gradients of `update_every` steps, as in the
+    paper. Raises ValueError unless that is a whole number from 1 on.
     """
 
     cell: RNNCell
@@ -58,10 +60,13 @@ class Online:
     update_every: int = field(default=1, kw_only=True)  # steps with the same weights
     feedback: Tensor | None = field(default=None, kw_only=True)  # (n_out, n), in the place of W_out in c̄
 
+    def __post_init__(self) -> None:
+        check_whole(self.update_every, "update_every", at_least=1)
+
     def begin(
         self, weight: Tensor, weight_out: Tensor, rates: Tensor, generator: torch.Generator | None = None
     ) -> Memory:
-        """Return what there is before the first step; the generator is of the rule's random start."""
+        """Return the memory before the first step; the generator draws the rule's random start."""
         return Memory(
             weight,
             weight_out,

@@ -33,35 +33,35 @@ Array = NDArray[np.float64]
 
 
 class SequenceTask(ABC):
-    """Define what a recurrent network is to learn from streams of inputs and labels, driven by fair bits.
+    """Define a task by its streams of inputs and labels, which are driven by fair bits.
 
     A task that is driven by something else overrides `stream`.
     """
 
     inputs: int  # n_in
     outputs: int  # n_out
-    output: Output  # what the network's `RNNCell.output` is to be
+    output: Output  # `RNNCell.output` of a network that learns the task
     alpha: float  # α of the network; a symbol is held 1/α steps
     width: int = 1  # bits of a symbol
-    memory: int = 0  # symbols before the present one that labels depend on, but for what `units` hold of them
-    units: int = 0  # of the task's own network
+    memory: int = 0  # earlier symbols that `respond` is given, at most `MAX_LAG`
+    units: int = 0  # of the task's own network, if it has one
 
     @property
     @abstractmethod
     def baselines(self) -> Mapping[str, float]:
-        """Return the least loss of predictors that lack something, by a few words; unit of `RNNCell.loss`."""
+        """Return the least losses of predictors with limited information, by description; see `RNNCell.loss`."""
 
     @abstractmethod
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
-        """Return inputs and labels of steps.
+        """Return the inputs and labels of T steps.
 
         Args:
-            bits: symbols, those that are remembered first, shape (S, B, width).
-            index: which of the symbols, without those remembered, each step has.
-            rates: of the task's own network, shape (B, units).
+            bits: the symbols in order, `memory` earlier ones first, shape (memory + S, B, width).
+            index: the number of each step's symbol among the last S, shape (T,).
+            rates: rates of the task's own network before these steps, shape (B, units).
 
         Returns:
-            Inputs of shape (T, B, n_in), labels of shape (T, B, n_out), and the rates after them.
+            Inputs of shape (T, B, n_in), labels of shape (T, B, n_out), and the rates after these steps.
         """
 
     def stream(self, seed: int, batch: int, dtype: torch.dtype = torch.float32) -> Stream:
@@ -97,9 +97,9 @@ class Stream:
         return torch.from_numpy(x).to(self._dtype), torch.from_numpy(y).to(self._dtype)
 
     def _bits(self, first: int, last: int) -> NDArray[np.uint8]:
-        """Return the symbols of some range, from -`MAX_LAG` on: shape (last - first, B, width)."""
+        """Return the symbols `first` … `last` - 1, of which there are from -`MAX_LAG` on: (S, B, width)."""
         count = self._batch * self._task.width
-        blocks = -(-count // 256)  # what Philox makes of one value of its counter
+        blocks = -(-count // 256)  # of 256 bits, which Philox computes from one value of its counter
         key = np.random.SeedSequence(self._seed).generate_state(2, np.uint64)
         random = np.random.Philox(key=key, counter=(first + MAX_LAG) * blocks)
         words = random.random_raw((last - first) * blocks * 4).astype("<u8", copy=False)
@@ -107,11 +107,11 @@ class Stream:
         return np.unpackbits(rows, axis=1, count=count).reshape(last - first, self._batch, -1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where it stands: tensors and plain numbers."""
+        """Return its position as tensors and plain numbers."""
         return {"seed": self._seed, "steps": self._steps, "rates": torch.from_numpy(self._rates.copy())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where another stream of the same task and batch stood, bit for bit, with that one's seed."""
+        """Continue, bit for bit, at the position of another stream of the same task and batch, with its seed."""
         rates, seed, steps = state["rates"], state["seed"], state["steps"]
         check_whole(seed, "seed", at_least=0)
         check_whole(steps, "steps", at_least=0)
@@ -139,7 +139,7 @@ def symbol_steps(alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Add(SequenceTask):
-    """Tell the probability y(t) = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) from one bit x(t) at a time.
+    """Learn the probability y(t) = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) from one bit x(t) at a time.
 
     Inputs are [x, 1 - x], labels [y, 1 - y]. Symbols before the first step are drawn like all others. Lags t1 and
     t2 count symbols, not steps, from 0 to `MAX_LAG`.
@@ -181,7 +181,6 @@ class Add(SequenceTask):
         return losses
 
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
-        """See `SequenceTask.respond`."""
         now, early, late = (bits[self.memory - lag : len(bits) - lag] for lag in (0, *self.lags))
         label = add_label(early, late)
         x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
@@ -190,10 +189,10 @@ class Add(SequenceTask):
 
 @dataclass(frozen=True)
 class Mimic(SequenceTask):
-    """Give the outputs of a fixed random network of the same kind for the same independent bits.
+    """Learn the outputs of a fixed random network of the same kind for the same independent bits.
 
-    The seed is that of the fixed network's weights. They are unlike those that `RNNCell.initial_weights` draws
-    from a generator of this seed: a learner of the same seed would have nothing to learn.
+    The seed is that of the fixed network's weights. They differ from those that `RNNCell.initial_weights` draws
+    with the same seed, or a learner of that seed would have nothing to learn.
     """
 
     seed: int
@@ -224,12 +223,12 @@ class Mimic(SequenceTask):
 
     @cached_property
     def baselines(self) -> Mapping[str, float]:
-        """Return half the variance of the labels, mean over outputs: what the best constant scores.
+        """Return the loss of the best constant prediction: half the variance of the labels, mean over outputs.
 
         It is an estimate, within about 2 %, from 200 symbols of 64 sequences, always the same ones.
         """
         stream, hold = self.stream(0, 64, torch.float64), symbol_steps(self.alpha)
-        for _ in range(20):  # from r_0 = 0 to the usual
+        for _ in range(20):  # until rates do not depend on r_0 = 0 any more
             stream.take(hold)
         total = squares = torch.zeros(self.outputs, dtype=torch.float64)
         for _ in range(200):
@@ -238,7 +237,6 @@ class Mimic(SequenceTask):
         return {"mean label": 0.5 * float((squares / 200 - (total / 200) ** 2).mean())}
 
     def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
-        """See `SequenceTask.respond`."""
         # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
         # (what `@` does with three axes), because a product of another size may be rounded in another way.
         weight, weight_out = (each.numpy() for each in self.weights)
@@ -263,9 +261,9 @@ def add_label(early: Any, late: Any) -> Any:
 
 
 def build_task(name: str, settings: Any) -> SequenceTask:
-    """Build a task of `TASKS`, third parties' included, for a run's configuration, or its `lags`, `alpha`, `seed`.
+    """Return the task with this name in `TASKS`, for a run's configuration or another object with its fields.
 
-    ValueError for an unknown name, or settings that the task refuses.
+    The tasks here need `lags`, `alpha` and `seed`. Raises ValueError for an unknown name or impossible settings.
     """
     load_plugins()
     if name not in TASKS:

@@ -82,7 +82,7 @@ def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
 
 
 def decode(data: Any, tensors: dict[str, Tensor]) -> Any:
-    """Invert `encode`; data that it does not write are an error of some kind."""
+    """Invert `encode`; raise an error of some kind for data that it does not write."""
     if isinstance(data, list):
         return [decode(item, tensors) for item in data]
     if not isinstance(data, dict):
@@ -163,7 +163,7 @@ def _read_part(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
 
 
 def _use(file: File, what: str, function: Callable[[zipfile.ZipFile], T]) -> T:
-    """Return the function's value of a file, after a look at the header."""
+    """Check the header of a file, and return what the function returns for its archive."""
     path = _path_of(file)
     name = "the file object" if path is None else str(path)
     try:

@@ -27,8 +27,8 @@ class Mark(Enum):
     NEUTRAL = "changes what is logged, how fast or how exactly is evaluated, but not what is learned"
     TRACED = "means something only to agents with synaptic traces"
     BATCHABLE = "may differ between the runs of one batch"
-    LABELLED = "is told by the names of arms"
-    CHOSEN = "left open, by auto or none, is chosen when a run begins, which keeps the choice when it is resumed"
+    LABELLED = "is part of the names of arms"
+    CHOSEN = "is chosen when a run begins if it is left open, by auto or none; a resumed run keeps the choice"
 
 
 OPEN = ("auto", None)
@@ -37,7 +37,7 @@ OPEN = ("auto", None)
 
 @cache
 def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
-    """Return the names of the fields with a mark, which a field that is overridden keeps."""
+    """Return the names of the fields with a mark; a field that a subclass overrides keeps its marks."""
     hints = [
         typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
     ]
@@ -124,7 +124,7 @@ class RunConfig(ABC):
             self.trace_config.build(steps)
 
     def check_counts(self, *names: str) -> None:
-        """Raise ValueError unless each of these fields is None or a number from one to a million million."""
+        """Raise ValueError unless each of these fields is None or a number from 1 to 10^12."""
         for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -144,17 +144,17 @@ class RunConfig(ABC):
 
     @cached_property
     def timing(self) -> CreditTiming:
-        """Return the steps until credit reaches each of the layers."""
+        """Return when credit reaches each of the layers."""
         return CreditTiming(self.delay, self.step_duration, self.stacked, self.layers)
 
     @property
     def trace_discretization(self) -> Discretization:
-        """Return which kernel of a cascade is meant."""
+        """Return the discretization of a cascade."""
         return self.discretization
 
     @cached_property
     def trace_config(self) -> TraceConfig:
-        """Kind, order, decay and normalisation of the trace, the kind's default filled in."""
+        """Return the configuration of the trace, with the default kind filled in."""
         return TraceConfig.for_delay(
             self.delay,
             self.trace,
@@ -170,12 +170,12 @@ class RunConfig(ABC):
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """Words for what learns, of which `label` is made: cet5."""
+        """Return the words of `label` that name what learns: cet5."""
         return (self.trace_config.label,)
 
     @property
     def label(self) -> str:
-        """Short name of the arm for folders and legends: cet5-8s, none, legendre10-120s-stacked."""
+        """Return the arm's short name for folders and legends: cet5-8s, none, legendre10-120s-stacked."""
         return "-".join([*self.arm, *[f"{self.delay:g}s"] * bool(self.delay), *["stacked"] * self.stacked])
 
     def resolved(self) -> Self:
@@ -202,8 +202,7 @@ class RunConfig(ABC):
     def check_batchable(self) -> None:
         """Raise ValueError unless the run can learn in one batch with others that are alike."""
         raise ValueError(
-            "--launcher batch is for image classification, and for reinforcement learning by the agent cet, not "
-            f"for {self.task}: leave it out"
+            f"--launcher batch is for images and for the agent cet, not for {self.task}: leave it out"
         )
 
     def shared(self) -> dict[str, Any]:
@@ -212,7 +211,7 @@ class RunConfig(ABC):
         return {name: getattr(self, name) for name in names if name not in marked(type(self), Mark.BATCHABLE)}
 
     def as_data(self) -> dict[str, Any]:
-        """Return plain data, as written to config.yaml."""
+        """Return the values as plain data, as they stand in config.yaml."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
 
 

@@ -1,7 +1,7 @@
 """Read configurations: YAML files of a user's own, those that come with the package, and tuned defaults of tasks.
 
-Numbers and words in YAML are read as people read them (and YAML 1.2): 5e-4 is a number; 1:30, yes and no are text;
-so is 010, which YAML 1.1 takes for eight.
+Numbers and words are read as in YAML 1.2: 5e-4 is a number; 1:30, yes, no and 010 are text, which YAML 1.1 takes
+for 90, true, false and 8.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.registry import traces
 
 _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-"""The exceptions that PyYAML raises for text that is no YAML, and for tags whose values do not fit."""
+"""The exceptions of PyYAML for text that is no YAML, and for tags with values that do not fit."""
 
 _NOTATION = {
     "null": (r"~|null|Null|NULL|", "~nN\0"),
@@ -34,7 +34,7 @@ _NOTATION = {
     ),
     "merge": ("<<", "<"),
 }
-"""The notation of everything in YAML that is not text, and the characters that it can begin with."""
+"""Patterns of the values that are not text, and the characters that these can begin with."""
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -61,7 +61,7 @@ for _tag, (_pattern, _first) in _NOTATION.items():
 
 
 def load_yaml(text: str | bytes) -> Any:
-    """Return the plain data that YAML text stands for, or raise `yaml.YAMLError`."""
+    """Return the plain data in YAML text; raise `yaml.YAMLError` for text that is no YAML."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -84,12 +84,15 @@ def tuned_defaults(task: str, kind: type[RunConfig]) -> Mapping[str, Any]:
     for name in (task.replace("/", "-"), task.split("/")[0]):
         path = folder / f"{name}.yaml"
         if path.is_file():
-            return parse_config(path.read_bytes(), path.name, kind)
+            return check_values(_parse_mapping(path.read_bytes(), path.name), path.name, kind)
     return {}
 
 
 def read_mapping(source: str) -> Mapping[str, Any]:
-    """Return a configuration file, by path or by name, with nothing but its task checked, or raise ValueError."""
+    """Return the contents of a configuration file, by path or name, in which only the task has been checked.
+
+    Raises ValueError if there is no such file, or it is no mapping.
+    """
     path: Traversable = Path(source)
     if not path.is_file():
         known = package_configs()
@@ -101,11 +104,6 @@ def read_mapping(source: str) -> Mapping[str, Any]:
     if "task" in mapping:
         checked(mapping["task"], str, f"{source}: task")
     return mapping
-
-
-def parse_config(text: str | bytes, source: str, kind: type[RunConfig]) -> dict[str, Any]:
-    """Return YAML text as values of `kind`; raise ValueError for anything else, naming source and key."""
-    return check_values(_parse_mapping(text, source), source, kind)
 
 
 def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig]) -> dict[str, Any]:
@@ -125,9 +123,9 @@ def unknown_key(source: str, key: str, known: Iterable[str]) -> ValueError:
     return unknown(f"{source}: unknown key", key, known)
 
 
-def _parse_mapping(text: str | bytes, source: str) -> Mapping[str, Any]:
+def _parse_mapping(text: bytes, source: str) -> Mapping[str, Any]:
     try:
-        data = load_yaml(text if isinstance(text, str) else text.decode())
+        data = load_yaml(text.decode())
     except UnicodeDecodeError:
         raise ValueError(f"{source} is no UTF-8 text") from None
     except _NO_YAML as error:

@@ -35,10 +35,10 @@ def write_text(path: Path, text: str) -> None:
         stream.write(text.encode(errors="replace"))
 
 
-def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]], line_end: str = "\n") -> str:
     """Return the text of a CSV with these columns; rows need not have all of them, and may have others."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator=line_end)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -66,9 +66,9 @@ def sync(path: Path) -> None:
 
 
 def holds(path: Path, file: str, kind: str) -> bool:
-    """Return whether a folder holds the file that makes it one of its kind; False for an empty or a missing one.
+    """Return whether a folder has the file that makes it one of its kind; False if it is empty or missing.
 
-    Hidden files and locks do not count. Anything else in it is a ValueError.
+    Raises ValueError if it has no such file but others, hidden files and locks aside.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{kind} folder {path} is a file")

@@ -30,7 +30,7 @@ import yaml
 from cet_rl import __version__
 from cet_rl.runs.config import OPEN, Mark, RunConfig, marked
 from cet_rl.runs.config_files import check_values, dump_yaml, load_yaml, read_mapping
-from cet_rl.runs.files import holds, naming, sync, write_text
+from cet_rl.runs.files import csv_text, holds, naming, sync, write_text
 from cet_rl.runs.lock import HEARTBEAT, Lock, Owner
 from cet_rl.runs.task_kinds import UNRECORDED, TaskKind, differing, identity, task_kind_of
 
@@ -49,7 +49,7 @@ def checkpoint_interval(total_steps: int, asked: int | None) -> int:
 
 
 class RunFolder:
-    """Find, read and write the files of one run, whose checkpoint has this name."""
+    """Find, read and write the files of one run; `checkpoint` is the name of its checkpoint's file."""
 
     def __init__(self, path: str | os.PathLike[str], checkpoint: str = "agent.zip") -> None:
         self.path = Path(path)
@@ -61,7 +61,7 @@ class RunFolder:
         self._bad: set[Path] = set()
 
     def checkpoint_to(self, do: str) -> Path:
-        """Return `checkpoint_file`; raise ValueError if there is none, so that there is nothing to "evaluate"."""
+        """Return `checkpoint_file`, to "evaluate" it or the like; raise ValueError if there is none yet."""
         file = self.checkpoint_file
         if not file.is_file():
             raise ValueError(f"{self.path} has no checkpoint yet: nothing to {do}")
@@ -69,10 +69,10 @@ class RunFolder:
 
     @property
     def checkpoint_file(self) -> Path:
-        """Return the newest checkpoint that is whole and of this run; without any, the path of the first to come.
+        """Return the newest checkpoint that is whole and of this run; the path of the first where there is none.
 
-        One that has to be passed over is named in the log, once. If none of those there is good, or one has
-        another format version, that is a ValueError.
+        A checkpoint that cannot be used is named in the log, once. Raises ValueError if none of them can be used,
+        or one has another format version.
         """
         reasons: dict[Path, str] = {}
         for path in filter(Path.exists, (self.newest, self.previous)):
@@ -123,7 +123,7 @@ class RunFolder:
             fresh.unlink(missing_ok=True)
 
     def as_begun(self, config: C) -> C:
-        """Return a configuration whose open choices are those that its run in this folder has made, if any."""
+        """Return the configuration with its open choices as the folder's run has made them, if it is the same."""
         saved = self._saved_config()
         made = {} if saved is None or differing(saved, config.as_data()) else {**UNRECORDED, **saved}
         open_ = [name for name in marked(type(config), Mark.CHOSEN) if getattr(config, name) in OPEN]
@@ -153,7 +153,7 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        """Status in the summary: finished, interrupted or failed; None without a readable one."""
+        """Return the status in the summary: finished, interrupted or failed; None without a readable one."""
         return self.summary.get("status")
 
     @property
@@ -163,7 +163,7 @@ class RunFolder:
         return f"{self.path} is finished; its results are in {self.summary_file}" if done else None
 
     def check_usable(self, config: Mapping[str, Any] | None, *, resume: bool) -> None:
-        """Raise ValueError where `open_for` would, without touching anything; None is any configuration."""
+        """Raise ValueError if `open_for` would, and change nothing; None stands for any configuration."""
         if holds(self.path, self.config_file.name, "run"):
             saved = self._saved_config()
             if saved is None:
@@ -227,7 +227,7 @@ class RunFolder:
         return resumed
 
     def write_summary(self, *, metrics: Mapping[str, float | int | None], **more: Any) -> None:
-        """Write summary.json: what is given, and versions; metrics that are not finite become null."""
+        """Write the arguments and versions to summary.json; metrics that are not finite become null."""
         finite = {name: v if v is not None and math.isfinite(v) else None for name, v in metrics.items()}
         summary = {**more, "metrics": finite, "versions": versions()}
         write_text(self.summary_file, json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -260,7 +260,8 @@ def versions() -> dict[str, str]:
 class MetricsTable:
     """Write metrics.csv: a row each time numbers are logged; columns are added when first seen.
 
-    Whole rows are kept up to `last_step`, but no numbers of an evaluation: a resumed run logs them again.
+    Rows of an existing file are kept up to `last_step`, without the numbers of the final evaluation, which a
+    resumed run logs again. A last row without a line break is incomplete, and dropped.
     """
 
     STEP = "time/total_timesteps"
@@ -272,7 +273,6 @@ class MetricsTable:
         if path.is_file():
             try:
                 text = path.read_bytes().decode()
-                # A row without a line break was being written when the process was killed.
                 reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
                 self._columns = list(reader.fieldnames or self._columns)
                 self._rows = [
@@ -305,8 +305,4 @@ class MetricsTable:
         return bool(self._rows) and str(self._rows[-1][self.STEP]) == str(step) and bool(self._rows[-1].get(name))
 
     def _rewrite(self) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self.path, text.getvalue())
+        write_text(self.path, csv_text(self._columns, self._rows, csv.excel.lineterminator))

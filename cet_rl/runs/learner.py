@@ -1,4 +1,4 @@
-"""Define what learns in a run, and runs that take their steps together; `cet_rl.runs.session` drives them."""
+"""Define the learner of a run, and learners that take their steps together; `cet_rl.runs.session` drives them."""
 
 from __future__ import annotations
 

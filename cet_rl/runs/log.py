@@ -1,4 +1,4 @@
-"""What a run tells: progress on stderr, and the same numbers in TensorBoard's files and in metrics.csv."""
+"""Report on a run: progress on stderr, and numbers in TensorBoard's files and in metrics.csv."""
 
 from __future__ import annotations
 

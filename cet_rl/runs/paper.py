@@ -7,7 +7,6 @@ and a row for each order and delay (Tables 1 to 4, 6 and 7). They are used only 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -24,7 +23,7 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class PaperRow:
-    """Hold one row of a table: keys and values of a configuration, those that all rows share included; no task."""
+    """Hold one row of a table: the values of a configuration, with those that all rows share, without task."""
 
     values: dict[str, Any]
 
@@ -56,9 +55,9 @@ class PaperTable:
 
     name: str
     source: str  # of all values: "Tables 5 and 6 of the paper"
-    table: int  # that has the rows
+    table: int  # number of the table with the rows
     tasks: tuple[str, ...]
-    stacked: bool  # for the time scale of retrograde signalling
+    stacked: bool  # whether it is for the time scale of retrograde signalling
     rows: tuple[PaperRow, ...]
 
     def find(self, task: str, delay: float, order: int | None) -> PaperRow:
@@ -88,21 +87,24 @@ def paper_tables() -> tuple[PaperTable, ...]:
     return tuple(_read(file.read_text(encoding="utf-8"), file.name.removesuffix(".yaml")) for file in files)
 
 
-def paper_values(values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the row of the paper's tables for the values of a configuration that are given; see `paper_row`."""
-    if values.get("agent", "cet") != "cet":
-        raise ValueError(f"config paper is for the paper's agent, not for {values['agent']}: leave out one")
-    return paper_row(**{k: values[k] for k in ("task", "delay", "order", "stacked", "trace") if k in values})
-
-
 def paper_row(
-    task: str, *, delay: float = 0.0, order: int | None = None, stacked: bool = False, trace: str | None = None
+    task: str,
+    *,
+    delay: float = 0.0,
+    order: int | None = None,
+    stacked: bool = False,
+    trace: str | None = None,
+    agent: str = "cet",
+    **others: Any,
 ) -> tuple[dict[str, Any], str]:
     """Return the paper's hyper-parameters for a run with these options of a configuration, and a line on the row.
 
     The line is such as "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4". Without a delay the row is
-    that of the paper's baseline, backpropagation. If there is no such row, a ValueError names those there are.
+    that of the paper's baseline, backpropagation. Other options have no effect. If there is no such row, a
+    ValueError names those there are.
     """
+    if agent != "cet":
+        raise ValueError(f"config paper is for the paper's agent, not for {agent}: leave out one of the two")
     wanted = TraceConfig.for_delay(delay, trace, order)
     if wanted.kind not in ("cet", "et", "none"):
         raise ValueError(

@@ -1,13 +1,13 @@
 """Import code by name: plugins of other packages, modules that a user names, and public names on first use.
 
-A package that brings agents, environments, data sets, learning rules or sequence tasks of its own names a function
-in its `pyproject.toml`,
+A package with agents, environments, data sets, traces, learning rules or sequence tasks of its own names a
+function in its `pyproject.toml`,
 
     [project.entry-points."cet_rl.plugins"]
     mine = "my_package.cet_rl_plugin:register"
 
-and calls `register_agent`, `register_env`, `register_dataset`, `register_rule` and `register_task` there. The
-function runs once, before any of these is first looked up.
+which calls `register_agent`, `register_env`, `register_dataset`, `register_trace`, `register_rule` and
+`register_task`. It runs once, before any of these is first looked up.
 """
 
 from __future__ import annotations

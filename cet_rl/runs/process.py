@@ -23,7 +23,7 @@ def set_threads(threads: int | None) -> None:
 
 
 class Interruption:
-    """Turn the first SIGINT or SIGTERM into a request that the run looks at; a second SIGINT stops it at once."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second SIGINT raises KeyboardInterrupt."""
 
     wanted = False
     """Whether the run has been asked to stop."""

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class SessionOptions(TypedDict, total=False):
-    """Hold what any run can be told beside its configuration, see `cet_rl.rl.train`."""
+    """Hold the options of a run that are no part of its configuration, see `cet_rl.rl.train`."""
 
     resume: bool
     checkpoint_every: int | None
@@ -41,13 +41,13 @@ class SessionOptions(TypedDict, total=False):
 
 
 class SharedTime:
-    """Share out the time from now on among runs that learn together."""
+    """Divide the time from now on among runs that learn together."""
 
     def __init__(self, runs: int) -> None:
         self._runs, self._each, self._last = runs, 0.0, time.monotonic()
 
     def leave(self) -> float:
-        """Return the seconds that have been each run's share so far; one of them ends now."""
+        """Return the share of each run in seconds until now, when one of them ends."""
         now = time.monotonic()
         self._each += (now - self._last) / self._runs
         self._last, self._runs = now, max(self._runs - 1, 1)
@@ -57,13 +57,12 @@ class SharedTime:
 class Session:
     """Hold what a run needs besides its learner.
 
-    `begin` in a folder that `opened` has opened, then learn within `run_and_summarize`. A folder that cannot be
-    used is a ValueError, and nothing in it is touched before it is opened.
+    Call `begin` in a folder that `opened` has opened, then learn within `run_and_summarize`. Raises ValueError for
+    a folder that cannot be used; nothing in it is touched before it is opened.
 
-    The configuration is resolved; its open choices are those of the folder's run, if any. `agent` is what learns,
-    for the summary; runs that learn together share an interruption, and are not `alone`; other arguments are those
-    of `cet_rl.rl.train`. `status` says how the run ended, None before, and `next_save` at which step the next
-    checkpoint is due.
+    The configuration is a resolved one; `agent` is the name of the learner in the summary. Runs that learn
+    together share an interruption, and are not `alone`. Other arguments are those of `cet_rl.rl.train`. `status`
+    says how the run ended, None before, and `next_save` at which step the next checkpoint is due.
     """
 
     resumed = False  # whether there was a checkpoint when the folder was opened
@@ -138,8 +137,8 @@ class Session:
     def count(self, seconds: float) -> None:
         """Count the seconds that learning up to the present step has taken since the last call.
 
-        The first piece of a run starts up and compiles, so its speed is no speed to go by: it is forgotten as soon
-        as there is another.
+        The first piece of a run includes start-up and compilation, so that it does not count any more as soon as
+        there is another.
         """
         if self._pieces == 1:
             self._first, self._seconds = self._counted, 0.0
@@ -148,7 +147,7 @@ class Session:
         self._seconds += seconds
 
     def show(self, number: float | None) -> None:
-        """Show how far the run is and how well it goes; how fast, from its second piece on."""
+        """Show the step, a number that says how well the run goes, and from the second piece on its speed."""
         self.display.update(self._counted, number, self.speed() if self._pieces > 1 else None)
 
     def interrupted(self, metrics: Mapping[str, float | None]) -> Status:
@@ -197,7 +196,7 @@ class Session:
             print(text, file=sys.stderr, flush=True)
 
     def attempt(self, act: Callable[..., object], *given: Any) -> None:
-        """Call `act` unless the run has ended; an error ends it, and is told, or raised if it learns alone."""
+        """Call `act` unless the run has ended; an error ends the run, or is raised if it learns alone."""
         if self.status is None:
             try:
                 act(*given)

@@ -18,10 +18,7 @@ from cet_rl.runs.values import nearest
 
 @dataclass(frozen=True)
 class Score:
-    """Describe a number that tells how good a run is.
-
-    In key and title, {held_out} stands for the name of the images that are tested on, test or validation.
-    """
+    """Describe a number that tells how good a run is; {held_out} stands for test or validation (images)."""
 
     key: str  # of a summary's metrics, or a column of metrics.csv
     title: str
@@ -168,20 +165,14 @@ def check_spelling(task: str) -> None:
 
 
 def build_config(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return the configuration with these values; `base` and the class's defaults supply the others.
-
-    Without `base` the others are the tuned defaults of the task.
-    """
+    """Return a configuration with these values; the others are those of `base`, or the task's tuned defaults."""
     kind = task_kind_of(values["task"]).config()
     plain = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
     return kind(**{**({} if base is None else {**plain, **base}), **values})
 
 
 def refuse_foreign(name: str, own: Collection[str], subject: str, shown: str) -> None:
-    """Raise ValueError if an option is none of a task's `own` but one of another kind of task; say which kind.
-
-    In the message `shown` is the option as the user wrote it, and `subject` what it was given for.
-    """
+    """Raise ValueError for an option, written as `shown`, that `subject` lacks and another kind of task has."""
     if name in own:
         return
     for other in TASK_KINDS:

@@ -62,13 +62,13 @@ _TYPES: dict[Any, tuple[Any, str]] = {
     str: (str, "text"),
     type(None): (type(None), "none"),
 }
-"""The values that a field of some type takes, and their name."""
+"""For each type of a field, the types of values that it takes, and the type in words."""
 
 
 def checked(value: Any, hint: Any, where: str) -> Any:
     """Return a value as its field's type: whole numbers as float, lists as tuples, numpy's numbers as plain ones.
 
-    A value of another type is a ValueError that names the place, `where` it stands, type and value.
+    Raises ValueError for a value of another type, with a message that begins with `where`.
     """
     try:
         return _convert(value, hint)

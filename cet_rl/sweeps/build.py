@@ -15,7 +15,7 @@ from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values
 from cet_rl.runs.files import holds
 from cet_rl.runs.folder import default_path
-from cet_rl.runs.paper import paper_values
+from cet_rl.runs.paper import paper_row
 from cet_rl.runs.task_kinds import (
     RL,
     TASK_KINDS,
@@ -87,10 +87,7 @@ def over_seeds(config: RunConfig, seeds: Iterable[int], name: str | None = None)
 
 
 def configuration(job: Job) -> tuple[TaskKind, RunConfig]:
-    """Return a job's kind of task and its configuration for one thread.
-
-    Raises ValueError for options that this version does not have.
-    """
+    """Return a job's kind of task and its configuration for one thread; ValueError for unknown options."""
     task_kind = task_kind_of(job.values["task"])
     values = check_values({**job.values, "threads": 1}, f"sweep.yaml, {job.name}", task_kind.config())
     return task_kind, task_kind.config()(**values)
@@ -131,4 +128,4 @@ def _config(combination: Combination, where: str) -> RunConfig:
     for key in settings:
         refuse_foreign(key, own, task, key)
     values = check_values(settings, where, kind)
-    return build_config(values, paper_values(values)[0] if combination.paper else None)
+    return build_config(values, paper_row(**values)[0] if combination.paper else None)

@@ -2,7 +2,7 @@
 
 A row is one run: task, agent, arm, seed, budget and steps made, its final metrics, the seconds it took (in a batch
 its own share), the commit of the code or its version, and all of its options as JSON. A run is recognised by its
-options, those of the machine aside; options that the code has gained since count as having their defaults.
+options except those of the machine; options that the code has gained since are taken at their defaults.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class KnownRun:
 
     @property
     def name(self) -> str:
-        """Return a name that no other row has: ARM-SEED-FINGERPRINT."""
+        """Return a name that is unique among the rows: ARM-SEED-FINGERPRINT."""
         return f"{self.arm}-{self.options['seed']}-{fingerprint(self.options)}"
 
     def row(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class KnownRun:
 
     @classmethod
     def of_row(cls, row: Mapping[str, str]) -> KnownRun:
-        """Return the run of a row; ValueError, TypeError or KeyError for one that cannot be."""
+        """Return the run of a row; raise ValueError, TypeError or KeyError for a row that cannot be read."""
         options = json.loads(row["options"])
         for name, value in (
             ("task", options["task"]),
@@ -126,7 +126,7 @@ class KnownRuns:
         return found
 
     def add(self, runs: Iterable[KnownRun]) -> None:
-        """Add rows for those runs that have none, in one step that nobody sees half of; OSError if that fails."""
+        """Add a row for each run that has none, replacing the file atomically; OSError if that fails."""
         make_folder(self.file.parent, "the")
         lock = Lock(self.file.parent / f".{self.file.name}.lock", "rows")
         if not lock.acquire(TAKEOVER):
@@ -149,7 +149,7 @@ class KnownRuns:
 def commit() -> str:
     """Return the commit of this code, with -dirty if it has been changed; in no repository, its version."""
     home, found = Path(cet_rl.__file__).parent, ""
-    # Installed beside somebody else's repository, the first command fails: the commit would not be ours.
+    # The first command fails if the package lies in another project's repository, whose commit would be wrong.
     for words in (
         ("ls-files", "--error-unmatch", "__init__.py"),
         ("describe", "--always", "--dirty", "--exclude=*"),

@@ -40,7 +40,7 @@ ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # s
 JOBS_ON_GPU, JOBS_ON_CORE = 64, 16  # at most in one batch, unless told otherwise
 
 Trainer = Callable[[SweepFolder, Sequence[Job]], str]
-"""Trains jobs in their run folders, or goes on with them; returns "finished" or "interrupted"."""
+"""Trains jobs in their run folders, or resumes them; returns "finished" or "interrupted"."""
 
 Command = Callable[[SweepFolder, Sequence[str]], list[str]]
 """Returns the command line of a worker from a sweep's folder and the names of jobs."""

@@ -65,9 +65,9 @@ class Transition:
 class Trace(ABC):
     """Define a kind of synaptic memory: a frozen dataclass that holds no state of any synapse.
 
-    A trace of one's own derives from this class and defines `transition`; everything else follows. Its fields may
-    be `delay_steps`, `order`, `normalization` and options of its own, all hashable. A memory that is nothing but
-    numbers is a `cet_rl.FiniteKernel`.
+    A trace of your own derives from this class and defines `transition`; everything else follows. Its fields may
+    be `delay_steps`, `order`, `normalization` and further options, all hashable. For a kernel given by its values
+    there is `cet_rl.FiniteKernel`.
 
     Attributes:
         normalization: "area" scales the kernel so that Σ|g| = 1; "peak" so that max g = 1 (paper, App. C).
@@ -89,7 +89,7 @@ class Trace(ABC):
             raise ValueError(f"normalization must be 'area' or 'peak', got {self.normalization!r}")
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Have what a subclass's `transition` returns checked and scaled to its normalisation."""
+        """Wrap the subclass's `transition`, so that the constants it returns are checked and normalised."""
         super().__init_subclass__(**options)
         define = cls.transition
         closed_forms = {"support"} if "unscaled_kernel" in vars(cls) else set()
@@ -104,7 +104,7 @@ class Trace(ABC):
             cls._define = define
             cls.transition = transition  # type: ignore[method-assign]
             closed_forms = {"unscaled_kernel", "support"}
-        # What an inherited class knew in closed form of its own constants does not hold for others.
+        # Closed forms of a base class do not hold for other constants.
         for name in closed_forms - vars(cls).keys():
             setattr(cls, name, vars(Trace)[name])
 
@@ -112,7 +112,7 @@ class Trace(ABC):
     def from_delay(cls, delay_steps: int, *args: Any, **options: Any) -> Trace:
         """Return the trace for credit that arrives `delay_steps` late; options are the constructor's.
 
-        A kind overrides this where its constructor takes no delay, or where some options mean another kind.
+        A subclass overrides this if its constructor takes no delay, or if some options stand for another class.
         """
         return cls(*args, delay_steps=delay_steps, **options)  # type: ignore[call-arg]
 
@@ -120,7 +120,7 @@ class Trace(ABC):
     def transition(self) -> Transition | None:
         """Return (M, K, C) in float64, normalised; None for a trace that is a delay line and has no states.
 
-        A subclass may return them at any scale, as a `Transition` or a tuple, and of anything that numpy takes.
+        A subclass may return them at any scale, as a `Transition` or a tuple, as lists or arrays.
 
         Raises:
             ValueError: if shapes do not fit, a number is not finite, the memory does not fade, or nothing is
@@ -134,7 +134,7 @@ class Trace(ABC):
         return 0 if constants is None else len(constants.K)
 
     def unscaled_kernel(self, length: int) -> FloatArray:
-        """Return the kernel before normalisation, shape (length,): of the constants, or a closed form of it."""
+        """Return the kernel before normalisation, shape (length,); a subclass may give a closed form of it."""
         constants = _constants(self)
         assert constants is not None
         return constants.kernel(length)
@@ -149,9 +149,8 @@ class Trace(ABC):
         return torch.from_numpy(self.kernel_array(length))
 
     def kernel_array(self, length: int) -> FloatArray:
-        """Return what `kernel` returns as an array of numpy, without loading torch."""
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
+        """Return `kernel` as an array of NumPy, without importing torch."""
+        check_whole(length, "length", at_least=1)
         return self.unscaled_kernel(length) / self.scale
 
     @property
@@ -161,7 +160,7 @@ class Trace(ABC):
 
     @property
     def support(self) -> tuple[int, int]:
-        """Lags [first, last) outside of which the kernel vanishes in float64."""
+        """Return the lags [first, last) outside of which the kernel vanishes in float64."""
         return _support(self)
 
     def share(self, lag: int) -> float:
@@ -194,13 +193,13 @@ class Trace(ABC):
 
 
 def largest_share(states: int, lag: int) -> float | None:
-    """Return the bound on the share of energy at a lag for memories of so many states; None for none."""
+    """Return the largest share of its energy that a kernel of n states can have at a lag; None for n = 0."""
     return min(1.0, states / (lag + 1)) if states else None
 
 
 @lru_cache(maxsize=256)
 def _constants(trace: Trace) -> Transition | None:
-    """Return what the class of a trace defines, checked, before it is scaled."""
+    """Return the constants that the class of a trace defines, checked and not yet scaled."""
     found, kind = type(trace)._define(trace), type(trace).__name__
     if found is None:
         if type(trace).unscaled_kernel is Trace.unscaled_kernel:
@@ -250,10 +249,10 @@ def _support(trace: Trace) -> tuple[int, int]:
 
 
 def _window(trace: Trace, length: int) -> tuple[FloatArray, float]:
-    """Return the unscaled kernel, and a bound of what is left to read of an input that came `length` steps ago.
+    """Return the unscaled kernel at lags 0 … length - 1, and a bound on its values at later lags.
 
-    A kernel in closed form decays geometrically in the end: once it has spoken, a window whose second half holds
-    nothing is all of it. Others may be silent for long and speak again, so the bound is of what the states hold.
+    A kernel in closed form decays geometrically in the end, so the bound is zero once it has begun; the caller
+    sees whether it has ended. Any other kernel may be zero for long and rise again: the states give its bound.
     """
     if type(trace).unscaled_kernel is not Trace.unscaled_kernel:
         kernel = trace.unscaled_kernel(length)
@@ -276,7 +275,7 @@ def _scale(trace: Trace) -> float:
 
 
 def check_whole(number: object, name: str, at_least: float = -np.inf) -> None:
-    """Raise ValueError unless `number` is an integer, of Python's kind or numpy's, and large enough."""
+    """Raise ValueError unless `number` is an integer, Python's or NumPy's, and not below `at_least`."""
     if isinstance(number, bool) or not isinstance(number, Integral):
         raise ValueError(f"{name} must be a whole number, got {number!r}")
     if number < at_least:
@@ -284,23 +283,14 @@ def check_whole(number: object, name: str, at_least: float = -np.inf) -> None:
 
 
 def check_number(number: object, name: str) -> None:
-    """Raise ValueError unless `number` is a real number, of Python's kind or numpy's."""
+    """Raise ValueError unless `number` is a real number, Python's or NumPy's."""
     if not isinstance(number, Real):
         raise ValueError(f"{name} must be a number, got {number!r}")
 
 
-def check_delay_steps(delay_steps: int, kind: str, *, at_least: int = 1) -> None:
-    """Raise ValueError unless `delay_steps` is a whole number no smaller than `at_least`."""
-    check_whole(delay_steps, f"delay_steps of {kind}")
-    if delay_steps < at_least:
-        raise ValueError(
-            f"{kind} needs a delay of at least {at_least} whole step{'s' * (at_least != 1)}, got {delay_steps}"
-        )
-
-
 @dataclass(frozen=True)
 class OrderedTrace(Trace):
-    """Hold the fields of a trace of n states that is made for one delay.
+    """Define the fields of a trace with n states that is made for one delay.
 
     Attributes:
         order: n, the number of states.
@@ -323,4 +313,4 @@ class OrderedTrace(Trace):
         if self.order < self.least_order:
             hint = "; one state is the classical trace, ET (--trace et)" if self.least_order == 2 else ""
             raise ValueError(f"{kind} needs an order of at least {self.least_order}, got {self.order}{hint}")
-        check_delay_steps(self.delay_steps, kind)
+        check_whole(self.delay_steps, f"delay_steps of {kind}", at_least=1)

@@ -36,9 +36,9 @@ def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]
 
 @dataclass(frozen=True)
 class CET(OrderedTrace):
-    """Cascading eligibility trace: `order` stages in a row, read at the last.
+    """Remember with a cascading eligibility trace: `order` stages in a row, of which the last is read.
 
-    There are three kernels that the paper or its authors' code use, apart by how a step's input is held. Here a is
+    The paper and its authors' code use three kernels, which differ in how the input is held over a step. Here a is
     the rate per step and P the regularised lower incomplete gamma function.
 
     - "exact": over the step itself, [ℓ, ℓ+1] steps before it is read, with a = (n-1)/D:
@@ -54,8 +54,8 @@ class CET(OrderedTrace):
 
     Attributes:
         order: n ≥ 2.
-        discretization: see above; the official ones are for studies of parity, and "official-images" takes one
-            state more.
+        discretization: see above; the official ones are for comparisons with the authors' code, and
+            "official-images" takes one state more.
     """
 
     discretization: Discretization = "exact"
@@ -76,10 +76,7 @@ class CET(OrderedTrace):
         """Return the cascade of `order` stages; one stage is the classical trace, which has a `decay`."""
         if order == 1:
             if discretization != "exact":
-                raise ValueError(
-                    f"discretization {discretization!r} has no meaning for order 1: "
-                    "only a cascade of order 2 or more has a choice"
-                )
+                raise ValueError(f"discretization {discretization!r} is for cascades of order 2 or more")
             return ET.from_delay(delay_steps, normalization, decay)
         if decay is not None:
             raise ValueError(f"decay {decay!r} has no meaning for a cascade of order {order}: only 'et' takes one")

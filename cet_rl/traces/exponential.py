@@ -1,4 +1,4 @@
-"""The traces that cascades compete with: the classical one, and the difference of two."""
+"""The traces that cascades are compared with: the classical one, and the difference of two."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_delay_steps, check_number
+from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_number, check_whole
 
 
 @dataclass(frozen=True)
 class ET(Trace):
-    """Classical eligibility trace (paper, Eq. 2): one state that decays, largest at lag 0.
+    """Remember with the classical eligibility trace (paper, Eq. 2): one state that decays, largest at lag 0.
 
-    In unit-gain form y_t = β y_{t-1} + (1 - β) h_t, so g_ℓ = (1 - β) βˡ before scaling.
+    In unit-gain form y_t = β y_{t-1} + (1 - β) h_t, so g_ℓ = (1 - β) βˡ before scaling. Raises ValueError for a
+    decay outside of (0, 1).
     """
 
-    decay: float  # β in (0, 1), per step; β = exp(-αΔt). ValueError for another
+    decay: float  # β in (0, 1), per step; β = exp(-αΔt)
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
@@ -29,7 +30,7 @@ class ET(Trace):
     @classmethod
     def from_delay(cls, delay_steps: int, normalization: Normalization = "area", decay: float | None = None) -> ET:
         """Return the trace with rate α = 1/T (paper, section 3), β = exp(-1/D), unless `decay` says otherwise."""
-        check_delay_steps(delay_steps, "ET")
+        check_whole(delay_steps, "delay_steps of ET", at_least=1)
         return cls(math.exp(-1 / delay_steps) if decay is None else float(decay), normalization)
 
     def unscaled_kernel(self, length: int) -> FloatArray:
@@ -43,19 +44,19 @@ class ET(Trace):
 
 @dataclass(frozen=True)
 class LTPLTD(Trace):
-    """Difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016; paper, section 3).
+    """Remember with a slow trace less a fast one (He et al. 2015, Huertas et al. 2016; paper, section 3).
 
     g(t) = exp(-γ_P t) - exp(-γ_D t), integrated over each step. In continuous time it peaks at
-    T = ln(γ_D / γ_P) / (γ_D - γ_P).
+    T = ln(γ_D / γ_P) / (γ_D - γ_P). Raises ValueError for a delay below 1 or a ratio that is not above 1.
     """
 
     delay_steps: int  # D ≥ 1, where the continuous kernel peaks, in steps
-    ratio: float = 2.0  # γ_D / γ_P > 1. ValueError for another
+    ratio: float = 2.0  # γ_D / γ_P > 1
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_delay_steps(self.delay_steps, "LTPLTD")
+        check_whole(self.delay_steps, "delay_steps of LTPLTD", at_least=1)
         check_number(self.ratio, "ratio of the two rates")
         if not (math.isfinite(self.ratio) and self.ratio > 1):
             raise ValueError(f"ratio of the two rates must be finite and above 1, got {self.ratio:g}")

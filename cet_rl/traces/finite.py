@@ -1,4 +1,4 @@
-"""Memories that are nothing but numbers: kernels of finitely many lags, without states."""
+"""Kernels given by their values at finitely many lags, without states."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, check_delay_steps
+from cet_rl.traces.base import FloatArray, Normalization, Trace, check_whole
 
 
 @dataclass(frozen=True)
 class FiniteKernel(Trace):
-    """Remember with a kernel of one's own, given lag by lag.
+    """Remember with a kernel that is given lag by lag.
 
-    It has no states: a layer keeps its inputs and derivatives for as many steps as there are values. Executors
-    that need states keep one for each lag.
-
-    Raises ValueError if a value is not finite, or all are zero.
+    It has no states: a layer keeps its inputs and derivatives for as many steps as there are values, and executors
+    that need states keep one for each lag. Raises ValueError if a value is not finite, or all are zero.
     """
 
     values: Sequence[float]  # g_0, g_1, … before scaling; kept as a tuple
-    delay_steps: int | None = None  # D ≥ 0 that it is made for, in steps; None if for none in particular
+    delay_steps: int | None = None  # D ≥ 0 in steps, the delay that it is made for; None for any delay
     normalization: Normalization = "area"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.delay_steps is not None:
-            check_delay_steps(self.delay_steps, "FiniteKernel", at_least=0)
+            check_whole(self.delay_steps, "delay_steps of FiniteKernel", at_least=0)
         try:
             values = np.asarray(self.values, dtype=np.float64)
         except (TypeError, ValueError):
@@ -70,7 +68,7 @@ class PerfectMemory(Trace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_delay_steps(self.delay_steps, "PerfectMemory", at_least=0)
+        check_whole(self.delay_steps, "delay_steps of PerfectMemory", at_least=0)
 
     @property
     def support(self) -> tuple[int, int]:

@@ -43,14 +43,14 @@ def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[Fl
 
 @dataclass(frozen=True)
 class Legendre(OrderedTrace):
-    """Remember with the states of a Legendre delay network in the place of the cascade, read as `SharpCET` is.
+    """Remember with the states of a Legendre delay network, of which the sharpest weighted sum is read.
 
-    The window is the one that remembers best: about 1.09 D at order 10. The order is at least 2.
+    The window is the one with the sharpest kernel: about 1.09 D at order 10. The order is at least 2.
     """
 
     @property
     def window(self) -> float:
-        """θ, in steps."""
+        """Return θ, in steps."""
         return _best_window(self.order, self.delay_steps)
 
     def transition(self) -> Transition:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) -> Figure:
-    """Draw what traces recall over the lag in steps, and return the figure.
+    """Draw the kernels of traces over the lag in steps, and return the figure.
 
     Args:
         traces: by the names that the legend shows.
-        delay_steps: where a dashed line stands; None for the traces' own delay, if it is one.
+        delay_steps: position of a dashed line; None for the traces' own delay, if all have the same.
 
     Example:
         >>> plot_kernels({"CET": CET(10, 40), "optimal": Optimal(10, 40)}).savefig("kernels.png")
@@ -39,9 +39,9 @@ def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) ->
 
 
 def kernel_figure(traces: Sequence[Trace | None], delays: Sequence[int], step_duration: float) -> Figure:
-    """Draw what each layer's synapses recall, over seconds before the credit arrives; the delay dashed.
+    """Draw the kernel of each layer over the seconds before credit arrives, and its delay as a dashed line.
 
-    Traces and delays in steps are those of each layer, input side first; a trace may be None.
+    Traces, which may be None, and delays in steps are those of each layer, input side first.
     """
     layers: dict[tuple[Trace, int], list[int]] = {}
     for layer, (trace, delay) in enumerate(zip(traces, delays, strict=True)):

@@ -1,4 +1,4 @@
-"""The kinds of trace by name, and the choice of one before the delay of a layer is known."""
+"""Register the kinds of trace by name, and configure one before the delay of a layer is known."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class TraceKind:
 
     make: Maker | None  # its class, or a function that returns a trace; None for no trace
     summary: str  # one line for `cet-rl list traces`
-    title: str = ""  # its name for people; "" for that which options take
+    title: str = ""  # its name in figures and tables; "" for the name that options take
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Return the names and defaults of what it takes beside the delay."""
+        """Return the names and defaults of its options, the delay left out."""
         return {} if self.make is None else _options(self.make)
 
     @property
@@ -64,7 +64,7 @@ class TraceKind:
 
 
 def _builder(make: Maker) -> Maker:
-    """Return what is called: of a class with a `from_delay` of its own, that."""
+    """Return the function that builds traces: a class's own `from_delay`, if it has one, else `make`."""
     own: Any = getattr(make, "from_delay", None)
     return make if own is None or own.__func__ is Trace.from_delay.__func__ else own  # type: ignore[attr-defined]
 
@@ -98,7 +98,7 @@ TRACES: dict[str, TraceKind] = {
 """Every kind of trace, by the name that `--trace` and `trace=` take."""
 
 _GIVEN: dict[str, TraceKind] = {}
-"""Classes of traces that were given as such and are not registered, as module:Name."""
+"""Kinds of traces that were given as objects and are not registered, by module:Name."""
 
 
 def register_trace(name: str, trace: Maker, summary: str = "") -> Maker:
@@ -108,9 +108,9 @@ def register_trace(name: str, trace: Maker, summary: str = "") -> Maker:
 
     Args:
         name: letters, digits, - and _.
-        trace: a subclass of `Trace`, or a function that returns a trace. It is called with `delay_steps`, and with
-            `order`, `normalization` and options of its own where its signature has them, all by keyword; of a
-            class that overrides `from_delay`, that is called.
+        trace: a subclass of `Trace`, or a function that returns a trace. It, or the class's own `from_delay`, is
+            called with `delay_steps`, and with `order`, `normalization` and other options that its signature has,
+            all by keyword.
         summary: one line for `cet-rl list traces`; the first sentence of the docstring if empty.
 
     Raises:
@@ -141,9 +141,9 @@ def traces() -> dict[str, TraceKind]:
 
 
 def find_trace(name: str) -> TraceKind:
-    """Return the kind of a name, or of a class or function written as module:Name.
+    """Return the kind of this name, or the one that a class or function written as module:Name makes.
 
-    Raises ValueError if there is none, or it makes no traces.
+    Raises ValueError if there is no such kind, or the function makes no traces.
     """
     if name in _GIVEN:
         return _GIVEN[name]
@@ -156,7 +156,7 @@ def find_trace(name: str) -> TraceKind:
 
 
 def implied_delay(trace: object, step_duration: float) -> float:
-    """Return the delay in seconds that a trace says it is made for; 0 for a name, or a trace that knows none."""
+    """Return the delay in seconds that a trace is made for; 0 for a name, or a trace that knows no delay."""
     return (getattr(trace, "delay_steps", None) or 0) * step_duration
 
 
@@ -174,11 +174,11 @@ def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TraceConfig:
-    """Choose a synaptic trace, whatever the delay of a layer turns out to be.
+    """Configure a synaptic trace before the delay of a layer is known.
 
-    A cascade of order 1 is the classical trace. Options are what else the kind takes, by name: `decay` of "et",
-    `ratio` of "ltp-ltd", `tolerance` of "optimal", `discretization` of "cet"; what is None or its default is left
-    out. ValueError for an unknown kind, a value that it refuses, or an option that it does not have.
+    A cascade of order 1 is the classical trace. `options` are further options of the kind: `decay` of "et",
+    `ratio` of "ltp-ltd", `tolerance` of "optimal", `discretization` of "cet"; those that are None or have their
+    default value are left out. Raises ValueError for an unknown kind or option, or a value that it refuses.
     """
 
     kind: str = "cet"  # a key of `TRACES`, or module:Name of a class or function
@@ -191,7 +191,9 @@ class TraceConfig:
         known = find_trace(self.kind).options
         given = {name: value for name, value in self.options.items() if value is not None}
         for name, value in given.items():
-            if name not in known or name in ("order", "normalization"):
+            if name in ("order", "normalization"):
+                raise ValueError(f"{name} has an argument of its own: leave it out of the trace's options")
+            if name not in known:
                 takers = [repr(kind) for kind, entry in traces().items() if name in entry.options]
                 hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
                 raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
@@ -208,9 +210,7 @@ class TraceConfig:
         if self.delay_ratio != 1 and (
             trace is None or isinstance(trace, PerfectMemory) or trace == self._make(2 * _ANY_DELAY)
         ):
-            raise ValueError(
-                f"trace {self.label!r} cannot be made for another delay than the true one: leave trace_delay out"
-            )
+            raise ValueError(f"trace {self.label!r} cannot be made for another delay: leave trace_delay out")
 
     @classmethod
     def for_delay(
@@ -227,13 +227,13 @@ class TraceConfig:
         step_duration: float = BEHAVIOURAL_STEP,
         options: Mapping[str, Any] | None = None,
     ) -> TraceConfig:
-        """Return the choice for a run whose credit arrives `delay` seconds late.
+        """Return the configuration for a run whose credit arrives `delay` seconds late.
 
         Args:
             delay: T, in seconds.
             trace: a name; or a `Trace`, which may be made for another delay; or a configuration. None for a
-                cascade, or none without a delay. All arguments but the delay, `stacked` and `step_duration` belong
-                to a name.
+                cascade, or no trace without a delay. All arguments but the delay, `stacked` and `step_duration`
+                have an effect for a name only.
             order, normalization, options: see `TraceConfig`.
             decay: the option of the classical trace.
             stacked: whether delays add up over layers.
@@ -242,8 +242,8 @@ class TraceConfig:
             step_duration: seconds a step stands for.
 
         Raises:
-            ValueError: also for options that have no meaning without a delay, for "none" with one, and for a trace
-                of a class that cannot be built from a delay and its fields.
+            ValueError: as `TraceConfig`, and for options that have no meaning without a delay, an option given
+                twice, "none" with a delay, or a trace that cannot be built again from a delay and its fields.
         """
         checked(discretization, Discretization, "discretization")
         if not isinstance(trace, str | Trace | TraceConfig | None):
@@ -263,6 +263,8 @@ class TraceConfig:
         if isinstance(trace, TraceConfig):
             return trace
         named = {"decay": decay, "discretization": None if discretization == "exact" else discretization}
+        if twice := [name for name in options or () if named.get(name) is not None]:
+            raise ValueError(f"{twice[0]} is given twice, by itself and among the trace's options")
         ratio = 1.0 if trace_delay is None else trace_delay / delay
         if not 0 < ratio < math.inf:
             raise ValueError(f"trace_delay must be a positive number of seconds, got {trace_delay}")
@@ -273,7 +275,7 @@ class TraceConfig:
 
     @classmethod
     def _of(cls, trace: Trace, delay_steps: int, *, stacked: bool) -> TraceConfig:
-        """Return the choice that builds a given trace for a layer that waits `delay_steps`."""
+        """Return the configuration that builds a given trace for a layer that waits `delay_steps`."""
         made_for = getattr(trace, "delay_steps", None)
         if stacked and made_for is not None:
             raise ValueError(f"stacked delays differ by layer, and {trace} is made for one of them: give its name")
@@ -291,7 +293,7 @@ class TraceConfig:
         return chosen
 
     def as_keywords(self, delay: float) -> dict[str, Any]:
-        """Return it as keywords of an agent with a delay, so that each can be changed when the agent is loaded."""
+        """Return the keywords of an agent with this trace, each of which can be changed on loading the agent."""
         rest = dict(self.options)
         named = {"decay": rest.pop("decay", None), "discretization": rest.pop("discretization", "exact")}
         common = {"trace": self.kind, "order": self.order, "normalization": self.normalization}
@@ -300,7 +302,7 @@ class TraceConfig:
 
     @property
     def states(self) -> int:
-        """Return the order, its default filled in."""
+        """Return the order, or its default where it is None."""
         return DEFAULT_ORDER if self.order is None else self.order
 
     def build(self, delay_steps: int) -> Trace | None:
@@ -326,13 +328,13 @@ class TraceConfig:
 
     @property
     def built(self) -> tuple[str, Trace | None]:
-        """Return the kind that is built, and a trace of it: a cascade of order 1 is the classical trace."""
+        """Return the name of the kind that is built, "et" for a cascade of order 1, and a trace of that kind."""
         trace = self._make(_ANY_DELAY)
         return next((name for name, kind in TRACES.items() if kind.make is type(trace)), self.kind), trace
 
     @property
     def label(self) -> str:
-        """Short name for folders: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
+        """Return a short name for folders: cet5, et, et0.99, perfect, ltp-ltd-ratio3."""
         label, trace = self.built
         label = "none" if trace is None else re.sub(r"[^\w.-]+", "-", label) + str(getattr(trace, "order", ""))
         for name, value in self.options.items():
@@ -344,7 +346,7 @@ class TraceConfig:
 
     @property
     def title(self) -> str:
-        """Name for figures and tables, as people write it: CET 5, ET (decay 0.99), optimal 10 (delay ×0.9)."""
+        """Return the name in figures and tables: CET 5, ET (decay 0.99), optimal 10 (delay ×0.9)."""
         kind, trace = self.built
         name = f"{find_trace(kind).title or kind} {getattr(trace, 'order', '')}".strip()
         own = [v if isinstance(v, str) else f"{key} {_shown(v)}" for key, v in self.options.items()]
@@ -353,7 +355,7 @@ class TraceConfig:
 
 
 def _shown(value: object) -> str:
-    """Return an option's value for a name; of a long one eight digits that follow from it."""
+    """Return an option's value as it stands in names; for a sequence, eight digits of its checksum."""
     if isinstance(value, tuple | list):
         return f"{zlib.crc32(repr(tuple(value)).encode()):08x}"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The sharpest readout of a cascade: our own trace, which recalls the delay with all of its stages.
+"""The sharpest readout of a cascade, a trace of our own: a weighted sum of all stages recalls the delay.
 
 For white input, the useful part of a kernel is the share of its energy that lies at the delay,
 
@@ -21,7 +21,7 @@ from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
 
 
 def shift_register(length: int) -> tuple[FloatArray, FloatArray]:
-    """Return M, shape (length, length), and K, (length,), of states that hand the last inputs on unchanged."""
+    """Return M, (length, length), and K, (length,), of states that hold the last `length` inputs."""
     return np.eye(length, k=-1), np.eye(length)[0]
 
 
@@ -65,9 +65,9 @@ def best_speed(share: Callable[[float], float], low: float, high: float, points:
 class SharpCET(OrderedTrace):
     """Remember with the cascade of `CET`, but read a weighted sum of all its stages instead of the last.
 
-    The rate is the one that remembers best: about 1.2 (n-1)/D at order 10. The kernel has negative lobes and peaks
-    near the delay, not always at it. The states are Laguerre functions, which span what the stages span and need
-    no regularisation at any order (`laguerre_transition`).
+    The rate is the one with the sharpest kernel: about 1.2 (n-1)/D at order 10. The kernel has negative lobes and
+    peaks near the delay, not always at it. The states are Laguerre functions, which span the same space as the
+    stages and need no regularisation at any order (`laguerre_transition`).
 
     Attributes:
         order: n ≥ 2. With more than `delay_steps` of them the cascade becomes a shift register, which is perfect.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cet_rl.traces.base import check_whole
+
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
 RELATIVE_TOLERANCE = 1e-9
 
@@ -78,8 +80,7 @@ class CreditTiming:
     layers: int = 3  # number of layers, input side first
 
     def __post_init__(self) -> None:
-        if self.layers < 1:
-            raise ValueError(f"layers must be at least 1, got {self.layers}")
+        check_whole(self.layers, "layers", at_least=1)
         whole_steps(self.delay, self.step_duration)
 
     @property

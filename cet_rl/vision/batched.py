@@ -1,4 +1,4 @@
-"""Learn many runs of one network at once, as one batched model.
+"""Train many runs of one network at once, as one batched model.
 
 A GPU is idle most of the time while one small network learns on it. Runs that differ in trace, order, delay,
 learning rate, weight decay or seed have the same shapes, so their parameters are stacked and every operation is
@@ -25,10 +25,10 @@ from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_a
 
 
 class BatchedLearner(LearnerBatch[ImageLearner]):
-    """Let learners take their steps together; they do not change themselves until `write_back`.
+    """Let learners take their steps together; the learners themselves do not change until `write_back`.
 
     Parameters and buffers of all networks are stacked, by name, to (C, *shape) for C learners. Raises ValueError
-    if these are not at the same step, or `check_batch` refuses their configurations.
+    if the learners are not at the same step, or `check_batch` refuses their configurations.
     """
 
     def __init__(self, learners: Sequence[ImageLearner]) -> None:
@@ -123,7 +123,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     @torch.no_grad()
     def test(self) -> list[tuple[float, float]]:
-        """Return accuracy and mean loss of each learner on the test set, or on what is held out."""
+        """Return accuracy and mean loss of each learner on the test set, or on the images held out."""
         test, count = self.data.test, len(self.learners)
         right, loss = torch.zeros(2, count, device=test.labels.device)
         self._base.eval()
@@ -139,7 +139,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         return [(float(a) / len(test), float(b) / len(test)) for a, b in zip(right, loss, strict=True)]
 
     def measurements(self) -> list[dict[str, float]]:
-        """Return how well each learner does on the test set, and its learning rate."""
+        """Return test accuracy and loss and the learning rate of each learner."""
         results = zip(self._rates(self.step - 1), self.test(), strict=True)
         held_out = self.config.held_out
         return [{**named(result, f"{held_out}/"), "train/learning_rate": rate} for rate, result in results]
@@ -155,7 +155,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Bring every learner to the state of the batch: it can be saved, tested or continue alone."""
+        """Write the state of the batch to the learners, which can then be saved, tested or continue alone."""
         for number, learner in enumerate(self.learners):
             for name, parameter in learner.network.named_parameters():
                 parameter.copy_(self.parameters[name][number])

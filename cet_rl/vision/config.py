@@ -100,11 +100,8 @@ class VisionConfig(LayeredConfig):
             raise ValueError(f"--salience {self.salience:g} leaves no image of a batch of {self.batch_size}")
         if through_trace and self.streaming:
             raise ValueError("--soma trace needs images after the batch, which --streaming does not wait for")
-        if self.compile and (self.streaming or self.salience is not None or through_trace or self.jitter):
-            raise ValueError(
-                "--compile gains nothing with --streaming, --salience, --jitter and --soma trace, whose memories "
-                "are not tensors of one shape: leave it out"
-            )
+        if self.compile and not self.is_one_matrix:
+            raise ValueError("--compile does not go with --streaming, --salience, --jitter or --soma trace")
         if through_trace and not self.delay:
             raise ValueError("--soma trace belongs to a delay, and there is none: give a delay")
         if self.executors is not None and (self.salience is not None or not self.streaming):
@@ -121,8 +118,13 @@ class VisionConfig(LayeredConfig):
             )
 
     @property
+    def is_one_matrix(self) -> bool:
+        """Tell whether a layer's credit is a product with one constant matrix, as nothing else is remembered."""
+        return not (self.streaming or self.salience is not None or self.soma != "exact" or self.jitter)
+
+    @property
     def trace_discretization(self) -> Discretization:
-        """Return which kernel of a cascade is meant: the authors' code has one of its own for images."""
+        """Return the discretization of a cascade; the authors' code has one of its own for images."""
         return "exact" if self.discretization == "exact" else "official-images"
 
     @property
@@ -132,12 +134,12 @@ class VisionConfig(LayeredConfig):
 
     @property
     def held_out(self) -> str:
-        """Return the name of the images tested on, in metrics: test, or validation."""
+        """Return the name that metrics give to the images that are tested on: test or validation."""
         return "validation" if self.validation else "test"
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Widths of the dense hidden layers."""
+        """Return the widths of the dense hidden layers."""
         return HIDDEN[self.network] if self.hidden is None else self.hidden
 
     def resolved(self) -> Self:
@@ -152,7 +154,7 @@ class VisionConfig(LayeredConfig):
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """Parts of `label` that name the method: cet5, streaming."""
+        """Return the words of `label` that name what learns: cet5, streaming."""
         parts = [self.trace_config.label]
         parts += [self.network] * (self.network != DATASETS[self.task].network)
         parts += ["streaming"] * self.streaming + ["salient"] * (self.salience is not None)
@@ -161,9 +163,6 @@ class VisionConfig(LayeredConfig):
 
     def check_batchable(self) -> None:
         """Raise ValueError unless the run can learn in one batch with others that are alike."""
-        own_past = self.streaming or self.salience is not None or self.soma != "exact" or self.jitter
-        if own_past or self.compile:
-            raise ValueError(
-                f"run {self.label}: streaming, salience, jitter and soma='trace' keep a past of their own and "
-                "cannot be batched, nor is a batch compiled; train it alone"
-            )
+        if self.compile or not self.is_one_matrix:
+            options = "streaming, salience, jitter, soma='trace' or compile"
+            raise ValueError(f"run {self.label} cannot be batched with {options}: train it alone")

@@ -11,8 +11,8 @@ the trace still holds. With one environment, no RL trace and η = 1 the update o
   kernel's matrix that they need are built (Eq. 11, retrograde time scale).
 - `StreamCredit`: traces and errors are carried from batch to batch, so that no delay is too long for a batch.
 
-The `backward` of each takes a layer's input x, (T · E, …), output y, ∂L/∂y, which it does not modify, its weight,
-and what is wanted beside the gradients of weight and bias; a bias is a synapse with x = 1.
+The `backward` of each takes a layer's input x, (T · E, …), its output y, ∂L/∂y, which is not modified, its weight,
+and what is wanted beside the gradients of weight and bias. A bias is a synapse with x = 1.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ ErrorAt = Literal["preactivation", "activation"]
 DerivativeMemory = Literal["exact", "trace"]
 
 _COLUMNS = 2048
-"""Features filtered at once on a CPU, so that a whole batch of them fits its cache: one megabyte at T = 128."""
+"""Features filtered at once on a CPU, so that a batch of them, one megabyte at T = 128, fits its cache."""
 
 _SMALL_PAST = 1 << 18
-"""Numbers of a past, one megabyte, that is kept even where states would be fewer: its products are faster."""
+"""Numbers, one megabyte, up to which the past is kept although states would be fewer: its products are faster."""
 
 
 @dataclass(frozen=True)
 class CreditRule:
-    """Hold a traced layer's options, see `cet_rl.vision.TracedLinear`, and compute what follows from them alone.
+    """Hold the options of a traced layer, see `cet_rl.vision.TracedLinear`, and what follows from them alone.
 
-    `window` is stride and padding of a convolution, None for a dense layer. Options that are invalid or do not go
-    together are a ValueError.
+    `window` is stride and padding of a convolution, None for a dense layer. Raises ValueError for options that are
+    invalid or do not go together.
     """
 
     trace: Trace | None
@@ -84,9 +84,7 @@ class CreditRule:
         if self.jitter and (self.derivative_memory == "trace" or self.record_alignment):
             raise ValueError("jitter does not go with derivative_memory='trace', nor with record_alignment")
         if self.derivative_memory == "trace" and self.streaming:
-            raise ValueError(
-                "derivative_memory='trace' needs images shown after the batch, which streaming does not wait for"
-            )
+            raise ValueError("derivative_memory='trace' does not go with streaming: it needs later images")
 
     @property
     def is_late(self) -> bool:
@@ -95,18 +93,18 @@ class CreditRule:
 
     @property
     def longest_delay(self) -> int:
-        """Return the steps after which an error has arrived for certain."""
+        """Return the largest number of steps that an error can take."""
         return longest_steps(self.delay_steps, self.jitter)
 
     @property
     def fixed_delay(self) -> int:
-        """Return D; with jitter 0, as `arrive` has put errors where they arrive."""
+        """Return D, or 0 where there is jitter, as `arrive` has already moved errors to when they arrive."""
         return 0 if self.jitter else self.delay_steps
 
     def delays(self, draws: FloatArray | None, images: int) -> Times | None:
-        """Return the steps after which the error of each image arrives, D (1 + J u) to the nearest, (images,).
+        """Return the steps after which the error of each image arrives, D (1 + J u) rounded, (images,).
 
-        None without jitter. With it, ValueError unless there is one draw u for each image.
+        None without jitter. Raises ValueError if, with jitter, there is not one draw u for each image.
         """
         if not self.jitter:
             return None
@@ -137,8 +135,8 @@ class CreditRule:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return ∂L/∂z, ∂L/∂x where it is wanted, and δ, the error that the synapses get.
 
-        With `derivative_memory="trace"`, `memory` is the share of each step's f', a column, in what is recalled
-        of it when the error of a step, a row, arrives: (T, T). The other arguments are those of `backward`.
+        With `derivative_memory="trace"`, `memory` is (T, T): at [t, s] the weight that f' of step s has in the f'
+        that is recalled when the error of step t arrives. The other arguments are those of `backward`.
         """
         if memory is None:
             delta = self.f.times_derivative(grad, y)
@@ -166,10 +164,10 @@ class CreditRule:
 
     @lru_cache(maxsize=256)  # noqa: B019
     def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
-        """Return g_0 … as far as `dtype` can tell it from zero, or scaled to area one; not to be written to."""
+        """Return g_0, g_1, … for as long as `dtype` tells it from zero, `unit_area` or as scaled; read only."""
         if self.trace is None:
             return np.ones(1)
-        # A memory that returned f' larger than it was would be wrong whatever the synapses do.
+        # However the synapses' kernel is scaled, a recalled f' should not be larger than f' was.
         trace: Trace = replace(self.trace, normalization="area") if unit_area else self.trace  # type: ignore[type-var]
         first, last = visible_support(trace, dtype)
         kernel = trace.kernel_array(last)
@@ -178,10 +176,10 @@ class CreditRule:
 
 
 def arrive(error: Tensor, delays: Times, steps: int, pending: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return what arrives in these T steps, (T · E, …), where errors add up, and what is still on its way then.
+    """Return the errors that arrive at each of these T steps, in sum, (T · E, …), and those that arrive later.
 
-    The errors are (T · E, …), step by step, and all streams of each; their delays, in steps, are (T · E,); those
-    of earlier batches that are still on their way, `pending`, are (L · E, …).
+    Errors are given, (T · E, …), with their delays in steps, (T · E,), step by step and all streams of each step.
+    `pending`, (L · E, …), are those of earlier batches, by the step at which they arrive.
     """
     count = len(error)
     streams = count // steps
@@ -216,7 +214,7 @@ class BatchCredit:
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None = None
     ) -> Gradients:
-        """Return the layer's gradients for one batch; `matrix` is to be used in place of the layer's own way."""
+        """Return the layer's gradients for one batch, computed with `matrix`, see the method, if it is given."""
         rule = self.rule
         memory = None
         if rule.derivative_memory == "trace":
@@ -270,7 +268,7 @@ class BatchCredit:
         return self._correlations[key]
 
     def _credited_derivative(self, error: Tensor, y: Tensor) -> Tensor:
-        """Return p, the credit of each image's derivative. `error` is used up, and no memory allocated anew."""
+        """Return p, the credit of each image's derivative; `error` is overwritten, to save memory."""
         f, steps = self.rule.f, self.steps(len(y))
         p, active = _by_step(error, steps), _by_step(y, steps)
         arriving = p[: steps - self.rule.fixed_delay]
@@ -284,7 +282,7 @@ class BatchCredit:
 
 
 class ImageTimes(NamedTuple):
-    """Say when images are shown, (S,), increasing, within a stretch of time of so many steps."""
+    """Hold the steps at which images are shown, (S,), increasing, and the length of the whole stretch in steps."""
 
     times: Times
     steps: int
@@ -296,9 +294,9 @@ _PAST = ("past_pre", "past_derivative", "past_error")
 class SalientCredit(nn.Module):
     """Give credit for some images of a long stretch of time.
 
-    Images that are not salient leave no trace and cause no error, but their time passes. Each stretch begins with
-    empty traces and its errors are followed until the last has arrived, as in the authors' code. While streaming,
-    images and errors are kept as long as they matter, and an error counts in the stretch in which it arrives.
+    Images that are not salient leave no trace and cause no error, but their time passes. A stretch begins with
+    empty traces, and all of its errors count, however late they arrive, as in the authors' code. While streaming,
+    images and errors are kept for as long as they matter, and an error counts in the stretch in which it arrives.
     """
 
     times: Tensor
@@ -326,7 +324,7 @@ class SalientCredit(nn.Module):
         _, down, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
         signals = (geometry.flatten(signal) for signal in (x, f.derivative(y, y), error))
-        if want.scale is not None:  # without which errors may be too small for half precision
+        if want.scale is not None:  # without the scale errors may be too small for half precision
             signals = (signal.to(torch.promote_types(y.dtype, torch.float32)) for signal in signals)
         pre, derivative, error = signals
         error = want.kept(error)
@@ -413,7 +411,7 @@ class StreamCredit(nn.Module):
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted
     ) -> tuple[Gradients, Commit]:
-        """Return the layer's gradients from what arrives while this batch is shown; no truth without a record."""
+        """Return the gradients from errors that arrive in this batch; the true one needs `record_alignment`."""
         rule = self.rule
         delta, down, error = rule.errors(x, y, grad, weight, want)
         steps, dtype, pending = rule.steps(len(x)), self.synapses.eligibility.dtype, self.pending

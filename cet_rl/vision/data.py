@@ -300,9 +300,7 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int = 0, *, flips: bool = False) -> None:
         if not 1 <= batch_size <= len(images):
-            raise ValueError(
-                f"the batch size must be from 1 to {len(images):,}, the size of the training set, got {batch_size}"
-            )
+            raise ValueError(f"the batch size must be from 1 to {len(images):,}, all images, got {batch_size}")
         self.batch_size = batch_size
         self._images, self._labels = images.images.contiguous(), images.labels
         self._flips = flips

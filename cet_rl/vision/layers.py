@@ -1,7 +1,8 @@
 """Linear and convolutional layers whose weights learn from credit that arrives late.
 
 They compute what torch's own layers compute and pass the true gradient down; only the gradient of their weight and
-bias is that of synapses with a trace. Time is the batch: see `cet_rl.vision.credit`.
+bias is that of synapses with a trace. The images of a batch are successive steps in time: see
+`cet_rl.vision.credit`.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class TracedLayer(nn.Module):
     def prepare(self, in_shape: torch.Size, *, salient: bool = False) -> None:
         """Create what a layer with inputs of this shape carries from batch to batch, unless it exists already.
 
-        The first forward pass does so, too; before `load_state_dict` the buffers to load into must exist.
-        `salient` tells whether images will have times of their own.
+        The first forward pass does the same; call this before `load_state_dict`, which needs the buffers to load
+        into. `salient` tells whether images will have times of their own (`seen_at`).
         """
         if self.traced and salient and self.salient is None:
             self.salient = SalientCredit(self.rule).to(self.weight.device)
@@ -93,26 +94,26 @@ class TracedLayer(nn.Module):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layer alone: what it remembers is no buffer for others to broadcast or to average."""
+        """Yield the layer alone, so that nothing broadcasts or averages the buffers that hold its traces."""
         yield from [(prefix, self)] if memo is None or self not in memo else []
         if memo is not None and remove_duplicate:
             memo.add(self)
 
     def use_matrix(self, batch: int) -> None:
-        """Compute with the kernel's whole matrix from now on, for batches of one size.
+        """Compute late credit by a product with the whole matrix of the kernel, for batches of this size.
 
-        Slower than the layer's own way on a CPU, but for GPUs, `torch.compile` and `torch.func.vmap`: made of
-        torch's operations alone. Not for layers that stream or have jitter or `derivative_memory="trace"`.
+        It takes torch's operations alone, for GPUs, `torch.compile` and `torch.func.vmap`; on a CPU the default is
+        faster. Raises ValueError for a layer that streams, or has jitter or `derivative_memory="trace"`.
         """
         if self.rule.streaming or self.rule.derivative_memory != "exact" or self.rule.jitter:
-            raise ValueError("one matrix serves no layers that stream or have jitter or derivative_memory='trace'")
+            raise ValueError("use_matrix is not for layers with streaming, jitter or derivative_memory='trace'")
         self.matrix = self.batch.matrix(self.batch.steps(batch), self.weight.dtype, self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return f(W x + b), shape (T · E, …): step by step, and all streams of each step.
 
-        What counts as time while streaming, `cet_rl.credit.Synapses` says; in `eval()` a streaming layer is a
-        plain one, whose gradients are those of backpropagation.
+        `cet_rl.credit.Synapses` says when time advances while streaming. In `eval()` a streaming layer is a plain
+        one, whose gradients are those of backpropagation.
 
         Raises:
             ValueError: if the batch does not fit the layer's options.
@@ -128,12 +129,12 @@ class TracedLayer(nn.Module):
         if matrix is not None:
             size = len(matrix) * self.rule.streams
             if self.times is not None or len(x) != size:
-                raise ValueError(f"use_matrix was for batches of {size} images one after another")
+                raise ValueError(f"after use_matrix, batches must have {size} images, without times of their own")
         elif torch.compiler.is_compiling():
             return torch.compiler.disable(self.forward)(x)  # type: ignore[no-untyped-call, no-any-return]
         else:
             self._check_batch(x)
-        # Lets errors arrive at a frozen layer, and is computed by the backward passes that compute everything.
+        # An empty input that requires a gradient: by it, full backward passes reach a frozen layer, too.
         clock = x.new_empty(0, requires_grad=True) if streaming else None
         y: Tensor = _LateCredit.apply(x, weight, bias, matrix, clock, self)  # type: ignore[no-untyped-call]
         if streaming and not self.rule.f.binary:
@@ -150,12 +151,12 @@ class TracedLayer(nn.Module):
         if times is not None and self.rule.streams > 1:
             raise ValueError("images at times of their own need streams=1")
         if getattr(self, "_is_replica", False):
-            raise RuntimeError("DataParallel cuts batches, which are time, in pieces: use DistributedDataParallel")
+            raise RuntimeError("DataParallel splits a batch, which is a sequence: use DistributedDataParallel")
         if times is None and not streaming:
             self.batch.steps(len(x))
             return
         if streaming and torch._C._functorch.maybe_current_level() is not None:
-            raise RuntimeError("torch.func knows no traces that are carried on: use backward() while streaming")
+            raise RuntimeError("torch.func cannot carry traces from batch to batch: use backward() for streaming")
         if times is None and self.rule.steps(len(x)) < 1:
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
         if streaming:
@@ -170,13 +171,14 @@ class TracedLayer(nn.Module):
         step = image // self.rule.streams if self.times is None else self.times.times[image]
         raise FloatingPointError(
             f"{what} of layer {self.layer_name!r} holds a number that is not finite at step {step} of this batch, "
-            "which would stay in the traces for ever; its traces are as they were before this batch"
+            "which would stay in the traces for ever; the traces have been left as they were before this batch"
         )
 
     def _advance(self, number: int, commit: Commit) -> None:
-        """Advance by a forward pass once the backward pass is complete; if that raises, nothing has happened.
+        """Commit the forward pass of this number once the backward pass has completed without an error.
 
-        Raises RuntimeError if errors of the same or a later forward pass have arrived, or others just now.
+        Raises RuntimeError if the errors of the same or a later forward pass have arrived before, or if this
+        backward pass has brought others.
         """
         if number <= self._learned_pass or self._backward_pass == current_pass():
             raise RuntimeError(
@@ -279,20 +281,20 @@ class TracedLinear(TracedLayer, nn.Linear):
         in_features, out_features, bias: as of `torch.nn.Linear`; a bias is a synapse with x = 1.
         trace: the synaptic trace that bridges the delay; None (the default) for none.
         delay_steps: D, images between an image and the arrival of its error; None for the trace's own delay.
-        activation: f, "identity" unless given, a name in `cet_rl.credit.activations`; part of the layer, as
+        activation: f, "identity" unless given, a name in `cet_rl.credit.activations`. It is part of the layer, as
             synapses store f' x.
         error_at: whether δ is the error at the "preactivation" (the default), which holds f' of its own image
             already and needs f' ∈ {0, 1}, or at the output, "activation", as Eq. 1 of the paper is printed.
-        derivative_memory: how the layer knows f' of an image when its error arrives: "exact" (the default), or
-            "trace", through its trace with unit area, for δ at the pre-activation and for what is passed down,
-            which is then no longer the true gradient (section 4.2 of the paper leaves this to future work).
+        derivative_memory: how f' of an image is remembered until its error arrives: "exact" (the default), or
+            "trace", by the layer's trace with unit area. This concerns δ at the pre-activation and ∂L/∂x, which is
+            then no longer the true gradient (section 4.2 of the paper leaves this to future work).
         streaming: True to carry traces and errors from batch to batch; time advances with every backward pass in
             training mode.
         streams: E, sequences that share a batch, 1 unless given: row s · E + e is step s of sequence e.
-        record_alignment: True to keep, while streaming, what `alignment` needs.
-        jitter: J in [0, 1]: an error arrives after D (1 + J u) steps, rounded, u of each image being given by
-            `cet_rl.vision.layers.jittered`; the trace stays that of D. 0 unless given.
-        device: of the parameters, as `dtype` is.
+        record_alignment: True to keep the signals that `alignment` needs while streaming.
+        jitter: J in [0, 1]: an error arrives after D (1 + J u) steps, rounded, where `jittered` sets u for each
+            image; the trace stays that of D. 0 unless given.
+        device, dtype: of the parameters.
 
     Shapes: x (T · E, in_features) to y (T · E, out_features).
 
@@ -308,13 +310,14 @@ class TracedLinear(TracedLayer, nn.Linear):
 class TracedConv2d(TracedLayer, nn.Conv2d):
     """Compute y = f(W * x + b) like `torch.nn.Conv2d` and an activation, with synapses that remember.
 
-    Each position of the map acts like one more sequence that shares the weights. Fastest with x in torch's
+    Each position of the map acts like one more sequence that shares the weights. It is fastest for x in torch's
     `channels_last` format.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, bias: as of `torch.nn.Conv2d`, whole numbers that
-            hold along both sides.
-        **options: `trace` and the others of `TracedLinear`; streaming keeps the maps of the kernel's support.
+        in_channels, out_channels, kernel_size, stride, padding, bias: as of `torch.nn.Conv2d`; sizes are whole
+            numbers that hold along both sides.
+        **options: `trace` and the other options of `TracedLinear`. While streaming, the layer keeps the maps of as
+            many steps as the kernel reaches back.
 
     Shapes: x (T · E, in_channels, H, W) to y (T · E, out_channels, H', W').
 
@@ -359,7 +362,7 @@ def _set_on_layers(model: nn.Module, attribute: str, value: Any) -> Iterator[Non
 def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[None]:
     """Show images at times of their own in forward passes within a block: `with seen_at(model, times, steps)`.
 
-    The times are the step of each image, (S,), in a stretch of time of so many steps that the batch stands for.
+    The batch stands for a stretch of `steps` steps; `times`, (S,), are the steps at which its images are shown.
     Raises ValueError unless they are whole numbers that increase within [0, steps).
     """
     given = times.cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
@@ -373,10 +376,10 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[
 
 
 def jittered(model: nn.Module, draws: Any) -> AbstractContextManager[None]:
-    """Let the errors of images come early or late in passes within a block: `with jittered(model, draws)`.
+    """Let errors arrive after D (1 + J u) steps in passes within a block: `with jittered(model, draws)`.
 
-    The draws are u of each image, the same for all layers, which are made with `jitter`: shape (T · E,). Raises
-    ValueError unless they are a row of numbers within [-1, 1].
+    The draws, (T · E,), are u of each image, the same for all layers, which have been made with `jitter`. Raises
+    ValueError unless the draws are a row of numbers within [-1, 1].
     """
     given = np.asarray(draws.cpu() if isinstance(draws, Tensor) else draws, dtype=np.float64)
     if given.ndim != 1 or not (abs(given) <= 1).all():

@@ -26,7 +26,7 @@ EVALUATED_AT_ONCE = 1000  # images of the test set in one forward pass
 
 
 def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return the share of the largest rate: a rise during `warmup` of the run, a cosine to a tenth (App. C)."""
+    """Return the learning rate as a share of the largest: linear warm-up, then a cosine to a tenth (App. C)."""
     rise = int(total * warmup)
     if step < rise:
         return (step + 1) / rise
@@ -83,10 +83,7 @@ class ImageLearner(Learner):
         )
         if config.streaming:
             self._prepare(data.in_shape)
-        one_matrix = (
-            not config.streaming and config.salience is None and config.soma == "exact" and not config.jitter
-        )
-        if one_matrix and (config.device == "cuda" or config.compile):  # which run that form fastest
+        if config.is_one_matrix and (config.device == "cuda" or config.compile):  # which run that form fastest
             for layer in traced_layers(self.network).values():
                 if layer.traced:
                     layer.use_matrix(config.batch_size)
@@ -95,7 +92,7 @@ class ImageLearner(Learner):
         self._compute = torch.compile(self.network) if config.compile else self.network
 
     def _prepare(self, in_shape: tuple[int, ...]) -> None:
-        """Create what is carried from batch to batch, as the configuration says or, where it does not, choose."""
+        """Create what is carried from batch to batch, with the configured executors or those of the cost model."""
         config, layers = self.config, [layer for layer in traced_layers(self.network).values() if layer.traced]
         if config.executors is not None and len(config.executors) != len(layers):
             raise ValueError(f"--executors names {len(config.executors)}, but {len(layers)} layers are traced")
@@ -140,7 +137,7 @@ class ImageLearner(Learner):
 
     @torch.no_grad()
     def _salient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the positions in the batch of the images with the largest losses, increasing."""
+        """Return the increasing positions, in the batch, of the images with the largest losses."""
         assert self.config.salience is not None
         count = round(self.config.salience * len(y))
         losses = functional.cross_entropy(self._logits(x), y, reduction="none")

@@ -1,7 +1,7 @@
-"""What torch knows of the backward pass that is under way: what is asked for, and the scale of its errors.
+"""Inspect the backward pass that is under way: which gradients it computes, and the scale of its errors.
 
-`torch.amp.GradScaler` divides gradients by the scale of the moment. An error that was on its way when the scale
-changed would come out wrong, so layers that carry errors from batch to batch keep them without it.
+`torch.amp.GradScaler` multiplies the loss by a scale, and later divides gradients by its present value. Layers
+that carry errors from batch to batch keep them without the scale, which may have changed when they arrive.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch.amp import GradScaler
 
 from cet_rl.credit.chunk import Times, forget_oldest
 
-_scales: dict[int, Tensor] = {}  # of the last backward passes that had one
+_scales: dict[int, Tensor] = {}  # of the last few backward passes with a scale, by torch's number
 
 
 class Wanted(NamedTuple):
-    """Say what to compute beside the gradients of weight and bias, and what is known of the errors."""
+    """Say what to compute beside the late gradients of weight and bias, and how errors arrive."""
 
-    down: bool
-    truth: bool
-    delays: Times | None = None  # in steps, with jitter
-    scale: Tensor | None = None  # while streaming, if errors have one; nan if one of them is not finite
+    down: bool  # whether ∂L/∂x is wanted
+    truth: bool  # whether the true gradient of the weight is wanted
+    delays: Times | None = None  # with jitter, the delay of each error in steps
+    scale: Tensor | None = None  # of the errors, while streaming; nan if an error is not finite
 
     def kept(self, error: Tensor) -> Tensor:
-        """Return errors as they are remembered, without the scale; zeros if they are not finite."""
+        """Return errors without the scale, as they are remembered; zeros if one of them is not finite."""
         if self.scale is None:
             return error
         return error / self.scale if self.scale.isfinite() else torch.zeros_like(error)
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""∂L/∂x and the late gradients of weight and bias; the weight's true one of the images whose error arrived.
+"""∂L/∂x, the late gradients of weight and bias, and the weight's true gradient for images whose error arrived.
 
 Where errors have a scale, all but the first are without it.
 """
 
 Commit = Callable[[], None]
-"""Advances a layer by a batch whose gradients are known; until then it is as it was."""
+"""Advances the traces of a layer by a batch; until it is called, they are as they were before the batch."""
 
 
 def current_pass() -> int:
@@ -52,11 +52,11 @@ def current_pass() -> int:
 
 @cache
 def watch_scalers() -> None:
-    """Let scalers tell their scale from now on: their method `scale` is the only place that knows it."""
+    """Wrap `GradScaler.scale`, so that the scale of a backward pass is known from now on."""
     plain = GradScaler.scale
 
     def scale(scaler: GradScaler, outputs: Any) -> Any:
-        """Scale outputs, and remember by what when a backward pass comes through them."""
+        """Scale outputs, and remember the scale when a backward pass comes through them."""
         if not isinstance(outputs, Tensor):
             scaled = [scale(scaler, each) for each in outputs]
             return tuple(scaled) if isinstance(outputs, tuple) else scaled
@@ -76,16 +76,16 @@ def watch_scalers() -> None:
 
 
 def loss_scale(*passes: int) -> Tensor | None:
-    """Return the scale of one of these backward passes, or None; those in a checkpoint have one around them."""
+    """Return the scale of the first of these backward passes that has one; None if none has."""
     return next((_scales[number] for number in passes if number in _scales), None)
 
 
 def asks_to_learn(before: Any, own: list[Any], *, frozen: bool) -> bool:
-    """Return whether the backward pass is one of learning, as seen from a layer.
+    """Return whether the backward pass under way is a step of learning for a layer.
 
-    It is if it computes what any of the layer's `own` nodes stands for, as `loss.backward()` does in any case; or,
-    where the layer is frozen, a parameter further down, from the node `before` on. What `torch.autograd.grad` asks
-    of inputs is not learning.
+    It is if it computes the gradient of any of the layer's `own` nodes, as `loss.backward()` always does. For a
+    frozen layer, it also is if it computes that of a parameter further down, from the node `before` on. A gradient
+    of inputs alone, by `torch.autograd.grad`, is no step of learning.
     """
     if any(_is_computed(node) for node in own):
         return True
@@ -106,5 +106,5 @@ def _is_computed(node: Any) -> bool:
 
 
 def is_finite(signal: Tensor) -> bool:
-    """Return whether all numbers are finite. Their sum is, unless one of them is not, or they are huge."""
+    """Return whether all numbers are finite; the sum, which is quick, is finite unless one is not or is huge."""
     return signal.is_meta or math.isfinite(signal.sum().item()) or bool(signal.isfinite().all())

@@ -47,7 +47,7 @@ def train_batch(
 ) -> list[Path]:
     """Train many runs at once, and return their folders, which they leave as if each had been alone.
 
-    Alignment is not logged. All else, arguments and errors too, is as of `cet_rl.rl.train_batch`.
+    Alignment is not logged. Arguments and errors are those of `cet_rl.rl.train_batch`.
     """
     configs = [resolve(config) for config in configs]
 
@@ -62,9 +62,9 @@ def train_batch(
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path, **options: Any) -> str:
-    """Return a line with the test result of a checkpoint of a run, whose configuration has these values.
+    """Return a line with the test result of a run's checkpoint; `values` are the run's configuration.
 
-    The option `data_dir` says where the data are, if they lie elsewhere now.
+    The option `data_dir` is the folder of the data if it is another one now.
     """
     config = resolve(VisionConfig(**{**values, "device": "auto", **options}))
     set_threads(config.threads)

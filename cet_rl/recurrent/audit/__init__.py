@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 
     @property
     def order(self) -> int:
-        """Axes of units: 0 for a number, 1 for a vector, 2 for a matrix, 3 for more than synapses can hold."""
+        """Return its axes of units: 0 for a number, 1 a vector, 2 a matrix, 3 more than synapses can hold."""
         return self.size.degree if self.size else 0
 
     def __str__(self) -> str:
@@ -145,7 +145,9 @@ class Audit:
             return ()
         claimed, needs = self.declared_cost.needs, set(self.operations)
         if unknown := sorted(claimed - set(OPERATIONS)):
-            raise ValueError(f"claims of {self.name} need {', '.join(unknown)}; known are {', '.join(OPERATIONS)}")
+            raise ValueError(
+                f"{self.name} declares unknown {', '.join(unknown)}; known are {', '.join(OPERATIONS)}"
+            )
         orders = {"memory": (self.memory, self.declared_cost.memory), "time": (self.time, self.declared_cost.time)}
         return (
             *(

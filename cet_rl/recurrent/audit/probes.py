@@ -127,7 +127,7 @@ def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
     again, repeated = rule.step(kept, now)
     if not torch.equal(gradient, repeated) or any(not torch.equal(t, again[name]) for name, t in after.items()):
         raise ValueError(
-            f"rule {rule.name} does not do the same again from the same state: what it remembers belongs in there"
+            f"rule {rule.name} gives another result from the same state: keep all memory in the state"
         )
 
 

@@ -78,9 +78,9 @@ LOOPS: dict[type[Rule], Loop] = {
 
 
 def supports(online: Online, memory: Memory) -> bool:
-    """Return whether `run` can: for the built-in rules, without jitter, in float32 or float64 on a CPU.
+    """Return whether `run` supports this: built-in rules, without jitter, in float32 or float64 on a CPU.
 
-    It cannot for a class of a user's own, not even one that inherits from those of this package.
+    Subclasses of the classes here are not supported, as they may compute something else.
     """
     rule, readout = online.rule, online.readout
     bare = rule.rule if type(rule) is Delayed else rule
@@ -100,10 +100,10 @@ def supports(online: Online, memory: Memory) -> bool:
 def run(
     online: Online, memory: Memory, clock: int, x: Tensor, label: Tensor, noise: Tensor | None
 ) -> tuple[Memory, Tensor]:
-    """Do what `Online.run` does, to rounding, as one compiled loop on one core, with its arguments and results.
+    """Compute what `Online.run` computes, up to rounding, as one compiled loop on one core; see there.
 
-    The first run with a rule and a type of numbers compiles its loop: seconds, once on a machine. A memory can go
-    from one executor to the other at any step. ValueError where `supports` says no, or if a shape does not fit.
+    The first run with a rule and a type of numbers compiles its loop, which takes seconds, once on a machine. The
+    executor may change at any step. Raises ValueError if `supports` is False, or if a shape does not fit.
     """
     if not supports(online, memory):
         raise ValueError(
@@ -160,7 +160,7 @@ def _blas() -> ThreadpoolController:
 
 
 def _sizes(cell: RNNCell, rule: Rule, batch: int) -> dict[str, int]:
-    """Return the lengths of axes by letter; beside those of layouts i for n_in and 2 for KF-RTRL's signs."""
+    """Return the lengths of axes by letter: those of layouts, i for n_in, and 2 for KF-RTRL's signs."""
     n, outputs, window = cell.units, cell.outputs, getattr(rule, "window", 0)
     lengths = (2, batch, n + 1, cell.inputs, cell.columns, n, outputs, n + outputs + 1, window, n)
     return dict(zip("2beimnoqtu", lengths, strict=True))

@@ -1,4 +1,4 @@
-"""The rules by name."""
+"""The registry of learning rules."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cet_rl.runs.values import named_values, unknown
 
 @dataclass(frozen=True)
 class RuleEntry:
-    """Describe one entry of the registry: the class, and a line about it."""
+    """Hold the class of a rule and a line about it."""
 
     kind: type[Rule]
     summary: str
 
     def options(self) -> dict[str, type]:
-        """Return what its constructor takes beside the cell, with types: whole numbers or numbers."""
+        """Return the options of its constructor by name, with their types, int or float."""
         return {
             each.name: int if type(each.default) is int and "float" not in str(each.annotation) else float
             for each in _parameters(self.kind)
@@ -48,9 +48,9 @@ RULES: dict[str, RuleEntry] = {}  # by the name that `--rule` takes
 def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
     """Add a rule, with a line about it, to those that `cet-rl train` and `cet-rl rules` know, and return it.
 
-    It is a subclass of `Rule` with a `name`, whose constructor takes a `RNNCell` and, if anything, numbers that
-    have defaults; ValueError for anything else, or if the name is taken. A package registers its own in the
-    function that its entry point names (`cet_rl.plugins`).
+    The rule is a subclass of `Rule` with a `name`; its constructor takes an `RNNCell`, and options that are
+    numbers with defaults. Raises ValueError for anything else, or if the name is taken. A package registers its
+    own in the function that its entry point names (`cet_rl.runs.plugins`).
     """
     _check(kind)
     if kind.name in RULES:
@@ -60,22 +60,19 @@ def register_rule(kind: type[Rule], summary: str) -> type[Rule]:
 
 
 def _check(kind: object) -> None:
-    """Raise ValueError unless it is a rule that can be built and named."""
+    """Raise ValueError unless `kind` is a class of rules that can be built by name."""
     if not (isinstance(kind, type) and issubclass(kind, Rule)):
         raise ValueError(f"{kind!r} is no subclass of cet_rl.recurrent.Rule")
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if missing:
-        raise ValueError(f"{kind.__name__} does not say what {', '.join(missing)} is: define it")
+        raise ValueError(f"{kind.__name__} does not define {', '.join(missing)}")
     name = getattr(kind, "name", None)
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"{kind.__name__} needs a name of letters, digits, - and _, got {name!r}")
     for parameter in _parameters(kind):
         default = parameter.default
         if default is not None and (isinstance(default, bool) or not isinstance(default, (int, float))):
-            raise ValueError(
-                f"{kind.__name__} has to be built from a cell and numbers that have defaults; {parameter.name} is "
-                "none: give it one"
-            )
+            raise ValueError(f"{kind.__name__} takes {parameter.name}, which is no number with a default")
 
 
 _BUILT_IN: dict[type[Rule], str] = {
@@ -102,7 +99,7 @@ def rules() -> dict[str, RuleEntry]:
 
 
 def find_rule(name: str) -> RuleEntry:
-    """Return the entry of a name, or of a class that is written as module:Class; ValueError if it is no rule."""
+    """Return the entry of a name, or of a class written as module:Class; raise ValueError if it is no rule."""
     known = rules()
     if ":" in name:
         kind = import_attribute(name, f"rule {name}")
@@ -114,7 +111,7 @@ def find_rule(name: str) -> RuleEntry:
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
-    """Return a rule's options, written `window=10`, as its constructor takes them; ValueError for others."""
+    """Return a rule's options, written as `window=10`, by name; raise ValueError for others."""
     entry, found = find_rule(name), dict[str, float]()
     given = named_values(words, "--rule-options")
     entry.check_options(given)
@@ -129,7 +126,7 @@ def parse_options(name: str, words: Sequence[str]) -> dict[str, float]:
 
 
 def build_rule(name: str, cell: RNNCell, options: Mapping[str, float] | None = None) -> Rule:
-    """Build a rule for a network, by its name; ValueError for an unknown rule, or an option that cannot be."""
+    """Build a rule for a network; raise ValueError for an unknown rule or option, or an impossible value."""
     entry, given = find_rule(name), dict[str, Any](options or {})
     entry.check_options(given)
     return entry.kind(cell, **given)

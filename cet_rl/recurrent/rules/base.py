@@ -44,7 +44,7 @@ class StepInputs(NamedTuple):
 
 
 class DeclaredCost(NamedTuple):
-    """Hold what a rule declares of itself, for `cet_rl.recurrent.audit` to compare with what it does.
+    """Hold the cost that a rule declares, which `cet_rl.recurrent.audit` compares with what it observes.
 
     Orders are sums of products of n (units), m = n + n_in + 1 and T (steps), such as "n²m" or "n² + nm"; or "0".
     """
@@ -57,9 +57,9 @@ class DeclaredCost(NamedTuple):
 class Rule(ABC):
     """Define a learning rule for the recurrent weights W of an `RNNCell`.
 
-    `name` is the word that `--rule` takes; `shared` names those tensors of the state that are learned, like
-    weights, and so have no axis of sequences; `declared_cost` is what the audit compares it with, `equations` what
-    it prints: updates and gradient, separated by semicolons.
+    `name` is the word that `--rule` takes. `shared` names the tensors of the state that are learned, like weights,
+    and so have no axis of sequences. The audit checks `declared_cost`, and prints `equations`: updates and
+    gradient, separated by semicolons.
     """
 
     name: str
@@ -73,9 +73,8 @@ class Rule(ABC):
     def number(self, name: str, value: float, *, positive: bool = False) -> float:
         """Return an option; raise ValueError unless it is finite and positive, or zero where that is allowed."""
         if not math.isfinite(value) or value < 0 or (positive and value == 0):
-            raise ValueError(
-                f"{name} of {self.name} must be {'' if positive else 'zero or '}positive, got {value:g}"
-            )
+            least = "positive" if positive else "zero or positive"
+            raise ValueError(f"{name} of {self.name} must be {least}, got {value:g}")
         return value
 
     def count(self, name: str, value: int) -> int:
@@ -85,33 +84,33 @@ class Rule(ABC):
 
     @property
     def first_gradient(self) -> int:
-        """Return the step, from 1, that can give a gradient first: later than the first for rules that wait."""
+        """Return the first step, counted from 1, that gives a gradient; above 1 for rules that wait."""
         return 1
 
     @abstractmethod
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
-        """Return what it remembers before the first step, for W and r_0 of shape (B, n), of W's type and device.
+        """Return the state before the first step, for W and r_0 of shape (B, n), of W's type and device.
 
-        Random numbers are those of the generator, on the CPU; None for torch's own.
+        Random numbers come from the generator, on the CPU; None for torch's global one.
         """
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """Return random numbers for T steps, (T, B, …) in float32 on the CPU; None if it needs none."""
+        """Return the random numbers of T steps, (T, B, …), float32, on the CPU; None if the rule has none."""
         return None
 
     @abstractmethod
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         """Return the state after a step, and the gradient of the loss by W, shape (n, m), mean over sequences.
 
-        The state that is given stays as it is. The gradient points uphill.
+        The given state is not modified. Learning subtracts the gradient.
         """
 
     def flush(self, state: State, weight: Tensor) -> Tensor:
-        """Return the gradient that is pending after the last step, shape (n, m): zero, but for rules that wait."""
+        """Return the gradient that is pending after the last step, shape (n, m); zero unless the rule waits."""
         return torch.zeros_like(weight)
 
     def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
-        """Return the sum of the gradients of some steps with the same W, what is pending then included."""
+        """Return the sum of the gradients of steps with the same W, with the one that is pending at the end."""
         gradient = torch.zeros_like(moments[0].weight)
         for now in moments:
             state, new = self.step(state, now)
@@ -122,7 +121,7 @@ class Rule(ABC):
 class SeparableRule(Rule):
     """Define a rule whose gradient is a signal of each unit times an eligibility of each synapse, G_ij = s_i E_ij.
 
-    That is what a trace can bridge a delay for: it keeps the eligibility until the signal comes.
+    For such a rule a trace can bridge a delay: it keeps the eligibility until the signal arrives.
     """
 
     @abstractmethod
@@ -130,7 +129,6 @@ class SeparableRule(Rule):
         """Return the state after a step, the signal s, shape (B, n), and the eligibility E, shape (B, n, m)."""
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
-        """See `Rule.step`."""
         state, signal, eligibility = self.factors(state, now)
         return state, combine(signal, eligibility)
 
@@ -146,7 +144,7 @@ def immediate(now: StepInputs) -> Tensor:
 
 
 def draw_signs(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    """Draw independent ±1, float32."""
+    """Return independent random signs ±1, float32."""
     return torch.randint(0, 2, shape, generator=generator).mul_(2).sub_(1).float()
 
 

@@ -24,7 +24,7 @@ from cet_rl.recurrent.rules.base import (
 
 
 class RTRL(Rule):
-    """Real-time recurrent learning (Williams, Zipser 1989): every unit's sensitivity to every weight.
+    """Keep every unit's sensitivity to every weight: real-time recurrent learning (Williams, Zipser 1989).
 
     M is kept with k in its last axis, (B, n, m, n), where the product with W_rec is one large matrix product.
     """
@@ -70,7 +70,7 @@ class _Unrolled(Rule):
 
 
 class BPTT(_Unrolled):
-    """Backpropagation through time over windows that do not overlap: c_t = c̄_t + c_{t+1} J_{t+1}.
+    """Backpropagate through time over windows that do not overlap: c_t = c̄_t + c_{t+1} J_{t+1}.
 
     The gradient of a window comes with its last step, for all of its steps together; credit does not go back
     beyond its first.
@@ -99,7 +99,7 @@ class BPTT(_Unrolled):
 
 
 class FutureBPTT(_Unrolled):
-    """Backpropagation through time over a window that slides: each step hears of the T losses that follow it.
+    """Backpropagate through time over a sliding window: each step gets credit for its own and T - 1 later losses.
 
     c̄_t goes back through the window at once, J by J, and is added to the credit of every step in it. The
     gradient of a step comes T - 1 steps later, when its credit is complete: future-facing.
@@ -129,7 +129,7 @@ class FutureBPTT(_Unrolled):
 
 
 class FixedW(Rule):
-    """Leave W as it is: only the output layer learns. What every other rule has to beat."""
+    """Leave W as it is, so that only the output layer learns: the baseline of all other rules."""
 
     name = "fixed-w"
     declared_cost = DeclaredCost("0", "0")
@@ -144,7 +144,7 @@ class FixedW(Rule):
 
 
 class RFLO(SeparableRule):
-    """Random feedback local online learning (Murray 2019): the Jacobian's leak is all that is kept of it."""
+    """Keep only the leak of the Jacobian: random feedback local online learning (Murray 2019)."""
 
     name = "rflo"
     declared_cost = DeclaredCost("nm", "nm")
@@ -160,12 +160,12 @@ class RFLO(SeparableRule):
 
 
 class KeRNL(SeparableRule):
-    """Kernel RNN learning (Roth, Kanitscheider, Fiete 2019): sensitivities A and time scales learned from noise.
+    """Learn sensitivities A and time scales from noise: kernel RNN learning (Roth, Kanitscheider, Fiete 2019).
 
-    A copy r̃ of the network gets noise ζ on its rates, see `equations`; κ_i and α_i stop at zero. The authors' Ω is
-    a step ahead of their perturbed network; here both have felt the same noise.
+    A copy r̃ of the network gets noise ζ on its rates, see `equations`; κ_i and α_i do not go below zero. The
+    authors' Ω is a step ahead of their perturbed network; here both have received the same noise.
 
-    The rate η is for noise in units of its standard deviation σ (with noise as it is, the rate would be η/σ²). In
+    The rate η is for noise in units of its standard deviation σ (for the noise itself the rate would be η/σ²). In
     float32 rounding adds about 5e-8/σ to ε/σ: below σ = 1e-5 little is left to learn from. Each α_i starts at
     `timescale`.
     """
@@ -256,7 +256,7 @@ class _Stochastic(Rule):
 
 
 class UORO(_Stochastic):
-    """Unbiased online recurrent optimisation (Tallec, Ollivier 2017): M_kij ≈ A_k B_ij."""
+    """Keep M_kij ≈ A_k B_ij: unbiased online recurrent optimisation (Tallec, Ollivier 2017)."""
 
     name = "uoro"
     axes = ("bn", "bnm")
@@ -275,7 +275,7 @@ class UORO(_Stochastic):
 
 
 class KFRTRL(_Stochastic):
-    """Kronecker-factored RTRL (Mujika, Meier, Steger 2018): M_kij ≈ A_j B_ki; B has k in its last axis."""
+    """Keep M_kij ≈ A_j B_ki, with k in the last axis of B: Kronecker-factored RTRL (Mujika et al. 2018)."""
 
     name = "kf-rtrl"
     axes = ("bm", "bnn")
@@ -299,7 +299,7 @@ class KFRTRL(_Stochastic):
 
 
 class RKF(_Stochastic):
-    """Reverse KF-RTRL (Marschall, Cho, Savin 2019): M_kij ≈ A_i B_kj; B has k in its last axis."""
+    """Keep M_kij ≈ A_i B_kj, with k in the last axis of B: reverse KF-RTRL (Marschall, Cho, Savin 2019)."""
 
     name = "r-kf"
     axes = ("bn", "bmn")
@@ -321,11 +321,11 @@ class RKF(_Stochastic):
 
 
 class DNI(SeparableRule):
-    """Decoupled neural interfaces (Jaderberg et al. 2017): credit as a learned linear function of what is known.
+    """Predict credit as a learned linear function: decoupled neural interfaces (Jaderberg et al. 2017).
 
-    What is known is r̃_t = [r_t; y*_t; 1], see `equations`. A is shared by all sequences and learns from the mean
-    over them, at the rate η; A⁻ is a copy of it, made every `renewal` steps: that is the authors' code's, and the
-    paper's equation is `renewal=1`. A starts as N(0, 1/(n + n_out + 1)).
+    The function takes r̃_t = [r_t; y*_t; 1], see `equations`. A is shared by all sequences and learns from the mean
+    over them, at the rate η; A⁻ is a copy of it, made every `renewal` steps as in the authors' code; the paper's
+    equation is `renewal=1`. A starts as N(0, 1/(n + n_out + 1)).
     """
 
     name = "dni"
@@ -366,12 +366,12 @@ class DNI(SeparableRule):
         return after, known @ guess.mT, immediate(now)
 
     def _backwards(self, state: State, now: StepInputs, guessed: Tensor) -> Tensor:
-        """Carry credit at t back to t - 1: (B, n) to (B, n)."""
+        """Return credit at t carried back to t - 1: (B, n) to (B, n)."""
         return self.cell.backproject(now.weight, now.slope, guessed)
 
 
 class DNIb(DNI):
-    """DNI(b), the paper's plausible form: synapses 𝒥 of their own learn to stand in for the Jacobian.
+    """Predict credit as DNI does, with learned synapses 𝒥 in place of the Jacobian: DNI(b) of the audit paper.
 
     𝒥 starts at W_rec and learns before it is used. `jacobian_rate` is η_J; None for η.
     """
