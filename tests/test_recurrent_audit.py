@@ -154,7 +154,7 @@ def test_needs_are_compared_in_both_directions_and_must_be_known():
     )
     with pytest.raises(ValueError, match="an order is written like n²m"):
         differences(RFLO, "n^2", "nm")
-    with pytest.raises(ValueError, match="unknown magic; known are matrix-vector"):
+    with pytest.raises(ValueError, match="unknown magic; known: matrix-vector"):
         differences(RFLO, "nm", "nm", "magic")
 
 

@@ -104,7 +104,7 @@ def test_folders_that_cannot_be_used_fail_alone(tmp_path, capsys, task):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "late-add"}, "for images and for the agent cet, not for late-add: leave it out"),
+        ({"task": "late-add"}, "for images and the agent cet, not for late-add: leave it out"),
         ({"task": "CartPole-v1", "agent": "sb3:a2c"}, "for the agent cet, not for sb3:a2c: leave it out"),
         ({**SMALL, "streaming": True}, "streaming, salience, jitter, soma="),
         ({**SMALL, "compile": True}, "cannot be batched with streaming"),

@@ -422,7 +422,7 @@ class Nothing(Trace):
         (lambda: TraceConfig.for_delay(8.0, "perfect", trace_delay=7.0), "cannot be made for another delay"),
         (lambda: TraceConfig.for_delay(8.0, "et", decay=0.9, trace_delay=7.0), "cannot be made for another delay"),
         (lambda: TraceConfig.for_delay(8.0, CET(5, 40), stacked=True), "stacked delays differ by layer"),
-        (lambda: TraceConfig.for_delay(0.0, CET(5, 40)), "there is none: give a delay"),
+        (lambda: TraceConfig.for_delay(0.0, CET(5, 40)), "there is none: give one"),
         (lambda: TraceConfig.for_delay(0.0, trace_delay=1.0), "there is none: give a delay"),
         (lambda: TraceConfig.for_delay(8.0, trace_delay=-1.0), "positive number of seconds, got -1"),
         (lambda: TraceConfig.for_delay(8.0, trace_delay=8.1).build(40), "would be 40.5 steps"),

@@ -302,7 +302,7 @@ def test_convolutions_that_synapses_cannot_follow(options, late):
         (
             perceptron(),
             {"derivative_memory": "trace", "streaming": True},
-            "derivative_memory='trace' needs images",
+            "derivative_memory='trace' does not go with streaming",
         ),
         (perceptron(), {"streams": 0}, "streams must be at least 1"),
         (perceptron(), {"trace": 3.5}, r"trace must be a name .* or a TraceConfig, got 3.5"),

@@ -201,9 +201,7 @@ class RunConfig(ABC):
 
     def check_batchable(self) -> None:
         """Raise ValueError unless the run can learn in one batch with others that are alike."""
-        raise ValueError(
-            f"--launcher batch is for images and for the agent cet, not for {self.task}: leave it out"
-        )
+        raise ValueError(f"--launcher batch is for images and the agent cet, not for {self.task}: leave it out")
 
     def shared(self) -> dict[str, Any]:
         """Return the values that all runs of a batch must have in common."""

@@ -108,8 +108,7 @@ def paper_row(
     wanted = TraceConfig.for_delay(delay, trace, order)
     if wanted.kind not in ("cet", "et", "none"):
         raise ValueError(
-            f"the paper has no hyper-parameters for trace {wanted.kind!r}, only for cet, et and no delay: "
-            "choose one of them, or leave out --config paper"
+            f"the paper has no row for trace {wanted.kind!r}, only for cet, et: leave out --config paper"
         )
     scale = "the retrograde time scale" if stacked else "behavioural time scales"
     tables = {name: table for table in paper_tables() if table.stacked == stacked for name in table.tasks}

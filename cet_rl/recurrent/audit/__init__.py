@@ -145,9 +145,7 @@ class Audit:
             return ()
         claimed, needs = self.declared_cost.needs, set(self.operations)
         if unknown := sorted(claimed - set(OPERATIONS)):
-            raise ValueError(
-                f"{self.name} declares unknown {', '.join(unknown)}; known are {', '.join(OPERATIONS)}"
-            )
+            raise ValueError(f"{self.name} declares unknown {', '.join(unknown)}; known: {', '.join(OPERATIONS)}")
         orders = {"memory": (self.memory, self.declared_cost.memory), "time": (self.time, self.declared_cost.time)}
         return (
             *(

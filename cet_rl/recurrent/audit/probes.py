@@ -126,9 +126,7 @@ def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
         raise ValueError(f"rule {rule.name} changes the state that it is given: let step make new tensors")
     again, repeated = rule.step(kept, now)
     if not torch.equal(gradient, repeated) or any(not torch.equal(t, again[name]) for name, t in after.items()):
-        raise ValueError(
-            f"rule {rule.name} gives another result from the same state: keep all memory in the state"
-        )
+        raise ValueError(f"rule {rule.name} gives another result from the same state: keep its memory in there")
 
 
 def _find_past(moments: list[StepInputs], states: list[State]) -> frozenset[str]:
