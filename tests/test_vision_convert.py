@@ -305,7 +305,7 @@ def test_convolutions_that_synapses_cannot_follow(options, late):
             "derivative_memory='trace' does not go with streaming",
         ),
         (perceptron(), {"streams": 0}, "streams must be at least 1"),
-        (perceptron(), {"trace": 3.5}, r"trace must be a name .* or a TraceConfig, got 3.5"),
+        (perceptron(), {"trace": 3.5}, r"trace must be one of .* or a TraceConfig, got 3.5"),
         ("mlp", {}, "convert takes a torch module, got 'mlp'"),
     ],
 )

@@ -263,13 +263,13 @@ class TraceConfig:
         if isinstance(trace, TraceConfig):
             return trace
         named = {"decay": decay, "discretization": None if discretization == "exact" else discretization}
-        if twice := [name for name in options or () if named.get(name) is not None]:
-            raise ValueError(f"{twice[0]} is given twice, by itself and among the trace's options")
         ratio = 1.0 if trace_delay is None else trace_delay / delay
         if not 0 < ratio < math.inf:
             raise ValueError(f"trace_delay must be a positive number of seconds, got {trace_delay}")
         if not isinstance(options, Mapping | None):
             raise ValueError(f"options of a trace must be a dict of values by name, got {options!r}")
+        if twice := [name for name in options or () if named.get(name) is not None]:
+            raise ValueError(f"{twice[0]} is given twice, by itself and among the trace's options")
         kind = kind or ("cet" if delay else "none")
         return cls(kind, order, normalization, named | dict(options or {}), ratio)
 
