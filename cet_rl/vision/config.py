@@ -165,4 +165,4 @@ class VisionConfig(LayeredConfig):
         """Raise ValueError unless the run can learn in one batch with others that are alike."""
         if self.compile or not self.is_one_matrix:
             options = "streaming, salience, jitter, soma='trace' or compile"
-            raise ValueError(f"run {self.label} cannot be batched with {options}: train it alone")
+            raise ValueError(f"run {self.label}: it cannot be batched with {options}; train it alone")
