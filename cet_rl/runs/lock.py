@@ -130,14 +130,21 @@ class Lock:
         return lock_owners(self.folder).get(self.name)
 
     def acquire(self, wait: float = 0.0) -> bool:
-        """Take the lock; return False if another process has it for longer than `wait` seconds."""
-        deadline = time.monotonic() + wait
+        """Take the lock; return False if another process has it for longer than `wait` seconds.
+
+        Raises OSError if the folder cannot be made.
+        """
+        deadline, failures = time.monotonic() + wait, 0
         while True:
-            with suppress(FileNotFoundError, FileExistsError):  # the last owner has just removed the empty folder
+            try:
                 if self._try():
                     return True
-            if time.monotonic() >= deadline:
-                return False
+                if time.monotonic() >= deadline:
+                    return False
+            except (FileNotFoundError, FileExistsError):  # the last owner may just have removed the empty folder
+                failures += 1
+                if failures == 3:
+                    raise
             time.sleep(random.uniform(POLL / 3, POLL))  # so that two do not step back for each other for ever
 
     def release(self) -> None:
