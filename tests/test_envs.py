@@ -247,6 +247,7 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_env("CartPol-v1"), "did you mean CartPole-v1"),
         (lambda: make_env("LunarLander-v2"), "LunarLander"),
         (lambda: make_env("Zzzzzz"), "`cet-rl list` shows environments, data sets and other tasks"),
+        (lambda: make_vec_env(gym.make("CartPole-v1")), "by its Gymnasium id or a function that makes it, got"),
         *[(lambda n=n: make_vec_env("CartPole-v1", n), "num_envs must be") for n in (0, 2.5)],
         (lambda: make_vec_env("CartPole-v1", 16, max_episode_steps=0, vectorization="numpy"), "steps must be"),
         (lambda: make_vec_env("CartPole-v1", n_envs=4), "no n_envs: use num_envs="),

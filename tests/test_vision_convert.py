@@ -398,6 +398,8 @@ def test_subclasses_that_compute_the_same_are_converted():
 
 
 def test_traces_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="unknown argument 'dely'; did you mean delay"):
+        convert(nn.Linear(4, 3), dely=2.0)
     with pytest.raises(ValueError, match="trace must be a trace such as"):
         TracedLinear(4, 3, trace="cet", delay_steps=3)
     with pytest.raises(ValueError, match=r"ET.* has no delay of its own: give delay_steps"):

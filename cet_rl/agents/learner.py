@@ -100,15 +100,15 @@ class Rollout:
         following = torch.cat([self.observations, self.last_observations[None]])
         cuts = self.truncated.nonzero()
         for name, values, places in (
-            ("observation", following.flatten(0, 1), None),
-            ("reward", self.rewards.flatten()[:, None], None),
-            ("observation", self.final_observations, cuts + cuts.new_tensor([1, 0])),
+            ("an observation", following.flatten(0, 1), None),
+            ("a reward", self.rewards.flatten()[:, None], None),
+            ("an observation", self.final_observations, cuts + cuts.new_tensor([1, 0])),
         ):
             if not torch.isfinite(values).all():
                 row = int((~torch.isfinite(values).all(-1)).nonzero()[0])
                 step, env = divmod(row, self.rewards.shape[1]) if places is None else places[row].tolist()
                 raise FloatingPointError(
-                    f"environment {env} gave a {name} that is not finite at its step {first_step + step}"
+                    f"environment {env} gave {name} that is not finite at its step {first_step + step}"
                 )
 
 

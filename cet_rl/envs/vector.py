@@ -166,6 +166,8 @@ def find_task(task: str) -> EnvSpec:
 
     For "module:Id-v0" the module is imported first.
     """
+    if not isinstance(task, str):
+        raise ValueError(f"an environment is given by its Gymnasium id or a function that makes it, got {task!r}")
     module, colon, name = task.rpartition(":")
     load_plugins()
     register_minatar()

@@ -99,7 +99,7 @@ class CreditTiming:
     def check_run(self, samples: int, num_envs: int, jitter: float = 0.0) -> None:
         """Raise ValueError if a run of `samples` in all environments ends before credit reaches all layers."""
         longest = longest_steps(self.longest_delay, jitter)
-        if longest >= samples / num_envs:
+        if longest and longest >= samples / num_envs:
             each = f" in each of {num_envs} environments" * (num_envs > 1)
             raise ValueError(
                 f"the longest delay is {longest} steps, but this run makes only {samples // num_envs}{each}: "

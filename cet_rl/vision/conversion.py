@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,12 +12,17 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization, Trace
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced_layers
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+
+
+LAYER_OPTIONS = ("error_at", "derivative_memory", "streaming", "streams", "record_alignment", "jitter")
+"""Options of `TracedLinear` that `convert` takes, too."""
 
 
 def convert(
@@ -59,6 +65,8 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
+    for name in options.keys() - set(LAYER_OPTIONS):
+        raise TypeError(str(unknown("argument", name, [*signature(convert).parameters, *LAYER_OPTIONS])))
     model = deepcopy(model)
     found = list(model.named_modules(remove_duplicate=False))
     for name, layer in found:

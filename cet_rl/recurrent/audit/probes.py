@@ -40,6 +40,8 @@ class Subject:
     """
 
     def __init__(self, build: Callable[..., Rule], options: Mapping[str, float]) -> None:
+        if not callable(build):
+            raise ValueError(f"a rule is audited by its class, or by a function that makes it, got {build!r}")
         self._build, self._options = build, dict(options)
         self.counts: dict[str, int] = {}
         if isinstance(build, type):
