@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.base import Trace
-from cet_rl.traces.registry import TraceConfig, traces
+from cet_rl.traces.registry import TraceConfig, traces_with
 from cet_rl.traces.timing import CreditTiming
 
 Feedback = Literal["backprop", "fa", "dfa"]
@@ -131,7 +131,7 @@ def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str
         if name in ABSENT:
             refuse_absent(name, value)
         elif known and ours not in known:
-            if any(name in kind.options for kind in traces().values()):
+            if traces_with(name):
                 raise TypeError(f"{name} is an option of traces: use trace_options={{{name!r}: {value!r}}}")
             raise TypeError(str(unknown("argument", name, known, see)))
         elif ours in keywords:

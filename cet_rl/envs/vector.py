@@ -23,7 +23,8 @@ from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
 from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock
 from cet_rl.runs.plugins import import_named, load_plugins
-from cet_rl.runs.values import checked, unknown
+from cet_rl.runs.values import unknown
+from cet_rl.traces.base import check_whole
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 _SB3_NAMES = {
@@ -115,8 +116,8 @@ def make_vec_env(
     for name in kwargs.keys() & _SB3_NAMES.keys():
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
     for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
-        if count is not None and checked(count, int, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+        if count is not None:
+            check_whole(count, name, at_least=1)
     if vectorization == "auto":
         vectorization = choose_vectorization(task, num_envs, wrapped=bool(wrappers))
     if vectorization == "each":

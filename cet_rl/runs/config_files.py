@@ -18,7 +18,7 @@ import yaml
 
 from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.values import checked, unknown
-from cet_rl.traces.registry import traces
+from cet_rl.traces.registry import traces_with
 
 _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 """The exceptions of PyYAML for text that is no YAML, and for tags with values that do not fit."""
@@ -118,7 +118,7 @@ def check_values(mapping: Mapping[str, Any], source: str, kind: type[RunConfig])
 
 def unknown_key(source: str, key: str, known: Iterable[str]) -> ValueError:
     """Return the error for a key that a file may not have: an option of traces, or a name that does not exist."""
-    if any(key in kind.options for kind in traces().values()):
+    if traces_with(key):
         return ValueError(f"{source}: {key} is an option of traces: write trace_options: [{key}=VALUE]")
     return unknown(f"{source}: unknown key", key, known)
 

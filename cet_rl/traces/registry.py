@@ -140,6 +140,11 @@ def traces() -> dict[str, TraceKind]:
     return TRACES
 
 
+def traces_with(option: str) -> list[str]:
+    """Return the names of the traces that take an option."""
+    return [name for name, kind in traces().items() if option in kind.options]
+
+
 def find_trace(name: str) -> TraceKind:
     """Return the kind of this name, or the one that a class or function written as module:Name makes.
 
@@ -194,7 +199,7 @@ class TraceConfig:
             if name in ("order", "normalization"):
                 raise ValueError(f"{name} has an argument of its own: leave it out of the trace's options")
             if name not in known:
-                takers = [repr(kind) for kind, entry in traces().items() if name in entry.options]
+                takers = [repr(kind) for kind in traces_with(name)]
                 hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
                 raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
         object.__setattr__(self, "options", {name: v for name, v in given.items() if v != known[name]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import fields
 from inspect import signature
 from typing import Any
 
@@ -16,12 +17,13 @@ from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Normalization, Trace
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.vision.credit import CreditRule
 from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced_layers
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
-
-LAYER_OPTIONS = ("error_at", "derivative_memory", "streaming", "streams", "record_alignment", "jitter")
+_SET_BY_CONVERT = {"trace", "delay_steps", "bias", "window", "activation"}
+LAYER_OPTIONS = [each.name for each in fields(CreditRule) if each.name not in _SET_BY_CONVERT]
 """Options of `TracedLinear` that `convert` takes, too."""
 
 
