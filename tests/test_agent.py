@@ -336,7 +336,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
     ("options", "message"),
     [
         ({"delay": 1.1}, "nearest valid delays are 1 s and 1.2 s"),
-        ({"trace": CET}, "trace must be one of"),
+        *[({"trace": t}, words) for t, words in ((CET, "trace must be one of"), ("fancy", "unknown trace"))],
         ({"trace": TraceConfig("cet", 3)}, "trace is a TraceConfig: set order there"),
         ({"trace": "none", "order": None}, "without delay"),
         ({"delay": 0.0}, "belong to a delay"),
@@ -367,6 +367,8 @@ def test_unknown_arguments_are_named(name, hint):
         CETActorCritic("CnnPolicy", "CartPole-v1")
     with pytest.raises(TypeError, match=hint):
         make(**{name: 1})
+    with pytest.raises(TypeError, match=r"unknown argument 'buffer_size'; .*shows all"):
+        make(buffer_size=1)
     assert hasattr(CETActorCritic, "gae_lambda")  # also on the class, for tools that inspect it
 
 

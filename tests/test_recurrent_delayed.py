@@ -117,8 +117,8 @@ def test_errors_that_come_early_or_late_reach_both_layers_at_once(trace):
 
 @every_trace
 def test_the_output_layer_waits_as_well(trace):
-    rates, errors = torch.rand(20, 3, 4, dtype=DOUBLE), torch.rand(20, 3, 2, dtype=DOUBLE)
-    layer, kernel = Readout(trace, 6), trace.kernel(26)
+    layer, kernel, seeded = Readout(trace, 6), trace.kernel(26), torch.Generator().manual_seed(0)
+    rates, errors = (torch.randn(20, 3, n, generator=seeded, dtype=DOUBLE) for n in (4, 2))
     state = layer.init_state(rates[0], 2)
     known = torch.cat([rates, torch.ones_like(rates[..., :1])], dim=2)
     total = torch.zeros(2, 5, dtype=DOUBLE)
