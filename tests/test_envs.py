@@ -223,13 +223,13 @@ def test_the_clock_leaves_physics_alone():
 
 
 def test_the_split_keeps_everything():
-    env = PositiveNegativeSplit(gym.make("CartPole-v1"))
-    observation, _ = env.reset(seed=0)
-    assert observation.shape == (8,)
-    assert env.observation_space.contains(observation)
-    assert (observation >= 0).all()
-    raw, _ = gym.make("CartPole-v1").reset(seed=0)
-    np.testing.assert_array_equal(observation[:4] - observation[4:], raw)
+    cart, narrow = gym.make("CartPole-v1"), gym.spaces.Box(-128, 127, (4,), np.int8)
+    for raw in (cart, gym.wrappers.TransformObservation(cart, lambda _: narrow.low, narrow)):
+        env = PositiveNegativeSplit(raw)
+        observation, _ = env.reset(seed=0)
+        assert env.observation_space.contains(observation)
+        assert (observation >= 0).all()
+        np.testing.assert_array_equal(observation[:4] - observation[4:], raw.reset(seed=0)[0])
 
 
 def test_seeds_differ_between_environments_and_repeat():

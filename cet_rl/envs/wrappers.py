@@ -117,8 +117,9 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Split an observation into its positive part and its negated negative part (paper, App. C).
 
-    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels. `CETActorCritic` splits its
-    inputs itself where they can be negative; this wrapper is for other agents.
+    Vectors (n,) become (2n,), maps (channels, height, width) get twice the channels, and whole numbers become
+    floats of 32 bits. `CETActorCritic` splits its inputs itself where they can be negative; this wrapper is for
+    other agents.
     """
 
     def __init__(self, env: Env) -> None:
@@ -129,13 +130,18 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstru
             raise ValueError(f"only a Box of vectors or maps can be split by sign, this environment shows {space}")
         if np.issubdtype(space.dtype, np.unsignedinteger):
             raise ValueError(f"observations of type {space.dtype} are never negative: nothing to split by sign")
-        low = np.concatenate([np.maximum(space.low, 0), np.maximum(-space.high, 0)])
-        high = np.concatenate([np.maximum(space.high, 0), np.maximum(-space.low, 0)])
-        self.observation_space = spaces.Box(low, high, dtype=space.dtype.type)
+        # The negative of the least whole number, of -128 in 8 bits, would be itself.
+        whole = np.issubdtype(space.dtype, np.integer)
+        self._type: type[np.floating[Any]] = np.float32 if whole else space.dtype.type
+        least, most = space.low.astype(self._type), space.high.astype(self._type)
+        low = np.concatenate([np.maximum(least, 0), np.maximum(-most, 0)])
+        high = np.concatenate([np.maximum(most, 0), np.maximum(-least, 0)])
+        self.observation_space = spaces.Box(low, high, dtype=self._type)
 
     def observation(self, observation: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return both parts: (n, …) to (2n, …)."""
-        return np.concatenate([np.maximum(observation, 0), np.maximum(-observation, 0)])
+        signed = observation.astype(self._type)
+        return np.concatenate([np.maximum(signed, 0), np.maximum(-signed, 0)])
 
 
 class ActionsFromZero(gym.ActionWrapper[Any, Any, Any], RecordConstructorArgs):

@@ -131,7 +131,7 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
             encoded = encode(part, tensors)
             data = {"format": f"cet-rl {name}", "format_version": VERSION, "state": encoded}
             # Without a date, equal contents are equal files.
-            archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(data, indent=2, allow_nan=False))
+            archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(data, allow_nan=False))
             archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(tensors))
 
 
