@@ -73,7 +73,7 @@ DAMAGES = {
     "cut at the end": lambda path: cut(path, 0.999),
     "empty": lambda path: path.write_bytes(b""),
     "a bit of the header": lambda path: flip(path, 0),
-    "a bit in the middle": flip,
+    "a bit of a number": lambda path: flip(path, 0.3),
     "something else": lambda path: path.write_bytes(b"hello"),
     "an agent": lambda path: archive.write(path, {}, what="agent"),
     "gone": lambda path: path.unlink(),
@@ -103,16 +103,16 @@ def test_a_damaged_one_is_told_of_once_and_the_one_before_is_used(kept, damage, 
 def test_whichever_byte_is_damaged_the_numbers_are_right_or_it_is_refused(kept):
     """A zip archive has bytes without meaning to us, such as dates."""
     good, refused = kept.newest.read_bytes(), 0
-    for place in range(0, len(good), 3):
+    for place in range(len(good)):
         kept.newest.write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
         try:
             found = kept.runtime_state(kept.newest)
         except archive.DamagedFileError:
             refused += 1
             continue
-        assert found in ({"step": 3}, None)
+        assert found == {"step": 3}
         assert step_of(kept.newest) == 3
-    assert refused > 0.75 * len(good) / 3
+    assert refused > 0.75 * len(good)
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "another run's"])

@@ -147,9 +147,10 @@ def read_run(path: Path, *, what: str) -> dict[str, Any]:
     """Return the state of the run itself in a checkpoint whose checksums are all right; errors as of `read`."""
 
     def verified(archive: zipfile.ZipFile) -> dict[str, Any]:
-        if bad := archive.testzip():
+        if bad := archive.testzip():  # of those that the archive's directory names
             raise zipfile.BadZipFile(f"bad checksum of {bad}")
-        return _read_part(archive, "run") if "run.json" in archive.namelist() else {}
+        archive.getinfo(f"{what}.safetensors")
+        return _read_part(archive, "run")
 
     return _use(path, what, verified)
 
