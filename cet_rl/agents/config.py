@@ -89,7 +89,7 @@ class LearnerConfig:
 
     @property
     def largest_lam(self) -> float:
-        """The largest λ that a weight of the actor can have."""
+        """Return the largest λ that a weight of the actor can have."""
         return self.lam if self.random_lam is None else self.random_lam[1]
 
 
@@ -123,8 +123,13 @@ def refuse_absent(name: str, value: object) -> None:
         raise ValueError(f"{name} must be left out: {ABSENT[name]}")
 
 
-def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str | None = None) -> dict[str, Any]:
-    """Return the keywords under our names, without those in `ABSENT`; raise TypeError if one is not `known`."""
+def our_keywords(
+    given: Mapping[str, Any], known: Collection[str] = (), otherwise: str | None = None
+) -> dict[str, Any]:
+    """Return the keywords under our names, without those in `ABSENT`.
+
+    Raises TypeError if one is not `known`, which names the nearest that is, or says `otherwise`.
+    """
     keywords: dict[str, Any] = {}
     for name, value in given.items():
         ours = _OUR_NAMES.get(name, name)
@@ -133,7 +138,7 @@ def our_keywords(given: Mapping[str, Any], known: Collection[str] = (), see: str
         elif known and ours not in known:
             if traces_with(name):
                 raise TypeError(f"{name} is an option of traces: use trace_options={{{name!r}: {value!r}}}")
-            raise TypeError(str(unknown("argument", name, known, see)))
+            raise TypeError(str(unknown("argument", name, known, otherwise)))
         elif ours in keywords:
             raise TypeError(f"{ours} is given twice, once under another name")
         else:
@@ -155,6 +160,10 @@ def learner_config(
             "area"; `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a
             cascade, "exact" or "official"; `trace_delay`, the delay in seconds that the trace is made for, if
             that is not the true one; `trace_options`, further options by name, as {"ratio": 3} for "ltp-ltd".
+
+    Raises:
+        ValueError, TypeError: for values out of range, and options of a trace beside one that is an object; for an
+            unknown keyword.
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
     changed = [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]

@@ -27,7 +27,7 @@ class Distribution(nn.Module, ABC):
 
     @property
     def own_weights(self) -> dict[str, nn.Parameter]:
-        """Parameters that do not depend on the state, by name, (A, 1): weights of an input that is always one."""
+        """Return the parameters that no state changes, by name, (A, 1): weights of an input that is always one."""
         return {}
 
     @abstractmethod
@@ -105,7 +105,7 @@ class DiagonalGaussian(Distribution):
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation σ, (A,)."""
+        """Return the standard deviation σ, (A,)."""
         return self.log_std.detach().squeeze(1).exp()
 
     def scores(self, outputs: Tensor, actions: Tensor) -> list[Tensor]:

@@ -152,9 +152,9 @@ class ActorCriticLearner(nn.Module):
         self.actor, self.critic, self.config = actor, critic, config
         self.synapses, self.probes, self.steps = nn.ModuleList(), nn.ModuleDict(), 0
         # Parameters of the distribution, such as log σ, belong to the output layer and wait as long as it does.
-        own = list(actor.head.own_weights)
-        self.names = [*map(str, range(timing.layers)), *own]
-        delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(own)]
+        of_head = list(actor.head.own_weights)
+        self.names = [*map(str, range(timing.layers)), *of_head]
+        delays = [*timing.layer_delays, *[timing.layer_delays[-1]] * len(of_head)]
         executors = config.executors or [None] * len(self.names)
         if len(executors) != len(self.names):
             raise ValueError(f"{len(executors)} executors are named, the actor has {len(self.names)} layers")
@@ -284,7 +284,8 @@ class ActorCriticLearner(nn.Module):
         """
         actor, shape = self.actor, rollout.rewards.shape
 
-        def by_time(signal: Tensor) -> Tensor:
+        def unflatten(signal: Tensor) -> Tensor:
+            """Return (T · E, …) as (T, E, …)."""
             return signal.view(*shape, *signal.shape[1:])
 
         pre, derivative, output = actor.forward_layers(rollout.observations.flatten(0, 1))
@@ -302,26 +303,26 @@ class ActorCriticLearner(nn.Module):
         if coefficient:
             entropy_scores = [score * coefficient for score in entropy_scores]
             found = actor.layer_errors(derivative, entropy_scores, actor.feedback, "preactivation")
-            bonuses = {name: by_time(error) for name, error in zip(self.names, found, strict=True)}
+            bonuses = {name: unflatten(error) for name, error in zip(self.names, found, strict=True)}
 
         signals, true_signals = {}, {}
         for layer, name in enumerate(self.names):
             slope = derivative[layer]
             if valid is not None:
                 slope = slope * valid.view(-1, *[1] * (slope.ndim - 1))
-            own = [by_time(pre[layer]), by_time(slope), by_time(errors[layer]), td_error, rollout.starts]
-            signals[name] = true_signals[name] = own
-            if true_errors is not errors:
-                true_signals[name] = [*own[:2], by_time(true_errors[layer]), *own[3:]]
+            x, f_prime = unflatten(pre[layer]), unflatten(slope)
+            signals[name] = [x, f_prime, unflatten(errors[layer]), td_error, rollout.starts]
+            true_signals[name] = [x, f_prime, unflatten(true_errors[layer]), td_error, rollout.starts]
         return signals, true_signals, bonuses, entropies
 
     def _check_finite(self, value_loss: Tensor, signals: dict[str, list[Tensor]]) -> None:
         """Raise FloatingPointError naming layer and step of a signal that is not finite."""
-        sums = [each.sum() for own in signals.values() for each in own[:3:2]]
+        # x and δ suffice: f' is finite where they are, and η where the critic's loss is.
+        sums = [signal.sum() for x, _, error, *_ in signals.values() for signal in (x, error)]
         if torch.isfinite(torch.stack([value_loss, *sums]).sum()):
             return
-        for name, own in signals.items():
-            for what, each in zip(("input", "derivative", "error", "TD error"), own, strict=False):
+        for name, of_layer in signals.items():
+            for what, each in zip(("input", "derivative", "error", "TD error"), of_layer, strict=False):
                 for step, env, *_ in (~torch.isfinite(each)).nonzero().tolist():
                     raise FloatingPointError(
                         f"learning has diverged: the {what} of layer {name} is not finite at step {step} of the "

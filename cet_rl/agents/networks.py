@@ -67,7 +67,7 @@ class Actor(nn.Module):
 
     @property
     def activation(self) -> Activation:
-        """Activation of the hidden layers. (Only its name is stored, so that the network can be pickled.)"""
+        """Return that of the hidden layers. (Only its name is stored, so that the network can be pickled.)"""
         return ACTIVATIONS[self.activation_name]
 
     @property
@@ -77,7 +77,7 @@ class Actor(nn.Module):
 
     @property
     def geometries(self) -> list[Geometry]:
-        """Geometry of each of `synaptic_weights`."""
+        """Return the geometry of each of `synaptic_weights`."""
         return [*self.layers, *[Dense(1, self.head.num_outputs)] * len(self.head.own_weights)]
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Actor(nn.Module):
 
     @property
     def acts_by_numpy(self) -> bool:
-        """True if `numpy_forward` needs no torch: all layers are dense and on a CPU."""
+        """Tell whether `numpy_forward` needs no torch: all layers are dense and on a CPU."""
         return self.weights[0].is_cpu and all(isinstance(layer, Dense) for layer in self.layers)
 
     def numpy_forward(self) -> Callable[[Array], Array]:
@@ -151,7 +151,7 @@ class Actor(nn.Module):
             feedback: route of credit; "backprop" gives the true derivatives.
             error_at: "activation" for δ with respect to a layer's output, "preactivation" for that times f'.
         """
-        output, *own = scores
+        output, *of_head = scores
         inner, errors = output, [output]
         for number in reversed(range(len(self.layers) - 1)):
             layer, above = self.layers[number], self.layers[number + 1]
@@ -162,7 +162,7 @@ class Actor(nn.Module):
             at_output = error_at == "activation"
             inner = error * derivative[number] if at_output else error.mul_(derivative[number])
             errors.append(error if at_output else inner)
-        return [*errors[::-1], *own]
+        return [*errors[::-1], *of_head]
 
 
 def joint_forward(actors: Sequence[Actor]) -> Callable[[Array], Array]:
@@ -175,7 +175,7 @@ def joint_forward(actors: Sequence[Actor]) -> Callable[[Array], Array]:
         return first.numpy_forward()
     if not first.acts_by_numpy:
         each = [actor.numpy_forward() for actor in actors]
-        return lambda x: np.concatenate([f(own) for f, own in zip(each, np.split(x, count), strict=True)])
+        return lambda x: np.concatenate([f(rows) for f, rows in zip(each, np.split(x, count), strict=True)])
     layers = zip(*(actor.weights for actor in actors), strict=True)
     *hidden, last = [torch.stack([weight.detach() for weight in layer]).numpy() for layer in layers]
     function = first.activation.numpy_function

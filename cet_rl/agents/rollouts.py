@@ -42,12 +42,12 @@ def collect(
     policy, head, count = agents[0].policy, agents[0].policy.actor.head, len(agents)
     rollout = Rollout.empty(steps, count * agents[0].n_envs, policy.num_features, head)
     arrays, members = rollout.arrays(), zip(agents, envs, callbacks, strict=True)
-    parts = [_AgentRollout(*member, rollout, index) for index, member in enumerate(members)]
+    recorders = [_Recorder(*member, rollout, index) for index, member in enumerate(members)]
     joint = JointVecEnv(envs) if count > 1 else None
     forward = joint_forward([agent.policy.actor for agent in agents])
     # Drawn after `on_rollout_start`, which may save a checkpoint: a run that resumes from it draws them again.
     noise = _concatenated([a.policy.actor.head.noise((steps, a.n_envs), a.generator) for a in agents], 1)
-    active, stepping = [part.outcome is None for part in parts], False
+    active, stepping = [recorder.outcome is None for recorder in recorders], False
     try:
         for step in range(steps):
             if not any(active):
@@ -60,17 +60,18 @@ def collect(
             stepping = True
             results = [envs[0].step(clipped)] if joint is None else joint.step(clipped, active)
             stepping = False
-            for index, own in enumerate(zip(_split(actions, count), _split(clipped, count), results, strict=True)):
+            taken = zip(_split(actions, count), _split(clipped, count), results, strict=True)
+            for index, (recorder, step_taken) in enumerate(zip(recorders, taken, strict=True)):
                 if active[index]:
-                    active[index] = parts[index].record(step, *own)
-        for part in parts:
-            part.complete()
+                    active[index] = recorder.record(step, *step_taken)
+        for recorder in recorders:
+            recorder.complete()
     finally:
         if joint is not None:
             joint.write_back()
-        for part in parts:
-            part.flush(interrupted=stepping)
-    return [part.finish() for part in parts]
+        for recorder in recorders:
+            recorder.flush(interrupted=stepping)
+    return [recorder.finish() for recorder in recorders]
 
 
 def _concatenated(arrays: list[Any], axis: int = 0) -> Array:
@@ -82,20 +83,20 @@ def _split(rows: Array, count: int) -> Sequence[Array]:
     return [rows] if count == 1 else rows.reshape(count, -1, *rows.shape[1:])  # type: ignore[return-value]
 
 
-class _AgentRollout:
-    """Record the rollout of one agent in its part of a joint rollout, which is the `index`-th.
+class _Recorder:
+    """Record the rollout of one agent in its part of a shared rollout, which is the `index`-th.
 
     `outcome` is None while the agent acts.
     """
 
     def __init__(
-        self, agent: CETActorCritic, env: VecEnv, callback: BaseCallback, joint: Rollout, index: int
+        self, agent: CETActorCritic, env: VecEnv, callback: BaseCallback, shared: Rollout, index: int
     ) -> None:
         agent.flush_rollout()  # the last one, if an interruption came before its update
-        self.agent, self.callback, self.steps = agent, callback, len(joint.rewards)
+        self.agent, self.callback, self.steps = agent, callback, len(shared.rewards)
         agent.policy.set_training_mode(False)
         agent._recorded, agent._steps_before = 0, agent.learner.steps
-        agent._rollout = joint.of_envs(slice(index * agent.n_envs, (index + 1) * agent.n_envs))
+        agent._rollout = shared.of_envs(slice(index * agent.n_envs, (index + 1) * agent.n_envs))
         self._arrays, self._env_failed = agent._rollout.arrays(), False
         self._locals: dict[str, Any] = {"self": agent, "env": env, "callback": callback}
         self._locals |= {"rollout_buffer": agent.rollout_buffer, "n_rollout_steps": self.steps}

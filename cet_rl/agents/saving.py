@@ -56,6 +56,9 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         Args:
             path: a file, to which ".zip" is added if missing, or a binary file object.
             exclude, include: part of Stable-Baselines3's interface; they must be left out.
+
+        Raises:
+            ValueError: if they are not. OSError: if the file cannot be written.
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")

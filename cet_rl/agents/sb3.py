@@ -225,8 +225,9 @@ class CETActorCritic(StoredAlgorithm):
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
         Raises:
-            ValueError: if the run would end before any credit arrives.
-            FloatingPointError: if a reward or observation is not finite; the weights are those of the last update.
+            ValueError: if there is no environment, or the run would end before any credit arrives.
+            FloatingPointError: if a reward, observation, signal or gradient is not finite; the weights are those
+                of the last update.
         """
         callback = self.start_learning(
             total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar

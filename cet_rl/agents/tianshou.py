@@ -107,6 +107,9 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
 
     Attributes:
         learner: The `ActorCriticLearner`; `state_dict` includes its traces and delay lines.
+
+    Raises:
+        ValueError, TypeError: for counts, options or a delay that it cannot take; for an unknown argument.
     """
 
     last_features: torch.Tensor
@@ -220,16 +223,16 @@ class CETTianshou(OnPolicyAlgorithm[CETTianshouPolicy]):
         networks, rollout, arrays = self.policy.networks, self._rollout, self._rollout.arrays()
         steps, envs = self.n_steps, self.num_envs
 
-        def by_time(values: Any) -> Array:
+        def steps_first(values: Any) -> Array:
             grid = np.asarray(values)
             return grid.reshape(envs, steps, *grid.shape[1:]).swapaxes(0, 1)
 
-        observations, following = by_time(batch.obs), by_time(batch.obs_next)
+        observations, following = steps_first(batch.obs), steps_first(batch.obs_next)
         networks.write_features(observations, arrays["observations"].reshape(steps * envs, -1))
         networks.write_features(following[-1], arrays["last_observations"])
-        arrays["actions"][:], arrays["rewards"][:] = by_time(batch.act), by_time(batch.rew)
-        terminated = by_time(batch.terminated).astype(bool)
-        truncated = by_time(batch.truncated).astype(bool) & ~terminated
+        arrays["actions"][:], arrays["rewards"][:] = steps_first(batch.act), steps_first(batch.rew)
+        terminated = steps_first(batch.terminated).astype(bool)
+        truncated = steps_first(batch.truncated).astype(bool) & ~terminated
         arrays["terminated"][:], arrays["truncated"][:] = terminated, truncated
         final = np.zeros((int(truncated.sum()), networks.num_features), np.float32)
         networks.write_features(following[truncated], final)

@@ -21,13 +21,13 @@ class CartPoleEnv(classic_control.CartPoleEnv):
 
     @property
     def is_usual(self) -> bool:
-        """True if a step computes only the next state of a running episode."""
+        """Tell whether a step computes only the next state of a running episode."""
         usual = self.kinematics_integrator == "euler" and not self._sutton_barto_reward and not self.render_mode
         return usual and self.steps_beyond_terminated is None and isinstance(self.state, np.ndarray)
 
     @property
     def physics(self) -> tuple[float, ...]:
-        """The constants on which the next state and the end of an episode depend."""
+        """Return the constants on which the next state and the end of an episode depend."""
         constants = self.gravity, self.masspole, self.total_mass, self.length, self.polemass_length, self.force_mag
         return *constants, self.tau, self.x_threshold, self.theta_threshold_radians
 

@@ -80,12 +80,12 @@ class Arm:
 
     @property
     def undelayed(self) -> bool:
-        """True if its credit is never delayed."""
+        """Tell whether its credit is never delayed."""
         return not any(self.at)
 
     @property
     def is_bound(self) -> bool:
-        """True if its trace is perfect memory, the upper bound for other traces."""
+        """Tell whether its trace is perfect memory, the upper bound for other traces."""
         return self.config.trace == "perfect"
 
     @property
@@ -109,7 +109,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The task, and whether runs were tested on a validation set or have stacked delays."""
+        """Return the task, and whether runs were tested on a validation set or have stacked delays."""
         tested = ["tested on a validation set"] * (self.tested_on == "validation")
         return ", ".join([clean(self.task, 80), *tested, *["stacked delays"] * self.stacked])
 
@@ -131,7 +131,7 @@ class Comparison:
 
     @cached_property
     def compared(self) -> tuple[Arm, ...]:
-        """All arms but the references."""
+        """Return all arms but the references."""
         return tuple(arm for arm in self.arms if arm not in self.references)
 
     @cached_property
@@ -141,12 +141,12 @@ class Comparison:
 
     @property
     def counted_runs(self) -> list[Run]:
-        """All runs but repeats, arm by arm."""
+        """Return all runs but repeats, arm by arm."""
         return [run for _, at_delay in self.all_runs for run in at_delay.runs]
 
     @cached_property
     def decays(self) -> tuple[str, ...]:
-        """A sentence on each arm whose decay differs between delays: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
+        """Return a sentence on each arm whose decay depends on the delay: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
         sentences = []
         for arm in (arm for arm in self.arms if "decay" in arm.following):
             delays: dict[str, list[str]] = defaultdict(list)

@@ -36,7 +36,7 @@ class Improvement:
 
     @property
     def decided(self) -> bool:
-        """True if the whole interval lies on one side of one half."""
+        """Tell whether the whole interval lies on one side of one half."""
         return self.low is not None and self.high is not None and not self.low <= 0.5 <= self.high
 
 

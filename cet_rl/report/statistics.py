@@ -246,7 +246,7 @@ class Presentation:
 
     @property
     def score(self) -> Measure:
-        """The measure that arms are compared on."""
+        """Return the measure that arms are compared on."""
         return self.scores[0]
 
 

@@ -57,6 +57,9 @@ def register_agent(name: str, summary: str, place: str) -> None:
         name: such as mine:a2c.
         summary: one line for `cet-rl list agents`.
         place: "module:Class" of a Stable-Baselines3 algorithm, or "module:name" of an `AgentKind`.
+
+    Raises:
+        ValueError: if the name is taken.
     """
     if name in _AGENTS:
         raise ValueError(f"agent {name!r} is registered already")

@@ -101,7 +101,7 @@ class RLConfig(LayeredConfig):
 
     @property
     def arm(self) -> tuple[str, ...]:
-        """The words of `label` that name agent, trace and other choices: ("cet5", "dfa") or ("sb3-a2c",)."""
+        """Return the words of `label` for agent, trace and other choices: ("cet5", "dfa") or ("sb3-a2c",)."""
         ours = self.agent == "cet"
         parts = [] if ours else [re.sub(r"\W+", "-", self.agent)]
         if ours or self.trace is not None:

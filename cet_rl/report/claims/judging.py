@@ -78,17 +78,17 @@ class Finding:
 
     @property
     def supports(self) -> float:
-        """The p-value for the claim, not corrected: that of its weakest check."""
+        """Return the p-value for the claim, not corrected: that of its weakest check."""
         return max((result.supports for result in self.results), default=1.0)
 
     @property
     def contradicts(self) -> float:
-        """The p-value for the opposite, not corrected: the smallest of all checks, times their number."""
+        """Return the p-value for the opposite, not corrected: the smallest of all checks, times their number."""
         return min((len(self.results) * result.contradicts for result in self.results), default=1.0)
 
     @property
     def numbers(self) -> str:
-        """The numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
+        """Return the numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
         shown = sorted(self.results, key=lambda result: result.supports, reverse=True)[:MOST_CHECKS]
         means: dict[str, dict[str, str]] = defaultdict(dict)
         for result in shown:
@@ -114,7 +114,7 @@ class Finding:
 
     @property
     def seeds_shown(self) -> str:
-        """Number of seeds of each arm, and the seeds: "3 (0–2)", "3 to 5 (0, 2, 7)"; "–" if no check was made."""
+        """Return how many seeds each arm has, and which: "3 (0–2)", "3 to 5 (0, 2, 7)"; "–" without a check."""
         counts = [len(values) for result in self.results for values in result.samples]
         if not counts:
             return "–"
@@ -124,7 +124,7 @@ class Finding:
 
     @property
     def statistic(self) -> str:
-        """The tests of the checks: "Welch's t", "paired t", "Jonckheere-Terpstra", "exact"."""
+        """Return the tests of the checks: "Welch's t", "paired t", "Jonckheere-Terpstra", "exact"."""
         if self.claim.exact:
             return "exact"
         student = "paired t" if self.claim.paired else "Welch's t"

@@ -218,7 +218,7 @@ class Check:
 
     @property
     def uses_means(self) -> bool:
-        """True if means are compared, False if the order of all values."""
+        """Tell whether means are compared, and not the order of all values."""
         return bool(self.weights) or self.every_step
 
     def among(self, there: Collection[str]) -> Check:
