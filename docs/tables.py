@@ -241,7 +241,7 @@ def wrong_delay() -> str:
         cells = [with_error([100 * each for each in found[arm][delay]]) for delay in delays]
         rows.append([label(arm), *cells, with_error(within, 2)])
     heads = [f"{errors[delay]:+d} %".replace("+0 %", "0") for delay in delays]
-    return _table(["made for a delay longer by", *heads, "mean within ±10 %"], rows, best=True)
+    return _table(["trace made for, relative to the delay", *heads, "mean within ±10 %"], rows, best=True)
 
 
 def jitter() -> str:
@@ -291,7 +291,7 @@ def late_add() -> str:
         if not diverged:
             return with_error(values, 4)
         others = ", ".join(f"{value:.3f}".removeprefix("0") for value in sorted(values) if value <= 1)
-        return f"{others}, and one seed that diverged ({diverged[0]:.0f})"
+        return f"{others}, and one seed that diverged (loss {diverged[0]:.0f})"
 
     kinds = ("none", "perfect", "optimal", "legendre", "sharp", "cet", "et")
     rows = [

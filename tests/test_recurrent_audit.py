@@ -455,7 +455,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert command.run(["uoro", "--format", "csv"]) == 0
     assert capsys.readouterr().out.startswith("rule,equations,tensors,memory,time,matrix-vector,")
     file = tmp_path / "table.md"
-    assert command.run(["uoro", "--output", str(file)]) == 0
+    assert command.run(["uoro", "--out", str(file)]) == 0
     assert file.read_text(encoding="utf-8").startswith("| rule | updates and gradient of W |")
     assert capsys.readouterr().out == ""
     own = "from cet_rl.recurrent.rules.built_in import UORO\n\n\nclass Own(UORO):\n    name = 'own'\n"
@@ -471,7 +471,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     ("line", "message"),
     [
         ("rfl0", "did you mean rflo"),
-        ("rflo --output nowhere/table.md", "there is no folder"),
+        ("rflo --out nowhere/table.md", "there is no folder"),
         ("rflo --format xml", "--format"),
     ],
 )

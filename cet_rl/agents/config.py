@@ -156,7 +156,7 @@ def learner_config(
         trace: Name of the trace that bridges the delay, a trace, or its configuration; None for the default.
         **keywords: Fields of `LearnerConfig`, also under Stable-Baselines3's names `ent_coef`, `vf_coef` and
             `gae_lambda`. With a trace given by name also its options: `order`, the number of states (cet, sharp,
-            legendre, optimal; 5 by default, 1 is the classical trace); `normalization` of its kernel, "peak" or
+            legendre, optimal; 5 by default, 1 of cet is ET); `normalization` of its kernel, "peak" or
             "area"; `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a
             cascade, "exact" or "official"; `trace_delay`, the delay in seconds that the trace is made for, if
             that is not the true one; `trace_options`, further options by name, as {"ratio": 3} for "ltp-ltd".

@@ -19,7 +19,7 @@ class PlotArguments:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
-    out: str | None = None
+    out: str
     """FILE.svg, FILE.png or FILE.pdf: the picture."""
 
 
@@ -28,8 +28,6 @@ def run(arguments: Sequence[str]) -> int:
     parsed = parse(PlotArguments, arguments, "cet-rl plot")
     if not parsed.runs:
         raise ValueError("name run folders, or folders that hold some: cet-rl plot runs --out curves.svg")
-    if parsed.out is None:
-        raise ValueError("name the picture: cet-rl plot RUNS --out FILE.svg (or .png, .pdf)")
     file = check_file("--out", Path(parsed.out), ".svg", ".png", ".pdf")
     # Imported late: matplotlib is slow, and bad options should be refused at once.
     from cet_rl.report.drawing import Format, drawing, render

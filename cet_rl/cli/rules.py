@@ -30,15 +30,15 @@ class RulesArguments:
     rules: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RULE ...]")] = ()
     """Names, or classes of your own as module:Class. Default: all that `cet-rl list rules` shows."""
     format: Literal["table", "markdown", "csv"] | None = None
-    """Form of the output. Default: that of the suffix of --output (.md, .csv), else a table."""
-    output: str | None = None
+    """Form of the output. Default: that of the suffix of --out (.md, .csv), else a table."""
+    out: str | None = None
     """File to write to. Default: the terminal."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     parsed = parse(RulesArguments, arguments, "cet-rl rules")
-    output = None if parsed.output is None else check_file("--output", Path(parsed.output))
+    out = None if parsed.out is None else check_file("--out", Path(parsed.out))
 
     from rich.console import Console
 
@@ -47,9 +47,9 @@ def run(arguments: Sequence[str]) -> int:
 
     audits = [audit_rule(entry.kind) for entry in [find_rule(name) for name in parsed.rules or rules()]]
     by_suffix: dict[str, Format] = {".md": "markdown", ".csv": "csv"}
-    form = parsed.format or ("table" if output is None else by_suffix.get(output.suffix.lower(), "table"))
-    if output is not None:
-        write_text(output, as_text(audits, form))
+    form = parsed.format or ("table" if out is None else by_suffix.get(out.suffix.lower(), "table"))
+    if out is not None:
+        write_text(out, as_text(audits, form))
     elif form == "table":
         print_tables(audits, Console())
     else:

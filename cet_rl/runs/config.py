@@ -69,15 +69,15 @@ class RunConfig(ABC):
     delay: Annotated[float, Mark.BATCHABLE] = 0.0
     """Seconds until credit reaches the synapses. 0: no delay."""
     order: Annotated[int | None, Mark.TRACED, Mark.BATCHABLE, Mark.LABELLED] = None
-    """States of a trace (cet, sharp, legendre, optimal). Default 5; 1 is the classical trace."""
+    """States of a trace (cet, sharp, legendre, optimal). Default 5; 1 of cet is the classical trace."""
     trace: Annotated[str | None, Mark.TRACED, Mark.BATCHABLE, Mark.LABELLED] = None
-    """A name that `cet-rl list traces` shows. Default cet, or none without a delay."""
+    """A name that `cet-rl list traces` shows, or module:Class. Default cet, or none without a delay."""
     stacked: Annotated[bool, Mark.TRACED, Mark.BATCHABLE] = False
-    """Add up delays from the output layer down (retrograde signalling)."""
+    """The output layer waits 0, the layer before it the delay, the next twice as long (retrograde signalling)."""
     step_ms: Annotated[float, Mark.BATCHABLE] = 200.0
     """Milliseconds that one step stands for."""
     normalization: Annotated[Normalization, Mark.TRACED, Mark.BATCHABLE] = "peak"
-    """Scale of the trace's kernel: largest value one, or area one."""
+    """Scale of the trace's kernel g. peak: its largest value is one; area: the absolute values sum to one."""
     decay: Annotated[float | None, Mark.TRACED, Mark.BATCHABLE] = None
     """Decay of the classical trace per step, in (0, 1). Default exp(-1/D), D the delay in steps."""
     discretization: Annotated[Literal["exact", "official"], Mark.TRACED, Mark.BATCHABLE] = "exact"
@@ -93,7 +93,7 @@ class RunConfig(ABC):
     seed: Annotated[int, Mark.BATCHABLE] = 0
     """Seed of everything that is drawn at random."""
     device: Annotated[str, Mark.MACHINE] = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu or cuda, which no run of ours has tried. auto: cuda where there is one."""
     threads: Annotated[int | None, Mark.MACHINE] = None
     """CPU threads. Default OMP_NUM_THREADS, else 1; more rarely help and change the last digits."""
     alignment: Annotated[bool, Mark.NEUTRAL, Mark.TRACED, Mark.BATCHABLE] = True
