@@ -41,7 +41,7 @@ def main() -> None:
     set_threads(1)
     print("| n_in × n_out × E × T | trace | " + " | ".join(FORMS) + " | chosen / fastest |")
     print("|---|---|" + "---|" * (len(FORMS) + 1))
-    slower = []
+    slowdowns = []
     for shape in SHAPES:
         samples = shape[2] * shape[3]
         for trace in TRACES:
@@ -50,11 +50,11 @@ def main() -> None:
             for form in FORMS:
                 cell = f"{found.nanoseconds[form] / samples / 1e3:.1f}" if form in found.nanoseconds else "–"
                 cells.append(f"**{cell}**" if form == found.choice() else cell)
-            slower.append(found.slower())
+            slowdowns.append(found.slowdown())
             label = f"{type(trace).__name__} {trace.states or ''}, D = {trace.delay_steps}".replace(" ,", ",")
-            cells = [" × ".join(map(str, shape)), label, *cells, f"{slower[-1]:.2f}"]
+            cells = [" × ".join(map(str, shape)), label, *cells, f"{slowdowns[-1]:.2f}"]
             print("| " + " | ".join(cells) + " |", flush=True)
-    print(f"\nchosen / fastest: median {statistics.median(slower):.2f}, largest {max(slower):.2f}")
+    print(f"\nchosen / fastest: median {statistics.median(slowdowns):.2f}, largest {max(slowdowns):.2f}")
     speed = gigaflops(256, 1700, 256)  # the layer's largest product
     layer = measure((256, 256, 4, 128), CET(10, 40), repeats=5 * arguments.repeats)
     each = layer.nanoseconds[layer.choice()] / 512

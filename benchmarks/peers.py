@@ -119,7 +119,7 @@ def megaflops(agent: CETActorCritic) -> dict[str, float]:
         layer = {"geometry": Dense(each.geometry.n_pre, each.geometry.n_post), "trace": each.trace}
         layer |= {"gamma_lam": each.shared_decay, "num_envs": agent.n_envs, "rollout": agent.n_steps}
         credit += min(
-            Synapses(executor=form, **layer).work.count(form, agent.n_steps)["products"]  # type: ignore[arg-type]
+            Synapses(executor=form, **layer).plan.count(agent.n_steps)["products"]  # type: ignore[arg-type]
             for form in ("chunk", "history", "factored")
         ) / (agent.n_envs * agent.n_steps)
     return {"acting": 2e-6 * sum(actor), "networks": 2e-6 * networks, "credit": 2e-6 * credit}

@@ -30,13 +30,13 @@ MAPS = {"geometry": Convolution(4, 16, 3, (10, 10)), **SPACE_INVADERS}
 )
 def test_every_layer_chooses_by_operations_and_bytes(shape, trace, gamma_lam, options, chosen):
     layers = [Synapses(*shape, trace=trace, gamma_lam=gamma_lam, **options) for _ in range(2)]
-    assert [layer.form for layer in layers] == [chosen] * 2
+    assert [layer.plan.form for layer in layers] == [chosen] * 2
     assert (layers[0].states is None) == (chosen in ("history", "factored"))
 
 
 def test_a_silent_start_is_skipped_where_that_is_cheaper():
     delays = [
-        Synapses(256, 256, trace, executor="history", **CARTPOLE).work.onset
+        Synapses(256, 256, trace, executor="history", **CARTPOLE).plan.onset
         for trace in (CET(5, 40), CET(10, 640))
     ]
     assert delays == [0, 114]
@@ -51,12 +51,12 @@ def test_the_fit_finds_the_constants_of_a_machine():
         for shape in ((256, 256, 4, 128), (64, 64, 4, 64), (256, 2, 2, 3)):
             n_in, n_out, envs, steps = shape
             options = {"gamma_lam": 0.9, "num_envs": envs}
-            ways = {form: Synapses(n_in, n_out, trace, executor=form, **options).work for form in costs.FORMS}
-            times = {form: work.nanoseconds(form, steps, TRUE) for form, work in ways.items()}
-            found.append(Measurement(shape, trace, ways, times))
+            plans = {form: Synapses(n_in, n_out, trace, executor=form, **options).plan for form in costs.FORMS}
+            times = {form: plan.nanoseconds(steps, TRUE) for form, plan in plans.items()}
+            found.append(Measurement(shape, trace, plans, times))
     assert fit(found) == pytest.approx(TRUE, rel=1e-6)
-    assert all(each.slower(TRUE) == 1 for each in found)
-    assert max(each.slower() for each in found) > 1.2
+    assert all(each.slowdown(TRUE) == 1 for each in found)
+    assert max(each.slowdown() for each in found) > 1.2
 
 
 def test_bench_prints_constants_and_where_the_choice_would_differ(monkeypatch, capsys):
@@ -70,5 +70,5 @@ def test_bench_prints_constants_and_where_the_choice_would_differ(monkeypatch, c
     assert ", here fused" in printed
     assert main(["bench", "--repeats", "0"]) == 2
     measurement = measure((8, 16, 2, 4), CET(5, 4), repeats=1)
-    assert measurement.nanoseconds.keys() == measurement.ways.keys() >= {measurement.choice()}
+    assert measurement.nanoseconds.keys() == measurement.plans.keys() >= {measurement.choice()}
     assert all(0 < time < 1e10 for time in measurement.nanoseconds.values())

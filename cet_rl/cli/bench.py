@@ -38,9 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     for name, shipped in NANOSECONDS.items():
         print(f"{name:10} {shipped:13.4g} {here[name]:10.4g}")
     for name, constants in (("shipped", NANOSECONDS), ("here", here)):
-        slower = [each.slower(constants) for each in found]
-        print(f"time of the choice / of the fastest, {name}: median {statistics.median(slower):.2f}, ", end="")
-        print(f"largest {max(slower):.2f} ({len(found)} layers)")
+        slowdowns = [each.slowdown(constants) for each in found]
+        print(f"time of the choice / of the fastest, {name}: median {statistics.median(slowdowns):.2f}, ", end="")
+        print(f"largest {max(slowdowns):.2f} ({len(found)} layers)")
     for each in found:
         if (fitted := each.choice(here)) != each.choice():
             shape = " × ".join(map(str, each.shape))

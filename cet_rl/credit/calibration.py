@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cet_rl.credit.costs import FORMS, NANOSECONDS, Form, Work, cheapest
+from cet_rl.credit.costs import FORMS, NANOSECONDS, Form, Plan, cheapest
 from cet_rl.credit.synapses import Synapses
 from cet_rl.traces.base import Trace
 from cet_rl.traces.cascade import CET
@@ -32,14 +32,14 @@ class Measurement:
 
     shape: Shape
     trace: Trace
-    ways: dict[Form, Work]
+    plans: dict[Form, Plan]
     nanoseconds: dict[Form, float]
 
     def choice(self, constants: Mapping[str, float] = NANOSECONDS) -> Form:
         """Return the executor that the model chooses."""
-        return cheapest(self.ways.items(), self.shape[3], constants)[0]
+        return cheapest(self.plans.values(), self.shape[3], constants).form
 
-    def slower(self, constants: Mapping[str, float] = NANOSECONDS) -> float:
+    def slowdown(self, constants: Mapping[str, float] = NANOSECONDS) -> float:
         """Return how many times as long the executor chosen took as the fastest."""
         return self.nanoseconds[self.choice(constants)] / min(self.nanoseconds.values())
 
@@ -57,7 +57,7 @@ def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int
     n_in, n_out, envs, steps = shape
     options = {"gamma_lam": gamma_lam, "num_envs": envs, "rollout": steps}
     layers = {form: Synapses(n_in, n_out, trace, executor=form, **options) for form in FORMS}  # type: ignore[arg-type]
-    costs = {form: layer.work.nanoseconds(form, steps) for form, layer in layers.items()}
+    costs = {form: layer.plan.nanoseconds(steps) for form, layer in layers.items()}
     layers = {form: layers[form] for form in FORMS if costs[form] < HOPELESS * min(costs.values())}
     signals, found = random_signals(shape), dict.fromkeys(layers, float("inf"))
     for repeat, (form, layer) in product(range(repeats + 2), layers.items()):
@@ -66,7 +66,7 @@ def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int
         layer(*signals)
         if repeat > 1:  # compiled, and its tensors allocated
             found[form] = min(found[form], time.thread_time_ns() - began)
-    return Measurement(shape, trace, {form: layer.work for form, layer in layers.items()}, found)
+    return Measurement(shape, trace, {form: layer.plan for form, layer in layers.items()}, found)
 
 
 def fit(measurements: Iterable[Measurement]) -> dict[str, float]:
@@ -76,7 +76,7 @@ def fit(measurements: Iterable[Measurement]) -> dict[str, float]:
         fastest = min(each.nanoseconds.values())
         for form, nanoseconds in each.nanoseconds.items():
             weight = min(1.0, 2 * fastest / nanoseconds)
-            counts = each.ways[form].count(form, each.shape[3])
+            counts = each.plans[form].count(each.shape[3])
             rows.append([counts.get(kind, 0.0) * weight / nanoseconds for kind in NANOSECONDS])
             weights.append(weight)
     matrix, target = np.array(rows), np.array(weights)

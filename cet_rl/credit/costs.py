@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Form = Literal["chunk", "fused", "history", "factored"]
+Form = Literal["chunk", "fused", "history", "factored"]  # executors that "auto" chooses from
 FORMS: tuple[Form, ...] = get_args(Form)
 
 NANOSECONDS = {"products": 0.032, "states": 0.11, "numbers": 0.12, "calls": 4900.0, "loop": 0.0188}
@@ -21,9 +21,10 @@ _SKIPPED_AT_ONCE = 64  # rows in which zeros of a banded product cannot be skipp
 
 
 @dataclass(frozen=True)
-class Work:
-    """Hold what the cost of a chunk depends on, for a layer with E environments."""
+class Plan:
+    """Describe one way to compute a layer's update, and what its cost depends on, for E environments."""
 
+    form: Form
     n_pre: int
     n_post: int
     weights: int
@@ -36,9 +37,31 @@ class Work:
     past: int  # L, earlier steps that the kernel still sees
     window: int  # W, earlier steps that e still sees
 
-    def count(self, form: Form, steps: int) -> dict[str, float]:
+    @property
+    def name(self) -> str:
+        """Return the form and the steps by which inputs are delayed beforehand: "fused", "history+40"."""
+        return f"{self.form}+{self.onset}" if self.onset else self.form
+
+    @property
+    def is_factored(self) -> bool:
+        """Tell whether synapses keep the factors of their past, x and f', in the place of states."""
+        return self.form in ("history", "factored")
+
+    def state_shapes(self, weight_shape: tuple[int, ...]) -> dict[str, tuple[int, ...] | None]:
+        """Return the shape of each tensor of `SynapseState`; None for those that this form does not keep."""
+        envs, factored, weighs_past = self.envs, self.is_factored, self.form == "factored" and self.eligible
+        window = self.window if weighs_past else self.past
+        return {
+            "eligibility": (envs, 0) if weighs_past else (envs, *weight_shape),
+            "states": None if factored else (envs, self.n_post, self.order, weight_shape[1]),
+            "past_pre": (window, envs, self.n_pre) if factored else None,
+            "past_derivative": (self.past, envs, self.n_post) if factored else None,
+            "past_eligibility": (window, envs, self.n_post) if weighs_past else None,
+        }
+
+    def count(self, steps: int) -> dict[str, float]:
         """Return how much of each of `NANOSECONDS` a chunk of T steps takes."""
-        samples, sums = self.envs * steps, 1 + self.eligible
+        form, samples, sums = self.form, self.envs * steps, 1 + self.eligible
         narrow = max(1.0, 16 / self.n_pre, 16 / self.n_post)  # as slow as a wider one
         outer = self.weights * self.positions * narrow  # multiply-adds of Σ post ⊗ pre, a step and environment
         kept = self.envs * self.weights  # numbers of e
@@ -79,9 +102,9 @@ class Work:
             "calls": 60,
         }
 
-    def nanoseconds(self, form: Form, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
+    def nanoseconds(self, steps: int, constants: Mapping[str, float] = NANOSECONDS) -> float:
         """Return the cost of a chunk of T steps."""
-        return sum(constants[kind] * number for kind, number in self.count(form, steps).items())
+        return sum(constants[kind] * number for kind, number in self.count(steps).items())
 
 
 def has_factors(order: int, past: int, steps: int) -> bool:
@@ -94,8 +117,6 @@ def rows_are_inputs(n_pre: int, n_post: int) -> bool:
     return n_pre < min(32, n_post)
 
 
-def cheapest(
-    ways: Iterable[tuple[Form, Work]], steps: int, constants: Mapping[str, float] = NANOSECONDS
-) -> tuple[Form, Work]:
-    """Return the form, and what it has to do, with the least cost for chunks of T steps; the first of equals."""
-    return min(ways, key=lambda way: way[1].nanoseconds(way[0], steps, constants))
+def cheapest(plans: Iterable[Plan], steps: int, constants: Mapping[str, float] = NANOSECONDS) -> Plan:
+    """Return the plan with the least cost for chunks of T steps; the first of equals."""
+    return min(plans, key=lambda plan: plan.nanoseconds(steps, constants))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cet_rl.credit.chunk import StateConstants, chunk
-from cet_rl.credit.costs import FORMS, Form, Work, cheapest
+from cet_rl.credit.costs import FORMS, Form, Plan, cheapest
 from cet_rl.credit.factored import HistoryConstants, add_parts, eligibility_window, history, visible_support
 from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
@@ -77,10 +77,10 @@ class Synapses(nn.Module):
         choice: the attribute `choice` of an equal layer, to compute as that one does; None to choose anew.
 
     Attributes:
-        form: the executor that was chosen; unless `settled`, a layer that keeps states chooses between "chunk" and
-            "fused" for the length of every chunk.
-        choice: the same with the number of steps by which inputs are delayed beforehand, as in "history+40".
-        settled: whether the choice holds for chunks of every length (on a CPU).
+        plan: how updates are computed; its `form` is the executor. Unless `settled`, a layer that keeps states
+            chooses between "chunk" and "fused" for the length of every chunk.
+        choice: the name of the plan, as "history+40", where inputs are delayed by 40 steps beforehand.
+        settled: whether the plan holds for chunks of every length (on a CPU).
 
     Raises:
         ValueError: for counts below one, a γλ outside [0, 1), or an executor that cannot do what is asked.
@@ -130,43 +130,32 @@ class Synapses(nn.Module):
         self.delay_steps = delay_steps
         self.executor: Executor = executor
         self.shared_decay = None if isinstance(gamma_lam, Tensor) else float(gamma_lam)
-        ways = {_in_words(way): way for way in self._ways(num_envs, dtype)}
-        if choice is not None and choice not in ways:
-            raise ValueError(f"this layer's executor must be one of {', '.join(ways)}, got {choice!r}")
-        self.form, self.work = cheapest(ways.values(), rollout) if choice is None else ways[choice]
-        self.choice, self.settled = _in_words((self.form, self.work)), choice is not None
-        self._factored = self.form in ("history", "factored")
-        self._support = self.work.onset, self.work.onset + self.work.past + 1
+        plans = {plan.name: plan for plan in self._plans(num_envs, dtype)}
+        if choice is not None and choice not in plans:
+            raise ValueError(f"this layer's executor must be one of {', '.join(plans)}, got {choice!r}")
+        self.plan = cheapest(plans.values(), rollout) if choice is None else plans[choice]
+        self.choice, self.settled = self.plan.name, choice is not None
+        self._with_states = [plan for plan in plans.values() if not plan.is_factored]
         self._constants: StateConstants | HistoryConstants | None = None
 
-        n_pre, n_post, weight_shape = geometry.n_pre, geometry.n_post, geometry.weight_shape
-        self.error_line = DelayLine(delay_steps, (num_envs, n_post), dtype=dtype)
+        pre, post, onset = (num_envs, geometry.n_pre), (num_envs, geometry.n_post), self.plan.onset
+        self.error_line = DelayLine(delay_steps, post, dtype=dtype)
         self.td_error_line = None if supervised else DelayLine(delay_steps, (num_envs,), dtype=dtype)
         self.start_line = None if supervised else DelayLine(delay_steps, (num_envs,), fill=1.0, dtype=dtype)
-        self.pre_line = DelayLine(self.work.onset, (num_envs, n_pre), dtype=dtype)
-        self.derivative_line = DelayLine(self.work.onset, (num_envs, n_post), dtype=dtype)
-
-        weighs_past = self.form == "factored" and self.work.eligible
-        past, window = self.work.past, self.work.window if weighs_past else self.work.past
-        shapes: dict[str, tuple[int, ...] | None] = {
-            "eligibility": (num_envs, 0) if weighs_past else (num_envs, *weight_shape),
-            "states": None if self._factored else (num_envs, n_post, self.work.order, weight_shape[1]),
-            "past_pre": (window, num_envs, n_pre) if self._factored else None,
-            "past_derivative": (past, num_envs, n_post) if self._factored else None,
-            "past_eligibility": (window, num_envs, n_post) if weighs_past else None,
-        }
-        for name, shape in shapes.items():
+        self.pre_line = DelayLine(onset, pre, dtype=dtype)
+        self.derivative_line = DelayLine(onset, post, dtype=dtype)
+        for name, shape in self.plan.state_shapes(geometry.weight_shape).items():
             self.register_buffer(name, None if shape is None else torch.zeros(shape, dtype=dtype))
         self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
 
     def extra_repr(self) -> str:
         """Return what `print` shows: shape of the weights, trace, delay in steps, executor."""
         trace = None if self.trace == PerfectMemory(0) else self.trace
-        shape, executor = self.geometry.weight_shape, self.form if self.executor == "auto" else self.executor
+        shape, executor = self.geometry.weight_shape, self.plan.form if self.executor == "auto" else self.executor
         return f"weight={shape}, trace={trace}, delay_steps={self.delay_steps}, executor={executor}"
 
-    def _ways(self, num_envs: int, dtype: torch.dtype) -> Iterator[tuple[Form, Work]]:
-        """Yield the executors that can do what is asked for, and the work of each.
+    def _plans(self, num_envs: int, dtype: torch.dtype) -> Iterator[Plan]:
+        """Yield a plan for each executor that can do what is asked for.
 
         A convolution would have states for every position of its output, so it keeps its past. So does a trace
         without states if its kernel is long, as one state for each lag would be too many to compile a loop for.
@@ -184,30 +173,24 @@ class Synapses(nn.Module):
             forms = ("history",) if decay is None or executor == "step" else forms[2:]
         elif decay is None or executor == "step":
             forms = ("fused",)
-        shape, n_post = geometry.weight_shape, geometry.n_post
-        sizes = {
-            "n_pre": geometry.n_pre,
-            "n_post": n_post,
-            "weights": prod(shape),
-            "positions": n_post // shape[0],
-        }
         for form in forms:
             onsets = (first,) if transition is None else (0,) if form in ("chunk", "fused") else sorted({0, first})
             for onset in onsets:
                 lags = last - onset
                 constants = None if transition is None else vars(transition).values()
-                yield (
+                yield Plan(
                     form,
-                    Work(
-                        **sizes,
-                        envs=num_envs,
-                        eligible=decay != 0,
-                        order=lags if transition is None else len(transition.K),
-                        couplings=sum(map(np.count_nonzero, constants)) if constants else 2 * lags,
-                        onset=onset,
-                        past=lags - 1,
-                        window=eligibility_window(kernel[onset:], decay or 0.0, dtype),
-                    ),
+                    n_pre=geometry.n_pre,
+                    n_post=geometry.n_post,
+                    weights=prod(geometry.weight_shape),
+                    positions=geometry.n_post // geometry.weight_shape[0],
+                    envs=num_envs,
+                    eligible=decay != 0,
+                    order=lags if transition is None else len(transition.K),
+                    couplings=sum(map(np.count_nonzero, constants)) if constants else 2 * lags,
+                    onset=onset,
+                    past=lags - 1,
+                    window=eligibility_window(kernel[onset:], decay or 0.0, dtype),
                 )
 
     @property
@@ -215,10 +198,10 @@ class Synapses(nn.Module):
         """Return the trace's constants in this layer's type, on its device."""
         dtype, device = self.eligibility.dtype, self.eligibility.device
         if self._constants is None or (self._constants.dtype, self._constants.device) != (dtype, device):
-            if self._factored:
-                self._constants = HistoryConstants(self.trace, dtype, device, self._support, self.geometry)
+            first, last = self.plan.onset, self.plan.onset + self.plan.past + 1
+            if self.plan.is_factored:
+                self._constants = HistoryConstants(self.trace, dtype, device, (first, last), self.geometry)
             else:
-                first, last = self._support
                 transition = self.trace.transition()
                 if transition is None:  # one state for each lag; the inputs are delayed by the first beforehand
                     kernel = self.trace.kernel_array(last)[first:]
@@ -283,8 +266,8 @@ class Synapses(nn.Module):
         lines = (self.pre_line, self.derivative_line, self.error_line, self.td_error_line, self.start_line)
         pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]
         now, *late = (line.peek(signal) for line, signal in pairs)
-        signals = Signals(now if self._factored else cast(Dense, geometry).inputs(now), *late)
-        if immediate is not None and self._by_history and not self.work.onset:  # into the product of the update
+        signals = Signals(now if self.plan.is_factored else cast(Dense, geometry).inputs(now), *late)
+        if immediate is not None and self._by_history and not self.plan.onset:  # into the product of the update
             signals.immediate, immediate = geometry.flatten(immediate), None
         state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
         update = self._execute(state, signals)
@@ -303,7 +286,7 @@ class Synapses(nn.Module):
     @property
     def _by_history(self) -> bool:
         """Tell whether the closed form over a factored past computes the update."""
-        return self._factored and self.executor != "step" and self.shared_decay is not None
+        return self.plan.is_factored and self.executor != "step" and self.shared_decay is not None
 
     def _execute(self, state: SynapseState, signals: Signals) -> Parts:
         """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""
@@ -317,25 +300,16 @@ class Synapses(nn.Module):
         if self.executor == "step" or isinstance(constants, HistoryConstants):
             return geometry.split(step(constants, state, signals, decay))
         form = self.executor
-        if form == "auto":  # for the steps at hand; compiled loops were compared with products on a CPU only
-            ways: list[tuple[Form, Work]] = [("chunk", self.work), ("fused", self.work)]
-            if signals.pre.device.type != "cpu":
-                ways = ways[:1]
-            elif self.settled:
-                ways = [(self.form, self.work)]
-            form = "fused" if isinstance(decay, Tensor) else cheapest(ways, len(signals.pre))[0]
+        if form == "auto" and signals.pre.device.type != "cpu":  # where loops were not compared with products
+            form = "fused" if isinstance(decay, Tensor) else "chunk"
+        elif form == "auto":
+            form = (self.plan if self.settled else cheapest(self._with_states, len(signals.pre))).form
         loop = compiled_loop(signals.pre.device.type) if form == "fused" else None
         if loop is not None:
             return geometry.split(loop(constants, state, signals, decay))
         if isinstance(decay, Tensor):
             return geometry.split(step(constants, state, signals, decay))
         return geometry.split(chunk(constants, state, signals, decay))
-
-
-def _in_words(way: tuple[Form, Work]) -> str:
-    """Return an executor and the steps by which inputs are delayed beforehand: "fused", "history+40"."""
-    form, work = way
-    return f"{form}+{work.onset}" if work.onset else form
 
 
 def _check_decay(gamma_lam: Decay, geometry: Geometry) -> None:
