@@ -142,13 +142,16 @@ class CreditRule:
             delta = self.f.times_derivative(grad, y)
         else:
             delta = grad * _like(memory @ _by_step(self.f.derivative(y, y), len(memory)), y)
-        down = None
-        if want.down:
-            down = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
-        return delta, down, delta if self.error_at == "preactivation" else grad
+        grad_x = None
+        if want.input_gradient:
+            grad_x = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
+        return delta, grad_x, delta if self.error_at == "preactivation" else grad
 
     def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return Σ p xᵀ over images and positions, shaped like the weight."""
+        """Return Σ p xᵀ over images and positions, shaped like the weight, by torch's operations alone.
+
+        `Geometry.outer_parts`, which is faster on a CPU, does not work within `torch.func` or `torch.compile`.
+        """
         if self.window is None:
             return p.T @ x
         return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
@@ -214,20 +217,20 @@ class BatchCredit:
     def backward(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, matrix: Tensor | None = None
     ) -> Gradients:
-        """Return the layer's gradients for one batch, computed with `matrix`, see the method, if it is given."""
+        """Return the gradients of a batch; `matrix`, if given, is what `self.matrix` returns: see `use_matrix`."""
         rule = self.rule
         memory = None
         if rule.derivative_memory == "trace":
             memory = self._correlation(self.steps(len(y)), y.dtype, y.device, of_derivative=True).matrix.T
-        delta, down, error = rule.errors(x, y, grad, weight, want, memory)
-        truth = None
-        if want.truth:  # before the error is used up
+        delta, grad_x, error = rule.errors(x, y, grad, weight, want, memory)
+        true_weight = None
+        if want.true_gradient:  # before the error is used up
             exact = delta if memory is None else rule.f.times_derivative(grad, y)
             arriving: Any = slice(len(x) - rule.delay_steps * rule.streams)
             if want.delays is not None:
                 arrival = np.arange(len(x)) // rule.streams + want.delays
                 arriving = torch.from_numpy(arrival < self.steps(len(x))).to(x.device)
-            truth = rule.weight_gradient(exact[arriving], x[arriving], weight)
+            true_weight = rule.weight_gradient(exact[arriving], x[arriving], weight)
         if want.delays is not None:
             error = arrive(error, want.delays, self.steps(len(x)))[0]
         if matrix is None:
@@ -237,7 +240,7 @@ class BatchCredit:
             delayed = matrix.to(error.dtype) @ error.reshape(matrix.shape[-1], -1)
             p = rule.f.times_derivative(delayed.view(error.shape), y)
         over_images = (0, *range(2, p.ndim))
-        return down, rule.weight_gradient(p, x, weight), p.sum(over_images), truth
+        return Gradients(grad_x, rule.weight_gradient(p, x, weight), p.sum(over_images), true_weight)
 
     def matrix(self, steps: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return g_{u+D-s} at [s, u], zero for errors u that arrive too late; shape (T, T)."""
@@ -321,13 +324,13 @@ class SalientCredit(nn.Module):
         if rule.derivative_memory == "trace":
             kernel = rule.kernel(y.dtype, unit_area=True)
             memory = torch.from_numpy(event_matrix(kernel, shown, shown + rule.delay_steps)).to(y).T
-        _, down, error = rule.errors(x, y, grad, weight, want, memory)
+        _, grad_x, error = rule.errors(x, y, grad, weight, want, memory)
         geometry = rule.geometry(x.shape[1:], weight.shape)
         signals = (geometry.flatten(signal) for signal in (x, f.derivative(y, y), error))
         if want.scale is not None:  # without the scale errors may be too small for half precision
             signals = (signal.to(torch.promote_types(y.dtype, torch.float32)) for signal in signals)
         pre, derivative, error = signals
-        error = want.kept(error)
+        error = want.unscaled(error)
         if rule.streaming and len(self.times):
             past = zip(_PAST, (pre, derivative, error), strict=True)
             pre, derivative, error = (torch.cat([getattr(self, name).to(new), new]) for name, new in past)
@@ -338,19 +341,19 @@ class SalientCredit(nn.Module):
         kernel = rule.kernel(y.dtype)
         matrix = torch.from_numpy(event_matrix(kernel, shown, arrival[arrives])).to(error)
         p = derivative * (matrix @ error[which])
-        for_weight, for_bias = geometry.outer_parts(geometry.post(p), geometry.pre(pre))
-        truth = None
-        if want.truth and rule.streaming:
+        parts = geometry.outer_parts(geometry.post(p), geometry.pre(pre))
+        true_weight = None
+        if want.true_gradient and rule.streaming:
             p = derivative[which] * error[which]
-            truth = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
-        elif want.truth:
-            truth = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
+            true_weight = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
+        elif want.true_gradient:
+            true_weight = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
 
         def commit() -> None:
             if rule.streaming:
                 self._keep((pre, derivative, error), shown - times.steps, arrival - times.steps, len(kernel))
 
-        return (down, for_weight, for_bias, truth), commit
+        return Gradients(grad_x, *parts, true_weight), commit
 
     def _keep(self, signals: tuple[Tensor, ...], shown: Times, arrival: Times, reach: int) -> None:
         """Keep images within the kernel's reach and errors on their way; times count from now."""
@@ -413,20 +416,21 @@ class StreamCredit(nn.Module):
     ) -> tuple[Gradients, Commit]:
         """Return the gradients from errors that arrive in this batch; the true one needs `record_alignment`."""
         rule = self.rule
-        delta, down, error = rule.errors(x, y, grad, weight, want)
+        delta, grad_x, error = rule.errors(x, y, grad, weight, want)
         steps, dtype, pending = rule.steps(len(x)), self.synapses.eligibility.dtype, self.pending
-        error, delta = want.kept(error.to(dtype)), want.kept(delta.to(dtype))
+        error, delta = want.unscaled(error.to(dtype)), want.unscaled(delta.to(dtype))
         if want.delays is not None:
             error, pending = arrive(error, want.delays, steps, pending)
         pre, derivative, error, delta = (
             signal.to(dtype).view(steps, rule.streams, *signal.shape[1:])
             for signal in (x, rule.f.derivative(y, y), error, delta)
         )
-        truth = None
+        true_weight = None
         lines: list[tuple[Any, Tensor]] = list(zip(self.recorded, (pre, delta), strict=False))  # there may be none
-        if want.truth and lines:
-            truth = self.synapses.geometry.outer_parts(*(line.peek(signal) for line, signal in reversed(lines)))[0]
-        gradients, advance = self.synapses.stage(pre, derivative, error)
+        if want.true_gradient and lines:
+            delayed = (line.peek(signal) for line, signal in reversed(lines))
+            true_weight = self.synapses.geometry.outer_parts(*delayed)[0]
+        parts, advance = self.synapses.stage(pre, derivative, error)
 
         def commit() -> None:
             advance()
@@ -434,4 +438,4 @@ class StreamCredit(nn.Module):
             for line, signal in lines:
                 line.push(signal)
 
-        return (down, *gradients, truth), commit
+        return Gradients(grad_x, *parts, true_weight), commit

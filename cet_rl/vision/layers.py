@@ -24,10 +24,9 @@ from cet_rl.vision.passes import (
     Commit,
     Gradients,
     Wanted,
-    asks_to_learn,
     current_pass,
     is_finite,
-    loss_scale,
+    learning_step,
     watch_scalers,
 )
 
@@ -74,7 +73,7 @@ class TracedLayer(nn.Module):
         self._forward_passes = self._learned_pass = 0  # while streaming
         self._backward_pass = -1  # torch's number of the last one that counted
         self.register_buffer("matrix", None, persistent=False)
-        self.batch = BatchCredit(self.rule)
+        self.batch_credit = BatchCredit(self.rule)
         self.salient: SalientCredit | None = None
         self.stream: StreamCredit | None = None
 
@@ -107,7 +106,8 @@ class TracedLayer(nn.Module):
         """
         if self.rule.streaming or self.rule.derivative_memory != "exact" or self.rule.jitter:
             raise ValueError("use_matrix is not for layers with streaming, jitter or derivative_memory='trace'")
-        self.matrix = self.batch.matrix(self.batch.steps(batch), self.weight.dtype, self.weight.device)
+        steps = self.batch_credit.steps(batch)
+        self.matrix = self.batch_credit.matrix(steps, self.weight.dtype, self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return f(W x + b), shape (T · E, …): step by step, and all streams of each step.
@@ -117,6 +117,7 @@ class TracedLayer(nn.Module):
 
         Raises:
             ValueError: if the batch does not fit the layer's options.
+            RuntimeError: in a replica of `torch.nn.DataParallel`, or while streaming within `torch.func`.
             FloatingPointError: while streaming, if a number of x or f' is not finite; nothing has changed then.
         """
         weight, bias, matrix, streaming = self.weight, self.bias, self.matrix, self.rule.streaming
@@ -153,7 +154,7 @@ class TracedLayer(nn.Module):
         if getattr(self, "_is_replica", False):
             raise RuntimeError("DataParallel splits a batch, which is a sequence: use DistributedDataParallel")
         if times is None and not streaming:
-            self.batch.steps(len(x))
+            self.batch_credit.steps(len(x))
             return
         if streaming and torch._C._functorch.maybe_current_level() is not None:
             raise RuntimeError("torch.func cannot carry traces from batch to batch: use backward() for streaming")
@@ -221,7 +222,7 @@ class _LateCredit(torch.autograd.Function):
         if layer.rule.streaming:
             layer._forward_passes += 1
             ctx.number = layer._forward_passes
-            ctx.around = current_pass()  # the pass that a checkpoint computes this one in
+            ctx.checkpoint_pass = current_pass()  # the pass that a checkpoint computes this one in
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -233,41 +234,35 @@ class _LateCredit(torch.autograd.Function):
                 "traced layers cannot be differentiated twice (create_graph=True): the second derivative would "
                 "mix late credit with the true gradient; compute such a penalty with the model before convert"
             )
-        rule, commit, scale, counts = layer.rule, None, None, True
-        if rule.streaming:
-            before, *own = (node for node, _ in ctx.next_functions)
-            frozen = not any(own[:-1]) and ctx.number > layer._learned_pass
-            counts = asks_to_learn(before, own, frozen=frozen)
-            scale = loss_scale(current_pass(), ctx.around)
-            if not is_finite(grad):  # nor are the gradients, then: a scaler skips them
-                scale = grad.new_full((), float("nan"))
+        rule, commit = layer.rule, None
+        learns, scale = learning_step(ctx, grad) if rule.streaming else (True, None)
         in_dtype, dtype = x.dtype, weight.dtype
         if not in_dtype == dtype == grad.dtype:  # autocast computes in less than it stores
             x, weight = x.to(grad.dtype), weight.to(grad.dtype)
         want = Wanted(ctx.needs_input_grad[0], layer.measured, ctx.delays, scale)
         signals = x, grad if y is None else y, grad, weight, want
-        found: Gradients
-        if not counts:
-            found = rule.errors(*signals)[1], None, None, None
+        if not learns:
+            found = Gradients(rule.errors(*signals)[1])
         elif ctx.times is not None:
             assert layer.salient is not None
             found, commit = layer.salient.backward(*signals, ctx.times)
         elif layer.stream is not None:
             found, commit = layer.stream.backward(*signals)
         else:
-            found = layer.batch.backward(*signals, matrix)
-        down, for_weight, for_bias, truth = found
+            found = layer.batch_credit.backward(*signals, matrix)
         if rule.streaming and commit is not None:
             layer._advance(ctx.number, commit)
-        if layer.measured and for_weight is not None:
-            layer.alignment = float("nan") if truth is None else float(cosine(for_weight, truth))
-        for_weight, for_bias = (
+        if layer.measured and found.weight is not None:
+            truth = found.true_weight
+            layer.alignment = float("nan") if truth is None else float(cosine(found.weight, truth))
+        grad_weight, grad_bias = (
             each if each is None else each.to(dtype) if scale is None else (each * scale).to(dtype)
-            for each in (for_weight, for_bias)
+            for each in (found.weight, found.bias)
         )
-        if down is not None and down.dtype != in_dtype:
-            down = down.to(in_dtype)
-        return down, for_weight, for_bias if ctx.has_bias else None, None, None, None
+        grad_x = found.input
+        if grad_x is not None and grad_x.dtype != in_dtype:
+            grad_x = grad_x.to(in_dtype)
+        return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 
 # torch looks at the signature in every forward pass, which takes as long as a small layer.

@@ -23,23 +23,26 @@ _scales: dict[int, Tensor] = {}  # of the last few backward passes with a scale,
 class Wanted(NamedTuple):
     """Say what to compute beside the late gradients of weight and bias, and how errors arrive."""
 
-    down: bool  # whether ∂L/∂x is wanted
-    truth: bool  # whether the true gradient of the weight is wanted
+    input_gradient: bool  # whether ∂L/∂x is wanted
+    true_gradient: bool  # whether the true gradient of the weight is wanted
     delays: Times | None = None  # with jitter, the delay of each error in steps
     scale: Tensor | None = None  # of the errors, while streaming; nan if an error is not finite
 
-    def kept(self, error: Tensor) -> Tensor:
+    def unscaled(self, error: Tensor) -> Tensor:
         """Return errors without the scale, as they are remembered; zeros if one of them is not finite."""
         if self.scale is None:
             return error
         return error / self.scale if self.scale.isfinite() else torch.zeros_like(error)
 
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""∂L/∂x, the late gradients of weight and bias, and the weight's true gradient for images whose error arrived.
+class Gradients(NamedTuple):
+    """Hold a layer's gradients, None where not wanted; if errors have a scale, all but `input` are without it."""
 
-Where errors have a scale, all but the first are without it.
-"""
+    input: Tensor | None  # ∂L/∂x
+    weight: Tensor | None = None  # from late credit
+    bias: Tensor | None = None  # from late credit
+    true_weight: Tensor | None = None  # that of backpropagation, for images whose error arrived
+
 
 Commit = Callable[[], None]
 """Advances the traces of a layer by a batch; until it is called, they are as they were before the batch."""
@@ -80,16 +83,25 @@ def loss_scale(*passes: int) -> Tensor | None:
     return next((_scales[number] for number in passes if number in _scales), None)
 
 
-def asks_to_learn(before: Any, own: list[Any], *, frozen: bool) -> bool:
-    """Return whether the backward pass under way is a step of learning for a layer.
+def learning_step(ctx: Any, grad: Tensor) -> tuple[bool, Tensor | None]:
+    """Return whether a streaming layer's backward pass is a step of learning, and the scale of its errors.
 
-    It is if it computes the gradient of any of the layer's `own` nodes, as `loss.backward()` always does. For a
-    frozen layer, it also is if it computes that of a parameter further down, from the node `before` on. A gradient
-    of inputs alone, by `torch.autograd.grad`, is no step of learning.
+    It is a step of learning if it computes the gradient of any of the layer's parameters or clock, as
+    `loss.backward()` always does. For a frozen layer, it also is if it computes that of a parameter further down.
+    A gradient of inputs alone, by `torch.autograd.grad`, is no step of learning. The scale is nan if an error is
+    not finite: nor are the gradients, then, and a scaler skips them.
     """
-    if any(_is_computed(node) for node in own):
-        return True
-    nodes = [before] if frozen else []
+    input_node, *parameter_nodes, clock_node = (node for node, _ in ctx.next_functions)
+    frozen = not any(parameter_nodes) and ctx.number > ctx.layer._learned_pass
+    learns = any(map(_is_computed, [*parameter_nodes, clock_node])) or (frozen and _reaches_parameter(input_node))
+    if not is_finite(grad):
+        return learns, grad.new_full((), float("nan"))
+    return learns, loss_scale(current_pass(), ctx.checkpoint_pass)
+
+
+def _reaches_parameter(first: Any) -> bool:
+    """Return whether the backward pass computes the gradient of a parameter from a node on."""
+    nodes = [first]
     for node in nodes:  # which grow meanwhile
         if _is_computed(node):
             if isinstance(getattr(node, "variable", None), nn.Parameter):
