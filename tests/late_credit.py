@@ -133,8 +133,8 @@ def dense_eligibility(layer):
     """Return e of each environment, (E, *weight_shape), also of a layer that keeps it as weights of its past."""
     if layer.past_eligibility is None:
         return layer.eligibility
-    geometry = layer.geometry
-    return geometry.outer_sums(geometry.post(layer.past_eligibility), geometry.pre(layer.past_pre))
+    geometry, post, pre = layer.geometry, layer.past_eligibility, layer.past_pre
+    return geometry.outer_sum_by_env(geometry.unflatten_post(post), geometry.unflatten_pre(pre))
 
 
 def assert_same(found, expected):

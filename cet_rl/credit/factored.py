@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cet_rl.credit.chunk import correlation_matrix, forget_oldest, sum_of_environments, sum_weights
 from cet_rl.credit.costs import has_factors
-from cet_rl.credit.geometry import Dense, Geometry, Parts, matmul
+from cet_rl.credit.geometry import Dense, Geometry, WeightAndBias, matmul
 from cet_rl.credit.signals import Signals, SynapseState
 from cet_rl.traces.base import FloatArray, Trace
 
@@ -139,6 +139,7 @@ class HistoryConstants:
     """Hold a trace's kernel over its support, its correlations by chunk length, and the layer's geometry.
 
     Attributes:
+        kernel: g_first … g_{last-1}, shape (L + 1,).
         support: lags [first, last); the layer delays (f', x) by the first before anything else.
         geometry: how the layer sums its outer products.
         past: L = last - first - 1, the number of earlier steps that still matter.
@@ -180,7 +181,7 @@ class HistoryConstants:
         return basis, basis.T @ matrix
 
 
-def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> Parts:
+def history(constants: HistoryConstants, state: SynapseState, signals: Signals, decay: float) -> WeightAndBias:
     """Run T steps at once: the arguments of `step`, with one `decay` for all weights, and ΔW in parts.
 
     The RL eligibility is that of the state: `past_eligibility`, weights of the past, or `eligibility`, dense.
@@ -191,7 +192,7 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
     geometry, total, old = constants.geometry, constants.past + steps, len(state.past_pre) - constants.past
 
     A, B = sum_weights(signals, decay)
-    gradient: Parts | None = None
+    gradient: WeightAndBias | None = None
     kept = None if A is None or B is None else decay * (1 - signals.modulation()[1][0]) * torch.stack([A[0], B[0]])
     if kept is not None and state.past_eligibility is None:
         gradient = geometry.split(sum_of_environments(kept[0], state.eligibility))
@@ -214,26 +215,25 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
             for past, new in ((state.past_pre, signals.pre), (state.past_derivative, signals.derivative))
         )
         error = signals.error[:, envs]
-        weights = error[:0] if state.past_eligibility is None else state.past_eligibility[:, envs]
-        scales = (weights, weights) if kept is None else kept[:, envs, None].unbind()
-        credited, eligible = (
-            partial(
-                _events, constants, derivative, error if w is None else w[:, envs, None] * error, weights, scale
-            )
-            for w, scale in zip((A, B), scales, strict=True)
+        epsilon = error[:0] if state.past_eligibility is None else state.past_eligibility[:, envs]
+        scales = (epsilon, epsilon) if kept is None else kept[:, envs, None].unbind()
+        weighted_errors = (error if w is None else w[:, envs, None] * error for w in (A, B))
+        p_at, epsilon_at = (
+            partial(_event_weights, constants, derivative, weighted_error, epsilon, scale)
+            for weighted_error, scale in zip(weighted_errors, scales, strict=True)
         )
         for row in range(0, old + total, rows_at_once):
             rows = slice(row, min(row + rows_at_once, old + total))
-            p, x = credited(rows), geometry.pre(pre[rows])
+            p, x = p_at(rows), geometry.unflatten_pre(pre[rows])
             if signals.immediate is not None and (now := old + constants.past) < rows.stop:
                 p[max(now - row, 0) :] += signals.immediate[max(row - now, 0) : rows.stop - now, envs]
-            gradient = add_parts(gradient, geometry.outer_parts(geometry.post(p), x))
+            gradient = add_parts(gradient, geometry.outer_parts(geometry.unflatten_post(p), x))
             if kept is not None and state.past_eligibility is None:
-                fade = None if row else kept[1, envs]
-                geometry.add_outer_sums(state.eligibility[envs], geometry.post(eligible(rows)), x, fade)
+                added, fade = geometry.unflatten_post(epsilon_at(rows)), None if row else kept[1, envs]
+                geometry.add_outer_sum_by_env(state.eligibility[envs], added, x, fade)
         blocks.append([pre[steps:], derivative[steps:]])
         if state.past_eligibility is not None:
-            blocks[-1].append(eligible(slice(steps, old + total)))
+            blocks[-1].append(epsilon_at(slice(steps, old + total)))
     for name, values in zip(
         ("past_pre", "past_derivative", "past_eligibility"), zip(*blocks, strict=True), strict=False
     ):
@@ -243,34 +243,39 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
     return gradient
 
 
-def _events(
-    constants: HistoryConstants, derivative: Tensor, weighted: Tensor, weights: Tensor, scale: Tensor, rows: slice
+def _event_weights(
+    constants: HistoryConstants,
+    derivative: Tensor,
+    weighted_error: Tensor,
+    epsilon: Tensor,
+    epsilon_scale: Tensor,
+    rows: slice,
 ) -> Tensor:
     """Return p_s or ε_s of some events, a new tensor (S, E, n_post).
 
     Args:
         constants: of the layer.
         derivative: f' of the last L + T events.
-        weighted: A_u δ_u or B_u δ_u, (T, E, n_post).
-        weights: ε before the chunk, of the first W events, if there are any.
-        scale: γλ (1 - s_0) A_0 or B_0, (E, 1).
-        rows: which of the W + T events, with L in the place of W where there are no weights.
+        weighted_error: A_u δ_u or B_u δ_u, (T, E, n_post).
+        epsilon: ε before the chunk, of the first W events, if there are any.
+        epsilon_scale: γλ (1 - s_0) A_0 or B_0, (E, 1).
+        rows: which of the W + T events, with L in the place of W where there is no ε.
     """
-    steps, old = len(weighted), max(len(weights) - constants.past, 0)  # so many get no more credit from the kernel
-    p = weighted.new_empty(rows.stop - rows.start, *weighted.shape[1:])
-    known, late = weights[rows], min(max(old - rows.start, 0), len(p))
-    torch.mul(known[:late], scale, out=p[:late])
+    steps, old = len(weighted_error), max(len(epsilon) - constants.past, 0)  # these get no more from the kernel
+    p = weighted_error.new_empty(rows.stop - rows.start, *weighted_error.shape[1:])
+    known, late = epsilon[rows], min(max(old - rows.start, 0), len(p))
+    torch.mul(known[:late], epsilon_scale, out=p[:late])
     some, credited = p[late:], slice(max(rows.start - old, 0), max(rows.stop - old, 0))
     if constants.past:
-        constants.correlation(steps)(weighted.flatten(1), credited.start, credited.stop, out=some.flatten(1))
+        constants.correlation(steps)(weighted_error.flatten(1), credited.start, credited.stop, out=some.flatten(1))
         some *= derivative[credited]
     else:
-        torch.mul(weighted[credited], derivative[credited], out=some)
-    some[: len(known) - late].addcmul_(known[late:], scale)
+        torch.mul(weighted_error[credited], derivative[credited], out=some)
+    some[: len(known) - late].addcmul_(known[late:], epsilon_scale)
     return p
 
 
-def add_parts(gradient: Parts | None, part: Parts) -> Parts:
+def add_parts(gradient: WeightAndBias | None, part: WeightAndBias) -> WeightAndBias:
     """Add to a gradient in place, and return it."""
     if gradient is None:
         return part

@@ -19,7 +19,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from cet_rl.traces.base import check_whole
 
-Parts = tuple[Tensor, Tensor | None]
+WeightAndBias = tuple[Tensor, Tensor | None]
 """A weight and its bias, or their updates, shaped as torch's layers have them; None where there is no bias."""
 
 _ONEDNN = (
@@ -85,7 +85,7 @@ class Geometry(ABC):
     """
 
     bias: bool
-    weight_shape: tuple[int, ...]  # of the layer's weight, as torch has it
+    weight_shape: tuple[int, ...]  # of the layer's weight, as torch has it; with a bias, of what `join` returns
     pre_shape: tuple[int, ...]  # of one sample's input x
     post_shape: tuple[int, ...]  # of one sample's f' and δ
 
@@ -104,7 +104,7 @@ class Geometry(ABC):
         return prod(self.post_shape)
 
     @abstractmethod
-    def split(self, weights: Tensor) -> Parts:
+    def split(self, weights: Tensor) -> WeightAndBias:
         """Separate weights of `weight_shape` into weight and bias, (units,), the latter None without a bias."""
 
     @abstractmethod
@@ -115,11 +115,11 @@ class Geometry(ABC):
         """Flatten x, f' or δ: (..., *pre_shape) to (..., n_pre), (..., *post_shape) to (..., n_post)."""
         return signal
 
-    def pre(self, flat: Tensor) -> Tensor:
+    def unflatten_pre(self, flat: Tensor) -> Tensor:
         """Undo `flatten` of x."""
         return flat
 
-    def post(self, flat: Tensor) -> Tensor:
+    def unflatten_post(self, flat: Tensor) -> Tensor:
         """Undo `flatten` of f' or δ."""
         return flat
 
@@ -132,7 +132,7 @@ class Geometry(ABC):
         """Return Wᵀ error, the adjoint of `forward`: (N, *post_shape) to (N, *pre_shape)."""
 
     @abstractmethod
-    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+    def outer_parts(self, post: Tensor, pre: Tensor) -> WeightAndBias:
         """Return Σ post ⊗ pre and, with a bias, Σ post over all leading axes, shaped as torch's weight and bias.
 
         The arguments have shapes (..., *post_shape) and (..., *pre_shape).
@@ -142,7 +142,7 @@ class Geometry(ABC):
         """Return `outer_parts` as one tensor of `weight_shape`."""
         return self.join(*self.outer_parts(post, pre))
 
-    def outer_sums(self, post: Tensor, pre: Tensor) -> Tensor:
+    def outer_sum_by_env(self, post: Tensor, pre: Tensor) -> Tensor:
         """Return the sum of each environment: (S, E, *post_shape), (S, E, *pre_shape) to (E, *weight_shape).
 
         One product for each is faster than one for all of them.
@@ -150,19 +150,19 @@ class Geometry(ABC):
         pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
         return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
-    def add_outer_sums(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
-        """Add `outer_sums` to a total, (E, *weight_shape), in place, multiplied by `fade`, (E,), beforehand."""
+    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
+        """Add `outer_sum_by_env` in place to a total, (E, *weight_shape), multiplied by `fade`, (E,), before."""
         if fade is not None:
             total *= fade.view(-1, *(1 for _ in self.weight_shape))
-        total += self.outer_sums(post, pre)
+        total += self.outer_sum_by_env(post, pre)
 
 
 @dataclass(frozen=True)
 class Dense(Geometry):
     """Connect every input to every unit once, z = W x; ValueError for counts below one.
 
-    A bias is one more input, always 1, that `inputs` adds. Large layers get some more that are 0, as matrix
-    products are up to a third faster where rows begin at multiples of 64 bytes.
+    A bias is one more input, always 1, that `with_bias_input` adds. Large layers get some more that are 0, as
+    matrix products are up to a third faster where rows begin at multiples of 64 bytes.
     """
 
     n_in: int
@@ -175,7 +175,7 @@ class Dense(Geometry):
         columns = -(-(self.n_in + 1) // aligned) * aligned if self.bias else self.n_in
         self._set_shapes(weight_shape=(self.n_out, columns), pre_shape=(self.n_in,), post_shape=(self.n_out,))
 
-    def inputs(self, pre: Tensor) -> Tensor:
+    def with_bias_input(self, pre: Tensor) -> Tensor:
         """Append the constant input of a bias: (..., n_in) to (..., weight_shape[1])."""
         if not self.bias:
             return pre
@@ -192,21 +192,21 @@ class Dense(Geometry):
         """Return Wᵀ error: (N, n_out) to (N, n_in)."""
         return matmul(error, weight)
 
-    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+    def outer_parts(self, post: Tensor, pre: Tensor) -> WeightAndBias:
         """Return Σ post ⊗ pre and Σ post: (..., n_out), (..., n_in) to (n_out, n_in), (n_out,)."""
         post, pre = post.reshape(-1, self.n_out), pre.reshape(-1, self.n_in)
         weight = matmul(post.T, pre) if self.n_in >= _NARROW else matmul(pre.T, post).T.contiguous()
         return weight, post.sum(0) if self.bias else None
 
-    def add_outer_sums(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
+    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
         """Add sums of (S, E, n_out), (S, E, n_in) to (E, n_out, n_in and more), in one pass over it."""
         if self.bias or self.n_in < _NARROW:
-            return super().add_outer_sums(total, post, pre, fade)
+            return super().add_outer_sum_by_env(total, post, pre, fade)
         if fade is not None:
             total *= fade.view(-1, 1, 1)
         total.baddbmm_(post.permute(1, 2, 0), pre.transpose(0, 1))
 
-    def split(self, weights: Tensor) -> Parts:
+    def split(self, weights: Tensor) -> WeightAndBias:
         """Separate (n_out, n_in and more) into (n_out, n_in) and (n_out,)."""
         return (weights[:, : self.n_in], weights[:, self.n_in]) if self.bias else (weights, None)
 
@@ -270,11 +270,11 @@ class Convolution(Geometry):
         """Flatten maps (..., C, H, W) to (..., H · W · C)."""
         return signal.movedim(-3, -1).flatten(-3)
 
-    def pre(self, flat: Tensor) -> Tensor:
+    def unflatten_pre(self, flat: Tensor) -> Tensor:
         """Return (..., H · W · C_in) as (..., C_in, H, W), in `channels_last` format."""
         return _maps(flat, self.pre_shape)
 
-    def post(self, flat: Tensor) -> Tensor:
+    def unflatten_post(self, flat: Tensor) -> Tensor:
         """Return (..., H' · W' · C_out) as (..., C_out, H', W'), in `channels_last` format."""
         return _maps(flat, self.post_shape)
 
@@ -293,7 +293,7 @@ class Convolution(Geometry):
         return conv2d_input(shape, self.split(weight)[0], error, stride=self.stride, padding=self.padding)  # type: ignore[no-untyped-call, no-any-return]
 
     @torch.no_grad()
-    def outer_parts(self, post: Tensor, pre: Tensor) -> Parts:
+    def outer_parts(self, post: Tensor, pre: Tensor) -> WeightAndBias:
         """Return sums over positions: (..., C_out, H', W'), (..., C_in, H, W) to (C_out, C_in, k, k), (C_out,)."""
         post, pre = post.reshape(-1, *self.post_shape), pre.reshape(-1, *self.pre_shape)
         total = torch.zeros(self._kernel_shape, dtype=post.dtype, device=post.device)
@@ -309,7 +309,7 @@ class Convolution(Geometry):
             )
         return total, post.sum((0, 2, 3)) if self.bias else None
 
-    def split(self, weights: Tensor) -> Parts:
+    def split(self, weights: Tensor) -> WeightAndBias:
         """Separate (C_out, C_in · k · k + 1) into (C_out, C_in, k, k) and (C_out,)."""
         if not self.bias:
             return weights, None

@@ -69,4 +69,4 @@ def _advance_past(
     state.past_pre, state.past_derivative = pres[1:], derivatives[1:]
     weighted = constants.kernel.flip(0)[:, None, None] * derivatives * error
     geometry = constants.geometry
-    return geometry.outer_sums(geometry.post(weighted), geometry.pre(pres))
+    return geometry.outer_sum_by_env(geometry.unflatten_post(weighted), geometry.unflatten_pre(pres))

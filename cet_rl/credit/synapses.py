@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cet_rl.credit.chunk import StateConstants, chunk
 from cet_rl.credit.costs import FORMS, Form, Plan, cheapest
 from cet_rl.credit.factored import HistoryConstants, add_parts, eligibility_window, history, visible_support
-from cet_rl.credit.geometry import Convolution, Dense, Geometry, Parts
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, WeightAndBias
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
 from cet_rl.traces.base import Trace, Transition, check_whole
@@ -213,7 +213,7 @@ class Synapses(nn.Module):
         """Advance as `advance` does, and return the update as one tensor of the geometry's `weight_shape`."""
         return self.geometry.join(*self.advance(*signals))
 
-    def advance(self, *signals: Tensor) -> Parts:
+    def advance(self, *signals: Tensor) -> WeightAndBias:
         """Advance by T steps, given as to `stage`, and return the update that they cause."""
         update, commit = self.stage(*signals)
         commit()
@@ -228,7 +228,7 @@ class Synapses(nn.Module):
         td_error: Tensor | None = None,
         start: Tensor | None = None,
         immediate: Tensor | None = None,
-    ) -> tuple[Parts, Callable[[], None]]:
+    ) -> tuple[WeightAndBias, Callable[[], None]]:
         """Return what T steps add, and a function that advances by them.
 
         Until it is called, supervised synapses are as they were; others may be half advanced.
@@ -266,7 +266,7 @@ class Synapses(nn.Module):
         lines = (self.pre_line, self.derivative_line, self.error_line, self.td_error_line, self.start_line)
         pairs = [(line, signal) for line, signal in zip(lines, given, strict=True) if line and signal is not None]
         now, *late = (line.peek(signal) for line, signal in pairs)
-        signals = Signals(now if self.plan.is_factored else cast(Dense, geometry).inputs(now), *late)
+        signals = Signals(now if self.plan.is_factored else cast(Dense, geometry).with_bias_input(now), *late)
         if immediate is not None and self._by_history and not self.plan.onset:  # into the product of the update
             signals.immediate, immediate = geometry.flatten(immediate), None
         state = SynapseState(**{name: self._buffers[name] for name in _CARRIED})  # type: ignore[arg-type]
@@ -288,7 +288,7 @@ class Synapses(nn.Module):
         """Tell whether the closed form over a factored past computes the update."""
         return self.plan.is_factored and self.executor != "step" and self.shared_decay is not None
 
-    def _execute(self, state: SynapseState, signals: Signals) -> Parts:
+    def _execute(self, state: SynapseState, signals: Signals) -> WeightAndBias:
         """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None

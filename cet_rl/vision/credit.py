@@ -341,11 +341,11 @@ class SalientCredit(nn.Module):
         kernel = rule.kernel(y.dtype)
         matrix = torch.from_numpy(event_matrix(kernel, shown, arrival[arrives])).to(error)
         p = derivative * (matrix @ error[which])
-        parts = geometry.outer_parts(geometry.post(p), geometry.pre(pre))
+        parts = geometry.outer_parts(geometry.unflatten_post(p), geometry.unflatten_pre(pre))
         true_weight = None
         if want.true_gradient and rule.streaming:
             p = derivative[which] * error[which]
-            true_weight = geometry.outer_parts(geometry.post(p), geometry.pre(pre[which]))[0]
+            true_weight = geometry.outer_parts(geometry.unflatten_post(p), geometry.unflatten_pre(pre[which]))[0]
         elif want.true_gradient:
             true_weight = geometry.outer_parts(f.times_derivative(grad, y), x)[0]
 
