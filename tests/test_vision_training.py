@@ -30,7 +30,7 @@ from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.layers import traced_layers
-from cet_rl.vision.learner import ImageLearner, rate_at
+from cet_rl.vision.learner import ImageLearner
 from cet_rl.vision.models import image_network
 from cet_rl.vision.training import resolve, train
 
@@ -260,7 +260,7 @@ def test_a_run_folder(finished):
     assert {"train/loss", "test/loss", "credit/alignment/1"} <= set(events.Tags()["scalars"])
     assert events.Images("credit/kernel")[0].encoded_image_string.startswith(b"\x89PNG")
     rates = [float(row["train/learning_rate"]) for row in table]
-    assert rates == [1e-3 * rate_at(step, 60, 0.1) for step in range(60)]
+    assert rates == [VisionConfig("digits", total_steps=60).learning_rate(step) for step in range(60)]
 
 
 def test_its_configuration_repeats_it_bit_for_bit(finished, tmp_path, capsys):

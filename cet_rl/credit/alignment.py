@@ -73,7 +73,7 @@ class AlignmentProbe(nn.Module):
             line.push(signal)
 
     def true_gradient(self, steps: int) -> Tensor:
-        """Return ΔW without delay or trace of the events whose credit arrived in the last `steps` steps."""
+        """Return ΔW, of `weight_shape`, without delay or trace, for credit that came in the last `steps` steps."""
         recorded = [line.contents() for line in self.lines if isinstance(line, DelayLine)]
         pre, derivative, error, td_error, start = (r[: len(r) - self.delay_steps] for r in recorded)
         td_error = td_error.clone()

@@ -70,7 +70,10 @@ def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int
 
 
 def fit(measurements: Iterable[Measurement]) -> dict[str, float]:
-    """Return the constants that explain relative times best, those of executors near the fastest above all."""
+    """Return the constants, none negative, that minimise Σ (w (modelled / measured time - 1))² over all plans.
+
+    The weight w is one for plans that take up to twice as long as the layer's fastest, and less for slower ones.
+    """
     rows, weights = [], []
     for each in measurements:
         fastest = min(each.nanoseconds.values())

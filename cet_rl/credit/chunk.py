@@ -31,7 +31,7 @@ Times = npt.NDArray[np.int64]
 Pattern = tuple[tuple[int, ...], ...]
 """For each entry of [M; C], the index of its value among the distinct ones; -1 for a zero."""
 
-CHUNK_LENGTHS_KEPT = 4
+CACHE_SIZE = 4  # entries
 
 _BLOCK = 1 << 18
 """Floats of the largest matrix of a block: one megabyte, so that all of them fit a core's own cache."""
@@ -49,8 +49,8 @@ def event_matrix(kernel: FloatArray, happened: Times, arrives: Times) -> FloatAr
 
 
 def forget_oldest(cache: dict[Any, Any]) -> None:
-    """Make room in a cache, which would otherwise keep a T × T matrix for every length of chunks."""
-    if len(cache) >= CHUNK_LENGTHS_KEPT:
+    """Delete a full cache's oldest entry: matrices of every chunk length, for one, would fill the memory."""
+    if len(cache) >= CACHE_SIZE:
         del cache[next(iter(cache))]
 
 

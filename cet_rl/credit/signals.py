@@ -103,6 +103,7 @@ class DelayLine(nn.Module):
         steps: D ≥ 0, the delay.
         shape: of one step's signal.
         fill: what comes out before anything has travelled the whole line.
+        dtype: of the signal.
     """
 
     line: Tensor

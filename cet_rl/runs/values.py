@@ -30,8 +30,8 @@ def unknown(kind: str, name: object, known: Iterable[str], otherwise: str | None
 
 
 def in_a_line(error: Exception) -> str:
-    """Return an error's message as one line of readable length."""
-    return " ".join(str(error).split())[:200]
+    """Return an error's message as one line of readable length, or its kind if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def named_values(words: Iterable[str], option: str) -> dict[str, str]:

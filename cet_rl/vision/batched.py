@@ -21,7 +21,7 @@ from torch.nn import functional
 from cet_rl.runs.config import check_batch
 from cet_rl.runs.learner import LearnerBatch
 from cet_rl.vision.layers import traced_layers
-from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named, rate_at
+from cet_rl.vision.learner import EVALUATED_AT_ONCE, ImageLearner, named
 
 
 class BatchedLearner(LearnerBatch[ImageLearner]):
@@ -98,8 +98,7 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
 
     def _rates(self, step: int) -> list[float]:
         """Return each learner's learning rate."""
-        configs = [learner.config for learner in self.learners]
-        return [config.lr * rate_at(step, config.total_steps, config.warmup) for config in configs]
+        return [learner.config.learning_rate(step) for learner in self.learners]
 
     @torch.no_grad()
     def _step(self, gradients: dict[str, Tensor]) -> None:

@@ -117,6 +117,14 @@ class VisionConfig(LayeredConfig):
                 "everything at its end: use a larger --batch-size, a shorter delay, or --streaming"
             )
 
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate at a step: linear warm-up, then a cosine to a tenth (App. C)."""
+        rise = int(self.total_steps * self.warmup)
+        if step < rise:
+            return self.lr * ((step + 1) / rise)
+        progress = (step - rise) / max(self.total_steps - rise, 1)
+        return self.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
     @property
     def is_one_matrix(self) -> bool:
         """Tell whether a layer's credit is a product with one constant matrix, as nothing else is remembered."""

@@ -64,6 +64,7 @@ def convert(
             oblong kernels or other than zero padding; for layers that a traced one cannot replace, as those with a
             `forward`, hooks, parameters or buffers of their own, or a parametrised weight; for a delay that is no
             whole number of steps; or for what `TracedLinear` refuses.
+        TypeError: for an option that there is not.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")
@@ -136,8 +137,8 @@ def _take_activation(parent: nn.Module, child: str) -> str:
 def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Return whether a module, perhaps of a subclass, has the forward pass of `kind`."""
     methods = ("forward", "__call__", "_call_impl", "_conv_forward")
-    own = any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
-    return not own and not any(name in vars(module) for name in methods)
+    overrides = any(getattr(type(module), name, None) is not getattr(kind, name, None) for name in methods)
+    return not overrides and not any(name in vars(module) for name in methods)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -154,7 +155,7 @@ def _check_replaceable(name: str, layer: nn.Module) -> None:
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         return
     plain = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    own = [key for key in (*layer._parameters, *layer._buffers, *layer._modules) if key not in ("weight", "bias")]
+    extra_names = {*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias"}
     problems = {
         "has a parametrised weight, whose gradient is not the synapses': not supported": is_parametrized(layer),
         "has no shape yet: show the model a batch first": any(map(is_lazy, layer.parameters())),
@@ -162,7 +163,7 @@ def _check_replaceable(name: str, layer: nn.Module) -> None:
             not _computes_as(layer, plain)
         ),
         "has hooks, which would be lost: register them after converting": _has_hooks(layer),
-        f"has {', '.join(own)} besides weight and bias, which would be lost": bool(own),
+        f"has {', '.join(sorted(extra_names))} besides weight and bias, which would be lost": bool(extra_names),
     }
     for problem, exists in problems.items():
         if exists:

@@ -148,10 +148,7 @@ class CreditRule:
         return delta, grad_x, delta if self.error_at == "preactivation" else grad
 
     def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return Σ p xᵀ over images and positions, shaped like the weight, by torch's operations alone.
-
-        `Geometry.outer_parts`, which is faster on a CPU, does not work within `torch.func` or `torch.compile`.
-        """
+        """Return Σ p xᵀ, shaped like the weight, by torch's operations alone: for torch.func and torch.compile."""
         if self.window is None:
             return p.T @ x
         return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]

@@ -259,9 +259,7 @@ class _LateCredit(torch.autograd.Function):
             each if each is None else each.to(dtype) if scale is None else (each * scale).to(dtype)
             for each in (found.weight, found.bias)
         )
-        grad_x = found.input
-        if grad_x is not None and grad_x.dtype != in_dtype:
-            grad_x = grad_x.to(in_dtype)
+        grad_x = None if found.input is None else found.input.to(in_dtype)
         return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,24 +13,16 @@ from torch.nn import functional
 
 from cet_rl.runs.learner import Learner
 from cet_rl.runs.optimizers import AdamW
+from cet_rl.runs.values import in_a_line
 from cet_rl.traces.timing import jitter_draws
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
-from cet_rl.vision.data import Batches, first_line
+from cet_rl.vision.data import Batches
 from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import jittered, measured, seen_at, traced_layers
 from cet_rl.vision.models import image_network
 
 EVALUATED_AT_ONCE = 1000  # images of the test set in one forward pass
-
-
-def rate_at(step: int, total: int, warmup: float) -> float:
-    """Return the learning rate as a share of the largest: linear warm-up, then a cosine to a tenth (App. C)."""
-    rise = int(total * warmup)
-    if step < rise:
-        return (step + 1) / rise
-    progress = (step - rise) / max(total - rise, 1)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def named(result: tuple[float, float], prefix: str) -> dict[str, float]:
@@ -63,7 +54,7 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # of the compiler, the linker or torch itself
-        raise ValueError(f"--compile does not work here ({first_line(error)}): leave it out") from error
+        raise ValueError(f"--compile does not work here ({in_a_line(error)}): leave it out") from error
 
 
 class ImageLearner(Learner):
@@ -115,9 +106,8 @@ class ImageLearner(Learner):
         if config.salience is not None:
             times = self._salient(x, y)
             x, y = x[times].contiguous(memory_format=self._format), y[times]
-        rate = config.lr * rate_at(self.step, config.total_steps, config.warmup)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.learning_rate(self.step)
         self.optimizer.zero_grad()
         with (
             measured(self.network) if measure else nullcontext(),

@@ -78,11 +78,6 @@ def watch_scalers() -> None:
     GradScaler.scale = scale  # type: ignore[method-assign, assignment]
 
 
-def loss_scale(*passes: int) -> Tensor | None:
-    """Return the scale of the first of these backward passes that has one; None if none has."""
-    return next((_scales[number] for number in passes if number in _scales), None)
-
-
 def learning_step(ctx: Any, grad: Tensor) -> tuple[bool, Tensor | None]:
     """Return whether a streaming layer's backward pass is a step of learning, and the scale of its errors.
 
@@ -96,7 +91,8 @@ def learning_step(ctx: Any, grad: Tensor) -> tuple[bool, Tensor | None]:
     learns = any(map(_is_computed, [*parameter_nodes, clock_node])) or (frozen and _reaches_parameter(input_node))
     if not is_finite(grad):
         return learns, grad.new_full((), float("nan"))
-    return learns, loss_scale(current_pass(), ctx.checkpoint_pass)
+    passes = current_pass(), ctx.checkpoint_pass
+    return learns, next((_scales[number] for number in passes if number in _scales), None)
 
 
 def _reaches_parameter(first: Any) -> bool:
