@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from cet_rl.recurrent import compiled
 from cet_rl.recurrent.cell import RNNCell
-from cet_rl.recurrent.compiled.network import advance, gather, read
+from cet_rl.recurrent.compiled.network import advance, concatenate, read
 from cet_rl.recurrent.delayed import Readout, delay_rule
 from cet_rl.recurrent.online import Online
 from cet_rl.recurrent.rules import RULES
@@ -37,7 +37,7 @@ SECONDS = 0.2
 @numba.njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 def network_only(weight, weight_out, inputs, rates, slope, extended, z, alpha, xs):
     for t in range(xs.shape[0]):
-        gather(inputs, rates, xs[t])
+        concatenate(inputs, rates, xs[t])
         advance(weight, inputs, rates, slope, alpha, True)
         read(weight_out, rates, extended, z)
 

@@ -80,7 +80,7 @@ def test_cascades_of_the_figures_have_the_rates_of_the_tables(name):
     cascades = [config for config in configs(name) if config.trace_config.kind in ("cet", "et")]
     assert len(cascades) >= 12
     for config in cascades:
-        order = config.trace_config.states
+        order = config.trace_config.order_or_default
         row, _ = paper_row(config.task, delay=config.delay, order=order, stacked=config.stacked)
         assert {key: getattr(config, key) for key in row} == row
 
@@ -90,14 +90,14 @@ def test_every_row_of_the_tables_is_a_job_of_a_figure(table):
     found = set()
     for config in (config for name in FIGURES if name.startswith("fig") for config in configs(name)):
         if config.task in table.tasks:
-            order = None if config.trace_config.kind == "none" else config.trace_config.states
+            order = None if config.trace_config.kind == "none" else config.trace_config.order_or_default
             found.add((config.delay, config.stacked, order))
     assert {(row.delay, table.stacked, row.order) for row in table.rows} <= found
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_hold_every_rate_that_the_tables_ended_with(name):
-    searched = {(c.task, c.delay, c.stacked, c.trace_config.states, c.lr) for c in configs(name)}
+    searched = {(c.task, c.delay, c.stacked, c.trace_config.order_or_default, c.lr) for c in configs(name)}
     scales = {(task, stacked) for task, _, stacked, _, _ in searched}
     ended = {
         (task, row.delay, table.stacked, row.order, row.values["lr"])

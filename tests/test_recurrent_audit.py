@@ -83,11 +83,11 @@ def test_a_built_in_rule_is_what_the_paper_says_and_what_it_declares(audits, nam
 
 
 def test_the_bound_on_jumps_separates_what_rests_from_what_does_not(audits):
-    jumps = [t.jump for found in audits.values() for t in found.tensors if t.order == 2 and not t.past]
+    jumps = [t.jump for found in audits.values() for t in found.tensors if t.degree == 2 and not t.past]
     assert max(jump for jump in jumps if jump < JUMP) < JUMP / 10
     assert min(jump for jump in jumps if jump > JUMP) > 5 * JUMP
     # "DNI avoids matrix-matrix products and is naturally time-continuous"
-    assert all(tensor.jump < JUMP for tensor in audits["dni"].tensors if tensor.order == 2)
+    assert all(tensor.jump < JUMP for tensor in audits["dni"].tensors if tensor.degree == 2)
 
 
 def test_reasons_name_what_is_at_fault(audits):
@@ -342,7 +342,7 @@ def test_a_flattened_axis_counts_by_its_growth():
             return {"B": trace}, combine(now.credit, trace.view(-1, *now.weight.shape))
 
     found = audit_rule(Flat)
-    assert (tensors(found), found.tensors[0].order, str(found.memory)) == ("B: nm", 2, "nm")
+    assert (tensors(found), found.tensors[0].degree, str(found.memory)) == ("B: nm", 2, "nm")
 
 
 def test_work_that_depends_on_what_happens_has_no_order():

@@ -30,7 +30,7 @@ def experience(rule, steps=25, batch=3, seed=0):
         x = torch.randn(batch, cell.inputs, generator=generator, dtype=DOUBLE)
         label = torch.softmax(torch.randn(batch, cell.outputs, generator=generator, dtype=DOUBLE), dim=1)
         drawn = None if noise is None else noise[clock].to(DOUBLE)
-        now, _, _ = online.see(weights, rates, x, label, drawn, clock)
+        now, _, _ = online.step_inputs(weights, rates, x, label, drawn, clock)
         rates = now.rates
         moments.append(now)
     return moments
@@ -84,7 +84,7 @@ def test_the_gradient_of_a_sequence_is_that_of_its_steps_and_of_what_comes_later
     rule = build_rule(name, RNNCell(4, 2, 3))
     late, moments = Delayed(rule, trace, 6), experience(rule, steps=9)
     by_step, state = gradients(late, moments)
-    expected = by_step.sum(0) + late.flush(state, moments[0].weight)
+    expected = by_step.sum(0) + late.pending_gradient(state, moments[0].weight)
     torch.testing.assert_close(late.total(start(rule, moments), moments), expected, rtol=1e-10, atol=1e-12)
     assert expected.abs().max() > 1e-3
 

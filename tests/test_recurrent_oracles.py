@@ -67,7 +67,7 @@ def play(rule, course, state=None, noise=None):
     for now in steps:
         state, gradient = rule.step(state, now)
         gradients.append(gradient)
-    return torch.stack([*gradients, rule.flush(state, steps[-1].weight)]), state
+    return torch.stack([*gradients, rule.pending_gradient(state, steps[-1].weight)]), state
 
 
 # --- the true gradient -----------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_window_may_end_at_any_clock():
         state, gradient = rule.step(state, now._replace(clock=now.clock + 100))  # 102, 105 are multiples
         sizes.append(bool(gradient.any()))
     assert sizes == [False, True, False, False, True]
-    assert not rule.flush(state, now.weight).any()
+    assert not rule.pending_gradient(state, now.weight).any()
 
 
 # --- random products -------------------------------------------------------------------------------------------

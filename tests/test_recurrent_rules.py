@@ -341,7 +341,7 @@ CELLS = [RNNCell(3, 2, 2), RNNCell(2, 1, 3, alpha=0.8, activation="identity", ou
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_is_a_pure_function(name):
-    """Neither a step nor the flush writes to what it was given, and a step gives the same again."""
+    """Neither a step nor `pending_gradient` writes to what it was given, and a step gives the same again."""
     course = make_course(CELLS[0])
     rule = make_rule(name, course.cell)
     state, steps = begin(rule, course)
@@ -350,7 +350,7 @@ def test_a_step_is_a_pure_function(name):
         given, seen = deepcopy(state), deepcopy(now)
         state, gradient = rule.step(state, now)
         kept.append((given, seen, now, state, gradient, deepcopy(state)))
-    assert torch.equal(rule.flush(state, now.weight), rule.flush(state, now.weight))
+    assert torch.equal(rule.pending_gradient(state, now.weight), rule.pending_gradient(state, now.weight))
     for given, seen, now, after, gradient, copy in kept:
         assert_same_values(seen, now)
         assert_same_values(after, copy)
@@ -370,7 +370,7 @@ def test_types_axes_and_what_is_pending(name):
             state, gradient = rule.step(state, now._replace(noise=noise))
             assert all((len(tensor) == 5) == (key not in rule.shared) for key, tensor in state.items())
             gradients.append(gradient)
-        gradients.append(rule.flush(state, now.weight))
+        gradients.append(rule.pending_gradient(state, now.weight))
         assert {tensor.dtype for tensor in (*state.values(), *gradients)} == {dtype}
         assert gradients[-1].any() == (name in ("bptt", "future-bptt"))
         results[dtype] = torch.stack(gradients).double()
@@ -394,8 +394,8 @@ def test_seeds_side_by_side_are_seeds_one_by_one(name):
         assert_same(gradients, torch.stack([gradient for _, gradient in alone]), 1e-12)
         for key, tensor in together.items():
             assert_same(tensor, torch.stack([state[key] for state in states]), 1e-12, key)
-    pending = torch.func.vmap(rule.flush)(together, torch.stack([step.weight for step in steps]))
-    alone = [rule.flush(state, step.weight) for state, step in zip(states, steps, strict=True)]
+    pending = torch.func.vmap(rule.pending_gradient)(together, torch.stack([step.weight for step in steps]))
+    alone = [rule.pending_gradient(state, step.weight) for state, step in zip(states, steps, strict=True)]
     assert_same(pending, torch.stack(alone), 1e-12)
 
 
@@ -413,7 +413,7 @@ def test_cuda_equals_cpu(name):
             state, gradient = rule.step(state, moved)
             assert {tensor.device.type for tensor in (*state.values(), gradient)} == {device}
             gradients.append(gradient)
-        gradients.append(rule.flush(state, moved.weight))
+        gradients.append(rule.pending_gradient(state, moved.weight))
         results.append((torch.stack(gradients).cpu(), {key: tensor.cpu() for key, tensor in state.items()}))
     (expected, expected_state), (found, found_state) = results
     assert_same(found, expected)

@@ -62,7 +62,7 @@ def test_the_defaults_are_the_paper_s_setting():
     late = parse_arguments(["late-add"]).config
     assert (late.lags, late.timing.layer_delays) == ((2, 4), (20, 20))
     retrograde = make(delay=2.0, stacked=True).online
-    assert (retrograde.rule.arrival.delay_steps, retrograde.readout.arrival.delay_steps) == (10, 0)
+    assert (retrograde.rule.delay.delay_steps, retrograde.readout.delay.delay_steps) == (10, 0)
     cell = make("mimic").online.cell
     assert (cell.inputs, cell.outputs, cell.output) == (32, 32, "linear")
 

@@ -98,7 +98,7 @@ def vision(task="digits", **options):
 
 def recurrent(task="add", **options):
     config = RecurrentConfig(task, device="cpu", threads=1, total_steps=1_000, **options).resolved()
-    return replace(config, rule_options=config.options)
+    return replace(config, rule_options=config.all_rule_options)
 
 
 def write_run(path, config, score=None, *, status="finished", error=None, points=8):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cet_rl import CreditTiming
-from cet_rl.traces.timing import RETROGRADE_STEP, whole_steps
+from cet_rl.traces.timing import whole_steps
 
 
 @given(steps=st.integers(0, 10_000), step_ms=st.sampled_from([200, 300, 50, 7]))
@@ -19,7 +19,7 @@ def test_delays_of_the_paper():
 
 def test_uniform_and_stacked_layers():
     assert CreditTiming(8.0).layer_delays == (40, 40, 40)
-    retrograde = CreditTiming(120.0, RETROGRADE_STEP, stacked=True)
+    retrograde = CreditTiming(120.0, 0.3, stacked=True)
     assert retrograde.layer_delays == (800, 400, 0)
     assert retrograde.longest_delay == 800
     assert CreditTiming(layers=2).layer_delays == (0, 0)

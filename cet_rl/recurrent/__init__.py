@@ -1,4 +1,4 @@
-"""Recurrent networks that learn online: learning rules, tasks, delayed errors, and an audit of the rules."""
+"""Train recurrent networks online: learning rules, tasks, delayed errors, and an audit of the rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The leaky recurrent network of the audit paper, as plain functions of its weights.
+"""Define the leaky recurrent network of the audit paper, as plain functions of its weights.
 
     r_t = (1 - α) r_{t-1} + α φ(v_t)      v_t = W r̂_t      r̂_t = [r_{t-1}; x_t; 1]      z_t = W_out [r_t; 1]
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 from cet_rl.runs.values import checked
 from cet_rl.traces.base import check_whole
 
-Activation = Literal["tanh", "identity"]
+ActivationName = Literal["tanh", "identity"]
 Output = Literal["softmax", "linear"]
 
 
@@ -42,15 +42,15 @@ class RNNCell:
     inputs: int  # n_in
     outputs: int  # n_out
     alpha: float = 0.5  # α in (0, 1], inverse time constant in steps
-    activation: Activation = "tanh"  # φ
+    activation: ActivationName = "tanh"  # φ
     output: Output = "softmax"  # with cross-entropy against a distribution, or "linear" with squared error
 
     def __post_init__(self) -> None:
         for name in ("units", "inputs", "outputs"):
             check_whole(getattr(self, name), name, at_least=1)
-        if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
+        if not 0 < self.alpha <= 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha:g}")
-        for name, choices in {"activation": Activation, "output": Output}.items():
+        for name, choices in {"activation": ActivationName, "output": Output}.items():
             checked(getattr(self, name), choices, name)
 
     @property

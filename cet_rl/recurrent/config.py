@@ -1,8 +1,7 @@
-"""The configuration of a recurrent network's run."""
+"""Configure a recurrent network's run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
@@ -60,7 +59,7 @@ def summaries() -> dict[str, str]:
     return {name: task.summary for name, task in TASKS.items()}
 
 
-GENTLE = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
+TASK_RULE_OPTIONS = {"mimic": {"dni": ("rate=0.001",), "dni-b": ("rate=0.001",)}}
 """Options of rules with which a task is learned better than with the rule's own defaults."""
 
 LAGS = (3, 5)  # lags of Add, as in Fig. 1 of the paper
@@ -111,7 +110,7 @@ class RecurrentConfig(RunConfig):
         self.check_counts("units", "batch_size", "update_every")
         if self.units > 10_000:
             raise ValueError(f"--units must be at most 10,000, got {self.units}")
-        if not (math.isfinite(self.alpha) and 0 < self.alpha <= 1):
+        if not 0 < self.alpha <= 1:
             raise ValueError(f"--alpha must lie in (0, 1], got {self.alpha:g}")
         check_jitter("--jitter", self.jitter)
         if self.jitter and not self.delay:
@@ -134,7 +133,7 @@ class RecurrentConfig(RunConfig):
 
     def resolved(self) -> Self:
         """Return the configuration with trace and options of the rule filled in."""
-        return replace(super().resolved(), rule_options=self.options)
+        return replace(super().resolved(), rule_options=self.all_rule_options)
 
     @property
     def layers(self) -> int:
@@ -142,10 +141,10 @@ class RecurrentConfig(RunConfig):
         return 2
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Return the rule's options: those that are given, and those of `GENTLE` for the others."""
+    def all_rule_options(self) -> tuple[str, ...]:
+        """Return the rule's options: those that are given, and those of `TASK_RULE_OPTIONS` for the others."""
         given = {word.partition("=")[0] for word in self.rule_options}
-        usual = GENTLE.get(self.task, {}).get(self.rule, ())
+        usual = TASK_RULE_OPTIONS.get(self.task, {}).get(self.rule, ())
         return (*(word for word in usual if word.partition("=")[0] not in given), *self.rule_options)
 
     @property

@@ -1,4 +1,4 @@
-"""Delayed errors: each synapse keeps its eligibility in a trace until the signal for it arrives.
+"""Learn from delayed errors: each synapse keeps its eligibility in a trace until the signal for it arrives.
 
     G_t = s_{t-D} ⊙ (g * E)_t
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cet_rl.credit.chunk import StateConstants, correlation_matrix, forget_oldest
 from cet_rl.recurrent.rules.base import Rule, SeparableRule, State, StepInputs, combine
 from cet_rl.recurrent.rules.built_in import FixedW
 from cet_rl.traces.base import Trace, check_whole
@@ -37,8 +38,8 @@ class TraceFilter:
         kernel = trace.kernel(trace.support[1]).tolist() if self.transition is None else []
         self.taps = [(lag, value) for lag, value in enumerate(kernel) if value]
         self.kept = len(kernel) - 1 if self.transition is None else len(self.transition.K)
-        self._lags = torch.empty(0, 0)
-        self._constants: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._constants: dict[tuple[torch.dtype, torch.device], StateConstants] = {}
+        self._correlations: dict[tuple[int, int], Tensor] = {}
 
     def init_state(self, like: Tensor) -> Tensor:
         """Return zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs, oldest first."""
@@ -50,19 +51,12 @@ class TraceFilter:
             window = torch.cat([state, new[:, None]], dim=1)
             recalled = sum((value * window[:, -1 - lag] for lag, value in self.taps), torch.zeros_like(new))
             return window[:, 1:], recalled
-        M, K, C = self._in(new)
-        flat = state.flatten(2)
-        after = M @ flat + K[:, None] * new.flatten(1)[:, None]
-        return after.view_as(state), (C @ after).view_as(new)
-
-    def _in(self, like: Tensor) -> tuple[Tensor, ...]:
-        key = like.dtype, like.device
+        key = new.dtype, new.device
         if key not in self._constants:
-            assert self.transition is not None
-            self._constants[key] = tuple(
-                torch.from_numpy(getattr(self.transition, name)).to(like) for name in "MKC"
-            )
-        return self._constants[key]
+            self._constants[key] = StateConstants(self.transition, *key)
+        constants = self._constants[key]
+        after = constants.M @ state.flatten(2) + constants.K[:, None] * new.flatten(1)[:, None]
+        return after.view_as(state), (constants.C @ after).view_as(new)
 
     def spread(self, signals: Tensor, delay_steps: int) -> Tensor:
         """Return p_u = Σ_t g_{t+D-u} s_t, the weight of h_u in Σ_t s_t c_{t+D}: (T, …) to (T, …).
@@ -70,15 +64,16 @@ class TraceFilter:
         Apart from the kernel, which is computed once, the cost does not depend on D.
         """
         steps = len(signals)
-        if self._lags.shape != (steps, steps):
-            lags = torch.arange(steps)[:, None] + delay_steps - torch.arange(steps)
-            kernel = self.trace.kernel(delay_steps + steps)
-            self._lags = torch.where(lags < 0, 0.0, kernel[lags.clamp(min=0)])
-        return torch.einsum("tu,t...->u...", self._lags.to(signals), signals)
+        key = steps, delay_steps
+        if key not in self._correlations:
+            forget_oldest(self._correlations)
+            kernel = self.trace.kernel_array(delay_steps + steps)
+            self._correlations[key] = torch.from_numpy(correlation_matrix(kernel, steps, steps, delay_steps))
+        return torch.einsum("ut,t...->u...", self._correlations[key].to(signals), signals)
 
 
 @dataclass(frozen=True)
-class Arrival:
+class SignalDelay:
     """Delay signals by D steps, or with jitter J by D (1 + J u), where u is drawn for each event.
 
     The draws depend on the seed and the step alone, and are the same for all layers. Raises ValueError unless D is
@@ -98,7 +93,7 @@ class Arrival:
         """Return the largest number of steps that a signal can take."""
         return longest_steps(self.delay_steps, self.jitter)
 
-    def hold(self, line: Tensor, new: Tensor, clock: int) -> tuple[Tensor, Tensor]:
+    def step(self, line: Tensor, new: Tensor, clock: int) -> tuple[Tensor, Tensor]:
         """Return the line after the signals of step `clock`, (B, …), and the sum of those that arrive in it.
 
         The line, (B, `longest`, …), holds what arrives in the next step, the one after, and so on.
@@ -115,7 +110,7 @@ class Arrival:
 
 
 class Delayed(Rule):
-    """Run a rule whose signals arrive D steps late; raise ValueError unless it is separable, or as `Arrival`.
+    """Run a rule whose signals arrive D steps late; raise ValueError unless it is separable, or as `SignalDelay`.
 
     Its state is that of the rule with two more tensors: "trace", shape (B, K, n, m), and "signals", (B, D, n).
     With jitter D is the longest possible delay here, and the draws follow from `seed`.
@@ -129,7 +124,7 @@ class Delayed(Rule):
                 "kernl, dni or dni-b"
             )
         super().__init__(rule.cell)
-        self.rule, self.filter, self.arrival = rule, TraceFilter(trace), Arrival(delay_steps, jitter, seed)
+        self.rule, self.filter, self.delay = rule, TraceFilter(trace), SignalDelay(delay_steps, jitter, seed)
         self.name, self.shared = rule.name, rule.shared
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
@@ -138,7 +133,7 @@ class Delayed(Rule):
         return {
             **self.rule.init_state(weight, rates, generator),
             "trace": self.filter.init_state(synapses),
-            "signals": rates.new_zeros(len(rates), self.arrival.longest, self.cell.units),
+            "signals": rates.new_zeros(len(rates), self.delay.longest, self.cell.units),
         }
 
     def draw(self, batch: int, steps: int, generator: torch.Generator | None = None) -> Tensor | None:
@@ -147,32 +142,31 @@ class Delayed(Rule):
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         inner, signal, eligibility = self.rule.factors(state, now)
         trace, recalled = self.filter.step(state["trace"], eligibility)
-        signals, arrived = self.arrival.hold(state["signals"], signal, now.clock)
+        signals, arrived = self.delay.step(state["signals"], signal, now.clock)
         return {**inner, "trace": trace, "signals": signals}, combine(arrived, recalled)
 
-    def flush(self, state: State, weight: Tensor) -> Tensor:
+    def pending_gradient(self, state: State, weight: Tensor) -> Tensor:
         """Return the gradient of the signals on their way, for eligibilities of zero from now on."""
         trace, signals, gradient = state["trace"], state["signals"], torch.zeros_like(weight)
         nothing = weight.new_zeros(len(signals), *weight.shape)
-        for step in range(self.arrival.longest):
+        for step in range(self.delay.longest):
             trace, recalled = self.filter.step(trace, nothing)
             gradient = gradient + combine(signals[:, step], recalled)
         return gradient
 
-    def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
+    def total(self, state: State, inputs: Sequence[StepInputs]) -> Tensor:
         """Return the sum of all gradients, in two passes whatever the delay.
 
         The trace starts empty, and `state` is that of the rule alone. All signals arrive D steps late: jitter is
         left out.
         """
         signals, first = [], state
-        for now in moments:
+        for now in inputs:
             state, signal, _ = self.rule.factors(state, now)
             signals.append(signal)
-        gradient, state = torch.zeros_like(moments[0].weight), first
-        for now, signal in zip(
-            moments, self.filter.spread(torch.stack(signals), self.arrival.delay_steps), strict=True
-        ):
+        gradient, state = torch.zeros_like(inputs[0].weight), first
+        spread = self.filter.spread(torch.stack(signals), self.delay.delay_steps)
+        for now, signal in zip(inputs, spread, strict=True):
             state, _, eligibility = self.rule.factors(state, now)
             gradient = gradient + combine(signal, eligibility)
         return gradient
@@ -198,7 +192,7 @@ class Readout:
         self, trace: Trace | None = None, delay_steps: int = 0, jitter: float = 0.0, seed: int = 0
     ) -> None:
         self.filter = None if trace is None else TraceFilter(trace)
-        self.arrival = Arrival(delay_steps, jitter, seed)
+        self.delay = SignalDelay(delay_steps, jitter, seed)
 
     def init_state(self, rates: Tensor, outputs: int) -> State:
         """Return an empty trace and no errors on their way, for rates of shape (B, n)."""
@@ -206,7 +200,7 @@ class Readout:
             return {}
         return {
             "trace": self.filter.init_state(_with_one(rates)),
-            "errors": rates.new_zeros(len(rates), self.arrival.longest, outputs),
+            "errors": rates.new_zeros(len(rates), self.delay.longest, outputs),
         }
 
     def step(self, state: State, error: Tensor, rates: Tensor, clock: int) -> tuple[State, Tensor]:
@@ -217,7 +211,7 @@ class Readout:
         recalled = _with_one(rates)
         if self.filter is not None:
             trace, recalled = self.filter.step(state["trace"], recalled)
-            errors, error = self.arrival.hold(state["errors"], error, clock)
+            errors, error = self.delay.step(state["errors"], error, clock)
             state = {"trace": trace, "errors": errors}
         return state, error.mT @ recalled / len(rates)
 
@@ -227,7 +221,7 @@ class Readout:
         Rates have shape (T, B, n), and the gradient (n_out, n + 1).
         """
         if self.filter is not None:
-            errors = self.filter.spread(errors, self.arrival.delay_steps)
+            errors = self.filter.spread(errors, self.delay.delay_steps)
         return torch.einsum("tbo,tbe->oe", errors, _with_one(rates)) / rates.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""A recurrent network that learns online from an endless task."""
+"""Train a recurrent network online on an endless task."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cet_rl.runs.learner import Learner
 CHUNK, SHORTEST_CHUNK = 1000, 50
 
 # Sequences of the test stream, and the length of each at the end of a run and at a logged point.
-TESTED, TEST_STEPS, CURVE_STEPS = 100, 1000, 100
+TEST_SEQUENCES, TEST_STEPS, CURVE_STEPS = 100, 1000, 100
 
 # Sequences of the stream that alignment is probed with, and steps of each whose losses count.
-PROBES, PROBED = 8, 50
+PROBE_SEQUENCES, PROBE_STEPS = 8, 50
 
 BURN_IN = 50  # steps from silence before anything counts, in tests and probes
 
@@ -43,7 +43,7 @@ def seeds(seed: int) -> dict[str, int]:
 def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
     """Return the configuration's network, rule and output layer; ValueError if they do not fit together."""
     cell = RNNCell(config.units, task.inputs, task.outputs, config.alpha, config.activation, task.output)
-    rule = build_rule(config.rule, cell, parse_options(config.rule, config.options))
+    rule = build_rule(config.rule, cell, parse_options(config.rule, config.all_rule_options))
     hidden, output = config.timing.layer_delays
     traces = [config.trace_config.build(delay) for delay in (hidden, output)]
     feedback = None
@@ -139,7 +139,7 @@ class SequenceLearner(Learner):
         return FloatingPointError(f"rule {self.config.rule} gives numbers that are not finite {where}: {advice}")
 
     def _measure(self) -> dict[str, float]:
-        stream = self.task.stream(self._seeds["probe"], PROBES, self.dtype)
+        stream = self.task.stream(self._seeds["probe"], PROBE_SEQUENCES, self.dtype)
         generator = torch.Generator().manual_seed(self._seeds["probe"] ^ self.step)
         recurrent, output = measure_alignment(self.online, self.memory, stream, generator)
         found = {"credit/alignment/0": recurrent, "credit/alignment/1": output}
@@ -156,7 +156,7 @@ class SequenceLearner(Learner):
     @torch.no_grad()
     def test(self, steps: int) -> float:
         """Return the mean loss with frozen weights over some steps of each test sequence, after a burn-in."""
-        stream, cell = self.task.stream(self._seeds["test"], TESTED, self.dtype), self.online.cell
+        stream, cell = self.task.stream(self._seeds["test"], TEST_SEQUENCES, self.dtype), self.online.cell
         x, label = (tensor.to(self.memory.weight.device) for tensor in stream.take(BURN_IN + steps))
         readouts, _ = cell.unroll(self.memory.weight, self.memory.weight_out, x)
         losses = cell.loss(readouts[BURN_IN:].flatten(0, 1), label[BURN_IN:].flatten(0, 1))
@@ -186,7 +186,7 @@ def measure_alignment(
     The whole gradient that the rule gives for these errors, however late, is compared with that of backpropagation
     through all steps. The tensors that the rule learns (`Rule.shared`) are those of `memory`.
     """
-    x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + PROBED))
+    x, label = (tensor.to(memory.weight.device) for tensor in stream.take(BURN_IN + PROBE_STEPS))
     used = _used_gradients(online, memory, x, label, generator)
     true = _true_gradients(online.cell, memory, x, label)
     first, second = (cosine(mine.double(), wanted.double()) for mine, wanted in zip(used, true, strict=True))
@@ -201,15 +201,15 @@ def _used_gradients(
     rates = memory.rates.new_zeros(x.shape[1], online.cell.units)
     state = bare.init_state(memory.weight, rates, generator) | {name: memory.rule[name] for name in bare.shared}
     noise = bare.draw(x.shape[1], len(x), generator)
-    errors, moments = [], []
+    errors, inputs = [], []
     for step in range(len(x)):
         drawn = None if noise is None else noise[step].to(x)
-        now, _, error = online.see(memory[:2], rates, x[step], label[step], drawn, step)
+        now, _, error = online.step_inputs(memory[:2], rates, x[step], label[step], drawn, step)
         rates, counts = now.rates, step >= BURN_IN
         errors.append(error * counts)
-        moments.append(now._replace(credit=now.credit * counts))
-    of_output = online.readout.total(torch.stack(errors), torch.stack([now.rates for now in moments]))
-    return online.rule.total(state, moments), of_output
+        inputs.append(now._replace(credit=now.credit * counts))
+    of_output = online.readout.total(torch.stack(errors), torch.stack([now.rates for now in inputs]))
+    return online.rule.total(state, inputs), of_output
 
 
 def _true_gradients(cell: RNNCell, memory: Memory, x: Tensor, label: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The definition of online learning: forward pass, error, rule, output layer and optimiser, step by step.
+"""Define online learning: forward pass, error, rule, output layer and optimiser, step by step.
 
 `cet_rl.recurrent.compiled` computes the same as one compiled loop.
 """
@@ -77,7 +77,7 @@ class Online:
             torch.zeros_like(weight_out),
         )
 
-    def see(
+    def step_inputs(
         self,
         weights: tuple[Tensor, Tensor],
         rates: Tensor,
@@ -99,7 +99,7 @@ class Online:
     ) -> tuple[Memory, Tensor]:
         """Return the memory after a step and its mean loss; arguments are those of `run`, without axes of time."""
         weight, weight_out = memory[:2]
-        now, readout, error = self.see(memory[:2], memory.rates, x, label, noise, clock)
+        now, readout, error = self.step_inputs(memory[:2], memory.rates, x, label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
         layer, gradient_out = self.readout.step(memory.readout, error, now.rates, clock)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out

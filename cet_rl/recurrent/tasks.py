@@ -1,4 +1,4 @@
-"""Add and Mimic: endless streams of inputs and labels for networks that learn online.
+"""Define Add and Mimic: endless streams of inputs and labels for networks that learn online.
 
 Both are driven by fair bits, called symbols here. Time is rescaled to the network's: each symbol, and with it the
 label of Add, is held for 1/α steps.
@@ -25,11 +25,9 @@ from cet_rl.recurrent.cell import Output, RNNCell
 from cet_rl.recurrent.config import TASKS
 from cet_rl.runs.plugins import load_plugins
 from cet_rl.runs.values import unknown
-from cet_rl.traces.base import check_whole
+from cet_rl.traces.base import FloatArray, check_whole
 
 MAX_LAG = 1000  # longest lag of Add, in symbols
-
-Array = NDArray[np.float64]
 
 
 class SequenceTask(ABC):
@@ -52,7 +50,9 @@ class SequenceTask(ABC):
         """Return the least losses of predictors with limited information, by description; see `RNNCell.loss`."""
 
     @abstractmethod
-    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+    def respond(
+        self, bits: FloatArray, index: NDArray[np.int64], rates: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the inputs and labels of T steps.
 
         Args:
@@ -125,7 +125,7 @@ def symbol_steps(alpha: float) -> int:
 
     ValueError unless α lies in (0, 1] and 1/α is a whole number.
     """
-    if not (math.isfinite(alpha) and 0 < alpha <= 1):
+    if not 0 < alpha <= 1:
         raise ValueError(f"alpha must lie in (0, 1], got {alpha:g}")
     steps = round(1 / alpha)
     if not math.isclose(1 / alpha, steps, rel_tol=1e-5):
@@ -180,7 +180,9 @@ class Add(SequenceTask):
             losses[name] = fmean(_entropy(fmean(labels)) for labels in alike.values())
         return losses
 
-    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+    def respond(
+        self, bits: FloatArray, index: NDArray[np.int64], rates: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
         now, early, late = (bits[self.memory - lag : len(bits) - lag] for lag in (0, *self.lags))
         label = add_label(early, late)
         x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
@@ -236,7 +238,9 @@ class Mimic(SequenceTask):
             total, squares = total + label.mean((0, 1)), squares + label.square().mean((0, 1))
         return {"mean label": 0.5 * float((squares / 200 - (total / 200) ** 2).mean())}
 
-    def respond(self, bits: Array, index: NDArray[np.int64], rates: Array) -> tuple[Array, Array, Array]:
+    def respond(
+        self, bits: FloatArray, index: NDArray[np.int64], rates: FloatArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
         # numpy, not torch: a step takes half the time. Matrices are applied to one step or symbol at a time
         # (what `@` does with three axes), because a product of another size may be rounded in another way.
         weight, weight_out = (each.numpy() for each in self.weights)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from cet_rl.recurrent.config import RecurrentConfig
-from cet_rl.recurrent.learner import TEST_STEPS, TESTED, SequenceLearner, build_online
+from cet_rl.recurrent.learner import TEST_SEQUENCES, TEST_STEPS, SequenceLearner, build_online
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.runs.folder import Status
 from cet_rl.runs.process import set_threads
@@ -45,5 +45,5 @@ def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:
     learner = SequenceLearner(config)
     learner.load(checkpoint)
     baselines = ", ".join(f"{name} {value:.4f}" for name, value in learner.task.baselines.items())
-    loss, steps = learner.test(TEST_STEPS), TESTED * TEST_STEPS
+    loss, steps = learner.test(TEST_STEPS), TEST_SEQUENCES * TEST_STEPS
     return f"{config.task}: loss {loss:.4f} over {steps:,} steps, weights frozen; baselines: {baselines}"

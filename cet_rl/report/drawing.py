@@ -30,9 +30,9 @@ from PIL import Image
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.names import identity
 from cet_rl.report.palette import FAINT, INK, PAPER, SOFT, follow_the_page, looks
-from cet_rl.report.reading import FloatArray
 from cet_rl.report.text import steps
 from cet_rl.runs.task_kinds import RECURRENT
+from cet_rl.traces.base import FloatArray
 
 if TYPE_CHECKING:
     from cet_rl.recurrent.config import RecurrentConfig

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from cet_rl.report.names import arm_name
-from cet_rl.report.reading import FloatArray, Run
+from cet_rl.report.reading import Run
 from cet_rl.report.statistics import Estimate, Measure, Presentation, estimate, presentation
 from cet_rl.report.text import clean, in_seconds
 from cet_rl.runs.config import Mark, RunConfig, marked
 from cet_rl.runs.task_kinds import TaskKind
+from cet_rl.traces.base import FloatArray
 from cet_rl.traces.registry import TRACES
 
 NEVER_SPLITS = {"task", "seed", "delay", "alignment"}
@@ -343,9 +344,9 @@ def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
 def _order(config: RunConfig) -> Values:
     """Return a sort key for arms: those without delay first, then by agent or rule, then by trace and order."""
     trace = config.trace_config
-    others = tuple(part for part in config.arm if part != trace.label)
+    others = [_sortable(part) for part in config.arm if part != trace.label]
     kinds = [*TRACES, trace.kind]  # a trace given as module:Class comes last
-    return bool(config.delay), [_sortable(part) for part in others], kinds.index(trace.kind), trace.states
+    return bool(config.delay), others, kinds.index(trace.kind), trace.order_or_default
 
 
 def _sortable(value: Any) -> tuple[int, Any]:

@@ -16,9 +16,9 @@ import numpy as np
 
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
-from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, bootstrap_interval
 from cet_rl.report.text import counted
+from cet_rl.traces.base import FloatArray
 
 MOST_ARMS = 12  # compared in pairs: the best ones
 

@@ -14,9 +14,8 @@ from cet_rl.report.drawing import MOST_ARMS, Picture, label_outside, legend, pan
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.names import identity_of
 from cet_rl.report.palette import FAINT, SOFT, looks
-from cet_rl.report.reading import FloatArray
 from cet_rl.report.text import sentence
-from cet_rl.traces.base import Trace
+from cet_rl.traces.base import FloatArray, Trace
 from cet_rl.traces.registry import TraceConfig
 
 MOST_PANELS = 3  # for delays: kernels of one trace look much alike at all of them
@@ -104,7 +103,7 @@ def _draw(
 
 def _build(described: TraceConfig, delay: int) -> tuple[Trace, FloatArray, FloatArray] | None:
     """Return the trace, and lags and values of its kernel (`sampled_kernel`); None if it cannot be drawn."""
-    if delay > LONGEST_DELAY or described.states > MOST_STATES:
+    if delay > LONGEST_DELAY or described.order_or_default > MOST_STATES:
         return None
     trace = described.build(delay)
     assert trace is not None
@@ -135,7 +134,9 @@ def memory(comparison: Comparison) -> list[Picture]:
     described = traces[seconds]
     looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
     labels = [label for label in looks_of if label in built]
-    ranked = sorted(built, key=lambda label: (described[label][0].kind == "cet", described[label][0].states))
+    ranked = sorted(
+        built, key=lambda name: (described[name][0].kind == "cet", described[name][0].order_or_default)
+    )
     shown = next((label for label in reversed(ranked) if built[label].transition() is not None), None)
     figure, grid = panels(1 if shown is None else 2, 3.6, 2.6)
     delay, duration = described[labels[0]][1:]

@@ -15,11 +15,12 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.palette import FAINT, Identity, looks
-from cet_rl.report.reading import ALIGNMENT, FloatArray, logged
+from cet_rl.report.reading import ALIGNMENT, logged
 from cet_rl.report.statistics import Presentation
 from cet_rl.report.text import counted, in_seconds, sentence, span
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.task_kinds import RL
+from cet_rl.traces.base import FloatArray
 
 RETURN = RL.curve.key  # column of metrics.csv with the return
 

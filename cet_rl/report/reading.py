@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cet_rl.report.text import clean
 from cet_rl.runs.config import RunConfig
@@ -25,8 +24,7 @@ from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import TaskKind, task_kind_of
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.known import KnownRuns
-
-FloatArray = npt.NDArray[np.float64]
+from cet_rl.traces.base import FloatArray
 
 ALIGNMENT = "credit/alignment/"
 """Prefix of the columns with alignment in metrics.csv; a layer's name follows."""

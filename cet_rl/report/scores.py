@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from cet_rl.report import drawing
 from cet_rl.report.grouping import Arm, Comparison
 from cet_rl.report.palette import FAINT, PAPER
-from cet_rl.report.reading import FloatArray
 from cet_rl.report.statistics import LEAST_SEEDS, RESAMPLES, Estimate, Measure
 from cet_rl.report.text import in_seconds, listed, sentence, span
+from cet_rl.traces.base import FloatArray
 
 MOST_ROWS = 60  # most arms in a heatmap; the table has all
 MOST_COLUMNS = 24  # most delays in a heatmap

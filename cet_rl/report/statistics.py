@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cet_rl.report.reading import FloatArray, Run
+from cet_rl.report.reading import Run
 from cet_rl.report.text import number
 from cet_rl.runs.task_kinds import RECURRENT, RL, VISION, Score, TaskKind
+from cet_rl.traces.base import FloatArray
 
 Statistic = Callable[[FloatArray], FloatArray]
 """Function from values of shape (..., n) to shape (...)."""

@@ -181,7 +181,7 @@ class RunConfig(ABC):
     def resolved(self) -> Self:
         """Return the same configuration with the defaults that depend on other options filled in."""
         trace = self.trace_config
-        order = trace.states if find_trace(trace.kind).takes_order else self.order
+        order = trace.order_or_default if find_trace(trace.kind).takes_order else self.order
         return dataclasses.replace(self, trace=trace.kind, order=order)
 
     def on_this_machine(self) -> Self:

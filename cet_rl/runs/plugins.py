@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,6 +58,18 @@ def import_attribute(place: str, wanted_by: str) -> Any:
     if found is None:
         raise ValueError(f"{wanted_by}: {module} has nothing named {name!r}")
     return found
+
+
+def check_defined(kind: object, name: str) -> None:
+    """Raise ValueError if a class lacks methods that its base class wants defined."""
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ValueError(f"{name} does not define {', '.join(missing)}")
+
+
+def check_name(name: object, owner: str) -> None:
+    """Raise ValueError unless a name can be that of a trace or a rule, `owner` in the message."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+        raise ValueError(f"{owner} needs a name of letters, digits, - and _, got {name!r}")
 
 
 def first_sentence(thing: Any) -> str:

@@ -1,4 +1,4 @@
-"""Synaptic traces: what a synapse remembers of its past until the credit signal arrives."""
+"""Define synaptic traces: what a synapse remembers of its past until the credit signal arrives."""
 
 from cet_rl.traces.base import Normalization, Trace, Transition
 from cet_rl.traces.cascade import CET

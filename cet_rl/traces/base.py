@@ -12,11 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from cet_rl.runs.values import checked
 
 if TYPE_CHECKING:
     import torch
@@ -85,8 +87,7 @@ class Trace(ABC):
     _define: ClassVar[Callable[[Any], Any]]
 
     def __post_init__(self) -> None:
-        if self.normalization not in get_args(Normalization):
-            raise ValueError(f"normalization must be 'area' or 'peak', got {self.normalization!r}")
+        checked(self.normalization, Normalization, "normalization")
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Wrap the subclass's `transition`, so that the constants it returns are checked and normalised."""
@@ -280,12 +281,6 @@ def check_whole(number: object, name: str, at_least: float = -np.inf) -> None:
         raise ValueError(f"{name} must be a whole number, got {number!r}")
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
-
-
-def check_number(number: object, name: str) -> None:
-    """Raise ValueError unless `number` is a real number, Python's or NumPy's."""
-    if not isinstance(number, Real):
-        raise ValueError(f"{name} must be a number, got {number!r}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The cascading eligibility trace (paper, section 3 and Eq. 8), in unit-gain form."""
+"""Define the cascading eligibility trace (paper, section 3 and Eq. 8), in unit-gain form."""
 
 from __future__ import annotations
 

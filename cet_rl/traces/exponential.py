@@ -1,4 +1,4 @@
-"""The traces that cascades are compared with: the classical one, and the difference of two."""
+"""Define the traces that cascades are compared with: the classical one, and the difference of two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_number, check_whole
+from cet_rl.runs.values import checked
+from cet_rl.traces.base import FloatArray, Normalization, Trace, Transition, check_whole
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ET(Trace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.decay, "decay")
+        checked(self.decay, float, "decay")
         if not 0 < self.decay < 1:
             raise ValueError(f"decay must lie strictly between 0 and 1, got {self.decay:g}")
 
@@ -57,7 +58,7 @@ class LTPLTD(Trace):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self.delay_steps, "delay_steps of LTPLTD", at_least=1)
-        check_number(self.ratio, "ratio of the two rates")
+        checked(self.ratio, float, "ratio of the two rates")
         if not (math.isfinite(self.ratio) and self.ratio > 1):
             raise ValueError(f"ratio of the two rates must be finite and above 1, got {self.ratio:g}")
 

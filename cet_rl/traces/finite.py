@@ -1,4 +1,4 @@
-"""Kernels given by their values at finitely many lags, without states."""
+"""Define kernels by their values at finitely many lags, without states."""
 
 from __future__ import annotations
 

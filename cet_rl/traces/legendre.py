@@ -1,4 +1,4 @@
-"""The Legendre delay network (Voelker, Kajić & Eliasmith 2019) as a synaptic trace, with the sharpest readout."""
+"""Make the Legendre delay network (Voelker, Kajić & Eliasmith 2019) a synaptic trace with the sharpest readout."""
 
 from __future__ import annotations
 

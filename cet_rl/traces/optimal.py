@@ -1,4 +1,4 @@
-"""The sharpest memory that n states can have: damped oscillators, a trace of our own.
+"""Find the sharpest memory that n states can have: damped oscillators, a trace of our own.
 
 The share F of a kernel's energy at the delay D (`cet_rl.traces.sharp`) depends on the memory's poles p_i alone:
 
@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy  # whose parts are loaded on first use: they take half a second
 
-from cet_rl.traces.base import FloatArray, OrderedTrace, Transition, check_number
+from cet_rl.runs.values import checked
+from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
 from cet_rl.traces.sharp import shift_register
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
@@ -66,7 +67,7 @@ class Optimal(OrderedTrace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number(self.tolerance, "tolerance of Optimal")
+        checked(self.tolerance, float, "tolerance of Optimal")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance of Optimal must lie in [0, 1), got {self.tolerance:g}")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from cet_rl.runs.plugins import first_sentence, import_attribute, load_plugins
+from cet_rl.runs.plugins import check_defined, check_name, first_sentence, import_attribute, load_plugins
 from cet_rl.runs.values import checked, named_values, unknown
 from cet_rl.traces.base import Normalization, Trace, check_whole
 from cet_rl.traces.cascade import CET, Discretization
@@ -65,8 +65,9 @@ class TraceKind:
 
 def _builder(make: Maker) -> Maker:
     """Return the function that builds traces: a class's own `from_delay`, if it has one, else `make`."""
-    own: Any = getattr(make, "from_delay", None)
-    return make if own is None or own.__func__ is Trace.from_delay.__func__ else own  # type: ignore[attr-defined]
+    from_delay: Any = getattr(make, "from_delay", None)
+    inherited = from_delay is None or from_delay.__func__ is Trace.from_delay.__func__  # type: ignore[attr-defined]
+    return make if inherited else from_delay
 
 
 def _name(make: Maker) -> str:
@@ -116,8 +117,7 @@ def register_trace(name: str, trace: Maker, summary: str = "") -> Maker:
     Raises:
         ValueError: if the name is taken or malformed, or the class is no trace, abstract, or takes no delay.
     """
-    if not re.fullmatch(r"[\w-]+", name):
-        raise ValueError(f"a trace needs a name of letters, digits, - and _, got {name!r}")
+    check_name(name, "a trace")
     if name in TRACES:
         raise ValueError(f"there is a trace {name!r} already")
     TRACES[name] = _entry(trace, summary)
@@ -128,8 +128,7 @@ def _entry(make: Any, summary: str = "") -> TraceKind:
     """Return a registry entry; raise ValueError unless it can build traces."""
     if not (issubclass(make, Trace) if isinstance(make, type) else callable(make)):
         raise ValueError(f"{make!r} is no subclass of cet_rl.Trace, nor a function that returns one")
-    if missing := sorted(getattr(make, "__abstractmethods__", ())):
-        raise ValueError(f"{_name(make)} does not define {', '.join(missing)}")
+    check_defined(make, _name(make))
     _options(make)
     return TraceKind(make, summary or first_sentence(make))
 
@@ -306,7 +305,7 @@ class TraceConfig:
         return {**common, **named, "trace_delay": trace_delay, "trace_options": rest}
 
     @property
-    def states(self) -> int:
+    def order_or_default(self) -> int:
         """Return the order, or its default where it is None."""
         return DEFAULT_ORDER if self.order is None else self.order
 
@@ -327,7 +326,7 @@ class TraceConfig:
         kind = find_trace(self.kind)
         if kind.make is None:
             return None
-        common = {"order": self.states, "normalization": self.normalization}
+        common = {"order": self.order_or_default, "normalization": self.normalization}
         taken = {name: value for name, value in common.items() if name in kind.options}
         return kind.build(delay_steps, {**taken, **self.options})
 
@@ -354,9 +353,9 @@ class TraceConfig:
         """Return the name in figures and tables: CET 5, ET (decay 0.99), optimal 10 (delay ×0.9)."""
         kind, trace = self.built
         name = f"{find_trace(kind).title or kind} {getattr(trace, 'order', '')}".strip()
-        own = [v if isinstance(v, str) else f"{key} {_shown(v)}" for key, v in self.options.items()]
-        own += [f"delay ×{self.delay_ratio:g}"] * (self.delay_ratio != 1)
-        return f"{name} ({', '.join(own)})" if own else name
+        details = [v if isinstance(v, str) else f"{key} {_shown(v)}" for key, v in self.options.items()]
+        details += [f"delay ×{self.delay_ratio:g}"] * (self.delay_ratio != 1)
+        return f"{name} ({', '.join(details)})" if details else name
 
 
 def _shown(value: object) -> str:

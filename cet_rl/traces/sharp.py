@@ -1,4 +1,4 @@
-"""The sharpest readout of a cascade, a trace of our own: a weighted sum of all stages recalls the delay.
+"""Read a cascade as sharply as can be, a trace of our own: a weighted sum of all stages recalls the delay.
 
 For white input, the useful part of a kernel is the share of its energy that lies at the delay,
 

@@ -1,4 +1,4 @@
-"""Seconds to steps: when the credit signal reaches each layer."""
+"""Convert seconds to steps: when the credit signal reaches each layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cet_rl.traces.base import check_whole
+from cet_rl.traces.base import FloatArray, check_whole
 
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
 RELATIVE_TOLERANCE = 1e-9
 
 LONGEST_DELAY = 1_000_000  # steps beyond which a delay is refused: more than two days of 0.2 s steps
 BEHAVIOURAL_STEP = 0.2  # seconds one simulation step stands for at behavioural time scales (paper, section 4)
-RETROGRADE_STEP = 0.3  # seconds one simulation step stands for with retrograde signals in RL (paper, section 4.2)
 
 
 def whole_steps(delay: float, step_duration: float) -> int:
@@ -48,12 +47,12 @@ def check_jitter(name: str, jitter: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], as errors follow their cause, got {jitter:g}")
 
 
-def jitter_draws(seed: int, step: int, count: int) -> npt.NDArray[np.float64]:
+def jitter_draws(seed: int, step: int, count: int) -> FloatArray:
     """Return u ~ U[-1, 1] for each of `count` events of a step; equal seeds and steps give equal numbers."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,))).uniform(-1, 1, count)
 
 
-def jittered_steps(delay_steps: int, jitter: float, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def jittered_steps(delay_steps: int, jitter: float, draws: FloatArray) -> npt.NDArray[np.int64]:
     """Return the steps after which errors arrive, D (1 + J u) rounded, for draws u of any shape."""
     return np.rint(delay_steps * (1 + jitter * draws)).astype(np.int64)
 

@@ -54,7 +54,7 @@ A Jacobian is a product with diag(D) W_rec, a perturbed copy a pass through the 
 """
 
 
-class Kept(NamedTuple):
+class StateTensor(NamedTuple):
     """Describe a tensor of a rule's state."""
 
     name: str
@@ -64,7 +64,7 @@ class Kept(NamedTuple):
     jump: float  # how far it moves in a step at most, relative to its size, while the network rests
 
     @property
-    def order(self) -> int:
+    def degree(self) -> int:
         """Return its axes of units: 0 for a number, 1 a vector, 2 a matrix, 3 more than synapses can hold."""
         return self.size.degree if self.size else 0
 
@@ -74,11 +74,15 @@ class Kept(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Judge whether a rule meets a criterion of `CRITERIA`; the reason why not is empty if it does."""
+    """Judge whether a rule meets a criterion of `CRITERIA`."""
 
     criterion: str
-    passes: bool
-    reason: str
+    reason: str  # why it does not; empty if it does
+
+    @property
+    def passes(self) -> bool:
+        """Tell whether the rule meets the criterion."""
+        return not self.reason
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Audit:
     """Hold what a rule keeps and computes, as observed at batch 1; orders are None if they are no polynomials."""
 
     name: str  # of the rule
-    tensors: tuple[Kept, ...]  # of its state
+    tensors: tuple[StateTensor, ...]  # of its state
     memory: Order | None  # of the number of their elements
     time: Order | None  # of its multiplications in a step
     operations: dict[str, float]  # of `OPERATIONS` those that it needs, with their number in a step
@@ -102,33 +106,30 @@ class Audit:
         """Return the verdicts by the paper's criteria."""
         past = ", ".join(tensor.name for tensor in self.tensors if tensor.past)
         products, time = self.operations.get("matrix-matrix", 0), self.time.degree if self.time else 0
-        faults = {
-            "ii": [
-                *(f"{t.name} has order {t.order}, a synapse joins two units" for t in self.tensors if t.order > 2),
-                *(
-                    f"{t.name} moves by {t.jump:.0%} of its size in a step while the network rests"
-                    for t in self.tensors
-                    if t.order == 2 and not t.past and t.jump > JUMP
-                ),
-                *[f"all entries of {' and of '.join(self.totals)} go into one number"] * bool(self.totals),
-                *["synapses would have to follow the Jacobian diag(D) W_rec at once"]
-                * ("Jacobian" in self.operations),
-            ],
-            "iii": [
-                f"what a product with {first} gives, a voltage, goes into one with {second}"
-                for first, second in self.chains
-            ],
-            "iv": [f"matrix-matrix products in a step: {products:.2g}"] * bool(products)
-            or [f"{self.time} multiplications a step, more than there are synapses"] * (time > 2),
-            "vi": ["the network's forward pass runs again, from other rates"]
-            * ("perturbed copy" in self.operations),
-            "online": [
-                f"activity of earlier steps is kept in {past}"
-                + ", and gradient comes after the last step" * self.pending
-            ]
-            * bool(past),
-        }
-        return tuple(Verdict(name, not faults.get(name), "; ".join(faults.get(name, ()))) for name in CRITERIA)
+        reasons: dict[str, list[str]] = {name: [] for name in CRITERIA}
+        for tensor in self.tensors:
+            if tensor.degree > 2:
+                reasons["ii"].append(f"{tensor.name} has order {tensor.degree}, a synapse joins two units")
+        for tensor in self.tensors:
+            if tensor.degree == 2 and not tensor.past and tensor.jump > JUMP:
+                moves = f"{tensor.name} moves by {tensor.jump:.0%} of its size in a step while the network rests"
+                reasons["ii"].append(moves)
+        if self.totals:
+            reasons["ii"].append(f"all entries of {' and of '.join(self.totals)} go into one number")
+        if "Jacobian" in self.operations:
+            reasons["ii"].append("synapses would have to follow the Jacobian diag(D) W_rec at once")
+        for first, second in self.chains:
+            reasons["iii"].append(f"what a product with {first} gives, a voltage, goes into one with {second}")
+        if products:
+            reasons["iv"].append(f"matrix-matrix products in a step: {products:.2g}")
+        elif time > 2:
+            reasons["iv"].append(f"{self.time} multiplications a step, more than there are synapses")
+        if "perturbed copy" in self.operations:
+            reasons["vi"].append("the network's forward pass runs again, from other rates")
+        if past:
+            late = ", and gradient comes after the last step" if self.pending else ""
+            reasons["online"].append(f"activity of earlier steps is kept in {past}{late}")
+        return tuple(Verdict(name, "; ".join(reasons[name])) for name in CRITERIA)
 
     @property
     def plausible(self) -> bool:
@@ -180,7 +181,7 @@ def audit_rule(build: Callable[..., Rule], **options: float) -> Audit:
     for name, each in axes.items():
         size, lengths = memory_order(subject, name, times), tuple(axis.name(times) for axis in each)
         grows = size is not None and any(term.window for term in size.terms)
-        tensors.append(Kept(name, lengths, size, name in past or grows, moved.get(name, 0.0)))
+        tensors.append(StateTensor(name, lengths, size, name in past or grows, moved.get(name, 0.0)))
     sizes = [tensor.size for tensor in tensors]
     found = Audit(
         getattr(rule, "name", type(rule).__name__),
@@ -213,10 +214,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each table and what heads them, by title."""
 
-COLUMNS = (
-    *("rule", "equations", "tensors", "memory", "time", *OPERATIONS, *CRITERIA),
-    *("plausible", "claims", "reasons"),
-)
+COLUMNS = ("rule", "equations", "tensors", "memory", "time")
+COLUMNS += (*OPERATIONS, *CRITERIA, "plausible", "claims", "reasons")
 """Columns of the CSV: all tables side by side, operations as numbers a step."""
 
 WIDTH = 140  # columns of a table that does not go to a terminal

@@ -18,10 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cet_rl.recurrent.rules.base import State, StepInputs
 
 PRODUCTS = {"mm", "mv", "dot", "vdot", "bmm", "addmm", "addmv", "addbmm", "baddbmm"}
-SQUASHING = {
-    *("tanh", "sigmoid", "relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "softplus", "elu"),
-    *("gelu", "silu", "erf", "leaky_relu", "hardsigmoid", "log_sigmoid_forward", "_softmax"),
-}
+SQUASHING = {"tanh", "sigmoid", "relu", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "softplus"}
+SQUASHING |= {"elu", "gelu", "silu", "erf", "leaky_relu", "hardsigmoid", "log_sigmoid_forward", "_softmax"}
 """Nonlinearities of a single unit: what makes a firing rate of a voltage."""
 
 _COPIES = {"clone", "copy", "_to_copy", "fill", "zero", "alias", "lift_fresh"}
@@ -37,11 +35,11 @@ class Contraction(NamedTuple):
     right: int
 
     def kind(self, smaller: Contraction | None) -> str:
-        """Return "matrix-matrix" if its multiplications grow with the cube of the network, "matrix-vector" if a
-        sum over units is taken for each unit, "sum" if there is one sum, or one for each row of two matrices, and
-        "elementwise" if no sum grows: pre times post, for example.
+        """Return how its sums grow: "matrix-matrix", "matrix-vector", "sum" or "elementwise".
 
-        `smaller` is the same product in a smaller network: axes that do not differ are no axes of units.
+        In this order: multiplications grow with the cube of the network; a sum over units is taken for each unit;
+        there is one sum, or one for each row of two matrices; no sum grows, as in pre times post. `smaller` is the
+        same product in a smaller network: axes that do not differ are no axes of units.
         """
         batch, left, inner, right = (
             size > (1 if smaller is None else before) for size, before in zip(self, smaller or self, strict=True)
@@ -273,8 +271,9 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
         if kind == "matrix-vector" and operands[vector].through:
             first, second = (" and ".join(sorted(each)) for each in (operands[vector].through, names))
             self.chains.add((first.replace("weight", "W"), second))
-        own = bool(torch.isin(factors[vector], self._inputs).all())  # W r̂ is a voltage that the network has anyway
-        return Origin(through=frozenset("weight" if name == "W" and not own else name for name in names))
+        is_forward_pass = torch.isin(factors[vector], self._inputs).all()  # W r̂ is a voltage that there is anyway
+        voltage = "W" if is_forward_pass else "weight"
+        return Origin(through=frozenset(voltage if name == "W" else name for name in names))
 
     def _written_out(self, operation: Operation) -> tuple[Contraction | None, list[Tensor]]:
         """Return the product that a sum over an elementwise product is, if it is one, and its factors."""

@@ -80,18 +80,18 @@ def play(
         before, rates = rates, cell.advance(weight, rates, x[0]).rates
         if torch.allclose(rates, before, rtol=0, atol=1e-13):
             break
-    moments, states = [], [rule.init_state(weight, rates, torch.Generator().manual_seed(1))]
+    inputs, states = [], [rule.init_state(weight, rates, torch.Generator().manual_seed(1))]
     for step in range(steps):
         row = 0 if at_rest else step
         drawn = None if noise is None else noise[step].to(weight)
-        now, _, _ = online.see((weight, weight_out), rates, x[row], label[row], drawn, step)
+        now, _, _ = online.step_inputs((weight, weight_out), rates, x[row], label[row], drawn, step)
         rates = now.rates
-        moments.append(now)
+        inputs.append(now)
         if isinstance(meter, Observer) and step >= warm:
             meter.begin(now, states[-1])
         with nullcontext() if meter is None or step < warm else meter:
             states.append(rule.step(states[-1], now)[0])
-    return moments, states
+    return inputs, states
 
 
 def observe(subject: Subject) -> tuple[Observer, dict[str, float], frozenset[str], bool]:
@@ -109,15 +109,15 @@ def observe(subject: Subject) -> tuple[Observer, dict[str, float], frozenset[str
     for smaller in (small.products, []):
         observer, rule = Observer(), subject.build(LARGE)
         observer.smaller = smaller
-        moments, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
+        inputs, states = play(LARGE, rule, 2 * steps, observer, warm=steps)
         if len(small.products) == len(observer.products):
             break  # or else what it does depends on the size: compare nothing
     if not observer.seeded:
-        _check_pure(rule, states[-2], moments[-1])
-    past = _find_past(moments, states)
+        _check_pure(rule, states[-2], inputs[-1])
+    past = _find_past(inputs, states)
     operations = {kind: count / steps for kind, count in observer.counts.items() if count}
     operations |= {kind: 1 for kind, found in (("noise", observer.noisy), ("past activity", past)) if found}
-    pending = any(rule.flush(state, moments[-1].weight).any() for state in states[-2:])
+    pending = any(rule.pending_gradient(state, inputs[-1].weight).any() for state in states[-2:])
     return observer, operations, past, pending
 
 
@@ -131,11 +131,11 @@ def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
         raise ValueError(f"rule {rule.name} gives another result from the same state: keep its memory in there")
 
 
-def _find_past(moments: list[StepInputs], states: list[State]) -> frozenset[str]:
+def _find_past(inputs: list[StepInputs], states: list[State]) -> frozenset[str]:
     """Return the tensors with numbers of steps before the last one as they were, or that shift along an axis."""
-    seen = [torch.cat([t.flatten() for t in (now.inputs, now.rates, now.slope, now.credit)]) for now in moments]
-    found, units = set(), moments[0].rates.shape[1]
-    for step in range(len(moments) // 2, len(moments)):
+    seen = [torch.cat([t.flatten() for t in (now.inputs, now.rates, now.slope, now.credit)]) for now in inputs]
+    found, units = set(), inputs[0].rates.shape[1]
+    for step in range(len(inputs) // 2, len(inputs)):
         old = torch.cat(seen[:step])
         old = old[~torch.isin(old, seen[step]) & (old != 0)]
         for name, tensor in states[step + 1].items():

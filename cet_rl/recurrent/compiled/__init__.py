@@ -1,4 +1,4 @@
-"""Online learning as compiled loops: what `cet_rl.recurrent.online` defines, without its cost per operation.
+"""Run online learning as compiled loops: what `cet_rl.recurrent.online` defines, without its cost per operation.
 
 `run` takes the place of `Online.run` where `supports` says so: for the built-in rules on a CPU. Each rule has a
 loop over steps (`loops.py`), compiled by numba for float32 or float64; here tensors become its arrays and back.
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.compiled import loops
-from cet_rl.recurrent.compiled.network import Array, Bridge, Data, Network
+from cet_rl.recurrent.compiled.network import Array, Data, DelayedTrace, Network
 from cet_rl.recurrent.delayed import Delayed, Readout, TraceFilter
 from cet_rl.recurrent.online import Memory, Online
 from cet_rl.recurrent.rules import built_in
@@ -47,24 +47,16 @@ _WINDOW = {"inputs": "btm->tbm", "slope": "btn->tbn", "credit": "btn->tbn"}
 _GUESS = {"A": "nq->qn", "A_copy": "nq->qn", "known": "bq->bq", "credit": "bn->bn"}
 _RATES = ("rate", "renewal")
 _KERNL = {"A": "nu->nu", "timescale": "n->n", "B": "bnm->bmn"}
-_NETWORK = {
-    **{"weight": "nm->mn", "weight_out": "oe->oe", "rates": "bn->bn"},
-    **{"pending": "nm->mn", "pending_out": "oe->oe"},
-}
-_SCRATCH = {
-    **{"inputs": "bm", "extended": "be", "slope": "bn", "readout": "bo"},
-    **{"error": "bo", "credit": "bn", "scaled": "bo"},
-}
+_KERNL |= {"perturbed": "bn->bn", "Omega": "bn->bn", "Gamma": "bn->bn"}
+_NETWORK = {"weight": "nm->mn", "weight_out": "oe->oe", "rates": "bn->bn"}
+_NETWORK |= {"pending": "nm->mn", "pending_out": "oe->oe"}
+_SCRATCH = {"inputs": "bm", "extended": "be", "slope": "bn", "readout": "bo"}
+_SCRATCH |= {"error": "bo", "credit": "bn", "scaled": "bo"}
 
 LOOPS: dict[type[Rule], Loop] = {
     built_in.FixedW: Loop(loops.fixed_w),
     built_in.RFLO: Loop(loops.rflo, {"B": "bnm->bmn"}),
-    built_in.KeRNL: Loop(
-        loops.kernl,
-        {**_KERNL, "perturbed": "bn->bn", "Omega": "bn->bn", "Gamma": "bn->bn"},
-        noise="n",
-        constants=("rate", "sigma"),
-    ),
+    built_in.KeRNL: Loop(loops.kernl, _KERNL, noise="n", constants=("rate", "sigma")),
     built_in.BPTT: Loop(loops.bptt, _WINDOW),
     built_in.FutureBPTT: Loop(loops.future_bptt, _WINDOW),
     built_in.RTRL: Loop(loops.rtrl, {"M": "bnmu->bmnu"}),
@@ -88,7 +80,7 @@ def supports(online: Online, memory: Memory) -> bool:
     if type(bare) not in LOOPS or kinds != (Online, RNNCell, Readout):
         return False
     late = [part for part in (rule, readout) if isinstance(part, Delayed | Readout) and part.filter is not None]
-    if any(type(part.filter) is not TraceFilter or part.arrival.jitter for part in late):
+    if any(type(part.filter) is not TraceFilter or part.delay.jitter for part in late):
         return False
     tensors = [*memory.named().values(), *([] if online.feedback is None else [online.feedback])]
     dtype = memory.weight.dtype
@@ -139,8 +131,8 @@ def run(
     with _blas().limit(limits=1):
         spec.run(
             _network(online, arrays, feedback, sizes),
-            _bridge(rule, arrays.get("rule.trace"), arrays.get("rule.signals"), arrays["weight"]),
-            _bridge(online.readout, arrays.get("readout.trace"), arrays.get("readout.errors"), arrays["weight"]),
+            _delay(rule, arrays.get("rule.trace"), arrays.get("rule.signals"), arrays["weight"]),
+            _delay(online.readout, arrays.get("readout.trace"), arrays.get("readout.errors"), arrays["weight"]),
             data,
             clock,
             tuple(arrays[f"rule.{name}"] for name in spec.layouts),
@@ -170,10 +162,10 @@ def _delay_sizes(part: Rule | Readout) -> dict[str, int]:
     """Return the lengths of a delay's axes; none where there is no delay."""
     if not isinstance(part, Delayed | Readout) or part.filter is None:
         return {}
-    return {"d": part.arrival.delay_steps, "l" if part.filter.transition is None else "s": part.filter.kept}
+    return {"d": part.delay.delay_steps, "l" if part.filter.transition is None else "s": part.filter.kept}
 
 
-def _bridge(part: Rule | Readout, trace: Array | None, signals: Array | None, weight: Array) -> Bridge | None:
+def _delay(part: Rule | Readout, trace: Array | None, signals: Array | None, weight: Array) -> DelayedTrace | None:
     """Return the trace in front of W or W_out for the loop, with scratch; None where there is no delay."""
     if trace is None or signals is None or not isinstance(part, Delayed | Readout) or part.filter is None:
         return None
@@ -185,7 +177,7 @@ def _bridge(part: Rule | Readout, trace: Array | None, signals: Array | None, we
     M, gains = np.array(M, dtype, order="C"), np.array(gains, dtype, order="C")
     product, recalled = np.zeros((len(M), width), dtype), np.zeros(width, dtype)
     lags, arrived = np.array([lag for lag, _ in taps], np.int64), np.zeros(signals.shape[1:], dtype)
-    return Bridge(trace, signals, M, gains, lags, product, recalled, arrived, np.zeros_like(weight))
+    return DelayedTrace(trace, signals, M, gains, lags, product, recalled, arrived, np.zeros_like(weight))
 
 
 def _network(online: Online, arrays: Mapping[str, Array], feedback: Array, sizes: Mapping[str, int]) -> Network:

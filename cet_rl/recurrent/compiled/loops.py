@@ -1,4 +1,4 @@
-"""A compiled loop for each learning rule: what `cet_rl.recurrent.rules` defines, step after step on one core.
+"""Compile a loop for each learning rule: what `cet_rl.recurrent.rules` defines, step after step on one core.
 
 Every loop takes the network, the traces for late errors in front of W and of W_out (or None), the data of T steps,
 the number of steps before them, the rule's tensors, and its constants, and changes arrays in place. Tensors lie as
@@ -13,48 +13,48 @@ import numpy as np
 
 from cet_rl.recurrent.compiled.network import (
     Array,
-    Bridge,
     Data,
+    DelayedTrace,
     Network,
     add_outer,
     add_recalled,
     advance,
     balance,
-    blend,
+    concatenate,
     copy,
     finish_step,
     forward,
-    gather,
+    inlined,
     jacobian,
-    length,
     loop,
-    part,
+    norm,
     recall,
     receive,
+    rho1_of,
     scale,
     tanh,
 )
 
 State = tuple[Array, ...]
-Trace = Bridge | None
+Delay = DelayedTrace | None
 
-NETWORK_DIGEST = "207d9032820ead92"
+NETWORK_DIGEST = "0d098b2c0aa54157"
 """First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
 
 
 @loop
-def fixed_w(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def fixed_w(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Train the output layer only."""
     for t in range(len(data.x)):
         forward(net, data, t)
         finish_step(net, output, clock, t)
 
 
-@part
-def add_traced(net: Network, bridge: Trace, B: Array, kept: Array, signal: Array, t: int) -> None:
+@inlined
+def add_traced(net: Network, delay: Delay, B: Array, kept: Array, signal: Array, t: int) -> None:
     """Update B_ij ← κ_i B_ij + e_ij and add G_ij = s_i B_ij, or through a trace; `signal` is overwritten."""
     inputs, slope, gradient = net.inputs, net.slope, net.pending
-    if bridge is None:
+    if delay is None:
         for b in range(B.shape[0]):
             for i in range(B.shape[2]):
                 signal[b, i] *= net.share
@@ -65,18 +65,18 @@ def add_traced(net: Network, bridge: Trace, B: Array, kept: Array, signal: Array
                     B[b, j, i] = eligibility
                     gradient[j, i] += signal[b, i] * eligibility
     else:
-        receive(bridge, signal, net.share, t)
+        receive(delay, signal, net.share, t)
         for b in range(B.shape[0]):
             for j in range(B.shape[1]):
                 x = inputs[b, j]
                 for i in range(B.shape[2]):
                     B[b, j, i] = kept[i] * B[b, j, i] + x * slope[b, i]
-            recall(bridge, b, B[b], t)
-            add_recalled(net, bridge, b)
+            recall(delay, b, B[b], t)
+            add_recalled(net, delay, b)
 
 
 @loop
-def rflo(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def rflo(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run RFLO: B ← (1 - α) B + e; G_ij = c̄_i B_ij."""
     kept = np.empty_like(net.credit[0])
     for i in range(len(kept)):
@@ -88,10 +88,12 @@ def rflo(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
 
 
 @loop
-def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+def kernl(
+    net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, constants: Any
+) -> None:
     """Run KeRNL: perturb a copy, learn A and the time scales, filter e; G_ij = (c̄ A)_i B_ij."""
     A, timescale, B, perturbed, omega, gamma = state
-    rate, sigma = own
+    rate, sigma = constants
     slope, share = net.slope, net.share
     entering, flank, kept = np.empty_like(net.inputs), np.empty_like(slope), np.empty_like(timescale)
     missed, faster, signal = np.empty_like(slope), np.empty_like(slope), np.empty_like(slope)
@@ -104,7 +106,7 @@ def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
             kept[i] = one - timescale[i]
             if kept[i] < zero:
                 kept[i] = zero
-        gather(entering, perturbed, data.x[t])
+        concatenate(entering, perturbed, data.x[t])
         advance(net.weight, entering, perturbed, flank, net.alpha, net.is_tanh)
         for b in range(batch):
             for i in range(n):
@@ -131,7 +133,7 @@ def kernl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
 
 
 @loop
-def rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def rtrl(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run RTRL: M ← J M + e, the rows of one input at a time so that they stay in cache."""
     (M,) = state
     slope, n = net.slope, net.slope.shape[1]
@@ -153,7 +155,7 @@ def rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         finish_step(net, output, clock, t)
 
 
-@part
+@inlined
 def remember(net: Network, state: State, t: int) -> tuple[int, int]:
     """Write the newest step over the oldest; return the length of the window and that place."""
     inputs, slope, credit = state
@@ -166,7 +168,7 @@ def remember(net: Network, state: State, t: int) -> tuple[int, int]:
 
 
 @loop
-def bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def bptt(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run BPTT: go back through a window at its end, newest step first."""
     inputs, slope, credit = state
     arriving, signal, product = np.empty_like(credit[0]), np.empty_like(credit[0]), np.empty_like(credit[0])
@@ -196,7 +198,7 @@ def bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
 
 
 @loop
-def future_bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def future_bptt(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run future-facing BPTT: add a step's credit to all of its window; take the oldest step's gradient."""
     inputs, slope, credit = state
     arriving, signal, product = np.empty_like(credit[0]), np.empty_like(credit[0]), np.empty_like(credit[0])
@@ -224,7 +226,7 @@ def future_bptt(net: Network, hidden: Trace, output: Trace, data: Data, clock: i
 
 
 @loop
-def uoro(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def uoro(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run UORO: A ← ρ0 J A + ρ1 ν; B ← B/ρ0 + ν_i e_ij/ρ1; G = (c̄ · A) B."""
     A, B = state
     slope, inputs, gradient = net.slope, net.inputs, net.pending
@@ -237,25 +239,25 @@ def uoro(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         for b in range(batch):
             for i in range(n):
                 product[b, i] = net.leak * A[b, i] + slope[b, i] * product[b, i]
-            kept = balance(length(B[b]), length(product[b : b + 1]), one)
-            taken = blend(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
+            rho0 = balance(norm(B[b]), norm(product[b : b + 1]), one)
+            rho1 = rho1_of(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
             signal = net.share * net.weight.dtype.type(0)
             for i in range(n):
-                A[b, i] = kept * product[b, i] + taken * noise[b, i]
+                A[b, i] = rho0 * product[b, i] + rho1 * noise[b, i]
                 signal += net.share * net.credit[b, i] * A[b, i]
-                gain[i] = noise[b, i] * slope[b, i] / taken
-            kept = one / kept
+                gain[i] = noise[b, i] * slope[b, i] / rho1
+            shrink = one / rho0
             for j in range(B.shape[1]):
                 x = inputs[b, j]
                 for i in range(n):
-                    synapse = kept * B[b, j, i] + x * gain[i]
+                    synapse = shrink * B[b, j, i] + x * gain[i]
                     B[b, j, i] = synapse
                     gradient[j, i] += signal * synapse
         finish_step(net, output, clock, t)
 
 
 @loop
-def kf_rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def kf_rtrl(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run KF-RTRL: A_j ← ν0 ρ0 A_j + ν1 ρ1 r̂_j; B ← ν0 J B/ρ0 + ν1 diag(D)/ρ1; G = (c̄ B) A."""
     A, B = state
     slope, inputs = net.slope, net.inputs
@@ -264,17 +266,17 @@ def kf_rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, 
     for t in range(len(data.x)):
         forward(net, data, t)
         for b in range(batch):
-            first, second = data.noise[t, b, 0], data.noise[t, b, 1]
+            nu0, nu1 = data.noise[t, b, 0], data.noise[t, b, 1]
             jacobian(net.weight, slope[b], net.leak, transposed)
             np.dot(B[b], transposed, product)
-            kept = balance(length(product), length(A[b : b + 1]), one)
-            taken = balance(length(slope[b : b + 1]), length(inputs[b : b + 1]), one)
+            rho0 = balance(norm(product), norm(A[b : b + 1]), one)
+            rho1 = balance(norm(slope[b : b + 1]), norm(inputs[b : b + 1]), one)
             for j in range(A.shape[1]):
-                A[b, j] = first * kept * A[b, j] + second * taken * inputs[b, j]
+                A[b, j] = nu0 * rho0 * A[b, j] + nu1 * rho1 * inputs[b, j]
             for i in range(n):
                 for k in range(n):
-                    B[b, i, k] = first / kept * product[i, k]
-                B[b, i, i] += second / taken * slope[b, i]
+                    B[b, i, k] = nu0 / rho0 * product[i, k]
+                B[b, i, i] += nu1 / rho1 * slope[b, i]
             np.dot(B[b], net.credit[b], signal[b])
         scale(signal, net.share)
         add_outer(A, signal, net.pending)
@@ -282,7 +284,7 @@ def kf_rtrl(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, 
 
 
 @loop
-def r_kf(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, _: Any) -> None:
+def r_kf(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, _: Any) -> None:
     """Run R-KF: A_i ← ρ0 A_i + ρ1 ν_i; B ← J B/ρ0 + ν_k e_kj/ρ1; G = A (c̄ B)."""
     A, B = state
     slope, inputs = net.slope, net.inputs
@@ -295,17 +297,17 @@ def r_kf(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         for b in range(batch):
             jacobian(net.weight, slope[b], net.leak, transposed)
             np.dot(B[b], transposed, product)
-            kept = balance(length(product), length(A[b : b + 1]), one)
-            taken = blend(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
+            rho0 = balance(norm(product), norm(A[b : b + 1]), one)
+            rho1 = rho1_of(noise[b : b + 1], slope[b : b + 1], inputs[b : b + 1])
             gain = scaled[b]
             for i in range(n):
-                A[b, i] = kept * A[b, i] + taken * noise[b, i]
-                gain[i] = noise[b, i] * slope[b, i] / taken
-            kept = one / kept
+                A[b, i] = rho0 * A[b, i] + rho1 * noise[b, i]
+                gain[i] = noise[b, i] * slope[b, i] / rho1
+            shrink = one / rho0
             for j in range(B.shape[1]):
                 x = inputs[b, j]
                 for k in range(n):
-                    B[b, j, k] = kept * product[j, k] + x * gain[k]
+                    B[b, j, k] = shrink * product[j, k] + x * gain[k]
             np.dot(B[b], net.credit[b], signal[b])
             for i in range(n):
                 scaled[b, i] = net.share * A[b, i]
@@ -313,20 +315,20 @@ def r_kf(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, sta
         finish_step(net, output, clock, t)
 
 
-@part
+@inlined
 def guess(net: Network, label: Array, A_copy: Array, known: Array, guessed: Array) -> None:
     """Write r̃ = [r; y*; 1] and A⁻ r̃."""
-    gather(known, net.rates, label)
+    concatenate(known, net.rates, label)
     np.dot(known, A_copy, guessed)
 
 
-@part
+@inlined
 def learn_guess(
-    net: Network, state: State, own: Any, known: Array, target: Array, signal: Array, step: int
+    net: Network, state: State, constants: Any, known: Array, target: Array, signal: Array, step: int
 ) -> None:
     """Move A towards its target, renew its copy every few steps, and write A r̃ to `signal`."""
     A, A_copy, before, credit_before = state[:4]
-    rate, renewal = own[0], own[1]
+    rate, renewal = constants[0], constants[1]
     np.dot(before, A, signal)
     for b in range(signal.shape[0]):
         for i in range(signal.shape[1]):
@@ -339,27 +341,27 @@ def learn_guess(
         copy(A, A_copy)
 
 
-@part
-def add_guessed(net: Network, bridge: Trace, signal: Array, t: int) -> None:
+@inlined
+def add_guessed(net: Network, delay: Delay, signal: Array, t: int) -> None:
     """Add G_ij = (A r̃)_i e_ij, or through a trace; `signal` is overwritten."""
     inputs, slope = net.inputs, net.slope
-    if bridge is None:
+    if delay is None:
         for b in range(slope.shape[0]):
             for i in range(slope.shape[1]):
                 signal[b, i] *= net.share * slope[b, i]
         add_outer(inputs, signal, net.pending)
     else:
-        receive(bridge, signal, net.share, t)
+        receive(delay, signal, net.share, t)
         for b in range(slope.shape[0]):
             for j in range(inputs.shape[1]):
                 for i in range(slope.shape[1]):
-                    bridge.eligibility[j, i] = inputs[b, j] * slope[b, i]
-            recall(bridge, b, bridge.eligibility, t)
-            add_recalled(net, bridge, b)
+                    delay.eligibility[j, i] = inputs[b, j] * slope[b, i]
+            recall(delay, b, delay.eligibility, t)
+            add_recalled(net, delay, b)
 
 
 @loop
-def dni(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+def dni(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, constants: Any) -> None:
     """Run DNI: the target of A is c* = c̄_{t-1} + (A⁻ r̃_t) J_t."""
     known = np.empty_like(state[2])
     guessed, target, signal = np.empty_like(net.slope), np.empty_like(net.slope), np.empty_like(net.slope)
@@ -374,13 +376,15 @@ def dni(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, stat
         for b in range(batch):
             for i in range(n):
                 target[b, i] += net.leak * guessed[b, i]
-        learn_guess(net, state, own, known, target, signal, clock + t)
+        learn_guess(net, state, constants, known, target, signal, clock + t)
         add_guessed(net, hidden, signal, t)
         finish_step(net, output, clock, t)
 
 
 @loop
-def dni_b(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, state: State, own: Any) -> None:
+def dni_b(
+    net: Network, hidden: Delay, output: Delay, data: Data, clock: int, state: State, constants: Any
+) -> None:
     """Run DNI(b): 𝒥 learns first; the target of A is c* = c̄_{t-1} + tanh(A⁻ r̃_t) 𝒥."""
     known, J = np.empty_like(state[2]), state[4]
     guessed, target, signal = np.empty_like(net.slope), np.empty_like(net.slope), np.empty_like(net.slope)
@@ -392,10 +396,10 @@ def dni_b(net: Network, hidden: Trace, output: Trace, data: Data, clock: int, st
         np.dot(before, J.T, signal)
         for b in range(batch):
             for i in range(n):
-                signal[b, i] = own[2] * net.share * (net.rates[b, i] - signal[b, i])
+                signal[b, i] = constants[2] * net.share * (net.rates[b, i] - signal[b, i])
         add_outer(signal, before, J)
         tanh(guessed)
         np.dot(guessed, J, target)
-        learn_guess(net, state, own, known, target, signal, clock + t)
+        learn_guess(net, state, constants, known, target, signal, clock + t)
         add_guessed(net, hidden, signal, t)
         finish_step(net, output, clock, t)

@@ -31,10 +31,10 @@ OPTIONS: dict[str, Any] = {
     "no_cfunc_wrapper": True,
 }
 
-inner: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, **OPTIONS)
+called: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, **OPTIONS)
 """Compile a function into the loops that call it."""
 
-part: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, inline="always", **OPTIONS)
+inlined: Callable[[Function], Function] = _njit(no_cpython_wrapper=True, inline="always", **OPTIONS)
 """Inline a part of a loop before it is compiled: calls would count references to all arrays of a tuple."""
 
 
@@ -68,7 +68,7 @@ class Network(NamedTuple):
     update_every: int  # steps between updates
 
 
-class Bridge(NamedTuple):
+class DelayedTrace(NamedTuple):
     """Hold a trace and the signals on their way, for w synapses a sequence (`cet_rl.recurrent.delayed`)."""
 
     trace: Array  # its K states, or as a ring the K past eligibilities of a delay line, shape (B, K, …), w in all
@@ -91,10 +91,10 @@ class Data(NamedTuple):
     losses: Array
 
 
-@part
+@inlined
 def forward(net: Network, data: Data, t: int) -> None:
     """Advance the network by one step: r̂, r, D, z, error and credit, and the mean loss of the sequences."""
-    gather(net.inputs, net.rates, data.x[t])
+    concatenate(net.inputs, net.rates, data.x[t])
     advance(net.weight, net.inputs, net.rates, net.slope, net.alpha, net.is_tanh)
     read(net.weight_out, net.rates, net.extended, net.readout)
     if net.is_softmax:
@@ -111,7 +111,7 @@ def forward(net: Network, data: Data, t: int) -> None:
                 net.credit[b, i] += missed * net.feedback[k, i]
 
 
-@inner
+@called
 def copy(source: Array, target: Array) -> None:
     """Write a matrix over another."""
     for row in range(target.shape[0]):
@@ -119,7 +119,7 @@ def copy(source: Array, target: Array) -> None:
             target[row, i] = source[row, i]
 
 
-@inner
+@called
 def scale(matrix: Array, factor: float) -> None:
     """Multiply a matrix by a number, in place."""
     for row in range(matrix.shape[0]):
@@ -127,8 +127,8 @@ def scale(matrix: Array, factor: float) -> None:
             matrix[row, i] *= factor
 
 
-@inner
-def gather(inputs: Array, rates: Array, x: Array) -> None:
+@called
+def concatenate(inputs: Array, rates: Array, x: Array) -> None:
     """Write r̂ = [r; x; 1]."""
     n, entering = rates.shape[1], x.shape[1]
     for b in range(rates.shape[0]):
@@ -139,7 +139,7 @@ def gather(inputs: Array, rates: Array, x: Array) -> None:
         inputs[b, n + entering] = 1
 
 
-@inner
+@called
 def advance(weight: Array, inputs: Array, rates: Array, slope: Array, alpha: float, is_tanh: bool) -> None:
     """Replace r by that of the next step, and write D."""
     np.dot(inputs, weight, slope)
@@ -153,7 +153,7 @@ def advance(weight: Array, inputs: Array, rates: Array, slope: Array, alpha: flo
             slope[b, i] = alpha * (one - active * active) if is_tanh else alpha
 
 
-@inner
+@called
 def read(weight_out: Array, rates: Array, extended: Array, readout: Array) -> None:
     """Write [r; 1] and z = W_out [r; 1]."""
     n = rates.shape[1]
@@ -168,7 +168,7 @@ def read(weight_out: Array, rates: Array, extended: Array, readout: Array) -> No
             readout[b, k] = total
 
 
-@inner
+@called
 def cross_entropy(z: Array, label: Array, error: Array) -> Any:
     """Write softmax(z) - y* and return the sum of the losses in nats."""
     zero = z.dtype.type(0)
@@ -189,7 +189,7 @@ def cross_entropy(z: Array, label: Array, error: Array) -> Any:
     return loss
 
 
-@inner
+@called
 def squared_error(z: Array, label: Array, error: Array) -> Any:
     """Write z - y* and return the sum of the losses, half the mean squared error each."""
     number = z.dtype.type
@@ -202,7 +202,7 @@ def squared_error(z: Array, label: Array, error: Array) -> Any:
     return number(0.5) * total / number(z.shape[1])
 
 
-@inner
+@called
 def add_outer(left: Array, right: Array, total: Array) -> None:
     """Add the outer products of the rows of left and right: (B, p) and (B, q) to (p, q)."""
     rows, four = left.shape[0], left.shape[0] // 4 * 4
@@ -219,7 +219,7 @@ def add_outer(left: Array, right: Array, total: Array) -> None:
                 total[p, q] += x0 * right[b, q]
 
 
-@inner
+@called
 def jacobian(weight: Array, slope: Array, leak: float, transposed: Array) -> None:
     """Write Jᵀ of one sequence: J_kl = (1 - α) δ_kl + D_k W_kl, for D of shape (n,)."""
     n = slope.shape[0]
@@ -229,14 +229,14 @@ def jacobian(weight: Array, slope: Array, leak: float, transposed: Array) -> Non
         transposed[source, source] += leak
 
 
-@inner
-def length(matrix: Array) -> float:
+@called
+def norm(matrix: Array) -> float:
     """Return the Frobenius norm."""
     flat = matrix.reshape(matrix.size)
     return math.sqrt(np.dot(flat, flat))
 
 
-@inner
+@called
 def balance(grown: float, shrunk: float, one: float) -> float:
     """Return the root of the ratio, or `one`, of the arrays' type, where that is 0/0 or infinite."""
     if not (grown > 0 and shrunk > 0):
@@ -245,8 +245,8 @@ def balance(grown: float, shrunk: float, one: float) -> float:
     return ratio if math.isfinite(ratio) else one
 
 
-@inner
-def blend(noise: Array, slope: Array, inputs: Array) -> float:
+@called
+def rho1_of(noise: Array, slope: Array, inputs: Array) -> float:
     """Return ρ1 = √(‖ν ⊙ e‖ / √n) of one sequence, for rows (1, n) and (1, m)."""
     number, n = slope.dtype.type, slope.shape[1]
     total = number(0)
@@ -254,30 +254,30 @@ def blend(noise: Array, slope: Array, inputs: Array) -> float:
         noisy = noise[0, i] * slope[0, i]
         total += noisy * noisy
     # An outer product is as long as its factors are, multiplied.
-    return balance(math.sqrt(total) * length(inputs), math.sqrt(number(n)), number(1))
+    return balance(math.sqrt(total) * norm(inputs), math.sqrt(number(n)), number(1))
 
 
-@part
-def finish_step(net: Network, bridge: Bridge | None, clock: int, t: int) -> None:
+@inlined
+def finish_step(net: Network, delay: DelayedTrace | None, clock: int, t: int) -> None:
     """Add the gradient of W_out, and update both weights where it is time."""
-    if bridge is None:
+    if delay is None:
         for b in range(net.error.shape[0]):
             for k in range(net.error.shape[1]):
                 net.scaled[b, k] = net.share * net.error[b, k]
         add_outer(net.scaled, net.extended, net.pending_out)
     else:
-        receive(bridge, net.error, net.share, t)
+        receive(delay, net.error, net.share, t)
         for b in range(net.error.shape[0]):
-            recall(bridge, b, net.extended[b : b + 1], t)
+            recall(delay, b, net.extended[b : b + 1], t)
             for k in range(net.pending_out.shape[0]):
                 for i in range(net.pending_out.shape[1]):
-                    net.pending_out[k, i] += bridge.arrived[b, k] * bridge.recalled[i]
+                    net.pending_out[k, i] += delay.arrived[b, k] * delay.recalled[i]
     if (clock + t + 1) % net.update_every == 0:
         descend(net.weight, net.pending, net.lr)
         descend(net.weight_out, net.pending_out, net.lr)
 
 
-@inner
+@called
 def descend(weight: Array, gradient: Array, rate: float) -> None:
     """Take a step of gradient descent and clear the gradient."""
     for j in range(weight.shape[0]):
@@ -286,26 +286,26 @@ def descend(weight: Array, gradient: Array, rate: float) -> None:
             gradient[j, i] = 0
 
 
-@inner
-def receive(bridge: Bridge, signal: Array, share: float, t: int) -> None:
+@called
+def receive(delay: DelayedTrace, signal: Array, share: float, t: int) -> None:
     """Send off a step's signals, (B, width), and write those of D steps ago, times `share`, to `arrived`."""
-    delay = bridge.signals.shape[0]
-    place = t % delay if delay else 0
+    steps = delay.signals.shape[0]
+    place = t % steps if steps else 0
     for b in range(signal.shape[0]):
         for i in range(signal.shape[1]):
-            if delay:
-                bridge.arrived[b, i] = share * bridge.signals[place, b, i]
-                bridge.signals[place, b, i] = signal[b, i]
+            if steps:
+                delay.arrived[b, i] = share * delay.signals[place, b, i]
+                delay.signals[place, b, i] = signal[b, i]
             else:
-                bridge.arrived[b, i] = share * signal[b, i]
+                delay.arrived[b, i] = share * signal[b, i]
 
 
-@inner
-def recall(bridge: Bridge, b: int, eligibility: Array, t: int) -> None:
+@called
+def recall(delay: DelayedTrace, b: int, eligibility: Array, t: int) -> None:
     """Put one sequence's eligibility, (rows, columns), into the trace, and write what it gives to `recalled`."""
     rows, columns = eligibility.shape
-    M, gains, recalled, product = bridge.M, bridge.gains, bridge.recalled, bridge.product
-    states = bridge.trace[b].reshape(bridge.trace.shape[1], rows * columns)
+    M, gains, recalled, product = delay.M, delay.gains, delay.recalled, delay.product
+    states = delay.trace[b].reshape(delay.trace.shape[1], rows * columns)
     kept = states.shape[0]
     for i in range(rows * columns):
         recalled[i] = 0
@@ -322,7 +322,7 @@ def recall(bridge: Bridge, b: int, eligibility: Array, t: int) -> None:
         return
     # What was `lag` steps ago lies `lag` places back in the ring; the newest takes the place of the oldest.
     for tap in range(gains.shape[1]):
-        value, lag = gains[0, tap], bridge.lags[tap]
+        value, lag = gains[0, tap], delay.lags[tap]
         past = (t - lag) % kept if lag else 0
         for row in range(rows):
             for i in range(columns):
@@ -334,13 +334,13 @@ def recall(bridge: Bridge, b: int, eligibility: Array, t: int) -> None:
             states[newest, row * columns + i] = eligibility[row, i]
 
 
-@inner
-def add_recalled(net: Network, bridge: Bridge, b: int) -> None:
+@called
+def add_recalled(net: Network, delay: DelayedTrace, b: int) -> None:
     """Add G_ij = s_i c_ij of one sequence, for the signals that have arrived and what the trace has recalled."""
     columns = net.pending.shape[1]
     for j in range(net.pending.shape[0]):
         for i in range(columns):
-            net.pending[j, i] += bridge.arrived[b, i] * bridge.recalled[j * columns + i]
+            net.pending[j, i] += delay.arrived[b, i] * delay.recalled[j * columns + i]
 
 
 # --- tanh ------------------------------------------------------------------------------------------------------

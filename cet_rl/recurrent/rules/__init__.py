@@ -1,4 +1,4 @@
-"""The registry of learning rules."""
+"""Register learning rules by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.rules import built_in
 from cet_rl.recurrent.rules.base import Rule
-from cet_rl.runs.plugins import first_sentence, import_attribute, load_plugins
+from cet_rl.runs.plugins import check_defined, check_name, first_sentence, import_attribute, load_plugins
 from cet_rl.runs.values import named_values, unknown
 
 
@@ -63,12 +63,8 @@ def _check(kind: object) -> None:
     """Raise ValueError unless `kind` is a class of rules that can be built by name."""
     if not (isinstance(kind, type) and issubclass(kind, Rule)):
         raise ValueError(f"{kind!r} is no subclass of cet_rl.recurrent.Rule")
-    missing = sorted(getattr(kind, "__abstractmethods__", ()))
-    if missing:
-        raise ValueError(f"{kind.__name__} does not define {', '.join(missing)}")
-    name = getattr(kind, "name", None)
-    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-        raise ValueError(f"{kind.__name__} needs a name of letters, digits, - and _, got {name!r}")
+    check_defined(kind, kind.__name__)
+    check_name(getattr(kind, "name", None), kind.__name__)
     for parameter in _parameters(kind):
         default = parameter.default
         if default is not None and (isinstance(default, bool) or not isinstance(default, (int, float))):

@@ -70,14 +70,14 @@ class Rule(ABC):
     def __init__(self, cell: RNNCell) -> None:
         self.cell = cell
 
-    def number(self, name: str, value: float, *, positive: bool = False) -> float:
+    def checked_number(self, name: str, value: float, *, positive: bool = False) -> float:
         """Return an option; raise ValueError unless it is finite and positive, or zero where that is allowed."""
         if not math.isfinite(value) or value < 0 or (positive and value == 0):
             least = "positive" if positive else "zero or positive"
             raise ValueError(f"{name} of {self.name} must be {least}, got {value:g}")
         return value
 
-    def count(self, name: str, value: int) -> int:
+    def checked_count(self, name: str, value: int) -> int:
         """Return an option; raise ValueError unless it is a whole number from one on."""
         check_whole(value, f"{name} of {self.name}", at_least=1)
         return value
@@ -105,17 +105,17 @@ class Rule(ABC):
         The given state is not modified. Learning subtracts the gradient.
         """
 
-    def flush(self, state: State, weight: Tensor) -> Tensor:
+    def pending_gradient(self, state: State, weight: Tensor) -> Tensor:
         """Return the gradient that is pending after the last step, shape (n, m); zero unless the rule waits."""
         return torch.zeros_like(weight)
 
-    def total(self, state: State, moments: Sequence[StepInputs]) -> Tensor:
+    def total(self, state: State, inputs: Sequence[StepInputs]) -> Tensor:
         """Return the sum of the gradients of steps with the same W, with the one that is pending at the end."""
-        gradient = torch.zeros_like(moments[0].weight)
-        for now in moments:
+        gradient = torch.zeros_like(inputs[0].weight)
+        for now in inputs:
             state, new = self.step(state, now)
             gradient = gradient + new
-        return gradient + self.flush(state, moments[-1].weight)
+        return gradient + self.pending_gradient(state, inputs[-1].weight)
 
 
 class SeparableRule(Rule):

@@ -1,4 +1,4 @@
-"""The rules that come with the package. Where a method has no docstring, that of its base class holds."""
+"""Define the rules that come with the package. Where a method has no docstring, that of its base class holds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Unrolled(Rule):
 
     def __init__(self, cell: RNNCell, window: int = 20) -> None:
         super().__init__(cell)
-        self.window = self.count("window", window)
+        self.window = self.checked_count("window", window)
 
     @property
     def first_gradient(self) -> int:
@@ -65,8 +65,7 @@ class _Unrolled(Rule):
         return {name: weight.new_zeros(batch, self.window, width) for name, width in shapes.items()}
 
     def _remember(self, state: State, now: StepInputs) -> State:
-        new = {"inputs": now.inputs, "slope": now.slope, "credit": now.credit}
-        return {name: torch.cat([state[name][:, 1:], new[name][:, None]], dim=1) for name in new}
+        return {name: torch.cat([old[:, 1:], getattr(now, name)[:, None]], dim=1) for name, old in state.items()}
 
 
 class BPTT(_Unrolled):
@@ -84,10 +83,10 @@ class BPTT(_Unrolled):
         state = self._remember(state, now)
         if (now.clock + 1) % self.window:
             return state, torch.zeros_like(now.weight)
-        gradient = self.flush(state, now.weight)
+        gradient = self.pending_gradient(state, now.weight)
         return {name: torch.zeros_like(tensor) for name, tensor in state.items()}, gradient
 
-    def flush(self, state: State, weight: Tensor) -> Tensor:
+    def pending_gradient(self, state: State, weight: Tensor) -> Tensor:
         """Return the gradient of the window as far as it has come."""
         inputs, slope, credit = state["inputs"], state["slope"], state["credit"]
         arriving, signals = credit[:, -1], []
@@ -119,7 +118,7 @@ class FutureBPTT(_Unrolled):
         signal = state["credit"][:, 0] * state["slope"][:, 0]
         return state, signal.mT @ state["inputs"][:, 0] / len(signal)
 
-    def flush(self, state: State, weight: Tensor) -> Tensor:
+    def pending_gradient(self, state: State, weight: Tensor) -> Tensor:
         """Return the gradient of the T - 1 steps that still wait."""
         signal = (state["credit"] * state["slope"])[:, 1:]
         return torch.einsum("bti,btj->ij", signal, state["inputs"][:, 1:]) / len(signal)
@@ -180,8 +179,8 @@ class KeRNL(SeparableRule):
 
     def __init__(self, cell: RNNCell, rate: float = 1e-3, sigma: float = 1e-3, timescale: float = 0.8) -> None:
         super().__init__(cell)
-        self.rate, self.timescale = self.number("rate", rate), self.number("timescale", timescale)
-        self.sigma = self.number("sigma", sigma, positive=True)
+        self.rate, self.timescale = self.checked_number("rate", rate), self.checked_number("timescale", timescale)
+        self.sigma = self.checked_number("sigma", sigma, positive=True)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start at A = I, every α_i at its start, r̃ = r_0, all else 0."""
@@ -238,7 +237,7 @@ class _Stochastic(Rule):
 
     def __init__(self, cell: RNNCell, start: float = 1.0) -> None:
         super().__init__(cell)
-        self.start = self.number("start", start)
+        self.start = self.checked_number("start", start)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Draw A and B."""
@@ -250,7 +249,7 @@ class _Stochastic(Rule):
         """Draw ν, a sign for each unit: shape (T, B, n)."""
         return draw_signs((steps, batch, self.cell.units), generator)
 
-    def _blend(self, projected: Tensor) -> Tensor:
+    def _rho1(self, projected: Tensor) -> Tensor:
         """Return ρ1 = √(‖ν ⊙ e‖ / √n) of each sequence; 1 where nothing comes in. Shape (B,)."""
         return balance(projected, projected.new_ones(len(projected), self.cell.units))
 
@@ -267,9 +266,9 @@ class UORO(_Stochastic):
         assert now.noise is not None
         pushed = self.cell.jacobian_vector(now.weight, now.slope, state["A"])
         projected = now.noise[:, :, None] * immediate(now)
-        kept, taken = balance(state["B"], pushed), self._blend(projected)
-        units = kept[:, None] * pushed + taken[:, None] * now.noise
-        synapses = state["B"] / kept[:, None, None] + projected / taken[:, None, None]
+        rho0, rho1 = balance(state["B"], pushed), self._rho1(projected)
+        units = rho0[:, None] * pushed + rho1[:, None] * now.noise
+        synapses = state["B"] / rho0[:, None, None] + projected / rho1[:, None, None]
         signal = (now.credit * units).sum(1)
         return {"A": units, "B": synapses}, torch.einsum("b,bij->ij", signal, synapses) / len(signal)
 
@@ -288,12 +287,12 @@ class KFRTRL(_Stochastic):
 
     def step(self, state: State, now: StepInputs) -> tuple[State, Tensor]:
         assert now.noise is not None
-        first, second = now.noise[:, :1], now.noise[:, 1:]
+        nu0, nu1 = now.noise[:, :1], now.noise[:, 1:]
         pushed = self.cell.jacobian_vector(now.weight, now.slope, state["B"])
-        kept, taken = balance(pushed, state["A"])[:, None], balance(now.slope, now.inputs)[:, None]
-        columns = first * kept * state["A"] + second * taken * now.inputs
-        units = (first / kept)[:, :, None] * pushed
-        units = units + torch.diag_embed(second / taken * now.slope)
+        rho0, rho1 = balance(pushed, state["A"])[:, None], balance(now.slope, now.inputs)[:, None]
+        columns = nu0 * rho0 * state["A"] + nu1 * rho1 * now.inputs
+        units = (nu0 / rho0)[:, :, None] * pushed
+        units = units + torch.diag_embed(nu1 / rho1 * now.slope)
         signal = torch.einsum("bik,bk->bi", units, now.credit)
         return {"A": columns, "B": units}, signal.mT @ columns / len(signal)
 
@@ -310,9 +309,9 @@ class RKF(_Stochastic):
         assert now.noise is not None
         pushed = self.cell.jacobian_vector(now.weight, now.slope, state["B"])
         projected = (now.noise[:, :, None] * immediate(now)).mT
-        kept, taken = balance(pushed, state["A"]), self._blend(projected)
-        units = kept[:, None] * state["A"] + taken[:, None] * now.noise
-        columns = pushed / kept[:, None, None] + projected / taken[:, None, None]
+        rho0, rho1 = balance(pushed, state["A"]), self._rho1(projected)
+        units = rho0[:, None] * state["A"] + rho1[:, None] * now.noise
+        columns = pushed / rho0[:, None, None] + projected / rho1[:, None, None]
         signal = torch.einsum("bjk,bk->bj", columns, now.credit)
         return {"A": units, "B": columns}, units.mT @ signal / len(signal)
 
@@ -335,7 +334,7 @@ class DNI(SeparableRule):
 
     def __init__(self, cell: RNNCell, rate: float = 1e-2, renewal: int = 5) -> None:
         super().__init__(cell)
-        self.rate, self.renewal = self.number("rate", rate), self.count("renewal", renewal)
+        self.rate, self.renewal = self.checked_number("rate", rate), self.checked_count("renewal", renewal)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start at a random A, a copy of it, r̃ = [r_0; 0; 1] and no credit."""
@@ -388,7 +387,7 @@ class DNIb(DNI):
         self, cell: RNNCell, rate: float = 1e-2, jacobian_rate: float | None = None, renewal: int = 5
     ) -> None:
         super().__init__(cell, rate, renewal)
-        self.jacobian_rate = self.number("jacobian_rate", rate if jacobian_rate is None else jacobian_rate)
+        self.jacobian_rate = self.checked_number("jacobian_rate", rate if jacobian_rate is None else jacobian_rate)
 
     def init_state(self, weight: Tensor, rates: Tensor, generator: torch.Generator | None = None) -> State:
         """Start as DNI does, with 𝒥 = W_rec."""

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from cet_rl.report.names import rule_name
-from cet_rl.report.reading import ALIGNMENT, FloatArray, Run, logged
+from cet_rl.report.reading import ALIGNMENT, Run, logged
 from cet_rl.report.statistics import LEVEL, Contrast, Measure, Order, contrast, order_test, presentation_of
 from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.folder import MetricsTable
+from cet_rl.traces.base import FloatArray
 from cet_rl.traces.registry import find_trace
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
 
@@ -192,9 +193,9 @@ def _value(config: RunConfig, name: str) -> object:
     """Return an option; for "trace" and "order" those of the trace that is built."""
     trace = config.trace_config
     if name == "trace":
-        return "et" if trace.kind == "cet" and trace.states == 1 else trace.kind
+        return "et" if trace.kind == "cet" and trace.order_or_default == 1 else trace.kind
     if name == "order":
-        return trace.states
+        return trace.order_or_default
     return getattr(config, name, None)
 
 
