@@ -50,7 +50,7 @@ def test_every_row_is_a_configuration_that_is_found(table):
         assert values == {"task": task, **row.values}
         assert line == f"paper, Table {table.table}: {task}, {row.describe()}"
         config = build_config({"task": task}, values)
-        assert config.trace_config.states == (DEFAULT_ORDER if row.order is None else row.order)
+        assert config.trace_config.order_or_default == (DEFAULT_ORDER if row.order is None else row.order)
         command = [task, "--config", "paper", "--delay", f"{row.delay:g}", *["--stacked"] * table.stacked]
         parsed = parse_arguments([*command, *(["--order", str(row.order)] if row.order else [])])
         assert (parsed.config, parsed.note) == (config, line)

@@ -114,7 +114,7 @@ def paper_row(
     tables = {name: table for table in paper_tables() if table.stacked == stacked for name in table.tasks}
     if task not in tables:
         raise ValueError(f"the paper has no table for {task} at {scale}: it has {', '.join(tables)}")
-    states = {"cet": wanted.states, "et": 1, "none": None}[wanted.kind]
+    states = {"cet": wanted.order_or_default, "et": 1, "none": None}[wanted.kind]
     row = tables[task].find(task, delay, states)
     values = {"task": task, **row.values} | ({"trace": trace} if trace == "et" else {})
     return values, f"paper, Table {tables[task].table}: {task}, {row.describe()}"

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cet_rl.report.reading import FloatArray, read_columns
+from cet_rl.report.reading import read_columns
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, failure_reason
+from cet_rl.traces.base import FloatArray
 from cet_rl.tuning.file import SearchFile
 from cet_rl.tuning.study import POINTS, STATES, SearchFolder, best_trial, describe_params, write_outcome
 

@@ -214,8 +214,8 @@ TABLES: dict[str, dict[str, str]] = {
 }
 """Columns of each table and what heads them, by title."""
 
-COLUMNS = ("rule", "equations", "tensors", "memory", "time")
-COLUMNS += (*OPERATIONS, *CRITERIA, "plausible", "claims", "reasons")
+COLUMNS: tuple[str, ...] = ("rule", "equations", "tensors", "memory", "time", *OPERATIONS)
+COLUMNS += (*CRITERIA, "plausible", "claims", "reasons")
 """Columns of the CSV: all tables side by side, operations as numbers a step."""
 
 WIDTH = 140  # columns of a table that does not go to a terminal
