@@ -509,7 +509,7 @@ def test_traces_are_choices_too(trace):
     choice = TraceConfig.for_delay(8.0, trace)
     built = choice.build(40)
     assert built == trace or (isinstance(trace, FiniteKernel) and built.values == trace.values)
-    made_for = getattr(trace, "delay_steps", None)
+    made_for = trace.made_for
     assert choice.delay_ratio == (1 if made_for is None else made_for / 40)
     assert choice.build(0) is None
 

@@ -119,7 +119,7 @@ class Synapses(nn.Module):
         if not isinstance(trace, Trace | None):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None:
-            delay_steps = int(getattr(trace, "delay_steps", None) or 0)
+            delay_steps = 0 if trace is None else int(trace.made_for or 0)
         check_whole(num_envs, "num_envs", at_least=1)
         check_whole(rollout, "rollout", at_least=1)
         check_whole(delay_steps, "delay_steps", at_least=0)

@@ -129,6 +129,12 @@ class Trace(ABC):
         """
 
     @property
+    def made_for(self) -> int | None:
+        """Return the delay in steps that the trace is made for; None if it knows none."""
+        delay_steps: int | None = getattr(self, "delay_steps", None)
+        return delay_steps
+
+    @property
     def states(self) -> int:
         """Return n, the number of state variables a synapse needs; 0 for a trace kept as a delay line."""
         constants = _constants(self)
@@ -174,8 +180,7 @@ class Trace(ABC):
     @property
     def sharpness(self) -> float | None:
         """Return the share of the kernel's energy at the delay; None where the trace knows no delay."""
-        delay_steps = getattr(self, "delay_steps", None)
-        return None if delay_steps is None else self.share(delay_steps)
+        return None if self.made_for is None else self.share(self.made_for)
 
     @property
     def bound(self) -> float | None:
@@ -183,8 +188,7 @@ class Trace(ABC):
 
         None for a trace without states, or one that knows no delay.
         """
-        delay_steps = getattr(self, "delay_steps", None)
-        return None if delay_steps is None else largest_share(self.states, delay_steps)
+        return None if self.made_for is None else largest_share(self.states, self.made_for)
 
     def plot(self) -> Figure:
         """Draw the kernel over the lag, and return the figure."""

@@ -22,7 +22,7 @@ def plot_kernels(traces: Mapping[str, Trace], delay_steps: int | None = None) ->
     Example:
         >>> plot_kernels({"CET": CET(10, 40), "optimal": Optimal(10, 40)}).savefig("kernels.png")
     """
-    delays = {getattr(trace, "delay_steps", None) for trace in traces.values()} - {None}
+    delays = {trace.made_for for trace in traces.values()} - {None}
     if delay_steps is None and len(delays) == 1:
         delay_steps = delays.pop()
     longest = max((trace.support[1] for trace in traces.values()), default=1)

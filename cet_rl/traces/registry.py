@@ -161,7 +161,7 @@ def find_trace(name: str) -> TraceKind:
 
 def implied_delay(trace: object, step_duration: float) -> float:
     """Return the delay in seconds that a trace is made for; 0 for a name, or a trace that knows no delay."""
-    return (getattr(trace, "delay_steps", None) or 0) * step_duration
+    return (trace.made_for or 0) * step_duration if isinstance(trace, Trace) else 0.0
 
 
 def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class TraceConfig:
     @classmethod
     def _of(cls, trace: Trace, delay_steps: int, *, stacked: bool) -> TraceConfig:
         """Return the configuration that builds a given trace for a layer that waits `delay_steps`."""
-        made_for = getattr(trace, "delay_steps", None)
+        made_for = trace.made_for
         if stacked and made_for is not None:
             raise ValueError(f"stacked delays differ by layer, and {trace} is made for one of them: give its name")
         make = type(trace)

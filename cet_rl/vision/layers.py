@@ -62,7 +62,7 @@ class TracedLayer(nn.Module):
         if delay_steps is None and trace is not None and not hasattr(trace, "delay_steps"):
             raise ValueError(f"{trace} has no delay of its own: give delay_steps")
         if delay_steps is None:
-            delay_steps = getattr(trace, "delay_steps", None) or 0
+            delay_steps = 0 if trace is None else trace.made_for or 0
         self.rule = CreditRule(trace, delay_steps, self.bias is not None, window, **options)
         self.traced = self.rule.is_late
         self.layer_name = type(self).__name__

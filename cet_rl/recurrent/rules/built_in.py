@@ -355,13 +355,8 @@ class DNI(SeparableRule):
         known, before = self._known(now.rates, now.label), state["known"]
         target = state["credit"] + self._backwards(state, now, known @ state["A_copy"].mT)
         guess = state["A"] - self.rate / len(known) * (before @ state["A"].mT - target).mT @ before
-        renewed = (now.clock + 1) % self.renewal == 0
-        after = {
-            "A": guess,
-            "A_copy": guess.clone() if renewed else state["A_copy"],
-            "known": known,
-            "credit": now.credit,
-        }
+        copy = state["A_copy"] if (now.clock + 1) % self.renewal else guess.clone()
+        after = {"A": guess, "A_copy": copy, "known": known, "credit": now.credit}
         return after, known @ guess.mT, immediate(now)
 
     def _backwards(self, state: State, now: StepInputs, guessed: Tensor) -> Tensor:
