@@ -56,6 +56,9 @@ def test_the_last_two_are_kept(kept):
         assert opened.namelist() == ["network.json", "network.safetensors", "run.json", "run.safetensors"]
     kept.save_checkpoint(state(3), {"step": 3})
     assert kept.newest.read_bytes() == kept.previous.read_bytes()  # equal contents are equal files
+    kept.write_summary(metrics={}, status="interrupted")
+    assert kept.open_for(CONFIG, resume=True)
+    assert not kept.summary  # that of an earlier end
 
 
 def cut(path, share=0.5):

@@ -23,10 +23,14 @@ STUDY = "task: digits\ndelay: 1\nhidden: [8]\ntotal_steps: 20\nseeds: 0-1\ngrid:
 
 def known_run(metrics, seed=0):
     options = {"task": "fake", "seed": seed, "total_steps": 1}
-    return KnownRun("arm", options, {"agent": "a", "steps": 1, "wall_seconds": 1.0, "metrics": metrics})
+    return KnownRun(
+        "arm",
+        options,
+        {"agent": "a", "steps": 1, "steps_per_second": 7.0, "wall_seconds": 0.0, "metrics": metrics},
+    )
 
 
-def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(tmp_path, monkeypatch):
+def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(tmp_path, monkeypatch, capsys):
     known, first, second = tmp_path / "known.csv", tmp_path / "first", tmp_path / "second"
     plan(first, {1: "stop"})
     assert run_sweep(fake(0, 1), SweepFolder(first), launcher_of(first), quiet=True) == 1  # without the file
@@ -34,7 +38,7 @@ def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(
     assert run_sweep(fake(0, 1), SweepFolder(first, known), launcher_of(first), quiet=True) == 0
     rows = rows_of(known)
     assert list(rows[0])[:6] == ["task", "agent", "arm", "seed", "budget", "steps"]
-    assert list(rows[0])[6:] == ["test_loss", "threads", "seconds", "commit", "options"]
+    assert list(rows[0])[6:] == ["test_loss", "threads", "steps_per_second", "seconds", "commit", "options"]
     assert [(row["seed"], row["budget"], row["test_loss"]) for row in rows] == [(s, "100", f"{s}.0") for s in "01"]
     assert json.loads(rows[1]["options"]) == {"task": "fake", "total_steps": 100, "seed": 1}
     assert [row["commit"] for row in rows] == ["", commit()]
@@ -48,6 +52,9 @@ def test_finished_runs_add_rows_at_once_and_are_skipped_wherever_they_were_made(
     before = known.read_bytes()
     assert run_sweep(fake(0, 1, 2), SweepFolder(second), launcher_of(second), quiet=True) == 0  # it is remembered
     assert known.read_bytes() == before
+    SweepFolder(second).known_file.write_text("/another/machine/known.csv\n")
+    assert SweepFolder(second).known is None
+    assert "known.txt is left aside: --known: there is no folder /another/machine" in capsys.readouterr().err
 
 
 def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
@@ -59,10 +66,16 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
         known.add([known_run({f"metric{seed % 2}": 0.1 * seed}, seed)])
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(add, [*range(8), *range(8)]))
+        list(pool.map(add, [*range(7), *range(7)]))
+    link = tmp_path / "link.csv"
+    link.symlink_to(known.file)
+    KnownRuns(link).add([known_run({"metric1": 0.1 * 7, "episodes": 100}, 7)])
+    link.unlink()  # would fail if a file of its own had taken its place
     runs = {run.options["seed"]: run for run in known.read()}
+    assert str(runs[7].summary["metrics"].pop("episodes")) == "100"  # as in a folder
     for seed, run in runs.items():
         assert run.summary["metrics"] == {f"metric{seed % 2}": 0.1 * seed}
+        assert run.summary["steps_per_second"] == 7.0  # not steps over seconds, of which some went into start-up
     assert len(rows_of(known.file)) == 8
     assert reader.summary(last)["seed"] == 7
     assert [path.name for path in tmp_path.iterdir()] == ["known.csv"]

@@ -292,12 +292,13 @@ def test_tasks_test_sets_and_stacked_delays_are_comparisons_of_their_own(tmp_pat
 
 def test_a_seed_counts_once(tmp_path):
     write_run(tmp_path / "a", rl(delay=2.0), 99.0, status="interrupted")
+    write_run(tmp_path / "aa", rl(delay=2.0), 70.0, points=0)
     write_run(tmp_path / "b", rl(delay=2.0), 10.0)
-    write_run(tmp_path / "c", rl(delay=2.0), 90.0)
+    write_run(tmp_path / "c", rl(delay=2.0000000000000004), 90.0)
     comparison = one_comparison(tmp_path)
     (at_delay,) = comparison.arms[0].at.values()
-    assert [run.path.name for run in at_delay.runs] == ["b"]  # a finished one, the first by name
-    assert [run.path.name for run in at_delay.repeats] == ["c", "a"]
+    assert [run.path.name for run in at_delay.runs] == ["b"]  # a finished one with its curve, the first by name
+    assert [run.path.name for run in at_delay.repeats] == ["c", "aa", "a"]
     assert comparison.estimate(comparison.arms[0], 2.0).centre == 10.0
 
 
@@ -354,6 +355,8 @@ def test_a_sweep_names_its_arms_and_what_it_waits_for(tmp_path):
     assert comparison.missing == ["classical trace at 32 s"]
     assert comparison.differing["classical trace", 8.0] == "decay 0.9"
     assert [len(at.repeats) for _, at in comparison.all_runs] == [1, 0, 0]
+    SweepFolder(tmp_path / "y").note_failure(jobs[2][0].name, "killed by SIGKILL")
+    assert [run.problem for run in read(tmp_path) if run.status == "failed"] == ["killed by SIGKILL"]
 
 
 def test_a_damaged_sweep_leaves_its_runs(tmp_path):
@@ -449,7 +452,7 @@ def test_a_run_with_damaged_curves_keeps_its_score(tmp_path, text, problem):
 
 def test_columns_are_read_thinned_and_without_a_cut_row(tmp_path):
     file = tmp_path / "metrics.csv"
-    file.write_text("step,value,rest\n" + "".join(f"{row},{row / 2},x\n" for row in range(101)) + "101,5")
+    file.write_text("step,value,rest\n" + "".join(f"{row},{row / 2},x\n" for row in range(101)) + "101,5,0")
     columns = read_columns(file, lambda name: name != "rest")
     assert {name: len(values) for name, values in columns.items()} == {"step": 101, "value": 101}
     assert read_columns(file, most=5)["step"].tolist() == [0, 25, 50, 75, 100]

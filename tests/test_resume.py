@@ -326,6 +326,8 @@ def test_an_agent_without_runtime_state_resumes_in_fresh_episodes(tmp_path, monk
     assert train(whole[0], tmp_path / "run", resume=True) == "finished"
     words = "environments of CartPole-v1 are not in the checkpoint: they start fresh episodes"
     assert words in capsys.readouterr().err
+    begun, ended = kind.build(whole[0]), kind.load(whole[0], tmp_path / "run/checkpoint/agent.zip")
+    assert (begun.get_env().reset() != ended.get_env().reset()).any()  # not those of the beginning again
 
 
 def test_numpy_s_vector_form_resumes_with_the_agent():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import deque
+from collections import Counter, deque
 
 import gymnasium as gym
 import numpy as np
@@ -247,7 +247,10 @@ def test_plain_values_come_back_with_their_types(value):
     assert same(through_a_file(value), value)
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, b"x", 1j, np.array([None]), open], ids=type)
+STRANGE = [object(), {1, 2}, b"x", 1j, np.array([None]), open, Counter("a"), np.ma.array([1]), np.str_("")]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=type)
 def test_what_is_not_plain_is_refused(value):
     with pytest.raises(ValueError, match=f"a/1 is of type {type(value).__name__} and cannot be saved as data"):
         archive.encode({"a": [0, value]}, {})

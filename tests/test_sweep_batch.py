@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -19,7 +20,15 @@ from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.sweeps.build import build
 from cet_rl.sweeps.file import read_sweep
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNRECORDED, batch_launcher, work
+from cet_rl.sweeps.worker import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNRECORDED,
+    Launcher,
+    batch_launcher,
+    work,
+    worker_command,
+)
 
 SMALL = {"task": "digits", "delay": 0.6, "total_steps": 40, "hidden": [8], "alignment": False}
 
@@ -58,6 +67,10 @@ def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
     launcher = batch_launcher(build(read_sweep(file)).jobs)
     assert len({*launcher.batches.values()}) == 2
+    with patch("cet_rl.sweeps.worker.Worker") as started:
+        started.return_value.poll.return_value = None
+        many = Launcher(batches={name: name for name in "abcd"}, processes=2)
+        assert [len(many.submit(folder, "abcd")) for _ in range(2)] == [2, 0]  # no more processes than processors
     assert sweep(file, folder, "--workers", "2") == 0
     assert statuses(folder) == ["finished"] * 3
 
@@ -213,9 +226,18 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
     file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
     one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
+    second, used = SweepFolder(folder.path), []
     assert folder.open_for(one) == 1
-    assert folder.open_for(other) == 0
-    assert [job.values["data_dir"] for job in folder.read().jobs] == [str(tmp_path / "there")]
+    assert second.open_for(other) == 0
+
+    def note(_, jobs):
+        used.append(jobs[0].values["data_dir"])
+        return "interrupted"
+
+    for each in (folder, second):  # workers of both, though the folder keeps the second's
+        (machine,) = [w.partition("=")[2] for w in worker_command(each, []) if w.startswith("--machine=")]
+        work(SweepFolder(folder.path, machine=json.loads(machine)), [one.jobs[0].name], note)
+    assert used == [str(tmp_path / "here"), str(tmp_path / "there")]
     file, _ = study(tmp_path, task="CartPole-v1")
     assert main(["sweep", file, "--data-dir", "x", "--run-dir", str(tmp_path / "cart")]) == 2
     assert "data_dir does not apply to CartPole-v1" in capsys.readouterr().err

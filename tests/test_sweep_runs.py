@@ -80,7 +80,7 @@ def test_what_a_folder_says_of_a_run_under_way(tmp_path):
     for job in sweep.jobs[:2]:
         folder.run_path(job.name).mkdir()
         (folder.run_path(job.name) / "config.yaml").write_text(yaml.safe_dump(dict(job.values)))
-        table = "time/total_timesteps,time/fps,train/loss\n20,1000.0,0.9\n40,2000.0,0.81234\n"
+        table = "time/total_timesteps,time/fps,train/loss\n20,1000.0,0.9\n40,2000.0,0.81234\n60,30"
         (folder.run_path(job.name) / "metrics.csv").write_text(table)
     lock = Lock(folder.locks, sweep.jobs[0].name)
     assert lock.acquire()

@@ -40,7 +40,8 @@ def points(found, *keys):
             [(5, 1), (5, 2), (None, 0)],
         ),
         (
-            "delay: 2\narms: [{name: CET, grid: {order: [2, 10]}}, {name: perfect, trace: perfect}, {order: 3}]",
+            "delay: 2\narms: [{name: CET, grid: {order: [2, 10], delay: [2]}}, "
+            "{name: perfect, trace: perfect}, {order: 3}]",
             ("trace", "order", "delay"),
             [(None, 2, 2), (None, 10, 2), ("perfect", None, 2), (None, 3, 2)],
         ),

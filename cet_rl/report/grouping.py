@@ -248,7 +248,8 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
     configurations: dict[Values, list[Run]] = defaultdict(list)
     for run in runs:
         assert run.config is not None
-        configurations[run.config.delay, *(getattr(run.config, name) for name in names)].append(run)
+        delay = float(f"{run.config.delay:.9g}")  # 0.6 and 0.2 · 3 are one delay
+        configurations[delay, *(getattr(run.config, name) for name in names)].append(run)
     shown = frozenset() if any(run.arm for run in runs) else marked(kind, Mark.LABELLED)
     different = [len({values[place] for values in configurations}) > 1 for place in range(1, len(names) + 1)]
     varied = [name for name, differs in zip(names, different, strict=True) if differs and name not in shown]
@@ -331,8 +332,8 @@ def _splitting(configurations: list[Values]) -> list[int]:
 
 
 def _one_run_a_seed(delay: float, runs: list[Run]) -> ArmAtDelay:
-    """Choose one run for each seed: the first by path of those that are finished, or else of all."""
-    ordered = sorted(runs, key=lambda run: (run.status != "finished", run.path))
+    """Choose one run for each seed: finished before others, those with a log before a CSV's rows, then by path."""
+    ordered = sorted(runs, key=lambda run: (run.status != "finished", not run.columns, run.path))
     chosen: dict[int, Run] = {}
     for run in ordered:
         assert run.config is not None

@@ -52,6 +52,7 @@ class RunLocation:
     planned: Mapping[str, Any] | None = None  # configuration of a run without a folder
     summary: Mapping[str, Any] | None = None  # summary of a run without a folder; None if it has not started
     sweep: str = ""  # title of its sweep; "" for none
+    failure: str = ""  # why its sweep says that it has failed; "" if it does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,16 +140,16 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
     sweep_folder = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
     sweep = sweep_folder.read()
+    if strange := [job.name for job in sweep.jobs if Path(job.name).name != job.name]:
+        raise ValueError(f"{strange[0]} is no name of a folder within that of the sweep")
     for job in sweep.jobs:
         path = sweep_folder.run_path(job.name)
-        real = os.path.realpath(path)
-        if os.path.dirname(real) != os.path.realpath(folder):
-            raise ValueError(f"{job.name} is no folder within that of the sweep")
+        real, failure = os.path.realpath(path), sweep_folder.failure(job.name)
         if real in locations:
-            locations[real] = RunLocation(locations[real].path, job.arm, sweep=sweep.title)
+            locations[real] = RunLocation(locations[real].path, job.arm, sweep=sweep.title, failure=failure)
         else:
             summary = sweep_folder.summary(job.name) or None
-            planned[real] = RunLocation(path, job.arm, job.values, summary, sweep.title)
+            planned[real] = RunLocation(path, job.arm, job.values, summary, sweep.title, failure)
     return planned
 
 
@@ -160,6 +161,13 @@ def _rows(file: Path) -> Iterator[RunLocation]:
 
 def read_run(location: RunLocation) -> Run:
     """Read a run. If that fails, its status is "damaged", and nothing is raised."""
+    run = _read_run(location)
+    if location.failure and run.status in ("unfinished", "waiting", "interrupted"):
+        return replace(run, status="failed", problem=clean(location.failure))
+    return run
+
+
+def _read_run(location: RunLocation) -> Run:
     folder = RunFolder(location.path)
     source = folder.config_file if location.planned is None else folder.path.parent / "sweep.yaml"
     try:
@@ -280,10 +288,11 @@ def read_columns(
     """
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            header, *rows = csv.reader(stream.read().split("\n"))
+            # A last line without its end is still being written, or the disk was full.
+            header, *rows = csv.reader(stream.read().rpartition("\n")[0].split("\n"))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    rows = [row for row in rows if len(row) == len(header)]  # a row that is being written may be incomplete
+    rows = [row for row in rows if len(row) == len(header)]
     if most is not None and len(rows) > most:
         rows = [rows[place] for place in np.linspace(0, len(rows) - 1, most).astype(int)]
     if not rows:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -100,7 +101,15 @@ def _state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 
 def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
-    """Make an agent and load its state from a file."""
+    """Make an agent and load its state from a file; its environments are at a place of their own."""
+    agent = _loaded(algorithm, config, file)
+    # With the seed of the beginning, each resumed run would start with the first episodes again.
+    seeds = np.random.SeedSequence([config.seed, agent.num_timesteps]).generate_state(1)
+    agent.get_env().seed(int(seeds[0] // 2))  # type: ignore[union-attr]
+    return agent
+
+
+def _loaded(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
     if issubclass(algorithm, CETActorCritic):
         return algorithm.load(file, _environments(algorithm, config), device=config.device)
     data, agent = archive.read(file, what="agent"), _build(algorithm, config)

@@ -16,7 +16,7 @@ import math
 import os
 import struct
 import zipfile
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -65,16 +65,19 @@ def encode(value: object, tensors: dict[str, Tensor], where: str = "") -> Any:
         if isinstance(value, deque):
             return {"$deque": items, "maxlen": value.maxlen}
         return {"$tuple": items} if type(value) is tuple else items
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):  # of other kinds a resumed run would miss what they can do
+        value = cast(dict[Any, Any], value)
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: inner(item, key) for key, item in value.items()}
         return {"$dict": [[encode(key, tensors, where), inner(item, key)] for key, item in value.items()]}
     if isinstance(value, Tensor):
         return {"$tensor": add(value.detach().cpu().contiguous().clone())}
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in _NUMBERS:
-        name = add(torch.from_numpy(np.frombuffer(value.tobytes(), np.uint8).copy()))
-        kind = "$array" if isinstance(value, np.ndarray) else "$scalar"
-        return {kind: name, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        array = cast(npt.NDArray[Any], value)
+        if array.dtype.kind in _NUMBERS and array.dtype.itemsize:
+            name = add(torch.from_numpy(np.frombuffer(array.tobytes(), np.uint8).copy()))
+            kind = "$scalar" if isinstance(value, np.generic) else "$array"
+            return {kind: name, "dtype": array.dtype.str, "shape": list(array.shape)}
     raise ValueError(
         f"{where or 'this'} is of type {type(value).__name__} and cannot be saved as data; "
         "use numbers, strings, arrays, lists and dicts"

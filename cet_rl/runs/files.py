@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Readers see the old file or the new one, never half of it, also after a crash.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the number of the process: those of containers are small and often equal.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with naming(path, temporary), open(temporary, "wb") as stream:
             yield stream

@@ -218,9 +218,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in [*self.path.glob(".*.tmp"), *checkpoint.parent.glob(".*.tmp*")]:
             leftover.unlink(missing_ok=True)  # of a process killed while it wrote
+        self.summary_file.unlink(missing_ok=True)  # of the end before this one
         resumed = checkpoint.exists()
         if not resumed:
-            for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file, self.summary_file]:
+            for leftover in [*self.path.glob("events.out.tfevents.*"), self.metrics_file]:
                 leftover.unlink(missing_ok=True)  # of a run killed before its first checkpoint
         write_text(self.config_file, dump_yaml(dict(config)))  # a resumed run may be on another machine now
         self.newest.parent.mkdir(exist_ok=True)  # not before config.yaml, by which the folder is known again

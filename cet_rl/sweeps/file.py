@@ -154,7 +154,8 @@ def _combinations(shared: Arm, arm: Arm, override: Mapping[str, Any]) -> Iterato
         point = dict(zip(grid, values, strict=True))
         settings = {**shared.settings, **point, **arm.settings, **override}
         varied = tuple(key for key in settings if key in point or key in arm.settings)
-        name = ", ".join([arm.name, *(f"{key} {point[key]}" for key in arm.grid)]) if arm.name else None
+        own = (f"{key} {point[key]}" for key in arm.grid if key not in ("task", "delay"))  # an arm has all delays
+        name = ", ".join([arm.name, *own]) if arm.name else None
         yield Combination(settings, varied, name, bool(shared.paper if arm.paper is None else arm.paper))
 
 

@@ -23,11 +23,12 @@ from typing import Any, Literal, get_args
 import yaml
 
 from cet_rl.report.text import listed
+from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import csv_text, holds, make_folder, write_text
 from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.lock import lock_owners
-from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity
+from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity, options_marked
 from cet_rl.sweeps.known import KnownRun, KnownRuns, commit, fingerprint
 
 _DAMAGE = (yaml.YAMLError, RecursionError, AttributeError, TypeError, ValueError, KeyError)
@@ -106,11 +107,16 @@ class SweepFolder:
     """Read and write the folder of one sweep.
 
     Jobs whose results are in `known`, a CSV file, count as finished, too. A folder that has been opened with such
-    a file remembers it.
+    a file remembers it. `machine` are the options of this machine that all jobs have, as `open_for` finds them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], known: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        known: str | os.PathLike[str] | None = None,
+        machine: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.machine = Path(path), dict(machine or {})
         self.known_file = self.path / "known.txt"
         self._known = None if known is None else KnownRuns(known)
         self.sweep_file = self.path / "sweep.yaml"
@@ -120,9 +126,12 @@ class SweepFolder:
 
     @cached_property
     def known(self) -> KnownRuns | None:
-        """Return the CSV of finished runs, None without one; raise ValueError for an impossible path."""
+        """Return the CSV of finished runs; None without one, or if the folder remembers one of another machine."""
         if self._known is None and self.known_file.is_file():
-            return KnownRuns(self.known_file.read_text(encoding="utf-8").strip())
+            try:
+                return KnownRuns(self.known_file.read_text(encoding="utf-8").strip())
+            except (ValueError, OSError) as error:
+                print(f"{self.known_file} is left aside: {error}", file=sys.stderr, flush=True)
         return self._known
 
     def add_to_known(self, jobs: Iterable[Job], *, now: bool = False) -> None:
@@ -147,6 +156,11 @@ class SweepFolder:
     def failure_file(self, name: str) -> Path:
         """Return the file that says why a job has failed; it exists only if the job has."""
         return self.failures / name
+
+    def failure(self, name: str) -> str:
+        """Return why a job has failed, "" if it has not."""
+        file = self.failure_file(name)
+        return (file.read_text(encoding="utf-8").strip() or "unknown") if file.is_file() else ""
 
     def read(self) -> Sweep:
         """Return the folder's sweep; ValueError if there is none, or sweep.yaml is damaged or has been edited."""
@@ -211,6 +225,7 @@ class SweepFolder:
         new = self.check(sweep)
         make_folder(self.path, "sweep")
         common = settings_shared(sweep.jobs)
+        self.machine = {name: common[name] for name in options_marked(Mark.MACHINE) if name in common}
         own = {
             job.name: {"arm": job.arm, **{key: v for key, v in job.values.items() if key not in common}}
             for job in sweep.jobs
@@ -243,9 +258,8 @@ class SweepFolder:
             return JobState(
                 "running", *_progress(self.run_path(name) / "metrics.csv"), owner=str(owners[name] or "")
             )
-        failure = self.failure_file(name)
-        if failure.is_file():
-            return JobState("failed", error=failure.read_text(encoding="utf-8").strip() or "unknown")
+        if failure := self.failure(name):
+            return JobState("failed", error=failure)
         if status == "failed":
             return JobState("failed", error=str(summary.get("error") or "unknown"))
         if (self.run_path(name) / "config.yaml").is_file():
@@ -307,7 +321,7 @@ def _progress(file: Path) -> tuple[int | None, str, float | None]:
     """Return step, score and speed from the last row of a metrics.csv."""
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            *_, row = csv.DictReader(stream)
+            *_, row = csv.DictReader(stream.read().rpartition("\n")[0].split("\n"))
         speed = float(row["time/fps"]) if row.get("time/fps") else None
         return int(float(row["time/total_timesteps"])), _score(row, PROGRESS), speed
     except (OSError, ValueError, KeyError, TypeError, csv.Error):  # not there yet, or half a row

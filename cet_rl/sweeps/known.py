@@ -1,8 +1,9 @@
 """A CSV of finished runs that outlives their folders: sweeps add to it, and skip what it has (`--known FILE.csv`).
 
-A row is one run: task, agent, arm, seed, budget and steps made, its final metrics, the seconds it took (in a batch
-its own share), the commit of the code or its version, and all of its options as JSON. A run is recognised by its
-options except those of the machine; options that the code has gained since are taken at their defaults.
+A row is one run: task, agent, arm, seed, budget and steps made, its final metrics, its speed, the seconds it took
+(in a batch its own share), the commit of the code or its version, and all of its options as JSON. A run is
+recognised by its options except those of the machine; options that the code has gained since are taken at their
+defaults.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from cet_rl.runs.task_kinds import identity, task_kind_of
 FIRST = ("task", "agent", "arm", "seed", "budget", "steps")
 LAST = ("seconds", "commit", "options")
 """Columns before and after those of the metrics."""
+SPEED = "steps_per_second"
+"""The column before `LAST`, which older files lack."""
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -55,7 +58,8 @@ class KnownRun:
         own |= {name: self.options[name] for name in ("task", "seed")}
         own |= {name: self.summary.get(name, "") for name in ("agent", "steps")}
         text = json.dumps(identity(self.options), separators=(",", ":"), sort_keys=True)
-        return {**own, **self.summary["metrics"], "seconds": self.summary.get("wall_seconds", ""), "options": text}
+        own |= {SPEED: self.summary.get(SPEED) or "", "seconds": self.summary.get("wall_seconds", "")}
+        return {**own, **self.summary["metrics"], "options": text}
 
     @classmethod
     def of_row(cls, row: Mapping[str, str]) -> KnownRun:
@@ -68,10 +72,11 @@ class KnownRun:
         ):
             if row[name] != str(value):
                 raise ValueError(f"its {name} is {row[name]}, that of its options {value}")
-        metrics = {name: float(text) for name, text in row.items() if name not in (*FIRST, *LAST) and text}
+        texts = {name: text for name, text in row.items() if name not in (*FIRST, SPEED, *LAST) and text}
+        metrics = {name: int(text) if text.isdecimal() else float(text) for name, text in texts.items()}
         own = {"task": options["task"], "seed": options["seed"], "agent": row["agent"], "steps": int(row["steps"])}
-        speed = own["steps"] / float(row["seconds"]) if row["seconds"] else None
-        summary = {**own, "status": "finished", "steps_per_second": speed, "metrics": metrics}
+        speed = float(row[SPEED]) if row.get(SPEED) else None
+        summary = {**own, "status": "finished", SPEED: speed, "metrics": metrics}
         return cls(row["arm"], options, summary, row["commit"])
 
 
@@ -79,7 +84,7 @@ class KnownRuns:
     """Read and extend a CSV of finished runs; several processes may do so at once."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        self.file = check_file("--known", Path(os.path.abspath(file)), ".csv", read=True)
+        self.file = check_file("--known", Path(os.path.realpath(file)), ".csv", read=True)
         self._summaries: dict[str, Mapping[str, Any]] = {}
         self._version: tuple[int, ...] = ()  # of the file that they were read from
 
@@ -137,8 +142,9 @@ class KnownRuns:
             new = {key: run.row() for run in runs if (key := fingerprint(run.options)) not in known}
             if new:
                 rows = [*(row for row, _ in there), *new.values()]
-                metrics = dict.fromkeys(name for row in rows for name in row if name not in (*FIRST, *LAST))
-                write_text(self.file, csv_text((*FIRST, *metrics, *LAST), rows))
+                first_and_last = (*FIRST, SPEED, *LAST)
+                metrics = dict.fromkeys(name for row in rows for name in row if name not in first_and_last)
+                write_text(self.file, csv_text((*FIRST, *metrics, SPEED, *LAST), rows))
         finally:
             lock.release()
             with suppress(OSError):

@@ -139,8 +139,9 @@ class _SweepRun:
         room = self.launcher.capacity - sum(len(worker.names) for worker in self.workers)
         names = [job.name for job in self.jobs if self._is_ready(job.name)][: max(room, 0)]
         if names:
-            self.workers += self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
-            self.started.update(names)
+            workers = self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
+            self.workers += workers
+            self.started.update(name for worker in workers for name in worker.names)
 
     def _starting(self) -> dict[str, JobState]:
         """Return, as running, the states of jobs whose workers have been started but have no lock yet."""

@@ -1,6 +1,6 @@
 """The process that runs jobs of a sweep, and what starts such processes on this machine.
 
-    python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait]
+    python -m cet_rl.sweeps.worker FOLDER JOB ... [--batch] [--retry] [--wait] [--known=FILE] [--machine=JSON]
 
 holds the locks of its jobs for as long as it lives, resumes them from their checkpoints, and writes down why jobs
 fail.
@@ -9,12 +9,16 @@ fail.
 --retry  also trains jobs that have failed
 --wait   waits for a job that another process runs, for as long as it takes to find that process dead
 
+--known and --machine give the CSV of finished runs and the options of this machine, such as `data_dir`: those that
+stand in the folder may be of another machine that shares it.
+
 It stops when its stdin is closed. Its exit status is 0 if all jobs are finished, 3 if some have failed, 1 if a
 failure could not be written down, 75 if another process runs the jobs, 130 if it was interrupted.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +27,7 @@ import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -81,7 +86,7 @@ def work(
     With `retry` jobs that have failed are trained, too. A job that another process runs is waited for `wait`
     seconds. Raises OSError if the folder cannot be written.
     """
-    jobs = {job.name: job for job in folder.read().jobs}
+    jobs = {job.name: replace(job, values={**job.values, **folder.machine}) for job in folder.read().jobs}
     held: list[str] = []
     pending: list[Job] = []
     with ExitStack() as locks:
@@ -119,12 +124,14 @@ def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
     """Run a worker's process by its command line, see above, or with another trainer; return its exit status."""
     folder, *words = arguments
     names = [word for word in words if not word.startswith("--")]
+    values = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
     signal.signal(signal.SIGTERM, _interrupt)  # until the run handles it itself
     threading.Thread(target=_stop_with_stdin, daemon=True).start()
     wait = TAKEOVER if "--wait" in words else 0.0
     train = train or (train_together if "--batch" in words else train_job)
     try:
-        return work(SweepFolder(folder), names, train, retry="--retry" in words, wait=wait)
+        sweep_folder = SweepFolder(folder, values.get("known"), json.loads(values.get("machine", "{}")))
+        return work(sweep_folder, names, train, retry="--retry" in words, wait=wait)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -142,7 +149,10 @@ def _stop_with_stdin() -> None:
 
 def worker_command(folder: SweepFolder, names: Sequence[str]) -> list[str]:
     """Return the command line of a worker in this Python."""
-    return [sys.executable, "-m", "cet_rl.sweeps.worker", str(folder.path), *names]
+    command = [sys.executable, "-m", "cet_rl.sweeps.worker", str(folder.path), *names]
+    if folder.known is not None:
+        command.append(f"--known={folder.known.file}")
+    return [*command, f"--machine={json.dumps(folder.machine)}"]
 
 
 class Worker:
@@ -188,8 +198,8 @@ class Launcher:
     """Start workers on this machine, one thread each.
 
     `capacity` is the number of jobs that run at a time, None for the number of processors. `options` are added to
-    the command line that `command` returns. `batches` has a key for each job, by name: jobs with equal keys are
-    distributed to up to `processes` workers. Without it each job has a worker of its own.
+    the command line that `command` returns. `batches` has a key for each job, by name: jobs with equal keys share
+    workers, of which at most `processes` run at a time. Without it each job has a worker of its own.
     """
 
     def __init__(
@@ -207,7 +217,10 @@ class Launcher:
         self._workers: list[Worker] = []
 
     def submit(self, folder: SweepFolder, names: Sequence[str], *, retry: bool = False) -> list[Worker]:
-        """Start workers for jobs, also for those that have failed if told to retry; OSError if that fails."""
+        """Start workers for jobs, in batches for as many as there are processes left; OSError if that fails.
+
+        With `retry` they also run jobs that have failed.
+        """
         together: dict[Hashable, list[str]] = {}
         for name in names:
             together.setdefault(self.batches.get(name, name), []).append(name)
@@ -216,6 +229,8 @@ class Launcher:
         while len(batches) + len(self._workers) < self._processes and len(longest := max(batches, key=len)) > 1:
             batches.remove(longest)
             batches += [longest[: len(longest) // 2], longest[len(longest) // 2 :]]
+        if self.batches:
+            batches = batches[: max(self._processes - len(self._workers), 0)]
         options = [*self._options, *["--retry"] * retry]
         workers = [
             Worker(some, [*self._command(folder, some), *options], folder.log_file(some[0])) for some in batches
