@@ -1,9 +1,15 @@
-from __future__ import annotations
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+
+from cet_rl.cli import main
 
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
@@ -22,3 +28,31 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(skip)
+
+
+def run_python(*arguments, cwd=None, timeout=550, **environment):
+    """Run Python in a process of its own, with changes to the environment, and return how it has ended."""
+    command, given = [sys.executable, *map(str, arguments)], {"cwd": cwd, "env": {**os.environ, **environment}}
+    return subprocess.run(command, **given, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def here(*arguments):
+    """Run a command in this process, for speed; tests of some commands cross the process boundary."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(result, *words):
+    """Exit code 2 and one line that holds the words, which is returned."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("cet-rl: error: ")
+    assert_holds(lines[0], *words)
+    return lines[0]
+
+
+def assert_holds(text, *words):
+    for word in words:
+        assert word in text

@@ -1,7 +1,5 @@
 """The command line as a subprocess, and what it leaves behind."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re
@@ -9,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import yaml
+from conftest import assert_holds, assert_refused, here, run_python
 from saved_files import files, rows, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,34 +24,8 @@ QUICK = ["--total-steps", "30000", "--hidden", "16", "16", "--eval-episodes", "5
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def cet_rl(*arguments, cwd, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "cet_rl", *map(str, arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=550,
-        check=False,
-        **options,
-    )
-
-
-def here(capsys, *arguments):
-    """Run a command in this process, for speed; tests of some commands cross the process boundary."""
-    capsys.readouterr()
-    code = main([*map(str, arguments)])
-    return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
-
-
-def assert_refused(result, *words):
-    """Exit code 2 and one line that holds the words."""
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("cet-rl: error: ")
-    for word in words:
-        assert word in lines[0]
+def cet_rl(*arguments, cwd):
+    return run_python("-m", "cet_rl", *arguments, cwd=cwd, **ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -75,20 +49,17 @@ def test_a_run_leaves_what_it_should(finished):
     assert found["metrics"]["eval_episodes"] == 5
     assert found["steps_per_second"] > 100
     assert CETActorCritic.load(folder / "checkpoint" / "agent.zip").num_timesteps == 30208
-    for piece in (
-        *("run folder", "samples/s", "return", ":00 left", "evaluation:", "tensorboard --logdir", "cet-rl report"),
-    ):
-        assert piece in result.stderr
+    assert_holds(result.stderr, "run folder", "samples/s", "return", ":00 left")
+    assert_holds(result.stderr, "evaluation:", "tensorboard --logdir", "cet-rl report")
 
 
-def test_the_configuration_is_resolved_and_repeats_the_run(finished, tmp_path, capsys):
+def test_the_configuration_is_resolved_and_repeats_the_run(finished, tmp_path):
     _, folder, _ = finished
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["trace"] == "cet"
     assert config["device"] in ("cpu", "cuda")
     assert config["threads"] >= 1
-    command = ["train", "--config", folder / "config.yaml", "--run-dir", tmp_path / "again", "--quiet"]
-    again = here(capsys, *command)
+    again = here("train", "--config", folder / "config.yaml", "--run-dir", tmp_path / "again", "--quiet")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert summary(folder)["metrics"] == summary(tmp_path / "again")["metrics"]
     assert rows(folder) == rows(tmp_path / "again")
@@ -106,16 +77,14 @@ def test_tensorboard_reads_it(finished):
     logged = {int(float(row["time/total_timesteps"])): row["rollout/ep_rew_mean"] for row in rows(folder)}
     for point in events.Scalars("rollout/ep_rew_mean"):
         assert float(logged[point.step]) == pytest.approx(point.value)
-    image = events.Images("credit/kernel")[0].encoded_image_string
-    assert image.startswith(b"\x89PNG")
+    assert events.Images("credit/kernel")[0].encoded_image_string.startswith(b"\x89PNG")
     parameters = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert b"delay" in parameters
-    assert b"order" in parameters
+    assert_holds(parameters, b"delay", b"order")
     rates = [point.value for point in events.Scalars("train/learning_rate")]
     assert rates == sorted(rates, reverse=True)
 
 
-def test_eval(finished, capsys):
+def test_eval(finished):
     cwd, folder, _ = finished
     found = summary(folder)
     result = cet_rl("eval", folder, "--episodes", 5, cwd=cwd)
@@ -123,20 +92,20 @@ def test_eval(finished, capsys):
     mean, deviation = map(float, re.search(r"return ([\d.]+) ± ([\d.]+) over 5 episodes", result.stdout).groups())
     assert mean == pytest.approx(found["metrics"]["eval_return_mean"], abs=0.051)
     assert deviation == pytest.approx(found["metrics"]["eval_return_std"], abs=0.051)
-    assert "over 100 episodes" in here(capsys, "eval", folder).stdout
-    others = {here(capsys, "eval", folder, "--episodes", 30, "--seed", seed).stdout for seed in (1, 1, 2)}
+    assert "over 100 episodes" in here("eval", folder).stdout
+    others = {here("eval", folder, "--episodes", 30, "--seed", seed).stdout for seed in (1, 1, 2)}
     assert len(others) == 2
 
 
-def test_a_finished_run_is_never_overwritten(finished, capsys, monkeypatch):
+def test_a_finished_run_is_never_overwritten(finished, monkeypatch):
     cwd, folder, _ = finished
     before = files(folder)
     command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK]
     assert_refused(cet_rl(*command, cwd=cwd), "already holds a finished run")
     monkeypatch.chdir(cwd)
-    assert_refused(here(capsys, *command, "--lam", "0.9"), "lam 0.95 there, 0.9 here", "another --run-dir")
-    assert here(capsys, *command, "--resume").returncode == 0
-    assert_refused(here(capsys, *command, "--resume", "--lr", "1e-3"), "lr 0.0005 there, 0.001 here")
+    assert_refused(here(*command, "--lam", "0.9"), "lam 0.95 there, 0.9 here", "another --run-dir")
+    assert here(*command, "--resume").returncode == 0
+    assert_refused(here(*command, "--resume", "--lr", "1e-3"), "lr 0.0005 there, 0.001 here")
     assert before == files(folder)
 
 
@@ -205,19 +174,13 @@ def test_a_live_display_in_a_terminal(tmp_path):
     """Progress, return, speed and time left, drawn on a pseudo-terminal."""
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "cet_rl", "train", "CartPole-v1", *QUICK, "--run-dir", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        command, env={**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}, stdout=follower, stderr=follower
-    )
+    environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, env=environment, stdout=follower, stderr=follower)
     os.close(follower)
     shown = b""
-    while True:
-        try:
-            chunk = os.read(leader, 65536)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
+    with suppress(OSError):  # a terminal that nobody has open any more cannot be read
+        while chunk := os.read(leader, 65536):
+            shown += chunk
     assert process.wait(60) == 0
     text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
     assert re.search(r"learning .*\d+/30000 return [\d.]+ [\d,]+ samples/s \d+:\d+:\d+", text)
@@ -246,7 +209,7 @@ def test_a_terminal_without_unicode_is_shown_what_it_can_show(tmp_path, monkeypa
 WITHOUT_TORCH = """
 import sys
 from cet_rl.cli import main
-for line in sys.stdin.read().splitlines():
+for line in sys.argv[1:]:
     assert main(line.split()) == (0 if "--resume" in line else 2), line
     assert not {"torch", "stable_baselines3", "datasets"} & set(sys.modules), line
 """
@@ -266,19 +229,11 @@ def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
         lines += [f"{same} --lr 0.1", f"train {task} --seeds 0-1 --run-dir mine"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    command = [sys.executable, "-c", WITHOUT_TORCH]
-    found = subprocess.run(
-        command, input="\n".join(lines), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    found = run_python("-c", WITHOUT_TORCH, *lines, cwd=tmp_path, timeout=120)
     assert found.returncode == 0, found.stderr
-    for words in (
-        *("no run folder", "already holds a finished run", "is finished", "lr 0.001 there, 0.1 here"),
-        *(
-            "unknown command 'xyzzy'; choose from train, sweep, tune",
-            "\npaper, Table 6: CartPole-v1, 8 s, CET order 5",
-        ),
-    ):
-        assert words in found.stderr
+    assert_holds(found.stderr, "no run folder", "already holds a finished run", "is finished")
+    assert_holds(found.stderr, "lr 0.001 there, 0.1 here", "\npaper, Table 6: CartPole-v1, 8 s, CET order 5")
+    assert_holds(found.stderr, "unknown command 'xyzzy'; choose from train, sweep, tune")
 
 
 def test_configuration_files_and_precedence(tmp_path, monkeypatch):
@@ -346,11 +301,11 @@ def test_options_that_no_trace_can_have(line, message):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_bad_configuration_files(tmp_path, capsys, text, words):
+def test_bad_configuration_files(tmp_path, text, words):
     file = tmp_path / "bad.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     command = ["train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"]
-    assert_refused(here(capsys, *command), *words)
+    assert_refused(here(*command), *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -366,8 +321,7 @@ REFUSALS = [
     ("CartPole-v1 --delay 8 --order five", ["--order", "five"]),
     ("CartPole-v1 --delay 8 --trace sharp --order 1", ["at least 2"]),
     ("CartPole-v1 --lr 0", ["--lr must be positive"]),
-    ("CartPole-v1 --delay 8 --trace et --decay 1", ["between 0 and 1"]),
-    ("CartPole-v1 --delay 8 --trace et --decay 0", ["between 0 and 1"]),
+    *[(f"CartPole-v1 --delay 8 --trace et --decay {d}", ["between 0 and 1"]) for d in (1, 0)],
     ("CartPole-v1 --delay 8 --trace et --order 5", ["order 5 has no meaning for trace 'et'"]),
     ("CartPole-v1 --delay 8 --trace cet --decay 0.9", ["only 'et' takes one"]),
     ("CartPole-v1 --delay 8 --trace cat", ["unknown trace 'cat'; did you mean cet?"]),
@@ -396,8 +350,7 @@ REFUSALS = [
     ("no_such_module:CartPole-v1", ["cannot import 'no_such_module'"]),
     ("CartPole-v1 --config a --config b", ["once"]),
     ("CartPole-v1 --config quick", ["more than one run", "cet-rl sweep quick"]),
-    ("CartPole-v1 --actor conv", ["convolutional actor", "--actor mlp"]),
-    ("CartPole-v1 --critic conv", ["convolutional critic", "--critic mlp"]),
+    *[(f"CartPole-v1 --{n} conv", [f"convolutional {n}", f"--{n} mlp"]) for n in ("actor", "critic")],
     ("CartPole-v1 --feedback up", ["--feedback"]),
     ("CartPole-v1 --delay 8 --trace legendre --discretization official", ["only 'cet' takes one"]),
     ("CartPole-v1 --delay 3 --config paper", ["no row for CartPole-v1", "2, 4, 8, 32, 64 and 128 s"]),
@@ -427,9 +380,9 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("line", "words"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
-def test_bad_input_is_refused_in_one_line(line, words, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_refused_in_one_line(line, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert_refused(here(capsys, "train", *line.split()), *words)
+    assert_refused(here("train", *line.split()), *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -464,15 +417,12 @@ def test_an_environment_that_misbehaves_ends_the_run_cleanly(tmp_path):
 def test_help_version_and_list(tmp_path):
     assert cet_rl("--version", cwd=tmp_path).stdout.startswith("cet-rl 0.")
     assert "cet-rl train CartPole-v1 --delay 8 --order 5" in cet_rl("--help", cwd=tmp_path).stdout
-    shown = cet_rl("train", "--help", cwd=tmp_path).stdout
-    for option in ("--delay", "--order", "--trace", "--stacked", "--random-lam", "--run-dir", "--resume", "TASK"):
-        assert option in shown
+    options = "--delay --order --trace --stacked --random-lam --run-dir --resume TASK"
+    assert_holds(cet_rl("train", "--help", cwd=tmp_path).stdout, *options.split())
     listed = cet_rl("list", cwd=tmp_path).stdout
-    names = (
-        "cet sb3:a2c sb3:ppo CartPole-v1 LunarLander-v3 Pendulum-v1 MinAtar/SpaceInvaders-v1 digits mnist cifar10"
-    )
-    for entry in [*names.split(), "legendre", "sharp", "ratio=", "rflo", "window=", "cartpole-8s", "paper"]:
-        assert entry in listed
+    assert_holds(listed, *["cet", "sb3:a2c", "sb3:ppo", "CartPole-v1", "LunarLander-v3", "Pendulum-v1"])
+    assert_holds(listed, *["MinAtar/SpaceInvaders-v1", "digits", "mnist", "cifar10", "legendre", "sharp"])
+    assert_holds(listed, *["ratio=", "rflo", "window=", "cartpole-8s", "paper"])
     assert "ltp-ltd" in cet_rl("list", "traces", cwd=tmp_path).stdout
     assert_refused(cet_rl("list", "trace", cwd=tmp_path), "did you mean traces")
     assert_refused(cet_rl("trian", cwd=tmp_path), "did you mean train")
@@ -492,9 +442,8 @@ def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed, steps, least):
 
 
 def test_the_paper_s_row_is_found_named_and_overridden():
-    parsed = parse_arguments(
-        ["LunarLander-v3", "--delay", "32", "--order", "8", "--config", "paper", "--gamma", "0.9"]
-    )
+    line = "LunarLander-v3 --delay 32 --order 8 --config paper --gamma 0.9"
+    parsed = parse_arguments(line.split())
     assert parsed.note == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
     found = parsed.config.lr, parsed.config.normalization, parsed.config.anneal_lr, parsed.config.gamma
     assert found == (5e-4, "area", False, 0.9)  # options over the row
@@ -502,8 +451,8 @@ def test_the_paper_s_row_is_found_named_and_overridden():
 
 def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     """Trained, interrupted by nothing, evaluated and evaluated again from its folder by name."""
-    arguments = ["CartPole-v1", "--delay", "8", "--agent", "sb3:a2c", "--total-steps", "12000", "--n-steps", "16"]
-    result = cet_rl("train", *arguments, "--eval-episodes", "5", cwd=tmp_path)
+    options = "--delay 8 --agent sb3:a2c --total-steps 12000 --n-steps 16 --eval-episodes 5"
+    result = cet_rl("train", "CartPole-v1", *options.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "rewards arrive 8 s late" in result.stderr
     folder = tmp_path / "runs" / "CartPole-v1-sb3-a2c-8s-0"

@@ -1,7 +1,5 @@
 """Traced convolutions against the dense definition on unfolded patches, a plain loop, and autograd."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

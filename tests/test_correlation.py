@@ -1,7 +1,5 @@
 """Products with a band of kernel values, in blocks that skip its zeros, against the dense product."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every executor against the definition, in float64, over random shapes, delays, chunkings and episode ends."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

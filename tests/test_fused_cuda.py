@@ -3,8 +3,6 @@
 The interpreter must be asked for before Triton is imported, so this file is also a script, which a test runs.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

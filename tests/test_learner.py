@@ -1,7 +1,5 @@
 """Algorithm 1 against autograd and episodes worked out by hand, for every shape of actor and route of credit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 
@@ -29,14 +27,12 @@ def learner(head=None, shape=(N_IN,), delay=0.0, envs=2, rollout=16, hidden=(8, 
     networks = {name: options.pop(name) for name in names & options.keys()}
     actor = Actor(shape, head or Categorical(ACTIONS), hidden, **networks)
     options.setdefault("max_grad_norm", 1e9)
-    return ActorCriticLearner(
-        actor,
-        critic or Critic(shape, (8,)),
-        CreditTiming(delay, layers=len(actor.weights)),
-        LearnerConfig(**options),
-        num_envs=envs,
-        rollout=rollout,
-    ).double()
+    return built(actor, critic or Critic(shape, (8,)), delay, LearnerConfig(**options), envs, rollout)
+
+
+def built(actor, critic, delay, config, envs=2, rollout=16):
+    timing = CreditTiming(delay, layers=len(actor.weights))
+    return ActorCriticLearner(actor, critic, timing, config, num_envs=envs, rollout=rollout).double()
 
 
 def rollout(steps=16, envs=2, seed=0, ends=0.15, net=None):
@@ -96,9 +92,9 @@ def policy_terms(head, outputs, actions):
     return policy.log_prob(actions), policy.entropy()
 
 
-def assert_gradients(net, expected, atol=1e-12):
-    for weight, gradient in zip(net.actor.synaptic_weights, expected, strict=True):
-        torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=atol)
+def assert_gradients(parameters, expected):
+    for parameter, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
 
 
 def actor_gradients(net, data):
@@ -131,22 +127,14 @@ def test_without_delay_it_is_the_gradient_of_the_lambda_return_loss(case):
     value_loss = ((values - (values + advantage).detach()) ** 2).mean()
     expected_critic = torch.autograd.grad(0.25 * value_loss, list(net.critic.parameters()))
     net.accumulate(data)
-    assert_gradients(net, expected)
-    for parameter, gradient in zip(net.critic.parameters(), expected_critic, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-12)
+    assert_gradients(net.actor.synaptic_weights, expected)
+    assert_gradients(net.critic.parameters(), expected_critic)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_perfect_memory_is_aligned_with_the_true_gradient(case):
     net = CASES[case]()
-    late = ActorCriticLearner(
-        net.actor,
-        net.critic,
-        CreditTiming(0.6, layers=len(net.actor.weights)),
-        replace(net.config, trace=PERFECT, entropy_coef=0.0),
-        num_envs=2,
-        rollout=16,
-    ).double()
+    late = built(net.actor, net.critic, 0.6, replace(net.config, trace=PERFECT, entropy_coef=0.0))
     for seed in range(3):
         found = late.accumulate(rollout(net=net, seed=seed), statistics=True)
     # log σ waits as the output layer does, through a synapse whose input is one.
@@ -289,13 +277,11 @@ def test_feedback_goes_through_fixed_random_matrices(feedback):
     advantage = advantages(net, data)[..., None]
     errors = [first * gates[0], second * gates[1], score]
     net.accumulate(data)
-    assert_gradients(
-        net,
-        [
-            -torch.einsum("teo,tei->oi", (advantage * error).detach(), pre.detach()) / data.rewards.numel()
-            for error, pre in zip(errors, pres, strict=True)
-        ],
-    )
+    expected = [
+        -torch.einsum("teo,tei->oi", (advantage * error).detach(), pre.detach()) / data.rewards.numel()
+        for error, pre in zip(errors, pres, strict=True)
+    ]
+    assert_gradients(net.actor.synaptic_weights, expected)
     for name, buffer in net.actor.named_buffers():
         assert torch.equal(buffer, before[name])
         assert name in net.actor.state_dict()

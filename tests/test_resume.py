@@ -1,7 +1,5 @@
 """Reinforcement learning that is killed and resumed ends as if it had not been: weights, metrics, TensorBoard."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -17,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import assert_holds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -98,10 +97,8 @@ def killed_and_resumed(config, folder, monkeypatch, *moments):
 
 
 def test_vectorization_is_chosen_once_and_runs_from_before_it_resume_as_they_began(tmp_path, monkeypatch):
-    config, file = (
-        RLConfig(**{**SMALL, "num_envs": NUMPY_FROM, "total_steps": 1280}),
-        RunFolder(tmp_path).config_file,
-    )
+    config = RLConfig(**{**SMALL, "num_envs": NUMPY_FROM, "total_steps": 1280})
+    file = RunFolder(tmp_path).config_file
     train_until_killed(config, tmp_path, monkeypatch, 300)
     assert "vectorization: numpy\n" in file.read_text()
     with pytest.raises(ValueError, match="vectorization 'numpy' there, 'each' here"):
@@ -313,9 +310,7 @@ def test_what_cannot_be_restored_is_named(tmp_path, monkeypatch, capsys, task, a
     config = RLConfig(**{**SMALL, "task": task, "agent": agent, "total_steps": 300, "num_envs": 1})
     train_until_killed(config, tmp_path / "run", monkeypatch, 250)
     assert train(config, tmp_path / "run", resume=True) == "finished"
-    said = capsys.readouterr().err
-    assert "resuming at 2" in said
-    assert words in said
+    assert_holds(capsys.readouterr().err, "resuming at 2", words)
 
 
 def test_an_agent_without_runtime_state_resumes_in_fresh_episodes(tmp_path, monkeypatch, capsys, whole):
@@ -343,11 +338,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
         def _on_rollout_start(self):
             if self.num_timesteps == 96 and self.found is None:
                 tensors = {}
-                self.found = (
-                    archive.encode(runtime_state(self.model), tensors),
-                    tensors,
-                    self.model.get_parameters(),
-                )
+                self.found = archive.encode(runtime_state(self.model), tensors), tensors
                 self.model.save(path)
 
         def _on_step(self):
@@ -357,7 +348,7 @@ def test_numpy_s_vector_form_resumes_with_the_agent():
     first.learn(240, callback=capture)
     path.seek(0)
     again = CETActorCritic.load(path, build().get_env(), device="cpu")
-    restore(again, archive.decode(*capture.found[:2]))
+    restore(again, archive.decode(*capture.found))
     again.learn(144, reset_num_timesteps=False)
     for name, parameters in first.get_parameters().items():
         if name != "policy.optimizer":
@@ -420,11 +411,10 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_kill_minus_nine(tmp_path, run):
     """A process that is killed at moments of the clock's choosing, twice."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def start(folder, *more):
         arguments = ["train", *RUNS[run].split(), "--quiet", "--run-dir", str(folder), *more]
-        command = [sys.executable, "-m", "cet_rl", *arguments]
+        command, environment = [sys.executable, "-m", "cet_rl", *arguments], {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     for _ in range(2):

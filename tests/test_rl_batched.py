@@ -1,7 +1,5 @@
 """Agents that learn in lock step: each ends where it would have ended alone."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -14,8 +12,8 @@ import torch
 from gymnasium.envs import classic_control
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from leave_callback import Leave
 from saved_files import rows, summary
-from stable_baselines3.common.callbacks import BaseCallback
 from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
@@ -186,22 +184,6 @@ def test_a_run_that_diverges_fails_alone(alone, tmp_path):
         assert_same(paths[number], alone[number])
 
 
-class Watch(BaseCallback):
-    """Counts steps, and stops, or raises an error, at one of them."""
-
-    def __init__(self, at=None, error=None):
-        super().__init__()
-        self.at, self.error, self.ends = at, error, 0
-
-    def _on_step(self):
-        if self.n_calls == self.at and self.error:
-            raise self.error
-        return self.n_calls != self.at
-
-    def _on_rollout_end(self):
-        self.ends += 1
-
-
 def test_whatever_ends_one_agents_rollout_leaves_those_of_others_whole():
     def broken(step, action):
         if step == 5:
@@ -213,14 +195,14 @@ def test_whatever_ends_one_agents_rollout_leaves_those_of_others_whole():
         return CETActorCritic("MlpPolicy", env, n_steps=8, seed=0, policy_kwargs={"net_arch": [4]}, device="cpu")
 
     agents = [agent(reward) for reward in (broken, *[lambda step, action: action] * 4)]
-    watches = [Watch(), Watch(3), Watch(4, ValueError("mine")), Watch(), Watch()]
+    watches = [Leave(), Leave(3), Leave(4, ValueError("mine")), Leave(), Leave()]
     for one, watch in zip(agents, watches, strict=True):
         one.start_learning(16, watch)
     *five, single = agents
     outcomes = collect(five, [one.env for one in five], watches[:4], 8)
     assert [str(outcome) for outcome in outcomes] == ["the robot is gone", "False", "mine", "True"]
     assert [watch.n_calls for watch in watches[:4]] == [4, 3, 4, 8]
-    assert [watch.ends for watch in watches[:4]] == [0, 0, 0, 1]
+    assert [len(watch.starts) for watch in watches[:4]] == [0, 0, 0, 1]
     assert [one._last_obs is None for one in five] == [True, False, False, False]
     assert [one.learner.steps for one in five] == [4, 3, 4, 0]
     assert collect([single], [single.env], watches[4:], 8) == [True]

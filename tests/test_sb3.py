@@ -1,16 +1,15 @@
 """Stable-Baselines3 in depth: what its users have around an agent works around ours."""
 
-from __future__ import annotations
-
 import contextlib
-import subprocess
-import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
+from conftest import run_python
+from leave_callback import Leave
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_env import Toy
@@ -25,36 +24,27 @@ def make(env, **options):
     return CETActorCritic("MlpPolicy", env, **{"delay": 1.0, "order": 3, **OPTIONS, **options})
 
 
+def evaluated(checkpoint, statistics):
+    """Return what the agent in a file earns under VecNormalize's statistics, and the sums of what it remembers."""
+    model = CETActorCritic.load(checkpoint, device="cpu")
+    env = VecNormalize.load(statistics, make_vec_env("CartPole-v1", 2, 7))
+    env.training = env.norm_reward = False
+    rewards = evaluate_policy(model, env, 6, return_episode_rewards=True)
+    return rewards, [float(tensor.double().sum()) for tensor in model.learner.state_dict().values()]
+
+
+EVALUATION = "import sys, test_sb3, torch; torch.set_num_threads(1); print(test_sb3.evaluated(*sys.argv[1:]))"
+
+
 def test_checkpoints_with_everything_come_back_in_a_fresh_process(tmp_path):
     """Random λ, traces, lines and VecNormalize's statistics: the evaluation is the same to the last digit."""
     env = VecNormalize(make_vec_env("CartPole-v1", 2, 0))
     model = make(env, random_lam=(0.1, 0.9))
     model.learn(400, callback=CheckpointCallback(200, str(tmp_path), name_prefix="cet", save_vecnormalize=True))
-    checkpoint, statistics = tmp_path / "cet_400_steps.zip", tmp_path / "cet_vecnormalize_400_steps.pkl"
-
-    loaded = CETActorCritic.load(checkpoint, device="cpu")
-    evaluation = VecNormalize.load(str(statistics), make_vec_env("CartPole-v1", 2, 7))
-    evaluation.training = evaluation.norm_reward = False
-    expected = evaluate_policy(loaded, evaluation, 6, return_episode_rewards=True)
-    sums = [float(tensor.double().sum()) for tensor in loaded.learner.state_dict().values()]
-    code = f"""
-import torch
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
-from cet_rl.agents import CETActorCritic
-from cet_rl.envs import make_vec_env
-torch.set_num_threads(1)
-env = VecNormalize.load({str(statistics)!r}, make_vec_env("CartPole-v1", 2, 7))
-env.training = env.norm_reward = False
-model = CETActorCritic.load({str(checkpoint)!r}, device="cpu")
-print(evaluate_policy(model, env, 6, return_episode_rewards=True))
-print([float(t.double().sum()) for t in model.learner.state_dict().values()])
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    files = [str(tmp_path / name) for name in ("cet_400_steps.zip", "cet_vecnormalize_400_steps.pkl")]
+    result = run_python("-c", EVALUATION, *files, cwd=Path(__file__).parent)
     assert result.returncode == 0, result.stderr
-    printed, carried = result.stdout.strip().splitlines()[-2:]
-    assert printed == str(expected)
-    assert carried == str(sums)
+    assert result.stdout.strip().splitlines()[-1] == str(evaluated(*files))
 
 
 def test_normalised_observations_are_split_though_the_space_is_not_negative(tmp_path):
@@ -173,22 +163,6 @@ def test_frozen_weights_stay():
         assert torch.equal(parameter, old) != parameter.requires_grad
 
 
-class Leave(BaseCallback):
-    """Leaves learning at a step, by asking or by an exception."""
-
-    def __init__(self, at, error=None):
-        super().__init__()
-        self.at, self.error, self.starts = at, error, []
-
-    def _on_step(self):
-        if self.num_timesteps == self.at and self.error:
-            raise self.error
-        return self.num_timesteps != self.at
-
-    def _on_rollout_end(self):
-        self.starts.append(self.model._rollout.starts.clone())
-
-
 def phases():
     return Toy(7, reward=lambda step, action: action, action_space=gym.spaces.Discrete(2))
 
@@ -201,8 +175,8 @@ def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
     def gradients(model):
         return [weight.grad.clone() for weight in model.policy.actor.weights]
 
-    whole = make(make_vec_env(phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
-    left = make(make_vec_env(phases, 1), learning_rate=1e-9, order=2, delay=0.4, ent_coef=0.0)
+    options = {"learning_rate": 1e-9, "order": 2, "delay": 0.4, "ent_coef": 0.0}
+    whole, left = (make(make_vec_env(phases, 1), **options) for _ in range(2))
     whole.n_steps = stop
     whole.learn(stop)
     whole.n_steps = 16
@@ -212,7 +186,7 @@ def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
     np.testing.assert_array_equal(left._last_obs, whole._last_obs)
     np.testing.assert_array_equal(left._last_episode_starts, whole._last_episode_starts)
     left.generator.set_state(whole.generator.get_state())
-    watch = Leave(-1)
+    watch = Leave()
     for model in (whole, left):
         model.learn(16, callback=watch, reset_num_timesteps=False)
     assert torch.equal(*watch.starts)
@@ -224,12 +198,11 @@ def test_a_rollout_left_early_goes_on_where_the_environment_is(stop, error):
 def test_after_numbers_that_are_not_finite_episodes_end():
     model = make(make_vec_env("CartPole-v1", 2, 0))
 
-    class Spoil(BaseCallback):
-        def _on_step(self):
-            self.model._rollout.rewards[0, 0] = float("nan")
-            return False
+    def spoil(found, _):
+        found["self"]._rollout.rewards[0, 0] = float("nan")
+        return False
 
-    model.learn(64, callback=Spoil())
+    model.learn(64, callback=spoil)
     assert model._last_episode_starts.all()
     model.learn(64, reset_num_timesteps=False)
     assert all(torch.isfinite(p).all() for p in model.policy.parameters())

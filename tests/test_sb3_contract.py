@@ -5,8 +5,6 @@
 A row is one use of an agent. It runs on both agents, and has to come out as its verdict says.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -86,19 +84,25 @@ class Row:
         raise AssertionError(f"{self.subject} is not refused")
 
 
+GROUPS: list[str] = []
 ROWS: list[Row] = []
 
 
-def row(group, subject, use=None, **verdict):
+def begin(group):
+    """Begin a group of rows."""
+    GROUPS.append(group)
+
+
+def row(subject, use=None, **verdict):
     """Add a row. What its use returns is true, and the same on both, unless the verdict says otherwise."""
     if use is None:
-        return lambda use: row(group, subject, use, **verdict)
-    ROWS.append(Row(group, subject, use, **verdict))
+        return lambda use: row(subject, use, **verdict)
+    ROWS.append(Row(GROUPS[-1], subject, use, **verdict))
     return use
 
 
-def refused(group, subject, use):
-    row(group, subject, use, refused=True)
+def refused(subject, use):
+    row(subject, use, refused=True)
 
 
 def weights(model):
@@ -171,17 +175,16 @@ def within(observations, actions=None):
     return lambda make: episodes(Sampled(observations, actions), make)
 
 
-# The constructor
+begin("Constructor")
 
 for options in (
     *({"learning_rate": 1e-2}, {"n_steps": 4}, {"gamma": 0.5}, {"gae_lambda": 0.5}, {"ent_coef": 0.5}),
     *({"vf_coef": 0.1}, {"max_grad_norm": 0.01}, {"seed": 1}),
 ):
-    row("Constructor", f"`{next(iter(options))}`", matters(**options))
+    row(f"`{next(iter(options))}`", matters(**options))
 
 
 @row(
-    "Constructor",
     "`env` as an environment, an id, a `VecEnv`; `learning_rate` as a straight line; `verbose`, "
     "`stats_window_size`, `device`, `tensorboard_log` with `tb_log_name` of `learn`",
 )
@@ -198,21 +201,18 @@ def usual(make):
 
 
 row(
-    "Constructor",
     "defaults",
     lambda make: [signature(make.agent).parameters[name].default for name in ("n_steps", "device", "seed")],
     differs="128 steps an update, a rate that falls from 5e-4 to zero, λ .95, `ent_coef` .01, `vf_coef` .25, Adam",
     found=([5, "auto", None], [128, "auto", None]),
 )
 row(
-    "Constructor",
     "arguments without a name",
     lambda make: list(signature(make.agent).parameters)[2:4],
     differs="after `policy` and `env` come `delay`, `order` and `trace`; all others need their names",
     found=(["learning_rate", "n_steps"], ["delay", "order"]),
 )
 row(
-    "Constructor",
     "`use_rms_prop`",
     lambda make: [type(make(**given).policy.optimizer).__name__ for given in ({}, {"use_rms_prop": False})],
     differs="the optimiser is Adam, and False may be given",
@@ -225,9 +225,9 @@ for options in (
     {"policy": "MultiInputPolicy", "env": Sampled(spaces.Dict(x=VECTORS))},
 ):
     name, value = next(iter(options.items()))
-    refused("Constructor", f"`{name}={value!r}`" if name == "policy" else f"`{name}`", made(**options))
+    refused(f"`{name}={value!r}`" if name == "policy" else f"`{name}`", made(**options))
 
-# policy_kwargs and the policy
+begin("`policy_kwargs`")
 
 
 def widths(**networks):
@@ -235,12 +235,12 @@ def widths(**networks):
     return lambda make: {p.shape[0] for p in make(policy_kwargs=networks).learn(8).policy.parameters()} - {1, 2, 4}
 
 
-row("`policy_kwargs`", "`net_arch=[12, 7]`", widths(net_arch=[12, 7]))
-row("`policy_kwargs`", "`net_arch=dict(pi=[9], vf=[9])`", widths(net_arch={"pi": [9], "vf": [9]}))
-row("`policy_kwargs`", "`activation_fn=nn.ReLU`", widths(activation_fn=torch.nn.ReLU, net_arch=[12]))
+row("`net_arch=[12, 7]`", widths(net_arch=[12, 7]))
+row("`net_arch=dict(pi=[9], vf=[9])`", widths(net_arch={"pi": [9], "vf": [9]}))
+row("`activation_fn=nn.ReLU`", widths(activation_fn=torch.nn.ReLU, net_arch=[12]))
 
 
-@row("`policy_kwargs`", "`log_std_init`")
+@row("`log_std_init`")
 def spread(make):
     policy = make("Pendulum-v1", policy_kwargs={"log_std_init": -1.0}).policy
     return policy.get_distribution(torch.zeros(2, 3)).entropy().tolist()
@@ -251,10 +251,13 @@ for options in (
     *({"optimizer_class": torch.optim.SGD}, {"features_extractor_class": FlattenExtractor}, {"ortho_init": False}),
 ):
     ((name, value),) = options.items()
-    refused("`policy_kwargs`", f"`{name}={getattr(value, '__name__', value)}`", made(policy_kwargs=options))
+    refused(f"`{name}={getattr(value, '__name__', value)}`", made(policy_kwargs=options))
 
 
-@row("Policy", "`forward`, `evaluate_actions`, `predict_values`: shapes")
+begin("Policy")
+
+
+@row("`forward`, `evaluate_actions`, `predict_values`: shapes")
 def shapes(make):
     found = []
     for policy in (make("CartPole-v1").policy, make("Pendulum-v1").policy):
@@ -264,7 +267,7 @@ def shapes(make):
     return [tensor.shape for tensor in found]
 
 
-@row("Policy", "`save`, `load`, `load_state_dict`, `pickle`, `deepcopy`")
+@row("`save`, `load`, `load_state_dict`, `pickle`, `deepcopy`")
 def copies(make):
     model, observations = make(), np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     model.policy.save(str(make.path / "policy"))
@@ -277,24 +280,23 @@ def copies(make):
 
 
 row(
-    "Policy",
     "names of its networks",
     lambda make: {name.split(".")[0] for name, _ in make().policy.named_parameters()},
     differs="`actor` and `critic`; there are no `mlp_extractor`, `action_net` and `value_net`",
     found=({"mlp_extractor", "action_net", "value_net"}, {"actor", "critic"}),
 )
 
-# Attributes of an agent
+begin("Attributes")
 
 for given in ({"ent_coef": 0.5}, {"vf_coef": 0.1}, {"max_grad_norm": 0.01}):
 
-    @row("Attributes", f"`{next(iter(given))}` set")
+    @row(f"`{next(iter(given))}` set")
     def takes_effect(make, given=given):
         changed = learned(make, given)
         return torch.equal(changed, learned(make, **given)) and not torch.equal(changed, learned(make))
 
 
-@row("Attributes", "`learning_rate` set: after `_setup_lr_schedule()`, or once loaded; `lr_schedule` set: at once")
+@row("`learning_rate` set: after `_setup_lr_schedule()`, or once loaded; `lr_schedule` set: at once")
 def rates(make):
     def rate(model):
         return round(model.learn(8).policy.optimizer.param_groups[0]["lr"], 6)
@@ -309,9 +311,7 @@ def rates(make):
     return [*found, rate(model)]
 
 
-@row(
-    "Attributes", "`num_timesteps`, `n_envs`, `env`, `ep_info_buffer`, spaces, `policy.optimizer` and others, read"
-)
+@row("`num_timesteps`, `n_envs`, `env`, `ep_info_buffer`, spaces, `policy.optimizer` and others, read")
 def read(make):
     model = make(toy()).learn(24)
     names = "num_timesteps n_envs n_steps verbose seed tensorboard_log _n_updates observation_space action_space"
@@ -320,18 +320,17 @@ def read(make):
 
 
 row(
-    "Attributes",
     "`n_steps` set",
     lambda make: [error_of(learned, make, {"n_steps": steps}) for steps in (4, 16)],
     differs="the next rollout is as long; A2C fails",
     found=(["AssertionError", "IndexError"], ["works", "works"]),
 )
 for name, value in {"gamma": 0.9, "gae_lambda": 0.9, "normalize_advantage": True}.items():
-    refused("Attributes", f"`{name}` set", setting(**{name: value}))
-refused("Attributes", "`rollout_buffer` set", lambda make: setattr(make(), "rollout_buffer", "one's own"))
-refused("Attributes", "`policy` set", lambda make: learned(make, {"policy": make().policy}))
+    refused(f"`{name}` set", setting(**{name: value}))
+refused("`rollout_buffer` set", lambda make: setattr(make(), "rollout_buffer", "one's own"))
+refused("`policy` set", lambda make: learned(make, {"policy": make().policy}))
 
-# learn
+begin("`learn`")
 
 
 def stop(at):
@@ -339,7 +338,6 @@ def stop(at):
 
 
 @row(
-    "`learn`",
     "`reset_num_timesteps`; totals that are no whole rollouts, `20.0`; `log_interval=None`, `progress_bar`; a "
     "callback, a list of them, a function, one of which returns False; the same seed, the same numbers",
 )
@@ -354,7 +352,6 @@ def learns(make):
 
 
 @row(
-    "`learn`",
     "again, after a callback has stopped a rollout",
     differs="begins where the environment is, and traces know the steps before; A2C begins with a past one",
     found=(False, True),
@@ -365,7 +362,6 @@ def stopped(make):
 
 
 @row(
-    "`learn`",
     "what is logged",
     differs="`train/gradient_norm` and each layer's `credit/alignment`, no `train/policy_loss`",
     found=({"train/policy_loss"}, {"train/gradient_norm", "credit/alignment/0", "credit/alignment/1"}),
@@ -379,13 +375,12 @@ def logged(make):
     return {name for name in names if name[:6] in ("train/", "credit") and name[6:] not in usual}
 
 
-refused("`learn`", "a run shorter than the delay", lambda make: make().learn(1))
+refused("a run shorter than the delay", lambda make: make().learn(1))
 
-# predict
+begin("`predict`")
 
 
 @row(
-    "`predict`",
     "one observation or several, `deterministic`, `state`, `episode_start`; shape and type of actions; images "
     "with the channels last or first; errors for `(obs, info)` and wrong shapes",
 )
@@ -403,11 +398,10 @@ def predicted(make):
     return found, [model.predict(np.zeros(shape, np.uint8))[0].shape for shape in shapes]
 
 
-# save, load, parameters
+begin("`save`, `load`")
 
 
 @row(
-    "`save`, `load`",
     "a path with or without `.zip`, a `Path`, a file object; without `env` to predict, with one, also of "
     "another number, or `set_env` to learn on",
 )
@@ -427,7 +421,7 @@ def files(make):
 
 for given in ({"learning_rate": 1e-2}, {"n_steps": 4}, {"ent_coef": 0.5}, {"vf_coef": 0.1}, {"seed": 5}):
 
-    @row("`save`, `load`", f"`{next(iter(given))}=`")
+    @row(f"`{next(iter(given))}=`")
     def changed(make, given=given):
         make.saved(learning_rate=1e-3, env=toy())
         found = []
@@ -438,7 +432,6 @@ for given in ({"learning_rate": 1e-2}, {"n_steps": 4}, {"ent_coef": 0.5}, {"vf_c
 
 
 @row(
-    "`save`, `load`",
     "attributes that were set; `verbose=`, `tensorboard_log=`, `print_system_info=True`, numbers in "
     "`custom_objects=`",
 )
@@ -454,7 +447,7 @@ def kept(make):
     return found, other.tensorboard_log, "Stable-Baselines3" in printed.getvalue()
 
 
-@row("`save`, `load`", "`set_parameters` of a `dict` or a file, `exact_match`, unknown names")
+@row("`set_parameters` of a `dict` or a file, `exact_match`, unknown names")
 def parameters(make):
     source, target = make.saved(), make(seed=1)
     for given in (source.get_parameters(), make.path / "agent", str(make.path / "agent.zip")):
@@ -468,44 +461,35 @@ def parameters(make):
 
 
 row(
-    "`save`, `load`",
     "`get_parameters`: names",
     lambda make: set(make().get_parameters()),
     differs="besides A2C's, `synapses` and `probes`: what traces and delay lines remember",
     found=({"policy", "policy.optimizer"}, {"policy", "policy.optimizer", "probes", "synapses"}),
 )
 row(
-    "`save`, `load`",
     "the file",
     lambda make: make.saved() and zipfile.ZipFile(make.path / "agent.zip").namelist()[0],
     differs="JSON and tensors: nothing is pickled, loading runs nothing; `is_success` is counted anew",
     found=("data", "agent.json"),
 )
-refused("`save`, `load`", "`save(exclude=…)`", lambda make: make().save(make.path / "agent", exclude=["env"]))
+refused("`save(exclude=…)`", lambda make: make().save(make.path / "agent", exclude=["env"]))
 for given in ({"gamma": 0.5}, {"force_reset": False}, {"custom_objects": {"lr_schedule": lambda progress: 0.1}}):
-    loading = lambda make, given=given: make.saved() and make.load(**given)  # noqa: E731
-    refused(
-        "`save`, `load`",
-        f"`load({next(iter(given))}=…)`" + ", of `lr_schedule`" * ("objects" in str(given)),
-        loading,
-    )
+    subject = f"`load({next(iter(given))}=…)`" + ", of `lr_schedule`" * ("objects" in str(given))
+    refused(subject, lambda make, given=given: make.saved() and make.load(**given))
 
-# Other methods
+begin("Other methods")
 
 
-@row("Other methods", "`set_env`, and what it refuses")
+@row("`set_env`, and what it refuses")
 def other_environments(make):
     model = make(toy()).learn(8)
     model.set_env(toy())
     after = model.learn(8, reset_num_timesteps=False).num_timesteps
-    return (
-        after,
-        [error_of(model.set_env, env) for env in (gym.make("Acrobot-v1"), toys(2))],
-        model.learn(8)._n_updates,
-    )
+    wrong = gym.make("Acrobot-v1"), toys(2)
+    return after, [error_of(model.set_env, env) for env in wrong], model.learn(8)._n_updates
 
 
-@row("Other methods", "`set_random_seed` repeats learning, and what `predict` draws")
+@row("`set_random_seed` repeats learning, and what `predict` draws")
 def repeated(make):
     found = []
     for seed in (4, 4, 5):
@@ -517,7 +501,7 @@ def repeated(make):
     return found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
 
 
-@row("Other methods", "`set_logger`, `get_vec_normalize_env`, `evaluate_policy`")
+@row("`set_logger`, `get_vec_normalize_env`, `evaluate_policy`")
 def others(make):
     model, env, seen = make(toy()), ve.VecNormalize(toys()), []
     model.set_logger(configure(str(make.path), ["csv"]))
@@ -529,7 +513,7 @@ def others(make):
     return found, len(seen), (make.path / "progress.csv").is_file()
 
 
-# Callbacks
+begin("Callbacks")
 
 
 class Watch(cb.BaseCallback):
@@ -542,29 +526,22 @@ class Watch(cb.BaseCallback):
             setattr(self, f"_on_{event}", lambda event=event: self.calls.append((event, self.num_timesteps)))
 
     def _on_step(self):
-        self.calls.append(
-            (self.n_calls, self.num_timesteps, self.training_env is self.model.env, self.logger.level)
-        )
+        training = self.training_env is self.model.env
+        self.calls.append((self.n_calls, self.num_timesteps, training, self.logger.level))
         arrays = [self.locals[name] for name in ("actions", "clipped_actions", "new_obs", "rewards", "dones")]
         plain = [self.locals[name] for name in ("n_steps", "n_rollout_steps", "total_timesteps")]
         same = {"self": self.model, "env": self.training_env, "callback": self}
         own = [self.locals[name] is value for name, value in same.items()]
-        self.steps.append(
-            ([(array.shape, array.dtype) for array in arrays], plain, own, list(self.locals["infos"][0]))
-        )
+        forms = [(array.shape, array.dtype) for array in arrays]
+        self.steps.append((forms, plain, own, list(self.locals["infos"][0])))
         self.rare = {"values", "log_probs", "obs_tensor"} & self.locals.keys()
         return True
 
 
-NAMES = (
-    "self env callback infos actions clipped_actions new_obs rewards dones n_steps n_rollout_steps total_timesteps"
-)
-
-
 @row(
-    "Callbacks",
     "a `BaseCallback`: when it is called, `n_calls`, `num_timesteps`, `training_env`, `logger`; of `self.locals` "
-    + ", ".join(f"`{name}`" for name in NAMES.split()),
+    "`self`, `env`, `callback`, `infos`, `actions`, `clipped_actions`, `new_obs`, `rewards`, `dones`, `n_steps`, "
+    "`n_rollout_steps`, `total_timesteps`",
 )
 def called(make):
     watches = Watch(), Watch()
@@ -574,7 +551,6 @@ def called(make):
 
 
 @row(
-    "Callbacks",
     "of `self.locals` `values`, `log_probs`, `obs_tensor`, `rollout_buffer`",
     differs="not there while acting, when only the actor runs: `self.model.policy(observations)` gives them",
     found=(({"values", "log_probs", "obs_tensor"}, True), (set(), False)),
@@ -585,7 +561,7 @@ def rare(make):
     return watch.rare, watch.locals["rollout_buffer"] is not None
 
 
-@row("Callbacks", "`EvalCallback`: `best_model_save_path`, `log_path`, the statistics of `VecNormalize`")
+@row("`EvalCallback`: `best_model_save_path`, `log_path`, the statistics of `VecNormalize`")
 def evaluates(make):
     env, other = ve.VecNormalize(toys()), ve.VecNormalize(toys())
     options = {"eval_freq": 16, "n_eval_episodes": 2, "verbose": 0}
@@ -596,7 +572,7 @@ def evaluates(make):
     return lengths, make.load("best_model").num_timesteps, np.round(other.obs_rms.count)
 
 
-@row("Callbacks", "`CheckpointCallback`, with `save_vecnormalize`")
+@row("`CheckpointCallback`, with `save_vecnormalize`")
 def checkpoints(make):
     callback = cb.CheckpointCallback(8, str(make.path), "cet", save_replay_buffer=True, save_vecnormalize=True)
     make(ve.VecNormalize(toys())).learn(16, callback=callback)
@@ -604,27 +580,25 @@ def checkpoints(make):
 
 
 @row(
-    "Callbacks",
     "`StopTrainingOnRewardThreshold`, `…OnNoModelImprovement`, `…OnMaxEpisodes`, `EveryNTimesteps`, "
     "`LogEveryNTimesteps`, `CallbackList`",
 )
 def halted(make):
     better, stuck = cb.StopTrainingOnRewardThreshold(9.0), cb.StopTrainingOnNoModelImprovement(2, min_evals=3)
     options, watch = {"eval_freq": 5, "n_eval_episodes": 1, "verbose": 0}, Watch()
+    several = cb.EveryNTimesteps(6, watch), cb.LogEveryNTimesteps(10), cb.StopTrainingOnMaxEpisodes(3)
     stopping = [
         cb.EvalCallback(toys(), callback_on_new_best=better, **options),
         cb.EvalCallback(toys(), callback_after_eval=stuck, **options),
-        cb.CallbackList(
-            [cb.EveryNTimesteps(6, watch), cb.LogEveryNTimesteps(10), cb.StopTrainingOnMaxEpisodes(3)]
-        ),
+        cb.CallbackList(list(several)),
     ]
     return [make(toy()).learn(100, callback=each).num_timesteps for each in stopping], len(watch.calls)
 
 
-# Wrappers and spaces
+begin("Wrappers")
 
 
-@row("Wrappers", "`TimeLimit`: the state after a time limit has a value, that after an end has none")
+@row("`TimeLimit`: the state after a time limit has a value, that after an end has none")
 def bootstrapped(make):
     """With γ = 1/2 and a reward of one a state is worth two where time goes on, and one where it ends."""
     found, constant = [], spaces.Box(1, 1, (3,))
@@ -655,7 +629,9 @@ for name, env in {
     ),
     "`SubprocVecEnv`": lambda: ve.VecMonitor(ve.SubprocVecEnv([toy] * 2, start_method="fork")),
 }.items():
-    row("Wrappers", name, lambda make, env=env: episodes(env(), make))
+    row(name, lambda make, env=env: episodes(env(), make))
+
+begin("Spaces")
 
 for name, given in {
     "vectors of `int64`": (spaces.Box(0, 9, (3,), np.int64),),
@@ -665,9 +641,8 @@ for name, given in {
     "actions in a `Box` of `float64`": (VECTORS, spaces.Box(-1, 1, (2,), np.float64)),
     "`Discrete` actions": (VECTORS, spaces.Discrete(3)),
 }.items():
-    row("Spaces", name, within(*given))
+    row(name, within(*given))
 row(
-    "Spaces",
     "actions in `Discrete(n, start=…)`",
     lambda make: error_of(within(VECTORS, spaces.Discrete(2, start=3)), make),
     differs="the environment gets its own numbers; A2C counts from zero",
@@ -683,7 +658,7 @@ for name, given in {
     "`MultiBinary` actions": (VECTORS, spaces.MultiBinary(2)),
     "matrices as actions": (VECTORS, spaces.Box(-1, 1, (2, 2))),
 }.items():
-    refused("Spaces", name, within(*given))
+    refused(name, within(*given))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

@@ -1,7 +1,5 @@
 """Sweeps on SLURM: what is submitted, what a job does with signals, and a real cluster of one node."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

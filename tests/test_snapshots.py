@@ -1,7 +1,5 @@
 """Environments as data: captured in the middle of an episode, they go on in another process as they would have."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter, deque
@@ -15,18 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from cet_rl.envs import (
-    CannotCaptureError,
-    DelayedReward,
-    PositiveNegativeSplit,
-    capture,
-    make_env,
-    make_vec_env,
-    ready,
-    register_snapshot,
-    restore,
-    snapshot,
-)
+from cet_rl.envs import DelayedReward, PositiveNegativeSplit, make_env, make_vec_env, ready, snapshot
+from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
 from cet_rl.runs import archive, process
 
 BEFORE, AFTER = 37, 90

@@ -1,10 +1,7 @@
 """Sweeps whose jobs are trained together, as one batched model."""
 
-from __future__ import annotations
-
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from conftest import assert_refused, here
 from sweep_fakes import fake, rows_of, running, states_of, wait_for
 
 from cet_rl.cli import main
@@ -123,13 +121,10 @@ def test_folders_that_cannot_be_used_fail_alone(tmp_path, capsys, task):
         ({**SMALL, "compile": True}, "cannot be batched with streaming"),
     ],
 )
-def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, capsys, settings, message):
+def test_jobs_that_cannot_be_batched_are_refused_before_any_work(tmp_path, settings, message):
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(settings))
-    assert main(["sweep", str(file), "--launcher", "batch", "--run-dir", str(tmp_path / "study")]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert re.search(message, lines[0])
+    assert_refused(here("sweep", file, "--launcher", "batch", "--run-dir", tmp_path / "study"), message)
     assert not (tmp_path / "study").exists()
 
 
@@ -147,9 +142,8 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_is_noted_fo
     assert work(folder, names, fail) == EXIT_FAILED
     lock.release()
     assert states_of(tmp_path, sweep) == ["waiting", "failed", "failed"]
-    assert [folder.failure_file(name).read_text() for name in names[1:]] == [
-        "RuntimeError: 2 jobs are too large\n"
-    ] * 2
+    for name in names[1:]:
+        assert folder.failure_file(name).read_text() == "RuntimeError: 2 jobs are too large\n"
     assert not any(folder.locks.glob("*.[0-9]*"))
     assert work(folder, names[1:], fail) == EXIT_FAILED  # they are not trained again
     for result, status in (("interrupted", EXIT_INTERRUPTED), ("finished", EXIT_FAILED)):  # without a summary
@@ -162,11 +156,10 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_is_noted_fo
 
 
 @pytest.mark.slow
-def test_seeds_of_an_agent_are_trained_together(tmp_path, capsys):
+def test_seeds_of_an_agent_are_trained_together(tmp_path):
     options = "--delay 1 --total-steps 640 --hidden 4 --eval-episodes 2 --launcher batch --quiet"
     command = ["train", "CartPole-v1", *options.split()]
-    assert main(command) == 2
-    assert "--launcher batch goes with --seeds" in capsys.readouterr().err
+    assert_refused(here(*command), "--launcher batch goes with --seeds")
     folder = SweepFolder(tmp_path / "seeds")
     assert main([*command, "--seeds", "0-1", "--run-dir", str(folder.path)]) == 0
     assert statuses(folder) == ["finished"] * 2
@@ -212,17 +205,15 @@ def on_one_processor():
 
 
 @pytest.mark.parametrize("launcher", ["local", "batch"])
-def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, capsys, launcher):
+def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, launcher):
     file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
-    missing = str(tmp_path / "missing")
-    command = ["sweep", file, "--data-dir", missing, "--run-dir", str(folder.path), "--launcher", launcher]
-    assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"data folder {missing} does not exist" in line
+    missing = tmp_path / "missing"
+    command = ["sweep", file, "--data-dir", missing, "--run-dir", folder.path, "--launcher", launcher]
+    assert_refused(here(*command), f"data folder {missing} does not exist")
     assert not folder.path.exists()
 
 
-def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
+def test_data_may_lie_elsewhere_on_every_machine(tmp_path):
     file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
     one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
@@ -239,5 +230,5 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path, capsys):
         work(SweepFolder(folder.path, machine=json.loads(machine)), [one.jobs[0].name], note)
     assert used == [str(tmp_path / "here"), str(tmp_path / "there")]
     file, _ = study(tmp_path, task="CartPole-v1")
-    assert main(["sweep", file, "--data-dir", "x", "--run-dir", str(tmp_path / "cart")]) == 2
-    assert "data_dir does not apply to CartPole-v1" in capsys.readouterr().err
+    result = here("sweep", file, "--data-dir", "x", "--run-dir", tmp_path / "cart")
+    assert_refused(result, "data_dir does not apply to CartPole-v1")

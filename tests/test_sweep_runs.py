@@ -1,7 +1,5 @@
 """The jobs of a sweep run once, however often they stop; the commands; what many jobs cost."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import assert_holds, assert_refused, here, run_python
 from rich.console import Console
 from sweep_fakes import driver, fake, launcher_of, plan, ran, rows_of, running, states_of, wait_for
 
@@ -30,8 +29,7 @@ def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     sweep, folder, launcher = fake(*range(5)), SweepFolder(tmp_path), launcher_of(tmp_path)
     assert run_sweep(sweep, folder, launcher) == 0
     printed = capfd.readouterr().err
-    for words in ("5 jobs; 2 at a time", "[5/5]", "finished, loss 4.0000, 5 steps/s"):
-        assert words in printed
+    assert_holds(printed, "5 jobs; 2 at a time", "[5/5]", "finished, loss 4.0000, 5 steps/s")
     assert ran(tmp_path) == dict.fromkeys(range(5), 1)
     rows = rows_of(folder.results_file)
     assert list(rows[0]) == ["job", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
@@ -52,14 +50,8 @@ def test_failures_are_reported_and_retried_when_asked(tmp_path, capfd):
     folder.note_failure(sweep.jobs[3].name, "ValueError: there are no data in X")  # before it had a folder
     assert run_sweep(sweep, folder, launcher) == 1
     printed = capfd.readouterr().err
-    for words in (
-        "--retry runs the 1 that failed again",
-        "ArithmeticError: the loss is too high",
-        "killed by SIGKILL (out of memory?)",
-        "something went wrong",
-        "there are no data in X",
-    ):
-        assert words in printed
+    assert_holds(printed, "ArithmeticError: the loss is too high", "killed by SIGKILL (out of memory?)")
+    assert_holds(printed, "something went wrong", "there are no data in X", "--retry runs the 1 that failed again")
     assert states_of(tmp_path, sweep) == ["failed"] * 4
     assert "Traceback" in folder.log_file(sweep.jobs[0].name).read_text()
     assert [row["status"] for row in rows_of(folder.results_file)] == ["failed"] * 4
@@ -123,8 +115,7 @@ def test_a_sweep_that_is_interrupted_stops_its_workers(tmp_path, number):
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 130
-    assert "stopping: waiting for 2 jobs" in err
-    assert "2 partial, 1 waiting; the same command goes on" in err
+    assert_holds(err, "stopping: waiting for 2 jobs", "2 partial, 1 waiting; the same command goes on")
     assert lock_owners(tmp_path / "locks") == {}
     assert states_of(tmp_path, fake(0, 1, 2)) == ["partial", "partial", "waiting"]
 
@@ -150,9 +141,8 @@ def test_jobs_are_read_back_if_they_would_come_out_the_same_in_any_process(tmp_p
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
     code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_sweep('study.yaml')))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     file, folder = read_sweep("study.yaml"), SweepFolder("study")
-    assert run.stdout == f"{digest(file)}\n"
+    assert run_python("-c", code).stdout == f"{digest(file)}\n"
     folder.open_for(build(file))
     Path("study.yaml").write_text(STUDY.replace("0-1", "0-2"))
     assert len(build_or_read(read_sweep("study.yaml"), folder).jobs) == 6
@@ -171,8 +161,7 @@ def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
     (line,) = capfd.readouterr().err.splitlines()
     assert "failed: FloatingPointError: the loss is not finite" in line
     Path("study.yaml").write_text(text.replace("1.0e+30", "1.0e-3"))
-    assert main(["sweep", "study.yaml", "--quick"]) == 2
-    assert "lr 1e+30 there, 0.001 here" in capfd.readouterr().err
+    assert_refused(here("sweep", "study.yaml", "--quick"), "lr 1e+30 there, 0.001 here")
     assert main(["sweep", "study.yaml", "--quick", "--run-dir", "again"]) == 0
     (row,) = rows_of("again/results.csv")
     assert (row["seed"], row["status"], row["steps"]) == ("0", "finished", "20")
@@ -193,8 +182,7 @@ def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
     assert [row["seed"] for row in rows_of("runs/digits-cet3-2s-seeds/results.csv")] == ["0", "1"]
     assert main(command) == 0
     assert "2 finished" in capfd.readouterr().err
-    assert main([*command, "--lr", "0.1"]) == 2
-    assert "lr 0.001 there, 0.1 here" in capfd.readouterr().err
+    assert_refused(here(*command, "--lr", "0.1"), "lr 0.001 there, 0.1 here")
 
 
 @pytest.mark.parametrize(
@@ -209,11 +197,10 @@ def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
         ("train digits --seeds 0-1 --threads 2", "--threads does not go with --seeds"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_made(tmp_path, monkeypatch, capfd, command, words):
+def test_bad_options_are_refused_before_anything_is_made(tmp_path, monkeypatch, command, words):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
-    assert main(command.split()) == 2
-    assert words in capfd.readouterr().err
+    assert_refused(here(*command.split()), words)
     assert not Path("runs").exists()
 
 

@@ -1,7 +1,5 @@
 """Our agent as a Tianshou algorithm, and a Tianshou agent that learns from delayed rewards."""
 
-from __future__ import annotations
-
 import copy
 import runpy
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Searches for hyper-parameters: what they refuse, compare, prune, keep when they are killed, and write."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -12,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import assert_holds, assert_refused, here
 from sweep_fakes import launcher_of, plan, ran, rows_of, running, wait_for
 
 from cet_rl.cli import main
@@ -51,12 +50,8 @@ def search_of(path, *, trials=4, workers=2, **changes):
     return Search(file, folder, open_study(file, folder), launcher, trials)
 
 
-def trials_of(search):
-    return search.study.get_trials()
-
-
 def states(search):
-    return [trial.state.name for trial in trials_of(search)]
+    return [trial.state.name for trial in search.study.get_trials()]
 
 
 def loss_of(trial):
@@ -65,14 +60,11 @@ def loss_of(trial):
 
 
 def test_a_search_scores_the_mean_over_seeds_writes_the_best_and_goes_on_to_more_trials(tmp_path, capfd):
-    search = search_of(tmp_path, trials=2, pruner="none", sampler="random")
-    assert search.run() == 0
-    search = search_of(tmp_path, trials=4, pruner="none", sampler="random")
-    assert search.run() == 0
-    printed = capfd.readouterr().err
-    assert "2 trials so far; going on to 4; 2 at a time" in printed
-    assert "[4/4] test_loss" in printed
-    trials, folder = trials_of(search), search.folder
+    for trials in (2, 4):
+        search = search_of(tmp_path, trials=trials, pruner="none", sampler="random")
+        assert search.run() == 0
+    assert_holds(capfd.readouterr().err, "2 trials so far; going on to 4; 2 at a time", "[4/4] test_loss")
+    trials, folder = search.study.get_trials(), search.folder
     assert ran(folder.path) == {0: 4, 1: 4}
     assert len({trial.params["lr"] for trial in trials}) == 4
     assert [trial.value for trial in trials] == pytest.approx([0.5 + loss_of(trial) for trial in trials])
@@ -93,7 +85,7 @@ def test_runs_are_compared_by_their_mean_over_the_seeds_so_far(tmp_path, sign):
     curve = dataclasses.replace(search.search.curve, higher_is_better=sign < 0)
     search.search = dataclasses.replace(search.search, curve=curve)
     search.run()
-    (trial,) = trials_of(search)
+    (trial,) = search.study.get_trials()
     assert sorted(trial.intermediate_values) == list(range(1, 2 * POINTS + 1))
     for place, value in trial.intermediate_values.items():
         seed, point = divmod(place - 1, POINTS)
@@ -128,9 +120,7 @@ def test_trials_that_diverge_are_pruned_those_that_crash_fail_and_a_full_disk_le
     with pytest.raises(OSError, match=r"trial 3 cannot go on: .*No space left on device.*takes it up again"):
         search.run()
     assert states(search) == ["PRUNED", "COMPLETE", "FAIL", "RUNNING", "RUNNING"]
-    printed = capfd.readouterr().err
-    assert "the loss is not finite" in printed
-    assert "was killed by SIGKILL" in printed
+    assert_holds(capfd.readouterr().err, "the loss is not finite", "was killed by SIGKILL")
     plan(search.folder.path, {})
     again = search_of(tmp_path, trials=5)
     assert again.run() == 0
@@ -155,13 +145,13 @@ def test_a_search_that_is_stopped_or_killed_loses_no_trial(tmp_path, capfd, numb
         wait_for(lambda: len(list(search.folder.path.glob("trial-*/*/metrics.csv"))) == 2)
         process.send_signal(number)
         assert process.wait(60) == (130 if number == signal.SIGINT else -number)
-    before = [trial.params for trial in trials_of(search)]
+    before = [trial.params for trial in search.study.get_trials()]
     assert states(search) == ["RUNNING", "RUNNING"]
     plan(search.folder.path, {})
     again = search_of(tmp_path, trials=2)
     assert again.run() == 0
     assert "trial 0 goes on" in capfd.readouterr().err
-    assert [trial.params for trial in trials_of(again)] == before
+    assert [trial.params for trial in again.study.get_trials()] == before
     assert states(again) == ["COMPLETE", "COMPLETE"]
     assert ran(again.folder.path) == {0: 4, 1: 2}
 
@@ -235,13 +225,11 @@ def test_defaults_of_the_other_task_kinds(tmp_path):
 @pytest.mark.parametrize(
     "url", ["nonsense-secret", "nodb://u:secret@h/n", "sqlite:////no/secret/x.db", "mysql+pymysql://u:secret@h/n"]
 )
-def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypatch, capsys, url):
+def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "pymysql", None)
-    assert main(["tune", file_of(tmp_path), "--storage", url]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "the storage of the search's trials cannot be used: " in line
-    assert "secret" not in line
+    result = here("tune", file_of(tmp_path), "--storage", url)
+    assert "secret" not in assert_refused(result, "the storage of the search's trials cannot be used: ")
 
 
 def test_a_folder_is_for_one_search_and_one_storage(tmp_path, monkeypatch):
@@ -328,10 +316,9 @@ def test_importances_tell_what_matters(tmp_path):
     assert importances(optuna.create_study()) == {}  # too few trials to tell
 
 
-def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert main(["tune", file_of(tmp_path)]) == 2
-    assert "pip install 'cet-rl[tune]'" in capsys.readouterr().err
+    assert_refused(here("tune", file_of(tmp_path)), "pip install 'cet-rl[tune]'")
 
 
 @pytest.mark.slow

@@ -1,17 +1,14 @@
 """RL Baselines3 Zoo trains the agent by name. In processes of its own: the zoo changes Gymnasium's time limit."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
-import os
-import subprocess
 import sys
 from importlib import resources
 
 import numpy as np
 import pytest
 import yaml
+from conftest import assert_holds, run_python
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.agents.config import LEARNING_OPTIONS
@@ -26,15 +23,7 @@ SMALL = "policy_kwargs:{'net_arch':[8,8]}"
 
 
 def run_zoo(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "cet_rl.rl.zoo", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run_python("-m", "cet_rl.rl.zoo", *arguments, cwd=cwd, timeout=300, OPENBLAS_NUM_THREADS="1")
 
 
 def succeeded(*arguments, cwd):
@@ -55,8 +44,7 @@ def trained(tmp_path_factory):
 @needs_zoo
 def test_training_leaves_what_the_zoo_leaves_and_our_own_files(trained):
     _, folder, out = trained
-    assert "configs/zoo/cet.yaml" in out
-    assert "'lin_5e-4'" in out
+    assert_holds(out, "configs/zoo/cet.yaml", "'lin_5e-4'")
     assert out.count("Eval num_timesteps=") == 2
     names = {path.name for path in folder.iterdir()}
     assert {"CartPole-v1.zip", "best_model.zip", "evaluations.npz", "rl_model_4000_steps.zip"} <= names
@@ -76,8 +64,7 @@ def test_enjoy_plays_what_was_trained(trained, which):
     cwd, folder, _ = trained
     options = ["-f", "logs", "-n", 200, "--no-render", *which]
     out = succeeded("enjoy", "--algo", "cet", "--env", "CartPole-v1", *options, cwd=cwd)
-    assert f"Loading {folder.relative_to(cwd)}" in out
-    assert "Mean reward: " in out
+    assert_holds(out, f"Loading {folder.relative_to(cwd)}", "Mean reward: ")
 
 
 @needs_zoo
@@ -95,8 +82,7 @@ def test_normalised_training_its_continuation_and_a_file_of_ones_own(tmp_path):
     options = ["-f", "logs", "-n", 100, "--no-render", "--load-best"]
     assert "Loading running average" in succeeded("enjoy", "--env", "CartPole-v1", *options, cwd=tmp_path)
     out = succeeded(*train, "-i", folder / "CartPole-v1.zip", cwd=tmp_path)
-    assert "Loading pretrained agent" in out
-    assert "Loading saved VecNormalize stats" in out
+    assert_holds(out, "Loading pretrained agent", "Loading saved VecNormalize stats")
     again = CETActorCritic.load(tmp_path / "logs" / "cet" / "CartPole-v1_2" / "CartPole-v1")
     assert again._n_updates > agent._n_updates
 
@@ -108,8 +94,8 @@ def test_hyperparameter_search_on_an_environment_of_ours(tmp_path):
     options += ["--no-optim-plots", "-params", SMALL]
     out = succeeded("train", "--env", "MinAtar/Breakout-v1", *options, cwd=tmp_path)
     assert "Using 'default' hyperparameters" in out
-    for name in ("learning_rate", "ent_coef", "lam", "n_steps", "normalization"):
-        assert f"    {name}: " in out.split("Params:")[1]
+    names = ("learning_rate", "ent_coef", "lam", "n_steps", "normalization")
+    assert_holds(out.split("Params:")[1], *(f"    {name}: " for name in names))
 
 
 @needs_zoo
@@ -126,8 +112,7 @@ def test_bad_input_is_refused_in_one_line(options, words, tmp_path):
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("cet-rl: error: ")
-    for word in words:
-        assert word in last
+    assert_holds(last, *words)
 
 
 def test_without_the_zoo_one_line_says_what_to_install(monkeypatch, capsys):
