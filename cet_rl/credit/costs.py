@@ -35,7 +35,7 @@ class Plan:
     couplings: int  # entries of M, K and C that are not zero
     onset: int  # steps that x and f' are delayed beforehand
     past: int  # L, earlier steps that the kernel still sees
-    window: int  # W, earlier steps that e still sees
+    window: int  # R, earlier steps that e still sees
 
     @property
     def name(self) -> str:

@@ -11,12 +11,12 @@ synapses. For a convolution, whose outer products are sums over positions too, f
 position is that of its own f' and δ: the sum over s is one gradient of convolution weights.
 
 "history" keeps e at every synapse. "factored" keeps it as weights of the past, e = Σ_env Σ_s ε_s x_sᵀ with one
-vector ε_s a step, for the last W steps, after which the kernel convolved with (γλ)^l has vanished; then
+vector ε_s a step, for the last R steps, after which the kernel convolved with (γλ)^l has vanished; then
 
-    p_s = f'_s ⊙ Σ_u g_{u-s} A_u δ_u + γλ(1 - s_0) A_0 ε_s        ΔW = Σ_env Σ_s p_s x_sᵀ,  s = -W … T-1
+    p_s = f'_s ⊙ Σ_u g_{u-s} A_u δ_u + γλ(1 - s_0) A_0 ε_s        ΔW = Σ_env Σ_s p_s x_sᵀ,  s = -R … T-1
     ε_s ← f'_s ⊙ Σ_u g_{u-s} B_u δ_u + γλ(1 - s_0) B_0 ε_s
 
-and e itself is never formed: one product with W + T rows in place of two with L + T, and no pass over synapses.
+and e itself is never formed: one product with R + T rows in place of two with L + T, and no pass over synapses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LEAST_WORK = 1 << 22  # multiply-adds below which one product with the zeros is
 
 
 def eligibility_window(kernel: FloatArray, decay: float, dtype: torch.dtype) -> int:
-    """Return W, the steps after which an event's weight in e is below the rounding of a sum over it.
+    """Return R, the steps after which an event's weight in e is below the rounding of a sum over it.
 
     That weight is at most |g| convolved with (γλ)^l, which past the end of the kernel falls by γλ a step.
     """
@@ -55,7 +55,7 @@ def eligibility_window(kernel: FloatArray, decay: float, dtype: torch.dtype) -> 
     magnitude = np.abs(kernel)
     last = float(magnitude @ decay ** np.arange(len(kernel))[::-1])  # at the kernel's last lag
     window = len(kernel)
-    for _ in range(3):  # √W roundings, see `visible_support`
+    for _ in range(3):  # √R roundings, see `visible_support`
         visible = np.sqrt(window) * torch.finfo(dtype).eps * magnitude.sum()
         window = len(kernel) + max(0, int(np.ceil(np.log(visible / last) / np.log(decay))))
     return window
@@ -257,9 +257,9 @@ def _event_weights(
         constants: of the layer.
         derivative: f' of the last L + T events.
         weighted_error: A_u δ_u or B_u δ_u, (T, E, n_post).
-        epsilon: ε before the chunk, of the first W events, if there are any.
+        epsilon: ε before the chunk, of the first R events, if there are any.
         epsilon_scale: γλ (1 - s_0) A_0 or B_0, (E, 1).
-        rows: which of the W + T events, with L in the place of W where there is no ε.
+        rows: which of the R + T events, with L in the place of R where there is no ε.
     """
     steps, old = len(weighted_error), max(len(epsilon) - constants.past, 0)  # these get no more from the kernel
     p = weighted_error.new_empty(rows.stop - rows.start, *weighted_error.shape[1:])

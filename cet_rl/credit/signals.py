@@ -63,14 +63,14 @@ class SynapseState:
 
     A layer has either `states`, or `past_pre` and `past_derivative`, the factors of its Hebbian term for as long
     as the kernel reaches back, flattened by its geometry. With `past_eligibility` it has no e, and `past_pre`
-    reaches back for W steps, too.
+    reaches back for R steps, too.
     """
 
     eligibility: Tensor  # e, shape (E, *weight_shape), (E, n_out, n_in) if dense; unused where γλ = 0
     states: Tensor | None = None  # S, shape (E, n_out, n, n_in)
-    past_pre: Tensor | None = None  # x of the last L or W steps, oldest first, shape (L, E, n_in)
+    past_pre: Tensor | None = None  # x of the last L or R steps, oldest first, shape (L, E, n_in)
     past_derivative: Tensor | None = None  # f' of the last L steps, shape (L, E, n_out)
-    past_eligibility: Tensor | None = None  # ε of the last W steps, e = Σ_s ε_s x_sᵀ, shape (W, E, n_out)
+    past_eligibility: Tensor | None = None  # ε of the last R steps, e = Σ_s ε_s x_sᵀ, shape (R, E, n_out)
 
 
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:
