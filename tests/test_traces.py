@@ -549,6 +549,9 @@ def test_the_command_compares_traces(capsys, tmp_path):
     assert float(table[3]["sharpness"]) == rows["optimal10"]["sharpness"]
     assert main([*line.split(), "table"]) == 0
     assert "optimal10-tolerance0.1      10   16.4   24.4" in capsys.readouterr().out
+    assert main(["traces", "--delay", "2", "--order", "1", "--format", "csv"]) == 0
+    labels = [row["trace"] for row in csv.DictReader(capsys.readouterr().out.splitlines())]
+    assert labels == ["et", "optimal1", "ltp-ltd", "perfect"]  # one state of cet is et, once
 
 
 @pytest.mark.parametrize(

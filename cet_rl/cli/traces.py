@@ -99,7 +99,8 @@ def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig,
                 continue
             if (trace := config.build(delay_steps)) is None:
                 raise ValueError(f"trace {name!r} remembers nothing: leave it out")
-            chosen.append((config, trace))
+            if config.label not in (other.label for other, _ in chosen):  # one state of cet is et
+                chosen.append((config, trace))
     return chosen
 
 
