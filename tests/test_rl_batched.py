@@ -232,6 +232,8 @@ def test_jobs_that_are_alike_are_shared_out_to_idle_processors(tmp_path, monkeyp
     started = launcher.submit(folder, [str(n) for n in range(4)])
     assert [each.names for each in started] == [["0", "1"], ["2", "3"]]
     started[0].status = 0
-    assert [each.names for each in launcher.submit(folder, ["4", "5", "6"])] == [["4"], ["5", "6"]]
+    assert [each.names for each in launcher.submit(folder, ["4", "5", "6"])] == [["4"]]  # one is idle
+    started[1].status = 0
+    assert [each.names for each in launcher.submit(folder, ["5", "6"])] == [["5", "6"]]
     with pytest.raises(ValueError, match="must not differ in hidden"):
         train_batch([POLE, replace(POLE, hidden=(9,))], [tmp_path / "a", tmp_path / "b"])

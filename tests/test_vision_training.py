@@ -500,7 +500,7 @@ class Booby:
 
 def as_bytes(state, what="network"):
     stream = io.BytesIO()
-    archive.write(stream, state, what=what)
+    archive.write(stream, state, what=what, run={})
     return stream.getvalue()
 
 

@@ -19,7 +19,7 @@ class PlotArguments:
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
     """Run folders, or folders that hold run folders at any depth, such as that of a sweep."""
-    out: str
+    out: Annotated[str, tyro.conf.arg(metavar="FILE.svg")]
     """FILE.svg, FILE.png or FILE.pdf: the picture."""
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.runs.values import in_a_line, unknown
+from cet_rl.runs.values import unknown
 from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages, summaries
 
 HELD_OUT = 0.1  # share of the training images that stands in for the test set with `validation` (paper, App. C)
@@ -145,7 +145,7 @@ def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
                 )
             )
     except Exception as error:  # of huggingface_hub, its HTTP library and the file system
-        reason = in_a_line(error)
+        reason = first_line(error)
         if not answers:
             why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
             reason = f"{why}, and its cache on this computer has no copy"
@@ -236,7 +236,7 @@ def _read(paths: Sequence[Path], split: str, source: ParquetImages) -> _Raw:
                 tables.append(file.read(columns=columns).select(columns).rename_columns(["image", "label"]))
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(
-                f"{path} is damaged or no Parquet file; copy or download it again ({in_a_line(error)})"
+                f"{path} is damaged or no Parquet file; copy or download it again ({first_line(error)})"
             ) from error
     where = str(paths[0] if len(paths) == 1 else paths[0].parent / f"{split}-*.parquet")
     table = pyarrow.concat_tables(tables, promote_options="permissive")
@@ -273,7 +273,7 @@ def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
                 raise
             except Exception as error:  # PIL has many kinds for damaged files
                 raise ValueError(
-                    f"{where}: the image in row {row:,} cannot be decoded as PNG or JPEG ({in_a_line(error)})"
+                    f"{where}: the image in row {row:,} cannot be decoded as PNG or JPEG ({first_line(error)})"
                 ) from error
             if not fits:
                 found = f"{image.width}×{image.height} pixels, {_MODES.get(image.mode, image.mode)}"
@@ -281,6 +281,12 @@ def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
                 raise ValueError(f"{where}: the image in row {row:,} has {found}; needed are {needed}")
     pixels = torch.frombuffer(bytearray().join(planes), dtype=torch.uint8).view(len(planes), height, width, -1)
     return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to a readable length, or its kind if it has none."""
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):
