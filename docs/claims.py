@@ -49,7 +49,7 @@ SWEEPS = {
     "mnist": ("fig3-mnist", "mnist-summary"),
     "wrong-delay": ("wrong-delay", "wrong-delay"),
     "split-cartpole": ("split-cartpole", "split-cartpole-summary"),
-    "rules-fig1-add": ("rules-fig1-add", "rules-fig1-add"),
+    **{name: (name, name) for name in ("rules-fig1-add", "rules-fig1-mimic")},
 }
 """Sweep and table of final numbers of each study; Add at 100,000 steps is left out for the paper's million."""
 

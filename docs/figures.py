@@ -11,7 +11,7 @@ import csv
 import runpy
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -261,10 +261,10 @@ def sharpness() -> None:
     save(figure, "traces-mnist")
 
 
-def final_losses() -> None:
-    """Draw the loss of each seed of each rule at the end of Fig. 1a's runs, and the mean of each rule."""
+def final_losses(name: str, baselines: Mapping[str, float]) -> None:
+    """Draw the loss of each seed of each rule at the end of the runs of Fig. 1, and the mean of each rule."""
     found: dict[str, list[float]] = defaultdict(list)
-    for row in numbers("rules-fig1-add"):
+    for row in numbers(name):
         found[row["arm"]].append(float(row["test_loss"]))
     rules = sorted(found, key=lambda rule: float(np.mean(found[rule])), reverse=True)
     figure, (axes,) = panels(1, 6.5, 2.8)
@@ -272,12 +272,12 @@ def final_losses() -> None:
         color = STYLES[rule]["color"]
         axes.plot(found[rule], [place] * len(found[rule]), "|", color=color, alpha=0.6, markersize=11)
         axes.plot(np.mean(found[rule]), place, STYLES[rule]["marker"] or "o", color=color, markersize=5)
-    for label, loss in build_task("add", build_config({"task": "add"})).baselines.items():
+    for label, loss in baselines.items():
         axes.axvline(loss, color=SOFT, linewidth=0.8, linestyle=":")
         axes.annotate(label, (loss, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=7)
     axes.set_yticks(range(len(rules)), [STYLES[rule]["label"] for rule in rules])
     axes.set(xlabel="test loss after a million steps", ylim=(len(rules) - 0.5, -0.5))
-    save(figure, "rules-fig1-add")
+    save(figure, name)
 
 
 def wrong_delay() -> None:
@@ -413,7 +413,10 @@ def every() -> dict[str, Callable[[], None]]:
     """Return the functions that draw each study, by its name."""
     found: dict[str, Callable[[], None]] = {"kernels": kernels}
     found["cascade"] = plt.rc_context({"text.parse_math": True, "font.size": 10})(cascade)
-    found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay, "rules-fig1-add": final_losses}
+    found |= {"traces-mnist": sharpness, "wrong-delay": wrong_delay}
+    add = build_task("add", build_config({"task": "add"})).baselines
+    found["rules-fig1-add"] = partial(final_losses, "rules-fig1-add", add)
+    found["rules-fig1-mimic"] = partial(final_losses, "rules-fig1-mimic", {})  # its baseline depends on the seed
     for draw, studies in ((game, GAMES), (image, IMAGES), (sequence, SEQUENCES)):
         found |= {name: partial(draw, name, title) for name, title in studies.items()}
     return found

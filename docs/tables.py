@@ -56,7 +56,7 @@ AUTHORS = {
 }
 """What the authors' code ends at, one seed or two, as run once by us; not among our data."""
 
-FULL = {"cartpole-full": "CartPole-v1"}
+FULL = {"cartpole-full": "CartPole-v1", "lunar-lander-full": "LunarLander-v3"}
 """Studies whose final numbers are in full.csv, and their tasks."""
 
 Scores = dict[str, dict[str, list[float]]]
@@ -301,15 +301,15 @@ def late_add() -> str:
     return _table(["test loss, mean ± standard error of three seeds", "RFLO, rate 1e-2", "DNI, rate 1e-3"], rows)
 
 
-def fig1a() -> str:
-    """Write test losses of twenty seeds of Add."""
-    found = scores("rules-fig1-add", "test_loss", "task")
+def fig1(task: str, digits: int) -> str:
+    """Write test losses of all seeds of Add or Mimic after a million steps."""
+    found = scores(f"rules-fig1-{task}", "test_loss", "task")
     rows = []
     for rule in ("fixed-w", "rflo", "dni-b", "dni", "bptt", "rtrl"):
-        values = found[rule]["add"]
-        ends = [f"{end:.3f}".removeprefix("0") for end in (min(values), max(values))]
-        rows.append([RULES[rule], with_error(values, 4), "–".join(ends)])
-    return _table(["test loss over twenty seeds", "mean ± standard error", "range"], rows)
+        values = found[rule][task]
+        ends = [f"{end:.{digits}f}".removeprefix("0") for end in (min(values), max(values))]
+        rows.append([RULES[rule], with_error(values, 4), "–".join(ends), str(len(values))])
+    return _table(["test loss", "mean ± standard error", "range", "seeds"], rows)
 
 
 def _games(name: str) -> tuple[Scores, Scores]:
@@ -332,7 +332,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "jitter": jitter,
     "rules": rules,
     "late-add": late_add,
-    "rules-fig1-add": fig1a,
+    "rules-fig1-add": lambda: fig1("add", 3),
+    "rules-fig1-mimic": lambda: fig1("mimic", 4),
 }
 """The functions that write each table, by its name."""
 

@@ -180,7 +180,7 @@ def test_the_pages_have_the_numbers_of_the_data():
 DRAWN = ["kernels", "cascade", "retrograde", "mnist-retrograde", "late-add", "traces-mnist", "wrong-delay"]
 
 
-@pytest.mark.parametrize("name", [*DRAWN, "rules-fig1-add"])
+@pytest.mark.parametrize("name", [*DRAWN, "rules-fig1-add", "rules-fig1-mimic"])
 def test_figures_are_drawn_again_from_the_numbers(name, tmp_path, monkeypatch):
     script = runpy.run_path(str(ROOT / "docs" / "figures.py"))
     drawn = []
