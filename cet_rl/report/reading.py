@@ -20,7 +20,7 @@ import numpy as np
 from cet_rl.report.text import clean
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import check_values, load_yaml
-from cet_rl.runs.folder import MetricsTable, RunFolder
+from cet_rl.runs.folder import MetricsTable, RunFolder, whole_lines
 from cet_rl.runs.task_kinds import TaskKind, task_kind_of
 from cet_rl.sweeps.folder import SweepFolder
 from cet_rl.sweeps.known import KnownRuns
@@ -288,8 +288,7 @@ def read_columns(
     """
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            # A last line without its end is still being written, or the disk was full.
-            header, *rows = csv.reader(stream.read().rpartition("\n")[0].split("\n"))
+            header, *rows = csv.reader(whole_lines(stream.read()).split("\n"))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     rows = [row for row in rows if len(row) == len(header)]

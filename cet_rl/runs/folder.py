@@ -258,6 +258,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "cet-rl": __version__, **others}
 
 
+def whole_lines(text: str) -> str:
+    """Return a table's text without a last line that has no end: it is being written, or the disk was full."""
+    return text[: text.rfind("\n") + 1]
+
+
 class MetricsTable:
     """Write metrics.csv: a row each time numbers are logged; columns are added when first seen.
 
@@ -274,7 +279,7 @@ class MetricsTable:
         if path.is_file():
             try:
                 text = path.read_bytes().decode()
-                reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+                reader = csv.DictReader(io.StringIO(whole_lines(text), newline=""))
                 self._columns = list(reader.fieldnames or self._columns)
                 self._rows = [
                     {name: "" if name.startswith(EVALUATED) else value for name, value in row.items()}

@@ -26,7 +26,7 @@ from cet_rl.report.text import listed
 from cet_rl.runs.config import Mark
 from cet_rl.runs.config_files import dump_yaml, load_yaml
 from cet_rl.runs.files import csv_text, holds, make_folder, write_text
-from cet_rl.runs.folder import RunFolder
+from cet_rl.runs.folder import RunFolder, whole_lines
 from cet_rl.runs.lock import lock_owners
 from cet_rl.runs.task_kinds import TASK_KINDS, Score, differing, identity, options_marked
 from cet_rl.sweeps.known import KnownRun, KnownRuns, commit, fingerprint
@@ -321,7 +321,7 @@ def _progress(file: Path) -> tuple[int | None, str, float | None]:
     """Return step, score and speed from the last row of a metrics.csv."""
     try:
         with open(file, newline="", encoding="utf-8") as stream:
-            *_, row = csv.DictReader(stream.read().rpartition("\n")[0].split("\n"))
+            *_, row = csv.DictReader(whole_lines(stream.read()).split("\n"))
         speed = float(row["time/fps"]) if row.get("time/fps") else None
         return int(float(row["time/total_timesteps"])), _score(row, PROGRESS), speed
     except (OSError, ValueError, KeyError, TypeError, csv.Error):  # not there yet, or half a row

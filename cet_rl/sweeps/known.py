@@ -26,10 +26,9 @@ from cet_rl.runs.lock import TAKEOVER, Lock
 from cet_rl.runs.task_kinds import identity, task_kind_of
 
 FIRST = ("task", "agent", "arm", "seed", "budget", "steps")
-LAST = ("seconds", "commit", "options")
+SPEED = "steps_per_second"  # which files of earlier versions lack
+LAST = (SPEED, "seconds", "commit", "options")
 """Columns before and after those of the metrics."""
-SPEED = "steps_per_second"
-"""The column before `LAST`, which older files lack."""
 
 
 def fingerprint(values: Mapping[str, Any]) -> str:
@@ -72,7 +71,7 @@ class KnownRun:
         ):
             if row[name] != str(value):
                 raise ValueError(f"its {name} is {row[name]}, that of its options {value}")
-        texts = {name: text for name, text in row.items() if name not in (*FIRST, SPEED, *LAST) and text}
+        texts = {name: text for name, text in row.items() if name not in (*FIRST, *LAST) and text}
         metrics = {name: int(text) if text.isdecimal() else float(text) for name, text in texts.items()}
         own = {"task": options["task"], "seed": options["seed"], "agent": row["agent"], "steps": int(row["steps"])}
         speed = float(row[SPEED]) if row.get(SPEED) else None
@@ -97,7 +96,7 @@ class KnownRuns:
         try:
             with open(self.file, newline="", encoding="utf-8-sig") as stream:  # spreadsheets add a mark
                 reader = csv.DictReader(stream)
-                if missing := {*FIRST, *LAST}.difference(reader.fieldnames or (FIRST + LAST)):
+                if missing := {*FIRST, *LAST}.difference(reader.fieldnames or (FIRST + LAST), {SPEED}):
                     raise ValueError(f"it has no column {min(missing)}: name one that --known has written")
                 for row in reader:
                     number = reader.line_num
@@ -142,9 +141,8 @@ class KnownRuns:
             new = {key: run.row() for run in runs if (key := fingerprint(run.options)) not in known}
             if new:
                 rows = [*(row for row, _ in there), *new.values()]
-                first_and_last = (*FIRST, SPEED, *LAST)
-                metrics = dict.fromkeys(name for row in rows for name in row if name not in first_and_last)
-                write_text(self.file, csv_text((*FIRST, *metrics, SPEED, *LAST), rows))
+                metrics = dict.fromkeys(name for row in rows for name in row if name not in (*FIRST, *LAST))
+                write_text(self.file, csv_text((*FIRST, *metrics, *LAST), rows))
         finally:
             lock.release()
             with suppress(OSError):
