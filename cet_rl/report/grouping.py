@@ -86,7 +86,7 @@ class Arm:
 
     @property
     def is_bound(self) -> bool:
-        """Tell whether its trace is perfect memory, the upper bound for other traces."""
+        """Tell whether its trace is perfect memory, which does not count as best."""
         return self.config.trace == "perfect"
 
     @property

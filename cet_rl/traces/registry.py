@@ -93,7 +93,7 @@ TRACES: dict[str, TraceKind] = {
     "ltp-ltd": TraceKind(
         LTPLTD, "difference of a slow and a fast trace (He et al. 2015, Huertas et al. 2016)", "LTP/LTD"
     ),
-    "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago: the bound", "perfect memory"),
+    "perfect": TraceKind(PerfectMemory, "recalls exactly what happened a delay ago", "perfect memory"),
     "none": TraceKind(None, "no synaptic trace: backpropagation without delay", "no delay"),
 }
 """Every kind of trace, by the name that `--trace` and `trace=` take."""
