@@ -47,6 +47,7 @@ SWEEPS = {
     "traces-mnist": ("sweeps/traces-mnist.yaml", "traces-mnist"),
     "traces-mnist-long": ("sweeps/traces-mnist-long.yaml", "traces-mnist"),
     "mnist": ("fig3-mnist", "mnist-summary"),
+    "beyond-mnist": ("beyond-mnist", "beyond-mnist-summary"),
     "wrong-delay": ("wrong-delay", "wrong-delay"),
     "split-cartpole": ("split-cartpole", "split-cartpole-summary"),
     **{name: (name, name) for name in ("rules-fig1-add", "rules-fig1-mimic")},

@@ -66,6 +66,7 @@ GAMES = {
 }
 IMAGES = {
     "mnist": "MNIST, MLP, 20,000 updates",
+    "beyond-mnist": "MNIST, MLP, 20,000 updates",
     "mnist-retrograde": "MNIST, MLP, 120 s later in each layer, 20,000 updates",
     "cifar10": "CIFAR-10 (JPEG copy), CNN, 20,000 updates",
 }

@@ -325,7 +325,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "cartpole-traces": lambda: two_scores(*_games("cartpole-traces"), "0.5 M"),
     **{name: lambda name=name: returns(known(name, "train_return_mean")) for name in FULL},
     "split-cartpole": lambda: two_scores(*_games("split-cartpole"), "1 M"),
-    **{name: lambda name=name: accuracies(f"{name}-summary") for name in ("mnist", "mnist-retrograde", "cifar10")},
+    **{
+        name: lambda name=name: accuracies(f"{name}-summary")
+        for name in ("mnist", "beyond-mnist", "mnist-retrograde", "cifar10")
+    },
     "traces-mnist": sharpness,
     "traces-mnist-orders": lambda: sharpness(by_order=True),
     "wrong-delay": wrong_delay,
@@ -386,12 +389,12 @@ def phrases() -> dict[str, list[str]]:
     }
 
 
-PLACE = re.compile(r"<!-- table: (\S+) -->\n+(?:\|.*\n)*")
+PLACE = re.compile(r"<!-- table: (\S+) -->\n+(?:\|.*\n)*\n*")
 
 
 def written(page: str) -> str:
     """Return a page with its tables as the data have them."""
-    return PLACE.sub(lambda found: f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]]()}", page)
+    return PLACE.sub(lambda found: f"<!-- table: {found[1]} -->\n\n{TABLES[found[1]]()}\n", page)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
