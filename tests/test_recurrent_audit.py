@@ -378,6 +378,25 @@ def test_a_rule_whose_memory_cannot_be_seen_is_refused():
 # Orders and counts
 
 
+class LoopedDNI(DNI):
+    """DNI with its product with the Jacobian unit by unit: the same numbers by operations that look harmless."""
+
+    name = "looped-dni"
+
+    def _backwards(self, state, now, guessed):
+        alpha, through = self.cell.alpha, guessed * now.slope
+        columns = [
+            (1 - alpha) * guessed[:, unit] + (through * now.weight[:, unit]).sum(1)
+            for unit in range(self.cell.units)
+        ]
+        return torch.stack(columns, 1)
+
+
+def test_a_loop_over_units_does_not_hide_a_product():
+    with pytest.raises(ValueError, match=r"looped-dni takes more operations in a larger network.*write loops"):
+        audit_rule(LoopedDNI)
+
+
 def test_orders_are_read_as_they_are_written():
     for text in ("0", "1", "n", "n²m", "n² + nm", "Tn + Tm", "Tn² + nm"):
         assert str(Order.parse(text)) == text

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cet_rl.recurrent.cell import RNNCell
-from cet_rl.recurrent.config import TASKS, register_task, summaries
+from cet_rl.recurrent.config import TASKS, RecurrentConfig, register_task, summaries
+from cet_rl.recurrent.learner import build_online
 from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, build_task, symbol_steps
 from cet_rl.runs import archive
 
@@ -296,6 +297,8 @@ def test_a_task_of_a_third_party():
     register_task("slow_add-variant", "Add, far back", lambda own: Add((9, own.lags[1]), own.alpha))
     assert build_task("slow_add-variant", SETTINGS) == Add((9, 4), 0.25)
     assert summaries()["slow_add-variant"] == "Add, far back"
+    with pytest.raises(ValueError, match=r"task add holds symbols for a network of alpha 0\.25: use --alpha 0.25"):
+        build_online(RecurrentConfig("add", alpha=0.5), Add(alpha=0.25))
     with pytest.raises(ValueError, match="unknown task 'mimik'; did you mean mimic"):
         build_task("mimik", SETTINGS)
     for name in ("add", "mnist"):

@@ -73,6 +73,7 @@ from cet_rl.runs.task_kinds import RL, task_kind_of
 from cet_rl.sweeps.folder import Job, Sweep, SweepFolder
 from cet_rl.sweeps.known import fingerprint
 from cet_rl.traces import CET, Legendre, PerfectMemory
+from cet_rl.traces.registry import TraceConfig
 from cet_rl.vision.config import VisionConfig
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -536,6 +537,16 @@ def test_sampled_kernels_are_the_traces_kernels():
     assert [values.tolist() for values in sampled_kernel(PerfectMemory(5), 5)] == [[5, 5], [0, 1]]
     lags, values = sampled_kernel(CET(10, 40), 40)
     assert lags[values.argmax()] == 40
+
+
+def test_a_trace_whose_class_fails_does_not_fail_the_report(tmp_path, monkeypatch):
+    found = compare(tmp_path, rl(delay=2.0, trace="legendre", order=3), rl(delay=2.0, order=3))
+    build = TraceConfig.build
+    monkeypatch.setattr(
+        TraceConfig, "build", lambda made, delay: build(made, delay) if made.kind == "cet" else [][1]
+    )
+    (picture,) = kernels(found)
+    assert picture.caption.endswith("Too long or too large to draw: Legendre 3 at 2 s.")
 
 
 def test_kernels_that_cannot_be_drawn_are_named(tmp_path):

@@ -468,6 +468,7 @@ def test_the_official_kernel_is_its_recursion_and_peaks_at_the_delay(order, dela
         (TraceConfig("cet", 1, options={"decay": 0.9}), ET(0.9, "peak"), "et0.9"),
         (TraceConfig("et", 1, options={"decay": None}), ET.from_delay(7, "peak"), "et"),
         (TraceConfig("ltp-ltd", options=parse_trace_options(["ratio=3"])), LTPLTD(7, 3, "peak"), "ltp-ltd-ratio3"),
+        (TraceConfig("et", options=parse_trace_options(["decay=.5"])), ET(0.5, "peak"), "et0.5"),
         (TraceConfig("ltp-ltd", options={"ratio": 2.0}), LTPLTD(7, 2, "peak"), "ltp-ltd"),
         (TraceConfig("cet_rl:Legendre", 4), Legendre(4, 7, "peak"), "legendre4"),
         (TraceConfig("perfect"), PerfectMemory(7, "peak"), "perfect"),

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from vision_loop import Case, assert_same
 
 from cet_rl import CET
+from cet_rl.vision import convert
 
 CASE = Case(n_in=4, n_out=3, trace=CET(3, 2), delay_steps=2, activation="relu")
 
@@ -153,3 +154,33 @@ def test_what_streams_cannot_do_is_named():
     layer._is_replica = True
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         layer(x)
+
+
+def late_network():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    return convert(plain, delay=0.4, order=3), torch.randn(6, 4, dtype=torch.float64)
+
+
+def test_an_ensemble_in_vmap_learns_from_late_credit():
+    late, x = late_network()
+    late(x).square().sum().backward()
+    weights, buffers = torch.func.stack_module_state([late, late])
+    losses = torch.func.vmap(lambda *state: torch.func.functional_call(late, state, (x,)).square().sum())
+    both = torch.autograd.grad(losses(weights, buffers).sum(), list(weights.values()))
+    for gradients, parameter in zip(both, late.parameters(), strict=True):
+        torch.testing.assert_close(gradients, torch.stack([parameter.grad] * 2))
+
+
+def test_a_model_is_exported_as_the_plain_network_that_it_computes():
+    late, x = late_network()
+    torch.testing.assert_close(torch.export.export(late, (x,)).module()(x), late(x))
+
+
+def test_parametrised_weights_of_a_traced_layer_are_trained():
+    late, x = late_network()
+    weight = nn.utils.parametrizations.weight_norm(late[0]).weight.detach().clone()
+    optimiser = torch.optim.SGD(late.parameters(), lr=0.1)
+    late(x).square().sum().backward()
+    optimiser.step()
+    assert not torch.equal(late[0].weight, weight)

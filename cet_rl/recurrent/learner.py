@@ -42,6 +42,10 @@ def seeds(seed: int) -> dict[str, int]:
 
 def build_online(config: RecurrentConfig, task: SequenceTask) -> Online:
     """Return the configuration's network, rule and output layer; ValueError if they do not fit together."""
+    if task.alpha != config.alpha:
+        raise ValueError(
+            f"task {config.task} holds symbols for a network of alpha {task.alpha:g}: use --alpha {task.alpha:g}"
+        )
     cell = RNNCell(config.units, task.inputs, task.outputs, config.alpha, config.activation, task.output)
     rule = build_rule(config.rule, cell, parse_options(config.rule, config.all_rule_options))
     hidden, output = config.timing.layer_delays

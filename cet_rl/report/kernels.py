@@ -105,11 +105,11 @@ def _build(described: TraceConfig, delay: int) -> tuple[Trace, FloatArray, Float
     """Return the trace, and lags and values of its kernel (`sampled_kernel`); None if it cannot be drawn."""
     if delay > LONGEST_DELAY or described.order_or_default > MOST_STATES:
         return None
-    trace = described.build(delay)
-    assert trace is not None
     try:
+        trace = described.build(delay)
+        assert trace is not None
         lags, values = sampled_kernel(trace, delay)
-    except (ValueError, ArithmeticError):  # such as a kernel that never decays
+    except Exception:  # such as a kernel that never decays; a trace of one's own can raise anything
         return None
     return (trace, lags, values) if np.isfinite(values).all() and values.max() > 0 else None
 

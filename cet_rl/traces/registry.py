@@ -172,7 +172,7 @@ def parse_trace_options(words: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = dict(named_values(words, "--trace-options"))
     for name, text in found.items():
         with suppress(ValueError):
-            found[name] = json.loads(text)
+            found[name] = json.loads(re.sub(r"^-?(?=\.\d)", r"\g<0>0", text))  # JSON has no .5
     return found
 
 

@@ -93,10 +93,10 @@ class TracedLayer(nn.Module):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layer alone, so that nothing broadcasts or averages the buffers that hold its traces."""
-        yield from [(prefix, self)] if memo is None or self not in memo else []
-        if memo is not None and remove_duplicate:
-            memo.add(self)
+        """Yield the modules but those that hold traces, so that nothing broadcasts or averages their buffers."""
+        memo = set() if memo is None else memo
+        memo |= {held for held in (self.salient, self.stream) if held is not None}
+        yield from super().named_modules(memo, prefix, remove_duplicate)
 
     def use_matrix(self, batch: int) -> None:
         """Compute late credit by a product with the whole matrix of the kernel, for batches of this size.
@@ -123,9 +123,10 @@ class TracedLayer(nn.Module):
         weight, bias, matrix, streaming = self.weight, self.bias, self.matrix, self.rule.streaming
         if streaming:
             learns = self.training
-        else:  # within vmap, with a matrix, weights do not say whether they require a gradient
-            learns = matrix is not None or weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not (self.traced and learns and torch.is_grad_enabled()):
+        else:  # within vmap weights do not say whether they require a gradient
+            unknown = matrix is not None or torch._C._functorch.maybe_current_level() is not None
+            learns = unknown or weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not (self.traced and learns and torch.is_grad_enabled()) or torch.compiler.is_exporting():
             return self.rule.forward(x, weight, bias)
         if matrix is not None:
             size = len(matrix) * self.rule.streams
