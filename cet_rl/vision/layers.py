@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 from torch.autograd import Variable
 
 from cet_rl.credit.alignment import cosine
@@ -123,9 +124,9 @@ class TracedLayer(nn.Module):
         weight, bias, matrix, streaming = self.weight, self.bias, self.matrix, self.rule.streaming
         if streaming:
             learns = self.training
-        else:  # within vmap weights do not say whether they require a gradient
-            unknown = matrix is not None or torch._C._functorch.maybe_current_level() is not None
-            learns = unknown or weight.requires_grad or (bias is not None and bias.requires_grad)
+        else:  # weights that vmap has batched do not say whether they require a gradient
+            weights = [weight] if bias is None else [weight, bias]
+            learns = matrix is not None or any(each.requires_grad or is_batchedtensor(each) for each in weights)
         if not (self.traced and learns and torch.is_grad_enabled()) or torch.compiler.is_exporting():
             return self.rule.forward(x, weight, bias)
         if matrix is not None:
