@@ -335,7 +335,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
         *[({"trace": t}, words) for t, words in ((CET, "trace must be one of"), ("fancy", "unknown trace"))],
         ({"trace": TraceConfig("cet", 3)}, "trace is a TraceConfig: set order there"),
         ({"trace": "none", "order": None}, "without delay"),
-        ({"delay": 0.0}, "belong to a delay"),
+        ({"delay": 0.0}, "order belongs to a delay"),
         *[({"n_steps": n}, "n_steps must be") for n in (0, 2.5)],
         ({"max_grad_norm": float("inf")}, "max_grad_norm"),
         ({"order": 2.5}, "whole number"),

@@ -241,6 +241,10 @@ def test_configuration_files_and_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = parse_arguments(["--config", "mine.yaml", "--order", "4", "--hidden", "8"]).config
     assert (config.delay, config.order, config.lr, config.num_envs, config.hidden) == (1.0, 4, 1e-3, 4, (8,))
+    (tmp_path / "run.yaml").write_text("task: CartPole-v1\nexecutors: [history]\nvectorization: numpy\n")
+    for words, kept in (("--seed 3", ("history",)), ("--agent sb3:ppo", None), ("--hidden 8 8", None)):
+        config = parse_arguments(["--config", "run.yaml", *words.split()]).config
+        assert (config.executors, config.vectorization) == (kept, "numpy" if kept else "auto")
     assert parse_arguments(["--config", "cartpole-8s"]).config.delay == 8.0
     with pytest.raises(ValueError, match="is for task CartPole-v1"):
         parse_arguments(["Acrobot-v1", "--config", "mine.yaml"])
@@ -295,7 +299,7 @@ def test_options_that_no_trace_can_have(line, message):
         ("random_lam: [0.5]\n", ["list of 2 numbers"]),
         *[(text, [word]) for text, word in (("- a\n- b\n", "mapping"), ("a: [\n", "no valid YAML"))],
         ("delay: 8\ndelay: 4\n", ["no valid YAML at line 2: delay is given twice"]),
-        ("order: 5\n", ["belong to a delay"]),
+        ("order: 5\n", ["order belongs to a delay"]),
         (b"delay: \xff\xfe", ["bad.yaml is no UTF-8 text"]),
         ("[" * 5000, ["bad.yaml"]),
     ],

@@ -167,6 +167,9 @@ def test_rewards_arrive_late_and_none_is_lost(cut):
     assert episode(late) == [0, 0, 1, 2, 3 + 4 + 5]  # nor from an episode that was given up
     assert episode(DelayedReward(counting(3, cut), delay=2.0)) == [0, 0, 6]  # shorter than the delay
     assert episode(DelayedReward(counting(3, cut), delay=0.0)) == [1, 2, 3]
+    again = DelayedReward(gym.wrappers.Autoreset(counting(5, cut)), delay=0.4)
+    again.reset()
+    assert [again.step(0)[1] for _ in range(11)] == [0, 0, 1, 2, 12, 0, 0, 0, 1, 2, 12]
 
 
 def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
@@ -254,6 +257,10 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: make_vec_env("CartPole-v1", env_kwargs={}), "each of its items as a keyword"),
         (lambda: make_vec_env("Acrobot-v1", 2, vectorization="numpy"), "vectorised form"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="fast"), "vectorization"),
+        (lambda: make_vec_env("CartPole-v1", stacked=True), "give delay="),
+        (lambda: make_vec_env("CartPole-v1", stacked=True, vectorization="numpy"), "give delay="),
+        (lambda: make_env(late, step_duration=0.3), "the environment's clock says 0.2 s a step, not 0.3 s"),
+        (lambda: make_env(late, delay=0.0), "says that credit is 8 s late, not 0 s"),
         (lambda: make_vec_env("CartPole-v1", 2, vectorization="numpy", wrappers=[ActionsFromZero]), "wrappers of"),
         (lambda: GymnasiumVecEnv(vector(AutoresetMode.DISABLED)), r"autoreset_mode=.*\.SAME_STEP.*'Disabled'"),
         (lambda: GymnasiumVecEnv(vector(AutoresetMode.NEXT_STEP)), r"autoreset_mode=.*\.SAME_STEP.*'NextStep'"),
@@ -261,6 +268,7 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: DelayedCredit(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
         (lambda: DelayedReward(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
         (lambda: PositiveNegativeSplit(gym.make("FrozenLake-v1")), "Box of vectors"),
+        (lambda: PositiveNegativeSplit(Toy(observation_space=gym.spaces.Box(0, 1, (3,), bool))), "never negative"),
     ],
 )
 def test_bad_requests_are_named(call, message):
@@ -268,8 +276,36 @@ def test_bad_requests_are_named(call, message):
         call()
 
 
+def late():
+    return DelayedCredit(gym.make("CartPole-v1"), delay=8.0)
+
+
 def vector(mode):
     return SyncVectorEnv([lambda: gym.make("CartPole-v1", max_episode_steps=5)] * 2, autoreset_mode=mode)
+
+
+def test_the_vectorised_form_passes_on_options_infos_and_pictures():
+    class Told(gym.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            self.told = (options or {}).get("told", 0)
+            return super().reset(seed=seed, options=options)[0], {"at": [self.told, 0]}
+
+        def step(self, action):
+            *result, _ = super().step(action)
+            return *result, {"told": self.told} if action else {}
+
+    both = [lambda: Told(gym.make("CartPole-v1", max_episode_steps=3, render_mode="rgb_array"))] * 2
+    env = GymnasiumVecEnv(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP))
+    env.set_options({"told": 7})
+    env.reset()
+    assert [list(info["at"]) for info in env.reset_infos] == [[7, 0]] * 2
+    assert env.render("rgb_array").shape == (800, 600, 3)
+    for done in (False, False, True):
+        infos = env.step(np.array([0, 1]))[3]
+        assert ["told" in info for info in infos] == [False, True]
+        assert infos[1]["told"] == 7
+        assert ["terminal_observation" in info for info in infos] == [done] * 2
+    assert [list(info["at"]) for info in env.reset_infos] == [[0, 0]] * 2  # options are for one reset
 
 
 def numpy_cartpole(num_envs=2, seed=0, limit=None):

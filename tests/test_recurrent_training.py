@@ -12,6 +12,7 @@ from statistics import fmean
 import pytest
 import torch
 import yaml
+from conftest import assert_refused, here
 from saved_files import parts, rows, summary
 
 from cet_rl.cli import main
@@ -37,13 +38,6 @@ def make(task="add", **values):
 def saved(folder):
     """Return data and tensors of a run's checkpoint."""
     return parts(folder / "checkpoint" / "network.zip")
-
-
-def refusal(capsys, *arguments):
-    assert main(list(arguments)) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +78,7 @@ def test_eval_prints_what_the_summary_says(finished, capsys):
     said = capsys.readouterr().out
     assert f"loss {summary(finished)['metrics']['test_loss']:.4f} over 100,000 steps" in said
     assert "both 0.4545" in said
-    assert "--episodes does not apply" in refusal(capsys, "eval", str(finished), "--episodes", "3")
+    assert_refused(here("eval", str(finished), "--episodes", "3"), "--episodes does not apply")
 
 
 @pytest.mark.parametrize("name", list(RULES))
@@ -195,10 +189,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(options, killed, tmp_path
     torch.testing.assert_close(others, tensors, rtol=0, atol=0)
 
 
-def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, capsys):
+def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path):
     arguments = "train add --activation identity --lr 0.5 --total-steps 5000 --units 6 --executor step "
     arguments += "--no-alignment --checkpoint-every 5 --quiet --run-dir"
-    said = refusal(capsys, *arguments.split(), str(tmp_path))
+    said = assert_refused(here(*arguments.split(), str(tmp_path)))
     found = re.search(r"of rule rflo is not finite at step ([\d,]+): use a smaller --lr \(0.5 now\)", said)
     assert summary(tmp_path)["status"] == "failed"
     data, tensors = saved(tmp_path)
@@ -235,9 +229,9 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path, cap
         ("CartPole-v1 --rule rflo", ["--rule does not apply to CartPole-v1", "recurrent networks"]),
     ],
 )
-def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = refusal(capsys, "train", *line.split())
+    said = assert_refused(here("train", *line.split()))
     for word in words:
         assert word in said
     assert not (tmp_path / "runs").exists()
@@ -250,12 +244,12 @@ def test_the_task_s_gentler_rate_can_be_overruled():
     assert make("mimic", rule="dni-b").online.rule.jacobian_rate == 1e-3
 
 
-def test_a_user_s_rule_by_its_name(tmp_path, capsys):
+def test_a_user_s_rule_by_its_name(tmp_path):
     name = "test_recurrent_rules:Hebb"
     line = f"train add --rule {name} --lr 1e-5 --total-steps 100 --units 5 --quiet --run-dir {tmp_path / 'run'}"
     assert main(line.split()) == 0
     assert summary(tmp_path / "run")["status"] == "finished"
-    assert "compiled" in refusal(capsys, "train", "add", "--rule", name, "--executor", "compiled")
+    assert_refused(here("train", "add", "--rule", name, "--executor", "compiled"), "compiled")
 
 
 def test_rules_and_tasks_are_listed(capsys):

@@ -219,6 +219,13 @@ def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, messag
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("_clean")
+def test_a_foreign_agent_may_act_in_several_ways_at_once(tmp_path):
+    several = gym.spaces.MultiDiscrete([2, 3])
+    register_env("Several-v0", "", lambda: gym.wrappers.TransformAction(Toy(), lambda both: 5 + both[0], several))
+    assert train(RLConfig("Several-v0", agent="sb3:a2c", **QUICK), tmp_path / "run", quiet=True) == "finished"
+
+
 @pytest.mark.parametrize("task", ["CartPole-v1", "MinAtar/Breakout-v1"])
 @pytest.mark.parametrize("agent", ["cet", "sb3:a2c"])
 def test_every_seed_that_is_accepted_works_to_the_end(task, agent, tmp_path):

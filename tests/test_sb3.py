@@ -64,6 +64,9 @@ def test_normalised_observations_are_split_though_the_space_is_not_negative(tmp_
     observation = env.reset()
     np.testing.assert_array_equal(*(m.predict(observation, deterministic=True)[0] for m in (model, loaded)))
     assert CETActorCritic.load(tmp_path / "agent", env).get_vec_normalize_env() is env
+    make(plain, policy_kwargs=networks).save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="VecNormalize makes observations negative"):
+        CETActorCritic.load(tmp_path / "agent", VecNormalize(plain))
 
 
 def test_set_env_goes_on_learning_with_its_traces():
@@ -90,7 +93,7 @@ def test_a_delay_that_travels_keeps_its_clock():
 
     assert make(make_vec_env(build, 2), delay=None).timing.layer_delays == (400, 0)
     with pytest.raises(ValueError, match="one clock"):
-        make(make_vec_env(build, 2, step_duration=0.2), delay=None)
+        make(make_vec_env(lambda: StepClock(build(), 0.2), 2), delay=None)
     again = gym.make(build().spec)
     assert again.get_wrapper_attr("credit_timing") == build().credit_timing
     late = DelayedReward(StepClock(gym.make("CartPole-v1"), 0.3), delay=6)
@@ -206,6 +209,25 @@ def test_after_numbers_that_are_not_finite_episodes_end():
     assert model._last_episode_starts.all()
     model.learn(64, reset_num_timesteps=False)
     assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+
+
+def test_a_truncation_without_its_last_observation_ends_the_episode_as_in_a2c():
+    class Silent(DummyVecEnv):
+        def step_wait(self):
+            *result, infos = super().step_wait()
+            return *result, [{"TimeLimit.truncated": info["TimeLimit.truncated"]} for info in infos]
+
+    model = make(Silent([lambda: gym.make("CartPole-v1", max_episode_steps=5)] * 2))
+    model.learn(32)
+    assert (model._rollout.terminated.sum(), model._rollout.truncated.sum()) == (6, 0)
+
+
+def test_actions_of_any_whole_type_are_saved(tmp_path):
+    def build():
+        return Toy(action_space=gym.spaces.Discrete(3, start=5, dtype=np.int32))
+
+    make(make_vec_env(build, 1)).save(tmp_path / "agent")
+    assert CETActorCritic.load(tmp_path / "agent", make_vec_env(build, 1)).action_space == build().action_space
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import assert_refused, here
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_env import Toy
@@ -27,7 +28,7 @@ from cet_rl.credit import Synapses
 from cet_rl.envs import make_env, make_vec_env
 from cet_rl.envs.minatar import CELL, MinAtarEnv
 from cet_rl.rl import RLConfig, train
-from cet_rl.rl.video import watch
+from cet_rl.rl.video import watch, write_film
 from cet_rl.runs.task_kinds import build_config, task_kind_of
 from cet_rl.runs.tracking import start_tracker
 from cet_rl.vision import TracedLinear
@@ -51,13 +52,6 @@ def runs(tmp_path_factory):
     return folder
 
 
-def refused(capsys, *arguments):
-    """The one line that a command is refused with."""
-    assert main([*map(str, arguments)]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
-
-
 # -------------------- films
 
 
@@ -79,7 +73,7 @@ def test_a_gif_shows_every_step_of_the_episodes_that_are_evaluated(runs, tmp_pat
     assert list(tmp_path.iterdir()) == [film]
 
 
-def test_an_mp4_shows_minatar_in_colour(runs, tmp_path, capsys):
+def test_an_mp4_shows_minatar_in_colour(runs, tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     film = tmp_path / "film.mp4"
     assert main(["eval", str(runs / "invaders"), "--video", str(film), "--seed", "3"]) == 0
@@ -123,21 +117,25 @@ def test_episodes_in_a_window(runs, run, capsys, monkeypatch):
     assert capsys.readouterr().out.endswith("over 1 episode\n")
 
 
-def test_films_that_cannot_be_made(runs, tmp_path, capsys, monkeypatch):
+def test_films_that_cannot_be_made(runs, tmp_path, monkeypatch):
     run, film = runs / "cartpole", tmp_path / "film.gif"
-    assert ".gif or .mp4, got film.avi" in refused(capsys, "eval", run, "--video", "film.avi")
-    assert "there is no folder nowhere" in refused(capsys, "eval", run, "--video", "nowhere/film.gif")
-    assert "leave out one" in refused(capsys, "eval", run, "--video", film, "--render")
+    assert_refused(here("eval", run, "--video", "film.avi"), ".gif or .mp4, got film.avi")
+    assert_refused(here("eval", run, "--video", "nowhere/film.gif"), "there is no folder nowhere")
+    assert_refused(here("eval", run, "--video", film, "--render"), "leave out one")
     monkeypatch.setattr("cet_rl.cli.evaluate.find_spec", lambda name: None)
-    assert 'pip install "cet-rl[video]"' in refused(capsys, "eval", run, "--video", "film.mp4")
+    assert_refused(here("eval", run, "--video", "film.mp4"), 'pip install "cet-rl[video]"')
     for name in ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    assert "--video FILE.gif" in refused(capsys, "eval", run, "--render")
+    assert_refused(here("eval", run, "--render"), "--video FILE.gif")
     gym.register("Blind-v0", lambda: Toy(5))
     agent = SimpleNamespace(action_space=gym.spaces.Discrete(2))
     with pytest.raises(ValueError, match="no render mode rgb_array"):
         watch(agent, {"task": "Blind-v0", "wrappers": []}, 1, 0, film)
+    growing = [np.zeros((size, 4, 3), np.uint8) for size in (4, 8)]
+    for frames in ([np.zeros((4, 4), np.uint8)], [np.zeros((4, 4, 3))], growing, [None]):
+        with pytest.raises(ValueError, match=r"uint8 \(height, width, 3\), this environment's are"):
+            write_film(film, iter(frames), 30)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,20 +149,20 @@ def test_learning_curves_as_a_file(runs, tmp_path, capsys, name, start):
     assert "One seed each." in capsys.readouterr().out
 
 
-def test_curves_that_cannot_be_drawn(runs, tmp_path, capsys):
-    assert "name run folders" in refused(capsys, "plot", "--out", "a.svg")
-    assert "--out FILE.svg" in refused(capsys, "plot", runs)
-    assert ".svg, .png or .pdf, got a.gif" in refused(capsys, "plot", runs, "--out", "a.gif")
-    assert "there is no folder no" in refused(capsys, "plot", runs, "--out", "no/a.svg")
-    assert "no run folder in" in refused(capsys, "plot", tmp_path, "--out", tmp_path / "a.svg")
-    line = refused(capsys, "plot", runs, "--out", tmp_path / "a.svg")
+def test_curves_that_cannot_be_drawn(runs, tmp_path):
+    assert_refused(here("plot", "--out", "a.svg"), "name run folders")
+    assert_refused(here("plot", runs), "--out FILE.svg")
+    assert_refused(here("plot", runs, "--out", "a.gif"), ".svg, .png or .pdf, got a.gif")
+    assert_refused(here("plot", runs, "--out", "no/a.svg"), "there is no folder no")
+    assert_refused(here("plot", tmp_path, "--out", tmp_path / "a.svg"), "no run folder in")
+    line = assert_refused(here("plot", runs, "--out", tmp_path / "a.svg"))
     assert "CartPole-v1, MinAtar/SpaceInvaders-v1: name some of one" in line
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("tusk: CartPole-v1")
-    assert "none of these runs can be read" in refused(capsys, "plot", run, "--out", tmp_path / "a.svg")
+    assert_refused(here("plot", run, "--out", tmp_path / "a.svg"), "none of these runs can be read")
     (run / "config.yaml").write_text("task: CartPole-v1")
-    assert "logged a learning curve" in refused(capsys, "plot", run, "--out", tmp_path / "a.svg")
+    assert_refused(here("plot", run, "--out", tmp_path / "a.svg"), "logged a learning curve")
     assert not list(tmp_path.glob("*.svg"))
 
 
@@ -217,6 +215,8 @@ def test_a_policy_as_a_plain_module_and_as_an_archive(acting):
     model, observations, actions = acting
     module = model.to_torch()
     assert {type(layer).__module__.split(".")[0] for layer in module.network} == {"torch"}
+    with pytest.raises(ValueError, match=r"observations must be \(N, .*got \(1000, "):
+        module(torch.from_numpy(np.moveaxis(observations, 1, -1))[..., None])  # of the same size
     with torch.no_grad():
         assert_same(module(torch.from_numpy(observations)), actions, observations)
         file = io.BytesIO()
@@ -240,18 +240,18 @@ def test_a_policy_as_onnx(acting):
         assert_same([np.concatenate([found[0], actions[len(some) :]]), found[1]], actions, some)
 
 
-def test_export_from_the_shell(runs, tmp_path, capsys, monkeypatch):
+def test_export_from_the_shell(runs, tmp_path, monkeypatch):
     file = tmp_path / "policy.pt2"
     assert main(["export", str(runs / "invaders"), "--format", "torch", "--out", str(file)]) == 0
     model = CETActorCritic.load(runs / "invaders" / "checkpoint" / "agent.zip", device="cpu")
     observations = np.random.default_rng(0).integers(0, 2, (100, 6, 10, 10)).astype(np.float32)
     action, _ = torch.export.load(file).module()(torch.from_numpy(observations))
     np.testing.assert_array_equal(action, model.predict(observations, deterministic=True)[0])
-    assert "named .onnx, got a.pt2" in refused(capsys, "export", runs, "--format", "onnx", "--out", "a.pt2")
-    assert "cet-rl export needs --out TEXT; see" in refused(capsys, "export", runs, "--format", "torch")
-    assert "tensorflow" in refused(capsys, "export", runs, "--format", "tensorflow", "--out", "a.pt2")
+    assert_refused(here("export", runs, "--format", "onnx", "--out", "a.pt2"), "named .onnx, got a.pt2")
+    assert_refused(here("export", runs, "--format", "torch"), "cet-rl export needs --out TEXT; see")
+    assert_refused(here("export", runs, "--format", "tensorflow", "--out", "a.pt2"), "tensorflow")
     monkeypatch.setattr("cet_rl.cli.export.find_spec", lambda name: None)
-    line = refused(capsys, "export", runs, "--format", "onnx", "--out", tmp_path / "a.onnx")
+    line = assert_refused(here("export", runs, "--format", "onnx", "--out", tmp_path / "a.onnx"))
     assert 'pip install "cet-rl[onnx]"' in line
     for config, words in {
         "task: digits": "only policies can be exported",
@@ -259,7 +259,7 @@ def test_export_from_the_shell(runs, tmp_path, capsys, monkeypatch):
         "task: CartPole-v1": "has no checkpoint yet",
     }.items():
         (tmp_path / "config.yaml").write_text(config)
-        assert words in refused(capsys, "export", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2")
+        assert_refused(here("export", tmp_path, "--format", "torch", "--out", tmp_path / "a.pt2"), words)
     assert not list(tmp_path.glob("a.*"))
 
 
@@ -318,14 +318,14 @@ def test_a_tracker_that_breaks_does_not_end_the_run(tracker, tmp_path, capsys, m
     assert capsys.readouterr().err.count("no network") == 1
 
 
-def test_trackers_that_cannot_be_used(tracker, tmp_path, capsys, monkeypatch):
+def test_trackers_that_cannot_be_used(tracker, tmp_path, monkeypatch):
     name, _ = tracker
     command = ["train", "CartPole-v1", "--run-dir", tmp_path / "run", "--track"]
-    line = refused(capsys, *command, name, "--seeds", "0-1")
+    line = assert_refused(here(*command, name, "--seeds", "0-1"))
     assert "--track does not go with --seeds" in line
-    assert "--track" in refused(capsys, *command, "neptune")
+    assert_refused(here(*command, "neptune"), "--track")
     del sys.modules[name].Settings, sys.modules[name].set_experiment
-    assert f"--track {name}: module" in refused(capsys, *command, name, "--quiet", "--total-steps", 2048)
+    assert_refused(here(*command, name, "--quiet", "--total-steps", 2048), f"--track {name}: module")
     monkeypatch.setattr("cet_rl.runs.tracking.find_spec", lambda name: None)
-    assert f'pip install "cet-rl[{name}]"' in refused(capsys, *command[:3], tmp_path / "new", "--track", name)
+    assert_refused(here(*command[:3], tmp_path / "new", "--track", name), f'pip install "cet-rl[{name}]"')
     assert not (tmp_path / "new").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import assert_refused, here
 
 from cet_rl.cli import main
 from cet_rl.cli.evaluate import EvalArguments
@@ -22,14 +23,6 @@ from cet_rl.runs.folder import RunFolder, default_path, read_run
 from cet_rl.runs.process import Interruption
 from cet_rl.runs.task_kinds import RECURRENT, RL, TASK_KINDS, VISION, check_spelling, named_tasks, task_kind_of
 from cet_rl.vision.config import VisionConfig
-
-
-def refusal(capsys, *arguments):
-    """The line that a command is refused with."""
-    assert main(list(arguments)) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_tuned_defaults_of_a_task_hold_whoever_asks():
@@ -132,10 +125,10 @@ def test_short_names_of_options(words):
 
 
 @pytest.mark.parametrize("option", [["--episodes", "5"], ["--agent", "cet"], ["--seed", "0"]])
-def test_options_of_eval_that_mean_nothing_to_a_data_set_are_refused(option, tmp_path, capsys):
+def test_options_of_eval_that_mean_nothing_to_a_data_set_are_refused(option, tmp_path):
     (tmp_path / "config.yaml").write_text("task: mnist\n")
-    assert f"{option[0]} does not apply to a run of mnist" in refusal(capsys, "eval", str(tmp_path), *option)
-    assert "has no checkpoint yet" in refusal(capsys, "eval", str(tmp_path))
+    assert_refused(here("eval", str(tmp_path), *option), f"{option[0]} does not apply to a run of mnist")
+    assert_refused(here("eval", str(tmp_path)), "has no checkpoint yet")
 
 
 def test_run_folders_know_their_task_kind(tmp_path):
@@ -170,15 +163,15 @@ def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
     datasets.register_dataset("mine", "my own digits", halves)
     request.addfinalizer(lambda: datasets.DATASETS.pop("mine"))
     monkeypatch.chdir(tmp_path)
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
+    before, after = tmp_path / "here", tmp_path / "there"
+    before.mkdir()
     command = ["train", "mine", "--delay", "0.4", "--total-steps", "20", "--hidden", "16", "--run-dir", "run"]
     with monkeypatch.context() as patch:
         patch.setattr(Interruption, "wanted", True)
         assert main([*command, "--quiet", "--data-dir", "here"]) == 130
-    here.rename(there)  # the data have moved
+    before.rename(after)  # the data have moved
     for moved in (["eval", "run"], ["train", "--run-dir", "run", "--resume"]):
-        assert f"there is no folder {here}" in refusal(capfd, *moved)
+        assert_refused(here(*moved), f"there is no folder {before}")
         assert main([*moved, "--data-dir", "there"]) == 0
     assert main(["eval", "run"]) == 0  # the resumed run knows where they are now
     assert main(["list", "datasets"]) == 0
@@ -211,20 +204,20 @@ def test_a_run_takes_ten_checkpoints_or_as_many_as_are_asked_for(tmp_path, monke
     assert found[0] == found[1]
 
 
-def test_no_checkpoints_at_all_are_refused(tmp_path, capsys):
+def test_no_checkpoints_at_all_are_refused(tmp_path):
     for task in ("CartPole-v1", "digits", "add"):
-        said = refusal(capsys, "train", task, "--checkpoint-every", "0", "--run-dir", str(tmp_path / "run"))
+        said = assert_refused(here("train", task, "--checkpoint-every", "0", "--run-dir", str(tmp_path / "run")))
         assert "--checkpoint-every must be at least 1, got 0" in said
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "digits", "add"])
-def test_a_folder_that_is_being_run_is_left_alone(tmp_path, capsys, task):
+def test_a_folder_that_is_being_run_is_left_alone(tmp_path, task):
     run = tmp_path / "run"
     folder = RunFolder(run)
     command = ("train", task, "--delay", "1", "--total-steps", "200", "--run-dir", str(run))
     with folder.locked():
-        said = refusal(capsys, *command)
+        said = assert_refused(here(*command))
         assert "is being run by another process" in said
         assert f"process {os.getpid()}" in said
         assert [entry.name for entry in run.iterdir()] == ["lock"]

@@ -144,7 +144,7 @@ def test_traces_by_name(options, expected):
     ("options", "message"),
     [
         ({"trace": "best", "delay": 0.6}, "unknown trace 'best'"),
-        ({"order": 3}, "belong to a delay, and there is none"),
+        ({"order": 3}, "order belongs to a delay, and there is none"),
         ({"trace": "perfect", "order": 3, "delay": 0.6}, "order 3 has no meaning for trace 'perfect'"),
         ({"trace": TraceConfig("cet"), "order": 3, "delay": 0.6}, "has order, decay and normalization of its own"),
     ],

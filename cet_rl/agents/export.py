@@ -21,8 +21,8 @@ ACTIVATIONS = {kind.__name__.lower(): kind for kind in (nn.ReLU, nn.Identity, nn
 class TorchPolicy(nn.Module):
     """Map observations to deterministic actions by torch's own layers, with copies of an actor's weights.
 
-    Observations are those of the environment, or of `VecNormalize` if the agent was trained with it: the module
-    scales images and splits signs as the policy does. Actions equal those of
+    Observations are those of the environment, images with their channels first, or those of `VecNormalize` if the
+    agent was trained with it: the module scales images and splits signs as the policy does. Actions equal those of
     `model.predict(observation, deterministic=True)`.
 
     Attributes:
@@ -48,6 +48,7 @@ class TorchPolicy(nn.Module):
             layers += [*[nn.Flatten()] * maps, layer, ACTIVATIONS[actor.activation_name]()]
         self.network = nn.Sequential(*layers[:-1])
         self.inputs, self.scale, self.splits = actor.layers[0].pre_shape, policy.scale, policy.splits
+        self.shape = policy.observation_space.shape or ()
         self.first_action = int(space.start) if isinstance(space, spaces.Discrete) else None
         bounds = (space.low, space.high) if isinstance(space, spaces.Box) else ((), ())
         for name, bound in zip(("low", "high"), bounds, strict=True):
@@ -57,8 +58,11 @@ class TorchPolicy(nn.Module):
         """Return actions and logits for observations (N, *shape).
 
         With A discrete actions their shapes are (N,) and (N, A). With A real ones, (N, A) both, the actions are
-        the means clipped to the action space, and the logits are the means.
+        the means clipped to the action space, and the logits are the means. Raises ValueError for other shapes.
         """
+        if observation.shape[1:] != self.shape:
+            wanted = f"(N, {', '.join(map(str, self.shape))}){', channels first' * (len(self.shape) == 3)}"
+            raise ValueError(f"observations must be {wanted}, got {tuple(observation.shape)}")
         flat = observation.to(torch.float32).flatten(1) * self.scale
         features = split_signs(flat) if self.splits else flat
         logits: Tensor = self.network(features.reshape(-1, *self.inputs))

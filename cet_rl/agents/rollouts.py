@@ -135,12 +135,13 @@ class _Recorder:
     def _record_ends(self, step: int, dones: npt.NDArray[np.bool_], infos: list[dict[str, Any]]) -> None:
         policy, rollout = self.agent.policy, self.agent._rollout
         for env in np.flatnonzero(dones):
-            if not infos[env].get("TimeLimit.truncated", False):
+            last = infos[env].get("terminal_observation")  # without it there is no value to go on with, as in A2C
+            if last is None or not infos[env].get("TimeLimit.truncated", False):
                 self._arrays["terminated"][step, env] = 1
                 continue
             self._arrays["truncated"][step, env] = 1
             final = torch.zeros(1, policy.num_features)
-            policy.write_features(np.asarray(infos[env]["terminal_observation"])[None], final.numpy())
+            policy.write_features(np.asarray(last)[None], final.numpy())
             rollout.final_observations = torch.cat([rollout.final_observations, final])
 
     def complete(self) -> None:

@@ -33,6 +33,11 @@ _CHANGEABLE = (
 )
 """Arguments that may be changed on loading, as no saved tensor depends on them."""
 
+MADE_FOR_NON_NEGATIVE = (
+    "VecNormalize makes observations negative, but this agent was made for non-negative ones: "
+    "make it with VecNormalize, or with policy_kwargs={'split_observations': True}"
+)
+
 
 class StoredAlgorithm(OnPolicyAlgorithm):
     """Save and load an algorithm as data, through the interface of Stable-Baselines3."""
@@ -133,6 +138,8 @@ class StoredAlgorithm(OnPolicyAlgorithm):
                 model.check_environment()
                 model._vec_normalize_env = unwrap_vec_normalize(model.env)
             model._setup_model()
+            if (normalize := model._vec_normalize_env) and normalize.norm_obs and not model.policy.splits:
+                warnings.warn(MADE_FOR_NON_NEGATIVE, stacklevel=2)  # it may have been made so on purpose
             model._restore(data)
             if n_steps is not None:
                 check_whole(n_steps, "n_steps", at_least=1)
@@ -170,7 +177,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Set parameters that `get_parameters` returned, or a file's; raise ValueError if they do not fit."""
+        """Set parameters that `get_parameters` returned, or a file's; the errors are Stable-Baselines3's."""
         parameters = load_path_or_dict
         if not isinstance(parameters, dict):
             parameters = dict(archive.read(parameters, what="agent")["parameters"])
@@ -225,7 +232,8 @@ def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
     """Return a `Box` or `Discrete` space as plain data."""
     if isinstance(space, spaces.Discrete):
-        return {"n": int(space.n), "start": int(space.start)}
+        kind = {} if space.dtype == np.int64 else {"dtype": np.dtype(space.dtype).name}  # files of before lack it
+        return {"n": int(space.n), "start": int(space.start), **kind}
     assert isinstance(space, spaces.Box)
     return {"low": space.low, "high": space.high}
 
@@ -233,5 +241,5 @@ def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
 def space_from_data(data: dict[str, Any]) -> spaces.Space[Any]:
     """Invert `space_to_data`."""
     if "n" in data:
-        return spaces.Discrete(data["n"], start=data["start"])
+        return spaces.Discrete(**data)
     return spaces.Box(data["low"], data["high"], dtype=data["low"].dtype.type)

@@ -30,10 +30,11 @@ from cet_rl.agents.export import TorchPolicy
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.rollouts import collect
-from cet_rl.agents.saving import StoredAlgorithm, schedule_from_data, schedule_to_data
+from cet_rl.agents.saving import MADE_FOR_NON_NEGATIVE, StoredAlgorithm, schedule_from_data, schedule_to_data
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.optimizers import Adam
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import Trace, check_whole
 from cet_rl.traces.registry import TraceConfig, implied_delay
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
@@ -156,9 +157,11 @@ class CETActorCritic(StoredAlgorithm):
         if self.env is not None:
             clock = shared_attribute(self.env, "step_duration")
             env_timing = shared_attribute(self.env, "credit_timing") or env_timing
-        seconds = float((clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration)
+        seconds = (clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration
+        seconds = checked(seconds, float, "step_duration")
+        delay = (env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay
         self.timing = CreditTiming(
-            delay=float((env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay),
+            delay=checked(delay, float, "delay"),
             step_duration=seconds,
             stacked=bool(env_timing.stacked if stacked is None else stacked),
         )
@@ -344,10 +347,7 @@ class CETActorCritic(StoredAlgorithm):
             self.check_environment()
             normalized = self._vec_normalize_env
             if normalized and normalized.norm_obs and before[1] is None and not self.policy.splits:
-                raise ValueError(
-                    "VecNormalize makes observations negative, but this agent was made for non-negative ones: "
-                    "make it with VecNormalize, or with policy_kwargs={'split_observations': True}"
-                )
+                raise ValueError(MADE_FOR_NON_NEGATIVE)
         except ValueError:
             self.env, self._vec_normalize_env = before
             raise

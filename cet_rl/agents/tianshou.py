@@ -56,10 +56,7 @@ class CETTianshouPolicy(Policy):
 
     @torch.no_grad()
     def forward(
-        self,
-        batch: ObsBatchProtocol,
-        state: dict[str, Any] | BatchProtocol | Array | None = None,
-        **kwargs: Any,
+        self, batch: ObsBatchProtocol, state: dict[str, Any] | BatchProtocol | Array | None = None, **kwargs: Any
     ) -> DistBatchProtocol:
         """Return a batch with `act`, (N, *action_shape), `dist`, π(· | obs), and an unchanged `state`."""
         observations = torch.as_tensor(batch.obs, device=self.networks.device)

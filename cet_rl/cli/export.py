@@ -21,7 +21,7 @@ SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 class ExportArguments:
     """Write the policy of a run's last checkpoint, from observations to deterministic actions and logits.
 
-    The observations are what the environment gives.
+    The observations are what the environment gives, images with their channels first.
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse_into
 from cet_rl.cli.options import Option, long_names, options_of
-from cet_rl.runs.config import RunConfig, types_of
+from cet_rl.runs.config import Mark, RunConfig, marked, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.files import holds
 from cet_rl.runs.folder import RunFolder, default_path
@@ -168,6 +168,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
+    if not {"agent", "actor", "hidden"}.isdisjoint(names):  # choices in the file were made for another network
+        values = {name: value for name, value in values.items() if name not in marked(kind, Mark.CHOSEN)}
     # Only `build_config` checks values against each other, once those of the paper are under them.
     options |= options_of(kind, {**(tuned_defaults(task, kind) if task else {}), **values})
     del options["task"]

@@ -37,10 +37,6 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
     "tanh": Activation(torch.tanh, np.tanh, lambda z, y: 1 - y * y, _aten.tanh_backward, False),
     "sigmoid": Activation(
-        torch.sigmoid,
-        lambda z: 1 / (1 + np.exp(-z)),
-        lambda z, y: y * (1 - y),
-        _aten.sigmoid_backward,
-        False,
+        torch.sigmoid, lambda z: 1 / (1 + np.exp(-z)), lambda z, y: y * (1 - y), _aten.sigmoid_backward, False
     ),
 }

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from cet_rl.envs.cartpole import OURS
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
-from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock
+from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, clock_of
 from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import check_whole
@@ -66,9 +66,11 @@ def make_env(
         **kwargs: for the environment.
 
     Raises:
-        ValueError: for an unknown id, with the nearest known one; a missing package; or a delay that is not a
-            whole number of steps.
+        ValueError: for an unknown id, with the nearest known one; a missing package; a delay that is not a whole
+            number of steps; or a clock or delay other than those that the environment itself has.
     """
+    if stacked and delay is None:
+        raise ValueError("stacked=True has no meaning without a delay: give delay=")
     if callable(task):
         env = task(**kwargs)
         if max_episode_steps is not None:
@@ -80,11 +82,20 @@ def make_env(
             env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
-    if step_duration is not None or not env.has_wrapper_attr("step_duration"):
+    if not env.has_wrapper_attr("step_duration"):
         env = StepClock(env, BEHAVIOURAL_STEP if step_duration is None else step_duration)
+    elif step_duration not in (None, clock := clock_of(env)):
+        raise ValueError(f"the environment's clock says {clock:g} s a step, not {step_duration:g} s (--step-ms)")
     for wrapper in wrappers:  # around the clock, so that they can read it
         env = wrapper(env)
-    return Monitor(env if delay is None else DelayedCredit(env, delay, stacked=stacked))
+    if delay is None:
+        return Monitor(env)
+    credited = DelayedCredit(env, delay, stacked=stacked)
+    own = env.get_wrapper_attr("credit_timing") if env.has_wrapper_attr("credit_timing") else None
+    if own not in (None, credited.credit_timing):
+        here, asked = describe_delay(own), describe_delay(credited.credit_timing)
+        raise ValueError(f"the environment says that credit is {here} late, not {asked} (--delay, --stacked)")
+    return Monitor(credited)
 
 
 def make_vec_env(
@@ -115,6 +126,8 @@ def make_vec_env(
     """
     for name in kwargs.keys() & _SB3_NAMES.keys():
         raise ValueError(f"cet_rl's make_vec_env has no {name}: use {_SB3_NAMES[name]}")
+    if stacked and delay is None:
+        raise ValueError("stacked=True has no meaning without a delay: give delay=")
     for name, count in (("num_envs", num_envs), ("max_episode_steps", max_episode_steps)):
         if count is not None:
             check_whole(count, name, at_least=1)
@@ -249,8 +262,11 @@ class GymnasiumVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
         # One seed is enough: a vectorised environment has one generator; others derive the seeds that follow.
-        observations, _ = self.env.reset(seed=self._seeds[0])
+        # The same holds for options: Gymnasium passes one dict to all environments.
+        observations, info = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
+        self.reset_infos = self._of_each(info)
         self._reset_seeds()
+        self._reset_options()
         return np.array(observations)
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -261,13 +277,26 @@ class GymnasiumVecEnv(VecEnv):
         """Step each environment."""
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        final_observations = info.pop("final_obs", None)
+        finals, infos = self._of_each(info.pop("final_info", {})), self._of_each(info)
         for index in np.flatnonzero(dones):
-            infos[index] = {
-                "terminal_observation": np.array(info["final_obs"][index]),
-                "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
-            }
+            self.reset_infos[index], infos[index] = infos[index], finals[index]
+            infos[index]["terminal_observation"] = np.array(final_observations[index])
+            infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
+
+    def _of_each(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for name in info.keys() - {f"_{name}" for name in info}:  # "_name" tells which environments have a "name"
+            values = self._of_each(info[name]) if isinstance(info[name], dict) else info[name]
+            for index in np.flatnonzero(info.get(f"_{name}", np.ones(self.num_envs))):
+                infos[index][name] = values[index]
+        return infos
+
+    def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
+        """Return a picture of each environment."""
+        pictures: Any = self.env.render()
+        return list(pictures or ())
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environments as plain data (`cet_rl.envs.snapshot`)."""

@@ -110,7 +110,7 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         delayed = self._pending.popleft()
         if terminated or truncated:
             delayed += sum(self._pending)
-            self._pending.clear()
+            self._pending = deque([0.0] * self.delay_steps)  # an `Autoreset` inside resets by itself
         return observation, delayed, terminated, truncated, info
 
 
@@ -128,7 +128,7 @@ class PositiveNegativeSplit(gym.ObservationWrapper[Any, Any, Any], RecordConstru
         space = env.observation_space
         if not isinstance(space, spaces.Box) or len(space.shape) not in (1, 3):
             raise ValueError(f"only a Box of vectors or maps can be split by sign, this environment shows {space}")
-        if np.issubdtype(space.dtype, np.unsignedinteger):
+        if space.dtype == np.bool_ or np.issubdtype(space.dtype, np.unsignedinteger):
             raise ValueError(f"observations of type {space.dtype} are never negative: nothing to split by sign")
         # The negative of the least whole number, of -128 in 8 bits, would be itself.
         whole = np.issubdtype(space.dtype, np.integer)

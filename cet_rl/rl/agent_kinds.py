@@ -84,7 +84,7 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
     known = inspect.signature(algorithm.__init__).parameters
     try:
         return algorithm("MlpPolicy", env, **{name: value for name, value in values.items() if name in known})
-    except (AssertionError, NotImplementedError, TypeError) as error:
+    except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"{cannot}: {error}") from error
 
 

@@ -79,12 +79,24 @@ def play(
         returns.append(total)
 
 
+def _checked(frames: Iterator[Frame]) -> Iterator[Frame]:
+    size: tuple[int, ...] | None = None
+    for frame in map(np.asarray, frames):
+        size = size or frame.shape[:2]
+        if frame.dtype != np.uint8 or frame.shape != (*size, 3):
+            needs = "a film needs pictures of one size from `render`, uint8 (height, width, 3)"
+            raise ValueError(f"{needs}, this environment's are {frame.dtype} {frame.shape}")
+        yield frame
+
+
 def write_film(file: Path, frames: Iterator[Frame], fps: float) -> None:
     """Write frames to a file: an animated GIF if its name ends in .gif, or MP4 (H.264) by imageio-ffmpeg.
 
     The file appears when it is complete. A GIF is kept in memory until then, one byte a pixel. Its frames last a
-    whole number of hundredths of a second, at least two: browsers show shorter ones more slowly.
+    whole number of hundredths of a second, at least two: browsers show shorter ones more slowly. Raises ValueError
+    if the frames are no pictures of one size.
     """
+    frames = _checked(frames)
     if file.suffix.lower() == ".gif":
         images = (Image.fromarray(frame).quantize(method=Image.Quantize.FASTOCTREE) for frame in frames)
         with replacing(file) as stream:

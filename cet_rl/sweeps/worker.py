@@ -29,7 +29,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from cet_rl.runs.files import make_folder
 from cet_rl.runs.folder import RunFolder
@@ -125,7 +124,7 @@ def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
     folder, *words = arguments
     names = [word for word in words if not word.startswith("--")]
     values = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
-    signal.signal(signal.SIGTERM, _interrupt)  # until the run handles it itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the run handles it itself
     threading.Thread(target=_stop_with_stdin, daemon=True).start()
     wait = TAKEOVER if "--wait" in words else 0.0
     train = train or (train_together if "--batch" in words else train_job)
@@ -134,10 +133,6 @@ def run_worker(arguments: Sequence[str], train: Trainer | None = None) -> int:
         return work(sweep_folder, names, train, retry="--retry" in words, wait=wait)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _stop_with_stdin() -> None:

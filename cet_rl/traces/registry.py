@@ -256,10 +256,10 @@ class TraceConfig:
         if not delay:
             if kind not in (None, "none"):
                 raise ValueError(f"trace {kind!r} bridges a delay, and there is none: give one, or leave it out")
-            if order is not None or decay is not None or stacked or trace_delay is not None:
-                raise ValueError(
-                    "order, decay, stacked and trace_delay belong to a delay, and there is none: give a delay"
-                )
+            given = {"order": order, "decay": decay, "stacked": stacked or None, "trace_delay": trace_delay}
+            if names := [name for name, value in given.items() if value is not None]:
+                belong = "belong" if names[1:] else "belongs"
+                raise ValueError(f"{' and '.join(names)} {belong} to a delay, and there is none: give a delay")
         elif kind == "none":
             raise ValueError("trace 'none' is backpropagation without delay: leave delay out, or choose a trace")
         if isinstance(kind, Trace):

@@ -93,8 +93,5 @@ def _sharpest_rate(order: int, delay_steps: int) -> float:
         return np.inf
     peak_at_delay = (order - 1) / delay_steps
     return best_speed(  # its share has up to n/2 maxima over the speed
-        lambda rate: laguerre_share(order, rate, delay_steps),
-        peak_at_delay / 3,
-        peak_at_delay * 5,
-        points=300,
+        lambda rate: laguerre_share(order, rate, delay_steps), peak_at_delay / 3, peak_at_delay * 5, points=300
     )

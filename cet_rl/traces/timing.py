@@ -11,7 +11,7 @@ import numpy.typing as npt
 from cet_rl.traces.base import FloatArray, check_whole
 
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
-RELATIVE_TOLERANCE = 1e-9
+RELATIVE_TOLERANCE = 1e-7  # numbers of 32 bits are taken
 
 LONGEST_DELAY = 1_000_000  # steps beyond which a delay is refused: more than two days of 0.2 s steps
 BEHAVIOURAL_STEP = 0.2  # seconds one simulation step stands for at behavioural time scales (paper, section 4)

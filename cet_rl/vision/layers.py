@@ -21,15 +21,7 @@ from torch.autograd import Variable
 from cet_rl.credit.alignment import cosine
 from cet_rl.traces.base import FloatArray, Trace, check_whole
 from cet_rl.vision.credit import BatchCredit, CreditRule, ImageTimes, SalientCredit, StreamCredit
-from cet_rl.vision.passes import (
-    Commit,
-    Gradients,
-    Wanted,
-    current_pass,
-    is_finite,
-    learning_step,
-    watch_scalers,
-)
+from cet_rl.vision.passes import Commit, Gradients, Wanted, current_pass, is_finite, learning_step, watch_scalers
 
 
 class TracedLayer(nn.Module):

@@ -191,9 +191,7 @@ def bptt(net: Network, hidden: Delay, output: Delay, data: Data, clock: int, sta
                 scale(signal, net.share)
                 add_outer(inputs[at], signal, net.pending)
             for ring in state:
-                flat = ring.reshape(ring.size)
-                for place in range(ring.size):
-                    flat[place] = 0
+                ring[:] = 0
         finish_step(net, output, clock, t)
 
 
