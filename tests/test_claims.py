@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from conftest import assert_refused, here
 from scipy.optimize import linprog
 
 from cet_rl.cli import main
@@ -495,10 +496,8 @@ def test_of_runs_that_are_alike_the_one_that_has_logged_most_counts():
         assert examine(given, [claim])[0].verdict == "supported"
 
 
-def test_a_title_of_claims_is_one_clear_error(capsys):
-    assert main(["report", "--claims", ".", "--title", "T"]) == 2
-    (error,) = capsys.readouterr().err.splitlines()
-    assert "--title" in error
+def test_a_title_of_claims_is_one_clear_error():
+    assert_refused(here("report", "--claims", ".", "--title", "T"), "--title")
 
 
 def test_the_pages_of_the_documentation_say_what_its_numbers_give():

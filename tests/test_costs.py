@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import assert_holds
 
 from cet_rl import CET, FiniteKernel, Legendre
 from cet_rl.cli import main
@@ -64,10 +65,7 @@ def test_bench_prints_constants_and_where_the_choice_would_differ(monkeypatch, c
     monkeypatch.setattr(calibration, "TRACES", [CET(5, 4)])
     monkeypatch.setattr(calibration, "fit", lambda found: dict.fromkeys(costs.NANOSECONDS, 0.0) | {"calls": 1.0})
     assert main(["bench", "--repeats", "1"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in costs.NANOSECONDS)
-    assert "128 × 128 × 4 × 32, CET" in printed
-    assert ", here fused" in printed
+    assert_holds(capsys.readouterr().out, *costs.NANOSECONDS, "128 × 128 × 4 × 32, CET", ", here fused")
     assert main(["bench", "--repeats", "0"]) == 2
     measurement = measure((8, 16, 2, 4), CET(5, 4), repeats=1)
     assert measurement.nanoseconds.keys() == measurement.plans.keys() >= {measurement.choice()}

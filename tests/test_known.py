@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import assert_refused, here
 from sweep_fakes import fake, launcher_of, plan, ran, rows_of
 
 import cet_rl
@@ -122,7 +123,7 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
         ("fake", "\xff", "known.csv is damaged: "),
     ],
 )
-def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, capsys, old, new, words):
+def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, old, new, words):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
     KnownRuns("known.csv").add([known_run({"score": 0.25})])
@@ -130,14 +131,11 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, capsys, old, ne
     assert old in text
     Path("known.csv").write_bytes(text.replace(old, new, 1).encode("latin-1"))
     for command in (["sweep", "study.yaml", "--known", "known.csv"], ["report", "known.csv"]):
-        assert main(command) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert words in line
+        assert_refused(here(*command), words)
 
 
 @pytest.mark.parametrize("name", ["known.txt", "missing/known.csv"])
-def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, name):
+def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
-    assert main(["sweep", "study.yaml", "--known", name]) == 2
-    assert "--known" in capsys.readouterr().err
+    assert_refused(here("sweep", "study.yaml", "--known", name), "--known")

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from conftest import assert_refused, here
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.cm import viridis
@@ -1084,9 +1085,7 @@ def test_the_command(tmp_path, capsys):
         ([str(tmp_path), "--titel", "x"], "--titel"),
         ([str(tmp_path), "--format", "gif"], "png"),
     ]:
-        assert main(["report", *arguments]) == 2
-        (refusal,) = capsys.readouterr().err.strip().splitlines()
-        assert line in refusal
+        assert_refused(here("report", *arguments), line)
 
 
 def test_commands_repeat_runs(tmp_path):

@@ -288,7 +288,12 @@ def test_a_closed_form_may_be_silent_for_long():
         def unscaled_kernel(self, length):
             return (np.arange(length) // 2 == self.delay_steps // 2) * 1.0
 
-    assert Late(300).support == (300, 302)
+    @dataclass(frozen=True)
+    class Echo(Late):
+        def unscaled_kernel(self, length):
+            return super().unscaled_kernel(length) + (np.arange(length) == 0)
+
+    assert (Late(300).support, Echo(300).support) == ((300, 302), (0, 302))
     assert Late(300).kernel(303)[299:].tolist() == [0, 0.5, 0.5, 0]
 
 
@@ -411,6 +416,7 @@ class Nothing(Trace):
         (lambda: TraceConfig("cat"), "unknown trace 'cat'"),
         (lambda: TraceConfig("math:Cat"), "math has nothing named 'Cat'"),
         (lambda: TraceConfig("math:pi"), "is no subclass of cet_rl.Trace"),
+        (lambda: register_trace("thawed", type("Thawed", (CET,), {"__hash__": None})), "must have a hash"),
         (lambda: TraceConfig("cet_rl:FiniteKernel"), "needs values: --trace-options values=VALUE"),
         (lambda: TraceConfig("cet_rl.traces.base:check_whole"), "must take delay_steps"),
         (lambda: register_trace("cet", CET), "there is a trace 'cet' already"),

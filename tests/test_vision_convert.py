@@ -145,6 +145,7 @@ def test_traces_by_name(options, expected):
     [
         ({"trace": "best", "delay": 0.6}, "unknown trace 'best'"),
         ({"order": 3}, "order belongs to a delay, and there is none"),
+        *[(o, "without a delay") for o in ({"jitter": 0.5}, {"derivative_memory": "trace", "delay": 0.0})],
         ({"trace": "perfect", "order": 3, "delay": 0.6}, "order 3 has no meaning for trace 'perfect'"),
         ({"trace": TraceConfig("cet"), "order": 3, "delay": 0.6}, "has order, decay and normalization of its own"),
     ],

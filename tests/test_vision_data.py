@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cet_rl.vision import data
 from cet_rl.vision.data import Batches, load
-from cet_rl.vision.datasets import DATASETS, ImageSet, ParquetImages
+from cet_rl.vision.datasets import DATASETS, Dataset, ImageData, ImageSet, ParquetImages
 from cet_rl.vision.models import image_network
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra vision")
@@ -90,6 +90,14 @@ def test_digits():
     assert torch.equal(test.images, again.test.images)
     in_train, in_test = (torch.bincount(each.labels, minlength=10) for each in (train, test))
     assert ((in_test / (in_train + in_test) - 0.2).abs() < 0.005).all()
+
+
+def test_images_of_a_third_party_are_looked_at(monkeypatch):
+    images, labels = torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 1])
+    for bad in ((images.double(), labels), (images[1:], labels), (images[0], labels), (images, labels + 1)):
+        both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
+        monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
+        assert "images (N, C, H, W) float32 and labels (N,) int64 from 0 to 1" in refusal("mine", None)
 
 
 def test_validation_leaves_the_test_images_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -148,6 +149,15 @@ def test_the_forward_pass_says_when():
     assert layer.times is None
     y.backward(error)
     assert_same([layer.weight.grad, layer.bias.grad], expected)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_streaming_layer_does_not_change_how_images_have_their_times(timed):
+    layer, x = DENSE.layer(streaming=True), DENSE.batch(3)[0]
+    with seen_at(layer, [1, 5, 6], 9) if timed else nullcontext():
+        layer(x)
+    with nullcontext() if timed else seen_at(layer, [1, 5, 6], 9), pytest.raises(ValueError, match="or none"):
+        layer(x)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import assert_refused, here
 from saved_files import files, parts, rows, summary
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -220,17 +221,6 @@ def network(folder):
     return {name: value for name, value in saved(folder).items() if name.startswith("network/")}
 
 
-def refusal(capsys, *arguments):
-    """The line that a command is refused with."""
-    capsys.readouterr()
-    assert main(list(map(str, arguments))) == 2
-    out, err = capsys.readouterr()
-    lines = err.strip().splitlines()
-    assert (out, len(lines)) == ("", 1), err
-    assert lines[0].startswith("cet-rl: error: ")
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was let finish."""
@@ -278,9 +268,9 @@ def test_its_configuration_repeats_it_bit_for_bit(finished, tmp_path, capsys):
 def test_a_finished_run_is_never_overwritten(finished, capsys):
     before = files(finished)
     command = [*QUICK, "--delay", 2, "--order", 6, "--total-steps", 60, "--run-dir", finished]
-    assert "already holds a finished run" in refusal(capsys, *command)
-    assert "order 6 there, 5 here" in refusal(capsys, *command, "--order", 5)
-    assert "lr 0.001 there, 0.1 here" in refusal(capsys, *command, "--resume", "--lr", 0.1)
+    assert_refused(here(*command), "already holds a finished run")
+    assert_refused(here(*command, "--order", 5), "order 6 there, 5 here")
+    assert_refused(here(*command, "--resume", "--lr", 0.1), "lr 0.001 there, 0.1 here")
     assert main([*map(str, command), "--resume"]) == 0
     assert "is finished" in capsys.readouterr().err
     assert before == files(finished)
@@ -360,9 +350,9 @@ def test_every_option_runs_and_is_evaluated(tmp_path, capsys, options):
         ("digits --delay 2 --order 6 --config paper", ["no table for digits"]),
     ],
 )
-def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = refusal(capsys, "train", *line.split())
+    found = assert_refused(here("train", *line.split()))
     for word in words:
         assert word in found
     assert not list(tmp_path.iterdir())
@@ -371,9 +361,9 @@ def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, c
 # Losses that are not finite.
 
 
-def test_a_learning_rate_beyond_all_bounds(tmp_path, capsys):
+def test_a_learning_rate_beyond_all_bounds(tmp_path):
     folder = tmp_path / "run"
-    found = refusal(capsys, *QUICK, "--lr", "1e30", "--total-steps", 60, "--quiet", "--run-dir", folder)
+    found = assert_refused(here(*QUICK, "--lr", "1e30", "--total-steps", 60, "--quiet", "--run-dir", folder))
     assert "the loss is not finite at " in found
     assert "use a smaller --lr (1e+30 now)" in found
     failed = summary(folder)
@@ -455,13 +445,13 @@ def interrupt(monkeypatch):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, capsys, interrupt, way):
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, interrupt, way):
     """Of 150 updates every third is logged: before the first, between two logs, between epochs, and at a log."""
     options = [*WAYS[way].split(), "--total-steps", 150]
     interrupt(0, 2, 11, 147)
     cut = run(tmp_path / "cut", *options, code=130)
     assert (summary(cut)["status"], summary(cut)["steps"], summary(cut)["metrics"]) == ("interrupted", 0, {})
-    assert "already holds an unfinished run" in refusal(capsys, *QUICK, *options, "--run-dir", cut)
+    assert_refused(here(*QUICK, *options, "--run-dir", cut), "already holds an unfinished run")
     for code, steps in [(130, 2), (130, 11), (130, 147), (0, 150)]:
         assert main(["train", "--run-dir", str(cut), "--resume", "--quiet"]) == code
         assert summary(cut)["steps"] == steps
@@ -534,10 +524,10 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
     good = checkpoint.read_bytes()
     for number, (content, words) in enumerate(foreign_files(good, digits)):
         checkpoint.write_bytes(content)
-        line = refusal(capsys, "train", "--run-dir", folder, "--resume", "--quiet")
+        line = assert_refused(here("train", "--run-dir", folder, "--resume", "--quiet"))
         assert words in line, number
         assert "network.zip" in line, number
-        assert words in refusal(capsys, "eval", folder), number
+        assert words in assert_refused(here("eval", folder)), number
         assert checkpoint.read_bytes() == content
     assert not (tmp_path / "unpickled").exists()
 
@@ -605,7 +595,7 @@ def test_mnist_is_learned_across_two_seconds(tmp_path):
     assert summary(folder)["metrics"]["test_accuracy"] >= 0.78
 
 
-def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path, capsys):
+def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path):
     def compile_nothing(function):
         def fail(*given):
             raise RuntimeError("there is no compiler\nand a long story")
@@ -614,7 +604,6 @@ def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.chdir(tmp_path)
-    assert "--compile does not work here (there is no compiler): leave it out" in refusal(
-        capsys, "train", "digits", "--compile"
-    )
+    said = "--compile does not work here (there is no compiler): leave it out"
+    assert_refused(here("train", "digits", "--compile"), said)
     assert not list(tmp_path.iterdir())

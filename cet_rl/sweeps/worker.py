@@ -54,8 +54,7 @@ def train_job(folder: SweepFolder, jobs: Sequence[Job]) -> str:
     """Train a job as `cet-rl train --resume` would, on one thread."""
     (job,) = jobs
     task_kind, config = configuration(job)
-    status: str = task_kind.training().train(config, folder.run_path(job.name), resume=True, quiet=True)
-    return status
+    return str(task_kind.training().train(config, folder.run_path(job.name), resume=True, quiet=True))
 
 
 def train_together(folder: SweepFolder, jobs: Sequence[Job]) -> str:

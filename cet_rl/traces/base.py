@@ -256,12 +256,12 @@ def _support(trace: Trace) -> tuple[int, int]:
 def _window(trace: Trace, length: int) -> tuple[FloatArray, float]:
     """Return the unscaled kernel at lags 0 … length - 1, and a bound on its values at later lags.
 
-    A kernel in closed form decays geometrically in the end, so the bound is zero once it has begun; the caller
-    sees whether it has ended. Any other kernel may be zero for long and rise again: the states give its bound.
+    A kernel in closed form decays geometrically in the end: if it has begun, the bound is what follows in at least
+    four times the length and twice the delay. Any other may be zero for long and rise again: its states tell.
     """
     if type(trace).unscaled_kernel is not Trace.unscaled_kernel:
-        kernel = trace.unscaled_kernel(length)
-        return kernel, 0.0 if kernel.any() else np.inf
+        kernel = trace.unscaled_kernel(4 * length + 2 * (trace.made_for or 0))
+        return kernel[:length], float(np.abs(kernel[length:]).sum()) if kernel.any() else np.inf
     constants = _constants(trace)
     assert constants is not None
     kernel, state = constants._run(length)

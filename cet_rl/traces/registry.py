@@ -129,6 +129,8 @@ def _entry(make: Any, summary: str = "") -> TraceKind:
     if not (issubclass(make, Trace) if isinstance(make, type) else callable(make)):
         raise ValueError(f"{make!r} is no subclass of cet_rl.Trace, nor a function that returns one")
     check_defined(make, _name(make))
+    if getattr(make, "__hash__", None) is None:
+        raise ValueError(f"{_name(make)} must have a hash, as traces are compared: @dataclass(frozen=True)")
     _options(make)
     return TraceKind(make, summary or first_sentence(make))
 

@@ -83,6 +83,8 @@ def convert(
         raise ValueError(f"a {type(trace).__name__} has order, decay and normalization of its own: leave them out")
     timing = CreditTiming(delay or implied_delay(trace, step_duration), step_duration, stacked, len(layers))
     when: dict[str, Any] = {"stacked": stacked, "step_duration": step_duration}
+    if not timing.delay and (options.get("jitter") or options.get("derivative_memory") == "trace"):
+        raise ValueError("jitter and derivative_memory='trace' have no meaning without a delay: give a delay")
     trace = TraceConfig.for_delay(timing.delay, trace, order, decay, normalization or "area", **when)
     for (name, layer), delay_steps in zip(layers.items(), timing.layer_delays, strict=True):
         parent_name, _, child = name.rpartition(".")

@@ -67,6 +67,11 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
             f"{name} needs {error.name or error}; all that our data sets need is in the extra vision: "
             "pip install 'cet-rl[vision]'"
         ) from error
+    for images, labels in ((part.images, part.labels) for part in (data.train, data.test)):
+        form, classes = (images.ndim, images.dtype, labels.dtype, labels.shape), {*range(data.classes)}
+        if form != (4, torch.float32, torch.int64, (len(images),)) or not classes.issuperset(labels.tolist()):
+            needs = f"images (N, C, H, W) float32 and labels (N,) int64 from 0 to {data.classes - 1}"
+            raise ValueError(f"{name} must be {needs}")
     return data
 
 

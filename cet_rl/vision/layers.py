@@ -154,6 +154,8 @@ class TracedLayer(nn.Module):
             raise RuntimeError("torch.func cannot carry traces from batch to batch: use backward() for streaming")
         if times is None and self.rule.steps(len(x)) < 1:
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
+        if streaming and (self.salient if times is None else self.stream) is not None:
+            raise ValueError("a streaming model sees either all images at times of their own (`seen_at`) or none")
         if streaming:
             self._check_finite(x, "the input")
         self.prepare(x.shape[1:], salient=times is not None)
