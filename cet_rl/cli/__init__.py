@@ -54,8 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         return refuse(str(unknown("command", command, COMMANDS)))
     try:
-        status: int = importlib.import_module(f"cet_rl.cli.{COMMANDS[command]}").run(arguments[1:])
-        return status
+        return int(importlib.import_module(f"cet_rl.cli.{COMMANDS[command]}").run(arguments[1:]))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:

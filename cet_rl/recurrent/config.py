@@ -116,9 +116,7 @@ class RecurrentConfig(RunConfig):
         if self.jitter and not self.delay:
             raise ValueError("--jitter needs a delay")
         if self.stacked and self.rule == "fixed-w":
-            raise ValueError(
-                "fixed-w learns in the output layer, which --stacked does not delay: use --delay alone"
-            )
+            raise ValueError("fixed-w learns the output layer, which --stacked does not delay: use --delay alone")
         if self.lags != LAGS and self.task == "mimic":
             raise ValueError("--lags belongs to Add; mimic has none: leave it out")
         if min(self.lags) < 0:

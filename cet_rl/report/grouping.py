@@ -104,9 +104,7 @@ class Comparison:
     stacked: bool  # whether delays add up from the output layer down
     task_kind: TaskKind
     arms: tuple[Arm, ...]  # in the order in which they are shown
-    differing: Mapping[
-        tuple[str, float], str
-    ]  # by label and delay: options that differ and no name shows, as text
+    differing: Mapping[tuple[str, float], str]  # options that differ and no name shows, by label and delay
 
     @property
     def title(self) -> str:

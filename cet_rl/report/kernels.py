@@ -134,9 +134,7 @@ def memory(comparison: Comparison) -> list[Picture]:
     described = traces[seconds]
     looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
     labels = [label for label in looks_of if label in built]
-    ranked = sorted(
-        built, key=lambda name: (described[name][0].kind == "cet", described[name][0].order_or_default)
-    )
+    ranked = sorted(built, key=lambda arm: (described[arm][0].kind == "cet", described[arm][0].order_or_default))
     shown = next((label for label in reversed(ranked) if built[label].transition() is not None), None)
     figure, grid = panels(1 if shown is None else 2, 3.6, 2.6)
     delay, duration = described[labels[0]][1:]

@@ -69,9 +69,7 @@ class Run:
     steps: int | None = None  # steps made; without a summary the last logged step, None if there is none
     speed: float | None = None  # steps per second
     metrics: Mapping[str, float] = field(default_factory=dict)  # of the summary
-    columns: Mapping[str, FloatArray] = field(
-        default_factory=dict
-    )  # steps, curve, alignment; equally long, nan: none
+    columns: Mapping[str, FloatArray] = field(default_factory=dict)  # steps, curve, alignment; nan for none
     versions: Mapping[str, str] = field(default_factory=dict)  # of the packages that it ran with
 
     @property

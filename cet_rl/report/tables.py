@@ -15,10 +15,7 @@ ESCAPES = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "<": "$<$", ">": "$>$"},
     **{"×": r"$\times$", "λ": r"$\lambda$", "–": "--", "…": r"\dots{}", "−": "$-$"},
-    **{
-        "[": "{[}",
-        "]": "{]}",
-    },  # a bracket at the start of a row would be read as an argument of the last row's end
+    **{"[": "{[}", "]": "{]}"},  # at the start of a row they would hold an argument of the last row's end
 }
 """LaTeX for characters that are special there, or that fonts may lack."""
 

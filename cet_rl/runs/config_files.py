@@ -67,8 +67,7 @@ def load_yaml(text: str | bytes) -> Any:
 
 def dump_yaml(data: Any, **options: Any) -> str:
     """Return plain data as YAML text, keys in their order, with options of `yaml.dump`."""
-    text: str = yaml.dump(data, Dumper=_Dumper, **{"sort_keys": False, "allow_unicode": True, **options})
-    return text
+    return str(yaml.dump(data, Dumper=_Dumper, **{"sort_keys": False, "allow_unicode": True, **options}))
 
 
 def package_configs() -> dict[str, Traversable]:

@@ -146,9 +146,7 @@ class _SweepRun:
     def _starting(self) -> dict[str, JobState]:
         """Return, as running, the states of jobs whose workers have been started but have no lock yet."""
         own = [(name, self.states[name]) for worker in self.workers for name in worker.names]
-        return {
-            name: replace(state, state="running") for name, state in own if state.state in ("waiting", "partial")
-        }
+        return {name: replace(job, state="running") for name, job in own if job.state in ("waiting", "partial")}
 
     def _is_ready(self, name: str) -> bool:
         state = self.states[name].state

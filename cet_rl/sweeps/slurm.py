@@ -197,9 +197,8 @@ def submit_sweep(
     if failed and not retry:
         say(f"--retry runs the {failed} that failed again")
     if names:
-        number = _submit(
-            folder, [SlurmJob(str(folder.path.resolve()), name, retry) for name in names], options, workers
-        )
+        jobs = [SlurmJob(str(folder.path.resolve()), name, retry) for name in names]
+        number = _submit(folder, jobs, options, workers)
         say(f"submitted {len(names)} jobs as SLURM job {number}; --status shows how far they are")
     else:
         say("nothing to submit")

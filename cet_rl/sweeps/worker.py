@@ -227,7 +227,7 @@ class Launcher:
             batches = batches[: max(self._processes - len(self._workers), 0)]
         options = [*self._options, *["--retry"] * retry]
         workers = [
-            Worker(some, [*self._command(folder, some), *options], folder.log_file(some[0])) for some in batches
+            Worker(jobs, [*self._command(folder, jobs), *options], folder.log_file(jobs[0])) for jobs in batches
         ]
         self._workers += workers
         return workers

@@ -176,10 +176,7 @@ class Search:
         self.interruption = Interruption()
         self._running: list[TrialRun] = []
         self._seen: set[int] = set()  # trials begun or resumed in this session
-        self._ended, self._since = (
-            0,
-            time.monotonic(),
-        )  # number of trials that have ended, and start of the session
+        self._ended, self._since = 0, time.monotonic()  # trials that have ended, and start of the session
 
     def run(self) -> int:
         """Run until there are enough trials; return 0, 1 if no trial has finished, or 130 if interrupted.

@@ -253,9 +253,8 @@ def print_outcome(folder: SearchFolder, search: SearchFile, study: Study) -> Non
     """Print the best trials, the importances and where the best configuration is, to stdout."""
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDTH)
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: _rank(study, trial))
-    table = Table(
-        "trial", "state", search.metric.key, *search.space, box=None, pad_edge=False, header_style="bold"
-    )
+    heads = "trial", "state", search.metric.key, *search.space
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for trial in trials[:SHOWN]:
         table.add_row(*_row(search, trial, "{:.6g}".format))
     console.print(table)

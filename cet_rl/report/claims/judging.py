@@ -72,9 +72,7 @@ class Finding:
     elsewhere: tuple[int, ...] = ()  # budgets of other settings with runs of the claim
     failed: int = 0  # number of runs of the claim's arms that failed, as by divergence; they are left out
     computed: str = ""  # the numbers of a claim that needs no runs
-    p_value: float | None = (
-        None  # corrected, for the opposite if contradicted, else for the claim; None if untested
-    )
+    p_value: float | None = None  # corrected, for the opposite if contradicted, else for the claim
 
     @property
     def supports(self) -> float:
@@ -128,10 +126,8 @@ class Finding:
         if self.claim.exact:
             return "exact"
         student = "paired t" if self.claim.paired else "Welch's t"
-        names = dict.fromkeys(
-            student if check.uses_means else "Jonckheere-Terpstra" for check in self.claim.checks
-        )
-        return ", ".join(names) or "–"
+        tests = [student if check.uses_means else "Jonckheere-Terpstra" for check in self.claim.checks]
+        return ", ".join(dict.fromkeys(tests)) or "–"
 
 
 # -------------------- from runs to verdicts
