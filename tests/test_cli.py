@@ -242,9 +242,10 @@ def test_configuration_files_and_precedence(tmp_path, monkeypatch):
     config = parse_arguments(["--config", "mine.yaml", "--order", "4", "--hidden", "8"]).config
     assert (config.delay, config.order, config.lr, config.num_envs, config.hidden) == (1.0, 4, 1e-3, 4, (8,))
     (tmp_path / "run.yaml").write_text("task: CartPole-v1\nexecutors: [history]\nvectorization: numpy\n")
-    for words, kept in (("--seed 3", ("history",)), ("--agent sb3:ppo", None), ("--hidden 8 8", None)):
+    for words, kept, form in (("--seed 3", ("history",), "numpy"), ("--hidden 8 8", None, "numpy")):
         config = parse_arguments(["--config", "run.yaml", *words.split()]).config
-        assert (config.executors, config.vectorization) == (kept, "numpy" if kept else "auto")
+        assert (config.executors, config.vectorization) == (kept, form)
+    assert parse_arguments(["--config", "run.yaml", "--agent", "sb3:ppo"]).config.vectorization == "auto"
     assert parse_arguments(["--config", "cartpole-8s"]).config.delay == 8.0
     with pytest.raises(ValueError, match="is for task CartPole-v1"):
         parse_arguments(["Acrobot-v1", "--config", "mine.yaml"])

@@ -96,8 +96,7 @@ def test_the_tutorial_from_top_to_bottom(tmp_path, capfd):
                 short = ["--eval-episodes", "1"] * line.startswith("cet-rl train")
                 assert main([*shlex.split(line)[1:], *short]) == 0, capfd.readouterr().err
     assert {"tutorial.png", "study.svg"} <= {path.name for path in tmp_path.iterdir()}
-    printed = capfd.readouterr().out
-    assert re.search(r"CET 10: \d+ ± \d+\nA2C: \d+ ± \d+", printed)
+    assert re.search(r"CET 10: \d+ ± \d+\nA2C: \d+ ± \d+", capfd.readouterr().out)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

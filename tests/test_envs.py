@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import A2C
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_checker import check_env as sb3_check
@@ -292,19 +293,25 @@ def test_the_vectorised_form_passes_on_options_infos_and_pictures():
 
         def step(self, action):
             *result, _ = super().step(action)
-            return *result, {"told": self.told} if action else {}
+            return *result, {"told": self.told, "deep": {"er": 1}} if action else {}
 
     both = [lambda: Told(gym.make("CartPole-v1", max_episode_steps=3, render_mode="rgb_array"))] * 2
-    env = GymnasiumVecEnv(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP))
+    inner = RecordEpisodeStatistics(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP))
+    env = GymnasiumVecEnv(inner)
+    env.set_options([{}, {"told": 7}])
+    with pytest.raises(ValueError, match="give set_options one dict"):
+        env.reset()
     env.set_options({"told": 7})
     env.reset()
     assert [list(info["at"]) for info in env.reset_infos] == [[7, 0]] * 2
     assert env.render("rgb_array").shape == (800, 600, 3)
     for done in (False, False, True):
         infos = env.step(np.array([0, 1]))[3]
-        assert ["told" in info for info in infos] == [False, True]
-        assert infos[1]["told"] == 7
-        assert ["terminal_observation" in info for info in infos] == [done] * 2
+        ended = {"terminal_observation", "TimeLimit.truncated", "episode"} if done else set()
+        assert [info.keys() for info in infos] == [ended, {"told", "deep"} | ended]
+        assert (infos[1]["told"], infos[1]["deep"]) == (7, {"er": 1})
+    assert infos[0]["episode"]["l"] == 3
+    assert env._of_each({"all": 7, "none": None, "text": "ab", "few": np.zeros(1)}) == [{}] * 2
     assert [list(info["at"]) for info in env.reset_infos] == [[0, 0]] * 2  # options are for one reset
 
 

@@ -116,7 +116,6 @@ def test_searches_of_images_never_look_at_the_test_set():
 
 def test_the_rules_of_the_audit_papers_figure_have_its_setting():
     for name in ("rules-fig1-add", "rules-fig1-mimic"):
-        settings = {(c.units, c.alpha, c.lr, c.total_steps) for c in configs(name)}
-        assert settings == {(32, 0.5, 1e-4, 1_000_000)}
+        assert {(c.units, c.alpha, c.lr, c.total_steps) for c in configs(name)} == {(32, 0.5, 1e-4, 1_000_000)}
         assert len({config.seed for config in configs(name)}) == 20
     assert {config.lags for config in configs("rules-fig1-add")} == {(3, 5)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,23 +86,25 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
 def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
-    summary = {
-        "agent": "mlp",
-        "steps": 20,
-        "wall_seconds": 1.0,
-        "metrics": {"test_accuracy": 0.5, "test_loss": 1.5},
-    }
+    metrics = {"test_accuracy": 0.5, "test_loss": 1.5}
+    summary = {"agent": "mlp", "steps": 20, "wall_seconds": 1.0, "metrics": metrics}
     jobs = build(read_sweep("study.yaml")).jobs
     KnownRuns("known.csv").add(KnownRun(job.arm, job.values, summary) for job in jobs)
     command = ["sweep", "study.yaml", "--known", "known.csv", "--quiet"]
     text = Path("known.csv").read_text()
     assert '""trace_delay"":null,' in text  # as if made before the code had it, and saved by a spreadsheet
     Path("known.csv").write_text(text.replace('""trace_delay"":null,', ""), encoding="utf-8-sig")
+    KnownRuns("known.csv").add(KnownRun(job.arm, job.values, summary) for job in jobs)
+    assert len(rows_of("known.csv")) == 4  # each is there already
     assert main([*command, "--run-dir", "two"]) == 0
     assert not list(Path("two").glob("*/summary.json"))
     assert [row["test_loss"] for row in rows_of("two/results.csv")] == ["1.5"] * 4
     runs, _ = read_runs(["two"])
     assert [(run.status, bool(run.metrics), bool(run.columns)) for run in runs] == [("finished", True, False)] * 4
+    head, first, *_ = text.splitlines()
+    for rows, said in (([], "has no rows"), ([first, first.replace(",1.5,", ",2.5,")], "line 3.* run in line 2")):
+        Path("other.csv").write_text("\n".join([head, *rows]))
+        assert re.search(said, assert_refused(here("report", "other.csv")))
     assert main(["report", "known.csv", "--quiet"]) == 0
     page = Path("report.html").read_text()
     assert "4 runs: 4 finished" in page
@@ -109,6 +112,8 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
     Path("study.yaml").write_text(STUDY.replace("20", "30"))
     assert main([*command, "--run-dir", "three", "--status"]) == 0
     assert "4 waiting" in capsys.readouterr().out
+    Path("known.csv").write_text("no table")
+    assert "known.csv is damaged" in read_runs(["two"])[1][0]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
     [
         ("options", "choices", "it has no column options: name one that --known has written"),
         ("fake,", "fake,,", "line 2: mend the row or remove it: it has more cells than columns"),
-        ("0.25", "good", "could not convert string to float: 'good'"),
+        ("0.25", "good", "column score must hold numbers, got 'good'"),
         ('""seed"":0', '""seed"":1', "its seed is 0, that of its options 1"),
         ('""seed"":0', "seed", "line 2: "),
         ('""task""', '""job""', "its options lack 'task'"),

@@ -217,8 +217,7 @@ def test_a_jacobian_that_is_stored_from_step_to_step_is_seen():
 
 
 def test_recurrent_weights_without_the_slope_are_no_jacobian():
-    found = audit_rule(driven_rates(lambda now, recurrent, a: a @ recurrent))
-    assert found.operations == {"matrix-vector": 1}
+    assert audit_rule(driven_rates(lambda now, recurrent, a: a @ recurrent)).operations == {"matrix-vector": 1}
 
 
 def test_a_voltage_becomes_a_rate_by_a_nonlinearity():

@@ -202,8 +202,7 @@ def test_labels_of_mimic_are_the_outputs_of_its_network(task):
     for now, label in zip(x, y, strict=True):
         rates = task.cell.advance(weight, rates, now).rates
         torch.testing.assert_close(task.cell.read(weight_out, rates), label, rtol=0, atol=1e-12)
-    single = task.stream(13, 3).take(200)
-    assert same(single, (x.float(), y.float()))
+    assert same(task.stream(13, 3).take(200), (x.float(), y.float()))
 
 
 def test_the_network_of_mimic_is_fixed_and_not_that_of_a_learner_of_the_same_seed():

@@ -43,8 +43,7 @@ def saved(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "add"
-    line = f"train add --total-steps 400 --units 6 --executor step --quiet --run-dir {folder}"
-    assert main(line.split()) == 0
+    assert main(f"train add --total-steps 400 --units 6 --executor step --quiet --run-dir {folder}".split()) == 0
     return folder
 
 

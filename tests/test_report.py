@@ -257,7 +257,7 @@ LONG = "module_with_a_name_that_goes_on_and_on:Agent"
 def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path, options, labels):
     comparison = compare(tmp_path, *(rl(**{"delay": 2.0, **each}) for each in options))
     assert [arm.label for arm in comparison.arms] == labels
-    assert comparison.decays == ()
+    assert comparison.changes == ()
 
 
 def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
@@ -266,8 +266,8 @@ def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
     assert [(arm.label, arm.following) for arm in comparison.arms] == [("CET 5", ()), ("ET", ("decay",))]
     assert list(comparison.arms[1].at) == [2.0, 4.0, 8.0, 32.0]
     assert comparison.missing == ["CET 5 at 32 s"]
-    assert comparison.decays == ("ET: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
-    assert all(comparison.decays[0] in figure(comparison)[0].caption for figure in (heatmap, learning_curves))
+    assert comparison.changes == ("ET: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
+    assert all(comparison.changes[0] in figure(comparison)[0].caption for figure in (heatmap, learning_curves))
     assert comparison.differing["ET", 4.0] == "decay 0.9"
 
 
@@ -350,8 +350,7 @@ def test_a_sweep_names_its_arms_and_what_it_waits_for(tmp_path):
     for job, config in jobs[:2]:
         write_run(tmp_path / "y" / job.name, config, 3.0)
     write_run(tmp_path / "copy", jobs[0][1], 4.0)  # of the same configuration, outside of the sweep
-    runs = read(tmp_path)
-    assert sorted(run.status for run in runs) == ["finished"] * 3 + ["waiting"]
+    assert sorted(run.status for run in read(tmp_path)) == ["finished"] * 3 + ["waiting"]
     comparison = one_comparison(tmp_path)
     assert [(arm.label, list(arm.at)) for arm in comparison.arms] == [("classical trace", [2.0, 8.0, 32.0])]
     assert comparison.missing == ["classical trace at 32 s"]
@@ -707,8 +706,7 @@ def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path
     assert {label: curves[label] for label in labels[:4]}.items() <= kernel.items()
     assert len({min(each) for each in curves.values()}) == len(curves)
     alone = compare(tmp_path / "alone", rl(delay=8.0, order=5), rl(delay=8.0, trace="legendre", order=10))
-    elsewhere = looks(figures(alone, learning_curves)[0])
-    assert elsewhere["CET 5"] == curves["CET 5"]
+    assert looks(figures(alone, learning_curves)[0])["CET 5"] == curves["CET 5"]
 
 
 def test_arms_can_be_told_apart_in_print_and_whoever_looks():

@@ -94,10 +94,8 @@ def test_a_delay_that_travels_keeps_its_clock():
     assert make(make_vec_env(build, 2), delay=None).timing.layer_delays == (400, 0)
     with pytest.raises(ValueError, match="one clock"):
         make(make_vec_env(lambda: StepClock(build(), 0.2), 2), delay=None)
-    again = gym.make(build().spec)
-    assert again.get_wrapper_attr("credit_timing") == build().credit_timing
-    late = DelayedReward(StepClock(gym.make("CartPole-v1"), 0.3), delay=6)
-    assert late.delay_steps == 20
+    assert gym.make(build().spec).get_wrapper_attr("credit_timing") == build().credit_timing
+    assert DelayedReward(StepClock(gym.make("CartPole-v1"), 0.3), delay=6).delay_steps == 20
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -223,11 +221,9 @@ def test_a_truncation_without_its_last_observation_ends_the_episode_as_in_a2c():
 
 
 def test_actions_of_any_whole_type_are_saved(tmp_path):
-    def build():
-        return Toy(action_space=gym.spaces.Discrete(3, start=5, dtype=np.int32))
-
-    make(make_vec_env(build, 1)).save(tmp_path / "agent")
-    assert CETActorCritic.load(tmp_path / "agent", make_vec_env(build, 1)).action_space == build().action_space
+    env = make_vec_env(lambda: Toy(action_space=gym.spaces.Discrete(3, start=5, dtype=np.int32)), 1)
+    make(env).save(tmp_path / "agent")
+    assert CETActorCritic.load(tmp_path / "agent", env).action_space == env.action_space
 
 
 @pytest.mark.parametrize(

@@ -217,8 +217,6 @@ def test_a_folder_that_is_being_run_is_left_alone(tmp_path, task):
     folder = RunFolder(run)
     command = ("train", task, "--delay", "1", "--total-steps", "200", "--run-dir", str(run))
     with folder.locked():
-        said = assert_refused(here(*command))
-        assert "is being run by another process" in said
-        assert f"process {os.getpid()}" in said
+        assert_refused(here(*command), "is being run by another process", f"process {os.getpid()}")
         assert [entry.name for entry in run.iterdir()] == ["lock"]
     assert not list(run.iterdir())

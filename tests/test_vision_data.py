@@ -215,8 +215,7 @@ class TestRefusals:
         path = tmp_path / f"{split}.parquet"
         whole = path.read_bytes()
         path.write_bytes(whole[: int(share * len(whole))])
-        message = refusal("mnist", tmp_path)
-        assert f"{path} is damaged or no Parquet file" in message
+        assert f"{path} is damaged or no Parquet file" in refusal("mnist", tmp_path)
 
     def test_other_files(self, tmp_path):
         make(tmp_path)

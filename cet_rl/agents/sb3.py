@@ -34,10 +34,9 @@ from cet_rl.agents.saving import MADE_FOR_NON_NEGATIVE, StoredAlgorithm, schedul
 from cet_rl.envs.vector import describe_delay, shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.optimizers import Adam
-from cet_rl.runs.values import checked
 from cet_rl.traces.base import Trace, check_whole
 from cet_rl.traces.registry import TraceConfig, implied_delay
-from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, same_time
 
 
 class _Option:
@@ -158,10 +157,9 @@ class CETActorCritic(StoredAlgorithm):
             clock = shared_attribute(self.env, "step_duration")
             env_timing = shared_attribute(self.env, "credit_timing") or env_timing
         seconds = (clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration
-        seconds = checked(seconds, float, "step_duration")
         delay = (env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay
         self.timing = CreditTiming(
-            delay=checked(delay, float, "delay"),
+            delay=delay,
             step_duration=seconds,
             stacked=bool(env_timing.stacked if stacked is None else stacked),
         )
@@ -323,17 +321,17 @@ class CETActorCritic(StoredAlgorithm):
         assert self.env is not None
         ours, clock = self.timing, shared_attribute(self.env, "step_duration")
         theirs = shared_attribute(self.env, "credit_timing")
-        if clock is not None and clock != ours.step_duration:
+        if clock is not None and not same_time(clock, ours.step_duration):
             raise ValueError(
                 f"the agent counts its delays in steps of {ours.step_duration:g} s, the environment's clock says "
                 f"{clock:g} s"
             )
-        if theirs is not None and theirs.step_duration != ours.step_duration:
+        if theirs is not None and not same_time(theirs.step_duration, ours.step_duration):
             raise ValueError(
                 f"the environment counts its delay in steps of {theirs.step_duration:g} s, but its outermost "
                 f"clock says {ours.step_duration:g} s: give it one clock (step_duration)"
             )
-        if theirs is not None and (theirs.delay, theirs.stacked) != (ours.delay, ours.stacked):
+        if theirs and not (same_time(theirs.delay, ours.delay) and theirs.stacked == ours.stacked):
             raise ValueError(
                 f"the agent's credit is {describe_delay(ours)} late, the environment says "
                 f"{describe_delay(theirs)}: leave the agent's delay out to take the environment's"

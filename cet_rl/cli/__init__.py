@@ -142,9 +142,7 @@ def parse_into(
         elif found := re.fullmatch(r"Unrecognized options: (.*)", reason):
             reason = f"unexpected {found[1]}: usage is {prog} [OPTIONS]"
         elif reason.startswith("Missing from"):  # the help of each missing option follows
-            labels = [
-                str(each.word if each.is_positional else f"{name} {each.word}") for name, each in flags.items()
-            ]
+            labels = [str(one.word if one.is_positional else f"{name} {one.word}") for name, one in flags.items()]
             reason = f"{prog} needs {' and '.join(each for each in labels if each in reason)}; see {prog} --help"
         raise ValueError(reason) from None
 

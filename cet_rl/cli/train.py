@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cet_rl.cli import EXIT_INTERRUPTED, options_among, parse_into
 from cet_rl.cli.options import Option, long_names, options_of
-from cet_rl.runs.config import Mark, RunConfig, marked, types_of
+from cet_rl.runs.config import RunConfig, types_of
 from cet_rl.runs.config_files import check_values, read_mapping, tuned_defaults
 from cet_rl.runs.files import holds
 from cet_rl.runs.folder import RunFolder, default_path
@@ -56,6 +56,10 @@ GROUPS = {
     ),
 }
 """Options by the group in which `--help` shows them; all others are in the group "learning"."""
+
+_OF_LAYERS = ("hidden", "actor", "model", "channels", "stacked", "streaming", "salience")
+CHOSEN_FOR = {"agent": ("executors", "vectorization"), **dict.fromkeys(_OF_LAYERS, ("executors",))}
+"""Choices of a configuration file that are open again where an option is given, as they depend on it."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,9 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
-    if not {"agent", "actor", "hidden"}.isdisjoint(names):  # choices in the file were made for another network
-        values = {name: value for name, value in values.items() if name not in marked(kind, Mark.CHOSEN)}
+    for name in names:
+        for choice in CHOSEN_FOR.get(name, ()):
+            values.pop(choice, None)
     # Only `build_config` checks values against each other, once those of the paper are under them.
     options |= options_of(kind, {**(tuned_defaults(task, kind) if task else {}), **values})
     del options["task"]

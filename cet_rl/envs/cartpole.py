@@ -75,7 +75,7 @@ class VectorCartPole(CartPoleVectorEnv):
         observations, rewards, terminated, truncated, info = super().step(action)
         ended = terminated | truncated
         if ended.any():
-            info["final_obs"] = observations
+            info["final_obs"], info["_final_obs"] = observations, ended
             state: Any = self.state
             state[:, ended] = self.np_random.uniform(self.low, self.high, (4, ended.sum()))
             self.steps[ended], self.prev_done[:] = 0, False

@@ -21,11 +21,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from cet_rl.envs.cartpole import OURS
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
-from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, clock_of
+from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, own_clock
 from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import check_whole
-from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, same_time
 
 _SB3_NAMES = {
     "n_envs": "num_envs=",
@@ -82,9 +82,9 @@ def make_env(
             env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
-    if not env.has_wrapper_attr("step_duration"):
+    if (clock := own_clock(env)) is None:
         env = StepClock(env, BEHAVIOURAL_STEP if step_duration is None else step_duration)
-    elif step_duration not in (None, clock := clock_of(env)):
+    elif step_duration is not None and not same_time(clock, step_duration):
         raise ValueError(f"the environment's clock says {clock:g} s a step, not {step_duration:g} s (--step-ms)")
     for wrapper in wrappers:  # around the clock, so that they can read it
         env = wrapper(env)
@@ -92,7 +92,7 @@ def make_env(
         return Monitor(env)
     credited = DelayedCredit(env, delay, stacked=stacked)
     own = env.get_wrapper_attr("credit_timing") if env.has_wrapper_attr("credit_timing") else None
-    if own not in (None, credited.credit_timing):
+    if own is not None and not (same_time(own.delay, credited.credit_timing.delay) and own.stacked == stacked):
         here, asked = describe_delay(own), describe_delay(credited.credit_timing)
         raise ValueError(f"the environment says that credit is {here} late, not {asked} (--delay, --stacked)")
     return Monitor(credited)
@@ -262,7 +262,8 @@ class GymnasiumVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
         # One seed is enough: a vectorised environment has one generator; others derive the seeds that follow.
-        # The same holds for options: Gymnasium passes one dict to all environments.
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError("a vectorised environment takes the same options for all: give set_options one dict")
         observations, info = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
         self.reset_infos = self._of_each(info)
         self._reset_seeds()
@@ -277,26 +278,29 @@ class GymnasiumVecEnv(VecEnv):
         """Step each environment."""
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
-        final_observations = info.pop("final_obs", None)
-        finals, infos = self._of_each(info.pop("final_info", {})), self._of_each(info)
-        for index in np.flatnonzero(dones):
-            self.reset_infos[index], infos[index] = infos[index], finals[index]
-            infos[index]["terminal_observation"] = np.array(final_observations[index])
+        infos = self._of_each(info)
+        for index in np.flatnonzero(dones):  # what is said of the reset, but for the two "final_" and "episode"
+            reset = self.reset_infos[index] = infos[index]
+            infos[index] = {name: reset[name] for name in ("episode",) if name in reset}
+            infos[index] |= reset.pop("final_info", None) or {}
+            infos[index]["terminal_observation"] = np.array(reset.pop("final_obs"))
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         return np.array(observations), np.asarray(rewards, np.float32), dones, infos
 
     def _of_each(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the infos of each environment; what is no array with an entry for each is left out."""
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for name in info.keys() - {f"_{name}" for name in info}:  # "_name" tells which environments have a "name"
-            values = self._of_each(info[name]) if isinstance(info[name], dict) else info[name]
-            for index in np.flatnonzero(info.get(f"_{name}", np.ones(self.num_envs))):
-                infos[index][name] = values[index]
+            values = np.array(self._of_each(info[name]), object) if isinstance(info[name], dict) else info[name]
+            if getattr(values, "shape", ())[:1] == (self.num_envs,):
+                for index in np.flatnonzero(info.get(f"_{name}", np.ones(self.num_envs))):
+                    infos[index][name] = values[index]
         return infos
 
     def get_images(self) -> Sequence[npt.NDArray[Any] | None]:
         """Return a picture of each environment."""
         pictures: Any = self.env.render()
-        return list(pictures or ())
+        return [None] * self.num_envs if pictures is None else list(pictures)
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environments as plain data (`cet_rl.envs.snapshot`)."""
@@ -306,6 +310,7 @@ class GymnasiumVecEnv(VecEnv):
         """Restore what `get_state` returned."""
         restore(self.env, state["env"])
         self._reset_seeds()  # the first reset has used them; the next one must not
+        self._reset_options()
 
     def close(self) -> None:
         """Close the environments."""

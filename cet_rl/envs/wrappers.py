@@ -31,8 +31,7 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: Env, step_duration: float = BEHAVIOURAL_STEP) -> None:
         RecordConstructorArgs.__init__(self, step_duration=step_duration)
         super().__init__(env)
-        CreditTiming(step_duration=step_duration)
-        self.step_duration = float(step_duration)
+        self.step_duration = CreditTiming(step_duration=step_duration).step_duration
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -41,10 +40,10 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self.env.reset(seed=None if seed is None else seed % 2**32, options=options)
 
 
-def clock_of(env: Env) -> float:
-    """Return the seconds that a step of the environment stands for: those of its own clock, or 0.2."""
-    known = env.has_wrapper_attr("step_duration")
-    return float(env.get_wrapper_attr("step_duration")) if known else BEHAVIOURAL_STEP
+def own_clock(env: Env) -> float | None:
+    """Return the seconds that a step stands for by the environment's own clock, None if it has none."""
+    found = env.get_wrapper_attr("step_duration") if env.has_wrapper_attr("step_duration") else None
+    return None if found is None else CreditTiming(step_duration=found).step_duration
 
 
 class DelayedCredit(StepClock):
@@ -66,11 +65,11 @@ class DelayedCredit(StepClock):
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
-        step_duration = clock_of(env) if step_duration is None else step_duration
+        step_duration = own_clock(env) or BEHAVIOURAL_STEP if step_duration is None else step_duration
         # Called before StepClock's: only the first call records arguments, with which a spec is rebuilt.
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
         super().__init__(env, step_duration)
-        self.credit_timing = CreditTiming(float(delay), self.step_duration, bool(stacked))
+        self.credit_timing = CreditTiming(delay, self.step_duration, bool(stacked))
 
 
 class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -90,7 +89,7 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None) -> None:
-        step_duration = clock_of(env) if step_duration is None else step_duration
+        step_duration = own_clock(env) or BEHAVIOURAL_STEP if step_duration is None else step_duration
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration)
         super().__init__(env)
         self.delay_steps = whole_steps(delay, step_duration)

@@ -72,9 +72,7 @@ class RNNCell:
         recurrent = factor * triangle.diagonal().sign()
         entering = drawn(n, self.inputs) / math.sqrt(self.inputs)
         reading = drawn(self.outputs, n) / math.sqrt(n)
-        weight, weight_out = (
-            functional.pad(w, (0, 1)) for w in (torch.cat([recurrent, entering], dim=1), reading)
-        )
+        weight, weight_out = (functional.pad(w, (0, 1)) for w in (torch.cat([recurrent, entering], 1), reading))
         return weight.to(dtype), weight_out.to(dtype)
 
     def recurrent(self, weight: Tensor) -> Tensor:

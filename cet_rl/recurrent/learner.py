@@ -76,9 +76,8 @@ class SequenceLearner(Learner):
         self.stream = self.task.stream(self._seeds["train"], config.batch_size, self.dtype)
         self._noise = torch.Generator().manual_seed(self._seeds["rule"])
         drawn = torch.Generator().manual_seed(self._seeds["weights"])
-        weight, weight_out = (
-            tensor.to(config.device) for tensor in self.online.cell.initial_weights(drawn, self.dtype)
-        )
+        weights = self.online.cell.initial_weights(drawn, self.dtype)
+        weight, weight_out = (tensor.to(config.device) for tensor in weights)
         if self.online.feedback is not None:
             self.online.feedback = self.online.feedback.to(weight)
         rates = weight.new_zeros(config.batch_size, config.units)

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -144,16 +145,17 @@ class Comparison:
         return [run for _, at_delay in self.all_runs for run in at_delay.runs]
 
     @cached_property
-    def decays(self) -> tuple[str, ...]:
-        """Return a sentence on each arm whose decay depends on the delay: "et: decay 0.5 at 2 s; 0.9 at 4 s."."""
+    def changes(self) -> tuple[str, ...]:
+        """Return a sentence on each arm whose decay or budget depends on the delay: "ET: decay 0.5 at 2 s; …"."""
         sentences = []
-        for arm in (arm for arm in self.arms if "decay" in arm.following):
+        for arm, option in product(self.arms, ("decay", "total_steps")):
             delays: dict[str, list[str]] = defaultdict(list)
-            for delay, at_delay in arm.at.items():
-                decay = at_delay.config.trace_config.options.get("decay")
-                delays["its default" if decay is None else f"{decay:g}"].append(f"{delay:g}")
-            each = [f"{decay} at {', '.join(of_decay)} s" for decay, of_decay in delays.items()]
-            sentences.append(f"{arm.label}: decay {'; '.join(each)}.")
+            for delay, at_delay in arm.at.items() if option in arm.following else ():
+                decay, steps = at_delay.config.trace_config.options.get("decay"), at_delay.config.total_steps
+                value = f"{steps:,}" if option != "decay" else "its default" if decay is None else f"{decay:g}"
+                delays[value].append(f"{delay:g}")
+            each = [f"{value} at {', '.join(of_value)} s" for value, of_value in delays.items()]
+            sentences += [f"{arm.label}: {option.replace('_', ' ')} {'; '.join(each)}."] * bool(each)
         return tuple(sentences)
 
     @cached_property

@@ -32,7 +32,7 @@ from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import LEAST_SEEDS
 from cet_rl.report.tables import all_tables
 from cet_rl.report.text import clean, counted, in_seconds, listed, number, sentence, span
-from cet_rl.runs.files import replacing, write_text
+from cet_rl.runs.files import make_folder, replacing, write_text
 from cet_rl.runs.values import unknown
 from cet_rl.sweeps.worker import processors
 
@@ -88,6 +88,7 @@ def write_report(
     first = Path(folders[0])
     start = Path(out) if out is not None else first.parent if first.is_file() else first
     runs, problems = read_runs(folders)
+    make_folder(start, "the report's")  # refuses before anything is drawn
     comparisons = group_runs(runs)
     sweeps = sorted({run.sweep for run in runs} - {""})
     usual = sweeps[0] if len(sweeps) == 1 and all(run.sweep for run in runs) else first.resolve().name
@@ -116,7 +117,6 @@ def write_report(
     texts = {start / name: text for own in tables for name, text in own.items()}
     page = start / "report.html"
     try:
-        start.mkdir(parents=True, exist_ok=True)
         for file, data in pictures.items():
             with replacing(file) as stream:
                 stream.write(data)

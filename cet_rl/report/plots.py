@@ -163,7 +163,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     caption += [drawing.DOTTED] * bool(baselines)
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
-    caption += comparison.decays
+    caption += comparison.changes
     title = f"Curves of {shows.curve_title}"
     return [drawing.Picture("curves", figure, " ".join(caption), title)]
 

@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,7 +98,10 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
     problems: list[str] = []
     for root in map(Path, roots):
         if root.suffix == ".csv" and root.is_file():
-            found = {**{str(one.path): one for one in _rows(root)}, **found}
+            rows = {str(one.path): one for one in _rows(root)}
+            if not rows:
+                raise ValueError(f"{root} has no rows, so there is nothing to report")
+            found = {**rows, **found}
             continue
         if not root.is_dir():
             raise ValueError(f"there is no folder {root}: name run folders, or folders that hold some")
@@ -105,9 +109,11 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
         for folder in sweeps:
             try:
                 locations = {**_jobs(folder, locations), **locations}
-            except Exception:  # a damaged file can raise anything
-                why = "its sweep.yaml is damaged, edited, or of another version"
+            except Exception as error:  # a damaged file can raise anything
+                known = isinstance(error, ValueError) and ".csv is damaged" in str(error)
+                why = clean(error) if known else "its sweep.yaml is damaged, edited, or of another version"
                 problems.append(f"Which runs {clean(folder)} still waits for is not known: {why}.")
+                print(problems[-1], file=sys.stderr)
         if not locations:
             raise ValueError(f"there is no run folder in {root}: one has a config.yaml, as cet-rl train writes it")
         found = {**locations, **found}
@@ -146,9 +152,10 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
         if real in locations:
             locations[real] = RunLocation(locations[real].path, job.arm, sweep=sweep.title, failure=failure)
         else:
-            summary = sweep_folder.summary(job.name) or None
-            planned[real] = RunLocation(path, job.arm, job.values, summary, sweep.title, failure)
-    return planned
+            planned[real] = RunLocation(path, job.arm, job.values, None, sweep.title, failure)
+    # Last, as this reads the CSV of --known, which can be damaged: the runs' names do not depend on it.
+    summaries = {real: sweep_folder.summary(run.path.name) or None for real, run in planned.items()}
+    return {real: replace(run, summary=summaries[real]) for real, run in planned.items()}
 
 
 def _rows(file: Path) -> Iterator[RunLocation]:
@@ -167,7 +174,9 @@ def read_run(location: RunLocation) -> Run:
 
 def _read_run(location: RunLocation) -> Run:
     folder = RunFolder(location.path)
-    source = folder.config_file if location.planned is None else folder.path.parent / "sweep.yaml"
+    file = folder.path.parent  # a CSV, or a sweep's folder
+    planned = file if file.suffix == ".csv" else file / "sweep.yaml"
+    source = folder.config_file if location.planned is None else planned
     try:
         values = location.planned or load_yaml(source.read_bytes())
         if not isinstance(values, Mapping):

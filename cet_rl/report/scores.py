@@ -88,7 +88,7 @@ def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays
     following = sorted({name.replace("_", "-") for arm in comparison.arms for name in arm.following})
     if following:
         parts.append(f"Along a row these options differ as well: {listed(following)}; see the table.")
-    return " ".join([*parts, *comparison.decays])
+    return " ".join([*parts, *comparison.changes])
 
 
 # -------------------- points

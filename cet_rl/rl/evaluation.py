@@ -45,8 +45,7 @@ def evaluate(
     cap = None if find_task(config.task).max_episode_steps else config.eval_max_steps
     # Our agent's actions start where the environment's do; other agents were trained in `ActionsFromZero`.
     wrappers = [] if np.any(getattr(agent.action_space, "start", 0)) else [ActionsFromZero]
-    options: dict[str, Any] = {"task": config.task, "step_duration": config.step_duration}
-    options |= {"max_episode_steps": cap, "wrappers": wrappers}
+    options: dict[str, Any] = {"task": config.task, "max_episode_steps": cap, "wrappers": wrappers}
     returns: Any
     if shown:
         returns = watch(agent, options, episodes, seed, video)

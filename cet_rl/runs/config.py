@@ -38,9 +38,8 @@ OPEN = ("auto", None)
 @cache
 def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
     """Return the names of the fields with a mark; a field that a subclass overrides keeps its marks."""
-    hints = [
-        typing.get_type_hints(base, include_extras=True) for base in kind.__mro__ if dataclasses.is_dataclass(base)
-    ]
+    bases = filter(dataclasses.is_dataclass, kind.__mro__)
+    hints = [typing.get_type_hints(base, include_extras=True) for base in bases]
     return frozenset(
         name for found in hints for name, hint in found.items() if mark in getattr(hint, "__metadata__", ())
     )

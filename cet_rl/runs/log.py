@@ -59,9 +59,8 @@ class Display:
             self._next_line += self.total / 10
             line = f"{made:>12,} of {self.total:,} {self.unit}   {self.score.word} {shown:>7}"
             if speed is not None:
-                line += (
-                    f"   {per_second} {self.unit}/s   {timedelta(seconds=round((self.total - made) / speed))} left"
-                )
+                left = timedelta(seconds=round((self.total - made) / speed))
+                line += f"   {per_second} {self.unit}/s   {left} left"
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -89,7 +89,8 @@ def _convert(value: Any, hint: Any) -> Any:
     accepted = _TYPES[hint][0]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
-    return None if value is None else hint(value)
+    # Of numbers of 32 bits their decimals are meant: 0.2, not 0.20000000298.
+    return None if value is None else hint(str(value) if isinstance(value, np.floating) else value)
 
 
 def in_words(hint: Any) -> str:

@@ -199,10 +199,8 @@ class SweepFolder:
             text = f"holds more jobs than asked for ({names}): put them back, or"
         else:
             changes = min((differing(missing[0].values, job.values) for job in added), key=len)
-            others = f"; {len(missing)} of its jobs differ" if len(missing) > 1 else ""
-            text = (
-                f"holds this sweep with other settings ({missing[0].readable} has {', '.join(changes)}{others}):"
-            )
+            more = f"; {len(missing)} of its jobs differ" if len(missing) > 1 else ""
+            text = f"holds this sweep with other settings ({missing[0].readable} has {', '.join(changes)}{more}):"
             if len(missing) == len(earlier.jobs) and len(changes) > MOST_CHANGES:
                 text = f"belongs to another sweep ({earlier.title!r}, not {sweep.title!r}):"
         raise ValueError(f"{self.path} {text} choose another --run-dir")
@@ -255,9 +253,8 @@ class SweepFolder:
             score = _score(summary.get("metrics") or {}, RESULTS)
             return JobState("finished", summary.get("steps"), score, summary.get("steps_per_second"))
         if owners and name in owners:
-            return JobState(
-                "running", *_progress(self.run_path(name) / "metrics.csv"), owner=str(owners[name] or "")
-            )
+            progress = _progress(self.run_path(name) / "metrics.csv")
+            return JobState("running", *progress, owner=str(owners[name] or ""))
         if failure := self.failure(name):
             return JobState("failed", error=failure)
         if status == "failed":

@@ -64,15 +64,17 @@ class KnownRun:
     def of_row(cls, row: Mapping[str, str]) -> KnownRun:
         """Return the run of a row; raise ValueError, TypeError or KeyError for a row that cannot be read."""
         options = json.loads(row["options"])
-        for name, value in (
-            ("task", options["task"]),
-            ("seed", options["seed"]),
-            ("budget", options.get("total_steps", "")),
-        ):
+        said = {"task": options["task"], "seed": options["seed"], "budget": options.get("total_steps", "")}
+        for name, value in said.items():
             if row[name] != str(value):
                 raise ValueError(f"its {name} is {row[name]}, that of its options {value}")
         texts = {name: text for name, text in row.items() if name not in (*FIRST, *LAST) and text}
-        metrics = {name: int(text) if text.isdecimal() else float(text) for name, text in texts.items()}
+        metrics: dict[str, float] = {}
+        for name, text in texts.items():
+            try:
+                metrics[name] = int(text) if text.isdecimal() else float(text)
+            except ValueError:
+                raise ValueError(f"column {name} must hold numbers, got {text!r}") from None
         own = {"task": options["task"], "seed": options["seed"], "agent": row["agent"], "steps": int(row["steps"])}
         speed = float(row[SPEED]) if row.get(SPEED) else None
         summary = {**own, "status": "finished", SPEED: speed, "metrics": metrics}
@@ -92,7 +94,7 @@ class KnownRuns:
         return [run for _, run in self._rows()]
 
     def _rows(self) -> list[tuple[dict[str, str], KnownRun]]:
-        rows, number = [], 0
+        rows, number, seen = [], 0, dict[str, tuple[int, str]]()
         try:
             with open(self.file, newline="", encoding="utf-8-sig") as stream:  # spreadsheets add a mark
                 reader = csv.DictReader(stream)
@@ -102,7 +104,11 @@ class KnownRuns:
                     number = reader.line_num
                     if None in row or None in row.values():
                         raise ValueError(f"it has {'more' if None in row else 'fewer'} cells than columns")
-                    rows.append((row, KnownRun.of_row(row)))
+                    rows.append((row, run := KnownRun.of_row(row)))
+                    metrics = str(run.summary["metrics"])
+                    first = seen.setdefault(fingerprint(run.options), (number, metrics))
+                    if metrics != first[1]:
+                        raise ValueError(f"it is another result of the run in line {first[0]}")
         except FileNotFoundError:
             pass
         except (ValueError, TypeError, KeyError, csv.Error) as error:
@@ -123,10 +129,8 @@ class KnownRuns:
     def _by_fingerprint(self) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for run in self.read():
-            kind = task_kind_of(run.options["task"]).config()
-            defaults = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
-            for values in (run.options, {**defaults, **run.options}):
-                found.setdefault(fingerprint(values), run.summary)
+            for digest in _fingerprints(run):
+                found.setdefault(digest, run.summary)
         return found
 
     def add(self, runs: Iterable[KnownRun]) -> None:
@@ -137,7 +141,7 @@ class KnownRuns:
             raise OSError(f"{self.file} is locked by another process ({lock.owner}): rows were not added")
         try:
             there = self._rows()
-            known = {fingerprint(run.options) for _, run in there}
+            known = {digest for _, run in there for digest in _fingerprints(run)}
             new = {key: run.row() for run in runs if (key := fingerprint(run.options)) not in known}
             if new:
                 rows = [*(row for row, _ in there), *new.values()]
@@ -149,17 +153,22 @@ class KnownRuns:
                 lock.folder.rmdir()
 
 
+def _fingerprints(run: KnownRun) -> tuple[str, str]:
+    """Return the fingerprints of a run's options, and of these with defaults for options gained since."""
+    kind = task_kind_of(run.options["task"]).config()
+    defaults = {item.name: item.default for item in fields(kind) if item.default is not MISSING}
+    return fingerprint(run.options), fingerprint({**defaults, **run.options})
+
+
 @cache
 def commit() -> str:
     """Return the commit of this code, with -dirty if it has been changed; in no repository, its version."""
     home, found = Path(cet_rl.__file__).parent, ""
     # The first command fails if the package lies in another project's repository, whose commit would be wrong.
-    for words in (
-        ("ls-files", "--error-unmatch", "__init__.py"),
-        ("describe", "--always", "--dirty", "--exclude=*"),
-    ):
+    for words in ("ls-files --error-unmatch __init__.py", "describe --always --dirty --exclude=*"):
+        command = ["git", "-C", str(home), *words.split()]
         try:
-            found = subprocess.run(["git", "-C", home, *words], capture_output=True, text=True, check=True).stdout
+            found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError):
             return f"version {cet_rl.__version__}"
     return found.strip()

@@ -204,9 +204,8 @@ class SweepDisplay:
             done += f", about {timedelta(seconds=round(left))} left"
         if self._live is not None:
             bar = ProgressBar(total=1.0, completed=share, width=40)
-            self._live.update(
-                Group(self._fitting(states), bar, f"{describe_counts(states)}; {done}"), refresh=True
-            )
+            line = f"{describe_counts(states)}; {done}"
+            self._live.update(Group(self._fitting(states), bar, line), refresh=True)
             return
         has_ended = {name for name, state in states.items() if state.state in ("finished", "failed")}
         ended = [name for name in states if name in has_ended and self._before[name].state != states[name].state]

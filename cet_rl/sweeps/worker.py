@@ -248,10 +248,8 @@ def batch_launcher(jobs: Iterable[Job], capacity: int | None = None) -> Launcher
     import torch  # takes a second
 
     on_cpu = devices == {"cpu"} or not torch.cuda.is_available()
-    processes, most = (processors(), JOBS_ON_CORE * processors()) if on_cpu else (1, JOBS_ON_GPU)
-    return Launcher(
-        most if capacity is None else capacity, options=["--batch"], batches=alike, processes=processes
-    )
+    workers, most = (processors(), JOBS_ON_CORE * processors()) if on_cpu else (1, JOBS_ON_GPU)
+    return Launcher(most if capacity is None else capacity, options=["--batch"], batches=alike, processes=workers)
 
 
 def check_workers(workers: int | None) -> None:

@@ -242,7 +242,8 @@ def _support(trace: Trace) -> tuple[int, int]:
         magnitude = np.abs(kernel)
         total = magnitude.sum()
         outside = TAIL_TOLERANCE * total
-        if left <= outside and magnitude[length // 2 :].sum() <= outside:
+        ended = left <= outside and magnitude[length // 2 :].sum() <= outside
+        if ended and not _rises_again(trace, length, outside):
             if total == 0:
                 raise ValueError(f"{trace} remembers nothing: its kernel is zero everywhere")
             first = int(np.searchsorted(np.cumsum(magnitude), outside, side="right"))
@@ -256,16 +257,25 @@ def _support(trace: Trace) -> tuple[int, int]:
 def _window(trace: Trace, length: int) -> tuple[FloatArray, float]:
     """Return the unscaled kernel at lags 0 … length - 1, and a bound on its values at later lags.
 
-    A kernel in closed form decays geometrically in the end: if it has begun, the bound is what follows in at least
-    four times the length and twice the delay. Any other may be zero for long and rise again: its states tell.
+    A kernel in closed form decays geometrically in the end, so the bound is zero once it has begun; the caller
+    sees whether it has ended. Any other kernel may be zero for long and rise again: the states give its bound.
     """
     if type(trace).unscaled_kernel is not Trace.unscaled_kernel:
-        kernel = trace.unscaled_kernel(4 * length + 2 * (trace.made_for or 0))
-        return kernel[:length], float(np.abs(kernel[length:]).sum()) if kernel.any() else np.inf
+        kernel = trace.unscaled_kernel(length)
+        return kernel, 0.0 if kernel.any() else np.inf
     constants = _constants(trace)
     assert constants is not None
     kernel, state = constants._run(length)
     return kernel, float(np.abs(state).sum() * np.abs(constants.C).max())
+
+
+def _rises_again(trace: Trace, length: int, outside: float) -> bool:
+    """Tell whether a third party's kernel in closed form is large at lags from `length` on; ours are not."""
+    kernel = type(trace).unscaled_kernel
+    if kernel is Trace.unscaled_kernel or kernel.__module__.startswith("cet_rl."):
+        return False
+    later = trace.unscaled_kernel(4 * length + 2 * (trace.made_for or 0))[length:]
+    return not np.abs(later).sum() <= outside
 
 
 @lru_cache(maxsize=256)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import FloatArray, check_whole
 
 # Two delays closer than this, relative to each other, are the same: 1.2 / 0.2 is 5.999... in binary.
-RELATIVE_TOLERANCE = 1e-7  # numbers of 32 bits are taken
+RELATIVE_TOLERANCE = 1e-9
 
 LONGEST_DELAY = 1_000_000  # steps beyond which a delay is refused: more than two days of 0.2 s steps
 BEHAVIOURAL_STEP = 0.2  # seconds one simulation step stands for at behavioural time scales (paper, section 4)
@@ -57,6 +58,11 @@ def jittered_steps(delay_steps: int, jitter: float, draws: FloatArray) -> npt.ND
     return np.rint(delay_steps * (1 + jitter * draws)).astype(np.int64)
 
 
+def same_time(a: float, b: float) -> bool:
+    """Tell whether two numbers of seconds are the same but for rounding."""
+    return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE)
+
+
 def longest_steps(delay_steps: int, jitter: float) -> int:
     """Return the largest of all `jittered_steps`, which is that at u = 1."""
     return round(delay_steps * (1 + jitter))
@@ -80,6 +86,8 @@ class CreditTiming:
 
     def __post_init__(self) -> None:
         check_whole(self.layers, "layers", at_least=1)
+        for name in ("delay", "step_duration"):
+            object.__setattr__(self, name, checked(getattr(self, name), float, name))
         whole_steps(self.delay, self.step_duration)
 
     @property

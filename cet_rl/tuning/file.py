@@ -128,8 +128,11 @@ def read_search(source: str) -> SearchFile:
 
 
 def _extreme_params(space: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return combinations of extreme values: all, or where those are too many, one option's at a time."""
-    ends = {name: getattr(one, "choices", ()) or (one.low, one.high) for name, one in space.items()}
+    """Return combinations of low, inner and high values: all, or if those are too many, one option's at a time."""
+    ends = {
+        name: getattr(x, "choices", ()) or (x.low, x.low + (x.step or 0.382 * (x.high - x.low)), x.high)
+        for name, x in space.items()
+    }
     if math.prod(map(len, ends.values())) <= MOST_COMBINATIONS:
         return [dict(zip(ends, values, strict=True)) for values in itertools.product(*ends.values())]
     first = {name: end[0] for name, end in ends.items()}

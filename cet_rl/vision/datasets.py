@@ -102,10 +102,8 @@ def _registry() -> dict[str, Dataset]:
     entries = load_yaml(resources.files("cet_rl.vision").joinpath("datasets.yaml").read_text("utf-8"))
     for entry in entries.values():
         if isinstance(entry["loader"], dict):
-            values: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in entry["loader"].items()
-            }
-            entry["loader"] = ParquetImages(**values)
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["loader"].items()}
+            entry["loader"] = ParquetImages(**given)
     return {name: Dataset(**entry) for name, entry in entries.items()}
 
 

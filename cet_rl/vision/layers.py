@@ -65,6 +65,7 @@ class TracedLayer(nn.Module):
         self.measured, self.alignment = False, float("nan")
         self._forward_passes = self._learned_pass = 0  # while streaming
         self._backward_pass = -1  # torch's number of the last one that counted
+        self._timed: bool | None = None  # whether images that have been learned from had times of their own
         self.register_buffer("matrix", None, persistent=False)
         self.batch_credit = BatchCredit(self.rule)
         self.salient: SalientCredit | None = None
@@ -154,8 +155,6 @@ class TracedLayer(nn.Module):
             raise RuntimeError("torch.func cannot carry traces from batch to batch: use backward() for streaming")
         if times is None and self.rule.steps(len(x)) < 1:
             raise ValueError(f"layer {self.layer_name!r} is streaming, and got a batch without an image")
-        if streaming and (self.salient if times is None else self.stream) is not None:
-            raise ValueError("a streaming model sees either all images at times of their own (`seen_at`) or none")
         if streaming:
             self._check_finite(x, "the input")
         self.prepare(x.shape[1:], salient=times is not None)
@@ -171,12 +170,16 @@ class TracedLayer(nn.Module):
             "which would stay in the traces for ever; the traces have been left as they were before this batch"
         )
 
-    def _advance(self, number: int, commit: Commit) -> None:
+    def _advance(self, number: int, commit: Commit, *, timed: bool) -> None:
         """Commit the forward pass of this number once the backward pass has completed without an error.
 
         Raises RuntimeError if the errors of the same or a later forward pass have arrived before, or if this
-        backward pass has brought others.
+        backward pass has brought others; ValueError if images had times of their own (`timed`), others none.
         """
+        if self._timed not in (None, timed):
+            raise ValueError(
+                "a streaming model learns from images at times of their own (`seen_at`) or from others"
+            )
         if number <= self._learned_pass or self._backward_pass == current_pass():
             raise RuntimeError(
                 "a streaming layer was used twice before the errors of its first use arrived, or these arrived "
@@ -185,7 +188,7 @@ class TracedLayer(nn.Module):
 
         def complete() -> None:
             commit()
-            self._learned_pass = number
+            self._learned_pass, self._timed = number, timed
 
         self._backward_pass = current_pass()
         Variable._execution_engine.queue_callback(complete)
@@ -247,7 +250,7 @@ class _LateCredit(torch.autograd.Function):
         else:
             found = layer.batch_credit.backward(*signals, matrix)
         if rule.streaming and commit is not None:
-            layer._advance(ctx.number, commit)
+            layer._advance(ctx.number, commit, timed=ctx.times is not None)
         if layer.measured and found.weight is not None:
             truth = found.true_weight
             layer.alignment = float("nan") if truth is None else float(cosine(found.weight, truth))

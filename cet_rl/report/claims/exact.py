@@ -99,9 +99,7 @@ def _audit(rule: str) -> Audit:
 def failing(**criteria: Sequence[str]) -> Answer:
     """Tell whether rules fail the given criteria of the audit; a rule without criteria must fail none."""
     failed = {rule: [each.criterion for each in _audit(rule).verdicts if not each.passes] for rule in criteria}
-    holds = all(
-        set(wanted) <= set(failed[rule]) if wanted else not failed[rule] for rule, wanted in criteria.items()
-    )
+    holds = all(set(named) <= set(failed[rule]) if named else not failed[rule] for rule, named in criteria.items())
     numbers = [f"{rule} fails {' and '.join(names) or 'none'}" for rule, names in failed.items()]
     return holds, "; ".join(numbers)
 
@@ -123,12 +121,9 @@ def unbiased(rules: Sequence[str], steps: int = 4) -> Answer:
         rule, rows = find_rule(name).kind(cell, **options), 1 if drawn is None else len(drawn)
         state, found = rule.init_state(moments[0].weight, moments[0].rates.new_zeros(rows, cell.units)), []
         for step, now in enumerate(moments):
-            wide = {
-                key: getattr(now, key).repeat(rows, 1) for key in ("inputs", "rates", "slope", "credit", "label")
-            }
-            state, gradient = rule.step(
-                state, now._replace(noise=None if drawn is None else drawn[:, step], **wide)
-            )
+            wide = {n: getattr(now, n).repeat(rows, 1) for n in ("inputs", "rates", "slope", "credit", "label")}
+            noise = None if drawn is None else drawn[:, step]
+            state, gradient = rule.step(state, now._replace(noise=noise, **wide))
             found.append(gradient)
         return torch.stack(found)
 
@@ -148,14 +143,10 @@ def learned_jacobian(units: int, steps: int) -> Answer:
     leak = (1 - cell.alpha) * torch.eye(units, dtype=torch.float64)
     best = torch.linalg.lstsq(before, after).solution.mT
     maps = {"learned": states[-1]["jacobian"], "leak alone": leak, "best linear map": best}
-    missed = {
-        name: float((before @ m.mT - after).square().sum() / after.square().sum()) for name, m in maps.items()
-    }
+    missed = {n: float((before @ m.mT - after).square().sum() / after.square().sum()) for n, m in maps.items()}
     credit = torch.randn(len(late), 1, units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     true = torch.stack([leak + now.slope.mT * cell.recurrent(now.weight) for now in late])
-    aligned = {
-        name: float(torch.cosine_similarity(credit @ m, credit @ true, dim=2).mean()) for name, m in maps.items()
-    }
+    aligned = {n: float(torch.cosine_similarity(credit @ m, credit @ true, dim=2).mean()) for n, m in maps.items()}
     numbers = f"share of rates not predicted: {_listed(missed)}; cosine of the credit carried: {_listed(aligned)}"
     return missed["learned"] < missed["leak alone"] and aligned["learned"] > 0, numbers
 

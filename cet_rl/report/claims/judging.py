@@ -92,9 +92,7 @@ class Finding:
         for result in shown:
             means[result.check.measure.title].update(result.means())
         parts = [self.computed] * bool(self.computed)
-        parts += [
-            f"{title}: {', '.join(f'{a} {m}' for a, m in of_arms.items())}" for title, of_arms in means.items()
-        ]
+        parts += [f"{title}: {', '.join(f'{a} {m}' for a, m in arms.items())}" for title, arms in means.items()]
         parts += map(str, shown)
         if len(shown) < len(self.results):
             parts.append(f"{len(self.results) - len(shown)} more checks with smaller p")
