@@ -261,9 +261,9 @@ class GymnasiumVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """Start all episodes anew."""
-        # One seed is enough: a vectorised environment has one generator; others derive the seeds that follow.
         if any(options != self._options[0] for options in self._options):
             raise ValueError("a vectorised environment takes the same options for all: give set_options one dict")
+        # One seed is enough: a vectorised environment has one generator; others derive the seeds that follow.
         observations, info = self.env.reset(seed=self._seeds[0], options=self._options[0] or None)
         self.reset_infos = self._of_each(info)
         self._reset_seeds()
@@ -279,7 +279,7 @@ class GymnasiumVecEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = self._of_each(info)
-        for index in np.flatnonzero(dones):  # what is said of the reset, but for the two "final_" and "episode"
+        for index in np.flatnonzero(dones):  # `infos` are those of the reset, except for what `final_` names and `episode`
             reset = self.reset_infos[index] = infos[index]
             infos[index] = {name: reset[name] for name in ("episode",) if name in reset}
             infos[index] |= reset.pop("final_info", None) or {}
