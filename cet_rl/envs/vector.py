@@ -279,7 +279,7 @@ class GymnasiumVecEnv(VecEnv):
         observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = self._of_each(info)
-        for index in np.flatnonzero(dones):  # `infos` are those of the reset, except for what `final_` names and `episode`
+        for index in np.flatnonzero(dones):  # what its info says of the reset, and what of the end
             reset = self.reset_infos[index] = infos[index]
             infos[index] = {name: reset[name] for name in ("episode",) if name in reset}
             infos[index] |= reset.pop("final_info", None) or {}
