@@ -108,7 +108,7 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
         locations, sweeps = _walk(root)
         for folder in sweeps:
             try:
-                locations = {**_jobs(folder, locations), **locations}
+                _add_jobs(folder, locations)
             except Exception as error:  # a damaged file can raise anything
                 known = isinstance(error, ValueError) and ".csv is damaged" in str(error)
                 why = clean(error) if known else "its sweep.yaml is damaged, edited, or of another version"
@@ -139,8 +139,8 @@ def _walk(root: Path) -> tuple[dict[str, RunLocation], list[Path]]:
     return locations, sweeps
 
 
-def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocation]:
-    """Add arms and titles to the runs of a sweep in `locations`; return the runs that it has not started."""
+def _add_jobs(folder: Path, locations: dict[str, RunLocation]) -> None:
+    """Add arms and titles to the runs of a sweep in `locations`, and the runs that it has not started."""
     sweep_folder = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
     sweep = sweep_folder.read()
@@ -153,9 +153,9 @@ def _jobs(folder: Path, locations: dict[str, RunLocation]) -> dict[str, RunLocat
             locations[real] = RunLocation(locations[real].path, job.arm, sweep=sweep.title, failure=failure)
         else:
             planned[real] = RunLocation(path, job.arm, job.values, None, sweep.title, failure)
-    # Last, as this reads the CSV of --known, which can be damaged: the runs' names do not depend on it.
-    summaries = {real: sweep_folder.summary(run.path.name) or None for real, run in planned.items()}
-    return {real: replace(run, summary=summaries[real]) for real, run in planned.items()}
+    locations.update(planned)
+    for real, run in planned.items():  # last, as this reads the CSV of --known, which can be damaged
+        locations[real] = replace(run, summary=sweep_folder.summary(run.path.name) or None)
 
 
 def _rows(file: Path) -> Iterator[RunLocation]:
