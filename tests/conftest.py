@@ -44,8 +44,8 @@ def here(*arguments):
 
 
 def assert_refused(result, *words):
-    """Exit code 2 and one line that holds the words, which is returned."""
-    assert result.returncode == 2, result.stderr
+    """Exit code 2, nothing on stdout, and one line that holds the words, which is returned."""
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("cet-rl: error: ")

@@ -212,7 +212,10 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path):
         ("add --delay 4 --jitter 0.5 --total-steps 30", ["longest delay is 30 steps"]),
         ("add --delay 4 --jitter 1.5", ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),
         ("add --jitter 0.5", ["--jitter needs a delay"]),
-        ("add --delay 2 --jitter 0.5 --executor compiled", ["no --jitter", "--executor step"]),
+        (
+            "add --delay 2 --jitter 0.5 --executor compiled",
+            ["--executor compiled", "no --jitter", "--executor step"],
+        ),
         ("add --delay 2 --stacked --rule fixed-w", ["which --stacked does not delay"]),
         ("add --delay 4 --total-steps 39 --update-every 20", ["longest delay is 20 steps"]),
         ("add --total-steps 2000 --update-every 5000", ["before its first update (--update-every 5,000)"]),

@@ -172,9 +172,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
     if file.get("task", task) != task:
         raise ValueError(f"{source} is for task {file['task']}, not for {task}")
     values = check_values(file, source, kind)
-    for name in names:
-        for choice in CHOSEN_FOR.get(name, ()):
-            values.pop(choice, None)
+    reopened = {choice for name in names for choice in CHOSEN_FOR.get(name, ())}
+    values = {name: value for name, value in values.items() if name not in reopened}
     # Only `build_config` checks values against each other, once those of the paper are under them.
     options |= options_of(kind, {**(tuned_defaults(task, kind) if task else {}), **values})
     del options["task"]

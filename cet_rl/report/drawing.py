@@ -273,7 +273,7 @@ def draw_cells(
             continue
         frames.append([(left, top), (left + width, top), (left + width, top + 1), (left, top + 1)])
         fills.append(mpl.colors.to_hex(shades[row, column]) if known else "none")
-        color = SOFT if not known else "#000000" if bright[row, column] else "#fefefe"  # also in print
+        color = SOFT if not known else "#000000" if bright[row, column] else "#fefefe"  # in print, on any page
         if not known:
             look: Any = {"fill": False, "hatch": "////", "edgecolor": FAINT, "linewidth": 0}
             axes.add_patch(Rectangle((left, top), width, 1, **look))

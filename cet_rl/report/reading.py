@@ -108,10 +108,10 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
         locations, sweeps = _walk(root)
         for folder in sweeps:
             try:
-                _add_jobs(folder, locations)
-            except Exception as error:  # a damaged file can raise anything
-                known = isinstance(error, ValueError) and ".csv is damaged" in str(error)
-                why = clean(error) if known else "its sweep.yaml is damaged, edited, or of another version"
+                why = _add_jobs(folder, locations)
+            except Exception:  # a damaged file can raise anything
+                why = "its sweep.yaml is damaged, edited, or of another version"
+            if why:
                 problems.append(f"Which runs {clean(folder)} still waits for is not known: {why}.")
                 print(problems[-1], file=sys.stderr)
         if not locations:
@@ -139,8 +139,8 @@ def _walk(root: Path) -> tuple[dict[str, RunLocation], list[Path]]:
     return locations, sweeps
 
 
-def _add_jobs(folder: Path, locations: dict[str, RunLocation]) -> None:
-    """Add arms and titles to the runs of a sweep in `locations`, and the runs that it has not started."""
+def _add_jobs(folder: Path, locations: dict[str, RunLocation]) -> str:
+    """Add arms, title and unstarted runs of a sweep to `locations`; return what is wrong with its CSV, or ""."""
     sweep_folder = SweepFolder(folder)
     planned: dict[str, RunLocation] = {}
     sweep = sweep_folder.read()
@@ -154,8 +154,12 @@ def _add_jobs(folder: Path, locations: dict[str, RunLocation]) -> None:
         else:
             planned[real] = RunLocation(path, job.arm, job.values, None, sweep.title, failure)
     locations.update(planned)
-    for real, run in planned.items():  # last, as this reads the CSV of --known, which can be damaged
-        locations[real] = replace(run, summary=sweep_folder.summary(run.path.name) or None)
+    try:
+        for real, run in planned.items():
+            locations[real] = replace(run, summary=sweep_folder.summary(run.path.name) or None)
+    except ValueError as error:
+        return clean(error)
+    return ""
 
 
 def _rows(file: Path) -> Iterator[RunLocation]:

@@ -177,9 +177,7 @@ class TracedLayer(nn.Module):
         backward pass has brought others; ValueError if images had times of their own (`timed`), others none.
         """
         if self._timed not in (None, timed):
-            raise ValueError(
-                "a streaming model learns from images at times of their own (`seen_at`) or from others"
-            )
+            raise ValueError("streaming learns by one clock: all images at times of their own (`seen_at`) or none")
         if number <= self._learned_pass or self._backward_pass == current_pass():
             raise RuntimeError(
                 "a streaming layer was used twice before the errors of its first use arrived, or these arrived "

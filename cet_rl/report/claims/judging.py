@@ -72,7 +72,7 @@ class Finding:
     elsewhere: tuple[int, ...] = ()  # budgets of other settings with runs of the claim
     failed: int = 0  # number of runs of the claim's arms that failed, as by divergence; they are left out
     computed: str = ""  # the numbers of a claim that needs no runs
-    p_value: float | None = None  # corrected, for the opposite if contradicted, else for the claim
+    p_value: float | None = None  # corrected, for the opposite if contradicted, else for the claim; None: untested
 
     @property
     def supports(self) -> float:
