@@ -157,8 +157,7 @@ MAPS = {"geometry": Convolution(2, 3, 3, (4, 5))}
     ("options", "message"),
     [
         (SIZES | {"delay_steps": -1}, "must be at least 0"),
-        (SIZES | {"gamma_lam": 1.0}, r"\[0, 1\)"),
-        (SIZES | {"gamma_lam": float("nan")}, r"\[0, 1\)"),
+        *[(SIZES | {"gamma_lam": value}, r"\[0, 1\)") for value in (1.0, float("nan"))],
         (SIZES | {"num_envs": 0}, "num_envs"),
         (SIZES | {"executor": "magic"}, "magic"),
         (SIZES | {"gamma_lam": torch.full((2, 3), 0.5)}, "shape"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -130,6 +132,13 @@ def test_a_lock_whose_folder_is_removed_meanwhile_is_taken_all_the_same(tmp_path
 
     monkeypatch.setattr(os, "listdir", after_the_last_owner_has_left)
     assert Lock(tmp_path / "lock", "run").acquire(wait=20)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.json, "dump", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match=r"No space left on device: '.*job\.1'"):
+        Lock(tmp_path, "job").acquire()
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_who_looked_too_long_ago_steps_back(tmp_path, monkeypatch):

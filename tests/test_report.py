@@ -1078,7 +1078,8 @@ def test_the_command(tmp_path, capsys):
     assert "<h1>runs</h1>" in (tmp_path / "runs" / "report.html").read_text()
     for arguments, line in [
         ([], "name run folders"),
-        ([str(tmp_path / "none")], "there is no folder"),
+        *[([str(tmp_path / name)], f"{name} is no folder") for name in ("none", "out/report.html")],
+        ([str(tmp_path / "runs"), "--claims", "--format", "pdf"], "--claims draws nothing: leave out --format"),
         ([str(tmp_path / "out")], "there is no run folder in"),
         ([str(tmp_path), "--titel", "x"], "--titel"),
         ([str(tmp_path), "--format", "gif"], "png"),

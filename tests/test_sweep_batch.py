@@ -170,9 +170,7 @@ def test_seeds_of_an_agent_are_trained_together(tmp_path):
     ("killed", "number", "seeds"),
     [
         ("sweep", signal.SIGTERM, 3),
-        ("sweep", signal.SIGKILL, 3),
-        ("worker", signal.SIGKILL, 3),
-        ("worker", signal.SIGKILL, 1),
+        *[(one, signal.SIGKILL, n) for one, n in (("sweep", 3), ("worker", 3), ("worker", 1))],
     ],
 )
 def test_stopped_or_killed_and_typed_again_it_goes_on(tmp_path, killed, number, seeds):
@@ -230,5 +228,10 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path):
         work(SweepFolder(folder.path, machine=json.loads(machine)), [one.jobs[0].name], note)
     assert used == [str(tmp_path / "here"), str(tmp_path / "there")]
     file, _ = study(tmp_path, task="CartPole-v1")
-    result = here("sweep", file, "--data-dir", "x", "--run-dir", tmp_path / "cart")
-    assert_refused(result, "data_dir does not apply to CartPole-v1")
+    command = ("sweep", file, "--data-dir", "x", "--run-dir", tmp_path / "cart")
+    assert_refused(here(*command), "data_dir does not apply to any task of")
+    assert_refused(here(*command, "extra"), "unexpected extra: usage is cet-rl sweep [OPTIONS] FILE")
+    assert_refused(here(*command, "--slurm"), "--slurm goes with --launcher slurm")
+    file, _ = study(tmp_path, arms=[{"task": "mnist"}, {"task": "CartPole-v1"}])
+    mixed = build(read_sweep(file, data_dir="/here")).jobs
+    assert [job.values.get("data_dir", "none") for job in mixed] == ["/here", "none"]

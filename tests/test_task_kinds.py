@@ -74,8 +74,7 @@ def test_the_task_chooses_the_configuration(tmp_path):
     for line, task in [
         ("mnist --run-dir CartPole-v1", "mnist"),
         (f"--config {mine}", "mnist"),
-        (f"--run-dir {run} --resume", "digits"),
-        (f"--run_dir={run} --resume", "digits"),
+        *[(f"{option} --resume", "digits") for option in (f"--run-dir {run}", f"--run_dir={run}")],
     ]:
         learning = parse_arguments(line.split()).config
         assert (type(learning), learning.task) == (kind, task)

@@ -57,8 +57,7 @@ REFUSALS = [
     ({"max_grad_norm": 0.0}, ["--max-grad-norm must be positive, got 0"]),
     ({"max_grad_norm": NAN}, ["--max-grad-norm must be positive, got nan"]),
     ({"max_grad_norm": INF}, ["--max-grad-norm must be positive, got inf"]),
-    ({"lr": 0.0}, ["--lr must be positive and finite"]),
-    ({"lr": INF}, ["--lr must be positive and finite"]),
+    *[({"lr": lr}, ["--lr must be positive and finite"]) for lr in (0.0, INF)],
     ({"batch_size": 0}, ["--batch-size must be at least 1, got 0"]),
     ({"streams": -1}, ["--streams must be at least 1, got -1"]),
     ({"total_steps": 0}, ["--total-steps must be at least 1, got 0"]),
@@ -151,8 +150,7 @@ def test_labels(task, values, label):
 @pytest.mark.parametrize(
     ("task", "values", "network", "widths", "layers"),
     [
-        ("digits", {}, "mlp", (512, 512), 3),
-        ("mnist", {}, "mlp", (512, 512), 3),
+        *[(task, {}, "mlp", (512, 512), 3) for task in ("digits", "mnist")],
         ("cifar10", {}, "cnn", (512,), 5),
         ("digits", {"hidden": ()}, "mlp", (), 1),
         ("digits", {"hidden": (4, 3, 2)}, "mlp", (4, 3, 2), 4),

@@ -134,8 +134,7 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("inside", "file"),
         [
-            ("mnist", "{}.parquet"),
-            (".", "{}.parquet"),
+            *[(inside, "{}.parquet") for inside in ("mnist", ".")],
             ("mnist", SHARD),
             ("mnist/mnist", SHARD),
             ("mnist/plain_text", SHARD),
@@ -260,8 +259,7 @@ class TestRefusals:
         ("bad", "hint"),
         [
             (b"", "cannot be decoded as PNG or JPEG"),
-            (b"nonsense", "cannot be decoded"),
-            (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+            *[(bad, "cannot be decoded") for bad in (b"nonsense", GOOD[: len(GOOD) // 2])],
             (encode(np.zeros((28, 28), np.uint8), "GIF"), "cannot be decoded"),
             (encode(np.zeros((28, 27), np.uint8)), "has 27×28 pixels, 8-bit grey; needed are 28×28 pixels"),
             (encode(np.zeros((28, 28, 3), np.uint8)), "has 28×28 pixels, 8-bit RGB"),

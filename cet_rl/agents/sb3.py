@@ -158,11 +158,8 @@ class CETActorCritic(StoredAlgorithm):
             env_timing = shared_attribute(self.env, "credit_timing") or env_timing
         seconds = (clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration
         delay = (env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay
-        self.timing = CreditTiming(
-            delay=delay,
-            step_duration=seconds,
-            stacked=bool(env_timing.stacked if stacked is None else stacked),
-        )
+        stacked = bool(env_timing.stacked if stacked is None else stacked)
+        self.timing = CreditTiming(delay, seconds, stacked)
         self.learner_config = learner_config(self.timing, trace, order=order, **learning)
         if self.env is not None:
             self.check_environment()

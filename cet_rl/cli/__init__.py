@@ -140,7 +140,8 @@ def parse_into(
             option, value = found[1] or found[4], found[2] or found[3]
             reason = f"{option} must be {in_words(flags[option].hint).removesuffix(' or none')}, got {value}"
         elif found := re.fullmatch(r"Unrecognized options: (.*)", reason):
-            reason = f"unexpected {found[1]}: usage is {prog} [OPTIONS]"
+            words = [prog, "[OPTIONS]", *(str(option.word) for option in flags.values() if option.is_positional)]
+            reason = f"unexpected {found[1]}: usage is {' '.join(words)}"
         elif reason.startswith("Missing from"):  # the help of each missing option follows
             labels = [str(one.word if one.is_positional else f"{name} {one.word}") for name, one in flags.items()]
             reason = f"{prog} needs {' and '.join(each for each in labels if each in reason)}; see {prog} --help"

@@ -44,6 +44,8 @@ def run(arguments: Sequence[str]) -> int:
     if not parsed.runs:
         raise ValueError("name run folders, or folders that hold some: cet-rl report runs")
     if parsed.claims:
+        if parsed.format != "png":
+            raise ValueError("--claims draws nothing: leave out --format")
         return _claims(parsed)
     # Imported late: matplotlib is slow, and bad options should be refused at once.
     from cet_rl.report import write_report

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cet_rl.cli import parse
+from cet_rl.cli import options_among, parse
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     from cet_rl.sweeps.slurm import check_slurm, describe_queue, parse_options, submit_sweep
     from cet_rl.sweeps.worker import Launcher, batch_launcher, check_workers
 
-    if options.slurm and options.launcher != "slurm":
+    if "slurm" in options_among(arguments) and options.launcher != "slurm":
         raise ValueError("--slurm goes with --launcher slurm: add it, or leave out --slurm")
     asked = parse_options(options.slurm)
     check_workers(options.workers)

@@ -106,6 +106,7 @@ class Comparison:
     task_kind: TaskKind
     arms: tuple[Arm, ...]  # in the order in which they are shown
     differing: Mapping[tuple[str, float], str]  # options that differ and no name shows, by label and delay
+    _estimates: dict[tuple[str, float, str], Estimate | None] = dataclasses.field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -215,10 +216,6 @@ class Comparison:
         centres = [each.centre for each in estimates if each]
         sign = -1 if self.presentation.score.higher_is_better else 1
         return sign * sum(centres) / len(centres) if centres else float("inf")
-
-    @cached_property
-    def _estimates(self) -> dict[tuple[str, float, str], Estimate | None]:
-        return {}
 
 
 # -------------------- from runs to comparisons

@@ -104,7 +104,7 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
             found = {**rows, **found}
             continue
         if not root.is_dir():
-            raise ValueError(f"there is no folder {root}: name run folders, or folders that hold some")
+            raise ValueError(f"{root} is no folder: name run folders, folders that hold some, or a CSV of --known")
         locations, sweeps = _walk(root)
         for folder in sweeps:
             try:

@@ -25,6 +25,8 @@ from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
 
+from cet_rl.runs.files import naming
+
 HEARTBEAT = 30.0  # seconds between two signs of life of an owner
 LEASE = 300.0  # seconds without one after which an owner on another machine counts as dead
 TAKEOVER = LEASE + HEARTBEAT  # seconds after which the lock of a dead owner has been free for others to take
@@ -162,7 +164,7 @@ class Lock:
         number = 1 + max((int(entry.rpartition(".")[2]) for entry in dead), default=0)
         file = self.folder / f"{self.name}.{number}"
         try:
-            with open(file, "x", encoding="utf-8") as stream:
+            with naming(file), open(file, "x", encoding="utf-8") as stream:
                 json.dump(asdict(_this_process()), stream)
         except FileExistsError:
             return False

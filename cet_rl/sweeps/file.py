@@ -26,7 +26,7 @@ from typing import Any
 from cet_rl.runs.config import check_seed
 from cet_rl.runs.config_files import read_mapping, unknown_key
 from cet_rl.runs.paper import PAPER
-from cet_rl.runs.task_kinds import TASK_KINDS
+from cet_rl.runs.task_kinds import TASK_KINDS, task_kind_of
 from cet_rl.runs.values import checked
 
 KEYS = ("title", "grid", "arms", "seeds", "config", "quick")
@@ -81,8 +81,8 @@ class Arm:
 def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFile:
     """Read the file of a sweep, by its path or by the name of one that comes with the package.
 
-    With `quick` the file's quick settings replace the others; `settings` replace those of all jobs. Raises
-    ValueError, naming file and key, for anything that a sweep cannot have.
+    With `quick` the file's quick settings replace the others; `settings` replace those of all jobs whose kind of
+    task has them. Raises ValueError, naming file and key, for anything that a sweep cannot have.
     """
     data = dict(read_mapping(source))
     check_keys(data, source, KEYS)
@@ -106,7 +106,10 @@ def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFil
     for option in override:
         if option in crossed:
             raise ValueError(f"{where}: {option} is in the grid: give its values in the grid of quick, as a list")
-    found = tuple(itertools.chain.from_iterable(_combinations(shared, arm, override | settings) for arm in arms))
+    found = tuple(one for arm in arms for one in _combinations(shared, arm, override, settings))
+    for option in settings:
+        if not any(option in one.settings for one in found):
+            raise ValueError(f"{option} does not apply to any task of {source}")
     if len(found) * len(seeds) > MOST_JOBS:
         raise ValueError(f"{source} asks for more than {MOST_JOBS:,} jobs: make several sweeps of it")
     return SweepFile(source, title, found, seeds)
@@ -147,12 +150,16 @@ def check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> No
             raise unknown_key(where, key, sorted(known))
 
 
-def _combinations(shared: Arm, arm: Arm, override: Mapping[str, Any]) -> Iterator[Combination]:
+def _combinations(
+    shared: Arm, arm: Arm, override: Mapping[str, Any], where_apt: Mapping[str, Any]
+) -> Iterator[Combination]:
     # What an arm sets itself replaces the grid's values, and is not crossed with them.
     grid = {name: values for name, values in shared.grid.items() if name not in arm.settings} | dict(arm.grid)
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         settings = {**shared.settings, **point, **arm.settings, **override}
+        apt = {item.name for item in fields(task_kind_of(str(settings.get("task"))).config())}
+        settings |= {name: value for name, value in where_apt.items() if name in apt}
         varied = tuple(key for key in settings if key in point or key in arm.settings)
         own = (f"{key} {point[key]}" for key in arm.grid if key not in ("task", "delay"))  # an arm has all delays
         name = ", ".join([arm.name, *own]) if arm.name else None

@@ -123,15 +123,10 @@ class KnownRuns:
             found = os.stat(self.file)
             version = found.st_ino, found.st_mtime_ns, found.st_size
             if version != self._version:
-                self._summaries, self._version = self._by_fingerprint(), version
+                rows = reversed(self.read())  # so that of several the first counts
+                self._summaries = {digest: run.summary for run in rows for digest in _fingerprints(run)}
+                self._version = version
         return self._summaries.get(digest, {})
-
-    def _by_fingerprint(self) -> dict[str, Mapping[str, Any]]:
-        found: dict[str, Mapping[str, Any]] = {}
-        for run in self.read():
-            for digest in _fingerprints(run):
-                found.setdefault(digest, run.summary)
-        return found
 
     def add(self, runs: Iterable[KnownRun]) -> None:
         """Add a row for each run that has none, replacing the file atomically; OSError if that fails."""
