@@ -3,9 +3,9 @@
 Weights are fixed within a rollout, so the step recursion unrolls. With A_u = η_u + γλ(1 - s_{u+1}) A_{u+1},
 B_u = Π_{v>u} γλ(1 - s_v) and q_u = C M^{u+1},
 
-    p_s = f'_s ⊙ Σ_{u≥s} g_{u-s} A_u δ_u
-    ΔW  = Σ_env [ Σ_s p_s x_sᵀ + Σ_k diag(Σ_u A_u q_{u,k} δ_u) S⁰_k + γλ(1 - s_0) A_0 e⁰ ]
-    S_k = Σ_l (M^T)_{kl} S⁰_l + Σ_s (M^{T-1-s} K)_k f'_s x_sᵀ
+    p_τ = f'_τ ⊙ Σ_{u≥τ} g_{u-τ} A_u δ_u
+    ΔW  = Σ_env [ Σ_τ p_τ x_τᵀ + Σ_k diag(Σ_u A_u q_{u,k} δ_u) S⁰_k + γλ(1 - s_0) A_0 e⁰ ]
+    S_k = Σ_l (M^T)_{kl} S⁰_l + Σ_τ (M^{T-1-τ} K)_k f'_τ x_τᵀ
     e   = ΔW's form per environment, with B in the place of A
 
 which needs one γλ for all weights of the layer.
@@ -58,12 +58,12 @@ def forget_oldest(cache: dict[Any, Any]) -> None:
 class ChunkConstants:
     """Hold the constants of T steps in closed form.
 
-    The gains are what an error adds to the events of the chunk, g_{u-s} at [u, s], zero for u < s, and beside it
+    The gains are what an error adds to the events of the chunk, g_{u-τ} at [u, τ], zero for u < τ, and beside it
     to the states before the chunk, q_u = C M^{u+1}; one product takes both.
     """
 
     gains: Tensor  # shape (T, T + n)
-    absorb: Tensor  # (M^{T-1-s} K)_k at [k, s], shape (n, T)
+    absorb: Tensor  # (M^{T-1-τ} K)_k at [k, τ], shape (n, T)
     power: Tensor  # M^T, shape (n, n)
 
 
@@ -185,7 +185,7 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     block = max(1, min(n_out, _BLOCK // (order * max(n_in, steps)))) if on_cpu else n_out
     operators = p.new_empty(n_out, order + weighted.shape[1], order)
     operators[:, :order] = closed.power
-    # Of the factors of a step's Hebbian term, the one with fewer entries is multiplied by M^{T-1-s} K.
+    # Of the factors of a step's Hebbian term, the one with fewer entries is multiplied by M^{T-1-τ} K.
     scale_inputs = n_in <= n_out
     scaled = p.new_empty((steps, order, n_in) if scale_inputs else (n_out, order, steps))
     for env in range(envs):

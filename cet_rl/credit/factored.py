@@ -1,20 +1,20 @@
 """The closed form over a factored past: no states at the synapses, only the layer's inputs and derivatives.
 
 A kernel that vanishes after L lags needs (f', x) of the last L steps and nothing else. With A and B of
-`cet_rl.credit.chunk`, and events s of this chunk and of before,
+`cet_rl.credit.chunk`, and events τ of this chunk and of before,
 
-    p_s = f'_s ⊙ Σ_{u≥s} g_{u-s} A_u δ_u,  s = -L … T-1        ΔW = Σ_env [ Σ_s p_s x_sᵀ + γλ(1 - s_0) A_0 e⁰ ]
+    p_τ = f'_τ ⊙ Σ_{u≥τ} g_{u-τ} A_u δ_u,  τ = -L … T-1        ΔW = Σ_env [ Σ_τ p_τ x_τᵀ + γλ(1 - s_0) A_0 e⁰ ]
 
 Exact for a delay line (perfect memory, no trace at all), and to rounding for every other kernel. Its cost in time
 and memory grows with the kernel's support, but not with the number of states nor, in memory, with the number of
-synapses. For a convolution, whose outer products are sums over positions too, f', x and δ are maps and p_s of a
-position is that of its own f' and δ: the sum over s is one gradient of convolution weights.
+synapses. For a convolution, whose outer products are sums over positions too, f', x and δ are maps and p_τ of a
+position is that of its own f' and δ: the sum over τ is one gradient of convolution weights.
 
-"history" keeps e at every synapse. "factored" keeps it as weights of the past, e = Σ_env Σ_s ε_s x_sᵀ with one
-vector ε_s a step, for the last R steps, after which the kernel convolved with (γλ)^l has vanished; then
+"history" keeps e at every synapse. "factored" keeps it as weights of the past, e = Σ_env Σ_τ ε_τ x_τᵀ with one
+vector ε_τ a step, for the last R steps, after which the kernel convolved with (γλ)^l has vanished; then
 
-    p_s = f'_s ⊙ Σ_u g_{u-s} A_u δ_u + γλ(1 - s_0) A_0 ε_s        ΔW = Σ_env Σ_s p_s x_sᵀ,  s = -R … T-1
-    ε_s ← f'_s ⊙ Σ_u g_{u-s} B_u δ_u + γλ(1 - s_0) B_0 ε_s
+    p_τ = f'_τ ⊙ Σ_u g_{u-τ} A_u δ_u + γλ(1 - s_0) A_0 ε_τ        ΔW = Σ_env Σ_τ p_τ x_τᵀ,  τ = -R … T-1
+    ε_τ ← f'_τ ⊙ Σ_u g_{u-τ} B_u δ_u + γλ(1 - s_0) B_0 ε_τ
 
 and e itself is never formed: one product with R + T rows in place of two with L + T, and no pass over synapses.
 """
@@ -79,7 +79,7 @@ def visible_support(trace: Trace, dtype: torch.dtype) -> tuple[int, int]:
 class Correlation:
     """Correlate a kernel with errors: a product over time with a banded Toeplitz matrix of its values.
 
-    An error that arrives at u adds g_{u-s} δ_u to what happened at s. Nothing that happens after u gets credit
+    An error that arrives at u adds g_{u-τ} δ_u to what happened at τ. Nothing that happens after u gets credit
     from it, and kernels forget, so half or more of a plain product would be with zeros; on feature maps that costs
     as much as a convolution. A CPU therefore takes the band in blocks of rows.
 
@@ -106,7 +106,7 @@ class Correlation:
     def __call__(
         self, errors: Tensor, first: int = 0, last: int | None = None, *, out: Tensor | None = None
     ) -> Tensor:
-        """Return Σ_u g_{u-s} δ_u for the events s from `first` up to `last`: (U, F) to (S, F), also as `out`."""
+        """Return Σ_u g_{u-τ} δ_u for the events τ from `first` up to `last`: (U, F) to (S, F), also as `out`."""
         last = len(self.matrix) if last is None else min(last, len(self.matrix))
         small = errors.device.type != "cpu" or (last - first) * errors.numel() < _LEAST_WORK
         if small and out is None and not len(self._left):  # also where autograd has no products with `out`
@@ -169,7 +169,7 @@ class HistoryConstants:
     def _factors(self, steps: int) -> tuple[FloatArray, FloatArray] | None:
         """Return the kernel at [s, u], s = -L … -1, u = 0 … steps - 1, as a product, where that is less work.
 
-        It has rank n, as g_{u-s} = (C M^{-s}) (M^u K), and random sums of its columns span the same space.
+        It has rank n, as g_{u-τ} = (C M^{-τ}) (M^u K), and random sums of its columns span the same space.
         """
         transition, first = self.trace.transition(), self.support[0]
         if transition is None or not has_factors(len(transition.K), self.past, steps):
@@ -251,7 +251,7 @@ def _event_weights(
     epsilon_scale: Tensor,
     rows: slice,
 ) -> Tensor:
-    """Return p_s or ε_s of some events, a new tensor (S, E, n_post).
+    """Return p_τ or ε_τ of some events, a new tensor (S, E, n_post).
 
     Args:
         constants: of the layer.

@@ -70,7 +70,7 @@ class SynapseState:
     states: Tensor | None = None  # S, shape (E, n_out, n, n_in)
     past_pre: Tensor | None = None  # x of the last L or R steps, oldest first, shape (L, E, n_in)
     past_derivative: Tensor | None = None  # f' of the last L steps, shape (L, E, n_out)
-    past_eligibility: Tensor | None = None  # ε of the last R steps, e = Σ_s ε_s x_sᵀ, shape (R, E, n_out)
+    past_eligibility: Tensor | None = None  # ε of the last R steps, e = Σ_τ ε_τ x_τᵀ, shape (R, E, n_out)
 
 
 def lambda_sums(values: Tensor, start: Tensor, decay: float) -> Tensor:

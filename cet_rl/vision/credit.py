@@ -3,7 +3,7 @@
 Every image is a step. Its error δ reaches a layer D steps later, when other images have been shown, and meets what
 the trace still holds. With one environment, no RL trace and η = 1 the update of `cet_rl.credit` is
 
-    p_s = f'_s ⊙ Σ_u g_{u-s} δ_{u-D}        ΔW = Σ_s p_s x_sᵀ        Δb = Σ_s p_s
+    p_τ = f'_τ ⊙ Σ_u g_{u-τ} δ_{u-D}        ΔW = Σ_τ p_τ x_τᵀ        Δb = Σ_τ p_τ
 
 - `BatchCredit`: every batch begins with empty traces, and errors that arrive after its end are lost (the paper's
   behavioural time scale).
