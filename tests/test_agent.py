@@ -334,6 +334,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
         ({"delay": 1.1}, "nearest valid delays are 1 s and 1.2 s"),
         *[({"trace": t}, words) for t, words in ((CET, "trace must be one of"), ("fancy", "unknown trace"))],
         ({"trace": TraceConfig("cet", 3)}, "trace is a TraceConfig: set order there"),
+        ({"trace": CET(3, 5), "order": 0}, "trace is a CET: set order there"),
         ({"trace": "none", "order": None}, "without delay"),
         ({"delay": 0.0}, "order belongs to a delay"),
         *[({"n_steps": n}, "n_steps must be") for n in (0, 2.5)],

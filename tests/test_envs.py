@@ -268,6 +268,7 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: GymnasiumVecEnv(vector(AutoresetMode.NEXT_STEP)), r"autoreset_mode=.*\.SAME_STEP.*'NextStep'"),
         (lambda: StepClock(gym.make("CartPole-v1"), 0), "step duration"),
         *[(lambda w=w: w(gym.make("CartPole-v1"), delay=0.3), "no whole") for w in (DelayedCredit, DelayedReward)],
+        (lambda: DelayedReward(gym.make("CartPole-v1"), "8"), "delay must be a number, got '8'"),
         (lambda: PositiveNegativeSplit(gym.make("FrozenLake-v1")), "Box of vectors"),
         (lambda: PositiveNegativeSplit(Toy(observation_space=gym.spaces.Box(0, 1, (3,), bool))), "never negative"),
     ],

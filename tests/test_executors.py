@@ -1,5 +1,6 @@
 """Every executor against the definition, in float64, over random shapes, delays, chunkings and episode ends."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -76,7 +77,12 @@ def test_supervised_synapses_have_errors_that_count_as_they_are(executor, proble
     for pre, derivative, error, td_error, _ in problem.signals():
         one = torch.ones_like(td_error)
         expected = modulated(pre, derivative, error, one, torch.zeros_like(one))
-        assert_same([supervised(pre, derivative, error)], [expected])
+        before = deepcopy(supervised.state_dict())
+        update, commit = supervised.stage(pre, derivative, error)
+        pairs = zip(before.values(), supervised.state_dict().values(), strict=True)
+        assert problem.decay or all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+        commit()
+        assert_same([problem.geometry.join(*update)], [expected])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +191,7 @@ X_MAP, POST_MAP = (4, 1, 2, 4, 5), (4, 1, 3, 2, 3)
     [
         (SIZES, [X, POST, (5, 1, 3), *SCALARS], "error has shape"),
         (SIZES, [(4, 1, 5), POST, POST, *SCALARS], r"expected pre of shape \(T, 1, 2\)"),
+        (SIZES, [(0, *shape[1:]) for shape in (X, POST, POST, *SCALARS)], r"expected pre of shape \(T, 1, 2\)"),
         (SIZES, [X, POST, POST], "not supervised: they take a td_error"),
         (SIZES, [X, POST, POST, (4, 1)], "come together or not at all"),
         (SIZES | {"supervised": True}, [X, POST, POST, *SCALARS], "are supervised: they take no td_error"),
@@ -197,6 +204,14 @@ X_MAP, POST_MAP = (4, 1, 2, 4, 5), (4, 1, 3, 2, 3)
 def test_mismatched_signals_are_named(options, shapes, message):
     with pytest.raises(ValueError, match=message):
         Synapses(**options)(*map(torch.ones, shapes))
+
+
+@pytest.mark.parametrize("decay", [0.9, torch.full((3, 2), 0.5)])
+def test_types_of_16_bits_go_without_the_compiled_loop(decay):
+    signals = [torch.ones(shape, dtype=torch.bfloat16) for shape in (X, POST, POST, *SCALARS)]
+    found = Synapses(**SIZES, trace=CET(5, 2), gamma_lam=decay, dtype=torch.bfloat16)(*signals).float()
+    expected = Synapses(**SIZES, trace=CET(5, 2), gamma_lam=decay)(*(signal.float() for signal in signals))
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=0)
 
 
 def test_the_delay_is_the_trace_s_unless_said_otherwise():

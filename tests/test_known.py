@@ -78,8 +78,7 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
     for seed, run in runs.items():
         assert run.summary["metrics"] == {f"metric{seed % 2}": 0.1 * seed}
         assert run.summary["steps_per_second"] == 7.0  # not steps over seconds, of which some went into start-up
-    assert len(rows_of(known.file)) == 8
-    assert reader.summary(last)["seed"] == 7
+    assert (len(rows_of(known.file)), reader.summary(last)["seed"]) == (8, 7)
     assert [path.name for path in tmp_path.iterdir()] == ["known.csv"]
 
 

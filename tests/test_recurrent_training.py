@@ -245,8 +245,7 @@ def test_the_task_s_gentler_rate_can_be_overruled():
 def test_a_user_s_rule_by_its_name(tmp_path):
     name = "test_recurrent_rules:Hebb"
     line = f"train add --rule {name} --lr 1e-5 --total-steps 100 --units 5 --quiet --run-dir {tmp_path / 'run'}"
-    assert main(line.split()) == 0
-    assert summary(tmp_path / "run")["status"] == "finished"
+    assert (main(line.split()), summary(tmp_path / "run")["status"]) == (0, "finished")
     assert_refused(here("train", "add", "--rule", name, "--executor", "compiled"), "compiled")
 
 

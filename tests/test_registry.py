@@ -16,7 +16,7 @@ from cet_rl.agents import CETActorCritic
 from cet_rl.credit.activations import ACTIVATIONS
 from cet_rl.envs import DelayedReward, make_env, ready, register_env, tasks
 from cet_rl.rl import agent_registry
-from cet_rl.rl.agent_kinds import ACTIVATIONS as TORCH_ACTIVATIONS
+from cet_rl.rl.agent_kinds import TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
 from cet_rl.rl.config import RLConfig
 from cet_rl.rl.training import evaluate_run, resolve, train
@@ -113,8 +113,7 @@ def test_what_does_not_apply_is_refused(name, value):
 
 def test_the_tuned_defaults_of_a_task_do_not_stand_in_the_way():
     config = RLConfig(agent="sb3:a2c", **tuned_defaults("LunarLander-v3", RLConfig))
-    assert config.normalization == "area"
-    assert resolve(config).normalization == "peak"
+    assert (config.normalization, resolve(config).normalization) == ("area", "peak")
     assert resolve(config).total_steps == 2_000_000
     with pytest.raises(ValueError, match="--normalization has no meaning"):
         resolve(RLConfig("CartPole-v1", agent="sb3:a2c", normalization="area"))
@@ -131,8 +130,7 @@ def test_labels_name_the_agent():
     assert label(delay=120.0, stacked=True, step_ms=300.0) == "cet5-120s-stacked"
     assert label(delay=8.0, discretization="official") == "official-cet5-8s"
     assert label(delay=8.0, feedback="dfa", random_lam=(0.1, 0.9)) == "cet5-dfa-random-lam-8s"
-    assert label(actor="conv") == "none-conv"
-    assert label() == "none"
+    assert (label(actor="conv"), label()) == ("none-conv", "none")
 
 
 @pytest.mark.parametrize(

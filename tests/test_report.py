@@ -775,8 +775,7 @@ def test_alignment_has_a_row_for_each_of_the_longest_delays(tmp_path):
         max(line.get_xdata().max() for line in axes.lines if line.get_label() == "CET 5")
         for axes in pictures[0].figure.axes
     ]
-    assert ends == [4000, 4000, 8000, 8000, 32000, 32000]
-    assert len(pictures) == 2
+    assert (ends, len(pictures)) == ([4000, 4000, 8000, 8000, 32000, 32000], 2)
     for picture in pictures:
         assert "the same data, 4 s, 8 s and 32 s, over" in picture.caption
         assert "Also logged, not drawn: 2 s." in picture.caption
@@ -845,8 +844,7 @@ def test_seeds_without_a_common_stretch_are_not_drawn():
     curves = [Curve("a", seed, {MetricsTable.STEP: at, RETURN: at}) for seed, at in enumerate(steps_of)]
     axes = Figure().subplots()
     assert list(draw_curves(axes, curves[:1])) == ["a"]
-    assert draw_curves(axes, curves) == {}
-    assert len(axes.lines) == 1
+    assert (draw_curves(axes, curves), len(axes.lines)) == ({}, 1)
 
 
 # -------------------- pairs of arms, and tables for a paper

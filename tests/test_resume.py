@@ -139,8 +139,7 @@ def assert_same_end(one, other, what="agent"):
         assert data == others
         different = [key for key in tensors if not torch.equal(tensors[key], theirs[key])]
         raise AssertionError(f"different are {different}, or the runtime state")
-    assert rows(one) == rows(other)
-    assert logged(one) == logged(other)
+    assert (rows(one), logged(one)) == (rows(other), logged(other))
     assert summary(one)["metrics"] == summary(other)["metrics"]
 
 

@@ -226,8 +226,7 @@ def test_jobs_that_are_alike_are_shared_out_to_idle_processors(tmp_path, monkeyp
     monkeypatch.setattr(worker, "processors", lambda: 2)
     jobs = [job(n, order=n + 1) for n in range(5)] + [job(5, hidden=(4,)), job(6, hidden=(4,), lam=0.5)]
     launcher = worker.batch_launcher(jobs)
-    assert launcher.capacity == 32
-    assert worker.batch_launcher(jobs, 3).capacity == 3
+    assert (launcher.capacity, worker.batch_launcher(jobs, 3).capacity) == (32, 3)
     folder = SweepFolder(tmp_path)
     started = launcher.submit(folder, [str(n) for n in range(4)])
     assert [each.names for each in started] == [["0", "1"], ["2", "3"]]

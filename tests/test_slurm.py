@@ -160,8 +160,7 @@ def test_a_job_goes_on_after_a_signal_that_was_not_its_end(tmp_path):
         os.kill(job._worker.pid, signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
-    assert job() == "finished"
-    assert ran(tmp_path).total() == 2
+    assert (job(), ran(tmp_path).total()) == ("finished", 2)
 
 
 def test_a_job_that_another_process_runs_is_waited_for_and_then_left_to_it(tmp_path):
@@ -171,8 +170,7 @@ def test_a_job_that_another_process_runs_is_waited_for_and_then_left_to_it(tmp_p
     threading.Timer(1.0, lock.release).start()
     assert job() == "finished"
     job.command = lambda folder, names: [sys.executable, "-c", f"raise SystemExit({EXIT_BUSY})"]
-    assert job() == "busy"
-    assert ran(tmp_path).total() == 1
+    assert (job(), ran(tmp_path).total()) == ("busy", 1)
 
 
 def test_a_job_saves_and_is_queued_again_when_its_time_is_up(tmp_path, monkeypatch):
@@ -192,8 +190,7 @@ def test_a_job_saves_and_is_queued_again_when_its_time_is_up(tmp_path, monkeypat
         assert submitted.result() == "finished"
     finally:
         submitted.cancel()
-    assert ran(tmp_path).total() == 2
-    assert states_of(tmp_path, sweep) == ["finished"]
+    assert (ran(tmp_path).total(), states_of(tmp_path, sweep)) == (2, ["finished"])
 
 
 @pytest.fixture(scope="module")

@@ -216,8 +216,7 @@ def test_data_may_lie_elsewhere_on_every_machine(tmp_path):
     one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
     second, used = SweepFolder(folder.path), []
-    assert folder.open_for(one) == 1
-    assert second.open_for(other) == 0
+    assert (folder.open_for(one), second.open_for(other)) == (1, 0)
 
     def note(_, jobs):
         used.append(jobs[0].values["data_dir"])

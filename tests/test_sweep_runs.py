@@ -38,8 +38,7 @@ def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     assert not list((tmp_path / "logs").iterdir())
     before = folder.results_file.read_bytes()
     assert run_sweep(sweep, folder, launcher, quiet=True) == 0  # nothing is left to do
-    assert ran(tmp_path).total() == 5
-    assert folder.results_file.read_bytes() == before
+    assert (ran(tmp_path).total(), folder.results_file.read_bytes()) == (5, before)
     assert capfd.readouterr().err == ""
 
 

@@ -93,6 +93,7 @@ def test_seeds_are_ranges_or_lists(value, expected):
             parse_seeds(value, "seeds")
 
 
+MANY = ("delay", "order", "lr", "weight_decay", "batch_size", "streams", "warmup", "max_grad_norm")  # × 10 values
 BAD_FILES = [
     ("task: digits\ngird: {delay: [1]}", ["unknown key 'gird'", "did you mean grid?"]),
     (
@@ -117,6 +118,7 @@ BAD_FILES = [
     ("task: digits\nquick: {grid: {delay: [2]}}", ["quick: delay is in no grid"]),
     ("task: digits", ["no quick settings"]),
     ("task: digits\nquick: {lr: 1.0}\nseeds: 0-50000\ngrid: {delay: [1, 2]}", ["more than 100,000 jobs"]),
+    (f"task: digits\ngrid: {{{', '.join(f'{n}: {[*range(1, 11)]}' for n in MANY)}}}", ["more than 100,000 jobs"]),
     ("- 1", ["must hold a mapping"]),
 ]
 
@@ -207,8 +209,7 @@ def test_the_sweep_that_comes_with_the_package():
 
 def test_a_folder_keeps_its_sweep_to_which_jobs_may_be_added(tmp_path):
     folder, sweep = SweepFolder(tmp_path / "new"), fake(0, 1, hidden=[8, 8], lr=1e-05)
-    assert folder.open_for(sweep) == 2
-    assert folder.read() == sweep
+    assert (folder.open_for(sweep), folder.read()) == (2, sweep)
     assert folder.open_for(sweep) == 0
     assert settings_shared(sweep.jobs) == {"task": "fake", "total_steps": 100, "hidden": [8, 8], "lr": 1e-05}
     assert folder.open_for(fake(2, 1, 0, hidden=[8, 8], lr=1e-05)) == 1

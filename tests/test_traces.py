@@ -61,8 +61,7 @@ def test_cascade_is_equation_8(order, delay):
 def test_cet_peaks_at_the_delay_and_has_unit_area(order, delay):
     area = CET(order, delay)
     kernel = area.kernel(area.support[1])
-    assert kernel.dtype == torch.float64
-    assert kernel.argmax() == delay
+    assert (kernel.dtype, kernel.argmax()) == (torch.float64, delay)
     assert abs(kernel.sum() - 1) <= 1e-12
     peak = CET(order, delay, "peak").kernel(area.support[1])
     assert abs(peak.max() - 1) <= 1e-12
@@ -378,7 +377,7 @@ class Nothing(Trace):
         (lambda: SharpCET(1, 10), "SharpCET needs an order"),
         (lambda: Legendre(4, -1), "delay_steps of Legendre must be at least 1"),
         *[(lambda decay=decay: ET(decay), "between 0 and 1") for decay in (1.0, 0.0, float("nan"))],
-        (lambda: LTPLTD(10, 1.0), "above 1"),
+        (lambda: LTPLTD(10, 1 + 1e-8), "above 1.000001, got 1.00000001"),
         (lambda: PerfectMemory(-1), "must be at least 0"),
         (lambda: CET(5, 10).kernel(0), "at least 1"),
         (lambda: Optimal(0, 10), "order of at least 1, got 0"),
@@ -406,7 +405,7 @@ class Nothing(Trace):
         (lambda: TraceConfig("cet", options={"decay": 0.5}), "order 5: only 'et' takes one"),
         (lambda: TraceConfig("et", options={"decay": 1.5}), "between 0 and 1"),
         (lambda: TraceConfig("ltp-ltd", options={"ratio": "big"}), "ratio .* must be a number, got 'big'"),
-        (lambda: TraceConfig("ltp-ltd", options={"ratio": 0.5}), "above 1, got 0.5"),
+        (lambda: TraceConfig("ltp-ltd", options={"ratio": 0.5}), "above 1.000001, got 0.5"),
         (lambda: TraceConfig("perfect", options={"taps": 3}), "taps 3 has no meaning for trace 'perfect'"),
         (lambda: TraceConfig("ltp-ltd", 3), "order 3 has no meaning"),
         (lambda: TraceConfig("cet", 2.5), "order must be a whole number"),
@@ -497,7 +496,13 @@ def test_a_kind_of_ones_own_with_an_option(monkeypatch):
     register_trace("turning", Turning)
     assert find_trace("box").summary == "Average what happened around the delay"
     assert TraceConfig("box", options={"width": 3}).build(9) == box(9, 3)
-    assert TraceConfig("box", options={"width": 3}).label == "box-width3"
+    register_trace("early", lambda delay_steps, source="": CET(5, delay_steps + 3))  # other than cet5
+    given = {
+        "box-width3": ("box", {"width": 3}),
+        "early5": ("early", {}),
+        "a-b-early5": ("early", {"source": "a/b"}),
+    }
+    assert [TraceConfig(kind, options=options).label for kind, options in given.values()] == [*given]
     assert TraceConfig("turning", 2, options={"damping": 0.8}).build(9) == Turning(9, 2, "peak", 0.8)
     assert TraceConfig(f"{__name__}:box").build(4) == box(4)
 

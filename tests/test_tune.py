@@ -129,8 +129,7 @@ def test_trials_that_diverge_are_pruned_those_that_crash_fail_and_a_full_disk_le
 
 def test_parameters_drawn_again_are_not_run_again(tmp_path):
     search = search_of(tmp_path, trials=3, workers=1, space={"lr": {"choices": [0.1]}})
-    assert search.run() == 0
-    assert states(search) == ["COMPLETE"] * 3
+    assert (search.run(), states(search)) == (0, ["COMPLETE"] * 3)
     assert ran(search.folder.path) == {0: 1, 1: 1}
 
 

@@ -271,8 +271,7 @@ def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "2 of 2 updates" in said.out + said.err
     assert said.err.count("validation accuracy ") == 3
-    assert train_batch(runs, quiet=True) == paths
-    assert capsys.readouterr() == ("", "")
+    assert (train_batch(runs, quiet=True), capsys.readouterr()) == (paths, ("", ""))
 
 
 def test_folders_that_cannot_be_used(tmp_path):

@@ -231,8 +231,7 @@ def test_the_learning_rate_rises_and_falls(total, warmup):
     rates = list(map(config.learning_rate, range(total + 1)))
     rise = int(total * warmup)
     assert rates[:rise] == [pytest.approx((step + 1) / rise, rel=1e-15) for step in range(rise)]
-    assert rates[rise - 1] == 1.0
-    assert rates[rise] == 1.0
+    assert (rates[rise - 1], rates[rise]) == (1.0, 1.0)
     for step in range(rise, total + 1):
         angle = math.pi * (step - rise) / (total - rise)
         assert rates[step] == pytest.approx(0.55 + 0.45 * math.cos(angle), rel=1e-14)

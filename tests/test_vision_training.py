@@ -258,8 +258,7 @@ def test_its_configuration_repeats_it_bit_for_bit(finished, tmp_path, capsys):
     assert (values["trace"], values["order"], values["model"], values["hidden"]) == ("cet", 6, "mlp", [16])
     again = tmp_path / "again"
     assert main(["train", "--config", str(finished / "config.yaml"), "--run-dir", str(again), "--quiet"]) == 0
-    assert capsys.readouterr() == ("", "")
-    assert rows(again) == rows(finished)
+    assert (capsys.readouterr(), rows(again)) == (("", ""), rows(finished))
     assert_same(saved(again), saved(finished))
     assert summary(again)["metrics"] == summary(finished)["metrics"]
     assert yaml.safe_load((again / "config.yaml").read_text()) == values

@@ -28,7 +28,7 @@ class NetworkConfig:
     A convolutional actor or critic has three convolutions before its dense layers, and takes maps only.
     """
 
-    net_arch: tuple[int, ...] = (256, 256)  # widths of the dense hidden layers of actor and critic
+    net_arch: tuple[int, ...] = (256, 256)  # widths of the dense hidden layers of the actor, and of a dense critic
     activation: str = "relu"  # of the actor's hidden layers, a key of `cet_rl.credit.activations.ACTIVATIONS`
     split_observations: bool | None = None  # by sign (paper, App. C); None: only if they can be negative
     actor: ActorKind = "mlp"  # "mlp" (maps are flattened), or "conv"
@@ -95,7 +95,7 @@ class LearnerConfig:
 
 SB3_NAMES = {"ent_coef": "entropy_coef", "vf_coef": "value_coef", "gae_lambda": "lam"}
 """Names of Stable-Baselines3 and Tianshou for fields of `LearnerConfig`."""
-_OUR_NAMES = {**SB3_NAMES, "log_std_init": "log_std", "hidden_sizes": "net_arch"}
+_OUR_NAMES = {**SB3_NAMES, "log_std_init": "log_std", "hidden_sizes": "net_arch", "activation_fn": "activation"}
 ABSENT = {
     name: reason
     for reason, names in {
@@ -166,7 +166,7 @@ def learner_config(
             unknown keyword.
     """
     given = {name: keywords.pop(name, default) for name, default in _TRACE_DEFAULTS.items()}
-    changed = [name for name, value in given.items() if value and value != _TRACE_DEFAULTS[name]]
+    changed = [name for name, value in given.items() if value not in (None, (), {}, _TRACE_DEFAULTS[name])]
     if changed and isinstance(trace, Trace | TraceConfig):
         raise ValueError(f"trace is a {type(trace).__name__}: set {', '.join(changed)} there")
     given["options"] = given.pop("trace_options")
@@ -182,8 +182,8 @@ def network_keywords(policy_kwargs: Mapping[str, Any] | None, known: Collection[
     """
     keywords = dict(policy_kwargs or {})
     if "activation_fn" in keywords:
-        function = keywords.pop("activation_fn")
-        keywords["activation"] = getattr(function, "__name__", str(function)).lower()
+        function = keywords["activation_fn"]
+        keywords["activation_fn"] = getattr(function, "__name__", str(function)).lower()
     if isinstance(widths := keywords.get("net_arch"), Mapping):
         if widths.keys() != {"pi", "vf"} or list(widths["pi"]) != list(widths["vf"]):
             raise ValueError(f"net_arch is one list here, for actor and critic alike, got {dict(widths)}")

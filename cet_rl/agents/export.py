@@ -14,7 +14,7 @@ from cet_rl.agents.networks import split_signs
 from cet_rl.agents.policy import CETPolicy
 from cet_rl.credit.geometry import Convolution
 
-ACTIVATIONS = {kind.__name__.lower(): kind for kind in (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid)}
+TORCH_ACTIVATIONS = {kind.__name__.lower(): kind for kind in (nn.ReLU, nn.Identity, nn.Tanh, nn.Sigmoid)}
 """Torch's module of each activation in `cet_rl.credit.activations`, by name."""
 
 
@@ -45,7 +45,7 @@ class TorchPolicy(nn.Module):
                 layer = nn.Linear(geometry.n_pre, geometry.n_post, bias=False)
             layer.weight = nn.Parameter(weight.detach().cpu().clone())
             maps = not isinstance(geometry, Convolution) and len(layers) > 0 and isinstance(layers[-2], nn.Conv2d)
-            layers += [*[nn.Flatten()] * maps, layer, ACTIVATIONS[actor.activation_name]()]
+            layers += [*[nn.Flatten()] * maps, layer, TORCH_ACTIVATIONS[actor.activation_name]()]
         self.network = nn.Sequential(*layers[:-1])
         self.inputs, self.scale, self.splits = actor.layers[0].pre_shape, policy.scale, policy.splits
         self.shape = policy.observation_space.shape or ()

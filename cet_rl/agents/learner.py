@@ -4,7 +4,7 @@
     V               the critic
     η_t             TD error, r_t + γ V(s_{t+1}) - V(s_t); after a termination V(s_{t+1}) = 0, after a truncation
                     it is the value of the episode's final observation
-    R_t             λ-return, V(s_t) + Σ_l (γλ)^l η_{t+l} within the episode
+    R_t             λ-return, V(s_t) + Σ_l (γλ)^l η_{t+l} within the episode and the rollout
     δ               credit signal at a layer: the gradient of log π(a_t | s_t), delayed
     e               RL eligibility trace of the actor, e ← γλ e + δ ⊙ (synaptic trace)
 

@@ -25,7 +25,7 @@ class CETPolicy(BasePolicy):
     """Hold the actor and the critic, and turn observations into the features that both see.
 
     Args:
-        observation_space: A `Box` of vectors, or of maps with the channels first; uint8 is scaled to 0 … 1.
+        observation_space: A `Box` of vectors, or of maps with the channels first; images of bytes become 0 … 1.
         action_space: `Discrete`, or a `Box` of vectors (the actor gives the means of a diagonal Gaussian; actions
             are clipped to the box before the environment takes them).
         lr_schedule: Part of Stable-Baselines3's interface, not used here.

@@ -148,7 +148,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
         except ValueError:
             raise
         except Exception as error:  # wrong data in the file can raise anything
-            if kwargs:
+            if kwargs and not isinstance(error, KeyError):
                 raise ValueError(f"{', '.join(kwargs)} cannot be changed for {path}: {error}") from None
             raise ValueError(f"{path} is damaged: {error}") from None
         return model

@@ -223,7 +223,7 @@ class CETActorCritic(StoredAlgorithm):
         """Learn for `total_timesteps` samples, all environments counted; arguments as in Stable-Baselines3.
 
         Raises:
-            ValueError: if there is no environment, or the run would end before any credit arrives.
+            ValueError: if there is no environment, or the run would end before credit has reached all layers.
             FloatingPointError: if a reward, observation, signal or gradient is not finite; the weights are those
                 of the last update.
         """

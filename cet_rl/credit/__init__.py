@@ -1,4 +1,4 @@
-"""Late credit for the weights of one layer. Start reading at `step.py`, the definition in one loop of five lines.
+"""Late credit for the weights of one layer. Start reading at `step.py`, the definition in one short loop.
 
 Letters (paper and `docs/method.md`), for T steps, E environments and one layer:
 

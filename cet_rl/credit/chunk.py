@@ -80,7 +80,6 @@ class StateConstants:
         self.M = self._tensor(self.transition.M)
         self.K = self._tensor(self.transition.K)
         self.C = self._tensor(self.transition.C)
-        self.couplings = int(np.count_nonzero(self.transition.M))
 
     def _tensor(self, array: FloatArray) -> Tensor:
         return torch.from_numpy(array.copy()).to(self.device, self.dtype)

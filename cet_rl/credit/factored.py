@@ -167,7 +167,7 @@ class HistoryConstants:
         return self._correlations[steps]
 
     def _factors(self, steps: int) -> tuple[FloatArray, FloatArray] | None:
-        """Return the kernel at [s, u], s = -L … -1, u = 0 … steps - 1, as a product, where that is less work.
+        """Return the kernel at [τ, u], τ = -L … -1, u = 0 … steps - 1, as a product, where that is less work.
 
         It has rank n, as g_{u-τ} = (C M^{-τ}) (M^u K), and random sums of its columns span the same space.
         """

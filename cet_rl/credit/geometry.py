@@ -44,7 +44,7 @@ del _untouched
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return `a @ b` without a graph, by the fastest library; two matrices, or batches of them that broadcast.
+    """Return `a @ b` by the fastest library; two matrices, or batches of them that broadcast, without gradients.
 
     On a CPU, large float32 matrices go to oneDNN, which generates code for the processor it runs on: with one
     thread on an AMD EPYC it reaches 230 GFLOP/s where `torch.mm`, whose MKL takes that processor for an older one,

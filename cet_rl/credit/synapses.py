@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cet_rl.credit.chunk import StateConstants, chunk
 from cet_rl.credit.costs import FORMS, Form, Plan, cheapest
 from cet_rl.credit.factored import HistoryConstants, add_parts, eligibility_window, history, visible_support
-from cet_rl.credit.geometry import Convolution, Dense, Geometry, WeightAndBias
+from cet_rl.credit.geometry import Convolution, Dense, Geometry, WeightAndBias, is_for_numpy
 from cet_rl.credit.signals import Decay, DelayLine, Signals, SynapseState
 from cet_rl.credit.step import step
 from cet_rl.traces.base import Trace, Transition, check_whole
@@ -32,7 +32,7 @@ _CARRIED = tuple(item.name for item in fields(SynapseState))
 Loop = Callable[[StateConstants, SynapseState, Signals, Decay], Tensor]
 
 LONGEST_REGISTER = 64
-"""Longest kernel, in lags, of a trace without states that gets one state a lag where an executor needs states."""
+"""Longest kernel, in lags, of a trace without states that gets one state a lag by "auto" and "step"."""
 
 
 class Synapses(nn.Module):
@@ -231,7 +231,7 @@ class Synapses(nn.Module):
     ) -> tuple[WeightAndBias, Callable[[], None]]:
         """Return what T steps add, and a function that advances by them.
 
-        Until it is called, supervised synapses are as they were; others may be half advanced.
+        Until that is called, supervised synapses with γλ = 0 are as they were; others may be half advanced.
 
         Args:
             pre: x_t, shape (T, E, n_in); of a convolution (T, E, C_in, H, W).
@@ -249,7 +249,7 @@ class Synapses(nn.Module):
             ValueError: if shapes or types disagree with each other or with the layer's.
         """
         geometry, envs = self.geometry, len(self.eligibility)
-        if (pre.shape[1:], error.shape[2:]) != ((envs, *geometry.pre_shape), geometry.post_shape):
+        if not len(pre) or (pre.shape[1:], error.shape[2:]) != ((envs, *geometry.pre_shape), geometry.post_shape):
             expected = [", ".join(map(str, ("T", envs, *s))) for s in (geometry.pre_shape, geometry.post_shape)]
             raise ValueError(
                 f"expected pre of shape ({expected[0]}) and error of shape ({expected[1]}), "
@@ -304,8 +304,11 @@ class Synapses(nn.Module):
             form = "fused" if isinstance(decay, Tensor) else "chunk"
         elif form == "auto":
             form = (self.plan if self.settled else cheapest(self._with_states, len(signals.pre))).form
-        loop = compiled_loop(signals.pre.device.type) if form == "fused" else None
+        fits = is_for_numpy(signals.pre) or not signals.pre.is_cpu  # numba has no types of 16 bits
+        loop = compiled_loop(signals.pre.device.type) if form == "fused" and fits else None
         if loop is not None:
+            if self.td_error_line is None:  # the loop writes in place, before the step counts
+                state.states, state.eligibility = cast(Tensor, state.states).clone(), state.eligibility.clone()
             return geometry.split(loop(constants, state, signals, decay))
         if isinstance(decay, Tensor):
             return geometry.split(step(constants, state, signals, decay))
@@ -327,7 +330,7 @@ def _check_executor(executor: str, geometry: Geometry, *, per_weight: bool) -> N
     if executor not in get_args(Executor):
         raise ValueError(f"executor must be one of {', '.join(get_args(Executor))}, got {executor!r}")
     if isinstance(geometry, Convolution) and executor in ("chunk", "fused"):
-        raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', 'history' or 'step'")
+        raise ValueError(f"a convolution has no states for {executor!r}: use 'auto', or another one of them")
     if per_weight and executor in ("chunk", "history", "factored"):
         raise ValueError(f"one gamma_lam per weight breaks the closed form of {executor!r}: use 'fused' or 'step'")
 

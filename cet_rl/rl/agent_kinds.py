@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from cet_rl.agents.config import SB3_NAMES
-from cet_rl.agents.export import ACTIVATIONS
+from cet_rl.agents.export import TORCH_ACTIVATIONS
 from cet_rl.agents.saving import episodes_to_data
 from cet_rl.agents.sb3 import CETActorCritic
 from cet_rl.envs import ActionsFromZero, DelayedReward, make_vec_env, snapshot
@@ -71,7 +71,7 @@ def _build(algorithm: type[BaseAlgorithm], config: RLConfig) -> BaseAlgorithm:
         return algorithm("MlpPolicy", env, policy_kwargs=networks, **values)
     values |= {
         **{name: getattr(config, field) for name, field in SB3_NAMES.items()},
-        "policy_kwargs": {"net_arch": list(config.hidden), "activation_fn": ACTIVATIONS[config.activation]},
+        "policy_kwargs": {"net_arch": list(config.hidden), "activation_fn": TORCH_ACTIVATIONS[config.activation]},
         "batch_size": min(128, config.n_steps * config.num_envs),
     }
     if not issubclass(algorithm, OnPolicyAlgorithm):  # off-policy, they mean n-step returns and a temperature

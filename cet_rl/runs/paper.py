@@ -134,10 +134,8 @@ def _read(text: str, name: str) -> PaperTable:
 
 def _short(number: float) -> str:
     """Return a number as short text: 5e-4 for 0.0005, 0 for 0.0."""
-    if not number:
-        return "0"
     mantissa, exponent = f"{number:e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{float(mantissa):g}e{int(exponent)}" if number else "0"
 
 
 def _list(numbers: list[int] | list[float]) -> str:

@@ -8,5 +8,5 @@ worker.py       the process that runs jobs, alone or as one batched model, and w
 scheduler.py    starts jobs until none is left, and shows how far they are
 slurm.py        jobs on a SLURM cluster
 
-Before it has its job's lock a worker imports neither torch nor scipy, so that it starts quickly.
+Before it has its job's lock a worker does not import torch, so that it starts quickly.
 """

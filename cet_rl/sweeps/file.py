@@ -106,7 +106,8 @@ def read_sweep(source: str, *, quick: bool = False, **settings: Any) -> SweepFil
     for option in override:
         if option in crossed:
             raise ValueError(f"{where}: {option} is in the grid: give its values in the grid of quick, as a list")
-    found = tuple(one for arm in arms for one in _combinations(shared, arm, override, settings))
+    every = (one for arm in arms for one in _cross(shared, arm, override, settings))
+    found = tuple(itertools.islice(every, MOST_JOBS // len(seeds) + 1))
     for option in settings:
         if not any(option in one.settings for one in found):
             raise ValueError(f"{option} does not apply to any task of {source}")
@@ -150,16 +151,14 @@ def check_keys(mapping: Mapping[str, Any], where: str, own: Sequence[str]) -> No
             raise unknown_key(where, key, sorted(known))
 
 
-def _combinations(
-    shared: Arm, arm: Arm, override: Mapping[str, Any], where_apt: Mapping[str, Any]
-) -> Iterator[Combination]:
+def _cross(shared: Arm, arm: Arm, override: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Combination]:
     # What an arm sets itself replaces the grid's values, and is not crossed with them.
     grid = {name: values for name, values in shared.grid.items() if name not in arm.settings} | dict(arm.grid)
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         settings = {**shared.settings, **point, **arm.settings, **override}
-        apt = {item.name for item in fields(task_kind_of(str(settings.get("task"))).config())}
-        settings |= {name: value for name, value in where_apt.items() if name in apt}
+        kind = task_kind_of(str(settings.get("task"))).config() if given else None
+        settings |= {name: value for name, value in given.items() if hasattr(kind, name)}
         varied = tuple(key for key in settings if key in point or key in arm.settings)
         own = (f"{key} {point[key]}" for key in arm.grid if key not in ("task", "delay"))  # an arm has all delays
         name = ", ".join([arm.name, *own]) if arm.name else None

@@ -6,6 +6,7 @@ NAME/           the run folder of a job
 logs/NAME.log   the output of a job's process, if it has any
 failures/NAME   why a job has failed
 locks/          which process runs which job
+slurm/          what was submitted to SLURM, if anything was
 known.txt       path of the CSV that finished jobs are added to, if there is one
 """
 

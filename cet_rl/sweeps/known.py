@@ -123,13 +123,12 @@ class KnownRuns:
             found = os.stat(self.file)
             version = found.st_ino, found.st_mtime_ns, found.st_size
             if version != self._version:
-                rows = reversed(self.read())  # so that of several the first counts
-                self._summaries = {digest: run.summary for run in rows for digest in _fingerprints(run)}
-                self._version = version
+                pairs = [(run.summary, key) for run in self.read() for key in _fingerprints(run)]
+                self._summaries, self._version = {key: one for one, key in reversed(pairs)}, version  # first wins
         return self._summaries.get(digest, {})
 
     def add(self, runs: Iterable[KnownRun]) -> None:
-        """Add a row for each run that has none, replacing the file atomically; OSError if that fails."""
+        """Add a row for each run that has none, atomically; raise OSError if that fails, ValueError as `read`."""
         make_folder(self.file.parent, "the")
         lock = Lock(self.file.parent / f".{self.file.name}.lock", "rows")
         if not lock.acquire(TAKEOVER):

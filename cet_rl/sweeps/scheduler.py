@@ -1,7 +1,7 @@
 """Run the jobs of a sweep until none is left, and show how far they are: in a terminal, as a live table.
 
-A scheduler starts every job at most once. Several schedulers, on one machine or more, may share a folder: locks
-give each job to one of them, and each waits for the jobs of the others, to take them over should those die.
+Several schedulers, on one machine or more, may share a folder: locks give each job to one of them, so that no job
+has two workers, and each waits for the jobs of the others, to take them over should those die.
 """
 
 from __future__ import annotations

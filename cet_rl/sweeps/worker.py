@@ -12,8 +12,8 @@ fail.
 --known and --machine give the CSV of finished runs and the options of this machine, such as `data_dir`: those that
 stand in the folder may be of another machine that shares it.
 
-It stops when its stdin is closed. Its exit status is 0 if all jobs are finished, 3 if some have failed, 1 if a
-failure could not be written down, 75 if another process runs the jobs, 130 if it was interrupted.
+It stops when its stdin is closed. Its exit status is 0 if all jobs that no other process runs are finished, 3 if
+some have failed, 1 if a failure could not be written down, 75 if others run all, 130 if it was interrupted.
 """
 
 from __future__ import annotations

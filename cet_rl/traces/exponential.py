@@ -32,7 +32,7 @@ class ET(Trace):
     def from_delay(cls, delay_steps: int, normalization: Normalization = "area", decay: float | None = None) -> ET:
         """Return the trace with rate α = 1/T (paper, section 3), β = exp(-1/D), unless `decay` says otherwise."""
         check_whole(delay_steps, "delay_steps of ET", at_least=1)
-        return cls(math.exp(-1 / delay_steps) if decay is None else float(decay), normalization)
+        return cls(math.exp(-1 / delay_steps) if decay is None else decay, normalization)
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return the kernel before normalisation, in closed form."""
@@ -48,7 +48,7 @@ class LTPLTD(Trace):
     """Remember with a slow trace less a fast one (He et al. 2015, Huertas et al. 2016; paper, section 3).
 
     g(t) = exp(-γ_P t) - exp(-γ_D t), integrated over each step. In continuous time it peaks at
-    T = ln(γ_D / γ_P) / (γ_D - γ_P). Raises ValueError for a delay below 1 or a ratio that is not above 1.
+    T = ln(γ_D / γ_P) / (γ_D - γ_P). Raises ValueError for a delay below 1, or a ratio too near 1 for float64.
     """
 
     delay_steps: int  # D ≥ 1, where the continuous kernel peaks, in steps
@@ -59,8 +59,8 @@ class LTPLTD(Trace):
         super().__post_init__()
         check_whole(self.delay_steps, "delay_steps of LTPLTD", at_least=1)
         checked(self.ratio, float, "ratio of the two rates")
-        if not (math.isfinite(self.ratio) and self.ratio > 1):
-            raise ValueError(f"ratio of the two rates must be finite and above 1, got {self.ratio:g}")
+        if not (math.isfinite(self.ratio) and self.ratio > 1 + 1e-6):  # the nearer, the more digits cancel
+            raise ValueError(f"ratio of the two rates must be finite and above 1.000001, got {self.ratio:.9g}")
 
     @property
     def rates(self) -> tuple[float, float]:

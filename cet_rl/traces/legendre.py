@@ -45,7 +45,7 @@ def sharpest_readout(M: FloatArray, K: FloatArray, delay_steps: int) -> tuple[Fl
 class Legendre(OrderedTrace):
     """Remember with the states of a Legendre delay network, of which the sharpest weighted sum is read.
 
-    The window is the one with the sharpest kernel: about 1.09 D at order 10. The order is at least 2.
+    The window is that of the sharpest kernel: for long delays about 1.08 D at order 10. The order is at least 2.
     """
 
     @property

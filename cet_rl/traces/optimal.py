@@ -51,9 +51,9 @@ _LARGEST_READOUT = 1e3
 class Optimal(OrderedTrace):
     """Put the largest possible share of the kernel's energy at the delay, with n damped oscillators' states.
 
-    Oscillators stand side by side, in pairs of states that turn and decay, with one plain decay if n is odd. The
-    kernel has negative lobes of a quarter to a third of its peak, and an echo near 2.15 D. Off the delay it
-    forgets quickly, and turns negative within 20 %: give a `tolerance` where the delay is not known exactly.
+    Oscillators stand side by side, in pairs of states that turn and decay, with one plain decay if n is odd. At
+    order 10 the kernel has negative lobes of a quarter to a third of its peak, and an echo near 2.15 D. Off the
+    delay it forgets quickly, and turns negative within 20 %: give a `tolerance` where it is not known exactly.
 
     Attributes:
         order: n ≥ 1. Where there are enough of them, a shift register, which is perfect. One state alone is the

@@ -336,7 +336,8 @@ class TraceConfig:
     def built(self) -> tuple[str, Trace | None]:
         """Return the name of the kind that is built, "et" for a cascade of order 1, and a trace of that kind."""
         trace = self._make(_ANY_DELAY)
-        return next((name for name, kind in TRACES.items() if kind.make is type(trace)), self.kind), trace
+        made = type(trace) if isinstance(make := find_trace(self.kind).make, type) else make
+        return next((name for name, kind in TRACES.items() if kind.make is made), self.kind), trace
 
     @property
     def label(self) -> str:
@@ -345,7 +346,7 @@ class TraceConfig:
         label = "none" if trace is None else re.sub(r"[^\w.-]+", "-", label) + str(getattr(trace, "order", ""))
         for name, value in self.options.items():
             if isinstance(value, str):
-                label = f"{value}-{label}"
+                label = re.sub(r"[^\w.-]+", "-", f"{value}-{label}")
             else:
                 label += _shown(value) if name == "decay" else f"-{name}{_shown(value)}"
         return label if self.delay_ratio == 1 else f"{label}-for{self.delay_ratio:g}"

@@ -21,17 +21,17 @@ BEHAVIOURAL_STEP = 0.2  # seconds one simulation step stands for at behavioural 
 def whole_steps(delay: float, step_duration: float) -> int:
     """Return the delay in whole steps, D = T / Δt, both in seconds.
 
-    Raises:
-        ValueError: if the delay is negative, not finite, or no whole number of steps; the message names the
-            two nearest valid delays.
+    Raises ValueError for a step duration that is not positive, and for a delay that is negative, not finite, too
+    long, or no whole number of steps; then the message names the two nearest valid delays.
     """
+    delay, step_duration = checked(delay, float, "delay"), checked(step_duration, float, "step_duration")
     if not math.isfinite(step_duration) or step_duration <= 0:
         raise ValueError(f"step duration must be a positive number of seconds, got {step_duration:g}")
     if not math.isfinite(delay) or delay < 0:
         raise ValueError(f"delay must be zero or a positive, finite number of seconds, got {delay:g}")
     exact = delay / step_duration
     if not exact < LONGEST_DELAY:
-        raise ValueError(f"a delay of {delay:g} s is more than {LONGEST_DELAY:,} steps of {step_duration:g} s")
+        raise ValueError(f"a delay of {delay:g} s is {LONGEST_DELAY:,} steps of {step_duration:g} s or more")
     nearest = round(exact)
     if abs(exact - nearest) > RELATIVE_TOLERANCE * max(exact, 1.0):
         below, above = math.floor(exact), math.ceil(exact)
