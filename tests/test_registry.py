@@ -123,8 +123,7 @@ def test_labels_name_the_agent():
     def label(**options):
         return resolve(RLConfig("CartPole-v1", **options)).label
 
-    assert label(agent="sb3:a2c") == "sb3-a2c"
-    assert label(agent="sb3:a2c", delay=8.0) == "sb3-a2c-8s"
+    assert (label(agent="sb3:a2c"), label(agent="sb3:a2c", delay=8.0)) == ("sb3-a2c", "sb3-a2c-8s")
     assert label(agent="a_module:Ours", delay=8.0, order=3) == "a_module-Ours-cet3-8s"
     assert label(delay=8.0) == "cet5-8s"
     assert label(delay=120.0, stacked=True, step_ms=300.0) == "cet5-120s-stacked"

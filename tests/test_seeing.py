@@ -69,8 +69,7 @@ def test_a_gif_shows_every_step_of_the_episodes_that_are_evaluated(runs, tmp_pat
     assert main(["eval", str(runs / "cartpole"), "--video", str(film)]) == 0
     shown = capsys.readouterr().out.partition(";")[0]
     main(["eval", str(runs / "cartpole"), "--episodes", "1"])
-    assert capsys.readouterr().out.strip() == shown
-    assert list(tmp_path.iterdir()) == [film]
+    assert (capsys.readouterr().out.strip(), list(tmp_path.iterdir())) == (shown, [film])
 
 
 def test_an_mp4_shows_minatar_in_colour(runs, tmp_path):

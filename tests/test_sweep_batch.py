@@ -69,8 +69,7 @@ def test_shapes_that_differ_are_trained_apart(tmp_path):
         started.return_value.poll.return_value = None
         many = Launcher(batches={name: name for name in "abcd"}, processes=2)
         assert [len(many.submit(folder, "abcd")) for _ in range(2)] == [2, 0]  # no more processes than processors
-    assert sweep(file, folder, "--workers", "2") == 0
-    assert statuses(folder) == ["finished"] * 3
+    assert (sweep(file, folder, "--workers", "2"), statuses(folder)) == (0, ["finished"] * 3)
 
 
 def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):

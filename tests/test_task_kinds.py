@@ -159,7 +159,7 @@ def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
         digits = load("digits", None, validation=validation)
         return datasets.ImageData(name, digits.train, digits.test, 10)
 
-    datasets.register_dataset("mine", "my own digits", halves)
+    datasets.register_dataset("mine", "my own digits [n = 10]", halves)
     request.addfinalizer(lambda: datasets.DATASETS.pop("mine"))
     monkeypatch.chdir(tmp_path)
     before, after = tmp_path / "here", tmp_path / "there"
@@ -174,7 +174,9 @@ def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):
         assert main([*moved, "--data-dir", "there"]) == 0
     assert main(["eval", "run"]) == 0  # the resumed run knows where they are now
     assert main(["list", "datasets"]) == 0
-    assert "my own digits" in capfd.readouterr().out
+    assert "my own digits [n = 10]" in capfd.readouterr().out
+    with pytest.raises(ValueError, match="network must be one of mlp, cnn"):
+        datasets.register_dataset("other", "digits", halves, network="resnet")
     with pytest.raises(ValueError, match="already"):
         datasets.register_dataset("mnist", "another", halves)
     with pytest.raises(ValueError, match="no Gymnasium id"):

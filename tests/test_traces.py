@@ -19,6 +19,7 @@ from scipy.linalg import expm, solve_discrete_lyapunov
 from cet_rl import CET, ET, LTPLTD, FiniteKernel, Legendre, Optimal, PerfectMemory, SharpCET, Trace, register_trace
 from cet_rl.cli import main
 from cet_rl.cli.traces import float32_error
+from cet_rl.cli.train import parse_arguments
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
 from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
 from cet_rl.traces.sharp import laguerre_share, laguerre_transition
@@ -323,8 +324,7 @@ def test_a_trace_of_ones_own_is_scaled_and_measured():
         def transition(self):
             return np.eye(301, k=-1), np.eye(301)[0], np.eye(301)[2] + np.eye(301)[300]
 
-    assert Silent(3, 5).support == (2, 301)
-    assert Silent(3, 5).states == 301
+    assert (Silent(3, 5).support, Silent(3, 5).states) == ((2, 301), 301)
 
 
 @pytest.mark.parametrize(
@@ -496,13 +496,10 @@ def test_a_kind_of_ones_own_with_an_option(monkeypatch):
     register_trace("turning", Turning)
     assert find_trace("box").summary == "Average what happened around the delay"
     assert TraceConfig("box", options={"width": 3}).build(9) == box(9, 3)
-    register_trace("early", lambda delay_steps, source="": CET(5, delay_steps + 3))  # other than cet5
-    given = {
-        "box-width3": ("box", {"width": 3}),
-        "early5": ("early", {}),
-        "a-b-early5": ("early", {"source": "a/b"}),
-    }
-    assert [TraceConfig(kind, options=options).label for kind, options in given.values()] == [*given]
+    register_trace("early", lambda delay_steps, source="", gamma=1: CET(5, delay_steps + 3))  # other than cet5
+    early = [TraceConfig("early", options=options).label for options in ({}, {"source": "a/b"})]
+    assert [TraceConfig("box", options={"width": 3}).label, *early] == ["box-width3", "early5", "a-b-early5"]
+    assert parse_arguments(["CartPole-v1", "--delay", "8", "--gamma", "0.5"]).config.gamma == 0.5
     assert TraceConfig("turning", 2, options={"damping": 0.8}).build(9) == Turning(9, 2, "peak", 0.8)
     assert TraceConfig(f"{__name__}:box").build(4) == box(4)
 

@@ -98,8 +98,7 @@ def test_a_trial_that_is_worse_than_most_is_stopped_and_its_run_kept(tmp_path):
     for lr in (0.1, 0.11, 0.12, 0.13, 0.14, 1.0):
         search.study.enqueue_trial({"lr": lr})
     plan(search.folder.path, {"trial-0005": 0.3})
-    assert search.run() == 0
-    assert states(search) == ["COMPLETE"] * 5 + ["PRUNED"]
+    assert (search.run(), states(search)) == (0, ["COMPLETE"] * 5 + ["PRUNED"])
     (run,) = [path for path in search.folder.trial_path(5).glob("add-*") if path.is_dir()]
     assert len((run / "metrics.csv").read_text().splitlines()) < 1 + 20
     assert not (run / "summary.json").exists()
@@ -123,8 +122,7 @@ def test_trials_that_diverge_are_pruned_those_that_crash_fail_and_a_full_disk_le
     assert_holds(capfd.readouterr().err, "the loss is not finite", "was killed by SIGKILL")
     plan(search.folder.path, {})
     again = search_of(tmp_path, trials=5)
-    assert again.run() == 0
-    assert states(again) == ["PRUNED", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert (again.run(), states(again)) == (0, ["PRUNED", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"])
 
 
 def test_parameters_drawn_again_are_not_run_again(tmp_path):
@@ -151,8 +149,7 @@ def test_a_search_that_is_stopped_or_killed_loses_no_trial(tmp_path, capfd, numb
     assert again.run() == 0
     assert "trial 0 goes on" in capfd.readouterr().err
     assert [trial.params for trial in again.study.get_trials()] == before
-    assert states(again) == ["COMPLETE", "COMPLETE"]
-    assert ran(again.folder.path) == {0: 4, 1: 2}
+    assert (states(again), ran(again.folder.path)) == (["COMPLETE", "COMPLETE"], {0: 4, 1: 2})
 
 
 def test_a_trial_that_another_search_runs_is_left_alone(tmp_path):

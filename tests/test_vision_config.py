@@ -142,8 +142,7 @@ LABELS = [
 @pytest.mark.parametrize(("task", "values", "label"), LABELS, ids=[label for *_, label in LABELS])
 def test_labels(task, values, label):
     config = VisionConfig(task, seed=3, **values)
-    assert config.label == label
-    assert str(default_path(config)) == f"runs/{task}-{label}-3"
+    assert (config.label, str(default_path(config))) == (label, f"runs/{task}-{label}-3")
     assert resolve(config).label == label
 
 

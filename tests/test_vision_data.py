@@ -205,7 +205,10 @@ class TestRefusals:
         (tmp_path / "test.parquet").unlink()
         assert "no test.parquet" in refusal("mnist", tmp_path, OSError)
         (tmp_path / "train.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
-        assert "1 of 2 files" in refusal("mnist", tmp_path, OSError)
+        assert "no whole set" in refusal("mnist", tmp_path, OSError)
+        write(tmp_path, "test", columns([GOOD], [0]))
+        write(tmp_path, "train-00001-of-00002", columns([GOOD], ["seven"]))
+        assert "not hold images of one kind" in refusal("mnist", tmp_path)
 
     @pytest.mark.parametrize("split", ["train", "test"])
     @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])

@@ -330,5 +330,6 @@ def test_times_may_be_a_tensor():
     layer = TracedLinear(3, 4, trace=CET(3, 2))
     with seen_at(layer, torch.arange(5), 5):
         layer(torch.randn(5, 3)).sum().backward()
-    with pytest.raises(ValueError, match="whole numbers"), seen_at(layer, [0.5, 1.5], 5):
-        pass
+    for times, steps in (([0.5, 1.5], 5), ([0, 1], 2.5)):
+        with pytest.raises(ValueError, match="whole number"):
+            seen_at(layer, times, steps)

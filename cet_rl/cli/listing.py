@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cet_rl.rl.agent_registry import agents
@@ -62,7 +63,7 @@ def run(arguments: Sequence[str]) -> int:
     for name in arguments or LISTS:
         table = Table(title=name, title_justify="left", box=None, show_header=False, pad_edge=False)
         for entry, summary in LISTS[name]().items():
-            table.add_row(f"[bold]{entry}[/bold]", summary)
+            table.add_row(f"[bold]{escape(entry)}[/bold]", escape(summary))
         console.print(table)
         if name == "envs":
             console.print(

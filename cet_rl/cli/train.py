@@ -204,7 +204,8 @@ def with_trace_options(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the traces' own options, such as --tolerance 0.1, moved into --trace-options."""
     text = " ".join(arguments)
     kinds = list(traces().values()) + [find_trace(name) for name in re.findall(r"--trace[= ]([\w.]+:\w+)", text)]
-    known = {name for kind in kinds for name in kind.options} - {item.name for item in fields(RunConfig)}
+    own = {name for kind in (RunOptions, *(each.config() for each in TASK_KINDS)) for name in types_of(kind)}
+    known = {name for kind in kinds for name in kind.options} - own  # these are given by --trace-options
     kept: list[str] = []
     moved: list[str] = []
     words = iter(arguments)
@@ -229,7 +230,7 @@ def _configuration_file(words: Sequence[str], task: str | None) -> tuple[str, Ma
     look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     look.add_argument("--config", nargs="?")
     look.add_argument("--run-dir", "--run_dir", nargs="?")
-    look.add_argument("--resume", action="store_true")
+    look.add_argument("--resume", nargs="?", const=True)
     seen, _ = look.parse_known_args(words)
     source = seen.config
     if source is None and seen.run_dir and seen.resume:

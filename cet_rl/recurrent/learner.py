@@ -34,7 +34,7 @@ BURN_IN = 50  # steps from silence before anything counts, in tests and probes
 
 
 def seeds(seed: int) -> dict[str, int]:
-    """Return independent seeds, derived from that of a run, for weights, rule, and training and test data."""
+    """Return independent seeds, derived from that of a run, for weights, rule, training, test and probe."""
     names = ("weights", "rule", "train", "test", "probe")
     drawn = np.random.SeedSequence(seed).generate_state(len(names), np.uint64)
     return {name: int(value >> np.uint64(1)) for name, value in zip(names, drawn, strict=True)}

@@ -31,7 +31,7 @@ def resolve(config: RecurrentConfig) -> RecurrentConfig:
 def train(config: RecurrentConfig, run_dir: str | Path | None = None, **options: Unpack[SessionOptions]) -> Status:
     """Run a configuration in a run folder: learn, test, summarise.
 
-    Arguments, result and errors are those of `cet_rl.rl.train`; steps are steps here.
+    Arguments, result and errors are those of `cet_rl.rl.train`; steps are time steps here.
     """
     config = resolve(config)
     session = Session(config, RECURRENT, run_dir, config.rule, **options)

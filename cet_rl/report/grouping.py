@@ -303,12 +303,12 @@ def _label(runs: list[Run], *, decay: bool = True) -> str:
     """
     config = runs[0].config
     assert config is not None
-    return clean(next((run.arm for run in runs if run.arm), arm_name(config, decay=decay)), LONGEST_LABEL)
+    return clean(next((run.arm for run in runs if run.arm), arm_name(config, decay=decay)))
 
 
 def _unique_label(label: str, options: list[str], taken: Collection[str]) -> str:
     """Return a label with the options that split its arm, or with a number if that is too long or taken."""
-    unique = f"{label} ({', '.join(options)})" if options else label
+    unique = f"{label} ({', '.join(options)})" if options else clean(label, LONGEST_LABEL)
     number = 1
     while len(unique) > LONGEST_LABEL or unique in taken:
         unique = f"{label[: LONGEST_LABEL - 6]} [{number}]"

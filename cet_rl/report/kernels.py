@@ -121,29 +121,26 @@ def memory(comparison: Comparison) -> list[Picture]:
     or of another trace if there is no cascade. There is no picture without traces.
     """
     traces = describe_traces(comparison)
-    drawable = (
-        (
-            seconds,
-            {label: found[0] for label, (kind, delay, _) in of_delay.items() if (found := _build(kind, delay))},
-        )
-        for seconds, of_delay in reversed(traces.items())
-    )
-    seconds, built = next((found for found in drawable if found[1]), (0.0, {}))
+    seconds, built = 0.0, dict[str, Trace]()
+    for seconds in reversed(traces):
+        described = traces[seconds]
+        found = ((label, _build(kind, delay)) for label, (kind, delay, _) in described.items())
+        if built := {label: drawn[0] for label, drawn in found if drawn}:
+            break
     if not built:
         return []
-    described = traces[seconds]
     looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
     labels = [label for label in looks_of if label in built]
     ranked = sorted(built, key=lambda arm: (described[arm][0].kind == "cet", described[arm][0].order_or_default))
     shown = next((label for label in reversed(ranked) if built[label].transition() is not None), None)
     figure, grid = panels(1 if shown is None else 2, 3.6, 2.6)
-    delay, duration = described[labels[0]][1:]
     lines: dict[str, Line2D] = {}
     caption = [
         f"At {seconds:g} s: a signal (grey), the same signal that much later (dashed), and the response of each "
         "arm's trace to it, computed from the configurations and scaled to a maximum of one."
     ]
     if shown is not None:
+        delay, duration = described[shown][1:]
         lags, states = sampled_states(built[shown], delay)
         for alpha, values in zip(np.linspace(0.25, 1, len(states)), states, strict=True):
             grid[0].plot(lags * duration, values, color=looks_of[shown]["color"], alpha=alpha, linewidth=1.0)
@@ -151,11 +148,13 @@ def memory(comparison: Comparison) -> list[Picture]:
         grid[0].set_title(f"states of {shown}", fontsize=9)
         grid[0].set(xlabel="seconds after an event", ylabel="state")
         caption.append("Left: the states of a trace after one event, the first state palest.")
-    times, signal = pulses(delay)
-    grid[-1].fill_between(times * duration, signal, color=FAINT, linewidth=0)
-    late = np.interp(times - delay, times, signal)
-    grid[-1].plot(times * duration, late, color=SOFT, linestyle="--", linewidth=0.8)
     for label in labels:
+        delay, duration = described[label][1:]  # arms may differ in what a step stands for
+        times, signal = pulses(delay)
+        if not lines:
+            grid[-1].fill_between(times * duration, signal, color=FAINT, linewidth=0)
+            late = np.interp(times - delay, times, signal)
+            grid[-1].plot(times * duration, late, color=SOFT, linestyle="--", linewidth=0.8)
         response = filtered(signal, built[label])
         look = {"label": label, "markevery": [int(response.argmax())], "markersize": 3.5, **looks_of[label]}
         (lines[label],) = grid[-1].plot(times * duration, response / response.max(), **look)

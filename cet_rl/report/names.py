@@ -9,7 +9,7 @@ from cet_rl.runs.config import RunConfig
 from cet_rl.traces.registry import TraceConfig
 
 RULES = {"fixed-w": "fixed-W", "dni-b": "DNI(b)", "kernl": "KeRNL", "future-bptt": "future-facing BPTT"}
-"""Usual spelling of learning rules; those of other built-in rules are in capitals."""
+"""Usual spelling of learning rules; others are in capitals, but for module:Class."""
 
 WORDS = {
     **{"sb3-a2c": "A2C (SB3)", "sb3-ppo": "PPO (SB3)", "fa": "feedback alignment", "dfa": "direct feedback"},
@@ -23,7 +23,7 @@ def arm_name(config: RunConfig, *, decay: bool = True) -> str:
     """Return the name of a configuration without its delay, "RFLO, optimal 10", with or without the `decay`."""
     trace, rule = config.trace_config, getattr(config, "rule", "")
     shown = trace if decay else replace(trace, options={**trace.options, "decay": None})
-    words = {**WORDS, rule: rule_name(rule), trace.label: shown.title}
+    words = {**WORDS, rule.replace(":", "-"): rule_name(rule), trace.label: shown.title}
     return ", ".join(words.get(part, part) for part in config.arm)
 
 

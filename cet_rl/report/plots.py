@@ -57,7 +57,7 @@ def _by_arm(curves: Iterable[Curve], styles: Styles | None) -> Iterator[tuple[di
         arms.setdefault(curve.arm, []).append(curve)
     usual = looks({arm: Identity(arm) for arm in arms})
     for arm, seeds in arms.items():
-        yield {"label": arm, **(styles or usual).get(arm, usual[arm])}, seeds
+        yield {"label": arm, **usual[arm], **(styles or {}).get(arm, {})}, seeds
 
 
 def draw_curves(

@@ -193,7 +193,7 @@ class RunConfig(ABC):
         if self.device == "cuda" and not available:
             raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
         device = ("cuda" if available else "cpu") if self.device == "auto" else self.device
-        named = os.environ.get("OMP_NUM_THREADS", "1") if self.threads is None else str(self.threads)
+        named = (os.environ.get("OMP_NUM_THREADS") or "1") if self.threads is None else str(self.threads)
         if not named.isdigit() or int(named) < 1:
             raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
         return dataclasses.replace(self, device=device, threads=int(named))

@@ -163,7 +163,7 @@ class RunFolder:
         return f"{self.path} is finished; its results are in {self.summary_file}" if done else None
 
     def check_usable(self, config: Mapping[str, Any] | None, *, resume: bool) -> None:
-        """Raise ValueError if `open_for` would, and change nothing; None stands for any configuration."""
+        """Raise ValueError for another run, a damaged config.yaml, or a run without `resume`; None fits all."""
         if holds(self.path, self.config_file.name, "run"):
             saved = self._saved_config()
             if saved is None:

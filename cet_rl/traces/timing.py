@@ -30,8 +30,8 @@ def whole_steps(delay: float, step_duration: float) -> int:
     if not math.isfinite(delay) or delay < 0:
         raise ValueError(f"delay must be zero or a positive, finite number of seconds, got {delay:g}")
     exact = delay / step_duration
-    if not exact < LONGEST_DELAY:
-        raise ValueError(f"a delay of {delay:g} s is {LONGEST_DELAY:,} steps of {step_duration:g} s or more")
+    if not exact <= LONGEST_DELAY:
+        raise ValueError(f"a delay of {delay:g} s is more than {LONGEST_DELAY:,} steps of {step_duration:g} s")
     nearest = round(exact)
     if abs(exact - nearest) > RELATIVE_TOLERANCE * max(exact, 1.0):
         below, above = math.floor(exact), math.ceil(exact)
@@ -44,7 +44,7 @@ def whole_steps(delay: float, step_duration: float) -> int:
 
 def check_jitter(name: str, jitter: float) -> None:
     """Raise ValueError unless the jitter, called `name` in the message, lies in [0, 1]."""
-    if not 0 <= jitter <= 1:
+    if not 0 <= checked(jitter, float, name) <= 1:
         raise ValueError(f"{name} must lie in [0, 1], as errors follow their cause, got {jitter:g}")
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cet_rl.report.reading import read_columns
+from cet_rl.report.reading import logged, read_columns
 from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.runs.process import Interruption
@@ -129,14 +129,12 @@ class TrialRun:
 
     def _curve(self, name: str) -> tuple[FloatArray, FloatArray]:
         """Return steps and values of a run's curve; empty without any."""
-        names = (MetricsTable.STEP, self.search.curve.key)
         try:
-            columns = read_columns(self.folder.run_path(name) / "metrics.csv", names.__contains__)
-            steps, values = (columns[name] for name in names)
-        except (OSError, ValueError, KeyError):  # there is none yet
-            return np.empty(0), np.empty(0)
-        both = np.isfinite(steps) & np.isfinite(values)
-        return steps[both], values[both]
+            wanted = {MetricsTable.STEP, self.search.curve.key}
+            columns = read_columns(self.folder.run_path(name) / "metrics.csv", wanted.__contains__)
+        except (OSError, ValueError):  # there is none yet
+            columns = {}
+        return logged(columns, MetricsTable.STEP, self.search.curve.key)
 
     def _compare(self, *, ended: bool = False) -> bool:
         """Report the new points of the run's curve to Optuna; return whether there were any.

@@ -42,8 +42,8 @@ def convert(
     """Return a copy of a model in which every Linear and Conv2d is a traced layer with the same parameters.
 
     Within an `nn.Sequential`, an activation that directly follows such a layer becomes part of it, as synapses
-    store f' x, and `nn.Identity` takes its place; names and the `state_dict` stay the same. Where no known
-    activation follows directly, f' = 1. Without a delay nothing changes, bit for bit.
+    store f' x, and `nn.Identity` takes its place; names and the `state_dict` stay the same, but for the traces of
+    streaming (`prepare`). Where no known activation follows, f' = 1. Without a delay nothing changes, bit for bit.
 
     Args:
         model: its Linear and Conv2d layers are taken in the order in which they are defined, which should be that

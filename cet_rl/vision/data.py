@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.runs.values import unknown
+from cet_rl.runs.plugins import import_attribute
+from cet_rl.runs.values import in_a_line, unknown
 from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages, summaries
 
 HELD_OUT = 0.1  # share of the training images that stands in for the test set with `validation` (paper, App. C)
@@ -58,8 +58,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
     if isinstance(loader, ParquetImages):
         loader = partial(_load_parquet, loader)
     elif isinstance(loader, str):
-        module, _, function = loader.partition(":")
-        loader = getattr(import_module(module), function)
+        loader = import_attribute(loader, f"data set {name}")
     try:
         data: ImageData = loader(name, None if data_dir is None else os.fspath(data_dir), validation)
     except ImportError as error:
@@ -150,7 +149,7 @@ def _download(name: str, repository: str, splits: Sequence[str]) -> Path:
                 )
             )
     except Exception as error:  # of huggingface_hub, its HTTP library and the file system
-        reason = first_line(error)
+        reason = in_a_line(error)
         if not answers:
             why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
             reason = f"{why}, and its cache on this computer has no copy"
@@ -215,9 +214,9 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     shards = sorted(folder.glob(f"{split}-*-of-*.parquet"))
     if whole.is_file() or not shards:
         return [whole] * whole.is_file()
-    count = int(re.sub(r".*-of-(\d+)\.parquet", r"\1", shards[-1].name))
-    if len(shards) != count:
-        raise OSError(f"{folder} has {len(shards)} of {count} files {split}-*.parquet: copy all of one set")
+    names = [shard.stem for shard in shards]
+    if names != [f"{split}-{number:05d}-of-{len(names):05d}" for number in range(len(names))]:
+        raise OSError(f"{folder} has {', '.join(names)}, which is no whole set: copy all of one set")
     return shards
 
 
@@ -241,15 +240,18 @@ def _read(paths: Sequence[Path], split: str, source: ParquetImages) -> _Raw:
                 tables.append(file.read(columns=columns).select(columns).rename_columns(["image", "label"]))
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(
-                f"{path} is damaged or no Parquet file; copy or download it again ({first_line(error)})"
+                f"{path} is damaged or no Parquet file; copy or download it again ({in_a_line(error)})"
             ) from error
     where = str(paths[0] if len(paths) == 1 else paths[0].parent / f"{split}-*.parquet")
-    table = pyarrow.concat_tables(tables, promote_options="permissive")
+    try:
+        table = pyarrow.concat_tables(tables, promote_options="permissive")
+        images, labels = table["image"], table["label"]
+        if pyarrow.types.is_struct(images.type):
+            images = compute.struct_field(images, "bytes")
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{where} does not hold images of one kind ({in_a_line(error)})") from error
     if not table.num_rows:
         raise ValueError(f"{where} holds no images")
-    images, labels = table["image"], table["label"]
-    if pyarrow.types.is_struct(images.type):
-        images = compute.struct_field(images, "bytes")
     needed = f"whole numbers from 0 to {source.classes - 1}"
     if not pyarrow.types.is_integer(labels.type):
         raise ValueError(f"{where}: column label is of type {labels.type}; needed are {needed}")
@@ -278,7 +280,7 @@ def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
                 raise
             except Exception as error:  # PIL has many kinds for damaged files
                 raise ValueError(
-                    f"{where}: the image in row {row:,} cannot be decoded as PNG or JPEG ({first_line(error)})"
+                    f"{where}: the image in row {row:,} cannot be decoded as PNG or JPEG ({in_a_line(error)})"
                 ) from error
             if not fits:
                 found = f"{image.width}×{image.height} pixels, {_MODES.get(image.mode, image.mode)}"
@@ -286,12 +288,6 @@ def _decode(images: Any, shape: tuple[int, int, int], where: str) -> Tensor:
                 raise ValueError(f"{where}: the image in row {row:,} has {found}; needed are {needed}")
     pixels = torch.frombuffer(bytearray().join(planes), dtype=torch.uint8).view(len(planes), height, width, -1)
     return pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, cut to a readable length, or its kind if it has none."""
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):

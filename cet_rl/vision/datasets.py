@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.plugins import load_plugins
 from cet_rl.runs.task_kinds import check_new_task
+from cet_rl.runs.values import checked
 
 if TYPE_CHECKING:
     import torch
@@ -117,10 +118,10 @@ def register_dataset(
     """Add a data set to those that `cet-rl train` and `VisionConfig` know; the arguments are those of `Dataset`.
 
     A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`). Raises
-    ValueError if the name is that of another task, or could be a Gymnasium id.
+    ValueError if the name is that of another task, or could be a Gymnasium id, or there is no such network.
     """
     check_new_task("data set", name)
-    DATASETS[name] = Dataset(summary, network, loader)
+    DATASETS[name] = Dataset(summary, checked(network, Network, "network"), loader)
 
 
 def summaries() -> dict[str, str]:

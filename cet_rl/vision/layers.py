@@ -290,7 +290,7 @@ class TracedLinear(TracedLayer, nn.Linear):
 
     Raises:
         ValueError: for options that are invalid or do not go together; in `forward` for a batch that does not
-            divide into streams, or is shorter than the delay without streaming.
+            divide into streams, or is not longer than the delay, unless it streams or images have their own times.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
@@ -326,13 +326,13 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
         **options: Any,
     ) -> None:
         for name, value in {"kernel_size": kernel_size, "stride": stride, "padding": padding}.items():
-            check_whole(value, name)
+            check_whole(value, name, at_least=0 if name == "padding" else 1)
         sizes = (in_channels, out_channels, kernel_size, stride, padding, 1, 1, bias)
         super().__init__(*sizes, window=(stride, padding), **options)
 
 
 def traced_layers(model: nn.Module) -> dict[str, TracedLayer]:
-    """Return the layers of a model that learn from late credit, by name, the input side first."""
+    """Return a model's traced layers by name, the input side first; without a delay they learn as any other."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, TracedLayer)}
 
 
@@ -355,6 +355,7 @@ def seen_at(model: nn.Module, times: Any, steps: int) -> AbstractContextManager[
     The batch stands for a stretch of `steps` steps; `times`, (S,), are the steps at which its images are shown.
     Raises ValueError unless they are whole numbers that increase within [0, steps).
     """
+    check_whole(steps, "steps", at_least=0)
     given = times.cpu().numpy() if isinstance(times, Tensor) else np.asarray(times)
     if given.size and not np.issubdtype(given.dtype, np.integer):
         raise ValueError(f"times must be whole numbers, got {given.dtype}")

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from cet_rl.runs.learner import Learner
 from cet_rl.runs.optimizers import AdamW
+from cet_rl.runs.values import in_a_line
 from cet_rl.traces.timing import jitter_draws
 from cet_rl.vision.config import VisionConfig
 from cet_rl.vision.conversion import convert, prepare
-from cet_rl.vision.data import Batches, first_line
+from cet_rl.vision.data import Batches
 from cet_rl.vision.datasets import ImageData
 from cet_rl.vision.layers import jittered, measured, seen_at, traced_layers
 from cet_rl.vision.models import image_network
@@ -53,7 +54,7 @@ def _check_compiler(device: str) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # of the compiler, the linker or torch itself
-        raise ValueError(f"--compile does not work here ({first_line(error)}): leave it out") from error
+        raise ValueError(f"--compile does not work here ({in_a_line(error)}): leave it out") from error
 
 
 class ImageLearner(Learner):

@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cet_rl.recurrent.audit.probes import Order, Subject, find_axes, jumps, memory_order, observe, time_order
@@ -270,7 +271,7 @@ def print_tables(audits: Sequence[Audit], console: Console) -> None:
         separator = "; " if "equations" in columns else ", "  # an equation, a tensor, an operation a line
         for row in map(_row, audits):
             cells = [row[name].replace(separator, "\n") for name in columns]
-            table.add_row(f"[bold]{row['rule']}[/bold]", *(marks.get(cell, cell) for cell in cells[1:]))
+            table.add_row(f"[bold]{row['rule']}[/bold]", *(marks.get(cell, escape(cell)) for cell in cells[1:]))
         console.print(table)
     for line in _notes(audits, "", [""]):
         console.print(line, highlight=False, markup=False)

@@ -24,7 +24,7 @@ class RuleEntry:
     def options(self) -> dict[str, type]:
         """Return the options of its constructor by name, with their types, int or float."""
         return {
-            each.name: int if type(each.default) is int and "float" not in str(each.annotation) else float
+            each.name: int if "int" in f"{each.annotation} {type(each.default)}".replace("float", "") else float
             for each in _parameters(self.kind)
         }
 
