@@ -374,7 +374,7 @@ class TestHub:
 
         monkeypatch.setattr(data, "_hub_answers", lambda: True)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-        assert "no space left; without" in refusal("mnist", None, OSError)
+        assert "no space left at all; without" in refusal("mnist", None, OSError)
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
         assert "no train.parquet and no test.parquet in" in refusal("mnist", None, OSError)
 
