@@ -63,6 +63,7 @@ GAMES = {
     "retrograde": "CartPole-v1, 1.5 M samples, credit 120 s later in each layer",
     "lunar-lander": "LunarLander-v3, 1 M samples",
     "space-invaders": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 2 M samples",
+    "space-invaders-full": "MinAtar SpaceInvaders, one λ (0.8), dense critic, 5 M samples",
 }
 IMAGES = {
     "mnist": "MNIST, MLP, 20,000 updates",
