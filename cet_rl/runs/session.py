@@ -240,7 +240,7 @@ def opened(
     """Lock and open the folders of runs that are not finished while the block runs; yield the runs and learners.
 
     `build` makes a learner, at its first step, before anything is touched; `load` brings it to the checkpoint of
-    its run. Of several runs, one that cannot be opened fails alone.
+    its run. Of several runs, one whose checkpoint cannot be loaded fails alone; a locked folder ends all.
     """
     set_threads(sessions[0].config.threads)
     pairs = [(session, build(session)) for session in sessions if not session.is_finished()]
