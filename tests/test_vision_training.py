@@ -600,6 +600,6 @@ def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
     monkeypatch.chdir(tmp_path)
-    said = "--compile does not work here (there is no compiler): leave it out"
+    said = "--compile does not work here (there is no compiler and a long story): leave it out"
     assert_refused(here("train", "digits", "--compile"), said)
     assert not list(tmp_path.iterdir())
