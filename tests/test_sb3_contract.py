@@ -353,7 +353,7 @@ def learns(make):
 
 @row(
     "again, after a callback has stopped a rollout",
-    differs="begins where the environment is, and traces know the steps before; A2C begins with an older observation",
+    differs="begins with the present observation, and traces know the steps before; A2C begins with an older one",
     found=(False, True),
 )
 def stopped(make):
