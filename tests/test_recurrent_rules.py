@@ -502,7 +502,7 @@ class Hebb(Rule):
 
     name = "hebb"
 
-    def __init__(self, cell: RNNCell, gain: float = 1.0, steps: int | None = None) -> None:
+    def __init__(self, cell: RNNCell, gain: float = 1, steps: int | None = None) -> None:
         super().__init__(cell)
         self.gain, self.steps = gain, steps
 

@@ -89,8 +89,7 @@ def test_a_foreign_agent_follows_the_configuration():
     assert (agent.lr_schedule(1), agent.lr_schedule(0)) == (1e-3, 0)
     assert agent.policy.net_arch == [8]
     assert any(type(module).__name__ == "Tanh" for module in agent.policy.modules())
-    assert type(agent.policy.optimizer).__name__ == "Adam"
-    assert set(ACTIVATIONS) == set(TORCH_ACTIVATIONS)
+    assert (type(agent.policy.optimizer).__name__, set(ACTIVATIONS)) == ("Adam", set(TORCH_ACTIVATIONS))
     dqn = find_agent("stable_baselines3:DQN").build(RLConfig("CartPole-v1", gamma=0.9, **QUICK))
     assert (dqn.n_steps, dqn.gamma) == (1, 0.9)  # off-policy, n_steps means something else
 

@@ -85,8 +85,7 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
         summary.unlink()
     for checkpoint in summaries[0].parent.glob("checkpoint/*.zip"):
         checkpoint.write_text("")
-    assert sweep(file, folder) == 1
-    assert statuses(folder) == ["failed", "failed", "finished"]
+    assert (sweep(file, folder), statuses(folder)) == (1, ["failed", "failed", "finished"])
     assert "network.zip is damaged" in folder.failure_file(summaries[0].parent.name).read_text()
 
 

@@ -145,8 +145,7 @@ def test_run_folders_know_their_task_kind(tmp_path):
         found, folder, values = read_run(tmp_path)
         assert found is task_kind
         assert folder.checkpoint_file == RunFolder(tmp_path, name).checkpoint_file
-        assert folder.checkpoint_file.name == name
-        assert values == {"task": task, "seed": 3}
+        assert (folder.checkpoint_file.name, values) == (name, {"task": task, "seed": 3})
 
 
 def test_a_data_set_of_a_third_party(monkeypatch, tmp_path, capfd, request):

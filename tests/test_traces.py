@@ -377,7 +377,7 @@ class Nothing(Trace):
         (lambda: SharpCET(1, 10), "SharpCET needs an order"),
         (lambda: Legendre(4, -1), "delay_steps of Legendre must be at least 1"),
         *[(lambda decay=decay: ET(decay), "between 0 and 1") for decay in (1.0, 0.0, float("nan"))],
-        (lambda: LTPLTD(10, 1 + 1e-8), "above 1.000001, got 1.00000001"),
+        *[(lambda ratio=r: LTPLTD(10, ratio), f"above 1.000001, got {r}$") for r in (1, 1 + 1e-8)],
         (lambda: PerfectMemory(-1), "must be at least 0"),
         (lambda: CET(5, 10).kernel(0), "at least 1"),
         (lambda: Optimal(0, 10), "order of at least 1, got 0"),

@@ -205,7 +205,7 @@ class TestRefusals:
         (tmp_path / "test.parquet").unlink()
         assert "no test.parquet" in refusal("mnist", tmp_path, OSError)
         (tmp_path / "train.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
-        assert "no whole set" in refusal("mnist", tmp_path, OSError)
+        assert "has train-00000-of-00002, which is no whole set: copy" in refusal("mnist", tmp_path, OSError)
         write(tmp_path, "test", columns([GOOD], [0]))
         write(tmp_path, "train-00001-of-00002", columns([GOOD], ["seven"]))
         assert "not hold images of one kind" in refusal("mnist", tmp_path)

@@ -330,6 +330,6 @@ def test_times_may_be_a_tensor():
     layer = TracedLinear(3, 4, trace=CET(3, 2))
     with seen_at(layer, torch.arange(5), 5):
         layer(torch.randn(5, 3)).sum().backward()
-    for times, steps in (([0.5, 1.5], 5), ([0, 1], 2.5)):
-        with pytest.raises(ValueError, match="whole number"):
+    for times, steps, words in (([0.5, 1.5], 5, "whole numbers"), ([0, 1], 2.5, "steps must be a whole number")):
+        with pytest.raises(ValueError, match=words):
             seen_at(layer, times, steps)

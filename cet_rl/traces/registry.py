@@ -336,6 +336,7 @@ class TraceConfig:
     def built(self) -> tuple[str, Trace | None]:
         """Return the name of the kind that is built, "et" for a cascade of order 1, and a trace of that kind."""
         trace = self._make(_ANY_DELAY)
+        # A function may return a trace of another kind, which does not make it that kind.
         made = type(trace) if isinstance(make := find_trace(self.kind).make, type) else make
         return next((name for name, kind in TRACES.items() if kind.make is made), self.kind), trace
 

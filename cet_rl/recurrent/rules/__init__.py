@@ -23,10 +23,9 @@ class RuleEntry:
 
     def options(self) -> dict[str, type]:
         """Return the options of its constructor by name, with their types, int or float."""
-        return {
-            each.name: int if "int" in f"{each.annotation} {type(each.default)}".replace("float", "") else float
-            for each in _parameters(self.kind)
-        }
+        found = {each.name: (str(each.annotation), type(each.default)) for each in _parameters(self.kind)}
+        whole = (n for n, (hint, kind) in found.items() if "float" not in hint and (kind is int or "int" in hint))
+        return dict.fromkeys(found, float) | dict.fromkeys(whole, int)
 
     def check_options(self, names: Iterable[str]) -> None:
         """Raise ValueError for a name that is none of its options."""
