@@ -65,10 +65,11 @@ def runs() -> list[Run]:
     found = [run for name, (sweep, table) in SWEEPS.items() for run in _of_study(name, sweep, table)]
     known, _ = read_runs([DOCS / "data" / "full.csv"])
     full = runpy.run_path(str(DOCS / "tables.py"))["FULL"]
-    curves = {task: _curves(DOCS / "data" / f"{name}.csv", RL) for name, task in full.items()}
+    curves = {study: _curves(DOCS / "data" / f"{name}.csv", RL) for name, study in full.items()}
     for run in known:
         assert run.config is not None
-        found.append(replace(run, columns=curves[run.config.task].get(_key_of(run.config), {})))
+        study = run.config.task, run.config.stacked
+        found.append(replace(run, columns=curves[study].get(_key_of(run.config), {})))
     return found
 
 

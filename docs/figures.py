@@ -59,6 +59,7 @@ GAMES = {
     "cartpole-traces": "CartPole-v1, credit 128 s late, 0.5 M samples",
     "cartpole-full": "CartPole-v1, 5 M samples",
     "lunar-lander-full": "LunarLander-v3, 2 M samples",
+    "lunar-lander-retrograde": "LunarLander-v3, 2 M samples, credit 120 s later in each layer",
     "split-cartpole": "CartPole-v1, observations split by sign and as they are, 1 M samples",
     "retrograde": "CartPole-v1, 1.5 M samples, credit 120 s later in each layer",
     "lunar-lander": "LunarLander-v3, 1 M samples",

@@ -57,11 +57,12 @@ AUTHORS = {
 """What the authors' code ends at, one seed or two, as run once by us; not among our data."""
 
 FULL = {
-    "cartpole-full": "CartPole-v1",
-    "lunar-lander-full": "LunarLander-v3",
-    "space-invaders-full": "MinAtar/SpaceInvaders-v1",
+    "cartpole-full": ("CartPole-v1", False),
+    "lunar-lander-full": ("LunarLander-v3", False),
+    "lunar-lander-retrograde": ("LunarLander-v3", True),
+    "space-invaders-full": ("MinAtar/SpaceInvaders-v1", False),
 }
-"""Studies whose final numbers are in full.csv, and their tasks."""
+"""Studies whose final numbers are in full.csv, their tasks, and whether their delays are stacked."""
 
 Scores = dict[str, dict[str, list[float]]]
 """A score of each seed, by arm and by what else the table has columns for, such as the delay."""
@@ -82,8 +83,8 @@ def known(name: str, score: str) -> Scores:
     found: Scores = defaultdict(lambda: defaultdict(list))
     with open(DOCS / "data" / "full.csv", newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            if row["task"] == FULL[name]:
-                options = json.loads(row["options"])
+            options = json.loads(row["options"])
+            if (row["task"], options["stacked"]) == FULL[name]:
                 late = f"{options['delay']:g}s" if options["delay"] else ""
                 found[re.sub(r"-.*|(?<=^et)0.*", "", row["arm"])][late].append(float(row[score]))
     return found

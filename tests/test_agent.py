@@ -342,6 +342,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
         ({"order": 2.5}, "whole number"),
         ({"alignment": "no"}, "alignment must be true or false"),
         *[({"learning_rate": rate}, "learning rate must be positive") for rate in (0.0, float("nan"))],
+        *[({"learning_rate": rate}, "learning_rate must be a number, got") for rate in (None, "fast")],
         ({"learning_rate": lambda progress: 1e-3 * progress**2}, "no straight line"),
         *[({"policy_kwargs": {"net_arch": widths}}, "net_arch must") for widths in ([0], [True], 5)],
         *[({"policy_kwargs": {"log_std": value}}, "log_std must be") for value in ("wide", float("nan"))],

@@ -174,6 +174,7 @@ MAPS = {"geometry": Convolution(2, 3, 3, (4, 5))}
         (MAPS | {"gamma_lam": torch.full((3, 2, 3, 3), 0.5), "executor": "history"}, "breaks the closed form"),
         (SIZES | {"gamma_lam": torch.full((3, 2), 0.5), "executor": "factored"}, "closed form of 'factored'"),
         (MAPS | {"n_in": 4}, "either n_in and n_out, or geometry"),
+        (MAPS | {"dtype": torch.int64}, "dtype must be a type of real numbers, such as torch.float32"),
         ({}, "either n_in and n_out, or geometry"),
     ],
 )

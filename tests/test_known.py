@@ -120,7 +120,7 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
     [
         ("options", "choices", "it has no column options: name one that --known has written"),
         ("fake,", "fake,,", "line 2: mend the row or remove it: it has more cells than columns"),
-        ("0.25", "good", "column score must hold numbers, got 'good'"),
+        *[("0.25", text, f"score must hold finite numbers, got '{text}'") for text in ("good", "nan", "9" * 400)],
         ('""seed"":0', '""seed"":1', "its seed is 0, that of its options 1"),
         ('""seed"":0', "seed", "line 2: "),
         ('""task""', '""job""', "its options lack 'task'"),

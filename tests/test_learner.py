@@ -312,6 +312,7 @@ def test_feedback_reaches_convolutions(feedback):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"trace": "cet"}, r"trace must be a TraceConfig such as TraceConfig\('cet', 5\), got 'cet'"),
         ({"gamma": 1.5}, "gamma"),
         ({"gamma": 1.0, "lam": 1.0}, "would never decay"),
         *[({"random_lam": given}, "random_lam must be") for given in ((0.9, 0.1), 0.5, (0.1, 0.2, 0.3))],

@@ -239,6 +239,10 @@ def test_lags_that_cannot_be_are_refused():
             Add(lags)
     with pytest.raises(ValueError, match=f"at most {MAX_LAG}"):
         Add((3, MAX_LAG + 1))
+    task = Add()
+    object.__setattr__(task, "memory", MAX_LAG + 1)  # as a task of one's own may say
+    with pytest.raises(ValueError, match="memory must be at most 1000 symbols, got 1001"):
+        task.stream(0, 1)
     assert Add([3, 5]) == Add((3, 5)) == Add(np.array([3, 5]))
     assert len({Add([3, 5]), Add()}) == 1
 

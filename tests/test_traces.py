@@ -310,6 +310,8 @@ def test_a_trace_of_ones_own_is_scaled_and_measured():
     assert trace.sharpness == pytest.approx(expected[8] ** 2 / (expected**2).sum())
     assert (trace.share(-1), PerfectMemory(5).sharpness, PerfectMemory(5).bound) == (0, 1, None)
     assert (ET(0.9).sharpness, ET(0.9).bound, ET(0.9).share(0)) == (None, None, pytest.approx(0.19))
+    with pytest.raises(ValueError, match=r"lag must be a whole number, got 2\.5"):
+        trace.share(2.5)
 
     class Slower(Turning):
         def transition(self):

@@ -350,6 +350,12 @@ def test_runs_at_different_steps_are_resumed_in_groups(folders, tmp_path, monkey
             interrupted_at(patch, step)
             with pytest.raises(KeyboardInterrupt):
                 train_batch([RUNS[n] for n in runs], [paths[n] for n in runs], quiet=True)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, 7)  # of the first group: the second one ends as well
+        with pytest.raises(KeyboardInterrupt):
+            train_batch(RUNS, paths, quiet=True)
+    found = [summary(path) for path in paths]
+    assert [(each["status"], each["steps"]) for each in found] == [("interrupted", step) for step in (7, 7, 9)]
     assert train_batch(RUNS, paths, quiet=True) == paths
     for path, whole in zip(paths, folders, strict=True):
         assert summary(path)["status"] == "finished"

@@ -47,6 +47,7 @@ REFUSALS = [
     ({"hidden": (100_001,)}, ["--hidden must list widths"]),
     ({"channels": (8, 0)}, ["--channels must list widths", "(8, 0)"]),
     ({"model": "cnn", "channels": ()}, ["--channels must list at least one width"]),
+    ({"channels": (8, 16)}, ["an MLP has none: leave it out, or use --model cnn"]),
     # Numbers.
     ({"warmup": -0.1}, ["--warmup must lie in [0, 1), got -0.1"]),
     ({"warmup": 1.0}, ["--warmup must lie in [0, 1), got 1"]),

@@ -98,6 +98,8 @@ def test_images_of_a_third_party_are_looked_at(monkeypatch):
         both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
         monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
         assert "images (N, C, H, W) float32 and labels (N,) int64 from 0 to 1" in refusal("mine", None)
+    monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: (images, labels)))
+    assert "the loader of mine must return ImageData, got tuple" in refusal("mine", None)
 
 
 def test_validation_leaves_the_test_images_alone():

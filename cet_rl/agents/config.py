@@ -67,6 +67,8 @@ class LearnerConfig:
     executors: tuple[str, ...] | None = None  # `Synapses.choice` of each layer, input side first; None to choose
 
     def __post_init__(self) -> None:
+        if not isinstance(self.trace, TraceConfig):
+            raise ValueError(f"trace must be a TraceConfig such as TraceConfig('cet', 5), got {self.trace!r}")
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
             value = checked(getattr(self, name), float, name)
             object.__setattr__(self, name, value)

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from cet_rl import __version__
 from cet_rl.agents.config import network_keywords, our_keywords
 from cet_rl.runs import archive
+from cet_rl.runs.values import checked
 from cet_rl.traces.base import check_whole
 
 _PROGRESS = (
@@ -211,7 +212,7 @@ def schedule_to_data(schedule: object) -> float | dict[str, float]:
                 "or LinearSchedule of stable_baselines3.common.utils"
             )
         data = {"start": start, "end": end, "end_fraction": 1.0}
-    start, end = (data["start"], data["end"]) if isinstance(data, dict) else (float(data), 0.0)
+    start, end = (data["start"], data["end"]) if isinstance(data, dict) else (checked(data, float, "learning_rate"), 0.0)
     if not (math.isfinite(start) and start > 0):
         raise ValueError(f"learning rate must be positive and finite, got {start:g}")
     if not (math.isfinite(end) and end >= 0 and (not isinstance(data, dict) or data["end_fraction"] > 0)):

@@ -120,6 +120,8 @@ class Synapses(nn.Module):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
         if delay_steps is None:
             delay_steps = 0 if trace is None else int(trace.made_for or 0)
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a type of real numbers, such as torch.float32, got {dtype}")
         check_whole(num_envs, "num_envs", at_least=1)
         check_whole(rollout, "rollout", at_least=1)
         check_whole(delay_steps, "delay_steps", at_least=0)

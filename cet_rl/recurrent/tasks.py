@@ -82,6 +82,8 @@ class Stream:
     def __init__(self, task: SequenceTask, seed: int, batch: int, dtype: torch.dtype) -> None:
         check_whole(seed, "seed", at_least=0)
         check_whole(batch, "batch", at_least=1)
+        if task.memory > MAX_LAG:
+            raise ValueError(f"a task's memory must be at most {MAX_LAG} symbols, got {task.memory}")
         self._seed, self._batch = seed, batch
         self._task, self._dtype, self._hold = task, dtype, symbol_steps(task.alpha)
         self._steps, self._rates = 0, np.zeros((self._batch, task.units))

@@ -301,6 +301,7 @@ def run(
         learner.load(session.folder.checkpoint_file)
         session.say(f"resuming at {learner.step:,} {session.kind.unit}")
 
+    ended: list[Status] = []
     with opened(sessions, make, load) as runs:
         for step in sorted({learner.step for _, learner in runs}):
             group = [(session, learner) for session, learner in runs if learner.step == step]
@@ -309,9 +310,8 @@ def run(
             for session, _ in group:
                 session.attempt(session.begin, lambda batch=batch: batch.step, time_shared)
             loop = _Loop([session for session, _ in group], batch)
-            if run_and_summarize(loop.sessions, loop.run) == "interrupted":
-                return "interrupted"
-    return "finished"
+            ended.append(run_and_summarize(loop.sessions, loop.run))  # at once if the last one was interrupted
+    return "interrupted" if "interrupted" in ended else "finished"
 
 
 class _Loop:

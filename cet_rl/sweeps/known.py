@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -71,10 +72,12 @@ class KnownRun:
         texts = {name: text for name, text in row.items() if name not in (*FIRST, *LAST) and text}
         metrics: dict[str, float] = {}
         for name, text in texts.items():
-            try:
-                metrics[name] = int(text) if text.isdecimal() else float(text)
-            except ValueError:
-                raise ValueError(f"column {name} must hold numbers, got {text!r}") from None
+            number = math.nan
+            with suppress(ValueError):
+                number = float(text)
+            if not math.isfinite(number):
+                raise ValueError(f"column {name} must hold finite numbers, got {text!r}")
+            metrics[name] = int(text) if text.isdecimal() else number
         own = {"task": options["task"], "seed": options["seed"], "agent": row["agent"], "steps": int(row["steps"])}
         speed = float(row[SPEED]) if row.get(SPEED) else None
         summary = {**own, "status": "finished", SPEED: speed, "metrics": metrics}

@@ -172,6 +172,7 @@ class Trace(ABC):
 
     def share(self, lag: int) -> float:
         """Return the share of the kernel's energy at one lag, g_lag² / Σ g²: how sharply it recalls that lag."""
+        check_whole(lag, "lag")
         if lag < 0:
             return 0.0
         energy = self.unscaled_kernel(max(lag + 1, self.support[1])) ** 2

@@ -66,6 +66,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
             f"{name} needs {error.name or error}; all that our data sets need is in the extra vision: "
             "pip install 'cet-rl[vision]'"
         ) from error
+    if not isinstance(data, ImageData):
+        raise ValueError(f"the loader of {name} must return ImageData, got {type(data).__name__}")
     for images, labels in ((part.images, part.labels) for part in (data.train, data.test)):
         form, classes = (images.ndim, images.dtype, labels.dtype, labels.shape), {*range(data.classes)}
         if form != (4, torch.float32, torch.int64, (len(images),)) or not classes.issuperset(labels.tolist()):
