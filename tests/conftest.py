@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 from cet_rl.cli import main
+from cet_rl.vision.data import load
 
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
@@ -22,6 +23,16 @@ def _one_thread():
         yield
 
 
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no CUDA device here")
@@ -30,10 +41,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(skip)
 
 
-def run_python(*arguments, cwd=None, timeout=550, **environment):
+def run_python(*arguments, cwd=None, timeout=550, succeeds=False, **environment):
     """Run Python in a process of its own, with changes to the environment, and return how it has ended."""
     command, given = [sys.executable, *map(str, arguments)], {"cwd": cwd, "env": {**os.environ, **environment}}
-    return subprocess.run(command, **given, capture_output=True, text=True, timeout=timeout, check=False)
+    result = subprocess.run(command, **given, capture_output=True, text=True, timeout=timeout, check=False)
+    assert result.returncode == 0 or not succeeds, result.stderr
+    return result
 
 
 def here(*arguments):
@@ -41,6 +54,10 @@ def here(*arguments):
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         code = main([*map(str, arguments)])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
 
 
 def assert_refused(result, *words):

@@ -1,7 +1,5 @@
 """Random layers with late credit, chunks of signals for them, and their update from the formulas alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +90,22 @@ class Problem:
     def decay_per_weight(self):
         return torch.rand(self.geometry.weight_shape, generator=self.generator(), dtype=torch.float64)
 
+    def updates_by_formula(self, parts, outer):
+        """Return the sum of all updates from the formulas and the kernel, given a layer's outer product."""
+        pre, derivative, error, td_error, start = joined(parts)
+        (total, envs), D, trace = td_error.shape, self.delay_steps, self.trace
+        kernel = torch.ones(1, dtype=torch.float64) if trace is None else trace.kernel(total)
+        gradient = torch.zeros(self.geometry.weight_shape, dtype=torch.float64)
+        for env in range(envs):
+            e = torch.zeros_like(gradient)
+            for t in range(D, total):
+                arriving = error[t - D, env]
+                e *= self.decay * (1 - start[t - D, env])
+                for lag in range(min(t + 1, len(kernel))):
+                    e += kernel[lag] * outer(arriving * derivative[t - lag, env], pre[t - lag, env])
+                gradient += td_error[t - D, env] * e
+        return gradient
+
 
 def problems(geometries, longest=20, decays=(0.0, 0.5, 0.94, 0.999)):
     """Draw problems whose chunks have up to `longest` steps."""
@@ -112,33 +126,9 @@ def joined(parts):
     return [torch.cat(kind) for kind in zip(*parts, strict=True)]
 
 
-def updates_by_formula(problem, parts, outer):
-    """Return the sum of all updates from the formulas and the kernel, given a layer's outer product."""
-    pre, derivative, error, td_error, start = joined(parts)
-    (total, envs), D, trace = td_error.shape, problem.delay_steps, problem.trace
-    kernel = torch.ones(1, dtype=torch.float64) if trace is None else trace.kernel(total)
-    gradient = torch.zeros(problem.geometry.weight_shape, dtype=torch.float64)
-    for env in range(envs):
-        e = torch.zeros_like(gradient)
-        for t in range(D, total):
-            arriving = error[t - D, env]
-            e *= problem.decay * (1 - start[t - D, env])
-            for lag in range(min(t + 1, len(kernel))):
-                e += kernel[lag] * outer(arriving * derivative[t - lag, env], pre[t - lag, env])
-            gradient += td_error[t - D, env] * e
-    return gradient
-
-
 def dense_eligibility(layer):
     """Return e of each environment, (E, *weight_shape), also of a layer that keeps it as weights of its past."""
     if layer.past_eligibility is None:
         return layer.eligibility
     geometry, post, pre = layer.geometry, layer.past_eligibility, layer.past_pre
     return geometry.outer_sum_by_env(geometry.unflatten_post(post), geometry.unflatten_pre(pre))
-
-
-def assert_same(found, expected):
-    for chunk, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert torch.isfinite(a).all()
-        assert a.shape == b.shape
-        assert (a - b).abs().max().item() <= 1e-10 * max(1.0, b.abs().max().item()), f"chunk {chunk}"

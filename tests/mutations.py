@@ -1,7 +1,5 @@
 """Changes to files, by chance or malice, for fuzz tests."""
 
-from __future__ import annotations
-
 import re
 
 from hypothesis import strategies as st

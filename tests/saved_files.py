@@ -1,7 +1,5 @@
 """Look into files of agents and networks, and write changed ones with the checksums that belong to them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import zipfile

@@ -1,7 +1,5 @@
 """Sweeps and searches whose jobs are run by a trainer that learns nothing, in processes of their own."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import run_python
+from conftest import run_python, weights
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,10 +31,6 @@ from cet_rl.traces.registry import TraceConfig
 def make(num_envs=2, seed=0, task="CartPole-v1", env=None, **options):
     options = {"delay": 1.0, "order": 3, "n_steps": 16, "policy_kwargs": {"net_arch": [16, 16]}, **options}
     return CETActorCritic("MlpPolicy", env or make_vec_env(task, num_envs, seed), seed=seed, **options)
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
 
 
 def assert_same_state(model, other):
@@ -234,8 +230,6 @@ def test_damaged_files_are_refused(tmp_path, damage):
     path.write_bytes(DAMAGES[damage]())
     with pytest.raises(ValueError, match=r"damaged|agent file|version"):
         CETActorCritic.load(path)
-    with pytest.raises(FileNotFoundError, match="no agent file"):
-        CETActorCritic.load(tmp_path / "elsewhere")
 
 
 @given(data=st.data())
@@ -411,5 +405,4 @@ assert "torch._dynamo" not in sys.modules
 
 def test_learning_loads_no_compiler():
     """`torch._dynamo` would take a second and 70 MB of every run."""
-    result = run_python("-c", LEARNING)
-    assert result.returncode == 0, result.stderr
+    run_python("-c", LEARNING, succeeds=True)

@@ -1,7 +1,5 @@
 """Checkpoints and logs of runs: written whole or not at all, the last two kept, damage noticed, the good used."""
 
-from __future__ import annotations
-
 import errno
 import os
 import resource
@@ -213,21 +211,16 @@ def test_what_cannot_be_encoded_is_named_and_costs_no_checkpoint(kept):
     assert step_of(kept.checkpoint_file) == 3
 
 
-def test_a_run_folder_finds_the_good_one(tmp_path, caplog):
-    folder = RunFolder(tmp_path / "run", "network.zip")
-    assert not folder.open_for(CONFIG, resume=True)
-    assert folder.checkpoint_file == folder.path / "checkpoint" / "network.zip"
-    for step in (1, 2):
-        folder.save_checkpoint(state(step))
-    assert step_of(folder.checkpoint_file) == 2
-    cut(folder.checkpoint_file)
-    (folder.path / "checkpoint" / ".network.99.tmp.zip").write_bytes(b"half")
-    again = RunFolder(tmp_path / "run", "network.zip")
+def test_a_run_folder_finds_the_good_one(kept, caplog):
+    cut(kept.newest)
+    half = kept.newest.with_name(".network.99.tmp.zip")
+    half.write_bytes(b"half")
+    again = RunFolder(kept.path, "network.zip")
     assert again.open_for(CONFIG, resume=True)
-    assert (step_of(again.checkpoint_file), len(caplog.records)) == (1, 1)
-    assert not (folder.path / "checkpoint" / ".network.99.tmp.zip").exists()
+    assert (step_of(again.checkpoint_file), len(caplog.records)) == (2, 1)
+    assert not half.exists()
     edited = {**CONFIG, "lr": 0.3}
-    folder.config_file.write_text(yaml.safe_dump({**edited, "device": "cuda", "threads": 4}))
+    kept.config_file.write_text(yaml.safe_dump({**edited, "device": "cuda", "threads": 4}))
     with pytest.raises(ValueError, match=r"another configuration \(lr 0\.1 there, 0\.3 here\)"):
         again.open_for(edited, resume=True)
 
@@ -267,3 +260,4 @@ def test_a_run_killed_before_its_configuration_is_written_begins_again(tmp_path)
     with patch("cet_rl.runs.folder.write_text", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         folder.open_for(config, resume=False)
     assert not folder.open_for(config, resume=True)
+    assert folder.checkpoint_file == folder.path / "checkpoint" / "network.zip"

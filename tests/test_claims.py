@@ -1,7 +1,5 @@
 """Claims: each can come out either way on made-up runs of its own sweeps; what counts as a run; statistics."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
@@ -16,7 +14,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from conftest import assert_refused, here
 from scipy.optimize import linprog
 
 from cet_rl.cli import main
@@ -493,10 +490,6 @@ def test_of_runs_that_are_alike_the_one_that_has_logged_most_counts():
     ]
     for given in ([*bare, *runs], [*runs, *bare]):
         assert examine(given, [claim])[0].verdict == "supported"
-
-
-def test_a_title_of_claims_is_one_clear_error():
-    assert_refused(here("report", "--claims", ".", "--title", "T"), "--title")
 
 
 def test_the_pages_of_the_documentation_say_what_its_numbers_give():

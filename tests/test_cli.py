@@ -19,21 +19,21 @@ from cet_rl import Optimal
 from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
 from cet_rl.cli.train import parse_arguments
+from cet_rl.recurrent.rules import RULES
 
 QUICK = ["--total-steps", "30000", "--hidden", "16", "16", "--eval-episodes", "5"]
 ENVIRONMENT = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def cet_rl(*arguments, cwd):
-    return run_python("-m", "cet_rl", *arguments, cwd=cwd, **ENVIRONMENT)
+def cet_rl(*arguments, cwd, **options):
+    return run_python("-m", "cet_rl", *arguments, cwd=cwd, **ENVIRONMENT, **options)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was let finish, in the default folder."""
     cwd = tmp_path_factory.mktemp("finished")
-    result = cet_rl("train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK, cwd=cwd)
-    assert result.returncode == 0, result.stderr
+    result = cet_rl("train", "CartPole-v1", "--delay", 8, "--order", 5, *QUICK, cwd=cwd, succeeds=True)
     return cwd, cwd / "runs" / "CartPole-v1-cet5-8s-0", result
 
 
@@ -87,8 +87,7 @@ def test_tensorboard_reads_it(finished):
 def test_eval(finished):
     cwd, folder, _ = finished
     found = summary(folder)
-    result = cet_rl("eval", folder, "--episodes", 5, cwd=cwd)
-    assert result.returncode == 0, result.stderr
+    result = cet_rl("eval", folder, "--episodes", 5, cwd=cwd, succeeds=True)
     mean, deviation = map(float, re.search(r"return ([\d.]+) ± ([\d.]+) over 5 episodes", result.stdout).groups())
     assert mean == pytest.approx(found["metrics"]["eval_return_mean"], abs=0.051)
     assert deviation == pytest.approx(found["metrics"]["eval_return_std"], abs=0.051)
@@ -229,16 +228,14 @@ def test_refusals_that_need_only_the_folder_do_not_wait_for_torch(tmp_path):
         lines += [f"{same} --lr 0.1", f"train {task} --seeds 0-1 --run-dir mine"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    found = run_python("-c", WITHOUT_TORCH, *lines, cwd=tmp_path, timeout=120)
-    assert found.returncode == 0, found.stderr
+    found = run_python("-c", WITHOUT_TORCH, *lines, cwd=tmp_path, timeout=120, succeeds=True)
     assert_holds(found.stderr, "no run folder", "already holds a finished run", "is finished")
     assert_holds(found.stderr, "lr 0.001 there, 0.1 here", "\npaper, Table 6: CartPole-v1, 8 s, CET order 5")
     assert_holds(found.stderr, "unknown command 'xyzzy'; choose from train, sweep, tune")
 
 
-def test_configuration_files_and_precedence(tmp_path, monkeypatch):
+def test_configuration_files_and_precedence(tmp_path, elsewhere):
     (tmp_path / "mine.yaml").write_text("task: CartPole-v1\ndelay: 1\norder: 3\nlr: 1e-3\ntotal_steps: 2000\n")
-    monkeypatch.chdir(tmp_path)
     config = parse_arguments(["--config", "mine.yaml", "--order", "4", "--hidden", "8"]).config
     assert (config.delay, config.order, config.lr, config.num_envs, config.hidden) == (1.0, 4, 1e-3, 4, (8,))
     (tmp_path / "run.yaml").write_text("task: CartPole-v1\nexecutors: [history]\nvectorization: numpy\n")
@@ -381,13 +378,67 @@ REFUSALS = [
     ("CartPole-v1 --xyzzy 1", ["unknown option '--xyzzy'; see cet-rl train TASK --help"]),
     ("mnist --config cartpole-8s", ["cartpole-8s is for task CartPole-v1, not for mnist"]),
     ("--config cartpole-8s mnist", ["unexpected mnist", "cet-rl train TASK"]),
+    ("digits --agent cet", ["--agent does not apply to digits: it is an option of reinforcement learning"]),
+    ("CartPole-v1 --salience 0.1", ["--salience does not apply to CartPole-v1", "image classification"]),
+    ("digits --model rnn", ["--model", "rnn"]),
+    ("digits --hidden wide", ["--hidden", "wide"]),
+    ("digits --data-dir there", ["digits comes with scikit-learn", "--data-dir"]),
+    ("mnist --data-dir there", ["there does not exist", "train.parquet"]),
+    ("digits --batch-size 5000", ["from 1 to 1,438", "5000"]),
+    ("digits --batch-size 1400 --validation", ["from 1 to 1,294"]),
+    ("digits --model cnn --channels 4 4 4 4", ["8×8 pixels are too small for 4 stages"]),
+    ("digits --delay 2 --order 6 --config paper", ["no table for digits"]),
+    ("add --rule rfol", ["unknown rule 'rfol'", "did you mean rflo"]),
+    ("mimc", ["did you mean mimic"]),
+    ("add --lags -1 5", ["--lags must not be negative"]),
+    ("mimic --lags 2 4", ["--lags belongs to Add"]),
+    ("add --rule rtrl --delay 4", ["rule rtrl cannot learn from a late error", "rflo"]),
+    ("add --delay 0.3", ["no whole number", "0.2 s and 0.4 s"]),
+    ("add --delay 4 --total-steps 20", ["longest delay is 20 steps"]),
+    ("add --delay 4 --jitter 0.5 --total-steps 30", ["longest delay is 30 steps"]),
+    ("add --delay 4 --jitter 1.5", ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),
+    ("add --jitter 0.5", ["--jitter needs a delay"]),
+    ("add --delay 2 --jitter 0.5 --executor compiled", ["--executor compiled", "no --jitter", "--executor step"]),
+    ("add --delay 2 --stacked --rule fixed-w", ["which --stacked does not delay"]),
+    ("add --delay 4 --total-steps 39 --update-every 20", ["longest delay is 20 steps"]),
+    ("add --total-steps 2000 --update-every 5000", ["before its first update (--update-every 5,000)"]),
+    ("add --rule bptt --rule-options window=50 --total-steps 49", ["first gradient of rule bptt", "step 49"]),
+    ("add --alpha 0", ["--alpha must lie in (0, 1]"]),
+    ("add --alpha 0.3", ["alpha"]),
+    ("add --units 0", ["--units must be at least 1"]),
+    ("add --batch-size 0", ["--batch-size must be at least 1"]),
+    ("add --rule-options window=3", ["rule rflo has no option 'window'", "it has none"]),
+    ("add --error-at activation", ["--error-at does not apply to add"]),
+    ("CartPole-v1 --rule rflo", ["--rule does not apply to CartPole-v1", "recurrent networks"]),
+    ("CartPole-v1 --checkpoint-every 0", ["--checkpoint-every must be at least 1, got 0"]),
+    ("digits --checkpoint-every 0", ["--checkpoint-every must be at least 1, got 0"]),
+    ("add --checkpoint-every 0", ["--checkpoint-every must be at least 1, got 0"]),
+]
+OTHERS = [
+    ("traces", ["--delay"]),
+    ("traces --delay 0", ["without a delay there is nothing to remember"]),
+    ("traces --delay 8.1", ["nearest valid delays are 8 s and 8.2 s"]),
+    ("traces --delay 8 --order 0", ["order must be at least 1"]),
+    ("traces --delay 8 --order 1 --trace sharp", ["SharpCET needs an order of at least 2"]),
+    ("traces --delay 8 --trace none", ["remembers nothing: leave it out"]),
+    ("traces --delay 8 --trace-options tol=1", ["choose from decay, discretization, ratio, tolerance"]),
+    ("traces --delay 8 --trace-options tolerance=1", ["must lie in [0, 1)"]),
+    ("traces --delay 8 --plot a.gif", ["--plot takes a file named .png, .svg or .pdf"]),
+    ("traces --delay 8 --plot /proc/a.png", ["cannot write to the folder /proc"]),
+    ("rules rfl0", ["did you mean rflo"]),
+    ("rules rflo --out nowhere/table.md", ["there is no folder"]),
+    ("rules rflo --format xml", ["--format"]),
+    ("report --claims . --title T", ["--title"]),
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), REFUSALS, ids=lambda value: value if isinstance(value, str) else "")
-def test_bad_input_is_refused_in_one_line(line, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused(here("train", *line.split()), *words)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [*((f"train {line}", words) for line, words in REFUSALS), *OTHERS],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_refused_in_one_line(line, words, tmp_path, elsewhere):
+    assert_refused(here(*line.split()), *words)
     assert not list(tmp_path.iterdir())
 
 
@@ -429,6 +480,7 @@ def test_help_version_and_list(tmp_path):
     assert_holds(listed, *["MinAtar/SpaceInvaders-v1", "digits", "mnist", "cifar10", "legendre", "sharp"])
     assert_holds(listed, *["ratio=", "rflo", "window=", "cartpole-8s", "paper"])
     assert "ltp-ltd" in cet_rl("list", "traces", cwd=tmp_path).stdout
+    assert_holds(here("list", "rules", "tasks").stdout, *RULES, "late-add", "mimic")
     assert_refused(cet_rl("list", "trace", cwd=tmp_path), "did you mean traces")
     assert_refused(cet_rl("trian", cwd=tmp_path), "did you mean train")
 
@@ -438,27 +490,17 @@ def test_help_version_and_list(tmp_path):
 def test_cartpole_is_learned_across_eight_seconds(tmp_path, seed, steps, least):
     """The promise of the README; and two other seeds, which play as well after less than a third of the budget."""
     command = ["train", "CartPole-v1", "--delay", 8, "--order", 5, "--seed", seed, "--total-steps", steps]
-    result = cet_rl(*command, "--run-dir", "run", "--quiet", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    cet_rl(*command, "--run-dir", "run", "--quiet", cwd=tmp_path, succeeds=True)
     metrics = summary(tmp_path / "run")["metrics"]
     assert metrics["eval_episodes"] == 100
     assert metrics["eval_return_mean"] >= 475
     assert metrics["train_return_mean"] >= least
 
 
-def test_the_paper_s_row_is_found_named_and_overridden():
-    line = "LunarLander-v3 --delay 32 --order 8 --config paper --gamma 0.9"
-    parsed = parse_arguments(line.split())
-    assert parsed.note == "paper, Table 6: LunarLander-v3, 32 s, CET order 8: lr 5e-4"
-    found = parsed.config.lr, parsed.config.normalization, parsed.config.anneal_lr, parsed.config.gamma
-    assert found == (5e-4, "area", False, 0.9)  # options over the row
-
-
 def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     """Trained, interrupted by nothing, evaluated and evaluated again from its folder by name."""
     options = "--delay 8 --agent sb3:a2c --total-steps 12000 --n-steps 16 --eval-episodes 5"
-    result = cet_rl("train", "CartPole-v1", *options.split(), cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    result = cet_rl("train", "CartPole-v1", *options.split(), cwd=tmp_path, succeeds=True)
     assert "rewards arrive 8 s late" in result.stderr
     folder = tmp_path / "runs" / "CartPole-v1-sb3-a2c-8s-0"
     found = summary(folder)

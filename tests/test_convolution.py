@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from late_credit import CONVOLUTIONS, DENSE, Problem, assert_same, dense_eligibility, problems, updates_by_formula
+from late_credit import CONVOLUTIONS, DENSE, Problem, dense_eligibility, problems
 from torch.nn.functional import conv2d, pad, unfold
+from vision_loop import assert_same
 
 from cet_rl import CET, ET, Legendre, PerfectMemory
 from cet_rl.credit import Convolution, Dense, Synapses, factored, geometry
@@ -103,7 +104,7 @@ def test_a_convolution_equals_its_formula(trace, delay_steps, options):
 
     problem = Problem(shape, 2, trace, delay_steps, chunks=[3, 5], decay=0.8, seed=3)
     parts, synapses = problem.signals(), problem.layer()
-    assert_same([sum(synapses(*part) for part in parts)], [updates_by_formula(problem, parts, outer)])
+    assert_same([sum(synapses(*part) for part in parts)], [problem.updates_by_formula(parts, outer)])
 
 
 @given(problem=CONVOLVING)

@@ -1,7 +1,5 @@
 """The cost model: what it chooses, and how its constants follow from measurements."""
 
-from __future__ import annotations
-
 import pytest
 from conftest import assert_holds
 

@@ -3,8 +3,6 @@
 On torch's `meta` device, which computes nothing, operations refuse tensors of other devices as they do on a GPU.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from itertools import product
 

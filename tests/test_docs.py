@@ -1,14 +1,11 @@
 """The examples of the README and the tutorial run as written, but for their budgets."""
 
-from __future__ import annotations
-
 import importlib
 import pydoc
 import re
 import runpy
 import shlex
 import tomllib
-from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
@@ -66,22 +63,16 @@ def small(text):
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
+    """What examples register is forgotten, or tests that come later in the same process would find it."""
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")
+    with patch.dict(rules.RULES), patch.dict(tasks.TASKS), patch.dict(datasets.DATASETS), patch.dict(TRACES):
+        yield
 
 
 @pytest.mark.parametrize("example", [code for _, code in PYTHON], ids=[name for name, _ in PYTHON])
 def test_python_examples(example):
     exec(small(example), {})
-
-
-@pytest.fixture(autouse=True)
-def _what_examples_register_is_forgotten():
-    """Else tests that come later in the same process would find it."""
-    with ExitStack() as stack:
-        for registry in (rules.RULES, tasks.TASKS, datasets.DATASETS, TRACES):
-            stack.enter_context(patch.dict(registry))
-        yield
 
 
 def test_the_tutorial_from_top_to_bottom(tmp_path, capfd):

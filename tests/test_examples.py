@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from unittest.mock import patch
 import matplotlib as mpl
 import pytest
 import torch
+from conftest import run_python
 from torch import Tensor, nn
 
 from cet_rl import CET, CreditTiming
@@ -163,9 +163,7 @@ def test_sb3_callbacks_keep_the_best_agent(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_weights_and_keep_their_traces() -> None:
-    command = [sys.executable, str(EXAMPLES / "ddp.py"), "--updates", "60"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    done = run_python(EXAMPLES / "ddp.py", "--updates", "60", timeout=500, succeeds=True)
     assert "the same weights everywhere: True" in done.stdout
     assert float(done.stdout.split("%")[0]) > 50
 
@@ -173,10 +171,8 @@ def test_two_processes_share_weights_and_keep_their_traces() -> None:
 @pytest.mark.slow
 def test_a_sweep_from_python_makes_a_report(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    command = [sys.executable, str(EXAMPLES / "sweep_from_python.py"), "--delays", "2", "--seeds", "1"]
-    command += ["--updates", "4", "--workers", "1", "--folder", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
+    options = ["--delays", "2", "--seeds", "1", "--updates", "4", "--workers", "1", "--folder", tmp_path]
+    done = run_python(EXAMPLES / "sweep_from_python.py", *options, timeout=500, succeeds=True)
     assert "failed" not in done.stdout
     assert (tmp_path / "report.html").is_file()
     assert len(list(tmp_path.glob("*/summary.json"))) == 3

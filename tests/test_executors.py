@@ -7,17 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from late_credit import (
-    CONVOLUTIONS,
-    DENSE,
-    assert_same,
-    dense_eligibility,
-    joined,
-    problems,
-    random_signals,
-    updates_by_formula,
-)
+from late_credit import CONVOLUTIONS, DENSE, dense_eligibility, joined, problems, random_signals
 from torch.nn.functional import pad
+from vision_loop import assert_same
 
 from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory, SharpCET
 from cet_rl.credit import Convolution, Synapses
@@ -67,7 +59,7 @@ def test_the_definition_equals_its_formula(problem):
     def outer(post, pre):
         return torch.outer(post, pad(pre, (0, int(problem.geometry.bias)), value=1.0))
 
-    assert_same([sum(synapses(*part) for part in parts)], [updates_by_formula(problem, parts, outer)])
+    assert_same([sum(synapses(*part) for part in parts)], [problem.updates_by_formula(parts, outer)])
 
 
 @pytest.mark.parametrize("executor", ["auto", "step", "chunk", "fused", "history", "factored"])

@@ -1,7 +1,5 @@
 """The configurations of the papers' figures and tables: every job can be run, and --quick is small."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import pytest

@@ -3,14 +3,13 @@
 The interpreter must be asked for before Triton is imported, so this file is also a script, which a test runs.
 """
 
-import os
 import random
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 from late_credit import random_signals
@@ -110,9 +109,7 @@ def interpret():
 
 def test_the_interpreted_kernel_equals_the_definition():
     pytest.importorskip("triton", reason="Triton is not installed; it comes with torch's CUDA builds")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_python(__file__, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", succeeds=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

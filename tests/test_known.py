@@ -1,7 +1,5 @@
 """A CSV of finished runs: every sweep adds to it, and runs that it has are not made again."""
 
-from __future__ import annotations
-
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +80,7 @@ def test_processes_add_rows_to_one_file_and_columns_join(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["known.csv"]
 
 
-def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_command_goes_on_from_the_file_and_reports_draw_it(elsewhere, capsys):
     Path("study.yaml").write_text(STUDY)
     metrics = {"test_accuracy": 0.5, "test_loss": 1.5}
     summary = {"agent": "mlp", "steps": 20, "wall_seconds": 1.0, "metrics": metrics}
@@ -127,8 +124,7 @@ def test_the_command_goes_on_from_the_file_and_reports_draw_it(tmp_path, monkeyp
         ("fake", "\xff", "known.csv is damaged: "),
     ],
 )
-def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, old, new, words):
-    monkeypatch.chdir(tmp_path)
+def test_a_damaged_file_is_one_clear_line(elsewhere, old, new, words):
     Path("study.yaml").write_text(STUDY)
     KnownRuns("known.csv").add([known_run({"score": 0.25})])
     text = Path("known.csv").read_text()
@@ -136,10 +132,3 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, monkeypatch, old, new, words
     Path("known.csv").write_bytes(text.replace(old, new, 1).encode("latin-1"))
     for command in (["sweep", "study.yaml", "--known", "known.csv"], ["report", "known.csv"]):
         assert_refused(here(*command), words)
-
-
-@pytest.mark.parametrize("name", ["known.txt", "missing/known.csv"])
-def test_a_file_that_cannot_be_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    Path("study.yaml").write_text(STUDY)
-    assert_refused(here("sweep", "study.yaml", "--known", name), "--known")

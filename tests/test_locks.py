@@ -1,7 +1,5 @@
 """Who runs in a folder: one process at a time, whatever becomes of it."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,12 +1,8 @@
 """The built wheel and source distribution, installed outside the repository."""
 
-from __future__ import annotations
-
 import json
-import os
 import re
 import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
@@ -14,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import run_python
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -56,8 +53,7 @@ def test_workflows_and_templates_are_whole(file):
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    run_python("-m", "build", "--no-isolation", "--outdir", out, ROOT, timeout=300, succeeds=True)
     return {path.suffix: path for path in out.iterdir()}
 
 
@@ -75,14 +71,11 @@ def test_what_is_in_them(distributions):
 @pytest.mark.parametrize("kind", [".whl", ".gz"])
 def test_they_train_and_find_their_configurations(distributions, kind, tmp_path):
     site = tmp_path / "site"
-    options = "--quiet --no-deps --no-build-isolation --no-index"
-    install = [sys.executable, "-m", "pip", "install", *options.split()]
-    subprocess.run([*install, "--target", str(site), str(distributions[kind])], check=True, timeout=300)
-    environment = {**os.environ, "PYTHONPATH": str(site), "OPENBLAS_NUM_THREADS": "1"}
-    where = [sys.executable, "-c", "import cet_rl; print(cet_rl.__file__)"]
-    found = subprocess.run(where, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    options = "--quiet --no-deps --no-build-isolation --no-index --target"
+    run_python("-m", "pip", "install", *options.split(), site, distributions[kind], timeout=300, succeeds=True)
+    given = {"cwd": tmp_path, "succeeds": True, "PYTHONPATH": str(site), "OPENBLAS_NUM_THREADS": "1"}
+    found = run_python("-c", "import cet_rl; print(cet_rl.__file__)", **given)
     assert found.stdout.startswith(str(site))
-    command = [sys.executable, "-m", "cet_rl", "train", "--config", "cartpole-8s", "--total-steps", "3000"]
-    command += ["--hidden", "8", "--eval-episodes", "2", "--run-dir", "run", "--quiet"]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    command = "train --config cartpole-8s --total-steps 3000 --hidden 8 --eval-episodes 2 --run-dir run --quiet"
+    run_python("-m", "cet_rl", *command.split(), timeout=300, **given)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -483,16 +483,3 @@ def test_the_command_prints_and_writes(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "B: n × m" in said
     assert "own, ii: B moves by" in said
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("rfl0", "did you mean rflo"),
-        ("rflo --out nowhere/table.md", "there is no folder"),
-        ("rflo --format xml", "--format"),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_do(line, message):
-    with pytest.raises(ValueError, match=message):
-        command.run(line.split())

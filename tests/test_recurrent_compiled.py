@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from cet_rl.recurrent.rules import _BUILT_IN
 from cet_rl.recurrent.rules.built_in import RFLO
 from cet_rl.traces import CET, ET, Legendre, PerfectMemory, SharpCET
 
-STEPS = 60
+STEPS, CELL = 60, RNNCell(5, 2, 3, alpha=0.3)
 OPTIONS = {
     **{"bptt": {"window": 7}, "future-bptt": {"window": 7}, "kernl": {"rate": 0.02}},
     **{"dni": {"rate": 0.05, "renewal": 4}, "dni-b": {"rate": 0.05, "jacobian_rate": 0.02}},
@@ -36,17 +34,7 @@ TRACES = {
 }
 
 
-def build(
-    name,
-    *,
-    batch=3,
-    trace=None,
-    delay=0,
-    feedback=False,
-    dtype=torch.float64,
-    cell=RNNCell(5, 2, 3, alpha=0.3),  # noqa: B008
-    **options,
-):
+def build(name, *, batch=3, trace=None, delay=0, feedback=False, dtype=torch.float64, cell=CELL, **options):
     """How it learns, what it starts with, and (x, label, noise) of STEPS steps."""
     generator = torch.Generator().manual_seed(7)
     back = torch.randn(cell.outputs, cell.units, generator=generator).to(dtype) if feedback else None

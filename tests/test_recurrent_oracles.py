@@ -1,7 +1,5 @@
 """Online learning rules and their network against autograd, finite differences and closed forms."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

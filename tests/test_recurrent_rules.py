@@ -513,7 +513,7 @@ class Hebb(Rule):
         return state, -self.gain * now.rates.mT @ now.inputs / len(now.rates)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _clean():
     before = dict(registry.RULES)
     yield
@@ -530,7 +530,6 @@ def test_all_rules_are_there():
         assert entry.summary.isprintable()
 
 
-@pytest.mark.usefixtures("_clean")
 def test_a_users_rule_is_registered():
     assert register_rule(Hebb, "what fires together") is Hebb
     assert find_rule("hebb").summary == "what fires together"
@@ -543,7 +542,6 @@ def test_a_users_rule_is_registered():
         find_rule("zzz")
 
 
-@pytest.mark.usefixtures("_clean")
 def test_a_plugin_brings_its_rule(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
     found = [EntryPoint("mine", "a_module:bring", plugins.GROUP)]
@@ -576,7 +574,6 @@ class Needy(Hebb):
         super().__init__(cell, gain, steps)
 
 
-@pytest.mark.usefixtures("_clean")
 @pytest.mark.parametrize(
     ("kind", "message"),
     [

@@ -1,7 +1,5 @@
 """Runs of recurrent networks: folders, interruptions, divergence, refusals, and how well they learn."""
 
-from __future__ import annotations
-
 import math
 import re
 import signal
@@ -199,42 +197,6 @@ def test_divergence_is_named_and_the_last_good_checkpoint_survives(tmp_path):
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("add --rule rfol", ["unknown rule 'rfol'", "did you mean rflo"]),
-        ("mimc", ["did you mean mimic"]),
-        ("add --lags -1 5", ["--lags must not be negative"]),
-        ("mimic --lags 2 4", ["--lags belongs to Add"]),
-        ("add --rule rtrl --delay 4", ["rule rtrl cannot learn from a late error", "rflo"]),
-        ("add --delay 0.3", ["no whole number", "0.2 s and 0.4 s"]),
-        ("add --delay 4 --total-steps 20", ["longest delay is 20 steps"]),
-        ("add --delay 4 --jitter 0.5 --total-steps 30", ["longest delay is 30 steps"]),
-        ("add --delay 4 --jitter 1.5", ["--jitter must lie in [0, 1], as errors follow their cause, got 1.5"]),
-        ("add --jitter 0.5", ["--jitter needs a delay"]),
-        (
-            "add --delay 2 --jitter 0.5 --executor compiled",
-            ["--executor compiled", "no --jitter", "--executor step"],
-        ),
-        ("add --delay 2 --stacked --rule fixed-w", ["which --stacked does not delay"]),
-        ("add --delay 4 --total-steps 39 --update-every 20", ["longest delay is 20 steps"]),
-        ("add --total-steps 2000 --update-every 5000", ["before its first update (--update-every 5,000)"]),
-        ("add --rule bptt --rule-options window=50 --total-steps 49", ["first gradient of rule bptt", "step 49"]),
-        ("add --alpha 0", ["--alpha must lie in (0, 1]"]),
-        ("add --alpha 0.3", ["alpha"]),
-        ("add --units 0", ["--units must be at least 1"]),
-        ("add --batch-size 0", ["--batch-size must be at least 1"]),
-        ("add --rule-options window=3", ["rule rflo has no option 'window'", "it has none"]),
-        ("add --error-at activation", ["--error-at does not apply to add"]),
-        ("CartPole-v1 --rule rflo", ["--rule does not apply to CartPole-v1", "recurrent networks"]),
-    ],
-)
-def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused(here("train", *line.split()), *words)
-    assert not (tmp_path / "runs").exists()
-
-
 def test_the_task_s_gentler_rate_can_be_overruled():
     assert resolve(RecurrentConfig("mimic", rule="dni")).rule_options == ("rate=0.001",)
     assert resolve(RecurrentConfig("mimic", rule="dni", rule_options=("rate=0.5",))).rule_options == ("rate=0.5",)
@@ -247,13 +209,6 @@ def test_a_user_s_rule_by_its_name(tmp_path):
     line = f"train add --rule {name} --lr 1e-5 --total-steps 100 --units 5 --quiet --run-dir {tmp_path / 'run'}"
     assert (main(line.split()), summary(tmp_path / "run")["status"]) == (0, "finished")
     assert_refused(here("train", "add", "--rule", name, "--executor", "compiled"), "compiled")
-
-
-def test_rules_and_tasks_are_listed(capsys):
-    assert main(["list", "rules", "tasks"]) == 0
-    said = capsys.readouterr().out
-    for word in (*RULES, "late-add", "mimic"):
-        assert word in said
 
 
 def test_the_module_is_the_network_that_has_learned():

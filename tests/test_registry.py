@@ -1,7 +1,5 @@
 """Agents and environments by name: ours, others', third parties'."""
 
-from __future__ import annotations
-
 import sys
 import textwrap
 from dataclasses import replace
@@ -31,12 +29,8 @@ class Ours(CETActorCritic):
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
-
-
-@pytest.fixture
 def _clean(monkeypatch):
+    monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
     monkeypatch.setattr(agent_registry, "_AGENTS", dict(agent_registry._AGENTS))
     monkeypatch.setattr(tasks, "_READY", dict(tasks._READY))
     yield
@@ -55,7 +49,6 @@ def _clean(monkeypatch):
         ("a_module:Ours", Ours),
     ],
 )
-@pytest.mark.usefixtures("_clean")
 def test_each_agent_runs_through_the_same_door(tmp_path, name, algorithm):
     """Trains, is saved without a pickle, comes back from its folder with the same policy, and can go on."""
     register_env("Offset-v0", "", Toy)  # takes the actions 5, 6 and 7 and no others
@@ -150,7 +143,6 @@ def test_unknown_agents_are_named(name, message, tmp_path, monkeypatch):
         find_agent(name)
 
 
-@pytest.mark.usefixtures("_clean")
 def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
     (tmp_path / "a_plugin.py").write_text(
         textwrap.dedent("""
@@ -186,7 +178,6 @@ def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
     assert make_env("Mine/CartPole-v0").spec.max_episode_steps == 50
 
 
-@pytest.mark.usefixtures("_clean")
 def test_names_are_given_once():
     with pytest.raises(ValueError, match="agent 'cet' is registered already"):
         register_agent("cet", "", "here:Mine")
@@ -206,7 +197,6 @@ def test_names_are_given_once():
         ("Dict-v0", "cet", {}, "must be a Box of vectors, .*FlattenObservation makes vectors"),
     ],
 )
-@pytest.mark.usefixtures("_clean")
 def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, message, tmp_path):
     register_env("Dict-v0", "", lambda: Toy(observation_space=gym.spaces.Dict(x=Toy.observation_space)))
     config = RLConfig(task, agent=name, **{**QUICK, **options})
@@ -215,7 +205,6 @@ def test_agents_that_do_not_fit_the_task_are_refused(task, name, options, messag
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.usefixtures("_clean")
 def test_a_foreign_agent_may_act_in_several_ways_at_once(tmp_path):
     several = gym.spaces.MultiDiscrete([2, 3])
     register_env("Several-v0", "", lambda: gym.wrappers.TransformAction(Toy(), lambda both: 5 + both[0], several))

@@ -1,7 +1,5 @@
 """Reports: what is read, put together, averaged, drawn and written."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import io
@@ -24,7 +22,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from conftest import assert_refused, here
+from conftest import assert_refused, here, run_python
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from matplotlib.cm import viridis
@@ -466,8 +464,7 @@ def test_columns_are_read_thinned_and_without_a_cut_row(tmp_path):
     assert read_columns(file) == {}
 
 
-def test_nothing_in_a_folder_is_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_nothing_in_a_folder_is_run(tmp_path, elsewhere):
     trap = tmp_path / "trap"
     for name in ("evil_env", "evil_agent", "evil_rule"):
         (tmp_path / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')\n")
@@ -979,8 +976,7 @@ def test_a_report_is_the_same_however_many_processes_draw(tmp_path):
     write_run(tmp_path / "runs" / "vision", vision(delay=2.0), 0.5)
     write_run(tmp_path / "runs" / "add", recurrent(), 0.5)  # baselines: torch is loaded where they are drawn
     one, two = (tmp_path / count for count in ("one", "two"))
-    command = [sys.executable, "-c", REPORT, str(tmp_path / "runs"), str(two)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = run_python("-c", REPORT, tmp_path / "runs", two, succeeds=True)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
     write_report([tmp_path / "runs"], one)  # torch is here, beside which nothing is forked
     one, two = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in (one, two))

@@ -42,8 +42,7 @@ def test_checkpoints_with_everything_come_back_in_a_fresh_process(tmp_path):
     model = make(env, random_lam=(0.1, 0.9))
     model.learn(400, callback=CheckpointCallback(200, str(tmp_path), name_prefix="cet", save_vecnormalize=True))
     files = [str(tmp_path / name) for name in ("cet_400_steps.zip", "cet_vecnormalize_400_steps.pkl")]
-    result = run_python("-c", EVALUATION, *files, cwd=Path(__file__).parent)
-    assert result.returncode == 0, result.stderr
+    result = run_python("-c", EVALUATION, *files, cwd=Path(__file__).parent, succeeds=True)
     assert result.stdout.strip().splitlines()[-1] == str(evaluated(*files))
 
 

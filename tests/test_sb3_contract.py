@@ -21,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import weights
 from gymnasium import spaces
 from gymnasium import wrappers as gw
 from stable_baselines3 import A2C
@@ -103,10 +104,6 @@ def row(subject, use=None, **verdict):
 
 def refused(subject, use):
     row(subject, use, refused=True)
-
-
-def weights(model):
-    return torch.cat([parameter.detach().flatten() for parameter in model.policy.parameters()])
 
 
 def learned(make, then=(), **options):
@@ -663,8 +660,7 @@ for name, given in {
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.group}-{row.subject}".replace("`", ""))
-def test_a_row(row, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_row(row, tmp_path, elsewhere):
     found = []
     for agent in (A2C, CETActorCritic):
         (tmp_path / agent.__name__).mkdir()

@@ -1,7 +1,5 @@
 """What a run shows of itself: films, learning curves, exports, trackers."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

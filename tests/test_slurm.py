@@ -217,8 +217,7 @@ def squeue(*options):
 
 
 @pytest.mark.slow
-def test_a_real_cluster_runs_requeues_and_resumes_to_the_same_numbers(tmp_path, cluster, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_a_real_cluster_runs_requeues_and_resumes_to_the_same_numbers(cluster, elsewhere, capfd):
     settings = {"task": "add", "total_steps": 6000, "units": 4, "executor": "step", "seeds": "0-1"}
     Path("study.yaml").write_text(yaml.safe_dump(settings))
     began = time.monotonic()

@@ -1,7 +1,5 @@
 """The rule for state (`cet_rl.credit.Synapses`): what is told once, what counts as time, and what does not."""
 
-from __future__ import annotations
-
 import contextlib
 from copy import deepcopy
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stable_baselines3.common.callbacks import BaseCallback
+from leave_callback import Leave
 from torch import nn
 from toy_env import Toy
 
@@ -203,23 +201,6 @@ class Told:
                 elif now[1] == before[1] + 1:
                     assert starts[env] == 0
                 before = tuple(now)
-
-
-class Leave(BaseCallback):
-    """Ends learning at a step or after a rollout, by asking or by an exception."""
-
-    def __init__(self, at, error=None, *, at_end=False):
-        super().__init__()
-        self.at, self.error, self.at_end = at, error, at_end
-
-    def _on_step(self):
-        if self.n_calls == self.at and self.error and not self.at_end:
-            raise self.error
-        return self.n_calls != self.at or self.at_end
-
-    def _on_rollout_end(self):
-        if self.at_end:
-            raise self.error
 
 
 LEFT = ["asked", "error", "Ctrl-C", "in a step", "at the end", "in the update"]

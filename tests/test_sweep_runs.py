@@ -136,8 +136,7 @@ def test_a_thousand_finished_jobs_are_skipped_fast(tmp_path, capsys):
 STUDY = "task: digits\ntotal_steps: 30\ndelay: 2\nhidden: [8]\ngrid: {order: [2, 3]}\nseeds: 0-1\n"
 
 
-def test_jobs_are_read_back_if_they_would_come_out_the_same_in_any_process(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_jobs_are_read_back_if_they_would_come_out_the_same_in_any_process(monkeypatch, elsewhere):
     Path("study.yaml").write_text(STUDY)
     code = "from cet_rl.sweeps import build, file; print(build.digest(file.read_sweep('study.yaml')))"
     file, folder = read_sweep("study.yaml"), SweepFolder("study")
@@ -149,8 +148,7 @@ def test_jobs_are_read_back_if_they_would_come_out_the_same_in_any_process(tmp_p
     assert build_or_read(file, folder) == folder.read()
 
 
-def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_the_command_from_file_to_results(elsewhere, capfd):
     text = f"{STUDY}quick: {{total_steps: 20, seeds: 0, lr: 1.0e+30, grid: {{order: [3]}}}}\n"
     Path("study.yaml").write_text(text)
     assert main(["sweep", "study.yaml", "--quick", "--status"]) == 0
@@ -174,8 +172,7 @@ def test_the_command_from_file_to_results(tmp_path, monkeypatch, capfd):
         assert len(list(Path("again").rglob(name))) == 1
 
 
-def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_seeds_of_one_run(elsewhere, capfd):
     command = ["train", "digits", "--delay", "2", "--order", "3", "--total-steps", "20", "--seeds", "0-1"]
     assert main([*command, "--quiet"]) == 0
     assert [row["seed"] for row in rows_of("runs/digits-cet3-2s-seeds/results.csv")] == ["0", "1"]
@@ -191,13 +188,13 @@ def test_seeds_of_one_run(tmp_path, monkeypatch, capfd):
         ("sweep study.yaml --workers 0", "--workers must be at least 1"),
         ("sweep study.yaml --quick", "no quick settings"),
         ("sweep study.yaml --statu", "--status"),
+        *[(f"sweep study.yaml --known {name}", "--known") for name in ("known.txt", "missing/known.csv")],
         ("train digits --seeds 0-1 --seed 3", "--seed does not go with --seeds"),
         ("train digits --seeds 1-0", "--seeds: 1-0 ends before it begins"),
         ("train digits --seeds 0-1 --threads 2", "--threads does not go with --seeds"),
     ],
 )
-def test_bad_options_are_refused_before_anything_is_made(tmp_path, monkeypatch, command, words):
-    monkeypatch.chdir(tmp_path)
+def test_bad_options_are_refused_before_anything_is_made(elsewhere, command, words):
     Path("study.yaml").write_text(STUDY)
     assert_refused(here(*command.split()), words)
     assert not Path("runs").exists()

@@ -1,7 +1,5 @@
 """Sweeps: what a file asks for, its jobs, and folders that are not mixed."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest

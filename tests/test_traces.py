@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_refused, here
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
@@ -561,22 +560,3 @@ def test_the_command_compares_traces(capsys, tmp_path):
     assert main(["traces", "--delay", "2", "--order", "1", "--format", "csv"]) == 0
     labels = [row["trace"] for row in csv.DictReader(capsys.readouterr().out.splitlines())]
     assert labels == ["et", "optimal1", "ltp-ltd", "perfect"]  # one state of cet is et, once
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("", "--delay"),
-        ("--delay 0", "without a delay there is nothing to remember"),
-        ("--delay 8.1", "nearest valid delays are 8 s and 8.2 s"),
-        ("--delay 8 --order 0", "order must be at least 1"),
-        ("--delay 8 --order 1 --trace sharp", "SharpCET needs an order of at least 2"),
-        ("--delay 8 --trace none", "remembers nothing: leave it out"),
-        ("--delay 8 --trace-options tol=1", "choose from decay, discretization, ratio, tolerance"),
-        ("--delay 8 --trace-options tolerance=1", "must lie in [0, 1)"),
-        ("--delay 8 --plot a.gif", "--plot takes a file named .png, .svg or .pdf"),
-        ("--delay 8 --plot /proc/a.png", "cannot write to the folder /proc"),
-    ],
-)
-def test_comparisons_that_cannot_be_made(line, words):
-    assert_refused(here("traces", *line.split()), words)

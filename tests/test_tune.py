@@ -221,8 +221,7 @@ def test_defaults_of_the_other_task_kinds(tmp_path):
 @pytest.mark.parametrize(
     "url", ["nonsense-secret", "nodb://u:secret@h/n", "sqlite:////no/secret/x.db", "mysql+pymysql://u:secret@h/n"]
 )
-def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypatch, url):
-    monkeypatch.chdir(tmp_path)
+def test_a_storage_that_cannot_be_opened_is_refused_in_a_line(tmp_path, monkeypatch, elsewhere, url):
     monkeypatch.setitem(sys.modules, "pymysql", None)
     result = here("tune", file_of(tmp_path), "--storage", url)
     assert "secret" not in assert_refused(result, "the storage of the search's trials cannot be used: ")
@@ -318,8 +317,7 @@ def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_searches_with_real_runs(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
+def test_the_command_searches_with_real_runs(tmp_path, elsewhere, capfd):
     assert main(["tune", file_of(tmp_path, seeds=0), "--trials", "1", "--workers", "1"]) == 0
     printed = capfd.readouterr()
     assert "best: cet-rl train add --config runs/tune/best.yaml" in printed.out

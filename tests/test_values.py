@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, fields
 from typing import Annotated
 
 import numpy as np
 import pytest
 import yaml
+from conftest import run_python
 
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config import Mark, RunConfig, marked
@@ -104,4 +103,16 @@ assert not hasattr(package, "Nothing")
     "package", ["cet_rl", *(f"cet_rl.{each}" for each in ("agents", "rl", "vision", "recurrent"))]
 )
 def test_public_names_are_listed_and_imported_on_first_use(package):
-    subprocess.run([sys.executable, "-c", PUBLIC, package], check=True, timeout=120)
+    run_python("-c", PUBLIC, package, timeout=120, succeeds=True)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "recurrent.config import summaries; summaries()",
+        "runs.paper import paper_row; paper_row('mnist', delay=1, order=2)",
+        "runs.paper import paper_row; paper_row('CartPole-v1', delay=8)",
+    ],
+)
+def test_what_is_looked_up_without_torch(code):
+    run_python("-c", f"from cet_rl.{code}; import sys; assert 'torch' not in sys.modules", succeeds=True)

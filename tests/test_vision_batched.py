@@ -1,7 +1,5 @@
 """Runs that learn together as one batch, against the same learners alone."""
 
-from __future__ import annotations
-
 import os
 import signal
 from dataclasses import fields, replace
@@ -17,7 +15,6 @@ from cet_rl.runs.folder import RunFolder
 from cet_rl.runs.log import RunLog
 from cet_rl.vision.batched import BatchedLearner
 from cet_rl.vision.config import VisionConfig
-from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.learner import ImageLearner
 from cet_rl.vision.training import resolve, train, train_batch
@@ -39,11 +36,6 @@ SHAPED = pytest.mark.parametrize("shape", SHAPES)
 def as_double(data):
     train, test = (ImageSet(part.images.double(), part.labels) for part in (data.train, data.test))
     return ImageData(data.name, train, test, data.classes)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
 
 
 def configs(shape, total=200):
@@ -256,8 +248,7 @@ def test_finished_runs_are_left_alone(folders, tmp_path, capsys):
     assert summary(tmp_path / "new")["status"] == "finished"
 
 
-def test_default_folders_and_what_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_default_folders_and_what_is_said(elsewhere, capsys):
     runs = [replace(config, total_steps=2, validation=True) for config in RUNS]
     paths = train_batch(runs)
     assert [str(path) for path in paths] == [

@@ -1,7 +1,5 @@
 """What an image classification run can be told: checks, names, the paper's rows and tuned defaults."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -47,7 +45,7 @@ REFUSALS = [
     ({"hidden": (100_001,)}, ["--hidden must list widths"]),
     ({"channels": (8, 0)}, ["--channels must list widths", "(8, 0)"]),
     ({"model": "cnn", "channels": ()}, ["--channels must list at least one width"]),
-    ({"channels": (8, 16)}, ["an MLP has none: leave it out, or use --model cnn"]),
+    ({"channels": (8, 16)}, ["an MLP has none: leave it out, or add --model cnn"]),
     # Numbers.
     ({"warmup": -0.1}, ["--warmup must lie in [0, 1), got -0.1"]),
     ({"warmup": 1.0}, ["--warmup must lie in [0, 1), got 1"]),
@@ -176,19 +174,6 @@ def test_a_resolved_configuration_leaves_nothing_to_choose():
         resolve(VisionConfig("digits", device="tpu"))
 
 
-def test_the_paper_s_row_and_options_that_go_over_it():
-    """All rows are in test_paper."""
-    parsed = parse_arguments(["cifar10", "--delay", "120", "--stacked", "--order", "10", "--config", "paper"])
-    config = parsed.config
-    assert parsed.note.startswith("paper, Table ")
-    assert (config.lr, config.weight_decay, config.warmup, config.total_steps) == (5e-5, 1e-1, 0.2, 1_562_500)
-    assert round(config.salience * config.batch_size) == 16
-    assert config.timing.layer_delays == (2400, 1800, 1200, 600, 0)
-    line = "mnist --delay 2 --order 10 --config paper --lr 5e-4 --hidden 64 --streaming"
-    config = parse_arguments(line.split()).config
-    assert (config.lr, config.hidden, config.streaming, config.weight_decay) == (5e-4, (64,), True, 1e-2)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -203,8 +188,7 @@ def test_files_with_something_else_in_them(text, words):
         check_values(load_yaml(text), "mine.yaml", VisionConfig)
 
 
-def test_a_file_s_values(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_file_s_values(tmp_path, elsewhere):
     (tmp_path / "mine.yaml").write_text(
         "task: digits\ndelay: 2\norder: 6\nhidden: [32]\nchannels: []\nsalience: 0.5\nlr: 1e-2\n"
     )

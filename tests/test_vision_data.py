@@ -1,7 +1,5 @@
 """Images, their standardisation, errors of their files, batches and plain models."""
 
-from __future__ import annotations
-
 import io
 import logging
 import math
@@ -298,10 +296,8 @@ class TestHub:
     @pytest.fixture(autouse=True)
     def _cache(self, tmp_path, monkeypatch):
         pytest.importorskip("huggingface_hub", reason="needs the extra vision")
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setattr(data, "_hub_answers", lambda: False)
 
     @staticmethod
@@ -331,8 +327,6 @@ class TestHub:
         assert logging.getLogger("huggingface_hub").level == level
 
     def test_only_what_is_needed_is_fetched(self, tmp_path, monkeypatch):
-        import huggingface_hub
-
         asked = []
 
         def fetch(repository: str, **options: Any) -> str:
@@ -340,28 +334,25 @@ class TestHub:
             return str(self.snapshot(tmp_path, "mnist", "mnist").parent)
 
         monkeypatch.setattr(data, "_hub_answers", lambda: True)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
         assert len(load("mnist", validation=True).train) == 36
         assert asked == [("ylecun/mnist", ["*train*.parquet"], False)]
 
     def test_offline(self, monkeypatch, capfd):
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         message = refusal("mnist", None, OSError)
         assert "HF_HUB_OFFLINE is set" in message
         assert "--data-dir DIR" in message
         assert capfd.readouterr() == ("", "")
 
     def test_hub_that_does_not_answer(self, monkeypatch):
-        from huggingface_hub import constants
-
         monkeypatch.undo()
         monkeypatch.setattr(data, "CONNECT_SECONDS", 0.2)
         with socket.socket() as silent:
             silent.bind(("127.0.0.1", 0))
             silent.listen(5)
-            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
             start = time.perf_counter()
             message = refusal("cifar10", None, OSError)
             assert time.perf_counter() - start < 10
@@ -369,15 +360,13 @@ class TestHub:
         assert "--data-dir DIR" in message
 
     def test_other_failures(self, tmp_path, monkeypatch):
-        import huggingface_hub
-
         def fail(repository: str, **options: Any) -> str:
             raise RuntimeError("no space left\nat all")
 
         monkeypatch.setattr(data, "_hub_answers", lambda: True)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
         assert "no space left at all; without" in refusal("mnist", None, OSError)
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
         assert "no train.parquet and no test.parquet in" in refusal("mnist", None, OSError)
 
 

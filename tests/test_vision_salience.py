@@ -1,7 +1,5 @@
 """Images at times of their own in a long stretch, against a loop over all of its steps."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What user scripts put around a model with traced layers, against the loop over images."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Traces and errors that travel from batch to batch, against a loop that never forgets."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace

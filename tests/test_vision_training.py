@@ -1,7 +1,5 @@
 """Image classification: the learner against plain torch, run folders, interruptions, and how well it learns."""
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -28,7 +26,6 @@ from cet_rl.traces.registry import TRACES
 from cet_rl.vision import credit
 from cet_rl.vision import learner as learner_module
 from cet_rl.vision.config import VisionConfig
-from cet_rl.vision.data import load
 from cet_rl.vision.datasets import ImageData, ImageSet
 from cet_rl.vision.layers import traced_layers
 from cet_rl.vision.learner import ImageLearner
@@ -37,11 +34,6 @@ from cet_rl.vision.training import resolve, train
 
 STEP = "time/total_timesteps"
 CNN = {"model": "cnn", "channels": (4, 8), "hidden": (16,)}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load("digits")
 
 
 def make(data, **values):
@@ -275,8 +267,7 @@ def test_a_finished_run_is_never_overwritten(finished, capsys):
     assert before == files(finished)
 
 
-def test_what_a_run_says(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_a_run_says(tmp_path, capsys, elsewhere):
     assert main([*QUICK, "--total-steps", "5"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
@@ -332,27 +323,6 @@ def test_every_option_runs_and_is_evaluated(tmp_path, capsys, options):
     assert ("credit/alignment/0" in rows(folder)[0]) == ("0.6" in options and "--no-alignment" not in options)
     assert main(["eval", str(folder)]) == 0
     assert capsys.readouterr().out == f"digits: {accuracy:.2%} of 359 test images right, loss {loss:.4f}\n"
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("digits --agent cet", ["--agent does not apply to digits: it is an option of reinforcement learning"]),
-        ("CartPole-v1 --salience 0.1", ["--salience does not apply to CartPole-v1", "image classification"]),
-        ("digits --model rnn", ["--model", "rnn"]),
-        ("digits --hidden wide", ["--hidden", "wide"]),
-        ("digits --data-dir there", ["digits comes with scikit-learn", "--data-dir"]),
-        ("mnist --data-dir there", ["there does not exist", "train.parquet"]),
-        ("digits --batch-size 5000", ["from 1 to 1,438", "5000"]),
-        ("digits --batch-size 1400 --validation", ["from 1 to 1,294"]),
-        ("digits --model cnn --channels 4 4 4 4", ["8×8 pixels are too small for 4 stages"]),
-        ("digits --delay 2 --order 6 --config paper", ["no table for digits"]),
-    ],
-)
-def test_bad_input_is_refused_and_leaves_nothing_behind(line, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert_refused(here("train", *line.split()), *words)
-    assert not list(tmp_path.iterdir())
 
 
 # Losses that are not finite.
@@ -509,9 +479,8 @@ def foreign_files(good, digits):
 
 
 def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_is_run(
-    tmp_path, capsys, interrupt, digits, monkeypatch
+    tmp_path, elsewhere, capsys, interrupt, digits, monkeypatch
 ):
-    monkeypatch.chdir(tmp_path)
     interrupt(3)
     options = ["--delay", "0.6", "--streaming", "--total-steps", 20]
     folder = run(tmp_path / "run", *options, code=130)
@@ -591,7 +560,7 @@ def test_mnist_is_learned_across_two_seconds(tmp_path):
     assert summary(folder)["metrics"]["test_accuracy"] >= 0.78
 
 
-def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path, elsewhere):
     def compile_nothing(function):
         def fail(*given):
             raise RuntimeError("there is no compiler\nand a long story")
@@ -599,7 +568,6 @@ def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path
         return fail
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    monkeypatch.chdir(tmp_path)
     said = "--compile does not work here (there is no compiler and a long story): leave it out"
     assert_refused(here("train", "digits", "--compile"), said)
     assert not list(tmp_path.iterdir())

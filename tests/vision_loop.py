@@ -1,7 +1,5 @@
 """Traced layers against their definition: a loop over images in which every synapse keeps a trace of its own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple

@@ -212,7 +212,9 @@ def schedule_to_data(schedule: object) -> float | dict[str, float]:
                 "or LinearSchedule of stable_baselines3.common.utils"
             )
         data = {"start": start, "end": end, "end_fraction": 1.0}
-    start, end = (data["start"], data["end"]) if isinstance(data, dict) else (checked(data, float, "learning_rate"), 0.0)
+    else:
+        data = checked(data, float, "learning_rate")
+    start, end = (data["start"], data["end"]) if isinstance(data, dict) else (data, 0.0)
     if not (math.isfinite(start) and start > 0):
         raise ValueError(f"learning rate must be positive and finite, got {start:g}")
     if not (math.isfinite(end) and end >= 0 and (not isinstance(data, dict) or data["end_fraction"] > 0)):
