@@ -378,6 +378,10 @@ REFUSALS = [
     ("CartPole-v1 --xyzzy 1", ["unknown option '--xyzzy'; see cet-rl train TASK --help"]),
     ("mnist --config cartpole-8s", ["cartpole-8s is for task CartPole-v1, not for mnist"]),
     ("--config cartpole-8s mnist", ["unexpected mnist", "cet-rl train TASK"]),
+    *[
+        (f"CartPole-v1 --delay 8 --trace ltp-ltd {option} ratio=3 --ratio 2", ["gives ratio twice"])
+        for option in ("--trace-options", "--trace_options")
+    ],
     ("digits --agent cet", ["--agent does not apply to digits: it is an option of reinforcement learning"]),
     ("CartPole-v1 --salience 0.1", ["--salience does not apply to CartPole-v1", "image classification"]),
     ("digits --model rnn", ["--model", "rnn"]),

@@ -50,9 +50,8 @@ def run(arguments: Sequence[str]) -> int:
         found, choices = set[str](), dict[str, Iterable[str]]()
         for task in ("CartPole-v1", "digits", "add") if command == "train" else ("",):
             text = _help([command, *filter(None, [task])])
-            for usage in re.findall(r"^[ │|]+(-.+?)  ", text, re.MULTILINE) or [
-                "--help"
-            ]:  # not prose, which also names options
+            # Not prose, which also names options.
+            for usage in re.findall(r"^[ │|]+(-.+?)  ", text, re.MULTILINE) or ["--help"]:
                 names = re.findall(r"(?<!\S)--?[a-z][\w-]*", usage)
                 found |= {name for name in names if name.startswith("--")}
                 if takes := re.search(r" (?:\{(.+)\}|[A-Z]+)", usage):

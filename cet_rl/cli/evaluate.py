@@ -50,17 +50,13 @@ class EvalArguments:
         if self.seed is not None:
             check_seed(self.seed)
         if self.video is not None:
-            self._check_video(Path(self.video))
+            if self.render:
+                raise ValueError("--video and --render do not go together: leave out one of the two")
+            file = check_file("--video", Path(self.video), ".gif", ".mp4")
+            if file.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+                raise ValueError('--video: MP4 needs pip install "cet-rl[video]"; a file named .gif needs nothing')
         elif self.render and sys.platform == "linux" and not any(map(os.environ.get, DISPLAYS)):
             raise ValueError("--render needs a display, and there is none here: --video FILE.gif makes a film")
-
-    def _check_video(self, file: Path) -> None:
-        """Raise ValueError if a film cannot be written to the file."""
-        if self.render:
-            raise ValueError("--video and --render do not go together: leave out one of the two")
-        check_file("--video", file, ".gif", ".mp4")
-        if file.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
-            raise ValueError('--video: MP4 needs pip install "cet-rl[video]"; a file named .gif needs nothing')
 
 
 def run(arguments: Sequence[str]) -> int:

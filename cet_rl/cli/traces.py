@@ -56,8 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     delay_steps = whole_steps(parsed.delay, parsed.step_ms / 1000)
     if not delay_steps:
         raise ValueError("--delay must be at least one step: without a delay there is nothing to remember")
-    suffixes = ".png", ".svg", ".pdf"
-    picture = None if parsed.plot is None else check_file("--plot", Path(parsed.plot), *suffixes)
+    picture = None if parsed.plot is None else check_file("--plot", Path(parsed.plot), ".png", ".svg", ".pdf")
     chosen = choose(parsed, delay_steps)
     rows = [{"trace": config.label, **measures(trace, delay_steps)} for config, trace in chosen]
     if parsed.format == "json":

@@ -45,6 +45,7 @@ GROUPS = {
         *("delay", "order", "trace", "stacked", "step_ms", "trace_delay", "trace_options", "normalization"),
         *("decay", "discretization", "jitter", "soma", "salience", "streaming", "streams"),
     ),
+    "learning": (),
     "network": (
         *("hidden", "activation", "model", "channels", "actor", "critic", "split_observations", "units"),
         *("alpha", "feedback", "error_at"),
@@ -55,7 +56,7 @@ GROUPS = {
         *("device", "threads", "precision", "vectorization", "executors", "executor", "compile", "data_dir"),
     ),
 }
-"""Options by the group in which `--help` shows them; all others are in the group "learning"."""
+"""Options by the group in which `--help` shows them; all others join the group "learning"."""
 
 _OF_LAYERS = ("hidden", "actor", "model", "channels", "stacked", "streaming", "salience")
 CHOSEN_FOR = {"agent": ("executors", "vectorization"), **dict.fromkeys(_OF_LAYERS, ("executors",))}
@@ -193,11 +194,8 @@ def parse_arguments(arguments: Sequence[str]) -> TrainArguments:
 def _groups(options: Mapping[str, Option]) -> dict[str, dict[str, Option]]:
     """Return the options by the group in which `--help` shows them."""
     others = [name for name in options if not any(name in names for names in GROUPS.values())]
-    groups = {"learning": others, **GROUPS}
-    return {
-        title: {name: options[name] for name in groups[title] if name in options}
-        for title in ("delay and trace", "learning", "network", "evaluation", "run")
-    }
+    groups = {**GROUPS, "learning": others}
+    return {title: {name: options[name] for name in names if name in options} for title, names in groups.items()}
 
 
 def with_trace_options(arguments: Sequence[str]) -> list[str]:
@@ -217,8 +215,10 @@ def with_trace_options(arguments: Sequence[str]) -> list[str]:
             if not value or value.startswith("--"):
                 raise ValueError(f"{option} needs a value")
             moved.append(f"{name}={value}")
+        elif option in ("--trace-options", "--trace_options"):
+            kept += ["--trace-options", *[value] * bool(sign)]
         else:
-            kept += [option, value] if option == "--trace-options" and sign else [word]
+            kept.append(word)
     if moved and "--trace-options" not in kept:
         kept.append("--trace-options")
     place = kept.index("--trace-options") + 1 if moved else 0

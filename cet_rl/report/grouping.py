@@ -8,11 +8,10 @@ does the decay of a classical trace, though it is in a run's label.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -68,8 +67,7 @@ class ArmAtDelay:
 
     def scores(self, measure: Measure) -> FloatArray:
         """Return the value of a measure for each finished run that has one, of shape (runs,)."""
-        values = [measure.value(run) for run in self.finished]
-        return np.array([value for value in values if value is not None])
+        return np.array([value for run in self.finished if (value := measure.value(run)) is not None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ class Comparison:
     task_kind: TaskKind
     arms: tuple[Arm, ...]  # in the order in which they are shown
     differing: Mapping[tuple[str, float], str]  # options that differ and no name shows, by label and delay
-    _estimates: dict[tuple[str, float, str], Estimate | None] = dataclasses.field(default_factory=dict)
+    _estimates: dict[tuple[str, float, str], Estimate | None] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -192,8 +190,7 @@ class Comparison:
         """
         if len(self.delays) < 2 or arm in self.references:
             return None
-        score = self.presentation.score
-        strata = [arm.at[delay].scores(score) for delay in self.delays if delay in arm.at]
+        strata = [arm.at[delay].scores(self.presentation.score) for delay in self.delays if delay in arm.at]
         if len(strata) < len(self.delays) or not len(strata[0]) or len(set(map(len, strata))) > 1:
             return None
         return estimate(strata, self.presentation.statistic)
@@ -241,7 +238,7 @@ def _comparison(task: str, tested_on: str, stacked: bool, runs: list[Run]) -> Co
     assert task_kind is not None
     kind = task_kind.config()
     unsplit = NEVER_SPLITS | marked(kind, Mark.MACHINE) | marked(kind, Mark.CHOSEN)
-    names = [item.name for item in dataclasses.fields(kind) if item.name not in unsplit]
+    names = [item.name for item in fields(kind) if item.name not in unsplit]
     configurations: dict[Values, list[Run]] = defaultdict(list)
     for run in runs:
         assert run.config is not None

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from cet_rl.report.drawing import MOST_ARMS, Picture, label_outside, legend, panels, some_delays, styles
@@ -46,11 +43,14 @@ def kernels(comparison: Comparison) -> list[Picture]:
         axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         axes.axvline(seconds, color=SOFT, linestyle="--", linewidth=0.8, zorder=0)
         for label in sorted(traces[seconds], key=labels.index):
-            line = _draw(axes, *traces[seconds][label], {"label": label, **looks_of[label]})
-            if line is None:
+            trace, delay, duration = traces[seconds][label]
+            if (built := _build(trace, delay)) is None:
                 refused.append(f"{label} at {seconds:g} s")
-            else:
-                lines[label] = line
+                continue
+            _, lags, values = built
+            peak = int(values.argmax())
+            look = {"label": label, "markevery": [peak], "markersize": 3.5, **looks_of[label]}
+            (lines[label],) = axes.plot(lags * duration, values / values[peak], **look)
         axes.set_title(f"{seconds:g} s", fontsize=9)
     label_outside(grid, "seconds before the credit arrives", "weight in the trace")
     legend(figure, lines, labels)
@@ -88,19 +88,6 @@ def describe_traces(comparison: Comparison) -> dict[float, dict[str, Described]]
     return dict(sorted(found.items()))
 
 
-def _draw(
-    axes: Axes, described: TraceConfig, delay: int, duration: float, look: Mapping[str, Any]
-) -> Line2D | None:
-    """Draw one kernel and return its line, or None if it cannot be drawn."""
-    found = _build(described, delay)
-    if found is None:
-        return None
-    _, lags, values = found
-    peak = int(values.argmax())
-    (line,) = axes.plot(lags * duration, values / values[peak], markersize=3.5, markevery=[peak], **look)
-    return line
-
-
 def _build(described: TraceConfig, delay: int) -> tuple[Trace, FloatArray, FloatArray] | None:
     """Return the trace, and lags and values of its kernel (`sampled_kernel`); None if it cannot be drawn."""
     if delay > LONGEST_DELAY or described.order_or_default > MOST_STATES:
@@ -121,13 +108,12 @@ def memory(comparison: Comparison) -> list[Picture]:
     or of another trace if there is no cascade. There is no picture without traces.
     """
     traces = describe_traces(comparison)
-    seconds, built = 0.0, dict[str, Trace]()
     for seconds in reversed(traces):
         described = traces[seconds]
         found = ((label, _build(kind, delay)) for label, (kind, delay, _) in described.items())
         if built := {label: drawn[0] for label, drawn in found if drawn}:
             break
-    if not built:
+    else:
         return []
     looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
     labels = [label for label in looks_of if label in built]

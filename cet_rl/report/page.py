@@ -120,9 +120,8 @@ def write_report(
         for file, data in pictures.items():
             with replacing(file) as stream:
                 stream.write(data)
-        for file, text in texts.items():
+        for file, text in [*texts.items(), (page, html)]:
             write_text(file, text)
-        write_text(page, html)
     except OSError as error:
         raise OSError(f"cannot write the report to {start}: {error.strerror}") from None
     return Report(page, tuple(pictures), tuple(texts), tuple(runs))
@@ -152,9 +151,6 @@ def _slugs(comparisons: Sequence[Comparison]) -> list[str]:
     return slugs
 
 
-# -------------------- figures
-
-
 def draw_all(comparisons: Sequence[Comparison], form: Format = "png") -> list[list[Picture]]:
     """Return the pictures of each comparison, drawn by several processes where that is safe and helps."""
     tasks = list(product(comparisons, FIGURES))
@@ -177,9 +173,6 @@ def draw(comparison: Comparison, figure: Callable[[Comparison], list[Picture]], 
     """Return the pictures of one figure of a comparison."""
     with drawing():
         return [as_files(picture, form) for picture in figure(comparison)]
-
-
-# -------------------- text
 
 
 def summarize(comparison: Comparison) -> list[tuple[float, Arm, Improvement | None]]:
@@ -246,9 +239,6 @@ def _notes(comparison: Comparison) -> list[str]:
     if len(failed) > MOST_FAILED:
         notes.append(f"{len(failed) - MOST_FAILED} more failed; see the table of runs.")
     return notes
-
-
-# -------------------- table of runs
 
 
 class ListedRun(NamedTuple):

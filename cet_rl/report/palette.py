@@ -57,8 +57,7 @@ def looks(arms: Mapping[str, Identity]) -> dict[str, dict[str, Any]]:
     taken: set[tuple[str, int]] = set()
     known = (None, *ORDERS)  # arms with these orders choose first, so that no other arm takes their look
     for label, (kind, order) in sorted(arms.items(), key=lambda arm: arm[1].order not in known):
-        stable = zlib.crc32(kind.encode()) % len(COLORS)
-        place, dash = KINDS.get(kind, (stable, 0))
+        place, dash = KINDS.get(kind, (zlib.crc32(kind.encode()) % len(COLORS), 0))
         dash += 0 if order is None else ORDERS.index(order) if order in ORDERS else order
         colors = [*COLORS][place:] + [*COLORS][:place]
         wanted = [(color, (dash + step) % len(DASHES)) for color in colors for step in range(len(DASHES))]

@@ -126,18 +126,14 @@ def draw_alignment_over(
     return drawn
 
 
-# -------------------- learning curves
-
-
 def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     """Draw learning curves, a panel for each delay; no picture if no run has logged any."""
     shows = comparison.presentation
     compared, column = comparison.compared, [shows.curve]
     delays = [each for each in comparison.delays if any(_curves(arm, each, column) for arm in compared)]
     shown = drawing.some_delays(delays or [0.0])
-    figure, grid = drawing.panels(
-        len(shown), 3.2 if len(shown) > 1 else 6.0, 2.6 if len(shown) > 1 else 3.2, sharey=True
-    )
+    size = (3.2, 2.6) if len(shown) > 1 else (6.0, 3.2)
+    figure, grid = drawing.panels(len(shown), *size, sharey=True)
     arms = comparison.best(compared, drawing.MOST_ARMS, shown[-1] if delays else None)
     references = comparison.best(comparison.references, 4)
     of_references = [curve for arm in references for curve in _curves(arm, 0.0, column)]
@@ -164,8 +160,7 @@ def learning_curves(comparison: Comparison) -> list[drawing.Picture]:
     caption += ["The axis leaves out part of the beginning."] * cut
     caption += [f"{counted(beyond, 'run')} diverged and went beyond the axis."] * bool(beyond)
     caption += comparison.changes
-    title = f"Curves of {shows.curve_title}"
-    return [drawing.Picture("curves", figure, " ".join(caption), title)]
+    return [drawing.Picture("curves", figure, " ".join(caption), f"Curves of {shows.curve_title}")]
 
 
 def _curves(arm: Arm, delay: float, columns: Sequence[str]) -> list[Curve]:
@@ -239,9 +234,6 @@ def _limit(
         margin = drawing.MARGIN * (high - low)
         axes.set_ylim(low - margin, high + margin)
     return bool(early) and (min(early) < low or max(early) > high), sum(each > high for each in highs)
-
-
-# -------------------- alignment
 
 
 def alignment(comparison: Comparison) -> list[drawing.Picture]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,9 @@ def find_runs(roots: Iterable[str | os.PathLike[str]]) -> tuple[list[RunLocation
     found: dict[str, RunLocation] = {}
     problems: list[str] = []
     for root in map(Path, roots):
-        if root.suffix == ".csv" and root.is_file():
-            rows = {str(one.path): one for one in _rows(root)}
+        if root.suffix.lower() == ".csv" and root.is_file():
+            known = {root / run.name: run for run in KnownRuns(root).read()}
+            rows = {str(path): RunLocation(path, run.arm, run.options, run.summary) for path, run in known.items()}
             if not rows:
                 raise ValueError(f"{root} has no rows, so there is nothing to report")
             found = {**rows, **found}
@@ -162,12 +163,6 @@ def _add_jobs(folder: Path, locations: dict[str, RunLocation]) -> str:
     return ""
 
 
-def _rows(file: Path) -> Iterator[RunLocation]:
-    """Yield the runs in a CSV file of results; raise ValueError if it is damaged."""
-    for run in KnownRuns(file).read():
-        yield RunLocation(file / run.name, run.arm, run.options, run.summary)
-
-
 def read_run(location: RunLocation) -> Run:
     """Read a run. If that fails, its status is "damaged", and nothing is raised."""
     run = _read_run(location)
@@ -179,7 +174,7 @@ def read_run(location: RunLocation) -> Run:
 def _read_run(location: RunLocation) -> Run:
     folder = RunFolder(location.path)
     file = folder.path.parent  # a CSV, or a sweep's folder
-    planned = file if file.suffix == ".csv" else file / "sweep.yaml"
+    planned = file if file.suffix.lower() == ".csv" else file / "sweep.yaml"
     source = folder.config_file if location.planned is None else planned
     try:
         values = location.planned or load_yaml(source.read_bytes())
@@ -207,8 +202,7 @@ def _read_run(location: RunLocation) -> Run:
         return replace(run, status="damaged", problem=_reason(folder.summary_file, error))
     try:
         if folder.metrics_file.exists():
-            curve = task_kind.curve.on(run.tested_on).key
-            run = replace(run, columns=_columns(folder.metrics_file, curve))
+            run = replace(run, columns=_columns(folder.metrics_file, task_kind.curve.on(run.tested_on).key))
             if run.steps is None and run.columns:
                 run = replace(run, steps=int(run.columns[MetricsTable.STEP][-1]))
     except Exception as error:

@@ -21,8 +21,6 @@ MOST_ROWS = 60  # most arms in a heatmap; the table has all
 MOST_COLUMNS = 24  # most delays in a heatmap
 MOST_POINTS = 40  # most arms that are drawn as points
 
-# -------------------- heatmap
-
 
 def heatmap(comparison: Comparison) -> list[drawing.Picture]:
     """Draw scores as cells, arms by delays; no picture with fewer than two delays or without a result.
@@ -91,8 +89,6 @@ def _heatmap_caption(comparison: Comparison, counts: set[int], rows: int, delays
     return " ".join([*parts, *comparison.changes])
 
 
-# -------------------- points
-
 Point = tuple[int, Estimate, FloatArray]
 """An arm in a panel: its row, the average over its seeds, and each seed's score."""
 
@@ -135,8 +131,7 @@ def scores(comparison: Comparison) -> list[drawing.Picture]:
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         drawing.draw_baselines(axes, lines, vertical=True)
-    higher = comparison.presentation.score.higher_is_better
-    cut = not higher and _limit(grid[0], drawn, list(lines.values()))
+    cut = not comparison.presentation.score.higher_is_better and _limit(grid[0], drawn, list(lines.values()))
     figure.supxlabel(comparison.presentation.score.heading, fontsize=9)
     figure.suptitle(comparison.title, fontsize=10)
     caption = _scores_caption(comparison, rows, delays, together=together, baselines=bool(lines))

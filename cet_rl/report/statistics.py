@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from itertools import combinations
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +125,7 @@ def contrast(
     centre = float(scale @ [values.mean() for values in samples])
     variances = scale**2 * np.array([values.var(ddof=1) for values in samples]) / counts
     if variances.sum() <= (1e-12 * max(np.abs(values).max() for values in samples)) ** 2:
-        least = 0.5 ** counts[0] if len(counts) == 1 else 1 / comb(int(counts.sum()), int(counts[0]))
+        least = 0.5 ** counts[0] if len(counts) == 1 else 1 / math.comb(int(counts.sum()), int(counts[0]))
         return Contrast(centre, centre, centre, least if centre > bound else 1.0, least if centre < bound else 1.0)
     error, freedom = math.sqrt(variances.sum()), variances.sum() ** 2 / (variances**2 / (counts - 1)).sum()
     reach = error * float(stdtrit(freedom, (1 + LEVEL) / 2))
@@ -192,9 +191,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(p_values))
     corrected[order] = np.maximum.accumulate(scaled).clip(max=1.0)
     return [float(value) for value in corrected]
-
-
-# -------------------- measures
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,7 @@ def results_csv(comparison: Comparison) -> str:
 
 def improvement_csv(found: Sequence[Improvement]) -> str:
     """Return a CSV table with P(X > Y) and its interval for each pair of arms."""
-    heads = ["arm X", "arm Y", "P(X > Y)", "interval from", "interval to", "delays"]
-    return _csv(heads, map(astuple, found))
+    return _csv(["arm X", "arm Y", "P(X > Y)", "interval from", "interval to", "delays"], map(astuple, found))
 
 
 def results_tex(comparison: Comparison) -> str:
@@ -63,8 +62,7 @@ def results_tex(comparison: Comparison) -> str:
 
     def cells(arm: Arm) -> Iterable[str]:
         for delay in delays:
-            found = comparison.estimate(arm, 0.0 if arm in comparison.references else delay)
-            text = _cell(found, score)
+            text = _cell(comparison.estimate(arm, 0.0 if arm in comparison.references else delay), score)
             yield rf"\textbf{{{text}}}" if best[delay] is arm else text
 
     counts = [each.count for arm, at in comparison.all_runs if (each := comparison.estimate(arm, at.delay))]

@@ -17,10 +17,10 @@ import os
 import struct
 import zipfile
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,6 @@ VERSION = 4  # version of the format, written into every file; others are refuse
 _NUMBERS = "biufcSU"  # kinds of numpy types that are plain data
 
 File = str | os.PathLike[str] | IO[bytes]
-T = TypeVar("T")
 
 
 class DamagedFileError(ValueError):
@@ -131,8 +130,7 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
     with replacing(path) if path else nullcontext(file) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, part in parts.items():
             tensors: dict[str, Tensor] = {}
-            encoded = encode(part, tensors)
-            data = {"format": f"cet-rl {name}", "format_version": VERSION, "state": encoded}
+            data = {"format": f"cet-rl {name}", "format_version": VERSION, "state": encode(part, tensors)}
             # Without a date, equal contents are equal files.
             archive.writestr(zipfile.ZipInfo(f"{name}.json"), json.dumps(data, allow_nan=False))
             archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(tensors))
@@ -143,31 +141,16 @@ def read(file: File, *, what: str) -> dict[str, Any]:
 
     Raises FileNotFoundError, or ValueError if it is damaged, of another kind or of another format version.
     """
-    return _use(file, what, lambda archive: _read_part(archive, what))
+    return _read_part(file, what, what)
 
 
 def read_run(path: Path, *, what: str) -> dict[str, Any]:
     """Return the state of the run itself in a checkpoint whose checksums are all right; errors as of `read`."""
-
-    def verified(archive: zipfile.ZipFile) -> dict[str, Any]:
-        if bad := archive.testzip():  # of those that the archive's directory names
-            raise zipfile.BadZipFile(f"bad checksum of {bad}")
-        archive.getinfo(f"{what}.safetensors")
-        return _read_part(archive, "run")
-
-    return _use(path, what, verified)
+    return _read_part(path, what, "run", verified=True)
 
 
-def _read_part(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:
-    data, tensors = json.loads(archive.read(f"{name}.json")), archive.read(f"{name}.safetensors")
-    state = decode(data["state"], safetensors.torch.load(tensors))
-    if not isinstance(state, dict):
-        raise ValueError("its state is no mapping")
-    return state
-
-
-def _use(file: File, what: str, function: Callable[[zipfile.ZipFile], T]) -> T:
-    """Check the header of a file, and return what the function returns for its archive."""
+def _read_part(file: File, what: str, part: str, *, verified: bool = False) -> dict[str, Any]:
+    """Check the header of a file and, if it is to be `verified`, its checksums; return the state in a part."""
     path = _path_of(file)
     name = "the file object" if path is None else str(path)
     try:
@@ -182,7 +165,14 @@ def _use(file: File, what: str, function: Callable[[zipfile.ZipFile], T]) -> T:
                 raise ValueError("it names another format")
             version = header["format_version"]
             if version == VERSION:
-                return function(archive)
+                if verified and (bad := archive.testzip()):  # of those that the archive's directory names
+                    raise zipfile.BadZipFile(f"bad checksum of {bad}")
+                archive.getinfo(f"{what}.safetensors")
+                data, tensors = json.loads(archive.read(f"{part}.json")), archive.read(f"{part}.safetensors")
+                state = decode(data["state"], safetensors.torch.load(tensors))
+                if not isinstance(state, dict):
+                    raise ValueError("its state is no mapping")
+                return state
         except Exception as error:  # zipfile, zlib, json and safetensors each have errors of their own
             raise DamagedFileError(f"{name} is damaged or no cet-rl {what} file ({error})") from None
     raise ValueError(f"{name} has format version {version}, this cet-rl reads version {VERSION}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, Self
@@ -38,7 +37,7 @@ OPEN = ("auto", None)
 @cache
 def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
     """Return the names of the fields with a mark; a field that a subclass overrides keeps its marks."""
-    bases = filter(dataclasses.is_dataclass, kind.__mro__)
+    bases = filter(is_dataclass, kind.__mro__)
     hints = [typing.get_type_hints(base, include_extras=True) for base in bases]
     return frozenset(
         name for found in hints for name, hint in found.items() if mark in getattr(hint, "__metadata__", ())
@@ -101,7 +100,7 @@ class RunConfig(ABC):
     def __new__(cls, *positional: Any, **named: Any) -> Self:
         """Note which values are given: the tuned defaults of the task take the place of the others."""
         config = super().__new__(cls)
-        names = [item.name for item in dataclasses.fields(cls)]
+        names = [item.name for item in fields(cls)]
         object.__setattr__(config, "_given", {*names[: len(positional)], *named})
         return config
 
@@ -181,7 +180,7 @@ class RunConfig(ABC):
         """Return the same configuration with the defaults that depend on other options filled in."""
         trace = self.trace_config
         order = trace.order_or_default if find_trace(trace.kind).takes_order else self.order
-        return dataclasses.replace(self, trace=trace.kind, order=order)
+        return replace(self, trace=trace.kind, order=order)
 
     def on_this_machine(self) -> Self:
         """Return the configuration with this machine's device and threads; ValueError without such a device."""
@@ -196,7 +195,7 @@ class RunConfig(ABC):
         named = (os.environ.get("OMP_NUM_THREADS") or "1") if self.threads is None else str(self.threads)
         if not named.isdigit() or int(named) < 1:
             raise ValueError(f"OMP_NUM_THREADS must be a positive number, got {named!r}; or use --threads")
-        return dataclasses.replace(self, device=device, threads=int(named))
+        return replace(self, device=device, threads=int(named))
 
     def check_batchable(self) -> None:
         """Raise ValueError unless the run can learn in one batch with others that are alike."""
@@ -204,12 +203,12 @@ class RunConfig(ABC):
 
     def shared(self) -> dict[str, Any]:
         """Return the values that all runs of a batch must have in common."""
-        names = [item.name for item in dataclasses.fields(self)]
+        names = [item.name for item in fields(self)]
         return {name: getattr(self, name) for name in names if name not in marked(type(self), Mark.BATCHABLE)}
 
     def as_data(self) -> dict[str, Any]:
         """Return the values as plain data, as they stand in config.yaml."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 def check_batch(configs: Sequence[RunConfig]) -> None:

@@ -278,8 +278,7 @@ class MetricsTable:
         self._rows: list[dict[str, Any]] = []
         if path.is_file():
             try:
-                text = path.read_bytes().decode()
-                reader = csv.DictReader(io.StringIO(whole_lines(text), newline=""))
+                reader = csv.DictReader(io.StringIO(whole_lines(path.read_bytes().decode()), newline=""))
                 self._columns = list(reader.fieldnames or self._columns)
                 self._rows = [
                     {name: "" if name.startswith(EVALUATED) else value for name, value in row.items()}

@@ -304,12 +304,12 @@ def run(
     ended: list[Status] = []
     with opened(sessions, make, load) as runs:
         for step in sorted({learner.step for _, learner in runs}):
-            group = [(session, learner) for session, learner in runs if learner.step == step]
-            batch = join([learner for _, learner in group])
+            group = [session for session, learner in runs if learner.step == step]
+            batch = join([learner for _, learner in runs if learner.step == step])
             time_shared = SharedTime(len(group))
-            for session, _ in group:
+            for session in group:
                 session.attempt(session.begin, lambda batch=batch: batch.step, time_shared)
-            loop = _Loop([session for session, _ in group], batch)
+            loop = _Loop(group, batch)
             ended.append(run_and_summarize(loop.sessions, loop.run))  # at once if the last one was interrupted
     return "interrupted" if "interrupted" in ended else "finished"
 
@@ -381,8 +381,7 @@ class _Loop:
             )
 
     def _log(self, session: Session, loss: float, measurements: Mapping[str, float]) -> None:
-        values = {"train/loss": loss, **measurements, "time/fps": session.speed() or 0.0}
-        session.log.add(values, self.batch.step)
+        session.log.add({"train/loss": loss, **measurements, "time/fps": session.speed() or 0.0}, self.batch.step)
 
     def _finish(self, session: Session, found: Mapping[str, float], state: dict[str, Any]) -> None:
         session.save(state)

@@ -86,8 +86,7 @@ def _convert(value: Any, hint: Any) -> Any:
         return tuple(_convert(each, arguments[0]) for each in value)
     if origin in (typing.Union, types.UnionType):
         return None if value is None and type(None) in arguments else _convert(value, arguments[0])
-    accepted = _TYPES[hint][0]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+    if not isinstance(value, _TYPES[hint][0]) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
     # Of numbers of 32 bits their decimals are meant: 0.2, not 0.20000000298.
     return None if value is None else hint(str(value) if isinstance(value, np.floating) else value)

@@ -160,10 +160,8 @@ class _SweepRun:
     def _end(self, *, kill: bool) -> None:
         """End all workers and wait for them."""
         for worker in self.workers:
-            if kill:
-                worker.kill()
-            else:
-                worker.stop()
+            end = worker.kill if kill else worker.stop
+            end()
         while any(worker.poll() is None for worker in self.workers):
             time.sleep(TICK)
         self.workers.clear()

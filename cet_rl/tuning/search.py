@@ -152,8 +152,7 @@ class TrialRun:
             at, place = total * point / POINTS, len(self._curves) * POINTS + point
             if place in self._reported or at < steps[0] or (at > steps[-1] and not ended):
                 continue
-            mean = float(np.mean([np.interp(at, *curve) for curve in curves]))
-            self.trial.report(sign * mean, place)
+            self.trial.report(sign * float(np.mean([np.interp(at, *curve) for curve in curves])), place)
             self._reported.add(place)
             new = True
         return new

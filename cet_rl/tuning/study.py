@@ -177,9 +177,6 @@ def trial_sampler(kind: str) -> BaseSampler:
     return TrialSampler()
 
 
-# -------------------- outcome
-
-
 def best_trial(study: Study) -> FrozenTrial | None:
     """Return the best of the finished trials, the first of those that are as good; None without any."""
     from optuna.trial import TrialState

@@ -100,8 +100,7 @@ def failing(**criteria: Sequence[str]) -> Answer:
     """Tell whether rules fail the given criteria of the audit; a rule without criteria must fail none."""
     failed = {rule: [each.criterion for each in _audit(rule).verdicts if not each.passes] for rule in criteria}
     holds = all(set(named) <= set(failed[rule]) if named else not failed[rule] for rule, named in criteria.items())
-    numbers = [f"{rule} fails {' and '.join(names) or 'none'}" for rule, names in failed.items()]
-    return holds, "; ".join(numbers)
+    return holds, "; ".join(f"{rule} fails {' and '.join(names) or 'none'}" for rule, names in failed.items())
 
 
 def memory(**degrees: int) -> Answer:

@@ -1,9 +1,7 @@
 """Define claims: the measures on runs, the arms that are compared, and the checks.
 
-There are two kinds of checks. One compares a weighted sum of the arms' means with a bound by Student's t: with
-variances that may differ (Welch), or paired by seed where the seed also draws the task. The other tests whether
-the arms rise or fall: on the whole, by the exact test of Jonckheere and Terpstra, or in every step, by the
-differences of neighbours. Both give p-values for the claim and its opposite, which `judging` corrects.
+A check compares a weighted sum of the arms' means with a bound, or tests whether the arms rise or fall. It gives
+p-values for the claim and its opposite, which `judging` corrects: its `METHOD` names the tests.
 """
 
 from __future__ import annotations
@@ -28,8 +26,6 @@ from cet_rl.runs.folder import MetricsTable
 from cet_rl.traces.base import FloatArray
 from cet_rl.traces.registry import find_trace
 from cet_rl.traces.timing import RELATIVE_TOLERANCE
-
-# -------------------- measures
 
 ALPHA = (1 - LEVEL) / 2  # greatest probability of a false "supported", and of a false "contradicted"
 PARTS = 3  # parts of a run: thirds
@@ -77,8 +73,7 @@ def alignment_gain(run: Run) -> float | None:
 def depth_loss(run: Run) -> float | None:
     """Return the alignment of the last delayed layer minus that of the first; None with fewer than two."""
     first, last = (alignment(run, layers=part) for part in (slice(1), LAST))
-    alone = len(_delayed_layers(run)) < 2
-    return None if alone or first is None or last is None else last - first
+    return None if len(_delayed_layers(run)) < 2 or first is None or last is None else last - first
 
 
 def _delayed_layers(run: Run) -> list[int]:
@@ -139,8 +134,7 @@ def _measures() -> Iterator[Measure]:
         yield AtEqualScore(f"alignment at equal {word}", score, digits=3)
         yield AtEqualScore(f"alignment of the last delayed layer at equal {word}", score, digits=3, layer=-1)
         for place in range(MOST_LAYERS):
-            of_layer = f"alignment of layer {place + 1} at equal {word}"
-            yield AtEqualScore(of_layer, score, digits=3, layer=place)
+            yield AtEqualScore(f"alignment of layer {place + 1} at equal {word}", score, digits=3, layer=place)
 
 
 MEASURES = {measure.title: measure for measure in _measures()}
