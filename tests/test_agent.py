@@ -21,11 +21,23 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from toy_env import Toy
 
-from cet_rl import CET, FiniteKernel, Optimal
+from cet_rl import CET, FiniteKernel, Optimal, Trace
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
 from cet_rl.runs import optimizers
 from cet_rl.traces.registry import TraceConfig
+
+
+class Plain(Trace):
+    """A trace of one's own that is no dataclass."""
+
+    normalization = "peak"
+
+    def __init__(self, delay_steps):
+        self.delay_steps = delay_steps
+
+    def transition(self):
+        return [[0.5]], [1.0], [1.0]
 
 
 def make(num_envs=2, seed=0, task="CartPole-v1", env=None, **options):
@@ -329,6 +341,7 @@ def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
         *[({"trace": t}, words) for t, words in ((CET, "trace must be one of"), ("fancy", "unknown trace"))],
         ({"trace": TraceConfig("cet", 3)}, "trace is a TraceConfig: set order there"),
         ({"trace": CET(3, 5), "order": 0}, "trace is a CET: set order there"),
+        ({"trace": Plain(5), "order": None}, "Plain.* must be a dataclass, so that its fields can be saved"),
         ({"trace": "none", "order": None}, "without delay"),
         ({"delay": 0.0}, "order belongs to a delay"),
         *[({"n_steps": n}, "n_steps must be") for n in (0, 2.5)],

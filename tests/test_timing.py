@@ -26,6 +26,8 @@ def test_uniform_and_stacked_layers():
     ("message", "wrong"),
     [
         (r"nearest valid delays are 1\.2 s and 1\.4 s", [(1.3,)]),
+        (r"nearest valid delays are 0 s and 0\.2 s", [(1e-11,), (1e-300,)]),
+        ("stacked must be true or false, got 'no'", [(1.0, 0.2, "no")]),
         ("delay must be", [(-0.2,), (float("inf"),), (float("nan"),)]),
         ("step duration", [(1.0, 0.0), (1.0, -1.0), (1.0, float("nan"))]),
     ],

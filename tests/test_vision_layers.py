@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, grad
 from vision_loop import FUNCTIONS, Case, arrived, assert_same, cases, cosine, remember, use
 
-from cet_rl import CET, ET, LTPLTD, Legendre, PerfectMemory, SharpCET
+from cet_rl import CET, ET, LTPLTD, FiniteKernel, Legendre, PerfectMemory, SharpCET
 from cet_rl.vision import credit
 from cet_rl.vision.layers import TracedConv2d, TracedLinear, measured, seen_at
 
@@ -303,8 +303,9 @@ def test_the_delay_is_that_of_the_trace_unless_given(kind):
     assert kind(2, 3, *size, trace=CET(3, 4)).rule.delay_steps == 4
     assert kind(2, 3, *size, trace=CET(3, 4), delay_steps=1).rule.delay_steps == 1
     assert kind(2, 3, *size, trace=ET(0.5), delay_steps=2).rule.delay_steps == 2
-    with pytest.raises(ValueError, match=r"ET.* has no delay of its own: give delay_steps"):
-        kind(2, 3, *size, trace=ET(0.5))
+    for trace in (ET(0.5), FiniteKernel([0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"has no delay of its own: give delay_steps"):
+            kind(2, 3, *size, trace=trace)
     assert kind(2, 3, *size).rule.delay_steps == 0
     assert kind(2, 3, *size, trace=PerfectMemory(0)).traced
 

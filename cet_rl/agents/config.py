@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.base import Trace
@@ -37,9 +37,7 @@ class NetworkConfig:
     log_std: float = 0.0  # initial log σ of the Gaussian policy for continuous actions
 
     def __post_init__(self) -> None:
-        kinds: dict[str, Any] = {"net_arch": tuple[int, ...], "split_observations": bool | None, "log_std": float}
-        kinds |= {"actor": ActorKind, "critic": CriticKind, "feedback": Feedback}
-        for name, kind in kinds.items():
+        for name, kind in get_type_hints(NetworkConfig).items():
             object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         if min(self.net_arch, default=1) < 1:
             raise ValueError(f"net_arch must list widths of at least 1, got {self.net_arch}")
@@ -69,25 +67,20 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.trace, TraceConfig):
             raise ValueError(f"trace must be a TraceConfig such as TraceConfig('cet', 5), got {self.trace!r}")
+        for name, kind in get_type_hints(LearnerConfig).items():
+            if name != "trace":
+                object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):
-            value = checked(getattr(self, name), float, name)
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
             if name in ("gamma", "lam") and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value:g}")
             if not 0 <= value < math.inf or (name == "max_grad_norm" and not value):
                 sign = "positive" if name == "max_grad_norm" else "not negative"
                 raise ValueError(f"{name} must be finite and {sign}, got {value:g}")
-        if self.random_lam is not None:
-            low, high = checked(self.random_lam, tuple[float, float], "random_lam")
-            if not 0 <= low <= high <= 1:
-                raise ValueError(f"random_lam must be two numbers, 0 <= low <= high <= 1, got {self.random_lam!r}")
-            object.__setattr__(self, "random_lam", (low, high))
+        if self.random_lam is not None and not 0 <= self.random_lam[0] <= self.random_lam[1] <= 1:
+            raise ValueError(f"random_lam must be two numbers, 0 <= low <= high <= 1, got {self.random_lam!r}")
         if self.gamma * max(self.lam, self.largest_lam) >= 1:
             raise ValueError("gamma times lam must be below 1: eligibility would never decay")
-        checked(self.error_at, ErrorAt, "error_at")
-        object.__setattr__(self, "alignment", checked(self.alignment, bool, "alignment"))
-        if self.executors is not None:
-            object.__setattr__(self, "executors", checked(self.executors, tuple[str, ...], "executors"))
 
     @property
     def largest_lam(self) -> float:

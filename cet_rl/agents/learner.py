@@ -228,12 +228,11 @@ class ActorCriticLearner(nn.Module):
             raise FloatingPointError("learning has diverged: a gradient is not finite; lower the learning rate")
         if not statistics:
             return {}
-        returns = values + advantages
         numbers = {
             "train/value_loss": value_loss.item(),
             "train/entropy_loss": -entropies.mean().item(),
             "train/gradient_norm": norm.item(),
-            "train/explained_variance": _explained_variance(values, returns),
+            "train/explained_variance": _explained_variance(values, values + advantages),
         }
         if isinstance(self.actor.head, DiagonalGaussian):
             numbers["train/std"] = self.actor.head.std.mean().item()
@@ -269,8 +268,7 @@ class ActorCriticLearner(nn.Module):
             return values, lambda gradient: critic.backward(inputs, gradient)
         with torch.enable_grad():
             values = critic(observations)
-        learns = values.requires_grad
-        return values.detach(), lambda gradient: values.backward(gradient) if learns else None
+        return values.detach(), lambda gradient: values.backward(gradient) if values.requires_grad else None
 
     def _signals(
         self, rollout: Rollout, td_error: Tensor

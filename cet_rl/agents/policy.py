@@ -104,8 +104,7 @@ class CETPolicy(BasePolicy):
         return actions + self._first_action, self.critic(features)[:, None], distribution.log_prob(actions)
 
     def _predict(self, observation: Any, deterministic: bool = False) -> Tensor:
-        actions = self._distribution(self.features(observation)).get_actions(deterministic=deterministic)
-        return actions + self._first_action
+        return self.get_distribution(observation).get_actions(deterministic=deterministic) + self._first_action
 
     def evaluate_actions(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return values, (N, 1), log-probabilities of the given actions, (N,), and the policy's entropy, (N,)."""

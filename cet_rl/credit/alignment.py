@@ -57,10 +57,9 @@ class AlignmentProbe(nn.Module):
         slowest = float(torch.as_tensor(gamma_lam).max()) if slowest is None else slowest
         negligible = NEGLIGIBLE_TO_THE_SLOWEST if isinstance(gamma_lam, Tensor) else NEGLIGIBLE
         reach = math.ceil(math.log(negligible) / math.log(slowest)) if slowest > 0 else 0
-        reach = min(reach, LONGEST_REACH)
         self.delay_steps, self.shared_decay = delay_steps, None if isinstance(gamma_lam, Tensor) else gamma_lam
         self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
-        recorded = reach + rollout + delay_steps
+        recorded = min(reach, LONGEST_REACH) + rollout + delay_steps
         pre, post = self.geometry.pre_shape, self.geometry.post_shape
         self.lines = nn.ModuleList(
             DelayLine(recorded, (num_envs, *shape), dtype=dtype) for shape in (pre, post, post, (), ())

@@ -229,8 +229,10 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
                 p[max(now - row, 0) :] += signals.immediate[max(row - now, 0) : rows.stop - now, envs]
             gradient = add_parts(gradient, geometry.outer_parts(geometry.unflatten_post(p), x))
             if kept is not None and state.past_eligibility is None:
-                added, fade = geometry.unflatten_post(epsilon_at(rows)), None if row else kept[1, envs]
-                geometry.add_outer_sum_by_env(state.eligibility[envs], added, x, fade)
+                eligibility = state.eligibility[envs]
+                if not row:
+                    eligibility *= kept[1, envs].view(-1, *[1] * len(geometry.weight_shape))
+                geometry.add_outer_sum_by_env(eligibility, geometry.unflatten_post(epsilon_at(rows)), x)
         blocks.append([pre[steps:], derivative[steps:]])
         if state.past_eligibility is not None:
             blocks[-1].append(epsilon_at(slice(steps, old + total)))

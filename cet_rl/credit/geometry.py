@@ -150,10 +150,8 @@ class Geometry(ABC):
         pairs = zip(post.unbind(1), pre.unbind(1), strict=True)
         return torch.stack([self.outer_sum(p, x) for p, x in pairs])
 
-    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
-        """Add `outer_sum_by_env` in place to a total, (E, *weight_shape), multiplied by `fade`, (E,), before."""
-        if fade is not None:
-            total *= fade.view(-1, *(1 for _ in self.weight_shape))
+    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor) -> None:
+        """Add `outer_sum_by_env` in place to a total, (E, *weight_shape)."""
         total += self.outer_sum_by_env(post, pre)
 
 
@@ -198,12 +196,10 @@ class Dense(Geometry):
         weight = matmul(post.T, pre) if self.n_in >= _NARROW else matmul(pre.T, post).T.contiguous()
         return weight, post.sum(0) if self.bias else None
 
-    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor, fade: Tensor | None = None) -> None:
+    def add_outer_sum_by_env(self, total: Tensor, post: Tensor, pre: Tensor) -> None:
         """Add sums of (S, E, n_out), (S, E, n_in) to (E, n_out, n_in and more), in one pass over it."""
         if self.bias or self.n_in < _NARROW:
-            return super().add_outer_sum_by_env(total, post, pre, fade)
-        if fade is not None:
-            total *= fade.view(-1, 1, 1)
+            return super().add_outer_sum_by_env(total, post, pre)
         total.baddbmm_(post.permute(1, 2, 0), pre.transpose(0, 1))
 
     def split(self, weights: Tensor) -> WeightAndBias:

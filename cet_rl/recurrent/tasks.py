@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -179,7 +180,7 @@ class Add(SequenceTask):
             for bits in product((0.0, 1.0), repeat=len({*self.lags})):
                 at = dict(zip({*self.lags}, bits, strict=True))
                 alike[tuple(bit for lag, bit in at.items() if lag in seen)].append(add_label(at[early], at[late]))
-            losses[name] = fmean(_entropy(fmean(labels)) for labels in alike.values())
+            losses[name] = fmean(scipy.special.entr([p, 1 - p]).sum() for p in map(fmean, alike.values()))
         return losses
 
     def respond(
@@ -276,8 +277,3 @@ def build_task(name: str, settings: Any) -> SequenceTask:
         raise unknown("task", name, TASKS)
     task: SequenceTask = TASKS[name].build(settings)
     return task
-
-
-def _entropy(probability: float) -> float:
-    """Return the entropy of a coin, in nats."""
-    return -sum(p * math.log(p) for p in (probability, 1 - probability) if p > 0)

@@ -102,26 +102,22 @@ def _state(agent: BaseAlgorithm) -> dict[str, Any]:
 
 def _load(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
     """Make an agent and load its state from a file; its environments are at a place of their own."""
-    agent = _loaded(algorithm, config, file)
+    if issubclass(algorithm, CETActorCritic):
+        agent: BaseAlgorithm = algorithm.load(file, _environments(algorithm, config), device=config.device)
+    else:
+        data, agent = archive.read(file, what="agent"), _build(algorithm, config)
+        if data.get("algorithm") != type(agent).__name__:
+            raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")
+        try:
+            agent.set_parameters(data["parameters"])
+            agent.num_timesteps = int(data["num_timesteps"])
+            agent.ep_info_buffer = deque(data["episodes"], maxlen=100)
+            agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 creates both, or neither
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
     # With the seed of the beginning, each resumed run would start with the first episodes again.
     seeds = np.random.SeedSequence([config.seed, agent.num_timesteps]).generate_state(1)
     agent.get_env().seed(int(seeds[0] // 2))  # type: ignore[union-attr]
-    return agent
-
-
-def _loaded(algorithm: type[BaseAlgorithm], config: RLConfig, file: Path) -> BaseAlgorithm:
-    if issubclass(algorithm, CETActorCritic):
-        return algorithm.load(file, _environments(algorithm, config), device=config.device)
-    data, agent = archive.read(file, what="agent"), _build(algorithm, config)
-    if data.get("algorithm") != type(agent).__name__:
-        raise ValueError(f"{file} holds a {data.get('algorithm')}, not a {type(agent).__name__}")
-    try:
-        agent.set_parameters(data["parameters"])
-        agent.num_timesteps = int(data["num_timesteps"])
-        agent.ep_info_buffer = deque(data["episodes"], maxlen=100)
-        agent.ep_success_buffer = deque(maxlen=100)  # Stable-Baselines3 creates both, or neither
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
     return agent
 
 

@@ -85,14 +85,8 @@ class RLConfig(LayeredConfig):
     @property
     def networks(self) -> NetworkConfig:
         """Return the options of the networks for agents with synaptic traces."""
-        return NetworkConfig(
-            self.hidden,
-            self.activation,
-            None if self.split_observations else False,
-            actor=self.actor,
-            critic=self.critic,
-            feedback=self.feedback,
-        )
+        splits = None if self.split_observations else False
+        return NetworkConfig(self.hidden, self.activation, splits, self.actor, self.critic, self.feedback)
 
     @property
     def layers(self) -> int:

@@ -54,14 +54,6 @@ def resolve(config: RLConfig) -> RLConfig:
     return config.resolved() if delays_credit else _without_traces(config)
 
 
-def _with_vectorization(config: RLConfig) -> RLConfig:
-    """Return a resolved configuration in which vectorization "auto" is replaced by the choice."""
-    if config.vectorization != "auto":
-        return config
-    wrapped = not find_agent(config.agent).delays_credit
-    return replace(config, vectorization=choose_vectorization(config.task, config.num_envs, wrapped=wrapped))
-
-
 def _without_traces(config: RLConfig) -> RLConfig:
     """Return the configuration of an agent without traces; raise ValueError if it sets an option of traces."""
     tuned = tuned_defaults(config.task, RLConfig)
@@ -126,7 +118,11 @@ def _session(
     if checkpoint_every is None:
         checkpoint_every = min(checkpoint_interval(config.total_steps, None), CHECKPOINT_EVERY)
     session = Session(config, RL, run_dir, config.agent, checkpoint_every=checkpoint_every, **options)
-    session.config = _with_vectorization(cast(RLConfig, session.config))
+    config = cast(RLConfig, session.config)
+    if config.vectorization == "auto":
+        wrapped = not find_agent(config.agent).delays_credit
+        chosen = choose_vectorization(config.task, config.num_envs, wrapped=wrapped)
+        session.config = replace(config, vectorization=chosen)
     return session
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def watch(
     The environment is `make_env(**options)`. Raises ValueError if it cannot be rendered.
     """
     task, wrappers = options["task"], [*options["wrappers"]]
-    modes = make_env(**options).metadata.get("render_modes") or ()
+    with closing(make_env(**options)) as env:
+        modes = env.metadata.get("render_modes") or ()
     mode = "human" if video is None and "human" in modes else "rgb_array"
     if mode not in modes:
         raise ValueError(f"{task} cannot be shown: its environment has no render mode rgb_array")

@@ -28,9 +28,7 @@ def cascade_transition(order: int, rate: float) -> tuple[FloatArray, FloatArray]
     """
     stages = np.arange(order)
     poisson = np.exp(stages * np.log(rate) - rate - scipy.special.gammaln(stages + 1))
-    M = np.zeros((order, order))
-    for stage in range(order):
-        M[stage, : stage + 1] = poisson[stage::-1]
+    M = np.tril(poisson[stages[:, None] - stages])
     return M, scipy.special.gammainc(stages + 1, rate)
 
 

@@ -46,10 +46,7 @@ class FiniteKernel(Trace):
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return the values, followed by zeros."""
-        kernel = np.zeros(length)
-        known = self.values[:length]
-        kernel[: len(known)] = known
-        return kernel
+        return np.pad(self.values, (0, max(length - len(self.values), 0)))[:length]
 
     def transition(self) -> None:
         """Return nothing: a kernel of finitely many lags needs no states."""
@@ -77,8 +74,7 @@ class PerfectMemory(Trace):
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return one at the delay, and zero elsewhere."""
-        kernel: FloatArray = (np.arange(length) == self.delay_steps).astype(np.float64)
-        return kernel
+        return np.eye(1, length, self.delay_steps).ravel()
 
     def transition(self) -> None:
         """Return nothing: a delay line needs no states."""

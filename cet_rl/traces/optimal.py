@@ -125,9 +125,7 @@ def _cholesky(s: ComplexArray, delay: int) -> tuple[ComplexArray, ComplexArray]:
 
 
 def _solve(factor: ComplexArray, right: ComplexArray, trans: str = "N") -> ComplexArray:
-    solve = scipy.linalg.solve_triangular
-    solution: ComplexArray = solve(factor, right, lower=True, trans=trans, check_finite=False)
-    return solution
+    return np.asarray(scipy.linalg.solve_triangular(factor, right, lower=True, trans=trans, check_finite=False))
 
 
 def _targets(s: ComplexArray, delay: int, first: int, last: int) -> tuple[ComplexArray, ComplexArray]:

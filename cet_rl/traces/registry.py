@@ -282,10 +282,11 @@ class TraceConfig:
     @classmethod
     def _of(cls, trace: Trace, delay_steps: int, *, stacked: bool) -> TraceConfig:
         """Return the configuration that builds a given trace for a layer that waits `delay_steps`."""
-        made_for = trace.made_for
+        made_for, make = trace.made_for, type(trace)
+        if not hasattr(make, "__dataclass_fields__"):
+            raise ValueError(f"the class of {trace} must be a dataclass, so that its fields can be saved")
         if stacked and made_for is not None:
             raise ValueError(f"stacked delays differ by layer, and {trace} is made for one of them: give its name")
-        make = type(trace)
         kind = next((name for name, known in traces().items() if known.make is make), None)
         if kind is None:
             kind = f"{make.__module__}:{make.__qualname__}"
@@ -317,7 +318,7 @@ class TraceConfig:
         Raises ValueError if `delay_ratio` times the delay is no whole number of steps.
         """
         exact = delay_steps * self.delay_ratio
-        if abs(exact - round(exact)) > RELATIVE_TOLERANCE * max(exact, 1.0):
+        if abs(exact - round(exact)) > RELATIVE_TOLERANCE * exact:
             raise ValueError(
                 f"trace_delay is {self.delay_ratio:g} times the delay, which for a layer that waits {delay_steps} "
                 f"steps would be {exact:g} steps: choose one that makes it a whole number"

@@ -33,7 +33,7 @@ def whole_steps(delay: float, step_duration: float) -> int:
     if not exact <= LONGEST_DELAY:
         raise ValueError(f"a delay of {delay:g} s is more than {LONGEST_DELAY:,} steps of {step_duration:g} s")
     nearest = round(exact)
-    if abs(exact - nearest) > RELATIVE_TOLERANCE * max(exact, 1.0):
+    if abs(exact - nearest) > RELATIVE_TOLERANCE * exact:
         below, above = math.floor(exact), math.ceil(exact)
         raise ValueError(
             f"a delay of {delay:g} s is no whole number of {step_duration:g} s steps; "
@@ -86,8 +86,8 @@ class CreditTiming:
 
     def __post_init__(self) -> None:
         check_whole(self.layers, "layers", at_least=1)
-        for name in ("delay", "step_duration"):
-            object.__setattr__(self, name, checked(getattr(self, name), float, name))
+        for name, kind in (("delay", float), ("step_duration", float), ("stacked", bool)):
+            object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         whole_steps(self.delay, self.step_duration)
 
     @property

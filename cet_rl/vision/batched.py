@@ -46,12 +46,9 @@ class BatchedLearner(LearnerBatch[ImageLearner]):
         self._base = networks[0]
         self.parameters, self.buffers = stack_module_state(networks)
         self._adam = {name: self._stack_adam(name) for name in self.parameters}
-        self._weight_decay, self._max_norm = (
-            next(iter(self.parameters.values())).new_tensor(
-                [getattr(learner.config, name) for learner in learners]
-            )
-            for name in ("weight_decay", "max_grad_norm")
-        )
+        new_tensor = next(iter(self.parameters.values())).new_tensor
+        self._weight_decay = new_tensor([learner.config.weight_decay for learner in learners])
+        self._max_norm = new_tensor([learner.config.max_grad_norm for learner in learners])
         self._loss_sums = torch.stack([learner.loss_sum for learner in self.learners])
         self._losses = first.losses
 

@@ -52,10 +52,10 @@ class TracedLayer(nn.Module):
         super().__init__(*sizes, device=device, dtype=dtype)  # of Linear or Conv2d
         if not isinstance(trace, Trace | None):
             raise ValueError(f"trace must be a trace such as CET(6, 10), or None, got {trace!r}")
-        if delay_steps is None and trace is not None and not hasattr(trace, "delay_steps"):
-            raise ValueError(f"{trace} has no delay of its own: give delay_steps")
         if delay_steps is None:
-            delay_steps = 0 if trace is None else trace.made_for or 0
+            delay_steps = 0 if trace is None else trace.made_for
+        if delay_steps is None:
+            raise ValueError(f"{trace} has no delay of its own: give delay_steps")
         self.rule = CreditRule(trace, delay_steps, self.bias is not None, window, **options)
         self.traced = self.rule.is_late
         self.layer_name = type(self).__name__
