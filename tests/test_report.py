@@ -919,6 +919,8 @@ def test_tables_are_read_by_latex_and_by_spreadsheets(tmp_path):
         r"\bottomrule",
         r"\end{tabular}",
     ]
+    small = compare(tmp_path / "small", *((recurrent(seed=seed), -1e-6) for seed in range(3)))
+    assert r"$-$1$\times 10^{-6}$ {\scriptsize [$-$1$\times 10^{-6}$, $-$1$\times 10^{-6}$]}" in results_tex(small)
     rows = list(csv.DictReader(io.StringIO(results_csv(comparison))))
     assert [(row["arm"], row["delay in s"], row["n"]) for row in rows][:3] == [
         ("no delay", "0", "1"),

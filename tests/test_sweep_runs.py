@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -40,6 +41,16 @@ def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     assert run_sweep(sweep, folder, launcher, quiet=True) == 0  # nothing is left to do
     assert (ran(tmp_path).total(), folder.results_file.read_bytes()) == (5, before)
     assert capfd.readouterr().err == ""
+
+
+def test_no_job_starts_on_a_full_disk(tmp_path, monkeypatch):
+    sweep, folder, launcher = fake(0, 1), SweepFolder(tmp_path), launcher_of(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=9_000))
+        with pytest.raises(OSError, match=f"the disk of {tmp_path} is full: make room, then the same command"):
+            run_sweep(sweep, folder, launcher)
+    assert states_of(tmp_path, sweep) == ["waiting"] * 2
+    assert run_sweep(sweep, folder, launcher, quiet=True) == 0
 
 
 def test_failures_are_reported_and_retried_when_asked(tmp_path, capfd):

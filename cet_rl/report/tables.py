@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
@@ -87,7 +88,8 @@ def _cell(found: Estimate | None, score: Measure) -> str:
         return "--"
     centre, low, high = map(score.show, (found.centre, found.low, found.high))
     interval = "" if found.low is None else rf" {{\scriptsize [{low}, {high}]}}"
-    return f"{centre}{interval}".replace("-", "$-$")
+    text = re.sub(r"e\+?(-?)0*(\d+)", r"$\\times 10^{\1\2}$", f"{centre}{interval}")
+    return re.sub(r"(?<!{)-", "$-$", text)
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -293,17 +293,17 @@ class Training(BaseCallback):
         session, agent, config = self.session, self.agent, self.config
         recent = recent_mean(agent)
         if self.stopped:
-            return session.interrupted({"train_return_mean": recent})
+            return session.interrupt({"train_return_mean": recent})
         self._log_last()
         self._save()  # the evaluation takes long, and may be interrupted
         try:
             with self.clock.stopped():
                 mean, deviation = evaluate(agent, config, stop=session.interruption)
         except KeyboardInterrupt:
-            return session.interrupted({"train_return_mean": recent})
+            return session.interrupt({"train_return_mean": recent})
         session.log.add_evaluation({"mean_reward": mean}, agent.num_timesteps)
         evaluated = {"eval_return_mean": mean, "eval_return_std": deviation, "eval_episodes": config.eval_episodes}
-        return session.finished(
+        return session.finish(
             {**evaluated, "train_return_mean": recent},
             f"{self._name}evaluation: {mean:.1f} ± {deviation:.1f} over {config.eval_episodes} episodes"
             + (f"; last 100 training episodes: {recent:.1f}" if recent is not None else ""),

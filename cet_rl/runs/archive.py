@@ -144,7 +144,7 @@ def read(file: File, *, what: str) -> dict[str, Any]:
     return _read_part(file, what, what)
 
 
-def read_run(path: Path, *, what: str) -> dict[str, Any]:
+def read_run_part(path: Path, *, what: str) -> dict[str, Any]:
     """Return the state of the run itself in a checkpoint whose checksums are all right; errors as of `read`."""
     return _read_part(path, what, "run", verified=True)
 

@@ -79,7 +79,10 @@ class RunFolder:
             from cet_rl.runs import archive  # importing torch takes a second
 
             try:
-                theirs, ours = archive.read_run(path, what=self.newest.stem).get("config"), self._saved_config()
+                theirs, ours = (
+                    archive.read_run_part(path, what=self.newest.stem).get("config"),
+                    self._saved_config(),
+                )
                 changes = differing(theirs, ours) if isinstance(theirs, dict) and ours is not None else []
                 if changes:
                     reason = f"{path} is of a run of another configuration ({', '.join(changes)})"
@@ -133,7 +136,7 @@ class RunFolder:
         """Return the runtime state in a checkpoint, None if it has none."""
         from cet_rl.runs import archive
 
-        return archive.read_run(checkpoint, what=self.newest.stem).get("runtime_state")
+        return archive.read_run_part(checkpoint, what=self.newest.stem).get("runtime_state")
 
     def _saved_config(self) -> dict[str, Any] | None:
         """Return the values of config.yaml but those of the machine; None if it cannot be read."""

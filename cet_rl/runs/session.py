@@ -150,14 +150,14 @@ class Session:
         """Show the step, a number that says how well the run goes, and from the second piece on its speed."""
         self.display.update(self._counted, number, self.speed() if self._pieces > 1 else None)
 
-    def interrupted(self, metrics: Mapping[str, float | None]) -> Status:
+    def interrupt(self, metrics: Mapping[str, float | None]) -> Status:
         """End the run, whose checkpoint has been saved, with a summary that says "interrupted"."""
         self.summarize("interrupted", metrics)
         here = shlex.quote(str(self.folder.path))
         self.say(f"interrupted at {self._saved:,} {self.kind.unit}; next: cet-rl train --run-dir {here} --resume")
         return "interrupted"
 
-    def finished(self, metrics: Mapping[str, float | int | None], text: str) -> Status:
+    def finish(self, metrics: Mapping[str, float | int | None], text: str) -> Status:
         """End the run with a summary that says "finished", and print `text` and the speed."""
         self.summarize("finished", metrics)
         speed = self.speed()
@@ -167,7 +167,7 @@ class Session:
         self.say(f"figures: cet-rl report {here}")
         return "finished"
 
-    def failed(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End the run with a summary that says "failed", if that can be written."""
         self.status = "failed"
         with suppress(OSError):  # the error itself is what matters
@@ -203,7 +203,7 @@ class Session:
             except Exception as error:
                 if self._alone:
                     raise
-                self.failed(error)
+                self.fail(error)
                 self.say(f"{self.folder.path} failed: {error}")
 
     def close(self) -> None:
@@ -273,7 +273,7 @@ def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) 
     except Exception as error:
         for session in sessions:
             if session.status is None:
-                session.failed(error)
+                session.fail(error)
         raise
     finally:
         with suppress(OSError) if sys.exc_info()[0] else nullcontext(), ExitStack() as closing:
@@ -327,7 +327,7 @@ class _Loop:
         self._each(lambda run: run.log.describe(run.config, [f"{EVALUATED}{score.key}"], kernels=True))
         if not self._learn():
             self._each(Session.save, self.batch.states())
-            self._each(lambda run: run.interrupted({}))
+            self._each(lambda run: run.interrupt({}))
             return "interrupted"
         if self._active():
             found = self.batch.evaluate()
@@ -388,4 +388,4 @@ class _Loop:
         session.log.add_evaluation(found, self.batch.step)
         scores = [score.on(getattr(session.config, "held_out", "test")) for score in session.kind.scores]
         text = ", ".join(f"{score.title} {score.show(found[score.key])}" for score in scores)
-        session.finished(found, text if len(self.sessions) == 1 else f"{session.folder.path}: {text}")
+        session.finish(found, text if len(self.sessions) == 1 else f"{session.folder.path}: {text}")

@@ -7,6 +7,7 @@ has two workers, and each waits for the jobs of the others, to take them over sh
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from cet_rl.sweeps.worker import (
 
 TICK = 0.1  # seconds between two looks at the workers
 GLANCE = 1.0  # seconds between two looks at the folder
+LEAST_SPACE = 10_000_000  # bytes that must be free on the disk where a job is to start
 STYLES: dict[State, str] = {
     "failed": "red",
     "running": "bold",
@@ -139,6 +141,9 @@ class _SweepRun:
         room = self.launcher.capacity - sum(len(worker.names) for worker in self.workers)
         names = [job.name for job in self.jobs if self._is_ready(job.name)][: max(room, 0)]
         if names:
+            if shutil.disk_usage(self.folder.path).free < LEAST_SPACE:
+                full = f"the disk of {self.folder.path} is full: make room, then the same command goes on"
+                raise OSError(full)
             workers = self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
             self.workers += workers
             self.started.update(name for worker in workers for name in worker.names)
