@@ -79,10 +79,8 @@ class RunFolder:
             from cet_rl.runs import archive  # importing torch takes a second
 
             try:
-                theirs, ours = (
-                    archive.read_run_part(path, what=self.newest.stem).get("config"),
-                    self._saved_config(),
-                )
+                run, ours = archive.read_run_part(path, what=self.newest.stem), self._saved_config()
+                theirs = run.get("config")
                 changes = differing(theirs, ours) if isinstance(theirs, dict) and ours is not None else []
                 if changes:
                     reason = f"{path} is of a run of another configuration ({', '.join(changes)})"
