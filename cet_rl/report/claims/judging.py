@@ -46,11 +46,11 @@ NO_SETTING = {"seed", "delay", "trace", "order"}.union(
 MOST_CHECKS = 3  # checks of a claim whose numbers are shown: those with the largest p-values
 
 METHOD = (
-    f"Supported: chance alone would bring it about in less than {ALPHA:.1%} of cases; contradicted: the same of "
-    f"its opposite; undecided: neither, which is no evidence against it; not run: no check has {LEAST_SEEDS} "
-    "seeds of its arms. Differences of means are tested by Student's t with variances that may differ (Welch, "
+    f"Supported: were it not so, runs would speak for it this clearly in less than {ALPHA:.1%} of cases; "
+    "contradicted: the same of its opposite; undecided: neither, though the numbers may lean one way; not run: no "
+    f"check has {LEAST_SEEDS} seeds of its arms. Differences of means are tested by Student's t with variances that may differ (Welch, "
     "Satterthwaite's degrees of freedom), paired by seed where the seed draws the task; order on the whole by "
-    "the exact permutation test of Jonckheere and Terpstra, in every step by the differences of neighbours. A "
+    "the permutation test of Jonckheere and Terpstra, in every step by the differences of neighbours. A "
     "claim of several checks is supported if all of them are, so its largest p-value counts, and contradicted "
     "if one is, so the smallest of the opposites counts, times their number. Both are corrected for the number "
     f"of claims tested (Holm). Brackets hold {LEVEL:.0%} intervals, not corrected. Exact: computed from the "
