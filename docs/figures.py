@@ -26,7 +26,7 @@ from matplotlib.lines import Line2D
 from cet_rl import CET, ET, Legendre, Optimal, SharpCET
 from cet_rl.recurrent.tasks import build_task
 from cet_rl.report.drawing import draw_cells, drawing, format_steps, legend, render
-from cet_rl.report.names import identity_of, rule_name
+from cet_rl.report.names import rule_name, trace_identity
 from cet_rl.report.palette import FAINT, PAPER, SOFT, Identity, follow_the_page, looks
 from cet_rl.report.plots import RETURN, Curve, Styles, draw_alignment_over, draw_curves
 from cet_rl.report.reading import ALIGNMENT
@@ -45,7 +45,7 @@ TOLERANCES = {
     for share in (0.05, 0.1, 0.2)
 }
 RULES = ("fixed-w", "rflo", "kernl", "dni", "dni-b", "uoro", "r-kf", "kf-rtrl", "bptt", "future-bptt", "rtrl")
-IDENTITIES = {arm: identity_of(trace) for arm, trace in (TRACES | TOLERANCES).items()}
+IDENTITIES = {arm: trace_identity(trace) for arm, trace in (TRACES | TOLERANCES).items()}
 STYLES = {arm: {"label": (TRACES | TOLERANCES)[arm].title, **look} for arm, look in looks(IDENTITIES).items()} | {
     rule: {"label": rule_name(rule), **look} for rule, look in looks({r: Identity(r) for r in RULES}).items()
 }

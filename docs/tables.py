@@ -279,9 +279,9 @@ def rules() -> str:
     heads = [
         "test loss, mean ± standard error of five seeds",
         "Add (3, 5)",
-        "authors' code, one seed",
+        "authors' code, one seed or two",
         "Mimic",
-        "authors' code, one seed",
+        "authors' code, one seed or two",
     ]
     return _table(heads, rows)
 

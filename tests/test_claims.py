@@ -22,7 +22,7 @@ from cet_rl.report.claims import CLAIMS, PaperClaim, exact, examine, examine_fol
 from cet_rl.report.claims.judging import rows_of
 from cet_rl.report.claims.model import ALPHA, MEASURES, Check, RunFilter
 from cet_rl.report.reading import ALIGNMENT, Run
-from cet_rl.report.statistics import contrast, holm, order_test, presentation
+from cet_rl.report.statistics import contrast, holm, presentation, trend_test
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.folder import MetricsTable
@@ -363,7 +363,7 @@ def test_order_is_tested_by_permutations(values):
         return sum(np.sign(np.subtract.outer(late, early)).sum() for early, late in ((a, b), (a, c), (b, c)))
 
     chance = np.array([excess(drawn) for drawn in permutations(values)])
-    found = order_test(np.split(np.array(values, float), [2, 5]))
+    found = trend_test(np.split(np.array(values, float), [2, 5]))
     expected = [(chance >= excess(values)).mean(), (chance <= excess(values)).mean()]
     assert [found.rising, found.falling] == pytest.approx(expected, abs=0.0 if len({*values}) == 7 else 0.01)
     assert found.share == pytest.approx((1 + excess(values) / 16) / 2)

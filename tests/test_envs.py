@@ -21,9 +21,9 @@ from cet_rl.envs import (
     GymnasiumVecEnv,
     PositiveNegativeSplit,
     StepClock,
+    environments,
     make_env,
     make_vec_env,
-    ready,
 )
 from cet_rl.envs.vector import NUMPY_FROM
 
@@ -45,7 +45,7 @@ RECOMMENDATIONS = (  # of the checkers, about bounds and types that are the envi
 )
 
 
-@pytest.mark.parametrize("task", ready())
+@pytest.mark.parametrize("task", environments())
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_checkers_accept_wrapped_environments(task, wrapper):
     # Made outside: SWIG's import breaks when it may not warn.
@@ -58,7 +58,7 @@ def test_checkers_accept_wrapped_environments(task, wrapper):
         gymnasium_check(envs[1], skip_render_check=True, skip_close_check=True)
 
 
-@pytest.mark.parametrize("task", ready())
+@pytest.mark.parametrize("task", environments())
 def test_ready_environments_run_with_the_agent(task):
     model = CETActorCritic("MlpPolicy", make_vec_env(task, 2, 0), delay=1.0, n_steps=32, seed=0)
     model.learn(256)

@@ -12,7 +12,7 @@ from toy_env import Toy
 
 from cet_rl.agents import CETActorCritic
 from cet_rl.credit.activations import ACTIVATIONS
-from cet_rl.envs import DelayedReward, make_env, ready, register_env, tasks
+from cet_rl.envs import DelayedReward, environments, make_env, register_env, tasks
 from cet_rl.rl import agent_registry
 from cet_rl.rl.agent_kinds import TORCH_ACTIVATIONS
 from cet_rl.rl.agent_registry import agents, find_agent, register_agent
@@ -172,7 +172,7 @@ def test_third_parties_register_agents_and_environments(monkeypatch, tmp_path):
     monkeypatch.setattr(plugins, "_loaded", False)
     with pytest.warns(UserWarning, match=r"plugin hers \(a_plugin:broken\) does not load: not today"):
         assert agents()["mine:ppo"] == "of mine"
-    assert ready()["Mine/CartPole-v0"] == "of mine"
+    assert environments()["Mine/CartPole-v0"] == "of mine"
     config = resolve(RLConfig("Mine/CartPole-v0", agent="mine:ppo", **QUICK))
     assert train(config, tmp_path / "run", quiet=True) == "finished"
     assert make_env("Mine/CartPole-v0").spec.max_episode_steps == 50

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from cet_rl.envs import DelayedReward, PositiveNegativeSplit, make_env, make_vec_env, ready, snapshot
+from cet_rl.envs import DelayedReward, PositiveNegativeSplit, environments, make_env, make_vec_env, snapshot
 from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
 from cet_rl.runs import archive, process
 
@@ -68,7 +68,7 @@ def assert_goes_on(build, *, ends=True):
     assert any(step != expected[0] for step in expected)
 
 
-CAPTURED = [task for task in ready() if not task.startswith("LunarLander")]
+CAPTURED = [task for task in environments() if not task.startswith("LunarLander")]
 
 
 @pytest.mark.parametrize("task", CAPTURED)

@@ -175,7 +175,7 @@ def test_the_optimum_lies_between_the_bound_and_every_other_trace(order, delay):
 def test_no_other_poles_are_sharper(order, delay, tolerance):
     """By projection on the responses of perturbed poles, orthonormalised numerically: ‖P b‖² for the target b."""
     trace = Optimal(order, delay, tolerance=tolerance)
-    first, last = trace.window
+    first, last = trace.delay_range
     target = np.zeros(60 * delay)
     target[first : last + 1] = 1 / (last - first + 1)
 
@@ -255,7 +255,7 @@ def test_tolerance_trades_sharpness_for_forgiveness():
     for tolerance in (1e-9, 0.0199):  # fewer than one step
         small = Optimal(10, 50, tolerance=tolerance)
         assert torch.equal(small.kernel(300), exact.kernel(300))
-    assert Optimal(10, 50, tolerance=0.02).window == (49, 51)
+    assert Optimal(10, 50, tolerance=0.02).delay_range == (49, 51)
 
 
 def test_enough_states_are_a_shift_register():

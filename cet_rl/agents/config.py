@@ -62,7 +62,7 @@ class LearnerConfig:
     max_grad_norm: float = 0.5  # largest global norm of actor's and critic's gradients together
     error_at: ErrorAt = "preactivation"  # see above
     alignment: bool = True  # measure each layer's alignment: the cosine between its update and the true gradient
-    executors: tuple[str, ...] | None = None  # `Synapses.choice` of each layer, input side first; None to choose
+    executors: tuple[str, ...] | None = None  # `Synapses.choice` of each layer, then of log σ; None to choose
 
     def __post_init__(self) -> None:
         if not isinstance(self.trace, TraceConfig):
@@ -123,7 +123,8 @@ def our_keywords(
 ) -> dict[str, Any]:
     """Return the keywords under our names, without those in `ABSENT`.
 
-    Raises TypeError if one is not `known`, which names the nearest that is, or says `otherwise`.
+    Raises TypeError for one that is given twice or, if any are given, is not among the `known`: the message names
+    the nearest that is, or says `otherwise`. Raises ValueError for one in `ABSENT` that would have an effect.
     """
     keywords: dict[str, Any] = {}
     for name, value in given.items():
@@ -153,8 +154,8 @@ def learner_config(
             `gae_lambda`. With a trace given by name also its options: `order`, the number of states (cet, sharp,
             legendre, optimal; 5 by default, 1 of cet is ET); `normalization` of its kernel, "peak" or
             "area"; `decay`, β of the classical trace per step, by default exp(-1/D); `discretization` of a
-            cascade, "exact" or "official"; `trace_delay`, the delay in seconds that the trace is made for, if
-            that is not the true one; `trace_options`, further options by name, as {"ratio": 3} for "ltp-ltd".
+            cascade, "exact", "official" or "official-images"; `trace_delay`, the delay in seconds that the trace
+            is made for, if not the true one; `trace_options`, others by name, as {"ratio": 3} for "ltp-ltd".
 
     Raises:
         ValueError, TypeError: for values out of range, and options of a trace beside one that is an object; for an

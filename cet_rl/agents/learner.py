@@ -171,7 +171,7 @@ class ActorCriticLearner(nn.Module):
             # Without a delay, backpropagation gives the true gradient: there is nothing to measure.
             by_feedback = actor.feedback != "backprop" and len(self.synapses) < timing.layers
             if config.alignment and (delay or by_feedback):
-                self.probes[name] = AlignmentProbe(slowest=config.gamma * config.largest_lam, **shared)
+                self.probes[name] = AlignmentProbe(largest_decay=config.gamma * config.largest_lam, **shared)
 
     @property
     def executors(self) -> tuple[str, ...]:

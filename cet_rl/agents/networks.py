@@ -67,7 +67,7 @@ class Actor(nn.Module):
 
     @property
     def activation(self) -> Activation:
-        """Return that of the hidden layers. (Only its name is stored, so that the network can be pickled.)"""
+        """Return the hidden layers' activation. (Only its name is stored, so that the network can be pickled.)"""
         return ACTIVATIONS[self.activation_name]
 
     @property

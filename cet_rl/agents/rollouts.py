@@ -107,7 +107,7 @@ class _Recorder:
             self.outcome = error
 
     def record(self, step: int, actions: Array, clipped: Array, result: VecEnvStepReturn | Exception) -> bool:
-        """Record the result of one step, call the callback, and return whether the agent acts on."""
+        """Record the result of one step, call the callback, and return whether the agent continues."""
         agent = self.agent
         if isinstance(result, Exception):
             self.outcome, self._env_failed = result, True

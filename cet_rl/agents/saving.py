@@ -64,7 +64,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             exclude, include: part of Stable-Baselines3's interface; they must be left out.
 
         Raises:
-            ValueError: if they are not. OSError: if the file cannot be written.
+            ValueError: if `exclude` or `include` is given. OSError: if the file cannot be written.
         """
         if exclude or include:
             raise ValueError("this agent is saved whole: leave exclude and include out")
@@ -235,7 +235,7 @@ def episodes_to_data(episodes: Iterable[dict[str, Any]] | None) -> list[dict[str
 def space_to_data(space: spaces.Space[Any]) -> dict[str, Any]:
     """Return a `Box` or `Discrete` space as plain data."""
     if isinstance(space, spaces.Discrete):
-        kind = {} if space.dtype == np.int64 else {"dtype": np.dtype(space.dtype).name}  # files of before lack it
+        kind = {} if space.dtype == np.int64 else {"dtype": np.dtype(space.dtype).name}  # Gymnasium's default
         return {"n": int(space.n), "start": int(space.start), **kind}
     assert isinstance(space, spaces.Box)
     return {"low": space.low, "high": space.high}

@@ -358,7 +358,7 @@ class CETActorCritic(StoredAlgorithm):
         )
 
     def to_torch(self) -> TorchPolicy:
-        """Return the deterministic policy as a plain torch module on the CPU, which does not need this library."""
+        """Return the deterministic policy as a torch module on the CPU, a `TorchPolicy` with copied weights."""
         return TorchPolicy(self.policy)
 
     def set_random_seed(self, seed: int | None = None) -> None:

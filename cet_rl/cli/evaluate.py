@@ -71,6 +71,6 @@ def run(arguments: Sequence[str]) -> int:
         )
     if parsed.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame fails where there is no display
-    checkpoint = folder.checkpoint_to("evaluate")
+    checkpoint = folder.require_checkpoint("evaluate")
     print(task_kind.training().evaluate_run(values, checkpoint, **options))
     return 0

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"only policies can be exported: {folder.path} is a run of {task_kind.title}")
     if values.get("agent", "cet") != "cet":
         raise ValueError(f"only our agent can be exported: {folder.path} has learned with {values['agent']}")
-    checkpoint = folder.checkpoint_to("export")
+    checkpoint = folder.require_checkpoint("export")
     from cet_rl.agents.export import write_policy
     from cet_rl.agents.sb3 import CETActorCritic
 

@@ -13,8 +13,8 @@ from cet_rl.credit.synapses import Synapses
 
 NEGLIGIBLE = 1e-4  # share of an event's eligibility below which the true gradient leaves it out
 
-NEGLIGIBLE_TO_THE_SLOWEST = 1e-2
-"""The same share where each weight has a γλ of its own: most of them are smaller, and the replay is slow."""
+NEGLIGIBLE_PER_WEIGHT = 1e-2
+"""The same share, at the largest γλ, where each weight has its own: most are smaller, and the replay is slow."""
 
 LONGEST_REACH = 1000
 """Steps that are recorded at most on top of the delay and the rollout, however slowly eligibility decays."""
@@ -31,9 +31,9 @@ class AlignmentProbe(nn.Module):
         geometry: of the layer.
         delay_steps: D of the layer.
         gamma_lam: γλ, one number or one per weight.
-        slowest: the largest γλ that can occur, None for the largest of `gamma_lam`. Events older than
-            ln(1e-4)/ln(slowest) steps before the chunk, with one γλ per weight ln(1e-2)/ln(slowest), and in any
-            case 1000, are left out.
+        largest_decay: the largest γλ that can occur, None for that of `gamma_lam`. Events are left out if they are
+            more than ln(1e-4)/ln(largest_decay) steps before the chunk, with one γλ per weight
+            ln(1e-2)/ln(largest_decay), and in any case if more than 1000.
         num_envs: environments.
         rollout: T, steps of a chunk.
         dtype: of the signals.
@@ -47,16 +47,16 @@ class AlignmentProbe(nn.Module):
         *,
         delay_steps: int,
         gamma_lam: Decay,
-        slowest: float | None = None,
+        largest_decay: float | None = None,
         num_envs: int,
         rollout: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.geometry = geometry
-        slowest = float(torch.as_tensor(gamma_lam).max()) if slowest is None else slowest
-        negligible = NEGLIGIBLE_TO_THE_SLOWEST if isinstance(gamma_lam, Tensor) else NEGLIGIBLE
-        reach = math.ceil(math.log(negligible) / math.log(slowest)) if slowest > 0 else 0
+        largest_decay = float(torch.as_tensor(gamma_lam).max()) if largest_decay is None else largest_decay
+        negligible = NEGLIGIBLE_PER_WEIGHT if isinstance(gamma_lam, Tensor) else NEGLIGIBLE
+        reach = math.ceil(math.log(negligible) / math.log(largest_decay)) if largest_decay > 0 else 0
         self.delay_steps, self.shared_decay = delay_steps, None if isinstance(gamma_lam, Tensor) else gamma_lam
         self.register_buffer("decay_per_weight", gamma_lam.to(dtype) if isinstance(gamma_lam, Tensor) else None)
         recorded = min(reach, LONGEST_REACH) + rollout + delay_steps
@@ -66,7 +66,7 @@ class AlignmentProbe(nn.Module):
         )
 
     def record(self, *signals: Tensor) -> None:
-        """Record a chunk, given as the arguments of `Synapses`."""
+        """Record x, f', δ, η and s of a chunk, shaped as `Synapses.stage` takes them, and not yet delayed."""
         for line, signal in zip(self.lines, signals, strict=True):
             assert isinstance(line, DelayLine)
             line.push(signal)

@@ -61,7 +61,7 @@ def measure(shape: Shape, trace: Trace, *, gamma_lam: float = 0.94, repeats: int
     layers = {form: layers[form] for form in FORMS if costs[form] < HOPELESS * min(costs.values())}
     signals, found = random_signals(shape), dict.fromkeys(layers, float("inf"))
     for repeat, (form, layer) in product(range(repeats + 2), layers.items()):
-        signals[3].neg_()  # or weights of sums over η would be those of the layer before
+        signals[3].neg_()  # or `error_weights` would return those that it has cached for the layer before
         began = time.thread_time_ns()
         layer(*signals)
         if repeat > 1:  # compiled, and its tensors allocated
@@ -83,5 +83,5 @@ def fit(measurements: Iterable[Measurement]) -> dict[str, float]:
             rows.append([counts.get(kind, 0.0) * weight / nanoseconds for kind in NANOSECONDS])
             weights.append(weight)
     matrix, target = np.array(rows), np.array(weights)
-    largest = matrix.max(0)  # of numbers of very different sizes
+    largest = matrix.max(0)  # columns are scaled by it, as their numbers differ by orders of magnitude
     return dict(zip(NANOSECONDS, (nnls(matrix / largest, target)[0] / largest).tolist(), strict=True))

@@ -58,8 +58,8 @@ def forget_oldest(cache: dict[Any, Any]) -> None:
 class ChunkConstants:
     """Hold the constants of T steps in closed form.
 
-    The gains are what an error adds to the events of the chunk, g_{u-τ} at [u, τ], zero for u < τ, and beside it
-    to the states before the chunk, q_u = C M^{u+1}; one product takes both.
+    Row u of the gains is what the error of step u adds: to event τ of the chunk g_{u-τ}, zero for u < τ, in the
+    first T columns; to the states before the chunk q_u = C M^{u+1}, in the last n. One product takes both.
     """
 
     gains: Tensor  # shape (T, T + n)
@@ -86,7 +86,7 @@ class StateConstants:
 
     @cached_property
     def coefficients(self) -> tuple[Pattern, Tensor]:
-        """Return the places and the distinct nonzero values of [M; C]: a cascade has n among n² entries."""
+        """Return the `Pattern` of [M; C] and its distinct nonzero values: a cascade's M has n among n² entries."""
         places = {0.0: -1}  # numbered as they appear, so that traces of one kind and order share a compiled loop
         table = torch.cat([self.M, self.C[None]]).tolist()
         pattern = tuple(tuple(places.setdefault(value, len(places) - 1) for value in row) for row in table)
@@ -113,8 +113,8 @@ class StateConstants:
         return self._chunks[steps]
 
 
-def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor | None]:
-    """Return A and B of the module's formulas, each (T, E).
+def error_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor | None]:
+    """Return A and B of the module's formulas, the weights of δ in ΔW and in e, each (T, E).
 
     B is None where γλ = 0, as there is no trace to carry over; A is None as well if all its entries are one.
     """
@@ -122,21 +122,21 @@ def sum_weights(signals: Signals, decay: float) -> tuple[Tensor | None, Tensor |
         return signals.td_error, None
     td_error, start = signals.modulation()
     if not is_for_numpy(td_error):  # where a comparison would wait for the device
-        return _sum_weights(td_error, start, decay)
+        return _error_weights(td_error, start, decay)
     # Layers whose credit is as late have the same η and s, and their weights cost as much as a small layer.
     global _latest
     given = decay, td_error.dtype, td_error.shape, td_error.numpy().tobytes(), start.numpy().tobytes()
     latest = _latest  # which another thread may replace at any time
     if latest[0] != given:
-        _latest = latest = given, _sum_weights(td_error, start, decay)
+        _latest = latest = given, _error_weights(td_error, start, decay)
     return latest[1]
 
 
 _latest: tuple[Any, tuple[Tensor | None, Tensor | None]] = None, (None, None)
-"""The arguments of the latest call of `sum_weights`, and its results, which are never written to."""
+"""The arguments of the latest call of `error_weights`, and its results, which are never written to."""
 
 
-def _sum_weights(td_error: Tensor, start: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+def _error_weights(td_error: Tensor, start: Tensor, decay: float) -> tuple[Tensor, Tensor]:
     kept = decay * (1 - start)
     kept[:-1], kept[-1] = kept[1:].clone(), 1
     return lambda_sums(td_error, start, decay), kept.flip(0).cumprod(0).flip(0)
@@ -155,7 +155,7 @@ def chunk(constants: StateConstants, state: SynapseState, signals: Signals, deca
     closed = constants.chunk(steps)
 
     # From here time comes last: the layout in which products over it run fastest.
-    A, B = sum_weights(signals, decay)
+    A, B = error_weights(signals, decay)
     error, derivative = _time_last(signals.error), _time_last(signals.derivative)
     weighted = error[:, None]  # (E, 1 or 2, n_out, T)
     if A is not None:

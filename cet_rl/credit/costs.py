@@ -1,4 +1,4 @@
-"""What an update of one layer costs by executor, in operations and bytes: the model that chooses an executor.
+"""Model what an update of one layer costs by executor, in operations and numbers moved, to choose an executor.
 
 Nothing is timed during a run: the same layer takes the same path on every machine, and so does a resumed run.
 `cet-rl bench` fits the constants to the machine at hand and says where the choice would differ.

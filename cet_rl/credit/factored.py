@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.credit.chunk import correlation_matrix, forget_oldest, sum_of_environments, sum_weights
+from cet_rl.credit.chunk import correlation_matrix, error_weights, forget_oldest, sum_of_environments
 from cet_rl.credit.costs import has_factors
 from cet_rl.credit.geometry import Dense, Geometry, WeightAndBias, matmul
 from cet_rl.credit.signals import Signals, SynapseState
@@ -191,7 +191,7 @@ def history(constants: HistoryConstants, state: SynapseState, signals: Signals, 
     steps, num_envs, n_post = signals.error.shape
     geometry, total, old = constants.geometry, constants.past + steps, len(state.past_pre) - constants.past
 
-    A, B = sum_weights(signals, decay)
+    A, B = error_weights(signals, decay)
     gradient: WeightAndBias | None = None
     kept = None if A is None or B is None else decay * (1 - signals.modulation()[1][0]) * torch.stack([A[0], B[0]])
     if kept is not None and state.past_eligibility is None:
@@ -263,7 +263,7 @@ def _event_weights(
         epsilon_scale: γλ (1 - s_0) A_0 or B_0, (E, 1).
         rows: which of the R + T events, with L in the place of R where there is no ε.
     """
-    steps, old = len(weighted_error), max(len(epsilon) - constants.past, 0)  # these get no more from the kernel
+    steps, old = len(weighted_error), max(len(epsilon) - constants.past, 0)  # events too old for the kernel
     p = weighted_error.new_empty(rows.stop - rows.start, *weighted_error.shape[1:])
     known, late = epsilon[rows], min(max(old - rows.start, 0), len(p))
     torch.mul(known[:late], epsilon_scale, out=p[:late])

@@ -57,7 +57,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     suits = a.is_contiguous() and len(a) >= _NARROW
     if large and (suits or torch.get_num_threads() > 1):  # threads of torch and of numpy would wait for each other
         if _ONEDNN is not None and a.dtype == torch.float32:
-            product: Tensor = _ONEDNN(_dense(a), _dense(b).T, None, "none", [], "")
+            product: Tensor = _ONEDNN(_without_gaps(a), _without_gaps(b).T, None, "none", [], "")
             return product
         return a @ b
     with np.errstate(over="ignore", invalid="ignore"):  # as torch does; the learner checks its gradients
@@ -69,7 +69,7 @@ def is_for_numpy(tensor: Tensor) -> bool:
     return tensor.is_cpu and tensor.dtype in (torch.float32, torch.float64)
 
 
-def _dense(matrix: Tensor) -> Tensor:
+def _without_gaps(matrix: Tensor) -> Tensor:
     # oneDNN falls back to a loop a hundred times slower for rows or columns with gaps between them.
     return matrix if matrix.is_contiguous() or matrix.T.is_contiguous() else matrix.contiguous()
 

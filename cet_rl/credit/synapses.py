@@ -244,8 +244,8 @@ class Synapses(nn.Module):
             immediate: b_t, shaped like `derivative`, if Σ b_t x_tᵀ is to be added to the update at once.
 
         Returns:
-            ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and that of a bias, or
-            None, which points uphill; and the function.
+            ΔW = Σ η e over the chunk's steps and environments, shaped as torch's weight, and the same for the
+            bias, if any, else None: the gradient, not its negative. And the function.
 
         Raises:
             ValueError: if shapes or types disagree with each other or with the layer's.
@@ -291,7 +291,7 @@ class Synapses(nn.Module):
         return self.plan.is_factored and self.executor != "step" and self.shared_decay is not None
 
     def _execute(self, state: SynapseState, signals: Signals) -> WeightAndBias:
-        """Return ΔW of one chunk by the executor asked for, or by the fastest for the shapes at hand."""
+        """Advance `state` by one chunk and return ΔW, by the executor asked for or the fastest for its shapes."""
         decay = self.decay_per_weight if self.shared_decay is None else self.shared_decay
         assert decay is not None
         constants, geometry = self.constants, self.geometry
@@ -302,7 +302,7 @@ class Synapses(nn.Module):
         if self.executor == "step" or isinstance(constants, HistoryConstants):
             return geometry.split(step(constants, state, signals, decay))
         form = self.executor
-        if form == "auto" and signals.pre.device.type != "cpu":  # where loops were not compared with products
+        if form == "auto" and signals.pre.device.type != "cpu":  # the cost model is fitted on CPUs alone
             form = "fused" if isinstance(decay, Tensor) else "chunk"
         elif form == "auto":
             form = (self.plan if self.settled else cheapest(self._with_states, len(signals.pre))).form

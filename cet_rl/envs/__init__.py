@@ -1,7 +1,7 @@
 """Environments: wrappers (clock, delays, sign split), MinAtar, vector environments and snapshots."""
 
 from cet_rl.envs.snapshot import CannotCaptureError, capture, register_snapshot, restore
-from cet_rl.envs.tasks import ready, register_env
+from cet_rl.envs.tasks import environments, register_env
 from cet_rl.envs.vector import GymnasiumVecEnv, find_task, make_env, make_vec_env
 from cet_rl.envs.wrappers import ActionsFromZero, DelayedCredit, DelayedReward, PositiveNegativeSplit, StepClock
 
@@ -14,10 +14,10 @@ __all__ = [
     "PositiveNegativeSplit",
     "StepClock",
     "capture",
+    "environments",
     "find_task",
     "make_env",
     "make_vec_env",
-    "ready",
     "register_env",
     "register_snapshot",
     "restore",

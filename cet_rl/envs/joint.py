@@ -37,7 +37,8 @@ class JointVecEnv:
     def step(self, actions: Array, active: Sequence[bool]) -> list[Any]:
         """Step the environments of the active agents; `actions` holds those of all agents, agent after agent.
 
-        Returns for each active agent what its `VecEnv.step` would return, or the exception that it raised.
+        Returns an entry for each agent: what its `VecEnv.step` would return, or the exception that it raised. The
+        entry of an agent that is not active means nothing.
         """
         if self._poles is not None:
             return self._poles.step(actions, active)

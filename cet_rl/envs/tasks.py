@@ -11,8 +11,8 @@ import gymnasium as gym
 from cet_rl.runs.config_files import load_yaml
 from cet_rl.runs.plugins import load_plugins
 
-_READY: dict[str, str] = load_yaml(resources.files("cet_rl.envs").joinpath("tasks.yaml").read_text("utf-8"))
-_GAMES = [task[len("MinAtar/") : -len("-v1")] for task in _READY if task.startswith("MinAtar/")]
+_ENVIRONMENTS: dict[str, str] = load_yaml(resources.files("cet_rl.envs").joinpath("tasks.yaml").read_text("utf-8"))
+_GAMES = [task[len("MinAtar/") : -len("-v1")] for task in _ENVIRONMENTS if task.startswith("MinAtar/")]
 _MINATAR = "cet_rl.envs.minatar:MinAtarEnv"
 
 
@@ -25,17 +25,17 @@ def register_env(task: str, summary: str, entry_point: Any = None, **options: An
         entry_point: "module:Class", or a function that returns an environment; None if Gymnasium knows the id.
         **options: for `gymnasium.register`, such as `max_episode_steps` and `kwargs`.
     """
-    if task in _READY:
+    if task in _ENVIRONMENTS:
         raise ValueError(f"environment {task!r} is registered already")
     if entry_point is not None:
         gym.register(task, entry_point, **options)
-    _READY[task] = summary
+    _ENVIRONMENTS[task] = summary
 
 
-def ready() -> dict[str, str]:
+def environments() -> dict[str, str]:
     """Return the summary of each listed environment, plugins' included, by its Gymnasium id."""
     load_plugins()
-    return dict(_READY)
+    return dict(_ENVIRONMENTS)
 
 
 def register_minatar() -> None:

@@ -33,7 +33,7 @@ class Advance(NamedTuple):
 
 @dataclass(frozen=True)
 class RNNCell:
-    """Hold sizes and constants of a network, to whose methods the weights are given (Marschall et al. 2019).
+    """Hold sizes and constants of a network; its methods take the weights as arguments (Marschall et al. 2019).
 
     Raises ValueError for counts below one, an α outside (0, 1], or an unknown activation or output.
     """

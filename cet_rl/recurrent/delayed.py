@@ -6,8 +6,8 @@ s is the rule's signal of each unit, delayed by D steps, E its eligibility, g th
 perfect memory g is one at D and zero elsewhere, and the gradients are those of the rule without delay, D steps
 later. The trace filters the eligibility of the rule, which may be a filtered one itself, as in RFLO.
 
-With jitter J the signal of step s arrives after D_s = D (1 + J u_s) steps, rounded, u_s drawn from [-1, 1], and
-signals that arrive together add up: G_t = Σ_{s + D_s = t} s_s ⊙ (g * E)_t. The trace stays that of D.
+With jitter J the signal of step τ arrives after D_τ = D (1 + J u_τ) steps, rounded, u_τ drawn from [-1, 1], and
+signals that arrive together add up: G_t = Σ_{τ + D_τ = t} s_τ ⊙ (g * E)_t. The trace stays that of D.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TraceFilter:
         self._correlations: dict[tuple[int, int], Tensor] = {}
 
     def init_state(self, like: Tensor) -> Tensor:
-        """Return zeros of shape (B, K, …) for h of shape (B, …): K states, or past inputs, oldest first."""
+        """Return zeros of shape (B, P, …) for h of shape (B, …): P states, or past inputs, oldest first."""
         return like.new_zeros(len(like), self.kept, *like.shape[1:])
 
     def step(self, state: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class SignalDelay:
 class Delayed(Rule):
     """Run a rule whose signals arrive D steps late; raise ValueError unless it is separable, or as `SignalDelay`.
 
-    Its state is that of the rule with two more tensors: "trace", shape (B, K, n, m), and "signals", (B, D, n).
+    Its state is that of the rule with two more tensors: "trace", shape (B, P, n, m), and "signals", (B, D, n).
     With jitter D is the longest possible delay here, and the draws follow from `seed`.
     """
 
@@ -184,7 +184,7 @@ class Readout:
 
         G_t = (ŷ - y*)_{t-D} ⊗ (g * [r; 1])_t
 
-    Without a trace its state is empty, else "trace", shape (B, K, n + 1), and "errors", (B, D, n_out), where D is
+    Without a trace its state is empty, else "trace", shape (B, P, n + 1), and "errors", (B, D, n_out), where D is
     the longest possible delay.
     """
 

@@ -179,7 +179,9 @@ class Add(SequenceTask):
             alike: dict[tuple[float, ...], list[float]] = defaultdict(list)
             for bits in product((0.0, 1.0), repeat=len({*self.lags})):
                 at = dict(zip({*self.lags}, bits, strict=True))
-                alike[tuple(bit for lag, bit in at.items() if lag in seen)].append(add_label(at[early], at[late]))
+                alike[tuple(bit for lag, bit in at.items() if lag in seen)].append(
+                    label_of_add(at[early], at[late])
+                )
             losses[name] = fmean(scipy.special.entr([p, 1 - p]).sum() for p in map(fmean, alike.values()))
         return losses
 
@@ -187,7 +189,7 @@ class Add(SequenceTask):
         self, bits: FloatArray, index: NDArray[np.int64], rates: FloatArray
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         now, early, late = (bits[self.memory - lag : len(bits) - lag] for lag in (0, *self.lags))
-        label = add_label(early, late)
+        label = label_of_add(early, late)
         x, y = (np.concatenate([each, 1 - each], axis=2)[index] for each in (now, label))
         return x, y, rates
 
@@ -262,7 +264,7 @@ class Mimic(SequenceTask):
         return bits[index], path @ reading + bias_out, rates.copy()
 
 
-def add_label(early: Any, late: Any) -> Any:
+def label_of_add(early: Any, late: Any) -> Any:
     """Return y = 0.5 + 0.5 x(t - t1) - 0.25 x(t - t2) of bits that far back: numbers or arrays."""
     return 0.5 + 0.5 * early - 0.25 * late
 

@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from cet_rl.report.grouping import Comparison
-from cet_rl.report.names import identity
+from cet_rl.report.names import arm_identity
 from cet_rl.report.palette import FAINT, INK, PAPER, SOFT, follow_the_page, looks
 from cet_rl.report.text import steps
 from cet_rl.runs.task_kinds import RECURRENT
@@ -83,7 +83,7 @@ def drawing() -> Iterator[None]:
 
 
 def as_files(picture: Picture, form: Format) -> Picture:
-    """Return the picture with its figure rendered to files."""
+    """Return the picture with its figure rendered: as SVG for the page, and as the bytes of a file."""
     assert picture.figure is not None
     svg = render(picture.figure, "svg")
     file = svg if form == "svg" else render(picture.figure, form)
@@ -176,7 +176,7 @@ def legend(figure: Figure, lines: Mapping[str, Line2D], order: Sequence[str] = (
 
 def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
     """Return the keyword arguments of `Axes.plot` for each arm, equal in all figures of a comparison."""
-    return looks({arm.label: identity(arm.config) for arm in (*comparison.compared, *comparison.references)})
+    return looks({arm.label: arm_identity(arm.config) for arm in (*comparison.compared, *comparison.references)})
 
 
 def format_steps(axes: Axes) -> None:

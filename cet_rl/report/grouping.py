@@ -84,7 +84,7 @@ class Arm:
         return not any(self.at)
 
     @property
-    def is_bound(self) -> bool:
+    def is_perfect(self) -> bool:
         """Tell whether its trace is perfect memory, which does not count as best."""
         return self.config.trace == "perfect"
 
@@ -114,18 +114,18 @@ class Comparison:
 
     @property
     def presentation(self) -> Presentation:
-        """Measures and words for the task's kind."""
+        """Return the measures and words for the task's kind."""
         return presentation(self.task_kind, self.tested_on)
 
     @cached_property
     def delays(self) -> tuple[float, ...]:
-        """Delays, in seconds, at which arms are compared; arms without delay are compared at each of them."""
+        """Return the delays, in seconds, at which arms are compared; those without delay are compared at each."""
         delayed = [arm for arm in self.arms if not arm.undelayed]
         return tuple(sorted({delay for arm in delayed or self.arms for delay in arm.at}))
 
     @cached_property
     def references(self) -> tuple[Arm, ...]:
-        """Arms without delay, if other arms have one."""
+        """Return the arms without delay, if other arms have one."""
         return tuple(arm for arm in self.arms if arm.undelayed) if any(self.delays) else ()
 
     @cached_property
@@ -135,7 +135,7 @@ class Comparison:
 
     @cached_property
     def all_runs(self) -> tuple[tuple[Arm, ArmAtDelay], ...]:
-        """Each arm at each of its delays, arm by arm."""
+        """Return each arm at each of its delays, arm by arm."""
         return tuple((arm, at_delay) for arm in self.arms for at_delay in arm.at.values())
 
     @property
@@ -159,7 +159,7 @@ class Comparison:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Pairs of an arm and a delay without any result, as text: "cet5 at 8 s"."""
+        """Return the pairs of an arm and a delay without any result, as text: "cet5 at 8 s"."""
         wanted = [(arm, delay) for arm in self.compared for delay in self.delays]
         wanted += [(arm, delay) for arm in self.references for delay in arm.at]
         lacking = [(arm, delay) for arm, delay in wanted if self.estimate(arm, delay) is None]
@@ -179,7 +179,7 @@ class Comparison:
 
     @cached_property
     def pooled(self) -> dict[str, Estimate]:
-        """Averages over all delays, by label, of the arms that have one; see `over_delays`."""
+        """Return the average over all delays of each arm that has one, by label; see `over_delays`."""
         return {arm.label: found for arm in self.compared if (found := self.over_delays(arm))}
 
     def over_delays(self, arm: Arm) -> Estimate | None:
@@ -205,7 +205,7 @@ class Comparison:
 
     def ranked(self, delay: float) -> list[Arm]:
         """Return the arms with a result at a delay in seconds, best first, without perfect memory."""
-        arms = [arm for arm in self.compared if not arm.is_bound and self.estimate(arm, delay)]
+        arms = [arm for arm in self.compared if not arm.is_perfect and self.estimate(arm, delay)]
         return sorted(arms, key=lambda arm: self._rank(arm, delay))
 
     def _rank(self, arm: Arm, delay: float | None) -> float:

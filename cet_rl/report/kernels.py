@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from cet_rl.report.drawing import MOST_ARMS, Picture, label_outside, legend, panels, some_delays, styles
 from cet_rl.report.grouping import Comparison
-from cet_rl.report.names import identity_of
+from cet_rl.report.names import trace_identity
 from cet_rl.report.palette import FAINT, SOFT, looks
 from cet_rl.report.text import sentence
 from cet_rl.traces.base import FloatArray, Trace
@@ -33,7 +33,7 @@ def kernels(comparison: Comparison) -> list[Picture]:
     if not traces:
         return []
     shown = some_delays(list(traces), MOST_PANELS)
-    shared = {label: identity_of(each[0]) for of_delay in traces.values() for label, each in of_delay.items()}
+    shared = {label: trace_identity(each[0]) for of_delay in traces.values() for label, each in of_delay.items()}
     looks_of = {**looks(shared), **styles(comparison)}
     labels = list(dict.fromkeys([*(arm.label for arm in comparison.compared), *shared]))
     figure, grid = panels(len(shown), 3.2 if len(shown) > 1 else 6.0, 2.3, sharey=True)
@@ -115,7 +115,7 @@ def memory(comparison: Comparison) -> list[Picture]:
             break
     else:
         return []
-    looks_of = {**looks({label: identity_of(described[label][0]) for label in built}), **styles(comparison)}
+    looks_of = {**looks({label: trace_identity(described[label][0]) for label in built}), **styles(comparison)}
     labels = [label for label in looks_of if label in built]
     ranked = sorted(built, key=lambda arm: (described[arm][0].kind == "cet", described[arm][0].order_or_default))
     shown = next((label for label in reversed(ranked) if built[label].transition() is not None), None)

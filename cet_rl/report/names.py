@@ -32,17 +32,17 @@ def rule_name(rule: str) -> str:
     return RULES.get(rule, rule if ":" in rule else rule.upper())
 
 
-def identity(config: RunConfig) -> Identity:
+def arm_identity(config: RunConfig) -> Identity:
     """Return what decides the look of an arm: its rule without delay, its agent without traces, or its trace."""
     rule, agent = getattr(config, "rule", ""), getattr(config, "agent", "cet")
     if rule and not config.delay:
         return Identity(rule)
     if agent != "cet" and config.trace is None:
         return Identity(agent)
-    return identity_of(config.trace_config)
+    return trace_identity(config.trace_config)
 
 
-def identity_of(trace: TraceConfig) -> Identity:
+def trace_identity(trace: TraceConfig) -> Identity:
     """Return what decides the look of a trace."""
     kind, built = trace.built
     return Identity(kind, getattr(built, "order", None))

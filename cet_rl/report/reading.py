@@ -75,7 +75,7 @@ class Run:
 
     @property
     def tested_on(self) -> str:
-        """Data that a run on images is tested on, "test" or "validation"; "" for other runs."""
+        """Return the data that a run on images is tested on, "test" or "validation"; "" for other runs."""
         return str(getattr(self.config, "held_out", ""))
 
 

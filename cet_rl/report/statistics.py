@@ -133,7 +133,7 @@ def contrast(
     return Contrast(centre, centre - reach, centre + reach, above, below)
 
 
-class Order(NamedTuple):
+class Trend(NamedTuple):
     """Hold the result of a test whether samples rise or fall from the first to the last."""
 
     share: float  # of pairs of values of two samples in which the later sample's is larger; ties count half
@@ -141,7 +141,7 @@ class Order(NamedTuple):
     falling: float  # p-value of equal distributions against falling ones
 
 
-def order_test(samples: Sequence[FloatArray]) -> Order:
+def trend_test(samples: Sequence[FloatArray]) -> Trend:
     """Test by permutations whether samples rise, or fall, from the first to the last (Jonckheere, Terpstra).
 
     The p-values are exact, over all permutations. With ties they are those of `DRAWS` random permutations, which
@@ -154,14 +154,14 @@ def order_test(samples: Sequence[FloatArray]) -> Order:
     share = (1 + excess / len(first)) / 2
     if len({*values}) == len(values):
         tails, pairs = _order_tails(tuple(map(len, samples))), round((len(first) + excess) / 2)
-        return Order(share, tails[pairs], tails[len(first) - pairs])
+        return Trend(share, tails[pairs], tails[len(first) - pairs])
     generator, counts = np.random.default_rng(0), np.ones(2)
     for _ in range(DRAWS // BATCH):
         drawn = generator.permuted(np.tile(range(len(values)), (BATCH, 1)), axis=1)
         by_chance = signs[drawn[:, first], drawn[:, second]].sum(1)
         counts += [(by_chance >= excess).sum(), (by_chance <= excess).sum()]
     rising, falling = (float(count) / (DRAWS + 1) for count in counts)
-    return Order(share, rising, falling)
+    return Trend(share, rising, falling)
 
 
 @cache
@@ -213,7 +213,7 @@ class Measure:
 
     @property
     def heading(self) -> str:
-        """Title and unit: "test accuracy, %"."""
+        """Return title and unit: "test accuracy, %"."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
 
 

@@ -30,7 +30,10 @@ from cet_rl.runs.process import process_state, restore_process_state
 
 
 def kind_of(algorithm: object, name: str) -> AgentKind:
-    """Return the agent kind of a class of algorithms; those derived from `CETActorCritic` bridge the delay."""
+    """Return the agent kind of a class of algorithms; those derived from `CETActorCritic` bridge the delay.
+
+    Raises ValueError unless the class derives from Stable-Baselines3's `BaseAlgorithm`.
+    """
     if not (isinstance(algorithm, type) and issubclass(algorithm, BaseAlgorithm)):
         raise ValueError(f"{name} is no Stable-Baselines3 algorithm (a class derived from BaseAlgorithm)")
     return AgentKind(

@@ -79,6 +79,9 @@ def train(config: RLConfig, run_dir: str | Path | None = None, **options: Unpack
             prints nothing. `track="wandb"` or `"mlflow"` also sends configuration and numbers to a tracker, which
             needs its package.
 
+    Returns:
+        "finished", or "interrupted" if Ctrl-C or SIGTERM ended the run early.
+
     Raises:
         ValueError, OSError: for input that cannot be used, before learning begins.
         FloatingPointError, OSError: if an environment gives a number that is not finite, or a file can no longer

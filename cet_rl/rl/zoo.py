@@ -31,7 +31,7 @@ COMMANDS = ("train", "enjoy")
 
 
 class CETActorCritic(agents.CETActorCritic):
-    """Adapt the agent to the zoo. Either class, this one and `cet_rl.agents.CETActorCritic`, loads its files."""
+    """Adapt the agent to the zoo. This class and `cet_rl.agents.CETActorCritic` load each other's files."""
 
     @classmethod
     def load(cls, path: File, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]

@@ -92,7 +92,10 @@ def make_folder(path: Path, kind: str) -> None:
 
 
 def check_file(option: str, file: Path, *suffixes: str, read: bool = False) -> Path:
-    """Return a file to write, or to `read` first; raise ValueError or OSError if that cannot be, or its suffix."""
+    """Return the file that an option names; raise ValueError for a folder, or a suffix not among those given.
+
+    Its folder must exist (ValueError) and, unless the file may be there only to be `read`, be writable (OSError).
+    """
     if suffixes and file.suffix.lower() not in suffixes:
         named = " or ".join(filter(None, (", ".join(suffixes[:-1]), suffixes[-1])))
         raise ValueError(f"{option} takes a file named {named}, got {file}")

@@ -60,16 +60,16 @@ class RunFolder:
         self.previous = self.newest.with_suffix(".previous.zip")
         self._bad: set[Path] = set()
 
-    def checkpoint_to(self, do: str) -> Path:
-        """Return `checkpoint_file`, to "evaluate" it or the like; raise ValueError if there is none yet."""
+    def require_checkpoint(self, purpose: str) -> Path:
+        """Return `checkpoint_file` for a `purpose`, such as "evaluate"; raise ValueError if there is none yet."""
         file = self.checkpoint_file
         if not file.is_file():
-            raise ValueError(f"{self.path} has no checkpoint yet: nothing to {do}")
+            raise ValueError(f"{self.path} has no checkpoint yet: nothing to {purpose}")
         return file
 
     @property
     def checkpoint_file(self) -> Path:
-        """Return the newest checkpoint that is whole and of this run; the path of the first where there is none.
+        """Return the newest checkpoint that is whole and of this run; without any, the path for the first one.
 
         A checkpoint that cannot be used is named in the log, once. Raises ValueError if none of them can be used,
         or one has another format version.
@@ -308,7 +308,11 @@ class MetricsTable:
 
     def has(self, name: str, step: int) -> bool:
         """Return whether a number has been logged at this step, the last one so far."""
-        return bool(self._rows) and str(self._rows[-1][self.STEP]) == str(step) and bool(self._rows[-1].get(name))
+        return (
+            bool(self._rows)
+            and str(self._rows[-1][self.STEP]) == str(step)
+            and self._rows[-1].get(name) not in (None, "")
+        )
 
     def _rewrite(self) -> None:
         write_text(self.path, csv_text(self._columns, self._rows, csv.excel.lineterminator))

@@ -15,7 +15,7 @@ from cet_rl.runs.values import in_a_line
 
 
 class Learner(ABC):
-    """Learn one run; `step` counts what has been done, in the unit of the configuration's `total_steps`.
+    """Learn in one run; `step` counts what has been done, in the unit of the configuration's `total_steps`.
 
     `loss_sum` is the sum of all losses since the last `take_loss`, and `losses` their number.
     """

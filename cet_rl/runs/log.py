@@ -110,7 +110,7 @@ class RunLog:
         self.tabulate(finite, step)
 
     def tabulate(self, values: Mapping[str, Any], step: int) -> None:
-        """Log what TensorBoard has been given to metrics.csv and the tracker."""
+        """Write to metrics.csv and to the tracker what TensorBoard has been given."""
         self.table.add({MetricsTable.STEP: step, **values})
         try:
             if self.tracker is not None:

@@ -95,8 +95,8 @@ class Session:
         self._seconds, self._pieces = 0.0, 0
         self._first = self._counted = self._saved = 0
 
-    def is_finished(self) -> bool:
-        """Return whether the folder holds the finished run, and say so to the user."""
+    def announce_if_finished(self) -> bool:
+        """Tell the user if the folder holds the finished run, and return whether it does."""
         if line := self.folder.finished:
             self.say(line)
         return bool(line)
@@ -237,18 +237,18 @@ def batch_sessions(
 def opened(
     sessions: Sequence[Session], build: Callable[[Session], T], load: Callable[[Session, T], object]
 ) -> Iterator[list[tuple[Session, T]]]:
-    """Lock and open the folders of runs that are not finished while the block runs; yield the runs and learners.
+    """Hold the folders of unfinished runs locked and open while the block runs; yield runs and learners.
 
     `build` makes a learner, at its first step, before anything is touched; `load` brings it to the checkpoint of
     its run. Of several runs, one whose checkpoint cannot be loaded fails alone; a locked folder ends all.
     """
     set_threads(sessions[0].config.threads)
-    pairs = [(session, build(session)) for session in sessions if not session.is_finished()]
+    pairs = [(session, build(session)) for session in sessions if not session.announce_if_finished()]
     with ExitStack() as locks:
         for session, _ in pairs:
             locks.enter_context(session.folder.locked())
         # Another process may have finished one while this one waited.
-        pairs = [(session, learner) for session, learner in pairs if not session.is_finished()]
+        pairs = [(session, learner) for session, learner in pairs if not session.announce_if_finished()]
         for session, _ in pairs:  # no summary may be written to another run's folder
             session.folder.check_usable(session.config.as_data(), resume=session.resume)
         for session, learner in pairs:
@@ -257,7 +257,7 @@ def opened(
 
 
 def run_and_summarize(sessions: Sequence[Session], learn: Callable[[], Status]) -> Status:
-    """Learn runs that have begun and share an interruption; leave summaries and closed files however that ends.
+    """Let begun runs, which share an interruption, learn; leave summaries and closed files however that ends.
 
     `learn` itself writes the summaries of runs that end or are interrupted. A second Ctrl-C ends the runs without
     asking it. Whatever else it raises is raised, after summaries that say "failed".
@@ -315,7 +315,7 @@ def run(
 
 
 class _Loop:
-    """Learn runs together to their end."""
+    """Let runs learn together to their end."""
 
     def __init__(self, sessions: Sequence[Session], batch: LearnerBatch[Any]) -> None:
         self.sessions, self.batch = sessions, batch

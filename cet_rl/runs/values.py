@@ -48,7 +48,7 @@ def named_values(words: Iterable[str], option: str) -> dict[str, str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the (first) known name that is most like this one, in lower case, or None if none is alike enough."""
+    """Return the first known name that is most like this one, whatever its case; None if none is alike enough."""
     alike = {each: SequenceMatcher(None, each.lower(), name.lower()).ratio() for each in known}
     # Of equals, the one whose letters have only changed places: --delay for --dealy, not --decay.
     best = max(alike, key=lambda each: (alike[each], sorted(each) == sorted(name)), default=None)

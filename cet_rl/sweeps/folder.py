@@ -266,11 +266,11 @@ class SweepFolder:
             return JobState("partial", summary.get("steps") if status == "interrupted" else step, score)
         return JobState("waiting")
 
-    def states(self, jobs: Iterable[Job], known: Mapping[str, JobState] | None = None) -> dict[str, JobState]:
-        """Return the states of all jobs by name; jobs that are finished in `known` are not looked at again."""
+    def states(self, jobs: Iterable[Job], earlier: Mapping[str, JobState] | None = None) -> dict[str, JobState]:
+        """Return the states of all jobs by name; jobs that are finished in `earlier` are not looked at again."""
         owners = lock_owners(self.locks)
         begun = {*owners, *(path.name for folder in (self.path, self.failures) for path in folder.glob("*"))}
-        states = {name: state for name, state in (known or {}).items() if state.state == "finished"}
+        states = {name: state for name, state in (earlier or {}).items() if state.state == "finished"}
         for job in jobs:
             if job.name not in states:
                 seen = job.name in begun or self.known is not None

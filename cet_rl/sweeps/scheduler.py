@@ -30,8 +30,8 @@ from cet_rl.sweeps.worker import (
     STOPPED,
     Launcher,
     Worker,
-    failure_reason,
     killed_by,
+    record_failure,
 )
 
 TICK = 0.1  # seconds between two looks at the workers
@@ -104,7 +104,7 @@ class _SweepRun:
                 self.display.stopping(sum(len(worker.names) for worker in self.workers))
                 for worker in self.workers:
                     worker.stop()
-            ended = [worker for worker in self.workers if self._has_ended(worker)]
+            ended = [worker for worker in self.workers if self._record_end(worker)]
             self.workers = [worker for worker in self.workers if worker not in ended]
             looked = bool(ended) or time.monotonic() - self._looked > GLANCE
             if looked:
@@ -117,8 +117,8 @@ class _SweepRun:
                 return
             time.sleep(TICK)
 
-    def _has_ended(self, worker: Worker) -> bool:
-        """Return whether a worker has ended; write down why jobs have failed if it has not done so itself."""
+    def _record_end(self, worker: Worker) -> bool:
+        """Write down why jobs of an ended worker have failed, if it has not itself; return False while it runs."""
         status = worker.poll()
         if status is None:
             return False
@@ -133,7 +133,7 @@ class _SweepRun:
             if status == EXIT_BUSY or (self.launcher.batches and status in (EXIT_FINISHED, EXIT_FAILED)):
                 self.started.discard(name)  # should its owner die, this sweep takes it over
             elif status != EXIT_FINISHED:
-                failure_reason(self.folder, name, status)
+                record_failure(self.folder, name, status)
         return True
 
     def _start(self) -> None:
@@ -176,7 +176,7 @@ class _SweepRun:
 
 
 class SweepDisplay:
-    """Show how far a sweep is that runs `workers` jobs at a time; print nothing but errors if quiet."""
+    """Show the progress of a sweep that runs `workers` jobs at a time; print nothing but errors if quiet."""
 
     def __init__(self, jobs: Sequence[Job], folder: SweepFolder, workers: int, *, quiet: bool) -> None:
         self.jobs, self.folder, self.workers, self.quiet = jobs, folder, workers, quiet

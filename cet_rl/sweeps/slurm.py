@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from cet_rl.runs.files import write_text
 from cet_rl.runs.lock import EXIT_BUSY
 from cet_rl.sweeps.folder import Sweep, SweepFolder, counts, describe_counts
-from cet_rl.sweeps.worker import EXIT_FINISHED, STOPPED, Command, Worker, failure_reason, worker_command
+from cet_rl.sweeps.worker import EXIT_FINISHED, STOPPED, Command, Worker, record_failure, worker_command
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -122,7 +122,7 @@ class SlurmJob:
             # SLURM has sent SIGTERM, and now ends this process or sends it SIGUSR2. If it does neither, go on.
             time.sleep(self.linger)
         if status not in (EXIT_FINISHED, EXIT_BUSY):
-            reason = failure_reason(SweepFolder(self.folder), self.name, status)
+            reason = record_failure(SweepFolder(self.folder), self.name, status)
             raise RuntimeError(f"{self.name} has failed: {reason}")
         return "finished" if status == EXIT_FINISHED else "busy"
 
@@ -205,7 +205,7 @@ def submit_sweep(
 
 
 def _submit(folder: SweepFolder, jobs: Sequence[SlurmJob], options: Options, workers: int | None) -> str:
-    """Hand over jobs, and return the number of their arrays."""
+    """Hand over jobs, and return the numbers of their arrays as text: "7, 8"."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 

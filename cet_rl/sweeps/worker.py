@@ -268,8 +268,8 @@ def killed_by(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" + " (out of memory?)" * (status == -signal.SIGKILL)
 
 
-def failure_reason(folder: SweepFolder, name: str, status: int) -> str:
-    """Return why a job has failed whose worker ended with `status`; write it down if the worker has not."""
+def record_failure(folder: SweepFolder, name: str, status: int) -> str:
+    """Write down why a job failed whose worker ended with `status`, if the worker has not; return the reason."""
     state = folder.state(name)
     if state.state == "failed":
         return state.error

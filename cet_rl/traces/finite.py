@@ -54,7 +54,7 @@ class FiniteKernel(Trace):
 
 @dataclass(frozen=True)
 class PerfectMemory(Trace):
-    """Recall exactly what happened D steps ago: a unit impulse at the delay, the upper bound of every comparison.
+    """Recall exactly what happened D steps ago: a unit impulse at the delay, the reference for all other traces.
 
     With a delay of zero it is no trace at all: the Hebbian term itself. Kept as a delay line of the factors
     (f', x), never as states of a synapse.

@@ -9,7 +9,7 @@ import numpy as np
 import scipy  # whose parts are loaded on first use: they take half a second
 
 from cet_rl.traces.base import FloatArray, OrderedTrace, Transition
-from cet_rl.traces.sharp import best_speed
+from cet_rl.traces.sharp import sharpest
 
 RIDGE = 1e-9
 """Added to the Gramian's diagonal, relative to its mean: trades sharpness for a readout of bounded size."""
@@ -64,4 +64,4 @@ def _best_window(order: int, delay_steps: int) -> float:
     def share(window: float) -> float:
         return sharpest_readout(*legendre_transition(order, window), delay_steps)[1]
 
-    return best_speed(share, delay_steps / 3, delay_steps * 5, points=33)
+    return sharpest(share, delay_steps / 3, delay_steps * 5, points=33)

@@ -49,10 +49,10 @@ _LARGEST_READOUT = 1e3
 
 @dataclass(frozen=True)
 class Optimal(OrderedTrace):
-    """Put the largest possible share of the kernel's energy at the delay, with n damped oscillators' states.
+    """Put the largest possible share of the kernel's energy at the delay, with n states of damped oscillators.
 
-    Oscillators stand side by side, in pairs of states that turn and decay, with one plain decay if n is odd. At
-    order 10 the kernel has negative lobes of a quarter to a third of its peak, and an echo near 2.15 D. Off the
+    Each oscillator is a pair of states that rotates and decays; if n is odd, one state more only decays. At order
+    10 the kernel has negative lobes of a fifth to a third of its peak, and a negative echo near 2.2 D. Off the
     delay it forgets quickly, and turns negative within 20 %: give a `tolerance` where it is not known exactly.
 
     Attributes:
@@ -72,7 +72,7 @@ class Optimal(OrderedTrace):
             raise ValueError(f"tolerance of Optimal must lie in [0, 1), got {self.tolerance:g}")
 
     @property
-    def window(self) -> tuple[int, int]:
+    def delay_range(self) -> tuple[int, int]:
         """Return the first and last delay that it is made for, in steps."""
         spread = int(self.tolerance * self.delay_steps * (1 + RELATIVE_TOLERANCE))
         return self.delay_steps - spread, self.delay_steps + spread
@@ -80,13 +80,13 @@ class Optimal(OrderedTrace):
     @property
     def poles(self) -> ComplexArray | None:
         """Return the poles p, of each pair the one with the positive angle; None for a shift register."""
-        if self.order > self.window[1]:
+        if self.order > self.delay_range[1]:
             return None
-        return np.exp(_best_poles(self.order, *self.window) / self.delay_steps)
+        return np.exp(_best_poles(self.order, *self.delay_range) / self.delay_steps)
 
     def transition(self) -> Transition:
         """Return (M, K, C), normalised; each pair of states turns and decays by itself."""
-        first, last = self.window
+        first, last = self.delay_range
         n = min(self.order, last + 1)
         if n > last:
             return Transition(*shift_register(n), (np.arange(n) >= first).astype(np.float64))
@@ -167,7 +167,7 @@ def loss_and_gradient(
     """Return -F and its gradient, for the mean b over delays of `first` to `last` steps.
 
     With H_ij = ∂G_ij / ∂s_i, dF = 2 Re Σ_i w̄_i (∂b_i/∂s_i - (H w)_i) ds_i. The parameters are log(-Re s) of each
-    pair, Im s of each pair, and log(-Re s) of the one without of odd orders.
+    pair, Im s of each pair and, for an odd order, log(-Re s) of the pole without a partner.
     """
     try:
         with np.errstate(all="ignore"):

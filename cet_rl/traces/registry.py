@@ -335,7 +335,7 @@ class TraceConfig:
 
     @property
     def built(self) -> tuple[str, Trace | None]:
-        """Return the name of the kind that is built, "et" for a cascade of order 1, and a trace of that kind."""
+        """Return the name of the kind built, "et" for a cascade of order 1, and a trace of it for some delay."""
         trace = self._make(_ANY_DELAY)
         # A function may return a trace of another kind, which does not make it that kind.
         made = type(trace) if isinstance(make := find_trace(self.kind).make, type) else make

@@ -1,4 +1,4 @@
-"""Read a cascade as sharply as can be, a trace of our own: a weighted sum of all stages recalls the delay.
+"""Read all stages of a cascade in the weighted sum that recalls the delay most sharply: a trace of our own.
 
 For white input, the useful part of a kernel is the share of its energy that lies at the delay,
 
@@ -48,8 +48,8 @@ def laguerre_share(order: int, rate: float, delay_steps: int) -> float:
     return float(at_delay @ at_delay)
 
 
-def best_speed(share: Callable[[float], float], low: float, high: float, points: int) -> float:
-    """Return the speed in [low, high] with the largest share: a grid of so many points, then a bounded search."""
+def sharpest(share: Callable[[float], float], low: float, high: float, points: int) -> float:
+    """Return the value in [low, high] with the largest share: a grid of so many points, then a bounded search."""
 
     def loss(log_speed: float) -> float:
         return -share(float(np.exp(log_speed)))
@@ -92,6 +92,6 @@ def _sharpest_rate(order: int, delay_steps: int) -> float:
     if order > delay_steps:
         return np.inf
     peak_at_delay = (order - 1) / delay_steps
-    return best_speed(  # its share has up to n/2 maxima over the speed
+    return sharpest(  # the share has up to n/2 maxima over the rate
         lambda rate: laguerre_share(order, rate, delay_steps), peak_at_delay / 3, peak_at_delay * 5, points=300
     )

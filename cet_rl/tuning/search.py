@@ -24,7 +24,7 @@ from cet_rl.runs.folder import MetricsTable
 from cet_rl.runs.lock import EXIT_BUSY, Lock, lock_owners
 from cet_rl.runs.process import Interruption
 from cet_rl.sweeps.folder import SweepFolder
-from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, failure_reason
+from cet_rl.sweeps.worker import EXIT_FINISHED, EXIT_INTERRUPTED, STOPPED, Launcher, Worker, record_failure
 from cet_rl.traces.base import FloatArray
 from cet_rl.tuning.file import SearchFile
 from cet_rl.tuning.study import POINTS, STATES, SearchFolder, best_trial, describe_params, write_outcome
@@ -121,7 +121,7 @@ class TrialRun:
         return TrialResult("PRUNED", reason=f"at {share:.0%}")
 
     def _failed(self, status: int) -> TrialResult:
-        reason = failure_reason(self.folder, self._name, status)
+        reason = record_failure(self.folder, self._name, status)
         if any(text in reason for text in _DISK_FULL):
             return TrialResult("RUNNING", reason=reason)
         # Pruned, not failed: the sampler learns to keep away from parameters with which runs diverge.

@@ -69,8 +69,8 @@ class SearchFolder:
         """Return the lock of a trial."""
         return Lock(self.locks, f"trial-{number:04d}")
 
-    def study_name(self, search: SearchFile) -> str:
-        """Return the name of the search's study; in a new folder, write search.yaml with a new name first.
+    def ensure_study_name(self, search: SearchFile) -> str:
+        """Write search.yaml with a new name for the study, if there is none, and return the study's name.
 
         Raises ValueError if the folder is that of a search with other settings, saying which.
         """
@@ -89,7 +89,7 @@ class SearchFolder:
 
 
 def require_optuna() -> None:
-    """Raise ValueError, saying how to install it, if Optuna is not installed."""
+    """Raise ValueError, saying how to install Optuna, if it is missing; else keep its log and warnings quiet."""
     try:
         import optuna
     except ImportError:
@@ -119,7 +119,7 @@ def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = N
             database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY}})
         study = optuna.create_study(
             storage=database,
-            study_name=folder.study_name(search),
+            study_name=folder.ensure_study_name(search),
             direction="maximize" if search.metric.higher_is_better else "minimize",
             sampler=trial_sampler(search.sampler),
             pruner=_pruner(search),

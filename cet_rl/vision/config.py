@@ -131,7 +131,7 @@ class VisionConfig(LayeredConfig):
 
     @property
     def is_one_matrix(self) -> bool:
-        """Tell whether a layer's credit is a product with one constant matrix, as nothing else is remembered."""
+        """Tell whether a layer's credit is a product with one constant matrix, the same for every batch."""
         return not (self.streaming or self.salience is not None or self.soma != "exact" or self.jitter)
 
     @property

@@ -22,7 +22,7 @@ from cet_rl.vision.layers import TracedConv2d, TracedLayer, TracedLinear, traced
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 
-_SET_BY_CONVERT = {"trace", "delay_steps", "bias", "window", "activation"}
+_SET_BY_CONVERT = {"trace", "delay_steps", "bias", "stride_padding", "activation"}
 LAYER_OPTIONS = [each.name for each in fields(CreditRule) if each.name not in _SET_BY_CONVERT]
 """Options of `TracedLinear` that `convert` takes, too."""
 
@@ -64,7 +64,7 @@ def convert(
             oblong kernels or other than zero padding; for layers that a traced one cannot replace, as those with a
             `forward`, hooks, parameters or buffers of their own, or a parametrised weight; for a delay that is no
             whole number of steps; or for what `TracedLinear` refuses.
-        TypeError: for an option that there is not.
+        TypeError: for an unknown option.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"convert takes a torch module, got {model!r}")

@@ -53,14 +53,14 @@ _SMALL_PAST = 1 << 18
 class CreditRule:
     """Hold the options of a traced layer, see `cet_rl.vision.TracedLinear`, and what follows from them alone.
 
-    `window` is stride and padding of a convolution, None for a dense layer. Raises ValueError for options that are
+    `stride_padding` are those of a convolution, None for a dense layer. Raises ValueError for options that are
     invalid or do not go together.
     """
 
     trace: Trace | None
     delay_steps: int
     bias: bool
-    window: tuple[int, int] | None = None
+    stride_padding: tuple[int, int] | None = None
     activation: str = "identity"
     error_at: ErrorAt = "preactivation"
     derivative_memory: DerivativeMemory = "exact"
@@ -126,9 +126,9 @@ class CreditRule:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return f(W x + b), as torch computes it."""
-        if self.window is None:
+        if self.stride_padding is None:
             return self.f.function(functional.linear(x, weight, bias))
-        return self.f.function(functional.conv2d(x, weight, bias, *self.window))
+        return self.f.function(functional.conv2d(x, weight, bias, *self.stride_padding))
 
     def errors(
         self, x: Tensor, y: Tensor, grad: Tensor, weight: Tensor, want: Wanted, memory: Tensor | None = None
@@ -144,27 +144,30 @@ class CreditRule:
             delta = grad * _like(memory @ _by_step(self.f.derivative(y, y), len(memory)), y)
         grad_x = None
         if want.input_gradient:
-            grad_x = delta @ weight if self.window is None else conv2d_input(x.shape, weight, delta, *self.window)  # type: ignore[no-untyped-call]
+            if self.stride_padding is None:
+                grad_x = delta @ weight
+            else:
+                grad_x = conv2d_input(x.shape, weight, delta, *self.stride_padding)  # type: ignore[no-untyped-call]
         return delta, grad_x, delta if self.error_at == "preactivation" else grad
 
     def weight_gradient(self, p: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return Σ p xᵀ, shaped like the weight, by torch's operations alone: for torch.func and torch.compile."""
-        if self.window is None:
+        if self.stride_padding is None:
             return p.T @ x
-        return conv2d_weight(x, weight.shape, p, *self.window)  # type: ignore[no-untyped-call, no-any-return]
+        return conv2d_weight(x, weight.shape, p, *self.stride_padding)  # type: ignore[no-untyped-call, no-any-return]
 
     @lru_cache(maxsize=256)  # noqa: B019
     def geometry(self, in_shape: torch.Size, weight_shape: torch.Size) -> Geometry:
         """Return the layer's geometry for inputs of this shape."""
         n_out, n_in = weight_shape[:2]
-        if self.window is None:
+        if self.stride_padding is None:
             return Dense(n_in, n_out, self.bias)
         height, width = in_shape[1:]
-        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.window, self.bias)
+        return Convolution(n_in, n_out, weight_shape[2], (height, width), *self.stride_padding, self.bias)
 
     @lru_cache(maxsize=256)  # noqa: B019
     def kernel(self, dtype: torch.dtype, *, unit_area: bool = False) -> FloatArray:
-        """Return g_0, g_1, … for as long as `dtype` tells it from zero, `unit_area` or as scaled; read only."""
+        """Return g_0, g_1, … for as long as `dtype` tells it from zero, as scaled or of `unit_area`; read only."""
         if self.trace is None:
             return np.ones(1)
         # However the synapses' kernel is scaled, a recalled f' should not be larger than f' was.

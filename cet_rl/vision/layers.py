@@ -42,7 +42,7 @@ class TracedLayer(nn.Module):
     def __init__(
         self,
         *sizes: Any,
-        window: tuple[int, int] | None = None,
+        stride_padding: tuple[int, int] | None = None,
         trace: Trace | None = None,
         delay_steps: int | None = None,
         device: Any = None,
@@ -56,7 +56,7 @@ class TracedLayer(nn.Module):
             delay_steps = 0 if trace is None else trace.made_for
         if delay_steps is None:
             raise ValueError(f"{trace} has no delay of its own: give delay_steps")
-        self.rule = CreditRule(trace, delay_steps, self.bias is not None, window, **options)
+        self.rule = CreditRule(trace, delay_steps, self.bias is not None, stride_padding, **options)
         self.traced = self.rule.is_late
         self.layer_name = type(self).__name__
         self.times: ImageTimes | None = None  # set by `seen_at`
@@ -131,8 +131,8 @@ class TracedLayer(nn.Module):
         else:
             self._check_batch(x)
         # An empty input that requires a gradient: by it, full backward passes reach a frozen layer, too.
-        clock = x.new_empty(0, requires_grad=True) if streaming else None
-        y: Tensor = _LateCredit.apply(x, weight, bias, matrix, clock, self)  # type: ignore[no-untyped-call]
+        anchor = x.new_empty(0, requires_grad=True) if streaming else None
+        y: Tensor = _LateCredit.apply(x, weight, bias, matrix, anchor, self)  # type: ignore[no-untyped-call]
         if streaming and not self.rule.f.binary:
             self._check_finite(y, "the derivative")
         return y
@@ -205,7 +205,7 @@ class _LateCredit(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None, clock: Any, layer: TracedLayer
+        x: Tensor, weight: Tensor, bias: Tensor | None, matrix: Tensor | None, anchor: Any, layer: TracedLayer
     ) -> Tensor:
         return layer.rule.forward(x, weight, bias)
 
@@ -328,7 +328,7 @@ class TracedConv2d(TracedLayer, nn.Conv2d):
         for name, value in {"kernel_size": kernel_size, "stride": stride, "padding": padding}.items():
             check_whole(value, name, at_least=0 if name == "padding" else 1)
         sizes = (in_channels, out_channels, kernel_size, stride, padding, 1, 1, bias)
-        super().__init__(*sizes, window=(stride, padding), **options)
+        super().__init__(*sizes, stride_padding=(stride, padding), **options)
 
 
 def traced_layers(model: nn.Module) -> dict[str, TracedLayer]:

@@ -81,14 +81,14 @@ def watch_scalers() -> None:
 def learning_step(ctx: Any, grad: Tensor) -> tuple[bool, Tensor | None]:
     """Return whether a streaming layer's backward pass is a step of learning, and the scale of its errors.
 
-    It is a step of learning if it computes the gradient of any of the layer's parameters or clock, as
-    `loss.backward()` always does. For a frozen layer, it also is if it computes that of a parameter further down.
-    A gradient of inputs alone, by `torch.autograd.grad`, is no step of learning. The scale is nan if an error is
-    not finite: nor are the gradients, then, and a scaler skips them.
+    It is a step of learning if it computes the gradient of any of the layer's parameters, or of its `anchor` (an
+    empty input, see `TracedLayer.forward`), as `loss.backward()` always does. For a frozen layer, it also is if it
+    computes that of a parameter further down. A gradient of inputs alone, by `torch.autograd.grad`, is no step of
+    learning. The scale is nan if an error is not finite: nor are the gradients, then, and a scaler skips them.
     """
-    input_node, *parameter_nodes, clock_node = (node for node, _ in ctx.next_functions)
+    input_node, *parameter_nodes, anchor_node = (node for node, _ in ctx.next_functions)
     frozen = not any(parameter_nodes) and ctx.number > ctx.layer._learned_pass
-    learns = any(map(_is_computed, [*parameter_nodes, clock_node])) or (frozen and _reaches_parameter(input_node))
+    learns = any(map(_is_computed, [*parameter_nodes, anchor_node])) or (frozen and _reaches_parameter(input_node))
     if not is_finite(grad):
         return learns, grad.new_full((), float("nan"))
     passes = current_pass(), ctx.checkpoint_pass

@@ -45,7 +45,7 @@ def train(config: VisionConfig, run_dir: str | Path | None = None, **options: Un
 def train_batch(
     configs: Sequence[VisionConfig], folders: Sequence[str | Path] | None = None, *, quiet: bool = False
 ) -> list[Path]:
-    """Train many runs at once, and return their folders, which they leave as if each had been alone.
+    """Train many runs at once, and return their folders, with the same results as if each had run alone.
 
     Alignment is not logged. Arguments and errors are those of `cet_rl.rl.train_batch`.
     """

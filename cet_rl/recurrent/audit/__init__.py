@@ -59,14 +59,14 @@ class StateTensor(NamedTuple):
     """Describe a tensor of a rule's state."""
 
     name: str
-    axes: tuple[str, ...]  # their lengths, such as "n" and "n+n_out+1", without that of sequences
+    axes: tuple[str, ...]  # length of each axis, such as "n" and "n+n_out+1"; that of sequences is left out
     size: Order | None  # of the number of its elements
     past: bool  # whether it holds activity of steps before the last one
     jump: float  # how far it moves in a step at most, relative to its size, while the network rests
 
     @property
     def degree(self) -> int:
-        """Return its axes of units: 0 for a number, 1 a vector, 2 a matrix, 3 more than synapses can hold."""
+        """Return the number of axes of units: 0 a number, 1 a vector, 2 a matrix, 3 more than synapses hold."""
         return self.size.degree if self.size else 0
 
     def __str__(self) -> str:
@@ -95,10 +95,10 @@ class Audit:
     memory: Order | None  # of the number of their elements
     time: Order | None  # of its multiplications in a step
     operations: dict[str, float]  # of `OPERATIONS` those that it needs, with their number in a step
-    chains: tuple[tuple[str, str], ...]  # matrices of products that go into another product, and of that one
+    chains: tuple[tuple[str, str], ...]  # matrix of a product whose result goes into another, and matrix of that
     totals: tuple[str, ...]  # names of matrices all entries of which go into one number
     pending: bool  # whether it has gradient left when its input ends
-    window: int | None  # T with which operations were counted; None for a rule without
+    window: int | None  # T with which operations were counted; None for a rule without a window
     declared_cost: DeclaredCost | None  # what it says of itself
     equations: str  # its updates and gradient, as it writes them
 
@@ -278,7 +278,7 @@ def print_tables(audits: Sequence[Audit], console: Console) -> None:
 
 
 def as_markdown(audits: Sequence[Audit]) -> str:
-    """Write the tables in Markdown."""
+    """Return the tables in Markdown."""
     lines = []
     for columns in TABLES.values():
         rows = [[row[name] for name in columns] for row in map(_row, audits)]
@@ -289,13 +289,13 @@ def as_markdown(audits: Sequence[Audit]) -> str:
 
 
 def as_csv(audits: Sequence[Audit]) -> str:
-    """Return a row for each rule."""
+    """Return a CSV with a row for each rule."""
     rows = map(_row, audits)
     return csv_text(COLUMNS, ({name: "no" if text == "NO" else text for name, text in r.items()} for r in rows))
 
 
 def as_text(audits: Sequence[Audit], form: Format) -> str:
-    """Write audits in one of the formats."""
+    """Return audits as text in one of the formats."""
     if form != "table":
         return as_markdown(audits) if form == "markdown" else as_csv(audits)
     stream = io.StringIO()

@@ -52,7 +52,7 @@ class Contraction(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """Hold an operation of torch that has run: its function and arguments, and the tensors among them and made."""
+    """Hold an operation of torch that has run: function, arguments, the tensors among them, and those returned."""
 
     func: Any
     args: tuple[Any, ...]
@@ -65,8 +65,8 @@ class Operation(NamedTuple):
         return str(self.func.overloadpacket.__name__).rstrip("_")
 
     @property
-    def sums(self) -> bool:
-        """Tell whether it sums, or the like."""
+    def reduces(self) -> bool:
+        """Tell whether it is a reduction: a sum, a mean, a product or the like."""
         return torch.Tag.reduction in self.func.tags or self.name in ("sum", "mean", "prod")
 
     @property
@@ -90,7 +90,7 @@ class Operation(NamedTuple):
         if contraction is not None:
             return prod(contraction)
         pointwise = torch.Tag.pointwise in self.func.tags and self.name not in _COPIES
-        counted = self.given if self.sums else self.made if pointwise else []
+        counted = self.given if self.reduces else self.made if pointwise else []
         return sum(tensor.numel() for tensor in counted)
 
 
@@ -101,7 +101,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count multiplications, `cost` so far: of products, and elements of everything elementwise or summed."""
+    """Count multiplications in `cost`: those of products, and one for each element made elementwise or reduced."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def note(self, operation: Operation) -> None:
-        """Look at an operation; nothing to do here."""
+        """Do nothing; a subclass may inspect the operation here."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Observer(Meter):  # type: ignore[no-untyped-call]
                 origin = self._product(kind, grows, factors, operands)
         if origin is None:
             origin = self._elementwise(name, given, origins)
-        if (contraction is not None or operation.sums) and [tensor.numel() for tensor in made] == [1]:
+        if (contraction is not None or operation.reduces) and [tensor.numel() for tensor in made] == [1]:
             for tensor, source in zip(factors, operands, strict=True):
                 if tensor.numel() >= self._units**2:
                     known = sorted(self._named(source))

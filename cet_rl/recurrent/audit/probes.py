@@ -214,7 +214,10 @@ def find_axes(subject: Subject) -> dict[str, list[Axis]]:
 
 
 def memory_order(subject: Subject, name: str, times: Collection[str]) -> Order | None:
-    """Return how the size of a tensor of the state grows, for options that are times in steps, or else None."""
+    """Return the order of the size of a tensor of the state; None if that is no polynomial.
+
+    `times` are the rule's options that are lengths of time: they vary together, as T.
+    """
 
     def elements(n: int, m: int, window: int) -> int:
         sizes = {"n": n, "n_in": m - n - 1, "n_out": 2, "batch": 1, **subject.counts}

@@ -38,7 +38,7 @@ from cet_rl.recurrent.compiled.network import (
 State = tuple[Array, ...]
 Delay = DelayedTrace | None
 
-NETWORK_DIGEST = "0d098b2c0aa54157"
+NETWORK_DIGEST = "6d9a894b5f37cff8"
 """First digits of the SHA-256 of network.py, as numba's cache notices only that this file has changed."""
 
 

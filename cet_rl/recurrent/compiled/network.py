@@ -71,12 +71,12 @@ class Network(NamedTuple):
 class DelayedTrace(NamedTuple):
     """Hold a trace and the signals on their way, for w synapses a sequence (`cet_rl.recurrent.delayed`)."""
 
-    trace: Array  # its K states, or as a ring the K past eligibilities of a delay line, shape (B, K, …), w in all
+    trace: Array  # its P states, or as a ring the P past eligibilities of a delay line, shape (B, P, …), w in all
     signals: Array  # ring of the last D signals, shape (D, B, width)
-    M: Array  # transition of the states, shape (K, K); empty for a delay line
-    gains: Array  # K and C of the states, shape (2, K), or the taps of a delay line, shape (1, taps)
+    M: Array  # transition of the states, shape (P, P); empty for a delay line
+    gains: Array  # K and C of the states, shape (2, P), or the taps of a delay line, shape (1, taps)
     lags: Array  # of the taps
-    product: Array  # scratch for M S, shape (K, w)
+    product: Array  # scratch for M S, shape (P, w)
     recalled: Array  # what the trace gives back, shape (w,)
     arrived: Array  # signals of D steps ago, times 1/B, shape (B, width)
     eligibility: Array  # scratch, shape (m, n)

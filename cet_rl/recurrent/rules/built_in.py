@@ -201,7 +201,7 @@ class KeRNL(SeparableRule):
     def factors(self, state: State, now: StepInputs) -> tuple[State, Tensor, Tensor]:
         assert now.noise is not None
         n, sensitivity, batch = self.cell.units, state["A"], len(now.rates)
-        noise = now.noise.to(now.rates)  # of one type for both that feel it
+        noise = now.noise.to(now.rates)  # converted once: r̃ and Ω receive the same noise
         kept = (1 - state["timescale"]).clamp(min=0)
         perturbed = self.cell.advance(now.weight, state["perturbed"], now.inputs[:, n:-1]).rates
         perturbed = perturbed + self.sigma * noise
@@ -228,9 +228,9 @@ class KeRNL(SeparableRule):
 class _Stochastic(Rule):
     """Keep a random product A B in the place of RTRL's influence tensor, equal to it on average.
 
-    ν are independent ±1; ρ0 and ρ1 keep the two factors equally long, which makes the variance smallest. All
-    numbers are of each sequence. `start` is the standard deviation of the factors before the first step: 1 in the
-    paper, and 0 where the estimate has to be unbiased from the first step on.
+    ν are independent ±1; ρ0 and ρ1 keep the two factors equally long, which makes the variance smallest. Each
+    sequence has its own. `start` is the standard deviation of the factors before the first step: 1 in the paper,
+    and 0 where the estimate has to be unbiased from the first step on.
     """
 
     axes: ClassVar[tuple[str, str]]  # of A and B, a letter an axis: b sequences, n units, m columns

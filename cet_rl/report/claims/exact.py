@@ -76,12 +76,12 @@ def ranked(states: Sequence[int], delays: Sequence[int]) -> Answer:
 
 
 def forgiving(states: int, delay: int, tolerance: float) -> Answer:
-    """Tell whether a tolerance raises the share at the ends of its window, and keeps it above Legendre's at D."""
+    """Tell whether a tolerance raises the share at the ends of its range, and keeps it above Legendre's at D."""
     tolerant = Optimal(states, delay, tolerance=tolerance)
     traces = {"tolerant": tolerant, "optimal": Optimal(states, delay), "Legendre": Legendre(states, delay)}
     early, middle, late = (
         {name: trace.share(lag) for name, trace in traces.items()}
-        for lag in (tolerant.window[0], delay, tolerant.window[1])
+        for lag in (tolerant.delay_range[0], delay, tolerant.delay_range[1])
     )
     holds = all(shares["tolerant"] > shares["optimal"] for shares in (early, late))
     holds &= middle["Legendre"] < middle["tolerant"] < middle["optimal"]

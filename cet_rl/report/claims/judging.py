@@ -48,13 +48,13 @@ MOST_CHECKS = 3  # checks of a claim whose numbers are shown: those with the lar
 METHOD = (
     f"Supported: were it not so, runs would speak for it this clearly in less than {ALPHA:.1%} of cases; "
     "contradicted: the same of its opposite; undecided: neither, though the numbers may lean one way; not run: no "
-    f"check has {LEAST_SEEDS} seeds of its arms. Differences of means are tested by Student's t with variances that may differ (Welch, "
-    "Satterthwaite's degrees of freedom), paired by seed where the seed draws the task; order on the whole by "
-    "the permutation test of Jonckheere and Terpstra, in every step by the differences of neighbours. A "
-    "claim of several checks is supported if all of them are, so its largest p-value counts, and contradicted "
-    "if one is, so the smallest of the opposites counts, times their number. Both are corrected for the number "
-    f"of claims tested (Holm). Brackets hold {LEVEL:.0%} intervals, not corrected. Exact: computed from the "
-    "code, without runs."
+    f"check has {LEAST_SEEDS} seeds of its arms. Differences of means are tested by Student's t with variances "
+    "that may differ (Welch, Satterthwaite's degrees of freedom), paired by seed where the seed draws the task; "
+    "order on the whole by the permutation test of Jonckheere and Terpstra, in every step by the differences of "
+    "neighbours. A claim of several checks is supported if all of them are, so its largest p-value counts, and "
+    "contradicted if one is, so the smallest of the opposites counts, times their number. Both are corrected for "
+    f"the number of claims tested (Holm). Brackets hold {LEVEL:.0%} intervals, not corrected. Exact: computed "
+    "from the code, without runs."
 )
 
 
@@ -75,19 +75,19 @@ class Finding:
     p_value: float | None = None  # corrected, for the opposite if contradicted, else for the claim; None: untested
 
     @property
-    def supports(self) -> float:
+    def p_for(self) -> float:
         """Return the p-value for the claim, not corrected: that of its weakest check."""
-        return max((result.supports for result in self.results), default=1.0)
+        return max((result.p_for for result in self.results), default=1.0)
 
     @property
-    def contradicts(self) -> float:
+    def p_against(self) -> float:
         """Return the p-value for the opposite, not corrected: the smallest of all checks, times their number."""
-        return min((len(self.results) * result.contradicts for result in self.results), default=1.0)
+        return min((len(self.results) * result.p_against for result in self.results), default=1.0)
 
     @property
     def numbers(self) -> str:
         """Return the numbers behind the verdict, and what is missing: "(needs …, found …: cet-rl sweep …)"."""
-        shown = sorted(self.results, key=lambda result: result.supports, reverse=True)[:MOST_CHECKS]
+        shown = sorted(self.results, key=lambda result: result.p_for, reverse=True)[:MOST_CHECKS]
         means: dict[str, dict[str, str]] = defaultdict(dict)
         for result in shown:
             means[result.check.measure.title].update(result.means())
@@ -148,8 +148,8 @@ def examine(runs: Iterable[Run], claims: Iterable[PaperClaim] = CLAIMS) -> tuple
     found = [_examine(claim, read) for claim in claims]
     tested = [place for place, each in enumerate(found) if each.results]
     complete = [place for place in tested if len(found[place].results) == len(found[place].claim.checks)]
-    against = dict(zip(tested, holm([found[place].contradicts for place in tested]), strict=True))
-    in_favour = dict(zip(complete, holm([found[place].supports for place in complete]), strict=True))
+    against = dict(zip(tested, holm([found[place].p_against for place in tested]), strict=True))
+    in_favour = dict(zip(complete, holm([found[place].p_for for place in complete]), strict=True))
     for place in tested:
         verdict: Verdict = "supported" if in_favour.get(place, 1.0) <= ALPHA else "undecided"
         found[place] = replace(found[place], verdict=verdict, p_value=in_favour.get(place))

@@ -18,7 +18,7 @@ import numpy as np
 
 from cet_rl.report.names import rule_name
 from cet_rl.report.reading import ALIGNMENT, Run, logged
-from cet_rl.report.statistics import LEVEL, Contrast, Measure, Order, contrast, order_test, presentation_of
+from cet_rl.report.statistics import LEVEL, Contrast, Measure, Trend, contrast, presentation_of, trend_test
 from cet_rl.report.text import number
 from cet_rl.runs.config import RunConfig
 from cet_rl.runs.config_files import load_yaml
@@ -241,14 +241,14 @@ class Check:
             return CheckResult(self, tuple(samples), found, *self._sided(found.above, found.below))
         steps = tuple(contrast([late, early], [1, -1], paired=paired) for early, late in pairwise(samples))
         forward, backward = zip(*(self._sided(step.above, step.below) for step in steps), strict=True)
-        supports, contradicts, order = max(forward), len(steps) * min(backward), None
+        p_for, p_against, trend = max(forward), len(steps) * min(backward), None
         if not self.every_step:
-            order = order_test(samples)
-            onward, back = self._sided(order.rising, order.falling)
-            # One opposite step is enough to contradict the order; even if uncorrected, it rules out support.
-            supports, contradicts = onward if min(backward) > ALPHA else 1.0, 2 * min(back, contradicts)
+            trend = trend_test(samples)
+            onward, back = self._sided(trend.rising, trend.falling)
+            # One opposite step is enough to contradict the trend; even if uncorrected, it rules out support.
+            p_for, p_against = onward if min(backward) > ALPHA else 1.0, 2 * min(back, p_against)
         ends = contrast([samples[-1], samples[0]], [1, -1], paired=paired)
-        return CheckResult(self, tuple(samples), ends, supports, min(1.0, contradicts), steps, order)
+        return CheckResult(self, tuple(samples), ends, p_for, min(1.0, p_against), steps, trend)
 
     def _sided(self, above: float, below: float) -> tuple[float, float]:
         return (above, below) if self.above else (below, above)
@@ -261,10 +261,10 @@ class CheckResult:
     check: Check
     samples: tuple[FloatArray, ...]  # values of each arm, of shape (seeds,)
     effect: Contrast  # the weighted sum, or the last arm minus the first
-    supports: float  # p-value for the claim: small if chance alone would hardly produce what it says
-    contradicts: float  # p-value for its opposite
-    steps: tuple[Contrast, ...] = ()  # from arm to arm, if their order is tested
-    order: Order | None = None  # if it is tested on the whole
+    p_for: float  # p-value for the claim: small if chance alone would hardly produce what it says
+    p_against: float  # p-value for its opposite
+    steps: tuple[Contrast, ...] = ()  # from arm to arm, if their trend is tested
+    trend: Trend | None = None  # if it is tested on the whole
 
     def __str__(self) -> str:
         """Return the numbers: "CET 10 at 8 s - ET at 8 s: 4.20 % [3.90, 4.60], above 0: p = 0.0021"."""
@@ -272,9 +272,9 @@ class CheckResult:
         size = f"{self._with_unit(self.effect.centre)} [{show(self.effect.low)}, {show(self.effect.high)}]"
         if self.steps:
             size = f"last minus first {size}, steps {', '.join(show(step.centre) for step in self.steps)}"
-        if self.order is not None:
-            size += f", {self.order.share:.0%} of pairs rise"
-        p_values = f"p = {self.supports:.2g}, against it {self.contradicts:.2g}"
+        if self.trend is not None:
+            size += f", {self.trend.share:.0%} of pairs rise"
+        p_values = f"p = {self.p_for:.2g}, against it {self.p_against:.2g}"
         return f"{check.words}: {size}, {check.claimed}: {p_values}"
 
     def means(self) -> dict[str, str]:
