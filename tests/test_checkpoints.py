@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from cet_rl.runs import archive, files
-from cet_rl.runs.folder import RunFolder
+from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.log import RunLog
 
 CONFIG = {"task": "some", "lr": 0.1, "hidden": [4]}
@@ -253,6 +253,14 @@ def test_what_a_resumed_run_logs_again_is_shown_once(tmp_path, monkeypatch, last
     assert lines[0] == "time/total_timesteps,a,eval/b"
     assert [float(line.split(",")[1]) for line in lines[1:]] == ([1, 2, 7, 8] if last_step == 2 else [1, 2, 3, 4])
     assert [line.split(",")[2] for line in lines[1:]] == ["", "", "", "9.0"]
+
+
+def test_a_logged_zero_is_a_logged_number(tmp_path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    table.add({table.STEP: 5, "a": 0.0, "b": ""})
+    for each in (table, MetricsTable(table.path, last_step=5)):
+        assert [each.has(name, 5) for name in "abc"] == [True, False, False]
+        assert not each.has("a", 4)
 
 
 def test_a_run_killed_before_its_configuration_is_written_begins_again(tmp_path):
