@@ -32,7 +32,7 @@ class Ours(CETActorCritic):
 def _clean(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_module", sys.modules[__name__])
     monkeypatch.setattr(agent_registry, "_AGENTS", dict(agent_registry._AGENTS))
-    monkeypatch.setattr(tasks, "_READY", dict(tasks._READY))
+    monkeypatch.setattr(tasks, "_ENVIRONMENTS", dict(tasks._ENVIRONMENTS))
     yield
     for task in ("Mine/CartPole-v0", "Offset-v0", "Dict-v0"):
         gym.registry.pop(task, None)
