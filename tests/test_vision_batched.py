@@ -181,6 +181,7 @@ TOGETHER = {
     "trace_options": {"trace": "ltp-ltd", "order": None},
     "decay": {"trace": "et", "order": None},
     "model": {"hidden": (9,)},
+    "channels": {"model": "cnn"},
 }
 
 

@@ -43,7 +43,7 @@ def _configs() -> dict[str, str]:
 
 LISTS: dict[str, Callable[[], Mapping[str, str]]] = {
     "agents": agents,
-    "envs": lambda: importlib.import_module("cet_rl.envs.tasks").ready(),  # imports Gymnasium
+    "envs": lambda: importlib.import_module("cet_rl.envs.tasks").environments(),  # imports Gymnasium
     "datasets": VISION.tasks,
     "tasks": RECURRENT.tasks,
     "rules": _rules,
