@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
+from cet_rl.runs.config import types_of
 from cet_rl.runs.values import checked, unknown
 from cet_rl.traces.base import Trace
 from cet_rl.traces.registry import TraceConfig, traces_with
@@ -37,7 +38,7 @@ class NetworkConfig:
     log_std: float = 0.0  # initial log σ of the Gaussian policy for continuous actions
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(NetworkConfig).items():
+        for name, kind in types_of(NetworkConfig).items():
             object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         if min(self.net_arch, default=1) < 1:
             raise ValueError(f"net_arch must list widths of at least 1, got {self.net_arch}")
@@ -67,7 +68,7 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.trace, TraceConfig):
             raise ValueError(f"trace must be a TraceConfig such as TraceConfig('cet', 5), got {self.trace!r}")
-        for name, kind in get_type_hints(LearnerConfig).items():
+        for name, kind in types_of(LearnerConfig).items():
             if name != "trace":
                 object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         for name in ("gamma", "lam", "entropy_coef", "value_coef", "max_grad_norm"):

@@ -45,7 +45,7 @@ def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
 
 
 @cache
-def types_of(kind: type[RunConfig]) -> dict[str, Any]:
+def types_of(kind: type[Any]) -> dict[str, Any]:
     """Return the types of a configuration's fields by name, without annotations."""
     return typing.get_type_hints(kind)
 

@@ -304,12 +304,11 @@ def run(
     ended: list[Status] = []
     with opened(sessions, make, load) as runs:
         for step in sorted({learner.step for _, learner in runs}):
-            group = [session for session, learner in runs if learner.step == step]
-            batch = join([learner for _, learner in runs if learner.step == step])
+            group = [(session, learner) for session, learner in runs if learner.step == step]
+            loop = _Loop([session for session, _ in group], join([learner for _, learner in group]))
             time_shared = SharedTime(len(group))
-            for session in group:
-                session.attempt(session.begin, lambda batch=batch: batch.step, time_shared)
-            loop = _Loop(group, batch)
+            for session in loop.sessions:
+                session.attempt(session.begin, lambda loop=loop: loop.batch.step, time_shared)
             ended.append(run_and_summarize(loop.sessions, loop.run))  # at once if the last one was interrupted
     return "interrupted" if "interrupted" in ended else "finished"
 

@@ -74,7 +74,8 @@ class PerfectMemory(Trace):
 
     def unscaled_kernel(self, length: int) -> FloatArray:
         """Return one at the delay, and zero elsewhere."""
-        return np.eye(1, length, self.delay_steps).ravel()
+        kernel: FloatArray = (np.arange(length) == self.delay_steps).astype(np.float64)
+        return kernel
 
     def transition(self) -> None:
         """Return nothing: a delay line needs no states."""

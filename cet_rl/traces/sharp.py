@@ -51,8 +51,8 @@ def laguerre_share(order: int, rate: float, delay_steps: int) -> float:
 def sharpest(share: Callable[[float], float], low: float, high: float, points: int) -> float:
     """Return the value in [low, high] with the largest share: a grid of so many points, then a bounded search."""
 
-    def loss(log_speed: float) -> float:
-        return -share(float(np.exp(log_speed)))
+    def loss(log_value: float) -> float:
+        return -share(float(np.exp(log_value)))
 
     grid = np.linspace(np.log(low), np.log(high), points)
     best = int(np.argmin([loss(point) for point in grid]))
