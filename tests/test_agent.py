@@ -18,12 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from saved_files import members, write_members
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from toy_env import Toy
 
 from cet_rl import CET, FiniteKernel, Optimal, Trace
 from cet_rl.agents import CETActorCritic, CETPolicy
 from cet_rl.envs import make_vec_env
+from cet_rl.rl.config import RLConfig
+from cet_rl.rl.evaluation import evaluate
 from cet_rl.runs import optimizers
 from cet_rl.traces.registry import TraceConfig
 
@@ -315,6 +318,37 @@ def test_actions_that_do_not_start_at_zero():
     assert model.predict(env.reset()[0], deterministic=True)[0] == 6
 
 
+def test_statistics_are_those_of_the_update_before_the_log(monkeypatch):
+    model, wanted = make(n_steps=8), []
+    accumulate = model.learner.accumulate
+
+    def watched(rollout, *, statistics=False):
+        wanted.append(statistics)
+        return accumulate(rollout, statistics=statistics)
+
+    monkeypatch.setattr(model.learner, "accumulate", watched)
+    model.learn(9 * 8 * model.n_envs, log_interval=3)
+    assert wanted == [False, True, False] * 3
+
+
+def test_the_learning_rate_falls_to_zero(monkeypatch):
+    model, rates = make(n_steps=8), []
+    optimizer = model.policy.optimizer
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: rates.append(optimizer.param_groups[0]["lr"]) or step())
+    model.learn(4 * 8 * model.n_envs)
+    assert rates == pytest.approx([model.lr_schedule(left) for left in (0.75, 0.5, 0.25, 0.0)])
+    assert rates[0] > rates[-1] == 0
+
+
+def test_evaluation_is_greedy_and_of_episodes_that_training_has_not_seen():
+    model, config = make(), RLConfig("CartPole-v1", seed=3, eval_episodes=6)
+    env = make_vec_env("CartPole-v1", 6, 1_000_006)
+    returns, _ = evaluate_policy(model, env, 6, deterministic=True, return_episode_rewards=True)
+    assert evaluate(model, config) == (np.mean(returns), np.std(returns))
+    assert np.std(returns) > 0
+
+
 def test_features_are_the_same_for_acting_and_for_learning():
     for dtype in (np.uint8, np.float64):
         space = spaces.Box(0, 200, (2,), dtype)
@@ -325,10 +359,14 @@ def test_features_are_the_same_for_acting_and_for_learning():
         np.testing.assert_array_equal(acting, policy.features(torch.from_numpy(observation)).numpy())
 
 
-@pytest.mark.parametrize("bad", ["reward", "observation"])
-def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad):
-    model = CETActorCritic("MlpPolicy", Toy(bad=bad), n_steps=16)
-    step = 14 if bad == "reward" else 15
+CUT = {"length": 15, "cut": True}  # whose last observation is the bad one
+
+
+@pytest.mark.parametrize(
+    ("bad", "step", "cut"), [("reward", 14, {}), *[("observation", 15, c) for c in ({}, CUT)]]
+)
+def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad, step, cut):
+    model = CETActorCritic("MlpPolicy", Toy(bad=bad, **cut), n_steps=16)
     with pytest.raises(FloatingPointError, match=f"environment 0 gave a.* {bad} .* step {step}"):
         model.learn(100)
     assert torch.isfinite(weights(model)).all()

@@ -9,6 +9,7 @@ import shutil
 from functools import cache, partial
 from itertools import permutations, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ import yaml
 from scipy.optimize import linprog
 
 from cet_rl.cli import main
+from cet_rl.recurrent.audit.probes import Order
 from cet_rl.recurrent.config import RecurrentConfig
 from cet_rl.report.claims import CLAIMS, PaperClaim, exact, examine, examine_folders
 from cet_rl.report.claims.judging import rows_of
 from cet_rl.report.claims.model import ALPHA, MEASURES, Check, RunFilter
 from cet_rl.report.reading import ALIGNMENT, Run
-from cet_rl.report.statistics import contrast, holm, presentation, trend_test
+from cet_rl.report.statistics import DRAWS, contrast, holm, presentation, trend_test
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.config_files import package_configs
 from cet_rl.runs.folder import MetricsTable
@@ -76,7 +78,7 @@ def made_up(task_kind, config, wanted):
     for place, layer in enumerate(delayed):
         last = wanted.get(f"{LAST_LAYER} at equal return", wanted.get(DEPTH)) if layer == delayed[-1] else None
         first = wanted.get("alignment of the first layer") if not place else None
-        of_layer = [v for title, v in wanted.items() if title.startswith(f"alignment of layer {place + 1} ")]
+        of_layer = [v for title, v in wanted.items() if title.startswith(f"alignment of layer {place} ")]
         of_all = [wanted.get(f"alignment{where}") for where in ("", " at equal accuracy", " at equal return")]
         (value, *_) = [v for v in (last, first, *of_layer, *of_all) if v is not None] or [0.0]
         columns[f"{ALIGNMENT}{layer}"] = np.full(ROWS, value)
@@ -183,6 +185,14 @@ def test_exact_claims_can_fail(monkeypatch):
         assert examine([], [claim])[0].verdict == "contradicted"
     monkeypatch.setitem(exact.TRACES, "CET", exact.Optimal)
     assert examine([], [BY_NAME["sharpness"]])[0].verdict == "contradicted"
+    monkeypatch.setattr(exact, "ROUNDING", -1.0)
+    assert not any(
+        [exact.bounded([3], [10])[0], exact.unbiased(["uoro"], steps=2)[0], exact.forgiving(3, 20, 0.0)[0]]
+    )
+    verdicts = [SimpleNamespace(criterion=name, passes=name != "ii") for name in ("ii", "iv")]
+    monkeypatch.setattr(exact, "_audit", lambda _: SimpleNamespace(verdicts=verdicts, memory=Order.parse("n²")))
+    assert [exact.failing(rflo=named)[0] for named in (["ii"], ["iv"], [])] == [True, False, False]
+    assert [exact.memory(rflo=degree)[0] for degree in (2, 3)] == [True, False]
 
 
 def test_each_claim_is_complete_and_says_what_it_needs():
@@ -308,9 +318,17 @@ def test_seeds_that_draw_the_task_are_compared_pair_by_pair():
     for one, kept, expected in (
         (claim, runs, "undecided"),
         (paired, runs, "supported"),
+        (paired, [*runs[2::-1], *runs[3:]], "supported"),  # in whatever order runs are read
         (paired, runs[1:], NOT_ENOUGH),
     ):
         assert examine(kept, [one])[0].verdict == expected
+
+
+def test_the_checks_of_a_claim_share_its_level():
+    one, two = better(125), better()
+    both = dataclasses.replace(one, checks=one.checks + two.checks)
+    found = [examine([*HIGHER, *LOWER], [claim])[0].verdict for claim in (one, both)]
+    assert found == ["contradicted", "undecided"]
 
 
 def test_the_number_of_claims_tested_is_corrected_for():
@@ -354,6 +372,8 @@ def test_contrasts_are_those_of_scipy():
     assert found.above == pytest.approx(expected)
     same = contrast([np.full(3, 500.0), np.full(3, 480.0)], (1, -1))  # no t: one of the twenty permutations
     assert (same.above, same.below, same.low, same.high) == (1 / 20, 1.0, 20.0, 20.0)
+    same = contrast([np.array([1.5, 2.5, 3.5]), np.array([1.0, 2.0, 3.0])], (1, -1), paired=True)
+    assert (same.above, same.below) == (1 / 8, 1.0)  # one of the eight choices of signs
 
 
 @pytest.mark.parametrize("values", [(0, 3, 1, 5, 4, 6, 2), (0, 3, 3, 5, 4, 6, 6)], ids=["exact", "with ties"])
@@ -367,6 +387,7 @@ def test_order_is_tested_by_permutations(values):
     expected = [(chance >= excess(values)).mean(), (chance <= excess(values)).mean()]
     assert [found.rising, found.falling] == pytest.approx(expected, abs=0.0 if len({*values}) == 7 else 0.01)
     assert found.share == pytest.approx((1 + excess(values) / 16) / 2)
+    assert trend_test([np.zeros(6), np.ones(6), np.full(6, 2.0)]) == (1.0, 1 / (DRAWS + 1), 1.0)  # never 0
 
 
 @pytest.mark.parametrize(
@@ -421,9 +442,9 @@ def test_alignment_is_compared_where_scores_are_equal():
     over_time, at_equal = MEASURES["alignment"], MEASURES["alignment at equal accuracy"].among([slow, fast])
     assert over_time.value(fast) - over_time.value(slow) < 0.05
     assert at_equal(fast) - at_equal(slow) == pytest.approx(0.1, abs=0.02)
-    third = MEASURES["alignment of layer 3 at equal accuracy"].among([slow, fast])
+    third = MEASURES["alignment of layer 2 at equal accuracy"].among([slow, fast])
     assert third(fast) - third(slow) == pytest.approx(0.2, abs=0.02)
-    assert MEASURES["alignment of layer 4 at equal accuracy"].among([slow, fast])(slow) is None
+    assert MEASURES["alignment of layer 3 at equal accuracy"].among([slow, fast])(slow) is None
     apart = [run(0.001, 0.0, 0), dataclasses.replace(fast, columns={k: v[30:] for k, v in fast.columns.items()})]
     assert MEASURES["alignment at equal accuracy"].among(apart)(apart[0]) is None
 

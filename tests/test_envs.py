@@ -104,7 +104,11 @@ def reusing(**given):
     return Reusing(5, shown=np.zeros(3, np.float32), steps_made=[0], **given)
 
 
-@pytest.mark.parametrize("task", ["CartPole-v1", lambda: reusing(cut=True), lambda: reusing()])
+@pytest.mark.parametrize(
+    "task",
+    ["CartPole-v1", lambda: reusing(cut=True), lambda: reusing(), lambda: gym.wrappers.TimeLimit(reusing(), 5)],
+    ids=["CartPole", "cut", "ended", "both at once"],
+)
 def test_environments_step_as_those_of_stable_baselines(task):
     envs = make_vec_env(task, 2, 3), DummyVecEnv([lambda: make_env(task)] * 2)
     envs[1].seed(3)
@@ -343,6 +347,20 @@ def test_the_vectorised_form_has_no_steps_but_those_of_episodes(build):
     model = A2C("MlpPolicy", env, device="cpu")
     model.learn(100)
     assert {episode["l"] for episode in model.ep_info_buffer} == {5}
+
+
+def test_an_episode_that_ends_both_ways_at_once_was_not_cut():
+    both = [lambda: gym.wrappers.TimeLimit(Toy(5), 5)] * 2
+    env = GymnasiumVecEnv(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP))
+    env.reset()
+    infos = [env.step(np.array([5, 6]))[3] for _ in range(5)][-1]
+    assert [info["TimeLimit.truncated"] for info in infos] == [False, False]
+
+
+def test_spaces_of_the_vectorised_form_draw_by_its_seed():
+    spaces = [numpy_cartpole(seed=seed).venv.env.action_space for seed in (7, 7, 8)]
+    a, b, c = ([tuple(space.sample()) for _ in range(20)] for space in spaces)
+    assert a == b != c
 
 
 def test_the_vectorised_form_is_the_environment():

@@ -225,6 +225,10 @@ def test_weights_of_sums_are_those_of_the_numbers_that_signals_hold_now():
         for memory, new in zip((td_error, start), later, strict=True):
             memory.copy_(new)
         assert_same(*[[layer(x, derivative, error, td_error, start)] for layer in layers])
+    others = [
+        Synapses(3, 4, gamma_lam=0.5, num_envs=2, dtype=torch.float64, executor=e) for e in ("step", "history")
+    ]
+    assert_same(*[[layer(x, derivative, error, td_error, start)] for layer in others])
 
 
 @pytest.mark.cuda

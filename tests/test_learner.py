@@ -1,5 +1,6 @@
 """Algorithm 1 against autograd and episodes worked out by hand, for every shape of actor and route of credit."""
 
+import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from cet_rl.agents.config import LearnerConfig
 from cet_rl.agents.distributions import Categorical, DiagonalGaussian
 from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.networks import CHANNELS, Actor, Critic
+from cet_rl.credit import Synapses
 from cet_rl.rl.config import CONVOLUTIONS
 from cet_rl.traces.registry import TraceConfig
 from cet_rl.traces.timing import CreditTiming
@@ -331,3 +333,43 @@ def test_bad_options_are_named(options, message):
 
 def test_the_configuration_knows_how_many_layers_a_convolutional_actor_has():
     assert len(CHANNELS) == CONVOLUTIONS
+
+
+@pytest.mark.parametrize("head", [None, DiagonalGaussian(ACTIONS, -0.3)])
+def test_statistics_are_their_formulas(head):
+    net = learner(head)
+    data = rollout(net=net, ends=0.3)
+    advantage, values = advantages(net, data), net.critic(data.observations).detach()
+    _, entropy = policy_terms(net.actor.head, net.actor(data.observations), data.actions)
+    found = net.accumulate(data, statistics=True)
+    gradients = torch.cat([p.grad.flatten() for p in net.trained_parameters()])
+    expected = {
+        "train/value_loss": advantage.square().mean(),
+        "train/entropy_loss": -entropy.mean(),
+        "train/gradient_norm": gradients.norm(),
+        "train/explained_variance": 1 - advantage.var() / (values + advantage).var(),
+    }
+    if head:
+        expected["train/std"] = head.log_std.exp().mean()
+    assert found == pytest.approx({name: value.item() for name, value in expected.items()})
+
+
+def test_ctrl_c_waits_for_the_last_layer(monkeypatch):
+    net, twin, data, forward = learner(delay=0.4), learner(delay=0.4), rollout(), Synapses.forward
+
+    def interrupted(synapses, *signals):
+        if synapses is net.synapses[1]:
+            signal.raise_signal(signal.SIGINT)
+        return forward(synapses, *signals)
+
+    twin.accumulate(data)
+    monkeypatch.setattr(Synapses, "forward", interrupted)
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            net.accumulate(data)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert net.steps == twin.steps
+    for one, other in zip(net.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(one, other)

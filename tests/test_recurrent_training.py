@@ -84,11 +84,12 @@ def test_every_rule_runs_and_is_aligned_as_it_should_be(name):
     learner.advance(50)
     learner.advance(100, measure=True)
     found = learner.measurements()
-    exact = {"rtrl": 1.0, "future-bptt": 0.9, "bptt": 0.9}
+    exact = {"rtrl": 1.0, "future-bptt": 0.9, "bptt": 0.9, "kf-rtrl": 0.9}
+    least = exact.get(name, -1.0 if name.startswith("dni") else 0.5)  # DNI has yet to learn its predictions
     if name == "fixed-w":
         assert math.isnan(found["credit/alignment/0"])
     else:
-        assert exact.get(name, -1.0) - 1e-5 <= found["credit/alignment/0"] <= 1 + 1e-5
+        assert least - 1e-5 <= found["credit/alignment/0"] <= 1 + 1e-5
     assert math.isfinite(found["test/loss"])
 
 
@@ -97,10 +98,8 @@ def test_every_trace_waits_for_a_late_error(kind):
     learner = make(delay=2.0, trace=kind, total_steps=200)
     learner.advance(200, measure=True)
     found = learner.measurements()
-    assert 0 < abs(found["credit/alignment/0"]) <= 1
-    if kind == "perfect":
-        assert found["credit/alignment/1"] == pytest.approx(1, abs=1e-6)
-        assert found["credit/alignment/0"] > 0.4
+    assert found["credit/alignment/0"] > 0.5
+    assert found["credit/alignment/1"] == pytest.approx(1, abs=1e-6 if kind == "perfect" else 0.2)
 
 
 def test_measuring_changes_nothing():
@@ -265,3 +264,27 @@ def test_a_cascade_learns_across_twenty_steps_and_a_classical_trace_does_not():
         for trace in (["--order", "10"], ["--trace", "et"])
     )
     assert max(cascade) < min(classical) - 0.01
+
+
+def test_the_test_is_on_a_stream_of_its_own_after_the_burn_in():
+    learner, own = make(seed=2), learner_module.seeds(2)
+    assert len({*own.values()}) == 5
+    stream = learner.task.stream(own["test"], learner_module.TEST_SEQUENCES, torch.float32)
+    inputs, labels = stream.take(learner_module.BURN_IN + 7)
+    readouts, _ = learner.online.cell.unroll(*learner.memory[:2], inputs)
+    losses = [learner.online.cell.loss(*each).mean() for each in zip(readouts, labels, strict=True)]
+    assert learner.test(7) == pytest.approx(float(torch.stack(losses[learner_module.BURN_IN :]).mean()), rel=1e-5)
+
+
+def test_random_feedback_takes_the_place_of_the_output_weights():
+    random, other = make(feedback="random"), make(feedback="random", seed=1)
+    assert make().online.feedback is None
+    assert random.online.feedback.shape == (2, 6)
+    assert not torch.allclose(random.online.feedback, random.memory.weight_out[:, :-1])
+    assert not torch.equal(random.online.feedback, other.online.feedback)
+
+
+def test_jitter_and_seed_reach_both_layers():
+    online = make(delay=2.0, jitter=0.5, seed=4).online
+    delays = [layer.delay for layer in (online.rule, online.readout)]
+    assert {(delay.delay_steps, delay.jitter, delay.seed) for delay in delays} == {(10, 0.5, 4)}

@@ -65,7 +65,7 @@ from cet_rl.report.reading import ALIGNMENT, STATES, RunLocation, find_runs, rea
 from cet_rl.report.scores import heatmap, scores
 from cet_rl.report.statistics import estimate, interquartile_mean, mean, presentation
 from cet_rl.report.tables import escape, results_csv, results_tex
-from cet_rl.report.text import clean, number, steps
+from cet_rl.report.text import clean, number
 from cet_rl.rl.config import RLConfig
 from cet_rl.runs.folder import MetricsTable, RunFolder
 from cet_rl.runs.task_kinds import RL, task_kind_of
@@ -1109,7 +1109,6 @@ def test_text_is_made_fit_to_be_shown():
     assert clean("x" * 400) == "x" * 299 + "…"
     values = None, float("nan"), 1234.56, 0.0, 0.001, -3e9
     assert [number(value, 1) for value in values] == ["–", "–", "1,234.6", "0.0", "0.001", "-3e+09"]
-    assert [steps(value) for value in (500, 20_000, 1_500_000, 0)] == ["500", "20 k", "1.5 M", "0"]
 
 
 # -------------------- in a browser

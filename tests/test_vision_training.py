@@ -571,3 +571,30 @@ def test_a_missing_compiler_is_named_before_the_run_begins(monkeypatch, tmp_path
     said = "--compile does not work here (there is no compiler and a long story): leave it out"
     assert_refused(here("train", "digits", "--compile"), said)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "expected"),
+    [
+        ({"stacked": True}, "delay_steps", [6, 3, 0]),
+        ({"error_at": "activation"}, "error_at", ["activation"] * 3),
+        ({"soma": "trace"}, "derivative_memory", ["trace"] * 3),
+        ({"streams": 4}, "streams", [4] * 3),
+        ({"jitter": 0.3}, "jitter", [0.3] * 3),
+    ],
+    ids=str,
+)
+def test_options_reach_the_layers(digits, options, name, expected):
+    network = make(digits, delay=0.6, hidden=(8, 8), **options).network
+    assert [getattr(layer.rule, name) for layer in traced_layers(network).values()] == expected
+
+
+def test_draws_of_jitter_differ_by_update_and_seed(digits, monkeypatch):
+    drawn, jittered = [], learner_module.jittered
+    monkeypatch.setattr(
+        learner_module, "jittered", lambda network, u: drawn.append(tuple(u)) or jittered(network, u)
+    )
+    for seed in (0, 0, 1):
+        advanced(make(digits, delay=0.6, jitter=0.5, seed=seed), 2)
+    assert drawn[:2] == drawn[2:4]
+    assert len({*drawn}) == 4

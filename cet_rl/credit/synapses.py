@@ -69,8 +69,8 @@ class Synapses(nn.Module):
         num_envs: E, environments that share the weights.
         rollout: steps of a usual chunk; only guides the choice of executor.
         executor: "auto", or one by name: "step" (the definition), "chunk" (closed form), "fused" (compiled
-            loop, on CPU and CUDA), "history" (closed form over the factored past) or "factored" (the same with e
-            factored as well).
+            loop, on CPU and CUDA; the closed form where there is none, as for types of 16 bits on a CPU),
+            "history" (closed form over the factored past) or "factored" (the same with e factored as well).
         dtype: of states and signals.
         geometry: of the layer, in the place of `n_in` and `n_out`.
         supervised: whether η = 1 and s = 0 at all steps; `forward` then takes neither.

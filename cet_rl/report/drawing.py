@@ -24,13 +24,12 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
 from cet_rl.report.grouping import Comparison
 from cet_rl.report.names import arm_identity
 from cet_rl.report.palette import FAINT, INK, PAPER, SOFT, follow_the_page, looks
-from cet_rl.report.text import steps
 from cet_rl.runs.task_kinds import RECURRENT
 from cet_rl.traces.base import FloatArray
 
@@ -181,8 +180,8 @@ def styles(comparison: Comparison) -> Mapping[str, Mapping[str, Any]]:
 
 def format_steps(axes: Axes) -> None:
     """Format the ticks of an x axis of steps: 20 k, 1.5 M."""
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: steps(value)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def some_delays(delays: Sequence[float], most: int = MOST_PANELS) -> list[float]:

@@ -51,14 +51,6 @@ def span(counts: Collection[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def steps(value: float) -> str:
-    """Format a number of steps briefly: 500, 20 k, 1.5 M."""
-    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.4g}{name}"
-    return f"{value:.4g}"
-
-
 def in_seconds(delay: float) -> str:
     """Format a delay in seconds: "8 s", or "no delay"."""
     return f"{delay:g} s" if delay else "no delay"

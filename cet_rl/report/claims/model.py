@@ -134,7 +134,7 @@ def _measures() -> Iterator[Measure]:
         yield AtEqualScore(f"alignment at equal {word}", score, digits=3)
         yield AtEqualScore(f"alignment of the last delayed layer at equal {word}", score, digits=3, layer=-1)
         for place in range(MOST_LAYERS):
-            yield AtEqualScore(f"alignment of layer {place + 1} at equal {word}", score, digits=3, layer=place)
+            yield AtEqualScore(f"alignment of layer {place} at equal {word}", score, digits=3, layer=place)
 
 
 MEASURES = {measure.title: measure for measure in _measures()}
