@@ -271,6 +271,8 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: StepClock(gym.make("CartPole-v1"), 0), "step duration"),
         (lambda: DelayedCredit(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
         (lambda: DelayedReward(gym.make("CartPole-v1"), delay=0.3), "no whole number"),
+        (lambda: DelayedCredit(StepClock(Toy(), 0.1), 1.0, 0.2), "clock says 0.1 s a step, not 0.2"),
+        (lambda: DelayedReward(StepClock(Toy(), 0.1), 1.0, 0.2), "clock says 0.1 s a step, not 0.2"),
         (lambda: DelayedReward(gym.make("CartPole-v1"), "8"), "delay must be a number, got '8'"),
         (lambda: PositiveNegativeSplit(gym.make("FrozenLake-v1")), "Box of vectors"),
         (lambda: PositiveNegativeSplit(Toy(observation_space=gym.spaces.Box(0, 1, (3,), bool))), "never negative"),

@@ -274,11 +274,24 @@ class Turning(Trace):
     order: int = 2
     normalization: str = "area"
     damping: float = 0.9
+    readout: tuple[float, ...] = (-3.0, 0.0)
 
     def transition(self):
         angle = math.pi / self.delay_steps
         turn = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        return self.damping * np.array(turn), [1.0, 0.0], [-3.0, 0.0]
+        return self.damping * np.array(turn), [1.0, 0.0], self.readout
+
+
+def test_a_trace_of_ones_own_has_its_own_default_order_and_takes_lists():
+    default = TraceConfig("test_traces:Turning")
+    assert (default.order_or_default, default.build(10), default.label) == (
+        2,
+        Turning(10, 2, "peak"),
+        "test_traces-Turning2",
+    )
+    given = TraceConfig("test_traces:Turning", options={"readout": [1.0, -2.0]})
+    assert given.build(10) == Turning(10, 2, "peak", readout=(1.0, -2.0))
+    assert given.build(10).kernel(20).max() == pytest.approx(1)
 
 
 def test_a_closed_form_may_be_silent_for_long():
@@ -399,6 +412,8 @@ class Nothing(Trace):
         (lambda: constant([[0.5]], [1], [0]).transition(), "remembers nothing"),
         (lambda: constant([[0.5]], [1], [-1], "peak").transition(), "no positive lag"),
         (lambda: constant("M", 1, 2).transition(), "must return M, K and C"),
+        (lambda: constant([[0.5 + 0.1j]], [1], [1]).transition(), "M, K and C of real numbers"),
+        (lambda: constant(torch.eye(1, requires_grad=True), [1], [1]).transition(), "M, K and C of real numbers"),
         (lambda: Nothing().transition(), "without states, use a cet_rl.FiniteKernel"),
         (lambda: CET(4, 5, "area", "approximate"), "discretization must be one of exact, official"),
         (lambda: TraceConfig("legendre", options={"discretization": "official"}), "only 'cet' takes one"),

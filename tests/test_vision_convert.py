@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.prune import random_unstructured
 from vision_loop import Case, assert_same
 
 from cet_rl import CET, ET, Legendre, Optimal, PerfectMemory
@@ -360,6 +361,7 @@ def carrying(**more):
         (nn.TransformerEncoderLayer(4, 2, 8), "'0.self_attn' is an attention"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "parametrised weight"),
         (nn.utils.spectral_norm(nn.Linear(4, 4)), "has hooks, which would be lost"),
+        (random_unstructured(nn.Linear(4, 4), "weight", 0.5), "has hooks, which would be lost"),
         *[(hooked(kind), "has hooks") for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook")],
         (nn.LazyLinear(4), "has no shape yet"),
         (Flipped(4, 4, 1), "'0' is a Flipped with a forward of its own: convert knows Conv2d's"),

@@ -96,6 +96,10 @@ def test_images_of_a_third_party_are_looked_at(monkeypatch):
         both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
         monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
         assert "images (N, C, H, W) float32 and labels (N,) int64 from 0 to 1" in refusal("mine", None)
+    for bad in ((images / 0, labels), (images[:0], labels[:0]), (torch.zeros(3, 1, 8, 9), labels)):
+        both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
+        monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
+        assert "images of one shape and of finite numbers" in refusal("mine", None)
     monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: (images, labels)))
     assert "the loader of mine must return ImageData, got tuple" in refusal("mine", None)
 

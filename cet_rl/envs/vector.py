@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from cet_rl.envs.cartpole import OURS
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
-from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, own_clock
+from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, own_clock, seconds_a_step
 from cet_rl.runs.plugins import import_named, load_plugins
-from cet_rl.runs.values import checked, unknown
+from cet_rl.runs.values import unknown
 from cet_rl.traces.base import check_whole
 from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, same_time
 
@@ -82,10 +82,9 @@ def make_env(
             env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
-    if (clock := own_clock(env)) is None:
-        env = StepClock(env, BEHAVIOURAL_STEP if step_duration is None else step_duration)
-    elif step_duration is not None and not same_time(clock, checked(step_duration, float, "step_duration")):
-        raise ValueError(f"the environment's clock says {clock:g} s a step, not {step_duration:g} s (--step-ms)")
+    seconds = seconds_a_step(env, step_duration)
+    if own_clock(env) is None:
+        env = StepClock(env, seconds)
     for wrapper in wrappers:  # around the clock, so that they can read it
         env = wrapper(env)
     if delay is None:

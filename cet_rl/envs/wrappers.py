@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from cet_rl.envs.snapshot import register_snapshot
-from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, whole_steps
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, same_time, whole_steps
 
 Env = gym.Env[Any, Any]
 
@@ -46,6 +46,20 @@ def own_clock(env: Env) -> float | None:
     return None if found is None else CreditTiming(step_duration=found).step_duration
 
 
+def seconds_a_step(env: Env, given: float | None) -> float:
+    """Return the seconds that a step stands for: as given, by the environment's own clock, or 0.2.
+
+    Raises ValueError for a number that is not that of the environment's clock.
+    """
+    own = own_clock(env)
+    if given is None:
+        return own or BEHAVIOURAL_STEP
+    given = CreditTiming(step_duration=given).step_duration
+    if own is not None and not same_time(own, given):
+        raise ValueError(f"the environment's clock says {own:g} s a step, not {given:g} s (--step-ms)")
+    return given
+
+
 class DelayedCredit(StepClock):
     """Define when credit for a step of this environment reaches an agent's layers.
 
@@ -61,11 +75,12 @@ class DelayedCredit(StepClock):
         stacked: whether delays add up from the output layer down (retrograde signalling).
 
     Raises:
-        ValueError: for a delay that is negative, or not a whole number of steps.
+        ValueError: for a delay that is negative, or not a whole number of steps, and for a `step_duration` that is
+            not that of the environment's own clock.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
-        step_duration = own_clock(env) or BEHAVIOURAL_STEP if step_duration is None else step_duration
+        step_duration = seconds_a_step(env, step_duration)
         # Called before StepClock's: only the first call records arguments, with which a spec is rebuilt.
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
         super().__init__(env, step_duration)
@@ -89,7 +104,7 @@ class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None) -> None:
-        step_duration = own_clock(env) or BEHAVIOURAL_STEP if step_duration is None else step_duration
+        step_duration = seconds_a_step(env, step_duration)
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration)
         super().__init__(env)
         self.delay_steps = whole_steps(delay, step_duration)

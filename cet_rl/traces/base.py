@@ -213,9 +213,12 @@ def _constants(trace: Trace) -> Transition | None:
         return None
     try:
         parts = (found.M, found.K, found.C) if isinstance(found, Transition) else found
-        M, K, C = (np.array(part, dtype=np.float64) for part in parts)
-    except (TypeError, ValueError):
-        raise ValueError(f"{kind}.transition() must return M, K and C, got {found!r}") from None
+        given = [np.array(part) for part in parts]
+        if any(map(np.iscomplexobj, given)):
+            raise TypeError
+        M, K, C = (part.astype(np.float64) for part in given)
+    except (TypeError, ValueError, RuntimeError):  # torch's for a tensor with a gradient
+        raise ValueError(f"{kind}.transition() must return M, K and C of real numbers, got {found!r}") from None
     n = len(K) if K.ndim == 1 else 0
     if not n or M.shape != (n, n) or C.shape != (n,):
         shapes = ", ".join(f"{name} {part.shape}" for name, part in zip("MKC", (M, K, C), strict=True))

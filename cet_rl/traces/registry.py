@@ -188,7 +188,7 @@ class TraceConfig:
     """
 
     kind: str = "cet"  # a key of `TRACES`, or module:Name of a class or function
-    order: int | None = None  # number of states, for the kinds that have a choice; None for 5
+    order: int | None = None  # number of states, where there is a choice; None for the default of the kind, or 5
     normalization: Normalization = "peak"  # see `Trace`
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     delay_ratio: float = 1.0  # the delay that the trace is made for, over that of its layer
@@ -203,6 +203,7 @@ class TraceConfig:
                 takers = [repr(kind) for kind in traces_with(name)]
                 hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
                 raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         object.__setattr__(self, "options", {name: v for name, v in given.items() if v != known[name]})
         named = {"order", "normalization", *given}
         if missing := [name for name, default in known.items() if default is _REQUIRED and name not in named]:
@@ -309,8 +310,9 @@ class TraceConfig:
 
     @property
     def order_or_default(self) -> int:
-        """Return the order, or its default where it is None."""
-        return DEFAULT_ORDER if self.order is None else self.order
+        """Return the order; where it is None, the default that the kind itself has, or else 5."""
+        default = find_trace(self.kind).options.get("order")
+        return self.order or (default if isinstance(default, int) else DEFAULT_ORDER)
 
     def build(self, delay_steps: int) -> Trace | None:
         """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all.

@@ -70,10 +70,10 @@ def convert(
         raise ValueError(f"convert takes a torch module, got {model!r}")
     for name in options.keys() - set(LAYER_OPTIONS):
         raise TypeError(str(unknown("argument", name, [*signature(convert).parameters, *LAYER_OPTIONS])))
+    for name, layer in model.named_modules(remove_duplicate=False):
+        _check_replaceable(name, layer)
     model = deepcopy(model)
     found = list(model.named_modules(remove_duplicate=False))
-    for name, layer in found:
-        _check_replaceable(name, layer)
     layers = {name: layer for name, layer in found if isinstance(layer, nn.Linear | nn.Conv2d)}
     if len(set(layers.values())) < len(layers):
         raise ValueError("a layer is used in two places of the model: its traces would mix what happens in both")
