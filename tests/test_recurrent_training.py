@@ -288,3 +288,17 @@ def test_jitter_and_seed_reach_both_layers():
     online = make(delay=2.0, jitter=0.5, seed=4).online
     delays = [layer.delay for layer in (online.rule, online.readout)]
     assert {(delay.delay_steps, delay.jitter, delay.seed) for delay in delays} == {(10, 0.5, 4)}
+
+
+@pytest.mark.parametrize("wrong", [lambda g: g[:, :1], lambda g: g.double()], ids=["shape", "type"])
+def test_a_rule_s_gradient_must_be_like_the_weight(wrong, monkeypatch):
+    learner = make()
+    step = type(learner.online.rule).step
+
+    def other(rule, state, now):
+        state, gradient = step(rule, state, now)
+        return state, wrong(gradient)
+
+    monkeypatch.setattr(type(learner.online.rule), "step", other)
+    with pytest.raises(ValueError, match=r"must be like the weight, \(6, 9\) torch.float32, got"):
+        learner.advance(1)

@@ -101,6 +101,9 @@ class Online:
         weight, weight_out = memory[:2]
         now, readout, error = self.step_inputs(memory[:2], memory.rates, x, label, noise, clock)
         rule, gradient = self.rule.step(memory.rule, now)
+        if (gradient.shape, gradient.dtype) != (weight.shape, weight.dtype):  # torch would spread a smaller one
+            needs, given = (f"{tuple(each.shape)} {each.dtype}" for each in (weight, gradient))
+            raise ValueError(f"the rule's gradient must be like the weight, {needs}, got {given}")
         layer, gradient_out = self.readout.step(memory.readout, error, now.rates, clock)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
         if (clock + 1) % self.update_every == 0:
