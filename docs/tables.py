@@ -379,6 +379,8 @@ def phrases() -> dict[str, list[str]]:
             "({cet10} against {perfect})".format(**game),
             f"our Legendre trace reaches {game['legendre10']}**, about what the agent whose credit is not late at "
             f"all reaches ({undelayed})",
+            "the classical trace is at {et} and cascades of two, five and eight states at".format(**later)
+            + " {cet2}, {cet5} and {cet8}".format(**later),
             "CET 10 is at {cet10}, Legendre at {legendre10}, perfect memory at {perfect}".format(**later)
             + f" and learning without delay at {later['none']}",
             f"gets {cet} % of the test images right, **the same ten states read as SharpCET {sharp} %, as "
@@ -395,6 +397,7 @@ def phrases() -> dict[str, list[str]]:
             f"({game['legendre10']}, {game['perfect']}, {undelayed}; the ranges overlap)",
             "perfect memory ({cet10} against {perfect})".format(**later),
             f"at three quarters ({later['legendre10']})",
+            "two, five, eight and ten states end at {cet2}, {cet5}, {cet8} and {cet10}".format(**later),
             "{}, {}, {}, {} with one, two, five and ten states".format(*back),
         ],
     }
