@@ -215,7 +215,7 @@ def _constants(trace: Trace) -> Transition | None:
         parts = (found.M, found.K, found.C) if isinstance(found, Transition) else found
         given = [np.array(part) for part in parts]
         if any(map(np.iscomplexobj, given)):
-            raise TypeError
+            raise TypeError  # casting would drop the imaginary part
         M, K, C = (part.astype(np.float64) for part in given)
     except (TypeError, ValueError, RuntimeError):  # torch's for a tensor with a gradient
         raise ValueError(f"{kind}.transition() must return M, K and C of real numbers, got {found!r}") from None

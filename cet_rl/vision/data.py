@@ -74,7 +74,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
             needs = f"images (N, C, H, W) float32 and labels (N,) int64 from 0 to {data.classes - 1}"
             raise ValueError(f"{name} must be {needs}")
         if not len(images) or images.shape[1:] != data.train.images.shape[1:] or not images.sum().isfinite():
-            raise ValueError(f"{name} needs images of one shape and of finite numbers for training and test")
+            raise ValueError(f"{name} needs images of one shape and of finite numbers for training and for test")
     return data
 
 
