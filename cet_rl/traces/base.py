@@ -213,7 +213,7 @@ def _constants(trace: Trace) -> Transition | None:
         return None
     try:
         parts = (found.M, found.K, found.C) if isinstance(found, Transition) else found
-        given = [np.array(part) for part in parts]
+        given = [np.asarray(part) for part in parts]
         if any(map(np.iscomplexobj, given)):
             raise TypeError  # casting would drop the imaginary part
         M, K, C = (part.astype(np.float64) for part in given)
