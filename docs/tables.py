@@ -379,8 +379,8 @@ def phrases() -> dict[str, list[str]]:
             "({cet10} against {perfect})".format(**game),
             f"our Legendre trace reaches {game['legendre10']}**, about what the agent whose credit is not late at "
             f"all reaches ({undelayed})",
-            "the classical trace is at {et} and cascades of two, five and eight states at".format(**later)
-            + " {cet2}, {cet5} and {cet8}".format(**later),
+            "the classical trace is at {et} and cascades of two, five and eight states at {cet2}, {cet5} and "
+            "{cet8}".format(**later),
             "CET 10 is at {cet10}, Legendre at {legendre10}, perfect memory at {perfect}".format(**later)
             + f" and learning without delay at {later['none']}",
             f"gets {cet} % of the test images right, **the same ten states read as SharpCET {sharp} %, as "

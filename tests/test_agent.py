@@ -359,14 +359,11 @@ def test_features_are_the_same_for_acting_and_for_learning():
         np.testing.assert_array_equal(acting, policy.features(torch.from_numpy(observation)).numpy())
 
 
-CUT = {"length": 15, "cut": True}  # whose last observation is the bad one
-
-
 @pytest.mark.parametrize(
-    ("bad", "step", "cut"), [("reward", 14, {}), *[("observation", 15, c) for c in ({}, CUT)]]
+    ("bad", "step", "episodes"), [("reward", 14, ()), ("observation", 15, ()), ("observation", 15, (15, True))]
 )
-def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad, step, cut):
-    model = CETActorCritic("MlpPolicy", Toy(bad=bad, **cut), n_steps=16)
+def test_numbers_that_are_not_finite_are_refused_before_they_do_harm(bad, step, episodes):
+    model = CETActorCritic("MlpPolicy", Toy(*episodes, bad=bad), n_steps=16)
     with pytest.raises(FloatingPointError, match=f"environment 0 gave a.* {bad} .* step {step}"):
         model.learn(100)
     assert torch.isfinite(weights(model)).all()

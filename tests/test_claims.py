@@ -186,9 +186,8 @@ def test_exact_claims_can_fail(monkeypatch):
     monkeypatch.setitem(exact.TRACES, "CET", exact.Optimal)
     assert examine([], [BY_NAME["sharpness"]])[0].verdict == "contradicted"
     monkeypatch.setattr(exact, "ROUNDING", -1.0)
-    assert not any(
-        [exact.bounded([3], [10])[0], exact.unbiased(["uoro"], steps=2)[0], exact.forgiving(3, 20, 0.0)[0]]
-    )
+    for found in (exact.bounded([3], [10]), exact.unbiased(["uoro"], steps=2), exact.forgiving(3, 20, 0.0)):
+        assert not found[0]
     verdicts = [SimpleNamespace(criterion=name, passes=name != "ii") for name in ("ii", "iv")]
     monkeypatch.setattr(exact, "_audit", lambda _: SimpleNamespace(verdicts=verdicts, memory=Order.parse("n²")))
     assert [exact.failing(rflo=named)[0] for named in (["ii"], ["iv"], [])] == [True, False, False]

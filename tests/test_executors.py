@@ -217,17 +217,16 @@ def test_weights_of_sums_are_those_of_the_numbers_that_signals_hold_now():
     """They are kept from layer to layer, whose signals may lie in memory that is used again."""
     generator = torch.Generator().manual_seed(0)
     td_error, start = torch.zeros(9, 2, dtype=torch.float64), torch.zeros(9, 2, dtype=torch.float64)
-    layers = [
-        Synapses(3, 4, gamma_lam=0.9, num_envs=2, dtype=torch.float64, executor=e) for e in ("step", "history")
-    ]
+    options = {"num_envs": 2, "dtype": torch.float64}
+    layers, others = (
+        [Synapses(3, 4, gamma_lam=decay, executor=executor, **options) for executor in ("step", "history")]
+        for decay in (0.9, 0.5)
+    )
     for _ in range(3):
         x, derivative, error, *later = random_signals(generator, 9, 2, (3,), (4,), torch.float64)
         for memory, new in zip((td_error, start), later, strict=True):
             memory.copy_(new)
         assert_same(*[[layer(x, derivative, error, td_error, start)] for layer in layers])
-    others = [
-        Synapses(3, 4, gamma_lam=0.5, num_envs=2, dtype=torch.float64, executor=e) for e in ("step", "history")
-    ]
     assert_same(*[[layer(x, derivative, error, td_error, start)] for layer in others])
 
 

@@ -92,14 +92,20 @@ def test_digits():
 
 def test_images_of_a_third_party_are_looked_at(monkeypatch):
     images, labels = torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 1])
-    for bad in ((images.double(), labels), (images[1:], labels), (images[0], labels), (images, labels + 1)):
-        both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
+    forms = "images (N, C, H, W) float32 and labels (N,) int64 from 0 to 1"
+    numbers = "images of one shape and of finite numbers"
+    for message, bad_images, bad_labels in (
+        (forms, images.double(), labels),
+        (forms, images[1:], labels),
+        (forms, images[0], labels),
+        (forms, images, labels + 1),
+        (numbers, images / 0, labels),
+        (numbers, images[:0], labels[:0]),
+        (numbers, torch.zeros(3, 1, 8, 9), labels),
+    ):
+        both = ImageData("mine", ImageSet(images, labels), ImageSet(bad_images, bad_labels), 2)
         monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
-        assert "images (N, C, H, W) float32 and labels (N,) int64 from 0 to 1" in refusal("mine", None)
-    for bad in ((images / 0, labels), (images[:0], labels[:0]), (torch.zeros(3, 1, 8, 9), labels)):
-        both = ImageData("mine", ImageSet(images, labels), ImageSet(*bad), 2)
-        monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_, both=both: both))
-        assert "images of one shape and of finite numbers" in refusal("mine", None)
+        assert message in refusal("mine", None)
     monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: (images, labels)))
     assert "the loader of mine must return ImageData, got tuple" in refusal("mine", None)
 

@@ -203,6 +203,20 @@ def largest_share(states: int, lag: int) -> float | None:
     return min(1.0, states / (lag + 1)) if states else None
 
 
+def real_numbers(values: object) -> FloatArray:
+    """Return numbers as an array of float64, a copy; raise TypeError or ValueError for what is no real number.
+
+    Casting alone would drop the imaginary part of complex numbers.
+    """
+    try:
+        found = np.asarray(values)
+    except RuntimeError as error:  # torch's, for a tensor with a gradient
+        raise TypeError(error) from None
+    if np.iscomplexobj(found):
+        raise TypeError(f"{found.dtype} numbers are not real")
+    return found.astype(np.float64)
+
+
 @lru_cache(maxsize=256)
 def _constants(trace: Trace) -> Transition | None:
     """Return the constants that the class of a trace defines, checked and not yet scaled."""
@@ -213,11 +227,8 @@ def _constants(trace: Trace) -> Transition | None:
         return None
     try:
         parts = (found.M, found.K, found.C) if isinstance(found, Transition) else found
-        given = [np.asarray(part) for part in parts]
-        if any(map(np.iscomplexobj, given)):
-            raise TypeError  # casting would drop the imaginary part
-        M, K, C = (part.astype(np.float64) for part in given)
-    except (TypeError, ValueError, RuntimeError):  # torch's for a tensor with a gradient
+        M, K, C = map(real_numbers, parts)
+    except (TypeError, ValueError):
         raise ValueError(f"{kind}.transition() must return M, K and C of real numbers, got {found!r}") from None
     n = len(K) if K.ndim == 1 else 0
     if not n or M.shape != (n, n) or C.shape != (n,):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cet_rl.traces.base import FloatArray, Normalization, Trace, check_whole
+from cet_rl.traces.base import FloatArray, Normalization, Trace, check_whole, real_numbers
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class FiniteKernel(Trace):
         if self.delay_steps is not None:
             check_whole(self.delay_steps, "delay_steps of FiniteKernel", at_least=0)
         try:
-            values = np.asarray(self.values, dtype=np.float64)
+            values = real_numbers(self.values)
         except (TypeError, ValueError):
-            raise ValueError(f"FiniteKernel needs numbers, one a lag, got {self.values!r}") from None
+            raise ValueError(f"FiniteKernel needs numbers that are real, one a lag, got {self.values!r}") from None
         if values.ndim != 1 or not values.size:
             raise ValueError(f"FiniteKernel needs a row of numbers, one a lag, got shape {values.shape}")
         if not np.isfinite(values).all():

@@ -195,7 +195,8 @@ class TraceConfig:
 
     def __post_init__(self) -> None:
         known = find_trace(self.kind).options
-        given = {name: value for name, value in self.options.items() if value is not None}
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.options.items()}
+        given = {name: value for name, value in options.items() if value is not None}
         for name, value in given.items():
             if name in ("order", "normalization"):
                 raise ValueError(f"{name} has an argument of its own: leave it out of the trace's options")
@@ -203,7 +204,6 @@ class TraceConfig:
                 takers = [repr(kind) for kind in traces_with(name)]
                 hint = f"only {', '.join(takers)} take{'s' * (len(takers) == 1)} one" if takers else "leave it out"
                 raise ValueError(f"{name} {value!r} has no meaning for trace {self.kind!r}: {hint}")
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         object.__setattr__(self, "options", {name: v for name, v in given.items() if v != known[name]})
         named = {"order", "normalization", *given}
         if missing := [name for name, default in known.items() if default is _REQUIRED and name not in named]:
