@@ -47,8 +47,7 @@ def kept(tmp_path):
 def test_the_last_two_are_kept(kept):
     assert sorted(path.name for path in kept.newest.parent.iterdir()) == ["network.previous.zip", "network.zip"]
     assert kept.checkpoint_file == kept.newest
-    assert (step_of(kept.newest), step_of(kept.previous)) == (3, 2)
-    assert kept.runtime_state(kept.newest) == {"step": 3}
+    assert (step_of(kept.newest), step_of(kept.previous), kept.runtime_state(kept.newest)) == (3, 2, {"step": 3})
     with zipfile.ZipFile(kept.newest) as opened:
         assert opened.testzip() is None
         assert opened.namelist() == ["network.json", "network.safetensors", "run.json", "run.safetensors"]
@@ -160,8 +159,7 @@ def test_killed_while_writing(kept, monkeypatch, moment):
         with suppress(Killed):
             kept.save_checkpoint(state(4), {})
     found = RunFolder(kept.path, "network.zip")
-    good = found.checkpoint_file
-    assert step_of(good) == (4 if moment == 3 else 3)
+    assert step_of(found.checkpoint_file) == (4 if moment == 3 else 3)
     found.save_checkpoint(state(5), {})
     assert (step_of(found.newest), step_of(found.previous)) == (5, 4 if moment == 3 else 3)
 

@@ -78,8 +78,7 @@ def test_tensorboard_reads_it(finished):
     for point in events.Scalars("rollout/ep_rew_mean"):
         assert float(logged[point.step]) == pytest.approx(point.value)
     assert events.Images("credit/kernel")[0].encoded_image_string.startswith(b"\x89PNG")
-    parameters = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    assert_holds(parameters, b"delay", b"order")
+    assert_holds(events.summary_metadata["_hparams_/session_start_info"].plugin_data.content, b"delay", b"order")
     rates = [point.value for point in events.Scalars("train/learning_rate")]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > rates[-1]
@@ -93,8 +92,7 @@ def test_eval(finished):
     assert mean == pytest.approx(found["metrics"]["eval_return_mean"], abs=0.051)
     assert deviation == pytest.approx(found["metrics"]["eval_return_std"], abs=0.051)
     assert "over 100 episodes" in here("eval", folder).stdout
-    others = {here("eval", folder, "--episodes", 30, "--seed", seed).stdout for seed in (1, 1, 2)}
-    assert len(others) == 2
+    assert len({here("eval", folder, "--episodes", 30, "--seed", seed).stdout for seed in (1, 1, 2)}) == 2
 
 
 def test_a_finished_run_is_never_overwritten(finished, monkeypatch):
@@ -307,8 +305,7 @@ def test_options_that_no_trace_can_have(line, message):
 def test_bad_configuration_files(tmp_path, text, words):
     file = tmp_path / "bad.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    command = ["train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"]
-    assert_refused(here(*command), *words)
+    assert_refused(here(*["train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"]), *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -341,7 +338,7 @@ REFUSALS = [
     ("CartPole-v1 --lam 2", ["lam must lie in"]),
     ("CartPole-v1 --agent sb3:ppo --gamma nan", ["gamma must lie in [0, 1], got nan"]),
     ("CartPole-v1 --agent sb3:ppo --value-coef -1", ["value_coef must be finite and not negative, got -1"]),
-    ("CartPole-v1 --device tpu", ["--device must be auto, cpu or cuda"]),
+    ("CartPole-v1 --device tpu", ["--device must be one of auto, cpu, cuda"]),
     ("CartPole-v1 --max-grad-norm inf", ["max_grad_norm must be finite and positive"]),
     ("CartPole-v1 --hidden 100000000000", ["--hidden"]),
     ("CartPole-v1 --threads 99999999999", ["--threads"]),

@@ -115,8 +115,7 @@ def test_without_delay_or_trace_it_is_the_gradient_of_the_weights(problem):
         weight = torch.zeros(shape.weight_shape, dtype=torch.float64, requires_grad=True)
         kernels, bias = shape.split(weight)
         z = conv2d(pre.flatten(0, 1), kernels, bias, stride=shape.stride, padding=shape.padding).view(error.shape)
-        objective = (td_error[..., None, None, None] * error * derivative * z).sum()
-        (expected,) = torch.autograd.grad(objective, weight)
+        (expected,) = torch.autograd.grad((td_error[..., None, None, None] * error * derivative * z).sum(), weight)
         assert_same([synapses(pre, derivative, error, td_error, start)], [expected])
 
 
@@ -143,8 +142,7 @@ def test_patches_times_the_weight_are_the_convolution(shape, seed):
     kernels, bias = shape.split(weight)
     expected = conv2d(pre.flatten(0, 1), kernels, bias, stride=shape.stride, padding=shape.padding)
     assert shape.post_shape == expected.shape[1:]
-    found = (patches(shape, pre) @ weight.flatten(1).T).mT.reshape(expected.shape)
-    assert_same([found], [expected])
+    assert_same([(patches(shape, pre) @ weight.flatten(1).T).mT.reshape(expected.shape)], [expected])
 
 
 @given(shape=CONVOLUTIONS | DENSE)

@@ -63,8 +63,7 @@ def test_blocks_are_the_dense_product_of_all_or_some_rows(matrix, rows, units, e
     torch.manual_seed(0)
     first, last = (0, None) if ends is None else sorted(ends)
     first = min(first, len(matrix))
-    errors = LAYOUTS[layout](matrix.shape[1], units)
-    check(matrix, errors, rows, first, None if last is None else max(last, first))
+    check(matrix, LAYOUTS[layout](matrix.shape[1], units), rows, first, None if last is None else max(last, first))
 
 
 def matrix_of(kernel, happened, arrives):

@@ -135,8 +135,7 @@ def test_every_public_name_is_in_the_api():
 
 def test_the_address_has_one_home():
     """pyproject.toml says where the repository is; what else names it agrees."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    address = project["urls"]["Repository"]
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     assert f"repo_url: {address} " in (ROOT / "mkdocs.yml").read_text()
     owner = address.rpartition("/")[0]
     for name in ("README.md", "CITATION.cff", "CONTRIBUTING.md", "docs/quickstart.md"):

@@ -186,8 +186,7 @@ def test_late_rewards_reach_a_foreign_agent_with_the_same_return():
     env = make_vec_env(lambda: counting(5), 1, wrappers=[lambda env: DelayedReward(env, delay=0.4)])
     model = A2C("MlpPolicy", env, device="cpu")
     model.learn(10, callback=Watch())
-    assert seen == [0, 0, 1, 2, 12] * 2
-    assert [info["r"] for info in model.ep_info_buffer] == [15, 15]
+    assert (seen, [info["r"] for info in model.ep_info_buffer]) == ([0, 0, 1, 2, 12] * 2, [15, 15])
 
 
 def test_the_agent_takes_its_delays_from_the_environment():
@@ -196,8 +195,7 @@ def test_the_agent_takes_its_delays_from_the_environment():
         lambda **o: make_vec_env("CartPole-v1", 2, vectorization="numpy", **o),
     ):
         model = CETActorCritic("MlpPolicy", build(delay=8.0))
-        assert model.timing.layer_delays == (40, 40, 40)
-        assert model.learner_config.trace.kind == "cet"
+        assert (model.timing.layer_delays, model.learner_config.trace.kind) == ((40, 40, 40), "cet")
         assert CETActorCritic("MlpPolicy", build(), delay=4.0).timing.layer_delays == (20, 20, 20)
         with pytest.raises(ValueError, match="agent's credit is 4 s late, the environment says 8 s"):
             CETActorCritic("MlpPolicy", build(delay=8.0), delay=4.0)
@@ -247,6 +245,20 @@ def test_seeds_differ_between_environments_and_repeat():
         assert env.get_attr("step_duration") == [0.2] * 3
 
 
+STRANGE = {  # attributes of an environment that is none of Gymnasium's
+    "step of .*Toy.* must return .*, terminated, truncated": {"step": lambda _: (np.zeros(3), 0.0, False, {})},
+    "reset of .*Toy.* must return observation and info": {"reset": lambda **_: np.zeros(3)},
+    "reward .a number.": {"step": lambda _: (np.zeros(3), np.ones(1), False, False, {})},
+    r"shows .* shape \(3,\), its space has \(2,\)": {"observation_space": gym.spaces.Box(0, 9, (2,))},
+}
+
+
+def play(**given):
+    env = make_vec_env(lambda: Toy(**given), 1)
+    env.reset()
+    env.step(np.array([5]))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -274,6 +286,12 @@ def test_seeds_differ_between_environments_and_repeat():
         (lambda: DelayedCredit(StepClock(Toy(), 0.1), 1.0, 0.2), "clock says 0.1 s a step, not 0.2"),
         (lambda: DelayedReward(StepClock(Toy(), 0.1), 1.0, 0.2), "clock says 0.1 s a step, not 0.2"),
         (lambda: DelayedReward(gym.make("CartPole-v1"), "8"), "delay must be a number, got '8'"),
+        (lambda: DelayedCredit(late(), 4.0), "says that credit is 8 s late, not 4 s"),
+        (lambda: DelayedCredit(late(), 8.0, stacked=True), "says that credit is 8 s late, not 8 s, stacked"),
+        (lambda: make_vec_env(lambda: None, 2), "must return a gymnasium.Env, got None"),
+        (lambda: make_env("CartPole-v1", wrappers=[lambda env: None]), "must return a gymnasium.Env, got None"),
+        (lambda: make_env("CartPole-v1", wrappers=StepClock), "wrappers must be a list of functions or classes"),
+        *[(lambda given=given: play(**given), message) for message, given in STRANGE.items()],
         (lambda: PositiveNegativeSplit(gym.make("FrozenLake-v1")), "Box of vectors"),
         (lambda: PositiveNegativeSplit(Toy(observation_space=gym.spaces.Box(0, 1, (3,), bool))), "never negative"),
     ],
@@ -302,8 +320,7 @@ def test_the_vectorised_form_passes_on_options_infos_and_pictures():
             return *result, {"told": self.told, "deep": {"er": 1}} if action else {}
 
     both = [lambda: Told(gym.make("CartPole-v1", max_episode_steps=3, render_mode="rgb_array"))] * 2
-    inner = RecordEpisodeStatistics(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP))
-    env = GymnasiumVecEnv(inner)
+    env = GymnasiumVecEnv(RecordEpisodeStatistics(SyncVectorEnv(both, autoreset_mode=AutoresetMode.SAME_STEP)))
     env.set_options([{}, {"told": 7}])
     with pytest.raises(ValueError, match="give set_options one dict"):
         env.reset()

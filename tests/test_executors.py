@@ -46,8 +46,7 @@ def test_chunk_boundaries_do_not_matter(problem, executor):
     executor = "auto" if executor == "chunk" and isinstance(problem.geometry, Convolution) else executor
     parts = problem.signals()
     apart, together = problem.layer(executor), problem.layer(executor)
-    total = sum(apart(*part) for part in parts)
-    assert_same([together(*joined(parts))], [total])
+    assert_same([together(*joined(parts))], [sum(apart(*part) for part in parts)])
     if problem.decay:
         assert_same(*[[dense_eligibility(layer)] for layer in (together, apart)])
 

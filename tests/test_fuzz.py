@@ -33,8 +33,7 @@ def interrupted(tmp_path_factory):
         wanted = property(partial(lambda asked, self: next(asked), asked), lambda self, value: None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Interruption, "wanted", wanted, raising=False)
-            folder = str(root / name)
-            assert main(["train", *words.split(), "--checkpoint-every", "2", "--run-dir", folder]) == 130
+            assert main(["train", *words.split(), "--checkpoint-every", "2", "--run-dir", str(root / name)]) == 130
     return root
 
 

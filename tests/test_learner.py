@@ -141,8 +141,7 @@ def test_perfect_memory_is_aligned_with_the_true_gradient(case):
         found = late.accumulate(rollout(net=net, seed=seed), statistics=True)
     # log σ waits as the output layer does, through a synapse whose input is one.
     names = [*map(str, range(len(net.actor.weights))), *net.actor.head.own_weights]
-    assert list(late.names) == names
-    assert {synapses.delay_steps for synapses in late.synapses} == {3}
+    assert (list(late.names), {synapses.delay_steps for synapses in late.synapses}) == (names, {3})
     for name in names:
         assert found[f"credit/alignment/{name}"] == pytest.approx(1, abs=1e-3)
 
@@ -211,8 +210,7 @@ def test_alignment_is_one_for_perfect_memory_and_less_for_a_cascade(random_lam):
 def test_stacked_delays_have_no_probe_where_nothing_waits():
     actor, timing = Actor((N_IN,), Categorical(ACTIONS), (8, 6)), CreditTiming(0.4, stacked=True)
     net = ActorCriticLearner(actor, Critic((N_IN,)), timing, LearnerConfig(), num_envs=1, rollout=4)
-    assert [synapses.delay_steps for synapses in net.synapses] == [4, 2, 0]
-    assert sorted(net.probes) == ["0", "1"]
+    assert ([synapses.delay_steps for synapses in net.synapses], sorted(net.probes)) == ([4, 2, 0], ["0", "1"])
 
 
 def test_gradients_are_clipped_together():
@@ -271,8 +269,7 @@ def test_feedback_goes_through_fixed_random_matrices(feedback):
         gates.append((z > 0).double())
         x = z.clamp(min=0)
     pres.append(x)
-    logits = x @ net.actor.weights[-1].T
-    score = torch.nn.functional.one_hot(data.actions, ACTIONS) - torch.softmax(logits, -1)
+    score = torch.nn.functional.one_hot(data.actions, ACTIONS) - torch.softmax(x @ net.actor.weights[-1].T, -1)
     B0, B1 = before["feedback_0"], before["feedback_1"]
     second = score @ B1
     first = score @ B0 if feedback == "dfa" else (second * gates[1]) @ B0

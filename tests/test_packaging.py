@@ -74,8 +74,7 @@ def test_they_train_and_find_their_configurations(distributions, kind, tmp_path)
     options = "--quiet --no-deps --no-build-isolation --no-index --target"
     run_python("-m", "pip", "install", *options.split(), site, distributions[kind], timeout=300, succeeds=True)
     given = {"cwd": tmp_path, "succeeds": True, "PYTHONPATH": str(site), "OPENBLAS_NUM_THREADS": "1"}
-    found = run_python("-c", "import cet_rl; print(cet_rl.__file__)", **given)
-    assert found.stdout.startswith(str(site))
+    assert run_python("-c", "import cet_rl; print(cet_rl.__file__)", **given).stdout.startswith(str(site))
     command = "train --config cartpole-8s --total-steps 3000 --hidden 8 --eval-episodes 2 --run-dir run --quiet"
     run_python("-m", "cet_rl", *command.split(), timeout=300, **given)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"

@@ -158,8 +158,7 @@ def test_what_is_asked_for_in_other_words():
     assert cell(delay=8 * (1 + 1e-12), order=2) == cell(delay=8, order=2)
     values, line = cell(delay=8, trace="et")
     assert values == {**cell(delay=8, order=1)[0], "trace": "et"}
-    assert cell(delay=8, order=1, trace="et") == (values, line)
-    assert RLConfig(**values).label == "et0.99-8s"
+    assert (cell(delay=8, order=1, trace="et"), RLConfig(**values).label) == ((values, line), "et0.99-8s")
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,7 @@ def test_it_is_the_signal_of_before_times_the_filtered_eligibility(name, trace, 
     due = torch.from_numpy(arrivals(len(moments), 3, jitter, seed=5))
     for t, found in enumerate(late):
         recalled = sum(kernel[lag] * eligibilities[t - lag] for lag in range(t + 1))
-        arrived = sum((due[s] == t)[:, None] * signals[s] for s in range(t + 1))
-        expected = (arrived[:, :, None] * recalled).mean(0)
+        expected = (sum((due[s] == t)[:, None] * signals[s] for s in range(t + 1))[:, :, None] * recalled).mean(0)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -110,8 +109,7 @@ def test_the_output_layer_waits_for_the_same_steps_also_for_errors_that_come_ear
     total = torch.zeros(2, 5, dtype=DOUBLE)
     for t in range(43):
         recalled = sum(kernel[t - before] * known[before] for before in range(min(t + 1, 30)))
-        arrived = sum((due[s] == t)[:, None] * errors[s] for s in range(min(t + 1, 30)))
-        expected = arrived.mT @ recalled / 3
+        expected = sum((due[s] == t)[:, None] * errors[s] for s in range(min(t + 1, 30))).mT @ recalled / 3
         total += expected
         if t < 30:
             state, found = layer.step(state, errors[t], rates[t], t)

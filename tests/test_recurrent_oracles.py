@@ -216,8 +216,7 @@ def test_kernl_has_nothing_to_learn_without_recurrence(sigma):
         assert_same(state["A"], np.eye(4), tolerance)
         assert_same(state["timescale"], np.full(4, 0.5), tolerance)
         assert state["Omega"].abs().max() > 0.1
-    recurrent = make_course(RNNCell(4, 2, 2), batch=3, steps=20)
-    after = play(rule, recurrent)[1]
+    after = play(rule, make_course(RNNCell(4, 2, 2), batch=3, steps=20))[1]
     assert (after["A"] - torch.eye(4)).abs().max() > 1e-2
     assert (after["timescale"] - 0.5).abs().max() > 1e-2
 
@@ -235,8 +234,7 @@ def test_kernl_descends_the_error_of_its_filter():
         filtered = (1 - timescale) * filtered + now.noise
     after, _ = KeRNL(cell, rate=rate, sigma=sigma).step(state, steps[-1])
     filtered = (1 - timescale) * filtered + steps[-1].noise
-    moved = (after["perturbed"] - steps[-1].rates) / sigma
-    error = ((filtered @ sensitivity.T - moved) ** 2).sum(1).mean() / 2
+    error = ((filtered @ sensitivity.T - (after["perturbed"] - steps[-1].rates) / sigma) ** 2).sum(1).mean() / 2
     by_A, by_timescale = torch.autograd.grad(error, [sensitivity, timescale])
     assert_same(after["A"], (sensitivity - rate * by_A).detach())
     assert_same(after["timescale"], (timescale - rate * by_timescale).detach())
@@ -409,8 +407,7 @@ def test_losses_have_their_units():
 
 
 def test_initial_weights_are_those_of_the_paper():
-    cell = RNNCell(60, 40, 30)
-    weight, weight_out = cell.initial_weights(generator(), torch.float64)
+    weight, weight_out = RNNCell(60, 40, 30).initial_weights(generator(), torch.float64)
     assert (weight.shape, weight_out.shape) == ((60, 101), (30, 61))
     assert_same(weight[:, :60] @ weight[:, :60].T, np.eye(60), 1e-12)
     assert not weight[:, -1].any()
@@ -426,8 +423,7 @@ def test_initial_recurrent_weights_favour_no_rotation():
     drawn = generator()
     found = torch.stack([RNNCell(3, 1, 1).initial_weights(drawn, torch.float64)[0][:, :3] for _ in range(600)])
     assert found.mean(0).abs().max() < 5 * (1 / 3 / 600) ** 0.5
-    traces = found.diagonal(dim1=1, dim2=2).sum(1)
-    assert abs(traces.square().mean() - 1) < 5 * (2 / 600) ** 0.5
+    assert abs(found.diagonal(dim1=1, dim2=2).sum(1).square().mean() - 1) < 5 * (2 / 600) ** 0.5
     assert 200 < (torch.linalg.det(found) > 0).sum() < 400
 
 

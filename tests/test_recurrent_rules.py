@@ -101,8 +101,7 @@ def forward(course: Course) -> list[list[Seen]]:
             error = (np.exp(z) / np.exp(z).sum() if cell.output == "softmax" else z) - label
             credit = np.array([sum(weight_out[o, k] * error[o] for o in range(cell.outputs)) for k in range(n)])
             J = (1 - cell.alpha) * np.eye(n) + slope[:, None] * weight[:, :n]
-            e = np.outer(slope, inputs)
-            step.append(Seen(weight, inputs, rates[b], slope, error, credit, label, J, e))
+            step.append(Seen(weight, inputs, rates[b], slope, error, credit, label, J, np.outer(slope, inputs)))
         steps.append(step)
     return steps
 
@@ -304,8 +303,7 @@ def test_each_step_follows_the_table(name, course, seed, clock):
     if name == "kernl":  # time scales beyond one, whose κ is zero, too
         state["A"] = state["A"] + 0.3 * torch.randn(state["A"].shape, generator=source, dtype=torch.float64)
         state["timescale"] = 1.4 * torch.rand(course.cell.units, generator=source, dtype=torch.float64)
-    noise = rule.draw(len(course.start), len(course.x), source)
-    assert_follows_the_table(name, rule, state, course, noise, clock)
+    assert_follows_the_table(name, rule, state, course, rule.draw(len(course.start), len(course.x), source), clock)
 
 
 @pytest.mark.parametrize("kind", [UORO, KFRTRL, RKF])
@@ -474,8 +472,7 @@ def test_random_starts_are_reproducible_and_of_the_documented_kind(name):
         assert abs((scale * state[key]).square().mean() - 1) < 5 * (2 / state[key].numel()) ** 0.5
         assert abs((scale * state[key]).mean()) < 5 / state[key].numel() ** 0.5
         if not name.startswith("dni"):  # the start is a standard deviation
-            three = type(rule)(cell, 3.0).init_state(weight, rates, generator())
-            assert_same(three[key], 3 * state[key], 1e-6)
+            assert_same(type(rule)(cell, 3.0).init_state(weight, rates, generator())[key], 3 * state[key], 1e-6)
 
 
 def test_starts_that_are_not_random():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cet_rl.recurrent.cell import RNNCell
 from cet_rl.recurrent.config import TASKS, RecurrentConfig, register_task, summaries
 from cet_rl.recurrent.learner import build_online
-from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, build_task, symbol_steps
+from cet_rl.recurrent.tasks import MAX_LAG, Add, Mimic, SequenceTask, build_task, symbol_steps
 from cet_rl.runs import archive
 
 DOUBLE = torch.float64
@@ -300,6 +300,14 @@ def test_a_task_of_a_third_party():
         build_online(RecurrentConfig("add", alpha=0.5), Add(alpha=0.25))
     with pytest.raises(ValueError, match="unknown task 'mimik'; did you mean mimic"):
         build_task("mimik", SETTINGS)
+    register_task("unheld", "no alpha", lambda _: type("U", (SequenceTask,), {"baselines": 0, "respond": 0})())
+    with pytest.raises(ValueError, match="task unheld must be a SequenceTask with inputs, outputs and alpha"):
+        build_task("unheld", SETTINGS)
+    right = Add.respond
+    for wrong in (lambda *_: right(*_)[:2], lambda *_: [part / 0 for part in right(*_)]):
+        stream = type("Wrong", (Add,), {"respond": wrong})().stream(0, 1)
+        with pytest.raises(ValueError, match="respond of Wrong must return inputs, labels and rates, all finite"):
+            stream.take(3)
     for name in ("add", "mnist"):
         with pytest.raises(ValueError, match=f"there is a task '{name}' already"):
             register_task(name, "another", Add)

@@ -290,15 +290,22 @@ def test_jitter_and_seed_reach_both_layers():
     assert {(delay.delay_steps, delay.jitter, delay.seed) for delay in delays} == {(10, 0.5, 4)}
 
 
-@pytest.mark.parametrize("wrong", [lambda g: g[:, :1], lambda g: g.double()], ids=["shape", "type"])
-def test_a_rule_s_gradient_must_be_like_the_weight(wrong, monkeypatch):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda state, gradient: (state, gradient[:, :1]), r"like the weight, \(6, 9\) torch.float32, got \(6, 1"),
+        (lambda state, gradient: (state, gradient.double()), r"like the weight, .*, got \(6, 9\) torch.float64"),
+        (lambda state, gradient: gradient, "must return its new state, a dict, and the gradient, a tensor"),
+    ],
+    ids=["shape", "type", "no pair"],
+)
+def test_a_rule_s_gradient_must_be_like_the_weight(wrong, message, monkeypatch):
     learner = make()
     step = type(learner.online.rule).step
 
     def other(rule, state, now):
-        state, gradient = step(rule, state, now)
-        return state, wrong(gradient)
+        return wrong(*step(rule, state, now))
 
     monkeypatch.setattr(type(learner.online.rule), "step", other)
-    with pytest.raises(ValueError, match=r"must be like the weight, \(6, 9\) torch.float32, got"):
+    with pytest.raises(ValueError, match=message):
         learner.advance(1)

@@ -79,8 +79,7 @@ def test_a_foreign_agent_follows_the_configuration():
     options = {"lr": 1e-3, "gamma": 0.9, "lam": 0.8, "activation": "tanh"}
     agent = find_agent("sb3:a2c").build(resolve(RLConfig("CartPole-v1", agent="sb3:a2c", **options, **QUICK)))
     assert (agent.gamma, agent.gae_lambda, agent.n_steps, agent.n_envs) == (0.9, 0.8, 32, 2)
-    assert (agent.lr_schedule(1), agent.lr_schedule(0)) == (1e-3, 0)
-    assert agent.policy.net_arch == [8]
+    assert (agent.lr_schedule(1), agent.lr_schedule(0), agent.policy.net_arch) == (1e-3, 0, [8])
     assert any(type(module).__name__ == "Tanh" for module in agent.policy.modules())
     assert (type(agent.policy.optimizer).__name__, set(ACTIVATIONS)) == ("Adam", set(TORCH_ACTIVATIONS))
     dqn = find_agent("stable_baselines3:DQN").build(RLConfig("CartPole-v1", gamma=0.9, **QUICK))
@@ -117,8 +116,7 @@ def test_labels_name_the_agent():
 
     assert (label(agent="sb3:a2c"), label(agent="sb3:a2c", delay=8.0)) == ("sb3-a2c", "sb3-a2c-8s")
     assert label(agent="a_module:Ours", delay=8.0, order=3) == "a_module-Ours-cet3-8s"
-    assert label(delay=8.0) == "cet5-8s"
-    assert label(delay=120.0, stacked=True, step_ms=300.0) == "cet5-120s-stacked"
+    assert (label(delay=8.0), label(delay=120.0, stacked=True, step_ms=300.0)) == ("cet5-8s", "cet5-120s-stacked")
     assert label(delay=8.0, discretization="official") == "official-cet5-8s"
     assert label(delay=8.0, feedback="dfa", random_lam=(0.1, 0.9)) == "cet5-dfa-random-lam-8s"
     assert (label(actor="conv"), label()) == ("none-conv", "none")

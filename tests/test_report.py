@@ -155,8 +155,7 @@ class Page(HTMLParser):
         assert self._inside.pop() == tag
 
     def handle_data(self, data):
-        kinds = {"script": self.scripts, "style": self.styles}
-        kinds.get((self._inside or [""])[-1], self.texts).append(data)
+        {"script": self.scripts, "style": self.styles}.get((self._inside or [""])[-1], self.texts).append(data)
 
     @property
     def text(self):
@@ -170,8 +169,7 @@ def test_the_interquartile_mean_is_scipys_trimmed_mean():
     assert interquartile_mean(np.array([5.0, 1.0, 2.0, 3.0, 100.0])) == pytest.approx(10 / 3, abs=1e-12)
     for count in range(1, 13):
         values = np.random.default_rng(count).normal(size=(2, count))
-        expected = scipy.stats.trim_mean(values, 0.25, axis=1)
-        assert interquartile_mean(values) == pytest.approx(expected, abs=1e-12)
+        assert interquartile_mean(values) == pytest.approx(scipy.stats.trim_mean(values, 0.25, axis=1), abs=1e-12)
 
 
 def test_an_interval_is_reproducible_and_as_wide_as_theory_says():
@@ -179,8 +177,7 @@ def test_an_interval_is_reproducible_and_as_wide_as_theory_says():
     found = estimate([values], mean)
     assert found == estimate([values], mean)
     assert values.min() <= found.low <= found.centre <= found.high <= values.max()
-    width = 2 * 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert found.high - found.low == pytest.approx(width, rel=0.08)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * values.std(ddof=1) / np.sqrt(len(values)), rel=0.08)
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
@@ -258,16 +255,14 @@ LONG = "module_with_a_name_that_goes_on_and_on:Agent"
 )
 def test_arms_are_named_by_the_options_in_which_they_differ(tmp_path, options, labels):
     comparison = compare(tmp_path, *(rl(**{"delay": 2.0, **each}) for each in options))
-    assert [arm.label for arm in comparison.arms] == labels
-    assert comparison.changes == ()
+    assert ([arm.label for arm in comparison.arms], comparison.changes) == (labels, ())
 
 
 def test_a_decay_that_goes_with_the_delay_makes_no_arms(tmp_path):
     classical = [rl(delay=d, decay=decay, **ET) for d, decay in [(2.0, 0.5), (4.0, 0.9), (8.0, None), (32.0, 0.5)]]
     comparison = compare(tmp_path, *classical, *(rl(delay=delay) for delay in (2.0, 4.0, 8.0)))
     assert [(arm.label, arm.following) for arm in comparison.arms] == [("CET 5", ()), ("ET", ("decay",))]
-    assert list(comparison.arms[1].at) == [2.0, 4.0, 8.0, 32.0]
-    assert comparison.missing == ["CET 5 at 32 s"]
+    assert (list(comparison.arms[1].at), comparison.missing) == ([2.0, 4.0, 8.0, 32.0], ["CET 5 at 32 s"])
     assert comparison.changes == ("ET: decay 0.5 at 2, 32 s; 0.9 at 4 s; its default at 8 s.",)
     assert all(comparison.changes[0] in figure(comparison)[0].caption for figure in (heatmap, learning_curves))
     assert comparison.differing["ET", 4.0] == "decay 0.9"
@@ -385,8 +380,7 @@ def test_run_folders_are_found_at_any_depth_and_once(tmp_path):
     write_run(tmp_path / ".hidden", rl(seed=2))
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
     places, problems = find_runs([tmp_path, tmp_path / "other"])
-    assert sorted(place.path.name for place in places) == ["other", "run"]
-    assert problems == []
+    assert (sorted(place.path.name for place in places), problems) == (["other", "run"], [])
 
 
 def test_runs_are_read_in_every_state(tmp_path):
@@ -533,8 +527,7 @@ def test_a_report_on_mutated_files_is_written(sound, tmp_path_factory, several):
 def test_sampled_kernels_are_the_traces_kernels():
     for trace, delay in [(CET(10, 40), 40), (Legendre(8, 400), 400), (CET(3, 7, "peak"), 7)]:
         lags, values = sampled_kernel(trace, delay)
-        kernel = trace.kernel(3 * delay + 1).numpy()
-        assert np.abs(values - kernel[lags.astype(int)]).max() < 1e-10
+        assert np.abs(values - trace.kernel(3 * delay + 1).numpy()[lags.astype(int)]).max() < 1e-10
     assert [values.tolist() for values in sampled_kernel(PerfectMemory(5), 5)] == [[5, 5], [0, 1]]
     lags, values = sampled_kernel(CET(10, 40), 40)
     assert lags[values.argmax()] == 40
@@ -580,16 +573,14 @@ def test_what_is_drawn_of_memory_is_what_the_recursion_holds(trace):
             state = transition.M @ state + transition.K * value
             kept.append(state)
     np.testing.assert_allclose(filtered(signal, trace), np.array(output) @ transition.C, atol=1e-12)
-    scale = np.abs(found).max()
-    np.testing.assert_allclose(states.T, np.array(found)[lags.astype(int)] / scale, atol=1e-10)
+    np.testing.assert_allclose(states.T, np.array(found)[lags.astype(int)] / np.abs(found).max(), atol=1e-10)
     assert {*signal} == {0.0, 1.0}
     assert len(times) == len(signal) == 120
 
 
 def test_a_picture_is_what_was_drawn():
     figure = Figure(figsize=(2, 1))
-    axes = figure.subplots()
-    axes.plot([0, 1], [1, 0], color=palette.INK)
+    figure.subplots().plot([0, 1], [1, 0], color=palette.INK)
     written = Image.open(io.BytesIO(render(figure, "png")))
     assert (written.size, written.mode) == ((2 * DPI, DPI), "RGB")
     assert written.info["dpi"] == pytest.approx((DPI, DPI), rel=1e-3)  # kept as dots a metre
@@ -662,8 +653,7 @@ def test_scores_are_drawn_where_they_are_and_hollow_without_delay_beside_others(
 
 
 def test_a_heatmaps_numbers_stand_in_their_frames(tmp_path):
-    comparison = two_arms(tmp_path)
-    (axes,) = figures(comparison, heatmap)[0].axes
+    (axes,) = figures(two_arms(tmp_path), heatmap)[0].axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["no delay", "CET 2", "CET 5"]
     written = {text.get_position(): text.get_text() for text in axes.texts}
     spread = f"\n± {np.std(np.arange(7) ** 2, ddof=1):.1f}"
@@ -700,8 +690,7 @@ def test_an_arm_looks_the_same_in_all_figures_and_its_neighbours_differ(tmp_path
     given = [(order, delay) for order in (2, 3, 5, 7) for delay in (2.0, 8.0) if (order, delay) not in missing]
     runs = [rl(delay=delay, order=order) for order, delay in given]
     runs += [rl(delay=8.0, order=11, lr=lr) for lr in (1e-3, 5e-4)]  # two of one trace, whose kernel has its name
-    comparison = compare(tmp_path, *runs, rl())
-    drawn = figures(comparison, learning_curves, alignment, kernels)
+    drawn = figures(compare(tmp_path, *runs, rl()), learning_curves, alignment, kernels)
     curves, over_training, over_return, kernel = map(looks, drawn)
     labels = ["CET 2", "CET 3", "CET 5", "CET 7", "CET 11 (lr 0.0005)", "CET 11 (lr 0.001)"]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [*labels, "no delay"]
@@ -727,8 +716,7 @@ def test_arms_can_be_told_apart_in_print_and_whoever_looks():
     assert len({(each["color"], str(each["linestyle"])) for each in found.values()}) == 56  # all there are
     assert len({each["marker"] for each in found.values()}) == len(palette.COLORS)
     crowd = palette.looks({f"CET {order}": Identity("cet", order) for order in range(2, 22)})
-    assert [*crowd][8] == "CET 10"
-    assert palette.looks({"CET 10": Identity("cet", 10)}) == {"CET 10": crowd["CET 10"]}
+    assert ([*crowd][8], palette.looks({"CET 10": Identity("cet", 10)})) == ("CET 10", {"CET 10": crowd["CET 10"]})
     for kinds, orders in ((("cet", "et", "legendre", "optimal", "sharp"), [10]), (("cet",), [2, 5, 10, 20])):
         several = palette.looks({f"{kind}{order}": Identity(kind, order) for kind in kinds for order in orders})
         assert len({(look["marker"], str(look["linestyle"])) for look in several.values()}) == len(several)
@@ -893,8 +881,7 @@ def test_pairs_of_arms_are_compared_over_the_delays_that_both_have(tmp_path, mak
     (picture,) = improvement_matrix(comparison)
     written = {text.get_position(): (text.get_text(), text.get_weight()) for text in picture.figure.axes[0].texts}
     assert written[1, 0] == (f"{found.probability:.2f}", "bold")
-    assert written[0, 1] == (f"{1 - found.probability:.2f}", "bold")
-    assert written[0, 2] == ("1.00", "normal")
+    assert (written[0, 1], written[0, 2]) == ((f"{1 - found.probability:.2f}", "bold"), ("1.00", "normal"))
     at_two, at_eight = page.summarize(comparison)
     assert (at_two[:2], at_two[2].second, at_two[2].probability) == ((2.0, comparison.arms[2]), names[1], 1.0)
     assert (at_eight[:2], at_eight[2].second) == ((8.0, comparison.arms[1]), names[0])
@@ -1152,5 +1139,4 @@ def test_a_click_sorts_a_table(tmp_path, browser, column, clicks, order):
     click = f"document.querySelectorAll('th button')[{column}].click();"
     text = page.render().replace("<tbody>", f"<tbody>{''.join(cells)}")
     (tmp_path / "page.html").write_text(text.replace("</script>", click * clicks + "</script>"))
-    shown = browser(tmp_path / "page.html")
-    assert re.findall(r"<tr[^>]*><td>(\w+)</td>", shown) == order
+    assert re.findall(r"<tr[^>]*><td>(\w+)</td>", browser(tmp_path / "page.html")) == order

@@ -190,8 +190,7 @@ def test_asked_to_stop_before_the_first_step_between_logs_and_while_evaluating(t
 @pytest.mark.parametrize("agent", ["cet", "sb3:a2c"])
 def test_the_last_return_is_the_same_everywhere(tmp_path, monkeypatch, agent):
     """The 22nd and last update is not one of those logged, which are every third."""
-    config = RLConfig(**{**SMALL, "total_steps": 704, "agent": agent})
-    killed_and_resumed(config, tmp_path, monkeypatch, 400)
+    killed_and_resumed(RLConfig(**{**SMALL, "total_steps": 704, "agent": agent}), tmp_path, monkeypatch, 400)
     last = summary(tmp_path)["metrics"]["train_return_mean"]
     row = rows(tmp_path)[-1]
     assert (row[MetricsTable.STEP], float(row["rollout/ep_rew_mean"])) == ("704", last)
@@ -199,8 +198,7 @@ def test_the_last_return_is_the_same_everywhere(tmp_path, monkeypatch, agent):
     for step, tag, value in logged(tmp_path):
         values[tag].append((step, Summary.Value.FromString(value).tensor.float_val[0]) if "rew" in tag else step)
     assert values["rollout/ep_rew_mean"][-1] == (704, pytest.approx(last))
-    evaluation = summary(tmp_path)["metrics"]["eval_return_mean"]
-    assert values["eval/mean_reward"] == [(704, pytest.approx(evaluation))]
+    assert values["eval/mean_reward"] == [(704, pytest.approx(summary(tmp_path)["metrics"]["eval_return_mean"]))]
     assert all(len(set(points)) == len(points) for points in values.values())
     hyperparameters = EventAccumulator(str(tmp_path)).Reload().summary_metadata["_hparams_/experiment"]
     for tag in (b"rollout/ep_rew_mean", b"eval/mean_reward"):  # their last points are shown
@@ -367,8 +365,7 @@ def test_pending_means_are_restored():
     for one in (logger, again):
         one.record_mean("a", 6.0, exclude="csv")
     assert again.name_to_value["a"] == logger.name_to_value["a"] == 3
-    assert again.name_to_value["b"] == logger.name_to_value["b"]
-    assert again.name_to_excluded["a"] == ("csv",)
+    assert (again.name_to_value["b"], again.name_to_excluded["a"]) == (logger.name_to_value["b"], ("csv",))
     assert "text" not in again.name_to_value
 
 

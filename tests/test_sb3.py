@@ -38,8 +38,7 @@ EVALUATION = "import sys, test_sb3, torch; torch.set_num_threads(1); print(test_
 
 def test_checkpoints_with_everything_come_back_in_a_fresh_process(tmp_path):
     """Random λ, traces, lines and VecNormalize's statistics: the evaluation is the same to the last digit."""
-    env = VecNormalize(make_vec_env("CartPole-v1", 2, 0))
-    model = make(env, random_lam=(0.1, 0.9))
+    model = make(VecNormalize(make_vec_env("CartPole-v1", 2, 0)), random_lam=(0.1, 0.9))
     model.learn(400, callback=CheckpointCallback(200, str(tmp_path), name_prefix="cet", save_vecnormalize=True))
     files = [str(tmp_path / name) for name in ("cet_400_steps.zip", "cet_vecnormalize_400_steps.pkl")]
     result = run_python("-c", EVALUATION, *files, cwd=Path(__file__).parent, succeeds=True)

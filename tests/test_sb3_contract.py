@@ -493,8 +493,7 @@ def repeated(make):
         model = make(seed=None)
         model.policy.load_state_dict(make().policy.state_dict())
         model.set_random_seed(seed)
-        drawn = model.predict(np.zeros((50, 4), np.float32))[0]
-        found.append((weights(model.learn(24)).tolist(), drawn.tolist()))
+        found.append((weights(model.learn(24)).tolist(), model.predict(np.zeros((50, 4), np.float32))[0].tolist()))
     return found[0] == found[1] and found[0][0] != found[2][0] and found[0][1] != found[2][1]
 
 

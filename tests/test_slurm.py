@@ -87,8 +87,7 @@ def test_jobs_are_submitted_once_as_one_array(tmp_path, programs, capsys, monkey
     options = parse_options(["partition=long", "time=1:30:00", "--mem=2G", "signal_delay=60", "exclusive"])
     submit_sweep(sweep, folder, options, 2)
     assert "submitted 3 jobs as SLURM job 7" in capsys.readouterr().err
-    script = (programs / "submitted").read_text()
-    asked = set(re.findall(r"#SBATCH (.*)", script))
+    asked = set(re.findall(r"#SBATCH (.*)", (programs / "submitted").read_text()))
     assert {"--array=0-2%2", "--partition=long", "--time=90", "--mem=2G", "--signal=USR2@60"} <= asked
     assert {"--exclusive", "--requeue", "--job-name=sweep", "--nodes=1", "--open-mode=append"} <= asked
     assert f"--output={folder.path}/slurm/%A_%a_0_log.out" in asked
@@ -122,8 +121,7 @@ def test_jobs_that_run_have_failed_or_are_finished_are_not_submitted(tmp_path, p
     (programs / "queue").write_text("7\n")
     submit_sweep(sweep, folder, {}, retry=True, quiet=True)
     lock.release()
-    assert {*json.loads(numbers.read_text())} == {names[1], names[3]}
-    assert capsys.readouterr().err == ""
+    assert ({*json.loads(numbers.read_text())}, capsys.readouterr().err) == ({names[1], names[3]}, "")
 
 
 def test_what_slurm_refuses_is_said_in_one_line(tmp_path, programs, monkeypatch):

@@ -191,8 +191,7 @@ class Told:
         for env in range(2):
             before = (-1, -1)
             for observations, actions, rewards, starts in self.rows:
-                seen = observations[env]
-                number, *now = seen.tolist()
+                number, *now = observations[env].tolist()
                 assert number == env
                 assert tuple(now) > before
                 assert rewards[env] == now[1] + 1 + 100 * actions[env]
@@ -262,8 +261,7 @@ def test_recurrent_rules(rule, events):
     for event in [*events, "learn"]:
         limit = disturbed.step + 7
         if event in ("learn", "measure"):
-            found = disturbed.advance(limit, measure=event == "measure")
-            assert torch.equal(found, quiet.advance(limit))
+            assert torch.equal(disturbed.advance(limit, measure=event == "measure"), quiet.advance(limit))
         elif event == "test":
             disturbed.test(3)
         elif event == "raised":

@@ -49,8 +49,7 @@ def sweep(file, folder, *options):
 
 def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
     file, folder = study(tmp_path, grid={"trace": ["cet", "perfect"], "lr": [1e-3, 3e-3]}, seeds=[3])
-    assert sweep(file, folder, "--known", str(tmp_path / "known.csv")) == 0
-    assert statuses(folder) == ["finished"] * 4
+    assert (sweep(file, folder, "--known", str(tmp_path / "known.csv")), statuses(folder)) == (0, ["finished"] * 4)
     kept = {row["test_loss"] for row in rows_of(tmp_path / "known.csv")}
     assert kept == {row["test_loss"] for row in rows_of(folder.results_file)}
     for number, row in enumerate(rows_of(folder.results_file)):
@@ -63,8 +62,7 @@ def test_jobs_end_where_they_would_have_ended_alone(tmp_path):
 
 def test_shapes_that_differ_are_trained_apart(tmp_path):
     file, folder = study(tmp_path, arms=[{"hidden": [4]}, {"hidden": [8]}, {"hidden": [8], "delay": 1.0}])
-    launcher = batch_launcher(build(read_sweep(file)).jobs)
-    assert len({*launcher.batches.values()}) == 2
+    assert len({*batch_launcher(build(read_sweep(file)).jobs).batches.values()}) == 2
     with patch("cet_rl.sweeps.worker.Worker") as started:
         started.return_value.poll.return_value = None
         many = Launcher(batches={name: name for name in "abcd"}, processes=2)
@@ -79,8 +77,7 @@ def test_one_that_diverges_fails_alone_and_can_be_retried(tmp_path, capsys):
     assert statuses(folder) == ["finished", "failed", "finished"]
     summaries = [folder.run_path(row["job"]) / "summary.json" for row in rows_of(folder.results_file)]
     before = summaries[0].stat().st_mtime_ns
-    assert sweep(file, folder, "--retry") == 1
-    assert summaries[0].stat().st_mtime_ns == before
+    assert (sweep(file, folder, "--retry"), summaries[0].stat().st_mtime_ns) == (1, before)
     for summary in summaries[::2]:  # as if both had been killed, and the disk had damaged one
         summary.unlink()
     for checkpoint in summaries[0].parent.glob("checkpoint/*.zip"):
@@ -136,8 +133,7 @@ def test_a_job_that_another_process_runs_is_left_to_it_and_a_failure_is_noted_fo
 
     lock = Lock(folder.locks, names[0])
     assert lock.acquire()
-    assert work(folder, names[:1], fail) == EXIT_BUSY
-    assert work(folder, names, fail) == EXIT_FAILED
+    assert (work(folder, names[:1], fail), work(folder, names, fail)) == (EXIT_BUSY, EXIT_FAILED)
     lock.release()
     assert states_of(tmp_path, sweep) == ["waiting", "failed", "failed"]
     for name in names[1:]:

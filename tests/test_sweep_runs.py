@@ -29,8 +29,7 @@ from cet_rl.sweeps.worker import Launcher
 def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     sweep, folder, launcher = fake(*range(5)), SweepFolder(tmp_path), launcher_of(tmp_path)
     assert run_sweep(sweep, folder, launcher) == 0
-    printed = capfd.readouterr().err
-    assert_holds(printed, "5 jobs; 2 at a time", "[5/5]", "finished, loss 4.0000, 5 steps/s")
+    assert_holds(capfd.readouterr().err, "5 jobs; 2 at a time", "[5/5]", "finished, loss 4.0000, 5 steps/s")
     assert ran(tmp_path) == dict.fromkeys(range(5), 1)
     rows = rows_of(folder.results_file)
     assert list(rows[0]) == ["job", "arm", "task", "agent", "seed", "status", "steps", "test_loss", "threads"]
@@ -39,8 +38,7 @@ def test_every_job_runs_once_on_one_thread(tmp_path, capfd):
     assert not list((tmp_path / "logs").iterdir())
     before = folder.results_file.read_bytes()
     assert run_sweep(sweep, folder, launcher, quiet=True) == 0  # nothing is left to do
-    assert (ran(tmp_path).total(), folder.results_file.read_bytes()) == (5, before)
-    assert capfd.readouterr().err == ""
+    assert (ran(tmp_path).total(), folder.results_file.read_bytes(), capfd.readouterr().err) == (5, before, "")
 
 
 def test_no_job_starts_on_a_full_disk(tmp_path, monkeypatch):
@@ -49,8 +47,7 @@ def test_no_job_starts_on_a_full_disk(tmp_path, monkeypatch):
         patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=9_000))
         with pytest.raises(OSError, match=f"the disk of {tmp_path} is full: make room, then the same command"):
             run_sweep(sweep, folder, launcher)
-    assert states_of(tmp_path, sweep) == ["waiting"] * 2
-    assert run_sweep(sweep, folder, launcher, quiet=True) == 0
+    assert (states_of(tmp_path, sweep), run_sweep(sweep, folder, launcher, quiet=True)) == (["waiting"] * 2, 0)
 
 
 def test_failures_are_reported_and_retried_when_asked(tmp_path, capfd):
@@ -65,8 +62,7 @@ def test_failures_are_reported_and_retried_when_asked(tmp_path, capfd):
     assert states_of(tmp_path, sweep) == ["failed"] * 4
     assert "Traceback" in folder.log_file(sweep.jobs[0].name).read_text()
     assert [row["status"] for row in rows_of(folder.results_file)] == ["failed"] * 4
-    assert run_sweep(sweep, folder, launcher, quiet=True) == 1
-    assert ran(tmp_path) == {0: 1, 1: 1, 2: 1}
+    assert (run_sweep(sweep, folder, launcher, quiet=True), ran(tmp_path)) == (1, {0: 1, 1: 1, 2: 1})
     plan(tmp_path, {1: "stop", 2: "fail"})
     assert run_sweep(sweep, folder, launcher, retry=True, quiet=True) == 1
     assert states_of(tmp_path, sweep) == ["finished", "partial", "failed", "finished"]
@@ -90,8 +86,7 @@ def test_what_a_folder_says_of_a_run_under_way(tmp_path):
     lock.release()
     assert (running.state, running.step, running.score, running.speed) == ("running", 40, "loss 0.8123", 2000.0)
     assert f"process {os.getpid()}" in running.owner
-    assert (partial.state, partial.step, partial.owner) == ("partial", 40, "")
-    assert waiting.state == "waiting"
+    assert (partial.state, partial.step, partial.owner, waiting.state) == ("partial", 40, "", "waiting")
     folder.write_results(sweep.jobs, folder.states(sweep.jobs))
     assert folder.results_file.read_text().splitlines()[1] == f"{sweep.jobs[0].name},arm,fake,,0,partial,"
 
@@ -100,8 +95,7 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path):
     plan(tmp_path, {"all": 0.02})
     with driver(tmp_path, *range(8)) as first, driver(tmp_path, *range(8)) as second:
         assert (first.wait(60), second.wait(60)) == (0, 0)
-    assert ran(tmp_path) == dict.fromkeys(range(8), 1)
-    assert states_of(tmp_path, fake(*range(8))) == ["finished"] * 8
+    assert (ran(tmp_path), states_of(tmp_path, fake(*range(8)))) == (dict.fromkeys(range(8), 1), ["finished"] * 8)
 
 
 def test_a_job_whose_sweep_is_killed_is_taken_over_by_another_that_waits_for_it(tmp_path):

@@ -28,8 +28,7 @@ def test_tuned_defaults_of_a_task_hold_whoever_asks():
     config = RecurrentConfig("late-add")
     assert (config.delay, config.lags, config.lr) == (4.0, (2, 4), 0.01)
     assert config == parse_arguments(["late-add"]).config
-    assert RecurrentConfig("late-add", lags=(3, 5)).lags == (3, 5)
-    assert RLConfig("MinAtar/Breakout-v1").lam == 0.8
+    assert (RecurrentConfig("late-add", lags=(3, 5)).lags, RLConfig("MinAtar/Breakout-v1").lam) == ((3, 5), 0.8)
     assert replace(RLConfig("LunarLander-v3"), normalization="peak", seed=3).normalization == "peak"
     assert (VisionConfig("digits").total_steps, VisionConfig("digits", total_steps=7).total_steps) == (1000, 7)
 
@@ -124,7 +123,7 @@ def test_short_names_of_options(words):
 @pytest.mark.parametrize("option", [["--episodes", "5"], ["--agent", "cet"], ["--seed", "0"]])
 def test_options_of_eval_that_mean_nothing_to_a_data_set_are_refused(option, tmp_path):
     (tmp_path / "config.yaml").write_text("task: mnist\n")
-    assert_refused(here("eval", str(tmp_path), *option), f"{option[0]} does not apply to a run of mnist")
+    assert_refused(here("eval", str(tmp_path), *option), f"{option[0]} does not apply to mnist")
     assert_refused(here("eval", str(tmp_path)), "has no checkpoint yet")
 
 
@@ -194,8 +193,7 @@ def test_a_run_takes_ten_checkpoints_or_as_many_as_are_asked_for(tmp_path, monke
     words = ["train", *command.split(), "--quiet", "--run-dir", str(tmp_path / "run")]
     total = int(words[words.index("--total-steps") + 1])
     for more, count in (([], 10), (["--checkpoint-every", str(total // 20)], 20)):
-        assert main([*words[:-1], str(tmp_path / str(count)), *more]) == 0
-        assert len(saves) == count
+        assert (main([*words[:-1], str(tmp_path / str(count)), *more]), len(saves)) == (0, count)
         saves.clear()
         found.append(json.loads((tmp_path / str(count) / "summary.json").read_text())["metrics"])
     assert found[0] == found[1]

@@ -180,8 +180,7 @@ def test_collections_become_rollouts(monkeypatch):
     steps = torch.tensor([[0, 1, 2] * 4, [0, 1, 2, 3] * 3]).T
     episodes = torch.tensor([[t // 3 for t in range(12)], [t // 4 for t in range(12)]]).T
     numbers = torch.tensor([[0, 1]] * 12)
-    expected = torch.stack([numbers, episodes, steps], -1)
-    torch.testing.assert_close(all_steps["observations"].long(), expected)
+    torch.testing.assert_close(all_steps["observations"].long(), torch.stack([numbers, episodes, steps], -1))
     torch.testing.assert_close(all_steps["starts"], (steps == 0).float())
     last = steps == torch.tensor([2, 3])
     torch.testing.assert_close(all_steps["terminated"], (last & (episodes % 2 == 0)).float())
@@ -299,8 +298,7 @@ def test_trains_logs_and_goes_on_from_what_was_saved(tmp_path):
 
 
 def test_acts_like_any_policy_of_tianshou():
-    algorithm = make(Script(0), networks={"deterministic_eval": True})
-    policy = algorithm.policy
+    policy = make(Script(0), networks={"deterministic_eval": True}).policy
     observation = np.ones(3, np.float32)
     assert policy.compute_action(observation) in (5, 6)
     assert policy.map_action(np.array([0, 1])).tolist() == [5, 6]
@@ -312,8 +310,7 @@ def test_acts_like_any_policy_of_tianshou():
 
     pendulum = gym.make("Pendulum-v1")
     policy = make(pendulum).policy
-    action = policy.compute_action(pendulum.observation_space.sample())
-    assert pendulum.action_space.contains(action)
+    assert pendulum.action_space.contains(policy.compute_action(pendulum.observation_space.sample()))
     assert policy.map_action(np.array([[-9.0], [9.0]])).tolist() == [[-2], [2]]
 
 
@@ -407,8 +404,7 @@ def test_names_of_tianshou():
 @pytest.mark.parametrize("delay", ["0.4", "2"])
 def test_the_example_trains_a_tianshou_agent_on_delayed_rewards(delay, capsys):
     example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "tianshou_delayed_reward.py"))
-    env = example["build_env"]("CartPole-v1", float(delay))
-    assert isinstance(env, DelayedReward)
+    assert isinstance(example["build_env"]("CartPole-v1", float(delay)), DelayedReward)
     mean = example["main"](["--delay", delay, "--steps", "300", "--num-envs", "2"])
     assert 8 <= mean <= 500
     assert f"rewards {delay} s late: return {mean:.1f} over 20 episodes" in capsys.readouterr().out

@@ -16,11 +16,13 @@ from scipy.integrate import quad
 from scipy.linalg import expm, solve_discrete_lyapunov
 
 from cet_rl import CET, ET, LTPLTD, FiniteKernel, Legendre, Optimal, PerfectMemory, SharpCET, Trace, register_trace
+from cet_rl.agents import CETActorCritic
 from cet_rl.cli import main
 from cet_rl.cli.traces import float32_error
 from cet_rl.cli.train import parse_arguments
+from cet_rl.rl.config import RLConfig
 from cet_rl.traces.legendre import RIDGE, legendre_transition, sharpest_readout
-from cet_rl.traces.registry import TRACES, TraceConfig, find_trace, parse_trace_options
+from cet_rl.traces.registry import TRACES, TraceConfig, _options, find_trace, parse_trace_options
 from cet_rl.traces.sharp import laguerre_share, laguerre_transition
 
 GRID = [(order, delay) for order in range(2, 13) for delay in (1, 2, 3, 7, 10, 40, 160, 640, 1000)]
@@ -113,8 +115,7 @@ def test_states_kernel_support_and_normalisation_agree(trace):
 
 def test_classical_trace():
     assert ET.from_delay(40).decay == pytest.approx(math.exp(-1 / 40), rel=1e-15)
-    kernel = ET(0.9, "peak").kernel(50).numpy()
-    np.testing.assert_allclose(kernel, 0.9 ** np.arange(50), rtol=1e-12)
+    np.testing.assert_allclose(ET(0.9, "peak").kernel(50).numpy(), 0.9 ** np.arange(50), rtol=1e-12)
 
 
 def test_ltp_ltd_is_the_difference_of_two_exponentials():
@@ -134,8 +135,7 @@ def test_ltp_ltd_is_the_difference_of_two_exponentials():
 def test_memories_without_states_are_their_numbers():
     assert PerfectMemory(3).kernel(6).tolist() == [0, 0, 0, 1, 0, 0]
     assert PerfectMemory(3).transition() is None
-    assert PerfectMemory(0, "peak").kernel(2).tolist() == [1, 0]
-    assert PerfectMemory(7).support == (7, 8)
+    assert (PerfectMemory(0, "peak").kernel(2).tolist(), PerfectMemory(7).support) == ([1, 0], (7, 8))
     trace = FiniteKernel([0, 1, -3, 0], delay_steps=2, normalization="area")
     assert (trace.kernel(5).tolist(), trace.support, trace.states) == ([0, 0.25, -0.75, 0, 0], (1, 3), 0)
     assert trace.sharpness == 0.9
@@ -253,14 +253,12 @@ def test_tolerance_trades_sharpness_for_forgiveness():
     assert np.mean([wide.share(lag) for lag in within]) == pytest.approx(0.086, abs=5e-4)
     assert (Optimal(10, 50, tolerance=0.2).kernel(200).argmax()) == 45
     for tolerance in (1e-9, 0.0199):  # fewer than one step
-        small = Optimal(10, 50, tolerance=tolerance)
-        assert torch.equal(small.kernel(300), exact.kernel(300))
+        assert torch.equal(Optimal(10, 50, tolerance=tolerance).kernel(300), exact.kernel(300))
     assert Optimal(10, 50, tolerance=0.02).delay_range == (49, 51)
 
 
 def test_enough_states_are_a_shift_register():
-    assert Optimal(10, 9).kernel(20).tolist() == [0.0] * 9 + [1.0] + [0.0] * 10
-    assert Optimal(20, 9).states == 10
+    assert (Optimal(10, 9).kernel(20).tolist(), Optimal(20, 9).states) == ([0.0] * 9 + [1.0] + [0.0] * 10, 10)
     assert Optimal(12, 7, tolerance=0.4).kernel(12).tolist() == [0.0] * 5 + [0.2] * 5 + [0.0] * 2
     assert SharpCET(10, 5).kernel(7).tolist() == [0.0] * 5 + [1.0, 0.0]
     assert Optimal(1, 10).transition().M.item() == pytest.approx(math.sqrt(10 / 11))
@@ -289,6 +287,25 @@ def test_a_trace_of_ones_own_has_its_own_default_order_and_takes_lists():
     given = TraceConfig("test_traces:Turning", options={"readout": [1.0, -2.0]})
     assert given.build(10) == Turning(10, 2, "peak", readout=(1.0, -2.0))
     assert given.build(10).kernel(20).max() == pytest.approx(1)
+
+
+def test_the_defaults_of_a_trace_of_ones_own_are_saved(monkeypatch, tmp_path):
+    """Its author may change them: an agent and a run folder keep those that they were made with."""
+    config = RLConfig("CartPole-v1", delay=2.0, trace="test_traces:Turning", trace_options=("damping=0.9",))
+    saved = config.resolved()
+    assert (saved.order, saved.trace_options) == (2, ("readout=[-3.0, 0.0]", "damping=0.9"))
+    assert (saved.resolved(), saved.label) == (saved, config.label)
+    assert RLConfig("CartPole-v1", delay=2.0, trace="ltp-ltd").resolved().trace_options == ()
+    agent = CETActorCritic("MlpPolicy", "CartPole-v1", delay=2.0, trace=Turning(10), n_steps=4)
+    agent.save(tmp_path / "agent")
+    monkeypatch.setattr(Turning.__init__, "__defaults__", (3, "area", 0.5, (1.0, 1.0)))
+    _options.cache_clear()
+    again = replace(saved), replace(config, trace_options=(), order=None).resolved()
+    made = [each.trace_config.build(10) for each in again]
+    made += [CETActorCritic.load(tmp_path / "agent").learner_config.trace.build(10)]
+    _options.cache_clear()
+    peak, area = (Turning(10, 2, scale, 0.9, (-3.0, 0.0)) for scale in ("peak", "area"))
+    assert made == [peak, Turning(10, 3, "peak", 0.5, (1.0, 1.0)), area]
 
 
 def test_a_closed_form_may_be_silent_for_long():
@@ -380,6 +397,26 @@ class Nothing(Trace):
         return None
 
 
+@dataclass(frozen=True)
+class Raising(Trace):
+    def transition(self):
+        return 1 / 0
+
+
+def hidden():
+    return type("Hidden", (Turning,), {"__qualname__": "hidden.<locals>.Hidden"})(10)
+
+
+def raising(delay_steps):
+    return "trace" + delay_steps
+
+
+@dataclass(frozen=True)
+class Torn(CET):
+    def unscaled_kernel(self, length):
+        return super().unscaled_kernel(length) * np.arange(length)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -414,6 +451,10 @@ class Nothing(Trace):
         (lambda: constant("M", 1, 2).transition(), "must return M, K and C"),
         (lambda: constant([[0.5 + 0.1j]], [1], [1]).transition(), "M, K and C of real numbers"),
         (lambda: constant([GROWN], [1], [1]).transition(), "M, K and C of real numbers"),
+        (lambda: Torn(3, 10).kernel(4), "unscaled_kernel and transition of Torn define different kernels"),
+        (lambda: Raising().transition(), r"Raising.transition\(\) fails: ZeroDiv.*test_traces.py, line"),
+        (lambda: TraceConfig("test_traces:raising"), "raising cannot be built: TypeError: .*test_traces.py, line"),
+        (lambda: TraceConfig.for_delay(2.0, hidden()).as_keywords(2.0), "could not be loaded by its name"),
         (lambda: Nothing().transition(), "without states, use a cet_rl.FiniteKernel"),
         (lambda: CET(4, 5, "area", "approximate"), "discretization must be one of exact, official"),
         (lambda: TraceConfig("legendre", options={"discretization": "official"}), "only 'cet' takes one"),

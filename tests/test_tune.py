@@ -65,8 +65,7 @@ def test_a_search_scores_the_mean_over_seeds_writes_the_best_and_goes_on_to_more
         assert search.run() == 0
     assert_holds(capfd.readouterr().err, "2 trials so far; going on to 4; 2 at a time", "[4/4] test_loss")
     trials, folder = search.study.get_trials(), search.folder
-    assert ran(folder.path) == {0: 4, 1: 4}
-    assert len({trial.params["lr"] for trial in trials}) == 4
+    assert (ran(folder.path), len({trial.params["lr"] for trial in trials})) == ({0: 4, 1: 4}, 4)
     assert [trial.value for trial in trials] == pytest.approx([0.5 + loss_of(trial) for trial in trials])
     rows = rows_of(folder.table_file)
     assert [(row["state"], float(row["test_loss"]), float(row["lr"])) for row in rows] == [
@@ -127,8 +126,7 @@ def test_trials_that_diverge_are_pruned_those_that_crash_fail_and_a_full_disk_le
 
 def test_parameters_drawn_again_are_not_run_again(tmp_path):
     search = search_of(tmp_path, trials=3, workers=1, space={"lr": {"choices": [0.1]}})
-    assert (search.run(), states(search)) == (0, ["COMPLETE"] * 3)
-    assert ran(search.folder.path) == {0: 1, 1: 1}
+    assert (search.run(), states(search), ran(search.folder.path)) == (0, ["COMPLETE"] * 3, {0: 1, 1: 1})
 
 
 DRIVER = "import sys; from test_tune import search_of; sys.exit(search_of(sys.argv[1], trials=2).run())"
@@ -290,13 +288,11 @@ def test_what_is_drawn_depends_on_the_trial_and_not_on_the_process(kind):
             if number in restarts:
                 study.sampler = trial_sampler(kind)
                 trial = optuna.Trial(study, trial._trial_id)
-            y = trial.suggest_float("y", 0, 1)
-            study.tell(trial, (x - 0.5) ** 2 + y)
+            study.tell(trial, (x - 0.5) ** 2 + trial.suggest_float("y", 0, 1))
         return [trial.params for trial in study.get_trials()]
 
     whole = drawn(())
-    assert drawn((3, 12, 15)) == whole
-    assert len({value for params in whole for value in params.values()}) == 32
+    assert (drawn((3, 12, 15)), len({value for params in whole for value in params.values()})) == (whole, 32)
 
 
 def test_importances_tell_what_matters(tmp_path):

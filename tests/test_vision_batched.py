@@ -245,8 +245,7 @@ def test_finished_runs_are_left_alone(folders, tmp_path, capsys):
     assert train_batch(RUNS, folders) == list(folders)
     assert capsys.readouterr().err.count(" is finished; its results are in ") == 3
     assert train_batch([*RUNS, replace(RUNS[0], seed=9)], [*folders, tmp_path / "new"], quiet=True)
-    assert before == [files(folder) for folder in folders]
-    assert summary(tmp_path / "new")["status"] == "finished"
+    assert (before, summary(tmp_path / "new")["status"]) == ([files(folder) for folder in folders], "finished")
 
 
 def test_default_folders_and_what_is_said(elsewhere, capsys):

@@ -160,8 +160,7 @@ def test_networks_and_their_layers(task, values, network, widths, layers):
     config = VisionConfig(task, **values)
     assert (config.network, config.widths, config.layers) == (network, widths, layers)
     resolved = resolve(config)
-    assert (resolved.model, resolved.hidden) == (network, widths)
-    assert resolve(resolved) == resolved
+    assert (resolved.model, resolved.hidden, resolve(resolved)) == (network, widths, resolved)
 
 
 def test_a_resolved_configuration_leaves_nothing_to_choose():
@@ -170,7 +169,7 @@ def test_a_resolved_configuration_leaves_nothing_to_choose():
     assert config.device in ("cpu", "cuda")
     assert config.threads >= 1
     assert (resolve(VisionConfig("digits")).trace, resolve(VisionConfig("digits")).order) == ("none", None)
-    with pytest.raises(ValueError, match="--device must be auto, cpu or cuda, got 'tpu'"):
+    with pytest.raises(ValueError, match="--device must be one of auto, cpu, cuda, got 'tpu'"):
         resolve(VisionConfig("digits", device="tpu"))
 
 
@@ -205,8 +204,7 @@ def test_tuned_defaults():
     assert parse_arguments(["digits"]).config == VisionConfig("digits", total_steps=1000)
     assert parse_arguments(["digits", "--total-steps", "9"]).config.total_steps == 9
     for task in set(DATASETS) - {"digits"}:
-        assert tuned_defaults(task, VisionConfig) == {}
-        assert parse_arguments([task]).config == VisionConfig(task)
+        assert (tuned_defaults(task, VisionConfig), parse_arguments([task]).config) == ({}, VisionConfig(task))
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(1000, 0.1), (50, 0.2), (7, 0.5), (20_000, 0.1), (1000, 0.999)])
@@ -219,8 +217,7 @@ def test_the_learning_rate_rises_and_falls(total, warmup):
     for step in range(rise, total + 1):
         angle = math.pi * (step - rise) / (total - rise)
         assert rates[step] == pytest.approx(0.55 + 0.45 * math.cos(angle), rel=1e-14)
-    assert rates[total] == pytest.approx(0.1, rel=1e-14)
-    assert rates[:rise] == sorted(rates[:rise])
+    assert (rates[total], rates[:rise]) == (pytest.approx(0.1, rel=1e-14), sorted(rates[:rise]))
     assert rates[rise:] == sorted(rates[rise:], reverse=True)
     assert all(0 < rate <= 1 for rate in rates)
     quarter = 0.6 * math.pi**2 / (total - rise) ** 2  # how far the last update is from the cosine's end

@@ -94,8 +94,7 @@ def test_with_a_delay_only_gradients_change(build, in_shape):
 @MODELS
 def test_the_model_given_stays_as_it_is(build, in_shape):
     model, same = build(), build()
-    converted = convert(model, **LATE)
-    train(converted, in_shape)
+    train(convert(model, **LATE), in_shape)
     assert not traced_layers(model)
     assert repr(model) == repr(same)
     assert_equal(model.state_dict().values(), same.state_dict().values())
@@ -247,8 +246,7 @@ def test_every_layer_of_a_network_is_that_of_the_loop(kind, error_at):
         )
         case.plain.load_state_dict(plain[int(name)].state_dict())
         seen, output = signals[name]
-        expected = case.split(case.gradients(seen, output.grad, 9).sum(0))
-        assert_same([layer.weight.grad, layer.bias.grad], expected)
+        assert_same([layer.weight.grad, layer.bias.grad], case.split(case.gradients(seen, output.grad, 9).sum(0)))
 
 
 @pytest.mark.parametrize(
@@ -422,5 +420,4 @@ def test_a_layer_in_two_places():
 
 def test_an_activation_in_place_after_a_layer():
     """torch allows it after its own layers, which do not need their output."""
-    layer = convert(nn.Linear(3, 2), delay=0.2)
-    layer(torch.randn(4, 3)).relu_().sum().backward()
+    convert(nn.Linear(3, 2), delay=0.2)(torch.randn(4, 3)).relu_().sum().backward()

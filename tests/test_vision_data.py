@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cet_rl.vision import data
 from cet_rl.vision.data import Batches, load
-from cet_rl.vision.datasets import DATASETS, Dataset, ImageData, ImageSet, ParquetImages
+from cet_rl.vision.datasets import DATASETS, Dataset, ImageData, ImageSet, ParquetImages, register_dataset
 from cet_rl.vision.models import image_network
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra vision")
@@ -108,6 +108,13 @@ def test_images_of_a_third_party_are_looked_at(monkeypatch):
         assert message in refusal("mine", None)
     monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: (images, labels)))
     assert "the loader of mine must return ImageData, got tuple" in refusal("mine", None)
+    both = ImageData("mine", ImageSet(images, labels), ImageSet(images, labels), 2.0)
+    monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: both))
+    assert "classes of mine must be a whole number, got 2.0" in refusal("mine", None)
+    monkeypatch.setitem(DATASETS, "mine", Dataset("", "mlp", lambda *_: {}["image"]))
+    assert "the loader of mine fails: KeyError: 'image' (test_vision_data.py, line" in refusal("mine", None)
+    with pytest.raises(ValueError, match="the loader of other must be a function, module:Name or Parquet"):
+        register_dataset("other", "one more", 42)
 
 
 def test_validation_leaves_the_test_images_alone():
@@ -131,8 +138,7 @@ def test_without_the_extra(tmp_path, monkeypatch, name, package):
     for module in [each for each in sys.modules if each.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)  # an ImportError, wherever it is imported
-    folder = None if package in ("sklearn", "huggingface_hub") else tmp_path
-    message = refusal(name, folder)
+    message = refusal(name, None if package in ("sklearn", "huggingface_hub") else tmp_path)
     assert f"{name} needs {package}" in message
     assert "pip install 'cet-rl[vision]'" in message
 

@@ -99,8 +99,7 @@ def test_alignment_is_the_cosine_with_what_is_due(case, extra, matrix):
         parameters, _ = use(layer, x, error)
     each = [case.images(x, error, stream) for stream in range(case.streams)]
     truth = sum(arrived(case, images, range(steps), 0, steps) for images in each).flatten()
-    learned = parameters[0].flatten()
-    assert layer.alignment == pytest.approx(cosine(learned, truth), abs=1e-9, nan_ok=True)
+    assert layer.alignment == pytest.approx(cosine(parameters[0].flatten(), truth), abs=1e-9, nan_ok=True)
     layer.alignment = 2.0
     use(layer, x, error)
     assert layer.alignment == 2.0  # measured only where asked for
@@ -195,8 +194,7 @@ def test_mixed_precision(case, mode, seen_in):
                 y = layer(leaf)
             assert y.dtype == (torch.bfloat16 if mixed else torch.float32)
             y.backward(error.to(y.dtype))
-        assert {p.grad.dtype for p in layer.parameters()} == {torch.float32}
-        assert leaf.grad.dtype == leaf.dtype
+        assert ({p.grad.dtype for p in layer.parameters()}, leaf.grad.dtype) == ({torch.float32}, leaf.dtype)
         results.append([*(p.grad for p in layer.parameters()), leaf.grad.float()])
     for exact, rounded in zip(*results, strict=True):
         assert (exact - rounded).norm() <= 0.05 * exact.norm()
@@ -211,8 +209,7 @@ def seen_moments(layer, steps):
 @BOTH
 def test_float32_is_close_to_float64(case):
     x, error = case.batch(40)
-    expected = use(case.layer(), x, error)[0]
-    assert_same(use(case.layer().float(), x.float(), error.float())[0], expected, 1e-4)
+    assert_same(use(case.layer().float(), x.float(), error.float())[0], use(case.layer(), x, error)[0], 1e-4)
 
 
 @BOTH

@@ -173,8 +173,7 @@ def test_an_ensemble_in_vmap_learns_from_late_credit():
 def test_a_frozen_model_within_torch_func_takes_a_batch_of_any_length():
     late, x = late_network()
     late.requires_grad_(False)
-    each = torch.func.vmap(lambda image: late(image[None])[0])(x)
-    torch.testing.assert_close(each, late(x))
+    torch.testing.assert_close(torch.func.vmap(lambda image: late(image[None])[0])(x), late(x))
     torch.testing.assert_close(torch.func.jacrev(late)(x[:1]), torch.autograd.functional.jacobian(late, x[:1]))
 
 

@@ -65,8 +65,7 @@ def test_batches_are_one_stretch_of_time(case, lengths, wide):
     if wide and case.kernel_size is None:
         case = replace(case, n_in=case.n_in + 30, n_out=case.n_out + 30)
     x, error = case.batch(sum(lengths))
-    found = in_turn(case.layer(streaming=True), x, error, lengths)
-    assert_same(found, looped(case, x, error, lengths))
+    assert_same(in_turn(case.layer(streaming=True), x, error, lengths), looped(case, x, error, lengths))
 
 
 @given(
@@ -287,13 +286,11 @@ def test_numbers_that_are_not_finite_are_named():
 def test_float32_is_close_to_float64(case):
     x, error = case.batch(40)
     expected = in_turn(case.layer(streaming=True), x, error, [8] * 5)
-    found = in_turn(case.layer(streaming=True).float(), x.float(), error.float(), [8] * 5)
-    assert_same(found, expected, 1e-4)
+    assert_same(in_turn(case.layer(streaming=True).float(), x.float(), error.float(), [8] * 5), expected, 1e-4)
 
 
 def test_huge_numbers_are_finite():
-    layer = STATES.layer(streaming=True).float()
-    layer(torch.full((8, 4), 3e38)).backward(torch.zeros(8, 3))
+    STATES.layer(streaming=True).float()(torch.full((8, 4), 3e38)).backward(torch.zeros(8, 3))
 
 
 @FORMS

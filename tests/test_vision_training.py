@@ -91,8 +91,7 @@ def test_without_a_delay_it_is_plain_backpropagation_bit_for_bit(digits, network
     plain = image_network((1, 8, 8), 10, channels, config.hidden, generator=generator).to(memory_format=last)
     assert_same(learner.network.state_dict(), plain.state_dict())
     assert config.total_steps * config.batch_size > 2 * len(digits.train)  # more than one epoch
-    losses = [learner.advance().item() for _ in range(config.total_steps)]
-    assert losses == plain_loop(plain, digits, config)
+    assert [learner.advance().item() for _ in range(config.total_steps)] == plain_loop(plain, digits, config)
     assert_same(learner.network.state_dict(), plain.state_dict())
     assert learner.step == config.total_steps
 
@@ -216,8 +215,7 @@ def network(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that was let finish."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    return run(folder, "--delay", 2, "--order", 6, "--total-steps", 60)
+    return run(tmp_path_factory.mktemp("finished") / "run", "--delay", 2, "--order", 6, "--total-steps", 60)
 
 
 def test_a_run_folder(finished):
@@ -226,8 +224,8 @@ def test_a_run_folder(finished):
     checkpoints = sorted(path.name for path in (finished / "checkpoint").iterdir())
     assert checkpoints == ["network.previous.zip", "network.zip"]
     found = summary(finished)
-    expected = "task agent seed status steps wall_seconds steps_per_second metrics versions"
-    assert list(found) == expected.split()
+    names = "task agent seed status steps wall_seconds steps_per_second metrics versions"
+    assert list(found) == names.split()
     assert (found["task"], found["agent"], found["seed"]) == ("digits", "mlp", 0)
     assert (found["status"], found["steps"]) == ("finished", 60)
     assert list(found["metrics"]) == ["test_accuracy", "test_loss"]
@@ -296,8 +294,7 @@ def test_validation_has_names_of_its_own(tmp_path, capsys):
 def test_every_kind_of_trace_trains(digits, kind, options):
     line = ["digits", "--hidden", "16", "--delay", "0.6", "--trace", kind, "--lr", "1e-2", "--total-steps", "60"]
     learner = ImageLearner(resolve(parse_arguments([*line, *options]).config), digits)
-    losses = [learner.advance(measure=step > 10).item() for step in range(60)]
-    assert np.isfinite(losses).all()
+    assert np.isfinite([learner.advance(measure=step > 10).item() for step in range(60)]).all()
     assert learner.test()[0] > 0.25
     assert all(layer.alignment > 0 for layer in traced_layers(learner.network).values())
 
@@ -360,8 +357,7 @@ def test_the_last_good_checkpoint_survives(tmp_path, monkeypatch, bad, good):
     assert all(value.isfinite().all() for value in tensors.values())
     monkeypatch.undo()
     run(folder, "--delay", 0.6, "--total-steps", 130, "--resume")  # whatever the reason was, it is gone
-    whole = run(tmp_path / "whole", "--delay", 0.6, "--total-steps", 130)
-    assert_same(network(folder), network(whole))
+    assert_same(network(folder), network(run(tmp_path / "whole", "--delay", 0.6, "--total-steps", 130)))
     assert summary(folder)["status"] == "finished"
 
 
@@ -596,5 +592,4 @@ def test_draws_of_jitter_differ_by_update_and_seed(digits, monkeypatch):
     )
     for seed in (0, 0, 1):
         advanced(make(digits, delay=0.6, jitter=0.5, seed=seed), 2)
-    assert drawn[:2] == drawn[2:4]
-    assert len({*drawn}) == 4
+    assert (drawn[:2], len({*drawn})) == (drawn[2:4], 4)

@@ -141,9 +141,7 @@ def make_head(action_space: spaces.Space[Any], log_std: float = 0.0) -> Distribu
     real = isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating)
     if real and len(action_space.shape or ()) == 1:
         return DiagonalGaussian(spaces.flatdim(action_space), log_std)
-    raise ValueError(
-        f"the actor needs discrete actions or a Box of real vectors, this environment has {action_space}"
-    )
+    raise ValueError(f"the actor needs discrete actions or a Box of real vectors, got {action_space}")
 
 
 def check_observations(space: spaces.Space[Any]) -> spaces.Box:

@@ -124,8 +124,7 @@ class StoredAlgorithm(OnPolicyAlgorithm):
             saved = data["arguments"]
             if changed := ", ".join(sorted(n for n, value in fixed.items() if not _is_saved(value, saved.get(n)))):
                 raise ValueError(f"{changed} cannot be changed on loading, only {', '.join(_CHANGEABLE)}")
-            rate = schedule_from_data(saved["learning_rate"])
-            arguments = {**saved, "learning_rate": rate, **kwargs}
+            arguments = {**saved, "learning_rate": schedule_from_data(saved["learning_rate"]), **kwargs}
             model = cls(policy, None, device=device, _init_setup_model=False, **arguments)  # type: ignore[arg-type]
             if data["policy"] != model.policy_class.__name__:
                 raise ValueError(f"{path} was saved with the policy {data['policy']}: pass it as policy=")

@@ -31,7 +31,7 @@ from cet_rl.agents.learner import ActorCriticLearner, Rollout
 from cet_rl.agents.policy import CETPolicy, check_spaces
 from cet_rl.agents.rollouts import collect
 from cet_rl.agents.saving import MADE_FOR_NON_NEGATIVE, StoredAlgorithm, schedule_from_data, schedule_to_data
-from cet_rl.envs.vector import describe_delay, shared_attribute
+from cet_rl.envs.vector import shared_attribute
 from cet_rl.runs import archive
 from cet_rl.runs.optimizers import Adam
 from cet_rl.traces.base import Trace, check_whole
@@ -158,8 +158,7 @@ class CETActorCritic(StoredAlgorithm):
             env_timing = shared_attribute(self.env, "credit_timing") or env_timing
         seconds = (clock or BEHAVIOURAL_STEP) if step_duration is None else step_duration
         delay = (env_timing.delay or implied_delay(trace, seconds)) if delay is None else delay
-        stacked = bool(env_timing.stacked if stacked is None else stacked)
-        self.timing = CreditTiming(delay, seconds, stacked)
+        self.timing = CreditTiming(delay, seconds, bool(env_timing.stacked if stacked is None else stacked))
         self.learner_config = learner_config(self.timing, trace, order=order, **learning)
         if self.env is not None:
             self.check_environment()
@@ -255,8 +254,7 @@ class CETActorCritic(StoredAlgorithm):
             raise ValueError("traces belong to the policy that was replaced: use policy.load_state_dict instead")
         if self.env is None:
             raise ValueError("there is no environment to learn in: use set_env, or load(path, env)")
-        total = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
-        self.timing.check_run(total, self.n_envs)
+        self.timing.check_run(total_timesteps + (0 if reset_num_timesteps else self.num_timesteps), self.n_envs)
         self._statistics_every = log_interval or sys.maxsize
         if reset_num_timesteps:
             self._updates_at_start = self._n_updates
@@ -330,8 +328,8 @@ class CETActorCritic(StoredAlgorithm):
             )
         if theirs and not (same_time(theirs.delay, ours.delay) and theirs.stacked == ours.stacked):
             raise ValueError(
-                f"the agent's credit is {describe_delay(ours)} late, the environment says "
-                f"{describe_delay(theirs)}: leave the agent's delay out to take the environment's"
+                f"the agent's credit is {ours} late, the environment says {theirs}: leave the agent's delay out "
+                "to take the environment's"
             )
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -353,7 +351,7 @@ class CETActorCritic(StoredAlgorithm):
         layers = " → ".join(str(size) for size in (actor.layers[0].n_pre, *(each.n_post for each in actor.layers)))
         return (
             f"{type(self).__name__}(trace={trace.build(max(timing.layer_delays))}, "
-            f"delay={describe_delay(timing)!r}, delay_steps={timing.layer_delays}, actor={layers!r}, "
+            f"delay={str(timing)!r}, delay_steps={timing.layer_delays}, actor={layers!r}, "
             f"num_envs={self.n_envs}, n_steps={self.n_steps}, num_timesteps={self.num_timesteps})"
         )
 

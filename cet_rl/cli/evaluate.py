@@ -66,11 +66,8 @@ def run(arguments: Sequence[str]) -> int:
     given = asdict(parsed).items()
     options = {name: value for name, value in given if name != "run" and value is not None and value is not False}
     for name in options.keys() - set(task_kind.evaluation_options):
-        raise ValueError(
-            f"{flag(name)} does not apply to a run of {values['task']} ({task_kind.title}): leave it out"
-        )
+        raise ValueError(f"{flag(name)} does not apply to {values['task']} ({task_kind.title}): leave it out")
     if parsed.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame fails where there is no display
-    checkpoint = folder.require_checkpoint("evaluate")
-    print(task_kind.training().evaluate_run(values, checkpoint, **options))
+    print(task_kind.training().evaluate_run(values, folder.require_checkpoint("evaluate"), **options))
     return 0

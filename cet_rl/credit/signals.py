@@ -45,9 +45,8 @@ class Signals:
         for name, shape in expected.items():
             found = getattr(self, name)
             if found is not None and found.shape != shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(found.shape)}, expected {shape} (pre: {tuple(self.pre.shape)})"
-                )
+                pre = tuple(self.pre.shape)
+                raise ValueError(f"{name} has shape {tuple(found.shape)}, expected {shape} (pre: {pre})")
 
     def modulation(self) -> tuple[Tensor, Tensor]:
         """Return η and s, shape (T, E) each, as tensors even where they are None."""

@@ -21,11 +21,11 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from cet_rl.envs.cartpole import OURS
 from cet_rl.envs.snapshot import capture, register_snapshot, restore
 from cet_rl.envs.tasks import register_minatar
-from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, own_clock, seconds_a_step
+from cet_rl.envs.wrappers import DelayedCredit, Env, StepClock, seconds_a_step
 from cet_rl.runs.plugins import import_named, load_plugins
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import check_whole
-from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming, same_time
+from cet_rl.traces.timing import BEHAVIOURAL_STEP, CreditTiming
 
 _SB3_NAMES = {
     "n_envs": "num_envs=",
@@ -71,8 +71,10 @@ def make_env(
     """
     if stacked and delay is None:
         raise ValueError("stacked=True has no meaning without a delay: give delay=")
+    if callable(wrappers):
+        raise ValueError(f"wrappers must be a list of functions or classes, got {wrappers!r}")
     if callable(task):
-        env = task(**kwargs)
+        env = _made_by(task, task(**kwargs))
         if max_episode_steps is not None:
             env = gym.wrappers.TimeLimit(env, max_episode_steps)
     else:
@@ -82,19 +84,18 @@ def make_env(
             env = gym.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True, **kwargs)
         except (ImportError, gym.error.DependencyNotInstalled) as error:
             raise ValueError(f"environment {task!r} needs a package that is not installed: {error}") from None
-    seconds = seconds_a_step(env, step_duration)
-    if own_clock(env) is None:
-        env = StepClock(env, seconds)
+    env = StepClock(env, seconds_a_step(env, step_duration))
     for wrapper in wrappers:  # around the clock, so that they can read it
-        env = wrapper(env)
+        env = _made_by(wrapper, wrapper(env))
     if delay is None:
         return Monitor(env)
-    credited = DelayedCredit(env, delay, stacked=stacked)
-    own = env.get_wrapper_attr("credit_timing") if env.has_wrapper_attr("credit_timing") else None
-    if own is not None and not (same_time(own.delay, credited.credit_timing.delay) and own.stacked == stacked):
-        here, asked = describe_delay(own), describe_delay(credited.credit_timing)
-        raise ValueError(f"the environment says that credit is {here} late, not {asked} (--delay, --stacked)")
-    return Monitor(credited)
+    return Monitor(DelayedCredit(env, delay, stacked=stacked))
+
+
+def _made_by(maker: object, env: object) -> Env:
+    if not isinstance(env, gym.Env):
+        raise ValueError(f"{maker!r} must return a gymnasium.Env, got {env!r}")
+    return env
 
 
 def make_vec_env(
@@ -346,11 +347,6 @@ def shared_attribute(env: VecEnv, name: str) -> Any:
     for other in others:
         if other != first:
             what = "delay" if isinstance(other, CreditTiming) else "clock"
-            shown = [describe_delay(v) if isinstance(v, CreditTiming) else f"{v:g} s" for v in (first, other)]
+            shown = [str(v) if isinstance(v, CreditTiming) else f"{v:g} s" for v in (first, other)]
             raise ValueError(f"environments side by side must have one {what}, these have {' and '.join(shown)}")
     return first
-
-
-def describe_delay(timing: CreditTiming) -> str:
-    """Format a delay: "8 s", or "8 s, stacked"."""
-    return f"{timing.delay:g} s{', stacked' * timing.stacked}"

@@ -37,13 +37,23 @@ class StepClock(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Start an episode; the seed is taken modulo 2^32, since many environments refuse larger ones."""
-        return self.env.reset(seed=None if seed is None else seed % 2**32, options=options)
+        found: Any = self.env.reset(seed=None if seed is None else seed % 2**32, options=options)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(
+                f"reset of {self.unwrapped} must return observation and info, not as in the older Gym"
+            )
+        needs, given = self.env.observation_space.shape, np.shape(found[0])
+        if needs not in (None, given):
+            raise ValueError(f"{self.unwrapped} shows observations of shape {given}, its space has {needs}")
+        return found
 
-
-def own_clock(env: Env) -> float | None:
-    """Return the seconds that a step stands for by the environment's own clock, None if it has none."""
-    found = env.get_wrapper_attr("step_duration") if env.has_wrapper_attr("step_duration") else None
-    return None if found is None else CreditTiming(step_duration=found).step_duration
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take one step; raise ValueError unless it is one of Gymnasium's interface."""
+        found: Any = self.env.step(action)
+        if not isinstance(found, tuple) or len(found) != 5 or getattr(found[1], "shape", None):
+            needs = "observation, reward (a number), terminated, truncated and info, not as in the older Gym"
+            raise ValueError(f"step of {self.unwrapped} must return {needs}")
+        return found
 
 
 def seconds_a_step(env: Env, given: float | None) -> float:
@@ -51,7 +61,8 @@ def seconds_a_step(env: Env, given: float | None) -> float:
 
     Raises ValueError for a number that is not that of the environment's clock.
     """
-    own = own_clock(env)
+    found = env.get_wrapper_attr("step_duration") if env.has_wrapper_attr("step_duration") else None
+    own = None if found is None else CreditTiming(step_duration=found).step_duration
     if given is None:
         return own or BEHAVIOURAL_STEP
     given = CreditTiming(step_duration=given).step_duration
@@ -75,8 +86,8 @@ class DelayedCredit(StepClock):
         stacked: whether delays add up from the output layer down (retrograde signalling).
 
     Raises:
-        ValueError: for a delay that is negative, or not a whole number of steps, and for a `step_duration` that is
-            not that of the environment's own clock.
+        ValueError: for a delay that is negative, or not a whole number of steps, and for a clock or delay other
+            than those that the environment itself has.
     """
 
     def __init__(self, env: Env, delay: float, step_duration: float | None = None, stacked: bool = False) -> None:
@@ -84,7 +95,10 @@ class DelayedCredit(StepClock):
         # Called before StepClock's: only the first call records arguments, with which a spec is rebuilt.
         RecordConstructorArgs.__init__(self, delay=delay, step_duration=step_duration, stacked=stacked)
         super().__init__(env, step_duration)
-        self.credit_timing = CreditTiming(delay, self.step_duration, bool(stacked))
+        self.credit_timing = asked = CreditTiming(delay, self.step_duration, bool(stacked))
+        own = env.get_wrapper_attr("credit_timing") if env.has_wrapper_attr("credit_timing") else None
+        if own is not None and not (same_time(own.delay, asked.delay) and own.stacked == asked.stacked):
+            raise ValueError(f"the environment says that credit is {own} late, not {asked} (--delay, --stacked)")
 
 
 class DelayedReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

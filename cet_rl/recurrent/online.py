@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +43,18 @@ class Memory(NamedTuple):
             if key:
                 states[part][key] = tensor
         return cls(**{name: tensor for name, tensor in tensors.items() if "." not in name}, **states)  # type: ignore[arg-type]
+
+
+def checked_step(rule: Rule, state: State, now: StepInputs) -> tuple[State, Tensor]:
+    """Return a rule's new state and gradient; raise ValueError unless they are a dict, and like the weight."""
+    found: Any = rule.step(state, now)
+    if not (isinstance(found, tuple) and [*map(type, found)] == [dict, Tensor]):
+        raise ValueError(f"step of rule {rule.name} must return its new state, a dict, and the gradient, a tensor")
+    gradient, weight = found[1], now.weight
+    if (gradient.shape, gradient.dtype) != (weight.shape, weight.dtype):  # torch would spread a smaller one
+        needs, given = (f"{tuple(each.shape)} {each.dtype}" for each in (weight, gradient))
+        raise ValueError(f"the gradient of rule {rule.name} must be like the weight, {needs}, got {given}")
+    return found[0], gradient
 
 
 @dataclass
@@ -100,10 +112,7 @@ class Online:
         """Return the memory after a step and its mean loss; arguments are those of `run`, without axes of time."""
         weight, weight_out = memory[:2]
         now, readout, error = self.step_inputs(memory[:2], memory.rates, x, label, noise, clock)
-        rule, gradient = self.rule.step(memory.rule, now)
-        if (gradient.shape, gradient.dtype) != (weight.shape, weight.dtype):  # torch would spread a smaller one
-            needs, given = (f"{tuple(each.shape)} {each.dtype}" for each in (weight, gradient))
-            raise ValueError(f"the rule's gradient must be like the weight, {needs}, got {given}")
+        rule, gradient = checked_step(self.rule, memory.rule, now)
         layer, gradient_out = self.readout.step(memory.readout, error, now.rates, clock)
         pending, pending_out = memory.pending + gradient, memory.pending_out + gradient_out
         if (clock + 1) % self.update_every == 0:

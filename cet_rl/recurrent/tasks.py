@@ -95,7 +95,11 @@ class Stream:
         symbols = (self._steps + np.arange(steps)) // self._hold
         first, last = int(symbols[0]), int(symbols[-1]) + 1
         bits = self._bits(first - self._task.memory, last).astype(np.float64)
-        x, y, self._rates = self._task.respond(bits, symbols - first, self._rates)
+        found: Any = self._task.respond(bits, symbols - first, self._rates)
+        if len(found) != 3 or not all(np.isfinite(part).all() for part in found):
+            kind = type(self._task).__name__
+            raise ValueError(f"respond of {kind} must return inputs, labels and rates, all finite")
+        x, y, self._rates = found
         self._steps += steps
         return torch.from_numpy(x).to(self._dtype), torch.from_numpy(y).to(self._dtype)
 
@@ -278,4 +282,6 @@ def build_task(name: str, settings: Any) -> SequenceTask:
     if name not in TASKS:
         raise unknown("task", name, TASKS)
     task: SequenceTask = TASKS[name].build(settings)
+    if not isinstance(task, SequenceTask) or not hasattr(task, "alpha"):
+        raise ValueError(f"task {name} must be a SequenceTask with inputs, outputs and alpha, got {task!r}")
     return task

@@ -34,8 +34,7 @@ def train(config: RecurrentConfig, run_dir: str | Path | None = None, **options:
     Arguments, result and errors are those of `cet_rl.rl.train`; steps are time steps here.
     """
     config = resolve(config)
-    session = Session(config, RECURRENT, run_dir, config.rule, **options)
-    return run([session], SequenceLearner)
+    return run([Session(config, RECURRENT, run_dir, config.rule, **options)], SequenceLearner)
 
 
 def evaluate_run(values: Mapping[str, Any], checkpoint: Path) -> str:

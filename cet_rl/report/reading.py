@@ -188,9 +188,8 @@ def _read_run(location: RunLocation) -> Run:
         arm = "" if location.arm == config.label else clean(location.arm)
     except Exception as error:  # a damaged file can raise anything
         return Run(location.path, "damaged", _reason(source, error))
-    run = Run(
-        location.path, "unfinished", task_kind=task_kind, config=config, arm=arm, sweep=clean(location.sweep)
-    )
+    sweep = clean(location.sweep)
+    run = Run(location.path, "unfinished", task_kind=task_kind, config=config, arm=arm, sweep=sweep)
     if location.planned is not None and location.summary is None:
         return replace(run, status="waiting")
     try:

@@ -61,9 +61,7 @@ def _without_traces(config: RLConfig) -> RLConfig:
     for name, default in sorted(defaults.items()):
         if (value := getattr(config, name)) not in (default, tuned.get(name, default)):
             option = flag(name, value)
-            raise ValueError(
-                f"{option} has no meaning for agent {config.agent}, which has no synaptic traces: leave it out"
-            )
+            raise ValueError(f"{option} has no meaning for agent {config.agent}, without traces: leave it out")
     return replace(config, **defaults)
 
 
@@ -107,8 +105,7 @@ def train_batch(
         ValueError, OSError: for input that cannot be used, before learning begins.
         KeyboardInterrupt: after an interruption, once all checkpoints are written.
     """
-    configs = [resolve(config) for config in configs]
-    sessions = batch_sessions(configs, folders, partial(_session, quiet=quiet))
+    sessions = batch_sessions([resolve(config) for config in configs], folders, partial(_session, quiet=quiet))
     if _run(sessions) == "interrupted":
         raise KeyboardInterrupt
     return [session.folder.path for session in sessions]
@@ -220,9 +217,7 @@ class Training(BaseCallback):
         session.display.quiet |= not shown
         self._name = "" if alone else f"{session.folder.path}: "
         if config.delay and not self.kind.delays_credit:
-            session.say(
-                f"{config.agent} bridges no delay: rewards arrive {config.delay:g} s late in the environment"
-            )
+            session.say(f"{config.agent} bridges no delay: the environment's rewards are {config.delay:g} s late")
         self.agent.set_logger(Logger(str(session.folder.path), [LogWriter(session.log)]))
         if self._log_state is not None:
             restore_pending(self.agent.logger, self._log_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import typing
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from cet_rl.runs.values import checked, flag
 from cet_rl.traces.base import Normalization
 from cet_rl.traces.cascade import Discretization
-from cet_rl.traces.registry import TraceConfig, find_trace, parse_trace_options
+from cet_rl.traces.registry import TraceConfig, parse_trace_options
 from cet_rl.traces.timing import CreditTiming
 
 
@@ -37,8 +38,7 @@ OPEN = ("auto", None)
 @cache
 def marked(kind: type[RunConfig], mark: Mark) -> frozenset[str]:
     """Return the names of the fields with a mark; a field that a subclass overrides keeps its marks."""
-    bases = filter(is_dataclass, kind.__mro__)
-    hints = [typing.get_type_hints(base, include_extras=True) for base in bases]
+    hints = [typing.get_type_hints(base, include_extras=True) for base in filter(is_dataclass, kind.__mro__)]
     return frozenset(
         name for found in hints for name, hint in found.items() if mark in getattr(hint, "__metadata__", ())
     )
@@ -90,8 +90,8 @@ class RunConfig(ABC):
     """Steps to learn for."""
     seed: Annotated[int, Mark.BATCHABLE] = 0
     """Seed of everything that is drawn at random."""
-    device: Annotated[str, Mark.MACHINE] = "auto"
-    """auto, cpu or cuda, which no run of ours has tried. auto: cuda where there is one."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], Mark.MACHINE] = "auto"
+    """No run of ours has tried cuda. auto: cuda where there is one."""
     threads: Annotated[int | None, Mark.MACHINE] = None
     """CPU threads. Default OMP_NUM_THREADS, else 1; more rarely help and change the last digits."""
     alignment: Annotated[bool, Mark.NEUTRAL, Mark.TRACED, Mark.BATCHABLE] = True
@@ -179,15 +179,16 @@ class RunConfig(ABC):
     def resolved(self) -> Self:
         """Return the same configuration with the defaults that depend on other options filled in."""
         trace = self.trace_config
-        order = trace.order_or_default if find_trace(trace.kind).takes_order else self.order
-        return replace(self, trace=trace.kind, order=order)
+        given = {*trace.options, *parse_trace_options(self.trace_options)}
+        words = [f"{name}={json.dumps(value)}" for name, value in trace.defaults.items() if name not in given]
+        return replace(
+            self, trace=trace.kind, order=trace.saved_order, trace_options=(*words, *self.trace_options)
+        )
 
     def on_this_machine(self) -> Self:
         """Return the configuration with this machine's device and threads; ValueError without such a device."""
         import torch  # takes a second
 
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"--device must be auto, cpu or cuda, got {self.device!r}")
         available = torch.cuda.is_available()
         if self.device == "cuda" and not available:
             raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")

@@ -170,9 +170,7 @@ class RunFolder:
             if saved is None:
                 raise ValueError(f"{self.config_file} is damaged: choose another --run-dir")
             if config is not None and (changes := ", ".join(differing(saved, config))):
-                raise ValueError(
-                    f"{self.path} holds a run of another configuration ({changes}): choose another --run-dir"
-                )
+                raise ValueError(f"{self.path} is of another configuration ({changes}): choose another --run-dir")
             if not resume:
                 state = "a finished run" if self.status == "finished" else "an unfinished run"
                 hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")

@@ -16,8 +16,10 @@ import importlib
 import os
 import re
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -58,6 +60,19 @@ def import_attribute(place: str, wanted_by: str) -> Any:
     if found is None:
         raise ValueError(f"{wanted_by}: {module} has nothing named {name!r}")
     return found
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Raise as ValueError, after what failed, any error that a third party's code raises, with its place."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError):
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        named = f"{what}: {type(error).__name__}: {error}"
+        raise ValueError(f"{named} ({os.path.basename(place.filename)}, line {place.lineno})") from error
 
 
 def check_defined(kind: object, name: str) -> None:

@@ -113,7 +113,9 @@ class _SweepRun:
                 self._start()
             if looked:
                 self.display.update({**self.states, **self._starting()})
-            if not self.workers and (stopping or not self._is_waiting()):
+            # Jobs that others run may be left to this sweep when their owners die.
+            left = any(job.state == "running" or self._is_ready(name) for name, job in self.states.items())
+            if not self.workers and (stopping or not left):
                 return
             time.sleep(TICK)
 
@@ -142,8 +144,7 @@ class _SweepRun:
         names = [job.name for job in self.jobs if self._is_ready(job.name)][: max(room, 0)]
         if names:
             if shutil.disk_usage(self.folder.path).free < LEAST_SPACE:
-                full = f"the disk of {self.folder.path} is full: make room, then the same command goes on"
-                raise OSError(full)
+                raise OSError(f"the disk of {self.folder.path} is full: make room, then the same command goes on")
             workers = self.launcher.submit(self.folder, names, retry=bool(self.to_retry))
             self.workers += workers
             self.started.update(name for worker in workers for name in worker.names)
@@ -157,10 +158,6 @@ class _SweepRun:
         state = self.states[name].state
         wanted = state in ("waiting", "partial") or (state == "failed" and name in self.to_retry)
         return wanted and name not in self.started
-
-    def _is_waiting(self) -> bool:
-        """Return whether jobs are left that this sweep may start, now or when their owners die."""
-        return any(state.state == "running" or self._is_ready(name) for name, state in self.states.items())
 
     def _end(self, *, kill: bool) -> None:
         """End all workers and wait for them."""
@@ -289,8 +286,7 @@ def _failures(folder: SweepFolder, states: Mapping[str, JobState]) -> list[str]:
 
 def jobs_table(jobs: Sequence[Job], states: Mapping[str, JobState], rows: int) -> Table:
     """Return a line for each of the most urgent jobs, at most `rows`, in the file's order."""
-    urgency = list(STYLES)
-    urgent = sorted(jobs, key=lambda job: urgency.index(states[job.name].state))
+    urgent = sorted(jobs, key=lambda job: [*STYLES].index(states[job.name].state))
     hidden = {job.name for job in urgent[rows:]}
     caption = f"{len(hidden)} not shown" if hidden else None
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from cet_rl.runs.plugins import naming
 from cet_rl.runs.values import checked
 
 if TYPE_CHECKING:
@@ -220,7 +221,9 @@ def real_numbers(values: object) -> FloatArray:
 @lru_cache(maxsize=256)
 def _constants(trace: Trace) -> Transition | None:
     """Return the constants that the class of a trace defines, checked and not yet scaled."""
-    found, kind = type(trace)._define(trace), type(trace).__name__
+    kind = type(trace).__name__
+    with naming(f"{kind}.transition() fails"):
+        found = type(trace)._define(trace)
     if found is None:
         if type(trace).unscaled_kernel is Trace.unscaled_kernel:
             raise ValueError(f"{kind}.transition() returns nothing: without states, use a cet_rl.FiniteKernel")
@@ -289,8 +292,11 @@ def _rises_again(trace: Trace, length: int, outside: float) -> bool:
     kernel = type(trace).unscaled_kernel
     if kernel is Trace.unscaled_kernel or kernel.__module__.startswith("cet_rl."):
         return False
-    later = trace.unscaled_kernel(4 * length + 2 * (trace.made_for or 0))[length:]
-    return not np.abs(later).sum() <= outside
+    values, constants = trace.unscaled_kernel(4 * length + 2 * (trace.made_for or 0)), _constants(trace)
+    close = 1e-3 * float(abs(values).max())
+    if constants is not None and not np.allclose(values, constants.kernel(len(values)), rtol=0, atol=close):
+        raise ValueError(f"unscaled_kernel and transition of {type(trace).__name__} define different kernels")
+    return not np.abs(values[length:]).sum() <= outside
 
 
 @lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
-from cet_rl.runs.plugins import check_defined, check_name, first_sentence, import_attribute, load_plugins
+from cet_rl.runs.plugins import check_defined, check_name, first_sentence, import_attribute, load_plugins, naming
 from cet_rl.runs.values import checked, named_values, unknown
 from cet_rl.traces.base import Normalization, Trace, check_whole
 from cet_rl.traces.cascade import CET, Discretization
@@ -57,7 +57,8 @@ class TraceKind:
     def build(self, delay_steps: int, options: Mapping[str, Any]) -> Trace:
         """Return the trace for credit that arrives `delay_steps` late."""
         assert self.make is not None
-        trace = _builder(self.make)(delay_steps=delay_steps, **options)
+        with naming(f"trace {_name(self.make)} cannot be built"):
+            trace = _builder(self.make)(delay_steps=delay_steps, **options)
         if not isinstance(trace, Trace):
             raise ValueError(f"{_name(self.make)} must return a cet_rl.Trace, got {trace!r}")
         return trace
@@ -277,8 +278,7 @@ class TraceConfig:
             raise ValueError(f"options of a trace must be a dict of values by name, got {options!r}")
         if twice := [name for name in options or () if named.get(name) is not None]:
             raise ValueError(f"{twice[0]} is given twice, by itself and among the trace's options")
-        kind = kind or ("cet" if delay else "none")
-        return cls(kind, order, normalization, named | dict(options or {}), ratio)
+        return cls(kind or ("cet" if delay else "none"), order, normalization, named | dict(options or {}), ratio)
 
     @classmethod
     def _of(cls, trace: Trace, delay_steps: int, *, stacked: bool) -> TraceConfig:
@@ -302,9 +302,11 @@ class TraceConfig:
 
     def as_keywords(self, delay: float) -> dict[str, Any]:
         """Return the keywords of an agent with this trace, each of which can be changed on loading the agent."""
-        rest = dict(self.options)
+        if "." in self.kind.rpartition(":")[2]:
+            raise ValueError(f"trace {self.kind} could not be loaded by its name: define the class in a module")
+        rest = self.defaults | dict(self.options)
         named = {"decay": rest.pop("decay", None), "discretization": rest.pop("discretization", "exact")}
-        common = {"trace": self.kind, "order": self.order, "normalization": self.normalization}
+        common = {"trace": self.kind, "order": self.saved_order, "normalization": self.normalization}
         trace_delay = None if self.delay_ratio == 1 else self.delay_ratio * delay
         return {**common, **named, "trace_delay": trace_delay, "trace_options": rest}
 
@@ -313,6 +315,19 @@ class TraceConfig:
         """Return the order; where it is None, the default that the kind itself has, or else 5."""
         default = find_trace(self.kind).options.get("order")
         return self.order or (default if isinstance(default, int) else DEFAULT_ORDER)
+
+    @property
+    def saved_order(self) -> int | None:
+        """Return the order to save: None only where there is no choice."""
+        return self.order_or_default if find_trace(self.kind).takes_order else self.order
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the default options of a third party's trace, to save, as its author may change them later."""
+        kind = find_trace(self.kind)
+        theirs = kind.make is not None and not kind.make.__module__.startswith("cet_rl.")
+        found = {n: v for n, v in kind.options.items() if theirs and n not in ("order", "normalization")}
+        return {name: value for name, value in found.items() if _is_plain(value)}
 
     def build(self, delay_steps: int) -> Trace | None:
         """Return the trace of a layer that waits `delay_steps` for credit; None where it does not wait at all.
@@ -363,6 +378,11 @@ class TraceConfig:
         details = [v if isinstance(v, str) else f"{key} {_shown(v)}" for key, v in self.options.items()]
         details += [f"delay ×{self.delay_ratio:g}"] * (self.delay_ratio != 1)
         return f"{name} ({', '.join(details)})" if details else name
+
+
+def _is_plain(value: object) -> bool:
+    items = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(item, int | float | str) for item in items)
 
 
 def _shown(value: object) -> str:

@@ -90,6 +90,9 @@ class CreditTiming:
             object.__setattr__(self, name, checked(getattr(self, name), kind, name))
         whole_steps(self.delay, self.step_duration)
 
+    def __str__(self) -> str:
+        return f"{self.delay:g} s{', stacked' * self.stacked}"
+
     @property
     def delay_steps(self) -> int:
         """Return D: the delay of one layer (stacked) or of all of them (uniform), in steps."""

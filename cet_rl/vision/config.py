@@ -76,9 +76,7 @@ class VisionConfig(LayeredConfig):
         if self.network == "cnn" and not self.channels:
             raise ValueError("--channels must list at least one width")
         if self.network == "mlp" and self.channels not in ((), VisionConfig.channels):
-            raise ValueError(
-                "--channels is for convolutions, and an MLP has none: leave it out, or add --model cnn"
-            )
+            raise ValueError("--channels is for convolutions, an MLP has none: leave it out, or add --model cnn")
         salience = 1.0 if self.salience is None else self.salience
         for name, fits, needed in (
             ("warmup", 0 <= self.warmup < 1, "lie in [0, 1)"),

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cet_rl.runs.plugins import import_attribute
+from cet_rl.runs.plugins import import_attribute, naming
 from cet_rl.runs.values import in_a_line, unknown
+from cet_rl.traces.base import check_whole
 from cet_rl.vision.datasets import DATASETS, ImageData, ImageSet, ParquetImages, summaries
 
 HELD_OUT = 0.1  # share of the training images that stands in for the test set with `validation` (paper, App. C)
@@ -60,7 +61,8 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
     elif isinstance(loader, str):
         loader = import_attribute(loader, f"data set {name}")
     try:
-        data: ImageData = loader(name, None if data_dir is None else os.fspath(data_dir), validation)
+        with naming(f"the loader of {name} fails"):
+            data: ImageData = loader(name, None if data_dir is None else os.fspath(data_dir), validation)
     except ImportError as error:
         raise ValueError(
             f"{name} needs {error.name or error}; all that our data sets need is in the extra vision: "
@@ -68,6 +70,7 @@ def load(name: str, data_dir: str | os.PathLike[str] | None = None, validation: 
         ) from error
     if not isinstance(data, ImageData):
         raise ValueError(f"the loader of {name} must return ImageData, got {type(data).__name__}")
+    check_whole(data.classes, f"classes of {name}", at_least=1)
     for images, labels in ((part.images, part.labels) for part in (data.train, data.test)):
         form, classes = (images.ndim, images.dtype, labels.dtype, labels.shape), {*range(data.classes)}
         if form != (4, torch.float32, torch.int64, (len(images),)) or not classes.issuperset(labels.tolist()):
@@ -102,8 +105,7 @@ def _load_parquet(source: ParquetImages, name: str, data_dir: str | None, valida
     splits = ("train",) if validation else ("train", "test")
     import_module("pyarrow")  # before anything is fetched
     folder = _download(name, source.repository, splits) if data_dir is None else Path(data_dir)
-    files = _find_files(name, folder, splits)
-    raw = {split: _read(paths, split, source) for split, paths in files.items()}
+    raw = {split: _read(paths, split, source) for split, paths in _find_files(name, folder, splits).items()}
     return _standardise(name, raw["train"], raw.get("test"), validation, source)
 
 

@@ -120,6 +120,8 @@ def register_dataset(
     A package registers its own in the function that its entry point names (`cet_rl.runs.plugins`). Raises
     ValueError if the name is that of another task, or could be a Gymnasium id, or there is no such network.
     """
+    if not (callable(loader) or isinstance(loader, str | ParquetImages)):
+        raise ValueError(f"the loader of {name} must be a function, module:Name or ParquetImages, got {loader!r}")
     check_new_task("data set", name)
     DATASETS[name] = Dataset(summary, checked(network, Network, "network"), loader)
 

@@ -29,6 +29,7 @@ from rich.table import Table
 from cet_rl.recurrent.audit.probes import Order, Subject, find_axes, jumps, memory_order, observe, time_order
 from cet_rl.recurrent.rules.base import DeclaredCost, Rule
 from cet_rl.runs.files import csv_text
+from cet_rl.runs.plugins import naming
 
 CRITERIA = {
     "i": "vectors are rates, voltages or other variables of a cell",
@@ -160,6 +161,7 @@ class Audit:
         )
 
 
+@naming("the rule cannot be audited")
 def audit_rule(build: Callable[..., Rule], **options: float) -> Audit:
     """Audit a learning rule, in a few small networks on the CPU.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cet_rl.recurrent.audit.observe import Meter, Observer
 from cet_rl.recurrent.cell import RNNCell
-from cet_rl.recurrent.online import Online
+from cet_rl.recurrent.online import Online, checked_step
 from cet_rl.recurrent.rules import RuleEntry
 from cet_rl.recurrent.rules.base import Rule, State, StepInputs
 
@@ -90,7 +90,7 @@ def play(
         if isinstance(meter, Observer) and step >= warm:
             meter.begin(now, states[-1])
         with nullcontext() if meter is None or step < warm else meter:
-            states.append(rule.step(states[-1], now)[0])
+            states.append(checked_step(rule, states[-1], now)[0])
     return inputs, states
 
 
@@ -126,6 +126,8 @@ def observe(subject: Subject) -> tuple[Observer, dict[str, float], frozenset[str
 def _check_pure(rule: Rule, state: State, now: StepInputs) -> None:
     kept, given = ({name: tensor.clone() for name, tensor in state.items()} for _ in range(2))
     after, gradient = rule.step(given, now)
+    if not gradient.isfinite().all():
+        raise ValueError(f"rule {rule.name} gives a gradient that is not finite")
     if given.keys() != kept.keys() or any(not torch.equal(tensor, given[name]) for name, tensor in kept.items()):
         raise ValueError(f"rule {rule.name} changes the state that it is given: let step make new tensors")
     again, repeated = rule.step(kept, now)
