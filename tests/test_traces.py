@@ -616,3 +616,5 @@ def test_the_command_compares_traces(capsys, tmp_path):
     assert main(["traces", "--delay", "2", "--order", "1", "--format", "csv"]) == 0
     labels = [row["trace"] for row in csv.DictReader(capsys.readouterr().out.splitlines())]
     assert labels == ["et", "optimal1", "ltp-ltd", "perfect"]  # one state of cet is et, once
+    assert main(["traces", "--delay", "2", "--trace", "test_traces:Turning", "--format", "csv"]) == 0
+    assert "test_traces-Turning2,2," in capsys.readouterr().out  # its own default

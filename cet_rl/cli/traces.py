@@ -15,7 +15,7 @@ from cet_rl.cli import parse
 from cet_rl.runs.files import check_file, csv_text, replacing
 from cet_rl.runs.values import unknown
 from cet_rl.traces.base import Trace, largest_share
-from cet_rl.traces.registry import DEFAULT_ORDER, TraceConfig, find_trace, parse_trace_options, traces
+from cet_rl.traces.registry import TraceConfig, find_trace, parse_trace_options, traces
 from cet_rl.traces.timing import whole_steps
 
 OFFSETS = (-20, -10, -5, 5, 10, 20)  # per cent from the delay that a trace is made for to the true one
@@ -36,8 +36,8 @@ class TracesArguments:
 
     delay: float
     """Seconds until credit reaches the synapses."""
-    order: int = DEFAULT_ORDER
-    """States of the traces that have a choice. Without --trace, those that cannot have as many are left out."""
+    order: int | None = None
+    """States, where there is a choice; default 5. Those that cannot have as many are left out without --trace."""
     step_ms: float = 200.0
     """Milliseconds that one step stands for."""
     trace: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig,
             try:
                 config = TraceConfig(name, order, "peak", given)
             except ValueError:
-                if parsed.trace or given or parsed.order < 1:
+                if parsed.trace or given or (parsed.order is not None and parsed.order < 1):
                     raise
                 continue
             if (trace := config.build(delay_steps)) is None:
