@@ -238,9 +238,9 @@ def test_configuration_files_and_precedence(tmp_path, elsewhere):
     config = parse_arguments(["--config", "mine.yaml", "--order", "4", "--hidden", "8"]).config
     assert (config.delay, config.order, config.lr, config.num_envs, config.hidden) == (1.0, 4, 1e-3, 4, (8,))
     (tmp_path / "run.yaml").write_text("task: CartPole-v1\nexecutors: [history]\nvectorization: numpy\n")
-    for words, kept, form in (("--seed 3", ("history",), "numpy"), ("--hidden 8 8", None, "numpy")):
+    for words in ("--seed 3", "--hidden 8 8", "--delay 1 --tolerance 0.1 --trace optimal", "--lam 0"):
         config = parse_arguments(["--config", "run.yaml", *words.split()]).config
-        assert (config.executors, config.vectorization) == (kept, form)
+        assert (config.executors, config.vectorization) == (("history",) if words == "--seed 3" else None, "numpy")
     assert parse_arguments(["--config", "run.yaml", "--agent", "sb3:ppo"]).config.vectorization == "auto"
     assert parse_arguments(["--config", "cartpole-8s"]).config.delay == 8.0
     with pytest.raises(ValueError, match="is for task CartPole-v1"):
@@ -335,6 +335,7 @@ REFUSALS = [
     ("CartPole-v1 --seed -1", ["--seed"]),
     ("CartPole-v1 --step-ms 0", ["step duration"]),
     ("CartPole-v1 --random-lam 0.9 0.1", ["random_lam"]),
+    *[(f"CartPole-v1 {odd} 1", [f"by itself, as in -s 5, got {odd}"]) for odd in ("-s5", "-s=5", "-qs")],
     ("CartPole-v1 --lam 2", ["lam must lie in"]),
     ("CartPole-v1 --agent sb3:ppo --gamma nan", ["gamma must lie in [0, 1], got nan"]),
     ("CartPole-v1 --agent sb3:ppo --value-coef -1", ["value_coef must be finite and not negative, got -1"]),

@@ -97,7 +97,7 @@ def test_networks_act_together_as_alone(channels):
 def ended(folder):
     """Return what a run leaves, and its checkpoint's tensors, without times and the process's generators."""
     file, drop, tensors = folder / "checkpoint" / "agent.zip", {"wall_seconds", "steps_per_second"}, {}
-    run = archive.read_run_part(file, what="agent")
+    run = archive.read(file, what="agent", of_run=True)
     run["runtime_state"]["agent"].pop("random")
     data = archive.encode([archive.read(file, what="agent"), run], tensors)
     return (data, {k: v for k, v in summary(folder).items() if k not in drop}, rows(folder)), tensors

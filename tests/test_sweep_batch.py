@@ -205,12 +205,13 @@ def test_data_that_are_not_there_are_missed_before_anything_is_made(tmp_path, la
     assert not folder.path.exists()
 
 
-def test_data_may_lie_elsewhere_on_every_machine(tmp_path):
-    file, folder = study(tmp_path, task="mnist", total_steps=5, batch_size=8)
+@pytest.mark.parametrize("others", [[], [{"task": "CartPole-v1"}]], ids=["images", "and another task"])
+def test_data_may_lie_elsewhere_on_every_machine(tmp_path, others):
+    file, folder = study(tmp_path, arms=[{"task": "mnist", "total_steps": 5, "batch_size": 8}, *others])
     one, other = (build(read_sweep(file, data_dir=str(tmp_path / name))) for name in ("here", "there"))
     assert [job.name for job in one.jobs] == [job.name for job in other.jobs]
     second, used = SweepFolder(folder.path), []
-    assert (folder.open_for(one), second.open_for(other)) == (1, 0)
+    assert (folder.open_for(one), second.open_for(other)) == (1 + len(others), 0)
 
     def note(_, jobs):
         used.append(jobs[0].values["data_dir"])

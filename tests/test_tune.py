@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -305,6 +306,16 @@ def test_importances_tell_what_matters(tmp_path):
     assert sum(found.values()) == pytest.approx(1)
     assert found["x"] > 0.5
     assert importances(optuna.create_study()) == {}  # too few trials to tell
+
+
+def test_a_search_looks_at_its_data_first_and_goes_on_after_an_interruption(tmp_path, elsewhere):
+    mnist = {"task": "mnist", "data_dir": "absent", "units": None, "executor": None}
+    assert_refused(here("tune", file_of(tmp_path, **mnist)), "the data folder", "absent does not exist")
+    assert not Path("runs").exists()
+    interrupted = patch.object(optuna.storages, "RDBStorage", side_effect=KeyboardInterrupt)
+    with interrupted, pytest.raises(KeyboardInterrupt):
+        search_of(tmp_path)
+    assert states(search_of(tmp_path)) == []
 
 
 def test_without_optuna_the_command_says_what_to_install(tmp_path, monkeypatch):

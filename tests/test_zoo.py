@@ -102,6 +102,7 @@ def test_hyperparameter_search_on_an_environment_of_ours(tmp_path):
     [
         (["--env", "CartPole-v1", "-params", "delay:8.1"], ["8 s and 8.2 s"]),
         (["--env", "CartPol-v1"], ["CartPol-v1 not found", "CartPole-v1"]),
+        (["--env", "CartPole-v1", "-params", "dealy:8.0"], ["unknown argument 'dealy'; did you mean delay?"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line(options, words, tmp_path):

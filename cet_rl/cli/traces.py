@@ -87,7 +87,7 @@ def choose(parsed: TracesArguments, delay_steps: int) -> list[tuple[TraceConfig,
             raise unknown("option of these traces", name, sorted(known))
     chosen: list[tuple[TraceConfig, Trace]] = []
     for name, kind in kinds.items():
-        order = parsed.order if kind.takes_order else None
+        order = parsed.order if "order" in kind.options else None
         own = {each: value for each, value in options.items() if each in kind.options}
         for given in [{}, own] if own else [{}]:
             try:

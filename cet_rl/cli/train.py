@@ -58,7 +58,10 @@ GROUPS = {
 }
 """Options by the group in which `--help` shows them; all others join the group "learning"."""
 
-_OF_LAYERS = ("hidden", "actor", "model", "channels", "stacked", "streaming", "salience")
+_OF_LAYERS = (
+    *("hidden", "actor", "model", "channels", "streaming", "salience", "jitter", "delay", "stacked", "step_ms"),
+    *("trace", "order", "decay", "discretization", "trace_delay", "trace_options", "lam", "gamma", "random_lam"),
+)
 CHOSEN_FOR = {"agent": ("executors", "vectorization"), **dict.fromkeys(_OF_LAYERS, ("executors",))}
 """Choices of a configuration file that are open again where an option is given, as they depend on it."""
 

@@ -45,16 +45,19 @@ class TuneArguments:
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status."""
     options = parse(TuneArguments, arguments, "cet-rl tune")
+    from cet_rl.sweeps.build import check_data
+    from cet_rl.sweeps.folder import SweepFolder
     from cet_rl.sweeps.worker import Launcher
     from cet_rl.tuning.study import SearchFolder, open_study, print_outcome, require_optuna, storage_errors
 
     require_optuna()
-    from cet_rl.tuning.file import read_search
+    from cet_rl.tuning.file import params_to_try, read_search
     from cet_rl.tuning.search import Search
 
     launcher = Launcher(options.workers, options=["--wait"])
     file = read_search(options.file)
     folder = SearchFolder(options.run_dir or Path("runs") / Path(options.file).stem)
+    check_data(file.sweep(params_to_try(file.space)[0]).jobs, SweepFolder(folder.path))
     with storage_errors():
         study = open_study(file, folder, options.storage)
         search = Search(file, folder, study, launcher, trials=options.trials or file.trials, quiet=options.quiet)

@@ -88,10 +88,6 @@ class Synapses(nn.Module):
 
     __call__: Callable[..., Tensor]
     eligibility: Tensor
-    states: Tensor | None
-    past_pre: Tensor | None
-    past_derivative: Tensor | None
-    past_eligibility: Tensor | None
     decay_per_weight: Tensor | None
 
     def __init__(

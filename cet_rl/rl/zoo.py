@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         register()
         sys.argv = [f"python -m cet_rl.rl.zoo {command}", *defaults(command, options), *options]
         getattr(importlib.import_module(f"rl_zoo3.{command}"), command)()
-    except (ImportError, ValueError, OSError, ArithmeticError, AssertionError) as error:
+    except (ImportError, ValueError, TypeError, NameError, OSError, ArithmeticError, AssertionError) as error:
         if os.environ.get("CET_RL_TRACEBACK"):
             raise
         return refuse(" ".join(str(error).split()) or type(error).__name__)

@@ -136,22 +136,12 @@ def write(file: File, state: dict[str, Any], *, what: str, run: dict[str, Any] |
             archive.writestr(zipfile.ZipInfo(f"{name}.safetensors"), safetensors.torch.save(tensors))
 
 
-def read(file: File, *, what: str) -> dict[str, Any]:
-    """Return the state in a file that `write` has written.
+def read(file: File, *, what: str, of_run: bool = False) -> dict[str, Any]:
+    """Return the state in a file that `write` has written; with `of_run` that of the run, with checksums verified.
 
     Raises FileNotFoundError, or ValueError if it is damaged, of another kind or of another format version.
     """
-    return _read_part(file, what, what)
-
-
-def read_run_part(path: Path, *, what: str) -> dict[str, Any]:
-    """Return the state of the run itself in a checkpoint whose checksums are all right; errors as of `read`."""
-    return _read_part(path, what, "run", verified=True)
-
-
-def _read_part(file: File, what: str, part: str, *, verified: bool = False) -> dict[str, Any]:
-    """Check the header of a file and, if it is to be `verified`, its checksums; return the state in a part."""
-    path = _path_of(file)
+    path, part = _path_of(file), "run" if of_run else what
     name = "the file object" if path is None else str(path)
     try:
         opened = nullcontext(cast(IO[bytes], file)) if path is None else open(path, "rb")  # noqa: SIM115
@@ -165,7 +155,7 @@ def _read_part(file: File, what: str, part: str, *, verified: bool = False) -> d
                 raise ValueError("it names another format")
             version = header["format_version"]
             if version == VERSION:
-                if verified and (bad := archive.testzip()):  # of those that the archive's directory names
+                if of_run and (bad := archive.testzip()):  # of those that the archive's directory names
                     raise zipfile.BadZipFile(f"bad checksum of {bad}")
                 archive.getinfo(f"{what}.safetensors")
                 data, tensors = json.loads(archive.read(f"{part}.json")), archive.read(f"{part}.safetensors")

@@ -79,7 +79,7 @@ class RunFolder:
             from cet_rl.runs import archive  # importing torch takes a second
 
             try:
-                run, ours = archive.read_run_part(path, what=self.newest.stem), self._saved_config()
+                run, ours = archive.read(path, what=self.newest.stem, of_run=True), self._saved_config()
                 theirs = run.get("config")
                 changes = differing(theirs, ours) if isinstance(theirs, dict) and ours is not None else []
                 if changes:
@@ -134,7 +134,7 @@ class RunFolder:
         """Return the runtime state in a checkpoint, None if it has none."""
         from cet_rl.runs import archive
 
-        return archive.read_run_part(checkpoint, what=self.newest.stem).get("runtime_state")
+        return archive.read(checkpoint, what=self.newest.stem, of_run=True).get("runtime_state")
 
     def _saved_config(self) -> dict[str, Any] | None:
         """Return the values of config.yaml but those of the machine; None if it cannot be read."""
@@ -153,14 +153,9 @@ class RunFolder:
             return {}
 
     @property
-    def status(self) -> str | None:
-        """Return the status in the summary: finished, interrupted or failed; None without a readable one."""
-        return self.summary.get("status")
-
-    @property
     def finished(self) -> str | None:
         """Return a line that says so if the folder holds the finished run."""
-        done = self.status == "finished"
+        done = self.summary.get("status") == "finished"
         return f"{self.path} is finished; its results are in {self.summary_file}" if done else None
 
     def check_usable(self, config: Mapping[str, Any] | None, *, resume: bool) -> None:
@@ -172,7 +167,7 @@ class RunFolder:
             if config is not None and (changes := ", ".join(differing(saved, config))):
                 raise ValueError(f"{self.path} is of another configuration ({changes}): choose another --run-dir")
             if not resume:
-                state = "a finished run" if self.status == "finished" else "an unfinished run"
+                state = "a finished run" if self.finished else "an unfinished run"
                 hint = "choose another --run-dir" + ("" if state == "a finished run" else ", or add --resume")
                 raise ValueError(f"{self.path} already holds {state}: {hint}")
 

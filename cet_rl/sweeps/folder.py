@@ -108,7 +108,7 @@ class SweepFolder:
     """Read and write the folder of one sweep.
 
     Jobs whose results are in `known`, a CSV file, count as finished, too. A folder that has been opened with such
-    a file remembers it. `machine` are the options of this machine that all jobs have, as `open_for` finds them.
+    a file remembers it. `machine` are the options of this machine, as `open_for` finds them.
     """
 
     def __init__(
@@ -224,7 +224,10 @@ class SweepFolder:
         new = self.check(sweep)
         make_folder(self.path, "sweep")
         common = settings_shared(sweep.jobs)
-        self.machine = {name: common[name] for name in options_marked(Mark.MACHINE) if name in common}
+        for name in options_marked(Mark.MACHINE):  # not all jobs need have it
+            values = {job.values[name] for job in sweep.jobs if name in job.values}
+            if len(values) == 1:
+                self.machine[name] = values.pop()
         own = {
             job.name: {"arm": job.arm, **{key: v for key, v in job.values.items() if key not in common}}
             for job in sweep.jobs

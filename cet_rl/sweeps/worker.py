@@ -84,7 +84,10 @@ def work(
     With `retry` jobs that have failed are trained, too. A job that another process runs is waited for `wait`
     seconds. Raises OSError if the folder cannot be written.
     """
-    jobs = {job.name: replace(job, values={**job.values, **folder.machine}) for job in folder.read().jobs}
+    jobs: dict[str, Job] = {}
+    for job in folder.read().jobs:
+        own = {name: value for name, value in folder.machine.items() if name in job.values}
+        jobs[job.name] = replace(job, values={**job.values, **own})
     held: list[str] = []
     pending: list[Job] = []
     with ExitStack() as locks:

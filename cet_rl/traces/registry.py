@@ -49,11 +49,6 @@ class TraceKind:
         """Return the names and defaults of its options, the delay left out."""
         return {} if self.make is None else _options(self.make)
 
-    @property
-    def takes_order(self) -> bool:
-        """Tell whether its number of states can be chosen."""
-        return "order" in self.options
-
     def build(self, delay_steps: int, options: Mapping[str, Any]) -> Trace:
         """Return the trace for credit that arrives `delay_steps` late."""
         assert self.make is not None
@@ -319,7 +314,7 @@ class TraceConfig:
     @property
     def saved_order(self) -> int | None:
         """Return the order to save: None only where there is no choice."""
-        return self.order_or_default if find_trace(self.kind).takes_order else self.order
+        return self.order_or_default if "order" in find_trace(self.kind).options else self.order
 
     @property
     def defaults(self) -> dict[str, Any]:

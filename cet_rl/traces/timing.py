@@ -108,15 +108,10 @@ class CreditTiming:
 
     def check_run(self, samples: int, num_envs: int, jitter: float = 0.0) -> None:
         """Raise ValueError if a run of `samples` in all environments ends before credit reaches all layers."""
-        longest = longest_steps(self.longest_delay, jitter)
+        longest = longest_steps(max(self.layer_delays), jitter)
         if longest and longest >= samples / num_envs:
             each = f" in each of {num_envs} environments" * (num_envs > 1)
             raise ValueError(
                 f"the longest delay is {longest} steps, but this run makes only {samples // num_envs}{each}: "
                 "learn for longer (--total-steps) or use a shorter delay"
             )
-
-    @property
-    def longest_delay(self) -> int:
-        """Return the steps until an event's credit has reached all layers."""
-        return max(self.layer_delays)

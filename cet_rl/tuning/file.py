@@ -122,12 +122,12 @@ def read_search(source: str) -> SearchFile:
         sampler=checked(own.get("sampler", "tpe"), Sampler, f"{source}: sampler"),
         trials=trials,
     )
-    for params in _params_to_try(found.space):
+    for params in params_to_try(found.space):
         found.sweep(params)  # refuses what cannot be run
     return found
 
 
-def _params_to_try(space: Mapping[str, Any]) -> list[dict[str, Any]]:
+def params_to_try(space: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return combinations of low, inner and high values: all, or if those are too many, one option's at a time."""
     ends = {
         name: getattr(x, "choices", ()) or (x.low, x.low + (x.step or 0.382 * (x.high - x.low)), x.high)

@@ -113,13 +113,14 @@ def open_study(search: SearchFile, folder: SearchFolder, storage: str | None = N
     if not lock.acquire(wait=TAKEOVER):
         raise OSError(f"another search has been creating the study of {folder.path} for long; try again")
     try:
+        name = folder.ensure_study_name(search)  # first: a folder without it would be none of a search
         database: Any = storage
         if storage is None:
             url = f"sqlite:///{(folder.path / 'study.db').resolve()}"
             database = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY}})
         study = optuna.create_study(
             storage=database,
-            study_name=folder.ensure_study_name(search),
+            study_name=name,
             direction="maximize" if search.metric.higher_is_better else "minimize",
             sampler=trial_sampler(search.sampler),
             pruner=_pruner(search),

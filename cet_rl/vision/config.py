@@ -91,7 +91,7 @@ class VisionConfig(LayeredConfig):
 
     def _check_time(self) -> None:
         steps, rest = divmod(self.batch_size, self.streams)
-        longest, through_trace = longest_steps(self.timing.longest_delay, self.jitter), self.soma == "trace"
+        longest, through_trace = longest_steps(max(self.timing.layer_delays), self.jitter), self.soma == "trace"
         if self.jitter and (through_trace or not self.delay):
             raise ValueError("--jitter needs a delay, and does not go with --soma trace")
         if rest:

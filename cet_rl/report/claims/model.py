@@ -168,7 +168,7 @@ class RunFilter:
             where["trace"] = "none"
         elif where["trace"] == "cet" and where.get("order") == 1:
             where["trace"] = "et"
-        if not find_trace(where["trace"]).takes_order:
+        if "order" not in find_trace(where["trace"]).options:
             where.pop("order", None)
         if where["delay"]:
             order = f" {where['order']}" if "order" in where else ""
