@@ -139,7 +139,8 @@ def game(name: str, title: str) -> None:
     figure.suptitle(title if len(delays) > 1 else None)
     legend(figure, lines, list(dict.fromkeys(look["label"] for look in STYLES.values())))
     save(figure, name)
-    save(alignment_figure(curves[delays[-1]], STYLES), f"{name}-alignment")
+    fullest = max(reversed(delays), key=lambda delay: len(curves[delay]))  # the longest of those with most runs
+    save(alignment_figure(curves[fullest], STYLES), f"{name}-alignment")
     if len(delays) > 1:
         heatmap(name, "train_return_mean", "training return at the end, mean of seeds", 0.0)
 

@@ -357,7 +357,8 @@ def phrases() -> dict[str, list[str]]:
     late = {arm: at("cartpole-traces", arm, "128s") for arm in ("cet10", "legendre10", "optimal10")}
     game = {arm: at("space-invaders", arm, "2s") for arm in ("cet10", "legendre10", "perfect")}
     ends = known("space-invaders-full", "train_return_mean")
-    later = {arm: f"{np.mean(ends[arm][delay]):.0f}" for arm in ends for delay in ends[arm]}
+    later = {arm: f"{np.mean(ends[arm]['2s'] or ends[arm]['']):.0f}" for arm in ends}
+    latest = {arm: f"{np.mean(ends[arm]['8s']):.0f}" for arm in ends if ends[arm]["8s"]}
     full = known("cartpole-full", "train_return_mean")
     orders = [f"{np.mean(full[arm]['128s']):.0f}" for arm in ("et", "cet2", "cet5", "cet8", "cet10")]
     tried = known("cartpole-full", "eval_return_mean")
@@ -381,8 +382,9 @@ def phrases() -> dict[str, list[str]]:
             f"all reaches ({undelayed})",
             "the classical trace is at {et} and cascades of two, five and eight states at {cet2}, {cet5} and "
             "{cet8}".format(**later),
-            "CET 10 is at {cet10}, Legendre at {legendre10}, perfect memory at {perfect}".format(**later)
-            + f" and learning without delay at {later['none']}",
+            "CET 10 is at {cet10}, Legendre at {legendre10}, the optimal trace at {optimal10}, perfect memory at "
+            "{perfect} and learning without delay at {none}".format(**later),
+            "seconds perfect memory is at {perfect} and CET 10 at {cet10}".format(**latest),
             f"gets {cet} % of the test images right, **the same ten states read as SharpCET {sharp} %, as "
             f"Legendre {legendre} %, as the optimal trace {optimal} %**, perfect memory {perfect} %",
             "ends at {} % with ET, at {} % with CET 10 and at {} % with Legendre".format(*pictures),
@@ -396,7 +398,9 @@ def phrases() -> dict[str, list[str]]:
             "({cet10} against {perfect})".format(**game),
             f"({game['legendre10']}, {game['perfect']}, {undelayed}; the ranges overlap)",
             "perfect memory ({cet10} against {perfect})".format(**later),
-            f"at three quarters ({later['legendre10']})",
+            "three quarters ({legendre10}), and the optimal trace nearer ({optimal10},".format(**later),
+            "CET 10 ends at {cet10}, and two of its three seeds".format(**latest),
+            "the classical trace at {et}. Perfect memory is at {perfect},".format(**latest),
             "two, five, eight and ten states end at {cet2}, {cet5}, {cet8} and {cet10}".format(**later),
             "{}, {}, {}, {} with one, two, five and ten states".format(*back),
         ],
