@@ -504,7 +504,7 @@ def test_a_foreign_agent_leaves_the_same_things_behind(tmp_path):
     """Trained, interrupted by nothing, evaluated and evaluated again from its folder by name."""
     options = "--delay 8 --agent sb3:a2c --total-steps 12000 --n-steps 16 --eval-episodes 5"
     result = cet_rl("train", "CartPole-v1", *options.split(), cwd=tmp_path, succeeds=True)
-    assert "rewards arrive 8 s late" in result.stderr
+    assert "rewards are 8 s late" in result.stderr
     folder = tmp_path / "runs" / "CartPole-v1-sb3-a2c-8s-0"
     found = summary(folder)
     assert found["agent"] == "sb3:a2c"

@@ -69,5 +69,6 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"{flag(name)} does not apply to {values['task']} ({task_kind.title}): leave it out")
     if parsed.video:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame fails where there is no display
-    print(task_kind.training().evaluate_run(values, folder.require_checkpoint("evaluate"), **options))
+    checkpoint = folder.require_checkpoint("evaluate")  # before training is imported, which takes seconds
+    print(task_kind.training().evaluate_run(values, checkpoint, **options))
     return 0

@@ -107,7 +107,9 @@ def paper_row(
         raise ValueError(f"config paper is for the paper's agent, not for {agent}: leave out one of the two")
     wanted = TraceConfig.for_delay(delay, trace, order)
     if wanted.kind not in ("cet", "et", "none"):
-        raise ValueError(f"the paper has rows for cet and et, not for {wanted.kind!r}: leave out --config paper")
+        raise ValueError(
+            f"the paper has no row for trace {wanted.kind!r}, only for cet, et: leave out --config paper"
+        )
     scale = "the retrograde time scale" if stacked else "behavioural time scales"
     tables = {name: table for table in paper_tables() if table.stacked == stacked for name in table.tasks}
     if task not in tables:
