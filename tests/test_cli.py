@@ -305,7 +305,7 @@ def test_options_that_no_trace_can_have(line, message):
 def test_bad_configuration_files(tmp_path, text, words):
     file = tmp_path / "bad.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert_refused(here(*["train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"]), *words)
+    assert_refused(here("train", "CartPole-v1", "--config", file, "--run-dir", tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()
 
 

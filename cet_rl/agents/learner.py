@@ -327,7 +327,9 @@ class ActorCriticLearner(nn.Module):
                         f"rollout in environment {env}; lower the learning rate"
                     )
         if not torch.isfinite(value_loss):
-            raise FloatingPointError("learning has diverged: the critic's loss is infinite; use a smaller rate")
+            raise FloatingPointError(
+                "learning has diverged: the critic's loss is infinite; lower the learning rate"
+            )
 
 
 @contextmanager

@@ -326,7 +326,7 @@ class CETActorCritic(StoredAlgorithm):
                 f"the environment counts its delay in steps of {theirs.step_duration:g} s, but its outermost "
                 f"clock says {ours.step_duration:g} s: give it one clock (step_duration)"
             )
-        if theirs and not (same_time(theirs.delay, ours.delay) and theirs.stacked == ours.stacked):
+        if theirs and not theirs.same_delay(ours):
             raise ValueError(
                 f"the agent's credit is {ours} late, the environment says {theirs}: leave the agent's delay out "
                 "to take the environment's"

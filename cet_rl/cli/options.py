@@ -58,7 +58,7 @@ class Option:
 
 def long_names(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with short names of options replaced by long ones; raise ValueError for -s5 and -qs."""
-    if odd := [word for word in arguments if word[:1] == "-" and word[1:2].isalpha() and word[2:]]:
+    if odd := [word for word in arguments if word[:2] in SHORT and word[2:]]:
         raise ValueError(f"give a short option by itself, as in -s 5, got {odd[0]}")
     return [SHORT.get(word, word) for word in arguments]
 

@@ -97,7 +97,7 @@ class DelayedCredit(StepClock):
         super().__init__(env, step_duration)
         self.credit_timing = asked = CreditTiming(delay, self.step_duration, bool(stacked))
         own = env.get_wrapper_attr("credit_timing") if env.has_wrapper_attr("credit_timing") else None
-        if own is not None and not (same_time(own.delay, asked.delay) and own.stacked == asked.stacked):
+        if own is not None and not own.same_delay(asked):
             raise ValueError(f"the environment says that credit is {own} late, not {asked} (--delay, --stacked)")
 
 

@@ -224,6 +224,7 @@ class SweepFolder:
         new = self.check(sweep)
         make_folder(self.path, "sweep")
         common = settings_shared(sweep.jobs)
+        self.machine = {}
         for name in options_marked(Mark.MACHINE):  # not all jobs need have it
             values = {job.values[name] for job in sweep.jobs if name in job.values}
             if len(values) == 1:

@@ -113,9 +113,7 @@ class _SweepRun:
                 self._start()
             if looked:
                 self.display.update({**self.states, **self._starting()})
-            # Jobs that others run may be left to this sweep when their owners die.
-            left = any(job.state == "running" or self._is_ready(name) for name, job in self.states.items())
-            if not self.workers and (stopping or not left):
+            if not self.workers and (stopping or not self._is_waiting()):
                 return
             time.sleep(TICK)
 
@@ -158,6 +156,10 @@ class _SweepRun:
         state = self.states[name].state
         wanted = state in ("waiting", "partial") or (state == "failed" and name in self.to_retry)
         return wanted and name not in self.started
+
+    def _is_waiting(self) -> bool:
+        """Return whether jobs are left that this sweep may start, now or when their owners die."""
+        return any(state.state == "running" or self._is_ready(name) for name, state in self.states.items())
 
     def _end(self, *, kill: bool) -> None:
         """End all workers and wait for them."""
@@ -286,7 +288,8 @@ def _failures(folder: SweepFolder, states: Mapping[str, JobState]) -> list[str]:
 
 def jobs_table(jobs: Sequence[Job], states: Mapping[str, JobState], rows: int) -> Table:
     """Return a line for each of the most urgent jobs, at most `rows`, in the file's order."""
-    urgent = sorted(jobs, key=lambda job: [*STYLES].index(states[job.name].state))
+    urgency = list(STYLES)
+    urgent = sorted(jobs, key=lambda job: urgency.index(states[job.name].state))
     hidden = {job.name for job in urgent[rows:]}
     caption = f"{len(hidden)} not shown" if hidden else None
     table = Table(box=None, pad_edge=False, caption=caption, caption_justify="left")

@@ -93,6 +93,10 @@ class CreditTiming:
     def __str__(self) -> str:
         return f"{self.delay:g} s{', stacked' * self.stacked}"
 
+    def same_delay(self, other: CreditTiming) -> bool:
+        """Tell whether another delay is the same but for rounding, and stacked alike."""
+        return same_time(self.delay, other.delay) and self.stacked == other.stacked
+
     @property
     def delay_steps(self) -> int:
         """Return D: the delay of one layer (stacked) or of all of them (uniform), in steps."""

@@ -391,7 +391,8 @@ class StreamCredit(nn.Module):
         _, last = visible_support(trace, dtype)
         factored = (last - 1) * (geometry.n_pre + geometry.n_post)
         numbers = trace.states * torch.Size(geometry.weight_shape).numel()
-        dense_states = 0 < numbers < factored > _SMALL_PAST and not isinstance(geometry, Convolution)
+        wants_states = 0 < numbers < factored and factored > _SMALL_PAST
+        dense_states = wants_states and not isinstance(geometry, Convolution)
         self.synapses = Synapses(
             trace=rule.trace,
             delay_steps=rule.fixed_delay,
